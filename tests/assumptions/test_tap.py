@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the ring driver and the agent need of Linux's TAP.
+
+test ──readv/writev──► /dev/net/tun ── tap0 (a network namespace of its own)
+"""
+
+import errno
+import fcntl
+import os
+import select
+import struct
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from tests.fakes.netns import private_network
+
+pytestmark = pytest.mark.process
+
+TUNSETIFF = 0x400454CA
+TUNSETOFFLOAD = 0x400454D0
+TUNSETVNETHDRSZ = 0x400454D8
+TUNSETCARRIER = 0x400454E2
+IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+TUN_F_CSUM, TUN_F_TSO4 = 1, 2
+GSO_TCPV4 = 1
+
+HEADER = struct.Struct("<BBHHHHH")
+PLAIN = HEADER.pack(0, 0, 0, 0, 0, 0, 0)
+FRAME = b"\xff" * 6 + b"\x02\0\0\0\0\x01" + b"\x88\xb5" + bytes(86)
+
+
+@pytest.fixture
+def tap() -> Iterator[int]:
+    """Yield a TAP queue with 12-byte virtio-net headers; its interface is down."""
+    with private_network():
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+        try:
+            flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
+            fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", b"tap0", flags))
+            fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", HEADER.size))
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def ip(*words: str) -> str:
+    return subprocess.run(
+        ["ip", *words], check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_write_to_an_interface_that_is_down_says_eio(tap: int) -> None:
+    """So the ring drops the packet, and goes on."""
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        os.writev(tap, [PLAIN, FRAME])
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        HEADER.pack(0, GSO_TCPV4, 54, 0, 0, 0, 0),
+        HEADER.pack(1, 0, 0, 0, 5000, 5000, 0),
+        HEADER.pack(0, 77, 0, 1000, 0, 0, 0),
+    ],
+    ids=["gso size 0", "checksum past the packet", "unknown gso type"],
+)
+def test_impossible_header_says_einval_and_the_next_packet_passes(
+    tap: int, header: bytes
+) -> None:
+    """So the ring leaves it to the kernel to judge headers, which it reads once."""
+    ip("link", "set", "tap0", "up")
+    with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
+        os.writev(tap, [header, FRAME])
+    assert os.writev(tap, [PLAIN, FRAME]) == HEADER.size + len(FRAME)
+
+
+def test_read_into_too_little_room_loses_the_rest(tap: int) -> None:
+    """So the ring always has room behind the buffers of the master."""
+    ip("link", "set", "tap0", "up")
+    assert select.select([tap], [], [], 5.0)[0], "the kernel announces itself"
+    small = bytearray(HEADER.size + 20)
+    assert os.readv(tap, [small]) == len(small)
+
+
+def test_carrier_follows_the_ioctl(tap: int) -> None:
+    ip("link", "set", "tap0", "up")
+    fcntl.ioctl(tap, TUNSETCARRIER, struct.pack("i", 0))
+    assert "NO-CARRIER" in ip("link", "show", "tap0")
+    fcntl.ioctl(tap, TUNSETCARRIER, struct.pack("i", 1))
+    assert "NO-CARRIER" not in ip("link", "show", "tap0")
+
+
+def test_offloads_change_while_the_interface_is_up(tap: int) -> None:
+    """So a master that negotiates anew gets what it then can take."""
+    ip("link", "set", "tap0", "up")
+    fcntl.ioctl(tap, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4)
+    fcntl.ioctl(tap, TUNSETOFFLOAD, 0)
+    with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
+        fcntl.ioctl(tap, TUNSETOFFLOAD, TUN_F_TSO4)
