@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The harness's end of the line to a guest's command server (guest/server.py)."""
+
+import itertools
+import json
+import queue
+import socket
+import threading
+import time
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from pathlib import Path
+from typing import Any
+
+# How much longer than the guest's own time limit an answer may take to get here.
+GRACE = 20.0
+
+Answer = dict[str, Any]
+
+
+class GuestError(Exception):
+    """A guest did not do as told; tests let this one through."""
+
+
+class GuestGoneError(GuestError):
+    """The guest rebooted, or its QEMU ended, while a request was under way."""
+
+
+class Channel:
+    """Requests to one guest, from any thread, any number at a time.
+
+    It outlives a reboot of the guest: each boot announces itself, and what was
+    asked of the boot before fails.
+    """
+
+    def __init__(self, path: Path, *, timeout: float) -> None:
+        self._socket = _connect(path, timeout)
+        self._numbers = itertools.count(1)
+        self._pending: dict[int, Future[Answer]] = {}
+        self._boots: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self._closed = False
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._receive, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Hang up; what is under way fails."""
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._socket.close()
+
+    def wait_boot(self, timeout: float) -> Answer:
+        """The announcement of the guest's next boot that nobody waited for yet."""
+        deadline = time.monotonic() + timeout
+        while not self._closed and time.monotonic() < deadline:
+            try:
+                return self._boots.get(timeout=0.2)
+            except queue.Empty:
+                continue
+        why = "QEMU ended" if self._closed else f"no answer within {timeout:.0f} s"
+        raise GuestGoneError(f"guest did not come up: {why}")
+
+    def call(self, op: str, *, timeout: float, **arguments: Any) -> Answer:
+        """Have the guest do ``op``, which takes it ``timeout`` seconds at most."""
+        future = self._send(op, arguments)
+        try:
+            answer = future.result(timeout + GRACE)
+        except FutureTimeout:
+            raise GuestError(f"{op}: guest is silent: {arguments}") from None
+        if "error" in answer:
+            raise GuestError(f"{op}: {answer['error']}: {arguments}")
+        return answer
+
+    def _send(self, op: str, arguments: Answer) -> Future[Answer]:
+        number = next(self._numbers)
+        future: Future[Answer] = Future()
+        with self._lock:
+            if self._closed:
+                raise GuestGoneError(f"{op}: QEMU ended")
+            self._pending[number] = future
+            request = {"id": number, "op": op, **arguments}
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
+        return future
+
+    def _receive(self) -> None:
+        with self._socket.makefile("rb") as lines:
+            try:
+                for line in lines:
+                    self._dispatch(line)
+            except OSError:
+                pass  # as good as the end of the file
+        self._fail_pending("QEMU ended", closed=True)
+
+    def _dispatch(self, line: bytes) -> None:
+        try:
+            message = json.loads(line)
+        except ValueError:
+            return  # an empty line, or one that a dying guest did not finish
+        if "hello" in message:
+            self._fail_pending("guest rebooted", closed=False)
+            self._boots.put(message)
+            return
+        with self._lock:
+            future = self._pending.pop(message["id"], None)
+        if future:
+            future.set_result(message)
+
+    def _fail_pending(self, why: str, *, closed: bool) -> None:
+        with self._lock:
+            self._closed = closed
+            pending = [*self._pending.values()]
+            self._pending.clear()
+        for future in pending:
+            future.set_exception(GuestGoneError(why))
+
+
+def _connect(path: Path, timeout: float) -> socket.socket:
+    """Connect to a socket that QEMU is about to make."""
+    deadline = time.monotonic() + timeout
+    while True:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(str(path))
+        except OSError:
+            connection.close()
+            if time.monotonic() > deadline:
+                raise GuestGoneError(f"QEMU did not open {path}") from None
+            time.sleep(0.02)
+        else:
+            return connection

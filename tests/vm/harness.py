@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A virtual machine for as long as a ``with`` block takes.
+
+    with Vm("master", image, logs=logs, args=[...]) as vm:
+        vm.run("ping -c 1 10.77.0.2")
+
+QEMU dies with the process that started it, however that ends, and everything that
+waits has a limit.  What the guest and QEMU said lies in ``logs``.
+"""
+
+import base64
+import shlex
+import signal
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.vm import qemu
+from tests.vm.channel import Channel, GuestError, GuestGoneError
+from tests.vm.image import Image
+from tests.vm.netns import Namespace
+from tests.vm.qmp import Qmp
+
+BOOT_TIMEOUT = 90.0
+
+# PDEATHSIG is sent when the *thread* that started a process ends: start VMs from
+# the main thread.
+DIE_WITH_US = ["setpriv", "--pdeathsig", "KILL"]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a command in the guest left."""
+
+    rc: int | None
+    stdout: str
+    stderr: str
+
+
+class Job:
+    """A command that runs in the background in the guest."""
+
+    def __init__(self, channel: Channel, number: int, log: str) -> None:
+        self._channel = channel
+        self._number = number
+        self._log = log
+
+    def poll(self) -> int | None:
+        """Its exit status, None while it runs."""
+        return self.wait(0)
+
+    def wait(self, timeout: float) -> int | None:
+        """Its exit status, None if it still runs after ``timeout``."""
+        answer = self._channel.call(
+            "wait", timeout=timeout, job=self._number, limit=timeout
+        )
+        rc: int | None = answer["rc"]
+        return rc
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._channel.call("signal", timeout=5, job=self._number, number=int(number))
+
+    def stop(self, timeout: float = 15) -> int | None:
+        """End it by SIGTERM and return its exit status; None if it does not end."""
+        self.send(signal.SIGTERM)
+        return self.wait(timeout)
+
+    def output(self) -> str:
+        """What it has written so far."""
+        answer = self._channel.call("get", timeout=5, path=self._log)
+        return base64.b64decode(answer["data"]).decode(errors="backslashreplace")
+
+
+class Vm:
+    """One QEMU and the guest in it."""
+
+    def __init__(
+        self,
+        name: str,
+        image: Image,
+        *,
+        logs: Path,
+        args: Sequence[str] = (),
+        memory: str = "512M",
+        cpus: int = 1,
+        iommu: bool = False,
+        namespace: Namespace | None = None,
+    ) -> None:
+        self.name = name
+        self.kernel = ""
+        self.serial_log = logs / f"{name}.serial.log"
+        self._qemu_log = logs / f"{name}.qemu.log"
+        self._namespace = namespace
+        self._directory = tempfile.TemporaryDirectory(prefix="vhostpci-")
+        self.run_dir = Path(self._directory.name)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+        self._jobs = 0
+        self.argv = [
+            qemu.BINARY,
+            *("-name", name),
+            *qemu.machine(image, cpus=cpus, iommu=iommu),
+            *(() if "-m" in args else ("-m", memory)),
+            *qemu.lines(self.run_dir, self.serial_log),
+            *args,
+        ]
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start QEMU; :meth:`wait_ready` then waits for the guest."""
+        self._qemu_log.parent.mkdir(parents=True, exist_ok=True)
+        prefix = self._namespace.prefix if self._namespace else []
+        with self._qemu_log.open("ab") as log:
+            log.write(f"{shlex.join(self.argv)}\n".encode())
+            log.flush()
+            self._process = subprocess.Popen(
+                [*DIE_WITH_US, *prefix, *self.argv],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C is for us: we take the VMs down in order.
+                start_new_session=True,
+            )
+
+    def close(self) -> None:
+        """Kill QEMU, if it still runs, and forget its sockets."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+        if self._channel:
+            self._channel.close()
+        self._directory.cleanup()
+
+    def wait_ready(self, timeout: float = BOOT_TIMEOUT) -> None:
+        """Wait until the guest takes commands."""
+        try:
+            if not self._channel:
+                self._channel = Channel(self.run_dir / "test", timeout=timeout)
+            self._wait_boot(timeout)
+        except GuestGoneError as error:
+            raise GuestGoneError(f"{self.name}: {error}\n{self.last_words()}") from None
+
+    def reboot(self, timeout: float = BOOT_TIMEOUT) -> None:
+        """Reboot the guest and wait until it takes commands again."""
+        self._call("reboot", timeout=5)
+        self._wait_boot(timeout)
+
+    def run(
+        self, command: str | Sequence[str], *, timeout: float = 30, check: bool = True
+    ) -> Result:
+        """Run a command, or shell text, to its end.
+
+        ``check`` turns an exit status other than 0 into a :class:`GuestError`.
+        """
+        argv = _argv(command)
+        answer = self._call("run", timeout=timeout, argv=argv, limit=timeout)
+        result = Result(answer["rc"], answer["stdout"], answer["stderr"])
+        if check and result.rc != 0:
+            ended = "took too long" if result.rc is None else f"returned {result.rc}"
+            raise GuestError(
+                f"{self.name}: {command}: {ended}\n{result.stdout}{result.stderr}"
+            )
+        return result
+
+    def spawn(self, command: str | Sequence[str]) -> Job:
+        """Start a command in the background; its output goes to a file there."""
+        self._jobs += 1
+        log = f"/run/job-{self._jobs}.log"
+        channel = self._ready_channel()
+        answer = self._call("spawn", timeout=10, argv=_argv(command), log=log)
+        return Job(channel, answer["job"], log)
+
+    def put(self, path: str, data: bytes, mode: int = 0o644) -> None:
+        """Write a file in the guest."""
+        encoded = base64.b64encode(data).decode()
+        self._call("put", timeout=30, path=path, data=encoded, mode=mode)
+
+    def get(self, path: str) -> bytes:
+        """Read a file of the guest."""
+        return base64.b64decode(self._call("get", timeout=30, path=path)["data"])
+
+    def qmp(self, command: str, **arguments: Any) -> Any:
+        """Have QEMU's monitor execute a command; returns what it returned."""
+        with Qmp(self.run_dir / "qmp") as monitor:
+            return monitor.execute(command, arguments)
+
+    def is_running(self) -> bool:
+        """Whether QEMU still is."""
+        return self._process is not None and self._process.poll() is None
+
+    def last_words(self) -> str:
+        """The ends of QEMU's and the guest's logs, and where they are."""
+        texts = []
+        for log in (self._qemu_log, self.serial_log):
+            if log.exists():
+                tail = log.read_text(errors="backslashreplace").splitlines()[-15:]
+                texts += [f"--- {log}", *tail]
+        return "\n".join(texts)
+
+    def _wait_boot(self, timeout: float) -> None:
+        hello = self._ready_channel().wait_boot(timeout)
+        self.kernel = hello["kernel"]
+
+    def _call(self, op: str, *, timeout: float, **arguments: Any) -> dict[str, Any]:
+        try:
+            return self._ready_channel().call(op, timeout=timeout, **arguments)
+        except GuestGoneError as error:
+            raise GuestGoneError(f"{self.name}: {error}\n{self.last_words()}") from None
+
+    def _ready_channel(self) -> Channel:
+        if not self._channel:
+            raise GuestError(f"{self.name}: not ready yet: call wait_ready()")
+        return self._channel
+
+
+def _argv(command: str | Sequence[str]) -> list[str]:
+    return ["sh", "-c", command] if isinstance(command, str) else [*command]

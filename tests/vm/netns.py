@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network namespace of our own, which goes when we do.
+
+It has no name: a process of ours holds it, so that even a killed test run leaves
+neither namespace, nor bridge, nor TAP behind.
+"""
+
+import subprocess
+from types import TracebackType
+from typing import Self
+
+HOLDER = [
+    *("setpriv", "--pdeathsig", "KILL", "unshare", "--net"),
+    *("sh", "-c", "echo ready; exec sleep infinity"),
+]
+
+
+class Namespace:
+    """An empty network namespace; commands run in it through :meth:`run`."""
+
+    def __enter__(self) -> Self:
+        self._holder = subprocess.Popen(
+            HOLDER, stdout=subprocess.PIPE, start_new_session=True
+        )
+        assert self._holder.stdout
+        if not self._holder.stdout.readline():
+            raise PermissionError("cannot make a network namespace; are we root?")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._holder.kill()
+        self._holder.communicate()
+
+    @property
+    def prefix(self) -> list[str]:
+        """What goes before a command to have it run in the namespace."""
+        return ["nsenter", f"--net=/proc/{self._holder.pid}/ns/net"]
+
+    def run(self, command: str) -> None:
+        """Run a command, such as ``ip link add br0 type bridge``."""
+        subprocess.run([*self.prefix, *command.split()], check=True, timeout=30)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line of stock QEMU on this machine."""
+
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from tests.vm.image import Image
+
+BINARY = os.environ.get("VHOSTPCI_QEMU", "qemu-system-x86_64")
+
+# The last two: a kernel that panics resets at once, and its self-tests of ciphers
+# take half a second under TCG.
+APPEND = "console=ttyS0 quiet panic=-1 cryptomgr.notests"
+
+
+@cache
+def version() -> str:
+    """QEMU's version as it prints it: ``7.2.22``."""
+    text = subprocess.run([BINARY, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"version (\d+[.\d]*)", text)
+    if not found:
+        raise RuntimeError(f"{BINARY} --version says {text!r}")
+    return found[1]
+
+
+@cache
+def has_kvm() -> bool:
+    """Whether KVM will run a stock kernel.
+
+    /dev/kvm alone says nothing: it may be there on a machine whose processor
+    cannot run a guest.
+    """
+    flags = re.search(r"^flags\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.M)
+    words = set(flags[1].split()) if flags else set()
+    return bool(words & {"vmx", "svm"}) and os.access("/dev/kvm", os.R_OK | os.W_OK)
+
+
+def accelerator() -> list[str]:
+    """The options that choose between KVM and TCG."""
+    if has_kvm():
+        return ["-accel", "kvm", "-cpu", "host"]
+    return ["-accel", "tcg,thread=multi", "-cpu", "max"]
+
+
+def needs_intx() -> bool:
+    """Whether a vhost-user card with MSI-X would crash this QEMU.
+
+    QEMU before 8.0 under TCG, at DRIVER_OK (hw/virtio/virtio-pci.c,
+    kvm_virtio_pci_irqfd_use, with no irqfd there); ``vectors=0`` avoids it.
+    """
+    return int(version().split(".")[0]) < 8 and not has_kvm()
+
+
+def without_msix(args: Sequence[str]) -> list[str]:
+    """``args`` with INTx for the virtio-net cards."""
+    return [
+        f"{re.sub(r',vectors=[0-9]+', '', arg)},vectors=0"
+        if arg.startswith("virtio-net-pci")
+        else arg
+        for arg in args
+    ]
+
+
+def machine(image: Image, *, cpus: int, iommu: bool) -> list[str]:
+    """A machine without any default device that boots ``image``."""
+    # vfio-pci in the guest needs an IOMMU that remaps interrupts as well.
+    chipset = "q35,kernel-irqchip=split" if iommu else "q35"
+    unit = ["-device", "intel-iommu,intremap=on"] if iommu else []
+    append = f"{APPEND} intel_iommu=on" if iommu else APPEND
+    return [
+        *("-nodefaults", "-no-user-config", "-display", "none"),
+        *("-machine", chipset, *accelerator(), "-smp", str(cpus), *unit),
+        *("-kernel", str(image.kernel), "-initrd", str(image.initrd)),
+        *("-append", append),
+    ]
+
+
+def lines(run_dir: Path, serial_log: Path) -> list[str]:
+    """The guest's command server and console, and the monitor, as sockets."""
+    listen = "server=on,wait=off"
+    return [
+        *("-device", "virtio-serial-pci"),
+        *("-chardev", f"socket,id=test,path={run_dir / 'test'},{listen}"),
+        *("-device", "virtserialport,chardev=test,name=vhostpci.test"),
+        "-chardev",
+        f"socket,id=console,path={run_dir / 'console'},{listen},logfile={serial_log}",
+        *("-serial", "chardev:console"),
+        *("-qmp", f"unix:{run_dir / 'qmp'},{listen}"),
+    ]

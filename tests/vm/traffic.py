@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ping and iperf3 from guest to guest, for a bounded time, and their figures."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tests.vm.channel import GuestError
+from tests.vm.harness import Vm
+
+# 5201 in hexadecimal, as /proc/net/tcp6 has a listening socket.
+LISTENS = "grep -q ':1451 .* 0A ' /proc/net/tcp /proc/net/tcp6"
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """The figures of one ping run."""
+
+    sent: int
+    received: int
+    rtt_ms_avg: float | None
+
+    def __add__(self, other: "Ping") -> "Ping":
+        """Both runs as one; the average is weighed by what came back."""
+        received = self.received + other.received
+        total = sum((run.rtt_ms_avg or 0) * run.received for run in (self, other))
+        average = round(total / received, 3) if received else None
+        return Ping(self.sent + other.sent, received, average)
+
+
+def ping(source: Vm, address: str, count: int = 10) -> Ping:
+    """Ping ``address``; lost packets are a result, not an error."""
+    output = source.run(
+        f"ping -n -q -c {count} -i 0.1 -W 2 {address}",
+        timeout=count * 2 + 10,
+        check=False,
+    ).stdout
+    counts = re.search(r"(\d+) packets transmitted, (\d+) received", output)
+    if not counts:
+        raise GuestError(f"{source.name}: ping {address} says {output!r}")
+    average = re.search(r"rtt [^=]*= [\d.]+/([\d.]+)/", output)
+    return Ping(int(counts[1]), int(counts[2]), float(average[1]) if average else None)
+
+
+@contextmanager
+def iperf_server(vm: Vm) -> Iterator[None]:
+    """An iperf3 server in the guest while the block runs."""
+    job = vm.spawn("exec iperf3 -s")
+    vm.run(f"for i in $(seq 50); do {LISTENS} && exit; sleep 0.1; done; exit 1")
+    try:
+        yield
+    finally:
+        job.stop()
+
+
+def tcp(source: Vm, address: str, seconds: int = 5) -> float:
+    """Mbit/s of one TCP stream that arrived at ``address``."""
+    report = _iperf(source, address, seconds, "")
+    return float(report["sum_received"]["bits_per_second"]) / 1e6
+
+
+def udp(source: Vm, address: str, seconds: int = 5, rate: str = "200M") -> float:
+    """Mbit/s of datagrams that arrived at ``address``, of ``rate`` that were sent."""
+    total = _iperf(source, address, seconds, f"-u -b {rate}")["sum"]
+    lost = float(total["lost_percent"]) / 100
+    return float(total["bits_per_second"]) / 1e6 * (1 - lost)
+
+
+def _iperf(
+    source: Vm, address: str, seconds: int, options: str
+) -> dict[str, dict[str, float]]:
+    result = source.run(
+        f"iperf3 -J -c {address} -t {seconds} --connect-timeout 5000 {options}",
+        timeout=seconds + 20,
+        check=False,
+    )
+    if result.rc is None:
+        raise GuestError(f"{source.name}: iperf3 to {address} did not end in time")
+    report = json.loads(result.stdout)
+    if "error" in report:
+        raise GuestError(f"{source.name}: iperf3 to {address}: {report['error']}")
+    end: dict[str, dict[str, float]] = report["end"]
+    return end
