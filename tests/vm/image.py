@@ -23,6 +23,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from tests.vm import debs, rootfs
@@ -68,6 +69,7 @@ def build(wheels: Sequence[Path] = ()) -> Image:
     return Image(kernel=base / "vmlinuz", initrd=initrd, release=release)
 
 
+@cache
 def _base() -> Path:
     """The cached directory with the kernel and the base archive."""
     packages = [debs.kernel_package(), *rootfs.words("packages")]

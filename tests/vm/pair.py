@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A master VM and a slave VM with our daemon between them.
+
+  master                 hypervisor               slave
+10.77.0.1               vhostpci-host           10.77.0.2
+  eth0 ------ vhost-user ----+---- ivshmem ------ vp0
+virtio-net                                   vhostpci-guest
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.vm import image, traffic, wheels
+from tests.vm.channel import GuestError
+from tests.vm.daemon import Daemon
+from tests.vm.harness import Job, Vm
+
+MASTER_ADDRESS = "10.77.0.1"
+SLAVE_ADDRESS = "10.77.0.2"
+TAP = "vp0"
+LINK_TIMEOUT = 30.0
+
+
+class Master(Vm):
+    """The VM that knows nothing of us."""
+
+    def configure(self) -> None:
+        """Give the card its address, and wait until its link is up."""
+        self.wait_for("test -e /sys/class/net/eth0")
+        self.run(f"ip addr replace {MASTER_ADDRESS}/24 dev eth0 && ip link set eth0 up")
+        self.wait_for("ip link show eth0 | grep -q LOWER_UP")
+
+    def reload_driver(self) -> None:
+        """Unload virtio-net and load it again; the address is gone then."""
+        self.run("modprobe -r virtio_net && modprobe virtio_net")
+
+    def wait_for(self, condition: str) -> None:
+        """Wait until shell text succeeds."""
+        _wait_for(self, condition)
+
+
+class Slave(Vm):
+    """The VM with our agent."""
+
+    @contextmanager
+    def agent(self, bind: str) -> Iterator[Job]:
+        """Run the agent while the block runs; it has its TAP when that begins."""
+        job = self.spawn(
+            f"exec vhostpci-guest run --bind {bind} "
+            f"--tap {TAP} --address {SLAVE_ADDRESS}/24"
+        )
+        try:
+            self._wait_tap(job)
+            yield job
+        finally:
+            if self.is_running():
+                job.stop()
+
+    def wait_for(self, condition: str) -> None:
+        """Wait until shell text succeeds."""
+        _wait_for(self, condition)
+
+    def _wait_tap(self, job: Job) -> None:
+        try:
+            self.wait_for(f"ip addr show {TAP} | grep -q {SLAVE_ADDRESS}")
+        except GuestError:
+            status = job.poll()
+            state = "is stuck" if status is None else f"ended with status {status}"
+            raise GuestError(f"vhostpci-guest {state}:\n{job.output()}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Both VMs up, the daemon between them."""
+
+    daemon: Daemon
+    master: Master
+    slave: Slave
+
+    def ping_both_ways(self, count: int = 10) -> traffic.Ping:
+        """Ping from each VM to the other."""
+        return traffic.ping(self.master, SLAVE_ADDRESS, count) + traffic.ping(
+            self.slave, MASTER_ADDRESS, count
+        )
+
+    def wait_link(self) -> None:
+        """Wait until the slave's TAP has a carrier, and a first packet crossed."""
+        self.slave.wait_for(f"ip link show {TAP} | grep -q LOWER_UP")
+        self.master.wait_for(f"ping -n -q -c 1 -W 1 {SLAVE_ADDRESS}")
+
+
+def make(daemon: Daemon, logs: Path) -> tuple[Master, Slave]:
+    """Both VMs, not started yet."""
+    guest = image.build(wheels.guest_wheels())
+    return (
+        Master("master", guest, logs=logs, args=daemon.qemu_args("master")),
+        Slave("slave", guest, logs=logs, args=daemon.qemu_args("slave"), iommu=True),
+    )
+
+
+@contextmanager
+def booted(logs: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[Pair]:
+    """The daemon and both VMs, waiting for commands; no agent runs."""
+    say("starting the daemon")
+    with Daemon("demo", memory="512M", logs=logs) as daemon:
+        master, slave = make(daemon, logs)
+        say("booting both VMs")
+        with slave, master:
+            slave.wait_ready()
+            master.wait_ready()
+            yield Pair(daemon, master, slave)
+
+
+def _wait_for(vm: Vm, condition: str) -> None:
+    deadline = time.monotonic() + LINK_TIMEOUT
+    while vm.run(condition, check=False).rc != 0:
+        if time.monotonic() > deadline:
+            raise GuestError(f"{vm.name}: not within {LINK_TIMEOUT:.0f} s: {condition}")
+        time.sleep(0.1)

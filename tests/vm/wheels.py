@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our distributions as wheels, built again only when their sources changed.
+
+What the VMs and the daemon run is what a user would install, not the checkout.
+"""
+
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.vm import rootfs
+from tests.vm.image import CHECKOUT, cache_dir, digest, discard_old, fresh
+
+log = logging.getLogger(__name__)
+
+PROJECTS = ("shared", "host", "guest")
+
+# What builds leave behind in a source tree.
+NOT_SOURCE = shutil.ignore_patterns(
+    "__pycache__", "build", "dist", "*.egg-info", "*.so", "*.o", "_ring.c"
+)
+
+
+def guest_wheels() -> list[Path]:
+    """The wheels of the slave VM."""
+    return [_wheel("shared"), _wheel("guest")]
+
+
+def host_packages() -> Path:
+    """A directory for PYTHONPATH with the daemon as installed from its wheels."""
+    wheels = [_wheel("shared"), _wheel("host")]
+    target = cache_dir() / "host" / digest(map(str, wheels))
+    if not target.exists():
+        with fresh(target) as path:
+            rootfs.pip_install(path, "--no-deps", *map(str, wheels))
+        discard_old(target.parent.glob("*"), keep=4)
+    return target
+
+
+def _wheel(project: str) -> Path:
+    cached = cache_dir() / "wheels"
+    with tempfile.TemporaryDirectory() as name:
+        # A copy: builds write into their sources, and others build here too.
+        copy = Path(name) / project
+        shutil.copytree(CHECKOUT / project, copy, ignore=NOT_SOURCE)
+        target = cached / f"{project}-{_key(copy)}"
+        if not target.exists():
+            log.info("building the wheel of %s/", project)
+            with fresh(target) as path:
+                _pip_wheel(copy, path)
+            discard_old(cached.glob(f"{project}-*"), keep=4)
+    return next(target.glob("*.whl"))
+
+
+def _key(source: Path) -> str:
+    files = sorted(path for path in source.rglob("*") if path.is_file())
+    return digest(f"{path.relative_to(source)} {path.read_bytes()!r}" for path in files)
+
+
+def _pip_wheel(source: Path, target: Path) -> None:
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "--python", rootfs.PYTHON, "wheel"),
+            *("-qq", "--disable-pip-version-check", "--no-deps"),
+            *("-w", str(target), str(source)),
+        ],
+        check=True,
+        timeout=600,
+    )
