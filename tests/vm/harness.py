@@ -204,6 +204,13 @@ class Vm:
         """Whether QEMU still is."""
         return self._process is not None and self._process.poll() is None
 
+    def wait_end(self, timeout: float) -> bool:
+        """Wait for QEMU to end by itself; whether it did."""
+        try:
+            return self._process is None or self._process.wait(timeout) is not None
+        except subprocess.TimeoutExpired:
+            return False
+
     def last_words(self) -> str:
         """The ends of QEMU's and the guest's logs, and where they are."""
         texts = []

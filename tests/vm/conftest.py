@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Booted VMs for the tests, and what happens where they cannot run.
+
+One pair of VMs serves all tests that leave it as they found it; those that say how
+VMs start boot their own.
+"""
+
+import os
+import shutil
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+from tests.vm import pair
+from tests.vm.image import CHECKOUT
+from tests.vm.pair import Pair
+from tests.vm.qemu import BINARY
+
+TOOLS = [
+    *(BINARY, "setpriv", "nsenter", "unshare", "apt-get", "dpkg-deb", "tar"),
+    *("depmod", "modprobe", "readelf", "/usr/bin/python3.11"),
+]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tools() -> None:
+    """Skip where a tool is missing, and name it; fail in CI."""
+    missing = [tool for tool in TOOLS if not shutil.which(tool)]
+    if missing:
+        stop = pytest.fail if os.environ.get("CI") else pytest.skip
+        stop(f"missing: {', '.join(missing)} (tools/setup installs it)")
+
+
+@pytest.fixture(scope="session")
+def logs(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Where the VMs of this run log; kept only if a test failed."""
+    directory = CHECKOUT / "logs" / f"test-{os.getpid()}"
+    yield directory
+    if request.session.testsfailed:
+        print(f"\nlogs of the VMs: {directory}")
+    else:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def booted(_tools: None, logs: Path) -> Iterator[Pair]:
+    """Both VMs up for the whole run; no agent runs."""
+    with pair.booted(logs / "shared") as link:
+        yield link
+
+
+@pytest.fixture
+def link(booted: Pair, request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """Both VMs with an agent in the slave and packets crossing.
+
+    A parameter says how the agent binds its device; vfio if there is none.
+    """
+    with booted.slave.agent(getattr(request, "param", "vfio")):
+        booted.master.configure()
+        booted.wait_link()
+        yield booted
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Tell below a failure where the VMs' logs are."""
+    report = yield
+    if report.failed:
+        where = CHECKOUT / "logs" / f"test-{os.getpid()}"
+        report.sections.append(("logs of the VMs", str(where)))
+    return report

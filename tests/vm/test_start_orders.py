@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The VMs start in either order, the agent before or after the master's driver.
+
+  master            vhostpci-host            slave
+virtio-net ------ vhost-user, ivshmem ------ vhostpci-guest -- TAP
+ 1st or 2nd          always there             2nd or 1st
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.vm import pair
+from tests.vm.daemon import Daemon
+from tests.vm.pair import TAP, Pair
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def daemon(logs: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    """A daemon that no VM is connected to."""
+    with Daemon("orders", memory="512M", logs=logs / request.node.name) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def pair_down(daemon: Daemon) -> Pair:
+    """Both VMs, not started."""
+    return Pair(daemon, *pair.make(daemon, daemon.log.parent))
+
+
+def test_master_first(pair_down: Pair) -> None:
+    with pair_down.master as master:
+        master.wait_ready()
+        with pair_down.slave as slave:
+            slave.wait_ready()
+            with slave.agent("vfio"):
+                _assert_packets_cross(pair_down)
+
+
+def test_slave_and_its_agent_first(pair_down: Pair) -> None:
+    with pair_down.slave as slave:
+        slave.wait_ready()
+        with slave.agent("vfio"):
+            slave.wait_for(f"ip link show {TAP} | grep -q NO-CARRIER")
+            with pair_down.master as master:
+                master.wait_ready()
+                _assert_packets_cross(pair_down)
+
+
+def test_another_master_after_the_first_one_ended(
+    pair_down: Pair, daemon: Daemon
+) -> None:
+    with pair_down.slave as slave:
+        slave.wait_ready()
+        with slave.agent("vfio"):
+            with pair_down.master as master:
+                master.wait_ready()
+                _assert_packets_cross(pair_down)
+            slave.wait_for(f"ip link show {TAP} | grep -q NO-CARRIER")
+            second, _ = pair.make(daemon, daemon.log.parent)
+            with second:
+                second.wait_ready()
+                _assert_packets_cross(Pair(daemon, second, slave))
+
+
+def _assert_packets_cross(link: Pair) -> None:
+    link.master.configure()
+    link.wait_link()
+    ping = link.ping_both_ways()
+    assert ping.received == ping.sent
