@@ -18,7 +18,7 @@ from tests.vm.qemu import BINARY
 
 TOOLS = [
     *(BINARY, "setpriv", "nsenter", "unshare", "apt-get", "dpkg-deb", "tar"),
-    *("depmod", "modprobe", "readelf", "/usr/bin/python3.11"),
+    *("depmod", "modprobe", "readelf", "ldconfig", "/usr/bin/python3.11"),
 ]
 
 

@@ -38,6 +38,7 @@ def make(root: Path, files: Iterable[Path], requirements: Sequence[str]) -> str:
     _keep_modules(root, release)
     _install_python(root, requirements)
     _check_libraries(root)
+    _run("ldconfig", "-r", str(root))  # pyudev looks libudev up in its cache
     return release
 
 
