@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a device is configured to be, checked before anything is made."""
+
+import grp
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from vhostpci_shared import metadata as md
+
+from .errors import HostError
+
+RUN_DIR = Path("/run/vhostpci")
+MEMORY_DIR = Path("/dev/shm/vhostpci")
+MAX_QUEUE_PAIRS = md.MAX_RINGS // 2
+MIB = 2**20
+MAX_MEMORY = 2**44
+MAX_SUN_PATH = 107
+"""Bytes that `struct sockaddr_un` has for a path (unix(7)), less the NUL."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SIZE = re.compile(r"(\d+)([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def check_name(text: str) -> str:
+    """Return `text` if it can name a device, its files and its QEMU objects.
+
+    Raises:
+        HostError: it cannot.
+    """
+    if not _NAME.fullmatch(text):
+        raise HostError(
+            f"name {text!r}: use 1 to 64 letters, digits, '.', '_' and '-', "
+            "and start with a letter or digit"
+        )
+    return text
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of a size such as 512M or 4G.
+
+    Raises:
+        HostError: it is none, or none that a VM's memory can have.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise HostError(f"memory {text!r}: write a size such as 512M or 4G")
+    size = int(match[1]) * _UNITS[match[2].upper()]
+    if not 0 < size <= MAX_MEMORY or size % MIB:
+        raise HostError(
+            f"memory {text!r} is {size} bytes: it must be a multiple of 1M, "
+            f"and at most {MAX_MEMORY // 2**40}T"
+        )
+    return size
+
+
+def parse_mode(text: str) -> int:
+    """Return the file mode of octal digits such as 0660.
+
+    Raises:
+        HostError: they are none, or set more than read and write for somebody.
+    """
+    if not re.fullmatch(r"0?[0-7]{3}", text) or int(text, 8) & ~0o666:
+        raise HostError(f"socket mode {text!r}: write octal digits such as 0660")
+    return int(text, 8)
+
+
+def parse_queue_pairs(text: str) -> int:
+    """Return the number of queue pairs.
+
+    Raises:
+        HostError: it is none, or more than the metadata has room for.
+    """
+    if (
+        not text.isascii()
+        or not text.isdigit()
+        or not 1 <= int(text) <= MAX_QUEUE_PAIRS
+    ):
+        raise HostError(f"queue pairs {text!r}: write a number from 1 to 32")
+    return int(text)
+
+
+def group_id(name: str) -> int:
+    """Return the ID of group `name`.
+
+    Raises:
+        HostError: there is no such group.
+    """
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise HostError(
+            f"no group {name!r}: make it (groupadd {name}), or name one that exists"
+        ) from None
+
+
+def window_size(memory: int) -> int:
+    """Return the size of a window for `memory` bytes: a BAR is a power of two."""
+    return 1 << (memory + md.SIZE - 1).bit_length()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceConfig:
+    """One device; the paths follow from its name.
+
+    Raises:
+        HostError: a socket's path is longer than a socket's path can be.
+    """
+
+    name: str
+    memory: int
+    queue_pairs: int = 1
+    run_dir: Path = RUN_DIR
+    memory_dir: Path = MEMORY_DIR
+    group: int | None = None
+    mode: int = 0o600
+    socket_path: Path | None = None
+    """The vhost-user socket, where it is not the one in `run_dir`."""
+
+    def __post_init__(self) -> None:
+        for path in (self.vhost_user, self.ivshmem, self.control):
+            if len(os.fsencode(path)) > MAX_SUN_PATH:
+                raise HostError(
+                    f"socket path {path} has {len(os.fsencode(path))} bytes, more "
+                    f"than {MAX_SUN_PATH}: use a shorter name or --run-dir"
+                )
+
+    @property
+    def vhost_user(self) -> Path:
+        """The socket that the master's QEMU connects to."""
+        return self.socket_path or self.run_dir / f"{self.name}.vhost-user"
+
+    @property
+    def ivshmem(self) -> Path:
+        """The socket that the slave's QEMU, or an agent as a process, connects to."""
+        return self.run_dir / f"{self.name}.ivshmem"
+
+    @property
+    def control(self) -> Path:
+        """The socket that our own command line connects to."""
+        return self.run_dir / f"{self.name}.control"
+
+    @property
+    def arena(self) -> Path:
+        """The file that is the master's memory and the slave's window 0."""
+        return self.memory_dir / self.name
+
+    @property
+    def rings(self) -> int:
+        """Virtqueues: receive and transmit for each pair."""
+        return 2 * self.queue_pairs
+
+    @property
+    def vectors(self) -> int:
+        """Interrupt vectors that the slave's device must have."""
+        return md.FIRST_KICK_VECTOR + self.rings

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop: the only file that waits.
+
+`Daemon` has devices by name.  Each `Server` listens on a device's three sockets, and
+turns what comes into calls of its `Device`, which never wait.  A peer that breaks its
+protocol is dropped with one line; an error of ours ends the daemon.
+"""
+
+import asyncio
+import contextlib
+import logging
+import resource
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import control, endpoint
+from .arena import Arena, make_directory
+from .config import DeviceConfig
+from .connections import MasterConnection, SlaveConnection
+from .device import Device
+from .message import Message
+from .peers import refusal
+
+log = logging.getLogger(__name__)
+
+ACCEPT_PAUSE = 1.0
+"""Seconds to accept nothing when there are no descriptors left."""
+
+
+class Server:
+    """One device and its sockets.
+
+    Args:
+        daemon: whose loop and devices these are.
+        config: the device's.
+        inherited: a vhost-user socket that we were given, instead of one we make.
+
+    Raises:
+        HostError: a socket or the arena cannot be had.
+    """
+
+    def __init__(
+        self,
+        daemon: "Daemon",
+        config: DeviceConfig,
+        inherited: socket.socket | None = None,
+    ) -> None:
+        self.loop = daemon.loop
+        self._daemon = daemon
+        self._config = config
+        self._master: MasterConnection | None = None
+        self._slave: SlaveConnection | None = None
+        self._said = ""
+        self._alone = False
+        with contextlib.ExitStack() as stack:
+            self._open(config, inherited, stack)
+            self._stack = stack.pop_all()
+
+    def _open(
+        self,
+        config: DeviceConfig,
+        inherited: socket.socket | None,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        """Make all that may fail; `stack` undoes it in the other direction."""
+        make_directory(config.run_dir)
+        self._control = stack.enter_context(self._listen(config.control))
+        arena = Arena(config)
+        self.device = Device(config, arena, self.loop)
+        stack.callback(self.device.close)
+        ivshmem = stack.enter_context(self._listen(config.ivshmem))
+        self._accept_from(ivshmem, self._new_slave, stack)
+        if inherited is None:
+            master = stack.enter_context(self._listen(config.vhost_user))
+            self._accept_from(master, self._new_master, stack)
+        else:
+            self._take_inherited(inherited, stack)
+
+    @contextlib.contextmanager
+    def _listen(self, path: Path) -> Any:
+        server = endpoint.listen(path, self._config.mode, self._config.group)
+        with server:
+            try:
+                yield server
+            finally:
+                path.unlink(missing_ok=True)
+
+    def _take_inherited(
+        self, inherited: socket.socket, stack: contextlib.ExitStack
+    ) -> None:
+        """Serve the socket that we were given, or the one connection that it is."""
+        if endpoint.is_listening(inherited):
+            stack.enter_context(inherited)
+            self._accept_from(inherited, self._new_master, stack)
+        else:
+            self._alone = True
+            self._new_master(inherited)
+
+    def _accept_from(
+        self,
+        server: socket.socket,
+        take: Callable[[socket.socket], None],
+        stack: contextlib.ExitStack,
+    ) -> None:
+        def ready() -> None:
+            try:
+                connection = endpoint.accept(server)
+            except OSError as error:
+                self._pause_accepting(server, ready, error)
+                return
+            if connection is not None:
+                take(connection)
+
+        self.loop.add_reader(server, ready)
+        stack.callback(self.loop.remove_reader, server)
+
+    def _pause_accepting(
+        self, server: socket.socket, ready: Callable[[], None], error: OSError
+    ) -> None:
+        """Out of descriptors: the queue stays readable, so don't spin on it."""
+        self.say_once(f"cannot accept a connection: {error.strerror}")
+        self.loop.remove_reader(server)
+        self.loop.call_later(ACCEPT_PAUSE, self._accept_again, server, ready)
+
+    def _accept_again(self, server: socket.socket, ready: Callable[[], None]) -> None:
+        if server.fileno() >= 0:
+            self.loop.add_reader(server, ready)
+
+    async def serve_control(self) -> None:
+        """Answer on the control socket, for as long as the daemon lives."""
+        server = await asyncio.start_unix_server(
+            self._daemon.control, sock=self._control, limit=control.MAX_LINE
+        )
+        self._stack.callback(server.close)
+
+    def _new_master(self, connection: socket.socket) -> None:
+        if self._master is not None and self._master.hung_up():
+            self._master.close()
+        if self._master is not None:
+            # It may not stay in the queue: its QEMU would stand still, waiting.
+            pid = endpoint.peer_pid(connection)
+            connection.close()
+            self.say_once(
+                f"front-end (pid {pid}) refused: pid {self._master.pid} is connected"
+            )
+            return
+        self._master = MasterConnection(self, connection, self.loop)
+        self.device.master_connected(self._master)
+        self._master.start()
+
+    def _new_slave(self, connection: socket.socket) -> None:
+        if self._slave is not None and self._slave.hung_up():
+            self._slave.close()
+        if self._slave is not None:
+            self._refuse_slave(connection)
+            return
+        self._slave = SlaveConnection(self, connection, self.loop)
+        self._slave.start()
+        self.device.slave_connected(self._slave)
+
+    def _refuse_slave(self, connection: socket.socket) -> None:
+        assert self._slave is not None, "refused for nobody"
+        pid = endpoint.peer_pid(connection)
+        with connection, contextlib.suppress(EOFError):
+            for outgoing in refusal():
+                endpoint.send_outgoing(connection, outgoing)
+        self.say_once(f"slave (pid {pid}) refused: pid {self._slave.pid} is connected")
+
+    def receive(self, message: Message) -> None:
+        """The front-end sent a message."""
+        self.device.receive(message)
+
+    def master_closed(self) -> None:
+        """The front-end's connection is closed."""
+        self._master = None
+        self.device.master_gone()
+        if self._alone:
+            self._daemon.stop()
+
+    def slave_closed(self) -> None:
+        """The slave's connection is closed."""
+        self._slave = None
+        self.device.slave_gone()
+
+    def say_once(self, text: str) -> None:
+        """Warn of a peer; one that tries again each second is warned of once."""
+        level = logging.DEBUG if text == self._said else logging.WARNING
+        self._said = text
+        log.log(level, "%s: %s", self._config.name, text)
+
+    def close(self) -> None:
+        """Close all, and remove what we made."""
+        self._alone = False
+        for connection in (self._master, self._slave):
+            if connection is not None:
+                connection.close()
+        self._stack.close()
+
+
+class Daemon:
+    """The devices of this process, until it is told to end."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._servers: dict[str, Server] = {}
+        self._ended = self.loop.create_future()
+        self.loop.set_exception_handler(self._failed)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.loop.add_signal_handler(number, self.stop)
+
+    async def add(
+        self, config: DeviceConfig, inherited: socket.socket | None = None
+    ) -> None:
+        """Serve one more device.
+
+        Raises:
+            HostError: it cannot be served.
+        """
+        server = Server(self, config, inherited)
+        self._servers[config.name] = server
+        await server.serve_control()
+        log.info(
+            "%s: waiting for the master at %s and the slave at %s",
+            config.name,
+            config.vhost_user if inherited is None else "the inherited socket",
+            config.ivshmem,
+        )
+
+    async def ended(self) -> None:
+        """Wait until a signal or an error of ours ends the daemon."""
+        await self._ended
+
+    def stop(self) -> None:
+        """End the daemon."""
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+    def close(self) -> None:
+        """Close all devices."""
+        while self._servers:
+            self._servers.popitem()[1].close()
+
+    async def control(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Answer the lines of one control connection."""
+        with contextlib.suppress(ConnectionError, ValueError):
+            while line := await reader.readline():
+                devices = {name: s.device for name, s in self._servers.items()}
+                writer.write(control.answer(devices, line))
+                await writer.drain()
+        writer.close()
+
+    def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An error of ours in a callback: end, rather than go on with half of it."""
+        error = context.get("exception")
+        if error is None or self._ended.done():
+            loop.default_exception_handler(context)
+        else:
+            self._ended.set_exception(error)
+
+
+async def run(config: DeviceConfig, inherited: socket.socket | None = None) -> None:
+    """Serve one device until a signal comes.
+
+    Raises:
+        HostError: it cannot be served.
+    """
+    _raise_limit()
+    daemon = Daemon()
+    try:
+        await daemon.add(config, inherited)
+        await daemon.ended()
+    finally:
+        daemon.close()
+
+
+def _raise_limit() -> None:
+    """Have as many descriptors as we may: a ring takes five of them."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""File descriptors that know their owner.
+
+A descriptor that came over a socket is wrapped at once.  Whoever holds the object
+closes it; one that is forgotten says so with a ResourceWarning.
+"""
+
+import os
+import stat
+import warnings
+from types import TracebackType
+from typing import Self
+
+from vhostpci_shared.wire import ProtocolError
+
+
+class Fd:
+    """A descriptor, and the duty to close it."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def fileno(self) -> int:
+        """Return the number.
+
+        Raises:
+            ValueError: it is closed, or somebody else's by now.
+        """
+        if self._number < 0:
+            raise ValueError("descriptor is closed")
+        return self._number
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed, or somebody else's by now."""
+        return self._number < 0
+
+    def detach(self) -> int:
+        """Give the number away; the duty to close it goes with it."""
+        number, self._number = self.fileno(), -1
+        return number
+
+    def close(self) -> None:
+        """Close it; a second time does nothing."""
+        if self._number >= 0:
+            os.close(self.detach())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if self._number >= 0:
+            warnings.warn(f"unclosed descriptor {self._number}", ResourceWarning, 2)
+            self.close()
+
+
+class Notifier(Fd):
+    """An eventfd, or a pipe where a front-end has none (User Mode Linux).
+
+    It may come back blocking from a QEMU that rejected it, because the flag belongs
+    to the open file and not to our descriptor.  So the flag is set again before each
+    use: nothing here ever waits.
+    """
+
+    @classmethod
+    def new(cls) -> Self:
+        """Make an eventfd."""
+        return cls(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+
+    @classmethod
+    def adopt(cls, fd: Fd) -> Self:
+        """Take `fd` over.
+
+        Anything else than these two would end the slave's QEMU (KVM refuses it as
+        an ioeventfd, and QEMU aborts), or cannot be waited for.
+
+        Raises:
+            ProtocolError: it is neither an eventfd nor a pipe.
+        """
+        if not _is_eventfd(fd) and not stat.S_ISFIFO(os.fstat(fd.fileno()).st_mode):
+            raise ProtocolError("a notifier that is neither an eventfd nor a pipe")
+        return cls(fd.detach())
+
+    def dup(self) -> "Notifier":
+        """Return another descriptor of it, for another owner."""
+        return Notifier(os.dup(self.fileno()))
+
+    @property
+    def is_eventfd(self) -> bool:
+        """Whether it is an eventfd, the only kind that a slave's QEMU takes."""
+        return _is_eventfd(self)
+
+    def signal(self) -> None:
+        """Signal it once more; a full or abandoned one needs no signal."""
+        os.set_blocking(self.fileno(), False)
+        try:
+            os.write(self.fileno(), (1).to_bytes(8, "little"))
+        except (BlockingIOError, BrokenPipeError):
+            return
+
+    def drain(self) -> bool:
+        """Take all signals; say whether there were any.
+
+        Raises:
+            EOFError: a pipe that nobody can signal any more.
+        """
+        os.set_blocking(self.fileno(), False)
+        try:
+            data = os.read(self.fileno(), 4096)
+        except BlockingIOError:
+            return False
+        if not data:
+            raise EOFError("the notifier's other end is closed")
+        return True
+
+
+def _is_eventfd(fd: Fd) -> bool:
+    return os.readlink(f"/proc/self/fd/{fd.fileno()}") == "anon_inode:[eventfd]"

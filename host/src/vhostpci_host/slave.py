@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The slave's connection: its peers, and the master's call notifiers behind them."""
+
+from collections.abc import Sequence
+
+from .arena import Arena
+from .doorbells import CallSet
+from .fds import Notifier
+from .peers import Peers, PeersExhausted
+from .ports import Loop, SlavePort
+
+UNREAD_MAX = 0.100
+"""Seconds to wait for the slave's QEMU to read of a new peer."""
+RETIRE = 1.0
+"""Seconds after which an old peer goes, even if the agent says nothing."""
+
+
+class Slave:
+    """One ivshmem connection, from its handshake to its end."""
+
+    def __init__(
+        self,
+        port: SlavePort,
+        loop: Loop,
+        arena: Arena,
+        vectors: Sequence[Notifier],
+        doorbell: Notifier,
+    ) -> None:
+        self.port = port
+        self.peers = Peers()
+        self._loop = loop
+        self._calls: CallSet | None = None
+        self._unread_until: float | None = None
+        self._retire: tuple[int, float] | None = None
+        port.send(self.peers.handshake(arena.file, vectors, doorbell))
+
+    def introduce(self, wanted: Sequence[Notifier | None], generation: int) -> bool:
+        """Make these call notifiers the newest peer, unless they are it already.
+
+        `generation` is the last in which the agent was told of the peer before.
+        """
+        if not any(wanted) or (self._calls and self._calls.made_from(wanted)):
+            return False
+        self._close_calls()
+        self._calls = CallSet(self._loop, wanted)
+        try:
+            self.port.send(self.peers.introduce(self._calls.notifiers))
+        except PeersExhausted as error:
+            self.port.drop(f"{error}: unplug the slave's device and plug it again")
+            return False
+        self._retire = (generation, self._loop.time())
+        return True
+
+    def withdraw(self, generation: int) -> None:
+        """The master is gone: its call notifiers are void."""
+        self._close_calls()
+        self.peers.withdraw()
+        self._retire = (generation, self._loop.time())
+
+    def retire(self, reached: int) -> None:
+        """Take back old peers when the agent, at generation `reached`, knows better."""
+        if self._retire is None:
+            return
+        generation, since = self._retire
+        if reached <= generation and self._loop.time() - since < RETIRE:
+            return
+        self._retire = None
+        self.port.send(self.peers.retire())
+        self.signal_calls()
+
+    def behind(self) -> bool:
+        """Whether to wait until its QEMU has read of the newest peer.
+
+        Until then, a doorbell for that peer rings nowhere.
+        """
+        if not self.port.unread():
+            self._unread_until = None
+            return False
+        now = self._loop.time()
+        if self._unread_until is None:
+            self._unread_until = now + UNREAD_MAX
+        return now < self._unread_until
+
+    def signal_calls(self) -> None:
+        """Interrupt the master: once too often is harmless, a lost one is not."""
+        if self._calls is not None:
+            self._calls.signal()
+
+    def close(self) -> None:
+        """Let go of the notifiers."""
+        self._close_calls()
+
+    def _close_calls(self) -> None:
+        if self._calls is not None:
+            self._calls.close()
+            self._calls = None
