@@ -3,7 +3,6 @@
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -69,8 +68,10 @@ class Daemon:
 
     def qemu_args(self, role: str) -> list[str]:
         """The arguments that ``qemu-args --role ROLE`` prints."""
-        args = shlex.split(self._output("qemu-args", "--role", role))
-        return qemu.without_msix(args) if qemu.needs_intx() else args
+        intx = ["--tcg-7.2"] if role == "master" and qemu.needs_intx() else []
+        output = self._output("qemu-args", "--role", role, "--json", *intx)
+        args: list[str] = json.loads(output)
+        return args
 
     def status(self) -> Any:
         """What ``status -j`` prints."""

@@ -64,12 +64,13 @@ class Slave(Vm):
         _wait_for(self, condition)
 
     def _wait_tap(self, job: Job) -> None:
-        try:
-            self.wait_for(f"ip addr show {TAP} | grep -q {SLAVE_ADDRESS}")
-        except GuestError:
+        deadline = time.monotonic() + LINK_TIMEOUT
+        while self.run(f"ip addr show {TAP} | grep -q {SLAVE_ADDRESS}", check=False).rc:
             status = job.poll()
-            state = "is stuck" if status is None else f"ended with status {status}"
-            raise GuestError(f"vhostpci-guest {state}:\n{job.output()}") from None
+            if status is not None or time.monotonic() > deadline:
+                state = "is stuck" if status is None else f"ended with status {status}"
+                raise GuestError(f"vhostpci-guest {state}:\n{job.output()}")
+            time.sleep(0.1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@
 import os
 import re
 import subprocess
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -53,16 +52,6 @@ def needs_intx() -> bool:
     kvm_virtio_pci_irqfd_use, with no irqfd there); ``vectors=0`` avoids it.
     """
     return int(version().split(".")[0]) < 8 and not has_kvm()
-
-
-def without_msix(args: Sequence[str]) -> list[str]:
-    """``args`` with INTx for the virtio-net cards."""
-    return [
-        f"{re.sub(r',vectors=[0-9]+', '', arg)},vectors=0"
-        if arg.startswith("virtio-net-pci")
-        else arg
-        for arg in args
-    ]
 
 
 def machine(image: Image, *, cpus: int, iommu: bool) -> list[str]:
