@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding, claiming and binding ivshmem's PCI devices, through sysfs.
+
+What was bound before is bound again at the end, whatever went wrong between; and a
+device that somebody else has is left alone.  Somebody else is: another agent (it has
+locked the device's `config`), a driver that is none of `SHAREABLE`, a process that
+has such a driver's node open.
+"""
+
+import fcntl
+import os
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from .device import Mapping, Registers, Unusable
+
+VENDOR, DEVICE = "0x1af4", "0x1110"
+SHAREABLE = ("vfio-pci", "uio_pci_generic", "uio_vhostpci")
+"""Drivers that hold a device for user space: idle, it may be taken from them."""
+
+COMMAND = 0x04
+COMMAND_MEMORY, COMMAND_MASTER = 2, 4
+_STATUS, _STATUS_CAPABILITIES, _CAPABILITIES = 0x06, 0x10, 0x34
+_MSIX = 0x11
+_CONFIG_SIZE = 256
+
+_ADDRESS = re.compile(r"([0-9a-f]{4,}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+
+
+class System:
+    """The kernel's file trees; tests have one elsewhere, and play the kernel."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self.sys = root / "sys"
+        self.dev = root / "dev"
+        self.proc = root / "proc"
+
+    def write(self, path: Path, text: str) -> None:
+        """Write an attribute: one `write`, as sysfs wants it."""
+        fd = os.open(path, os.O_WRONLY)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+
+    def load(self, driver: str, *, dry: bool = False) -> bool:
+        """Load a PCI driver's module; return whether the driver is (or could be) there.
+
+        Args:
+            driver: its name below /sys/bus/pci/drivers.
+            dry: only find out whether it could be.
+        """
+        path = self.sys / "bus/pci/drivers" / driver
+        if path.exists():
+            return True
+        import subprocess  # slow to import, and seldom needed
+
+        command = ["modprobe", "-q", *(["-n"] if dry else []), driver]
+        with suppress(OSError):
+            done = subprocess.run(command, check=False, stderr=subprocess.DEVNULL)
+            return done.returncode == 0 and (dry or path.exists())
+        return False
+
+    def users(self, nodes: Iterable[Path]) -> list[str]:
+        """Return who has one of `nodes` open, as ``name (pid)``; never ourselves."""
+        wanted = {str(node) for node in nodes}
+        found = []
+        for process in self.proc.glob("[0-9]*"):
+            # Processes end while we look, and others' may be hidden from us.
+            with suppress(OSError):
+                links = {os.readlink(link) for link in (process / "fd").iterdir()}
+                if links & wanted and process.name != str(os.getpid()):
+                    name = (process / "comm").read_text().strip()
+                    found.append(f"{name} ({process.name})")
+        return found
+
+
+class PciDevice:
+    """One ivshmem device, as the kernel shows it below /sys/bus/pci/devices."""
+
+    def __init__(self, address: str, system: System) -> None:
+        self.address = address
+        self.system = system
+        self.path = system.sys / "bus/pci/devices" / address
+
+    @property
+    def driver(self) -> str | None:
+        """Name of the driver that is bound to it."""
+        with suppress(FileNotFoundError):
+            return (self.path / "driver").readlink().name
+        return None
+
+    @property
+    def iommu_group(self) -> str | None:
+        """Number of its IOMMU group; without one there is no (v)IOMMU."""
+        with suppress(FileNotFoundError):
+            return (self.path / "iommu_group").readlink().name
+        return None
+
+    def bar_size(self, index: int) -> int:
+        """Return a BAR's length in bytes, 0 if the device has it not."""
+        line = (self.path / "resource").read_text().splitlines()[index]
+        start, end, _flags = (int(word, 16) for word in line.split())
+        return end - start + 1 if end else 0
+
+    def config(self) -> bytes:
+        """Return its configuration space, of which others than root see 64 bytes."""
+        return (self.path / "config").read_bytes()[:_CONFIG_SIZE]
+
+    @property
+    def msix_vectors(self) -> int | None:
+        """Size of its MSI-X table; None if only root may know."""
+        config = self.config()
+        if len(config) < _CONFIG_SIZE:
+            return None
+        return _msix_vectors(config)
+
+    @property
+    def iv_position(self) -> int | None:
+        """Its IVPosition register; None while nobody may read it, or it is off."""
+        with suppress(OSError):
+            (command,) = struct.unpack_from("<H", self.config(), COMMAND)
+            if command & COMMAND_MEMORY:
+                with mapped_resource(self, 0, Registers.SIZE) as registers:
+                    words = registers.view.cast("I")
+                    value: int = words[Registers.IV_POSITION // 4]
+                    words.release()
+                    return value
+        return None
+
+    def why_taken(self) -> str | None:
+        """Return what keeps us from taking it: another's driver or process."""
+        driver = self.driver
+        if driver is None:
+            return None
+        if driver not in SHAREABLE:
+            return (
+                f"bound to {driver}, which is not ours to unbind; to let us have it: "
+                f"echo {self.address} > /sys/bus/pci/drivers/{driver}/unbind"
+            )
+        users = self.system.users(self._nodes())
+        return f"in use by {', '.join(users)} through {driver}" if users else None
+
+    def _nodes(self) -> Iterator[Path]:
+        """Device nodes through which a process may have it."""
+        for uio in (self.path / "uio").glob("uio*"):
+            yield self.system.dev / uio.name
+        for vfio in (self.path / "vfio-dev").glob("vfio*"):
+            yield self.system.dev / "vfio/devices" / vfio.name
+        if self.iommu_group is not None:
+            yield self.system.dev / "vfio" / self.iommu_group
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Have it to ourselves.
+
+        Raises:
+            Unusable: another agent, driver or process has it.
+        """
+        fd = os.open(self.path / "config", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Unusable(
+                    f"{self.address} is in use by another vhostpci-guest"
+                ) from None
+            if why := self.why_taken():
+                raise Unusable(f"{self.address} is {why}")
+            yield
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def bound(self, driver: str | None) -> Iterator[None]:
+        """Have it bound to `driver` (None: to none), and as before at the end.
+
+        Raises:
+            Unusable: the driver does not take it.
+            OSError: sysfs refuses.
+        """
+        before = self.driver
+        with ExitStack() as undo:
+            if before != driver:
+                undo.callback(self._bind, before)
+                self._unbind()
+                if driver is not None:
+                    undo.callback(self._unbind)
+                    self._probe(driver)
+            yield
+
+    def _unbind(self) -> None:
+        if self.driver is not None:
+            self.system.write(self.path / "driver/unbind", self.address)
+
+    def _bind(self, driver: str | None) -> None:
+        """Bind it to the driver that it had before."""
+        if driver is not None and self.driver is None and self.path.exists():
+            self._probe(driver)
+
+    def _probe(self, driver: str) -> None:
+        """Let `driver`, and no other, take it.
+
+        `driver_override` is for this device alone; `new_id` would be for all of
+        its kind, for ever.  The override is needed only while the kernel looks.
+        """
+        override = self.path / "driver_override"
+        before = override.read_text().strip()
+        self.system.write(override, driver)
+        try:
+            with suppress(OSError):  # what matters is whether it is bound then
+                self.system.write(
+                    self.system.sys / "bus/pci/drivers_probe", self.address
+                )
+        finally:
+            self.system.write(override, "\n" if before == "(null)" else before)
+        if self.driver != driver:
+            raise Unusable(f"{driver} does not take {self.address}; see dmesg")
+
+    @contextmanager
+    def enabled(self) -> Iterator[None]:
+        """Have its memory switched on while no driver is bound.
+
+        The kernel counts the ones that want it on, so our turn is put back, not
+        the others'.
+
+        Raises:
+            OSError: sysfs refuses.
+        """
+        self.system.write(self.path / "enable", "1")
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # unplugged, or bound by somebody meanwhile
+                self.system.write(self.path / "enable", "0")
+
+
+@contextmanager
+def mapped_resource(device: PciDevice, bar: int, size: int) -> Iterator[Mapping]:
+    """Map the start of a BAR from its file in sysfs.
+
+    Raises:
+        OSError: the kernel does not map it (lockdown; a driver has it for itself).
+    """
+    fd = os.open(device.path / f"resource{bar}", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        mapping = Mapping(fd, size)
+    finally:
+        os.close(fd)
+    try:
+        yield mapping
+    finally:
+        mapping.close()
+
+
+def find(
+    system: System | None = None, addresses: Iterable[str] | None = None
+) -> list[PciDevice]:
+    """Return this machine's ivshmem devices, in the order of their addresses.
+
+    Args:
+        system: where the kernel's files are.
+        addresses: PCI devices to look at, default: all that udev knows.
+    """
+    if addresses is None:
+        addresses = _udev_addresses()
+    system = system or System()
+    devices = [PciDevice(address, system) for address in sorted(addresses)]
+    return [device for device in devices if _is_ivshmem(device)]
+
+
+def at(address: str, system: System | None = None) -> PciDevice:
+    """Return the device at a PCI address; the domain may be left out.
+
+    Raises:
+        Unusable: there is none, or it is no ivshmem device.
+    """
+    full = normal_address(address)
+    device = PciDevice(full, system or System())
+    if not device.path.exists():
+        raise Unusable(f"no PCI device {full}; vhostpci-guest devices lists them")
+    if not _is_ivshmem(device):
+        raise Unusable(
+            f"{full} is no ivshmem device ({VENDOR[2:]}:{DEVICE[2:]}); "
+            "vhostpci-guest devices lists those that are"
+        )
+    return device
+
+
+def normal_address(address: str) -> str:
+    """Return a PCI address as sysfs spells it.
+
+    Raises:
+        Unusable: it is none.
+    """
+    address = address.lower()
+    if not _ADDRESS.fullmatch(address):
+        raise Unusable(f"{address!r} is no PCI address, as 0000:00:05.0")
+    return address if address.count(":") == 2 else f"0000:{address}"
+
+
+def _udev_addresses() -> list[str]:
+    import pyudev  # only where the address was not told: a tenth of a second in TCG
+
+    found = pyudev.Context().list_devices(subsystem="pci")
+    return [device.sys_name for device in found.match_attribute("vendor", VENDOR)]
+
+
+def _is_ivshmem(device: PciDevice) -> bool:
+    with suppress(OSError):
+        vendor = (device.path / "vendor").read_text().strip()
+        kind = (device.path / "device").read_text().strip()
+        return (vendor, kind) == (VENDOR, DEVICE)
+    return False
+
+
+def _msix_vectors(config: bytes) -> int:
+    """Walk the capability list (PCI, "Capabilities List"), which a bug may loop."""
+    (status,) = struct.unpack_from("<H", config, _STATUS)
+    at = config[_CAPABILITIES] if status & _STATUS_CAPABILITIES else 0
+    for _ in range(_CONFIG_SIZE // 4):
+        at &= ~3
+        if at == 0:
+            return 0
+        kind, following, control = struct.unpack_from("<BBH", config, at)
+        if kind == _MSIX:
+            return int(control & 0x7FF) + 1
+        at = following
+    return 0

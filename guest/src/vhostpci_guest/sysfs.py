@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device with no driver at all: its BARs from sysfs, no interrupts."""
+
+from contextlib import ExitStack
+
+from .device import PciBound, Registers, Unusable
+from .pci import PciDevice, mapped_resource
+
+NAME = "sysfs"
+
+
+def why_not(pci: PciDevice) -> str | None:
+    """Return what keeps this way from working, as far as one can see beforehand."""
+    lockdown = pci.system.sys / "kernel/security/lockdown"
+    if lockdown.exists() and "[none]" not in lockdown.read_text():
+        return (
+            "kernel lockdown forbids to map BARs; with vfio it works, "
+            "or switch Secure Boot off"
+        )
+    return None
+
+
+def bind(pci: PciDevice) -> PciBound:
+    """Take the device.
+
+    Raises:
+        Unusable: somebody has it, or the kernel does not let us.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(pci.claimed())
+        stack.enter_context(pci.bound(None))
+        stack.enter_context(pci.enabled())
+        return mapped(pci, NAME, stack)
+
+
+def mapped(pci: PciDevice, binding: str, stack: ExitStack) -> PciBound:
+    """Map the BARs of a device that is switched on.
+
+    Raises:
+        Unusable: the kernel does not let us.
+    """
+    try:
+        registers = stack.enter_context(mapped_resource(pci, 0, Registers.SIZE))
+        bar = stack.enter_context(mapped_resource(pci, 2, pci.bar_size(2)))
+    except OSError as error:
+        raise Unusable(
+            f"{pci.address}: its BARs can't be mapped: {error.strerror} "
+            "(kernel lockdown? another driver?)"
+        ) from error
+    return PciBound(
+        name=pci.address,
+        binding=binding,
+        registers=registers,
+        bar=bar,
+        vector_count=pci.msix_vectors or 0,
+        vectors=(),
+        undo=stack.pop_all(),
+    )

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device through uio_pci_generic: claimed by a driver, but without interrupts.
+
+ivshmem-doorbell has MSI-X only, and uio_pci_generic knows INTx only, so nothing is
+to be read from its node.  It is open all the same: so others see that it is in use.
+"""
+
+import os
+from contextlib import ExitStack
+
+from . import sysfs
+from .device import PciBound, Unusable
+from .pci import PciDevice
+
+NAME = "uio"
+DRIVER = "uio_pci_generic"
+
+
+def why_not(pci: PciDevice) -> str | None:
+    """Return what keeps this way from working, as far as one can see beforehand."""
+    if not pci.system.load(DRIVER, dry=True):
+        return f"no kernel module {DRIVER} here"
+    return sysfs.why_not(pci)
+
+
+def bind(pci: PciDevice) -> PciBound:
+    """Take the device.
+
+    Raises:
+        Unusable: somebody has it, or the kernel lacks what it takes.
+        OSError: sysfs refuses.
+    """
+    if not pci.system.load(DRIVER):
+        raise Unusable(f"no kernel module {DRIVER} here: modprobe {DRIVER} fails")
+    with ExitStack() as stack:
+        stack.enter_context(pci.claimed())
+        stack.enter_context(pci.bound(DRIVER))
+        fd = os.open(_node(pci), os.O_RDWR | os.O_CLOEXEC)
+        stack.callback(os.close, fd)
+        return sysfs.mapped(pci, NAME, stack)
+
+
+def _node(pci: PciDevice) -> str:
+    for uio in (pci.path / "uio").glob("uio*"):
+        return str(pci.system.dev / uio.name)
+    raise Unusable(f"{pci.address}: {DRIVER} made no UIO device; see dmesg")

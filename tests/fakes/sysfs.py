@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A kernel's file trees in a directory, with PCI drivers that bind and unbind.
+
+Only writes have to be played: everything that the code reads is a real file, link
+or directory.
+"""
+
+import os
+import struct
+from contextlib import suppress
+from pathlib import Path
+
+from vhostpci_guest.pci import System
+
+CONFIG_SIZE = 256
+BAR0, BAR2 = 256, 1 << 20
+
+
+class FakeSystem(System):
+    """A `System` below `root`.
+
+    Args:
+        root: an empty directory.
+        modules: drivers that could be loaded.
+    """
+
+    def __init__(self, root: Path, *modules: str) -> None:
+        super().__init__(root)
+        self.modules = modules
+        self.writes: list[tuple[str, str]] = []
+        """All writes: file's name, text."""
+        self.deaf: set[str] = set()
+        """Drivers that take no device."""
+        for path in ("sys/bus/pci/devices", "sys/bus/pci/drivers", "dev", "proc"):
+            (root / path).mkdir(parents=True)
+
+    def plug(
+        self,
+        address: str,
+        *,
+        vendor: str = "0x1af4",
+        device: str = "0x1110",
+        vectors: int = 3,
+        driver: str | None = None,
+        group: str | None = None,
+    ) -> Path:
+        """Plug a device in; return its directory."""
+        path = self.sys / "bus/pci/devices" / address
+        path.mkdir()
+        (path / "vendor").write_text(f"{vendor}\n")
+        (path / "device").write_text(f"{device}\n")
+        (path / "driver_override").write_text("(null)\n")
+        (path / "enable").write_text("0\n")
+        (path / "config").write_bytes(config(vectors))
+        sizes = [BAR0, 4096, BAR2]
+        lines = [f"{1 << 32:#018x} {(1 << 32) + size - 1:#018x} 0x0" for size in sizes]
+        (path / "resource").write_text("\n".join([*lines, "0x0 0x0 0x0", ""]))
+        for index in (0, 2):
+            (path / f"resource{index}").write_bytes(bytes(sizes[index]))
+        if group is not None:
+            (path / "iommu_group").symlink_to(f"../../../kernel/iommu_groups/{group}")
+        if driver is not None:
+            self.load_now(driver)
+            self._bind(path, driver)
+        return path
+
+    def load_now(self, driver: str) -> None:
+        """Have a driver."""
+        (self.sys / "bus/pci/drivers" / driver).mkdir(exist_ok=True)
+
+    def load(self, driver: str, *, dry: bool = False) -> bool:
+        """Load a driver if there is one."""
+        known = driver in self.modules
+        if known and not dry:
+            self.load_now(driver)
+        return known or (self.sys / "bus/pci/drivers" / driver).exists()
+
+    def write(self, path: Path, text: str) -> None:
+        """Write an attribute, and do what the kernel does then."""
+        self.writes.append((path.name, text.strip()))
+        if path.name == "unbind":
+            self._unbind(self.sys / "bus/pci/devices" / text)
+        elif path.name == "drivers_probe":
+            self._probe(self.sys / "bus/pci/devices" / text)
+        elif path.name == "driver_override":
+            path.write_text(f"{text.strip() or '(null)'}\n")
+        elif path.name == "enable":
+            if (path.parent / "driver").exists():
+                raise OSError(16, "Device or resource busy")
+            count = int(path.read_text()) + (1 if text == "1" else -1)
+            path.write_text(f"{count}\n")
+        else:
+            raise FileNotFoundError(path)
+
+    def _probe(self, device: Path) -> None:
+        driver = (device / "driver_override").read_text().strip()
+        loaded = self.sys / "bus/pci/drivers" / driver
+        if driver != "(null)" and loaded.exists() and driver not in self.deaf:
+            self._bind(device, driver)
+
+    def _bind(self, device: Path, driver: str) -> None:
+        (device / "driver").symlink_to(self.sys / "bus/pci/drivers" / driver)
+        if driver == "uio_pci_generic":
+            (device / "uio/uio0").mkdir(parents=True, exist_ok=True)
+            (self.dev / "uio0").touch()
+
+    def _unbind(self, device: Path) -> None:
+        (device / "driver").unlink()
+        with suppress(FileNotFoundError):
+            (device / "uio/uio0").rmdir()
+
+    def opened(self, node: str, *, pid: int, name: str) -> None:
+        """Let a process have a device node open."""
+        fds = self.proc / str(pid) / "fd"
+        fds.mkdir(parents=True)
+        (fds.parent / "comm").write_text(f"{name}\n")
+        os.symlink(self.dev / node, fds / "5")
+
+
+def config(vectors: int) -> bytes:
+    """Return a configuration space with two capabilities, MSI-X the second."""
+    space = bytearray(CONFIG_SIZE)
+    struct.pack_into("<H", space, 0x04, 2)  # memory is on
+    struct.pack_into("<H", space, 0x06, 0x10)
+    space[0x34] = 0x40
+    struct.pack_into("<BB", space, 0x40, 0x09, 0x50)
+    if vectors:
+        struct.pack_into("<BBH", space, 0x50, 0x11, 0, 0x8000 | (vectors - 1))
+    return bytes(space)
