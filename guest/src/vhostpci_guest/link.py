@@ -1,0 +1,452 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One device of ours: what the daemon says about it, its rings and its TAP.
+
+Theory of operation.  `poll` looks at the metadata's generation.  When it has changed:
+
+1. read and check what the daemon wants (`plan.check`);
+2. stop the rings that may not go on, and write down where they stopped;
+3. write the generation, and ring the daemon's doorbell: it may be waiting, and the
+   whole master VM with it;
+4. only then start rings, make the TAP, move the carrier.
+
+`tick` beats our heart, and watches the daemon's.  A daemon that says nothing for
+three seconds may be dead, and then the master's QEMU has taken its rings back without
+a word: they are stopped until it beats again.  For the same reason nothing runs
+before we have seen it beat once.
+
+What the metadata says may be anything.  It is logged once, reported as FAILED, and
+looked at again when it changes.
+"""
+
+import logging
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, replace
+from typing import Any
+
+from vhostpci_shared import metadata as md
+from vhostpci_shared.access import Metadata, find
+from vhostpci_shared.metadata import AgentRingState, AgentState, RingFlag
+from vhostpci_shared.wire import ProtocolError
+
+from . import net
+from .dataplane import (
+    DataPlane,
+    PlaneMaker,
+    RingRefused,
+    RingReport,
+    RingStart,
+    used_index,
+)
+from .device import Device, Unusable, drain
+from .plan import NOTHING, Run, Want, base, check, inherited, place, plan
+from .port import Port
+
+log = logging.getLogger(__name__)
+
+TICK = 0.2
+"""Seconds between two beats of our heart; the metadata asks for 0.25."""
+FAST = 0.005
+"""Seconds between two looks where no interrupt tells of a change."""
+SLOW = 0.1
+"""The same while no master is there."""
+_SILENT_TICKS = 15
+"""Looks at a heartbeat that stands still before the daemon is given up: 3 s.
+
+They are counted, not timed: a slave VM that was paused finds much time gone.
+"""
+
+_COUNTS = ("packets", "octets", "drops", "kicks", "calls")
+
+
+class Pulse:
+    """Whether the daemon's heart beats."""
+
+    def __init__(self, beat: int) -> None:
+        self.known = False
+        """Whether it has ever beaten while we looked: no ring runs before."""
+        self._beat = beat
+        self._silent = _SILENT_TICKS
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has beaten lately."""
+        return self._silent < _SILENT_TICKS
+
+    def look(self, beat: int, *, tick: bool) -> None:
+        """Take a look; only those of a `tick` count against it."""
+        if beat != self._beat:
+            self._beat, self._silent, self.known = beat, 0, True
+        elif tick:
+            self._silent = min(self._silent + 1, _SILENT_TICKS)
+
+
+class Link:
+    """Serves one device.
+
+    Args:
+        device: bound; it stays the caller's.
+        port: where its packets go; it stays the caller's.
+        make_plane: makes what moves them.
+
+    Raises:
+        Unusable: the device is not the one with the metadata.
+        ProtocolError: it has no metadata, or of a version that we don't know.
+    """
+
+    def __init__(self, device: Device, port: Port, make_plane: PlaneMaker) -> None:
+        if device.window.id != md.SLAVE_ID:
+            raise Unusable(
+                f"{device.name} has IVPosition {device.window.id}: it shows memory to "
+                f"a device with IVPosition {md.SLAVE_ID}, which is the one to serve"
+            )
+        self.device = device
+        self.port = port
+        self._make_plane = make_plane
+        self._plane: DataPlane | None = None
+        self._metadata = Metadata(find(device.window.view))
+        try:
+            self._metadata.header()
+        except ProtocolError:
+            self._metadata.release()
+            raise
+        self._agent = md.Agent(
+            instance=int.from_bytes(os.urandom(8)) | 1,
+            state=AgentState.READY,
+            vectors=device.vector_count,
+            binding=device.binding,
+        )
+        self._pulse = Pulse(self._metadata.heartbeat())
+        self._now: Want = NOTHING
+        self._runs: dict[int, Run] = {}
+        self._snapshot: md.Snapshot | None = None
+        self._acted: int | None = None  # the generation that we act by
+        self._served = False
+        self._waits = False  # a ring waits for the peer that it is to call
+        self._inherit()
+
+    def _inherit(self) -> None:
+        """Take note of where the agent before us stood."""
+        for index in range(md.MAX_RINGS):
+            with suppress(ProtocolError):
+                run = inherited(self._metadata.agent_ring(index))
+                if run is not None:
+                    self._runs[index] = run
+
+    # What the loop asks.
+
+    @property
+    def interval(self) -> float:
+        """Seconds until the next look, if nothing happens before."""
+        if not self._pulse.alive:
+            return SLOW if self._pulse.known else FAST
+        if self._waits or self._acted != self._metadata.generation():
+            return FAST
+        if self.device.vector(md.METADATA_VECTOR) is not None:
+            return TICK
+        return FAST if self._now.master else SLOW
+
+    def fds(self) -> Iterable[int]:
+        """Return the descriptors at which something happens."""
+        vector = self.device.vector(md.METADATA_VECTOR)
+        if vector is not None:
+            yield vector
+        if self._plane is not None:
+            yield self._plane.fileno()
+
+    def look(self) -> None:
+        """See what has happened, and act on it.
+
+        Raises:
+            Unusable: the device cannot be served at all.
+        """
+        vector = self.device.vector(md.METADATA_VECTOR)
+        if vector is not None:
+            drain(vector)
+        if self._plane is not None and drain(self._plane.fileno()):
+            self._watch_rings()
+        self._pulse_changed(tick=False)
+        generation = self._metadata.generation()
+        if not self._pulse.alive:
+            return
+        if generation != self._acted and generation % 2 == 0:
+            self._follow(generation)
+        elif self._waits:
+            self._start_rings()
+
+    def tick(self) -> None:
+        """Beat our heart, watch the daemon's, and tell how the rings are."""
+        self._pulse_changed(tick=True)
+        self._watch_rings()
+        self._agent = replace(self._agent, heartbeat=self._agent.heartbeat + 1)
+        self._report()
+
+    # Following the daemon.
+
+    def _pulse_changed(self, *, tick: bool) -> None:
+        alive = self._pulse.alive
+        self._pulse.look(self._metadata.heartbeat(), tick=tick)
+        if alive == self._pulse.alive:
+            return
+        if alive:
+            log.warning(
+                "%s: the daemon has been silent for %g s: its rings are stopped "
+                "until it is back",
+                self.device.name,
+                _SILENT_TICKS * TICK,
+            )
+            self._stop_all()
+        elif self._served:
+            log.info("%s: the daemon is back", self.device.name)
+        self._acted = None  # look at everything anew
+
+    def _follow(self, generation: int) -> None:
+        """Act by a generation of the daemon's."""
+        snapshot, want = None, NOTHING
+        try:
+            snapshot = self._metadata.snapshot()
+            if snapshot is None:
+                return  # it changes again
+            generation = snapshot.generation
+            if self._vectors_to_come(snapshot.device):
+                return
+            want = self._check(snapshot)
+        except ProtocolError as why:
+            snapshot = None
+            self._failed(str(why))
+        if self._stopped_for(want):
+            self._snapshot = snapshot
+            self._answer(generation)
+            if snapshot is not None:
+                self._go_on(snapshot.device)
+            self._set_carrier()
+
+    def _vectors_to_come(self, device: md.Device) -> bool:
+        return self.device.vector_count < device.vectors and not self.device.settled
+
+    def _check(self, snapshot: md.Snapshot) -> Want:
+        """Return what to do; a device that is too small ends us, but only at first."""
+        window = self.device.window
+        try:
+            return check(snapshot, {window.id: window}, self.device.vector_count)
+        except Unusable as why:
+            if self._served:
+                raise ProtocolError(str(why)) from None
+            self._give_up(str(why))
+            raise
+
+    def _failed(self, why: str) -> None:
+        """Say what is wrong with the metadata, once."""
+        if why != self._agent.message:
+            log.warning("%s: %s", self.device.name, why)
+        self._agent = replace(self._agent, state=AgentState.FAILED, message=why)
+
+    def _give_up(self, why: str) -> None:
+        """Tell the daemon why nobody will serve this device."""
+        self._agent = replace(self._agent, state=AgentState.FAILED, message=why)
+        self._answer(self._metadata.generation())
+
+    def _answer(self, generation: int) -> None:
+        """Tell the daemon by which generation we act."""
+        self._acted = generation
+        self._agent = replace(self._agent, generation=generation)
+        self._report()
+        self._ring_daemon()
+
+    def _ring_daemon(self) -> None:
+        peer = self._snapshot.device.daemon_peer if self._snapshot else md.DAEMON_PEER
+        self.device.ring(peer, md.METADATA_VECTOR)
+
+    # Stopping.
+
+    def _stopped_for(self, want: Want) -> bool:
+        """Stop the rings that `want` does not let run; return whether they did."""
+        steps = plan(self._now, want, self._runs)
+        stopped = [self._stop(index) for index in steps.stop]
+        if not all(stopped):
+            return False
+        if self._plane is not None and want.queue_pairs != self._now.queue_pairs:
+            self._plane.close()
+            self._plane = None
+        if self._plane is not None and steps.remap:
+            self._plane.set_memory(want.memory)
+        self._now, self._waits = want, False
+        return True
+
+    def _stop_all(self) -> None:
+        self._stopped_for(NOTHING)
+        self._set_carrier()
+        self._report()
+        self._ring_daemon()
+
+    def _stop(self, index: int) -> bool:
+        """Stop a ring; return whether it did."""
+        assert self._plane is not None
+        try:
+            at = self._plane.stop(index)
+        except TimeoutError:
+            log.warning("%s: ring %d does not stop", self.device.name, index)
+            return False
+        run = self._runs[index]
+        if run.state is AgentRingState.RUNNING:  # else it stopped by itself
+            self._runs[index] = replace(run, state=AgentRingState.STOPPED, index=at)
+        return True
+
+    # Starting.
+
+    def _go_on(self, device: md.Device) -> None:
+        """Serve the device as it is wanted now."""
+        if self._agent.state is not AgentState.READY or not self._served:
+            log.info("%s: serving %r", self.device.name, device.name)
+        self._agent = replace(self._agent, state=AgentState.READY, message="")
+        self._served = True
+        self._open_plane(device)
+        self.port.follow_mtu(device.mtu)
+        self._start_rings()
+
+    def _open_plane(self, device: md.Device) -> None:
+        try:
+            fds = self.port.open(device.queue_pairs, device.name)
+        except Unusable as why:
+            self._give_up(str(why))
+            raise
+        if self._plane is None:
+            self._plane = self._make_plane(fds)
+            self._plane.set_memory(self._now.memory)
+
+    def _start_rings(self) -> None:
+        """Start what is wanted, and does not run."""
+        start = plan(self._now, self._now, self._runs).start
+        if self._plane is None or not start:
+            return
+        options = net.options(self._now.features, self.port.mtu)
+        self.port.set_options(options)
+        self._waits = False
+        for index in start:
+            self._start(self._plane, index, options)
+        self._set_carrier()
+        self._report()
+
+    def _start(self, plane: DataPlane, index: int, options: net.NetOptions) -> None:
+        ring = self._now.rings[index]
+        state = AgentRingState.RUNNING
+        try:
+            start = self._ring_start(index, ring, options)
+            if start is None:
+                self._waits = True
+                return
+            plane.start(index, start)
+        except RingRefused as why:
+            log.warning("%s: ring %d can't run: %s", self.device.name, index, why)
+            state = why.state
+        self._runs[index] = Run(session=ring.session, state=state, place=place(ring))
+
+    def _ring_start(
+        self, index: int, ring: md.Ring, options: net.NetOptions
+    ) -> RingStart | None:
+        """Gather what a ring needs; None if the peer it is to call is not there yet."""
+        start = base(ring, self._runs.get(index))
+        if start is None:
+            start = used_index(ring, self._now.memory)
+        call = None
+        if ring.flags & RingFlag.CALL:
+            call = self.device.doorbell(ring.call_peer, ring.call_vector)
+            if call is None:
+                return None
+        window = self.device.window
+        metadata = window.address + window.size - md.SIZE
+        return RingStart(
+            ring=ring,
+            base=start,
+            kick=self.device.vector(ring.kick_vector),
+            call=call,
+            entry=metadata + md.RINGS + index * md.Ring.layout.size,
+            options=options,
+        )
+
+    # Telling.
+
+    def _watch_rings(self) -> None:
+        """Take note of rings that stopped by themselves."""
+        for index, run in self._runs.items():
+            if run.state is not AgentRingState.RUNNING or self._plane is None:
+                continue
+            report = self._plane.report(index)
+            if report.state is not AgentRingState.RUNNING:
+                self._fell(self._plane, index, run, report)
+
+    def _fell(self, plane: DataPlane, index: int, run: Run, report: RingReport) -> None:
+        log.warning(
+            "%s: ring %d is %s at %d: %s; it waits for a new session",
+            self.device.name,
+            index,
+            report.state.name.lower(),
+            report.index,
+            report.reason,
+        )
+        self._runs[index] = replace(run, state=report.state, index=report.index)
+        with suppress(TimeoutError):
+            plane.stop(index)
+        self._set_carrier()
+        self._report()
+        self._ring_daemon()
+
+    def _set_carrier(self) -> None:
+        states = {run.state for run in self._runs.values()}
+        self.port.set_carrier(AgentRingState.RUNNING in states)
+
+    def _report(self) -> None:
+        """Write how we are into the metadata."""
+        for index, run in self._runs.items():
+            report = self._ring_report(index, run)
+            counts = {name: getattr(report, name) for name in (*_COUNTS, "index")}
+            entry = md.AgentRing(session=run.session, state=run.state, **counts)
+            self._metadata.write_agent_ring(index, entry)
+        self._metadata.write_agent(self._agent)
+
+    def _ring_report(self, index: int, run: Run) -> RingReport:
+        report = self._plane.report(index) if self._plane else RingReport()
+        if run.state is AgentRingState.RUNNING:
+            return report
+        return replace(report, index=run.index)
+
+    def status(self) -> dict[str, Any]:
+        """Return how we are, as `vhostpci-guest status -j` prints it."""
+        snapshot = self._snapshot
+        return {
+            "device": self.device.name,
+            "name": snapshot.device.name if snapshot else None,
+            "binding": self.device.binding,
+            "interrupts": self.device.vector(md.METADATA_VECTOR) is not None,
+            "vectors": self.device.vector_count,
+            "state": self._agent.state.name.lower(),
+            "message": self._agent.message,
+            "daemon": "alive" if self._pulse.alive else "silent",
+            "master": self._now.master,
+            "generation": self._acted,
+            "tap": self.port.name,
+            "carrier": self.port.carrier,
+            "rings": [
+                {
+                    "ring": index,
+                    "session": run.session,
+                    **asdict(self._ring_report(index, run)),
+                    "state": run.state.name.lower(),
+                }
+                for index, run in sorted(self._runs.items())
+            ],
+        }
+
+    def close(self) -> None:
+        """Stop all, and say goodbye to the daemon; what failed stays said."""
+        self._stopped_for(NOTHING)
+        with suppress(Unusable):  # the TAP may be what ended us
+            self._set_carrier()
+        if self._agent.state is not AgentState.FAILED:
+            self._agent = replace(self._agent, state=AgentState.NONE)
+        self._report()
+        self._ring_daemon()
+        if self._plane is not None:
+            self._plane.close()
+        self._metadata.release()

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A data plane and a port that move nothing, and remember what they were told."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+from vhostpci_guest.dataplane import RingRefused, RingReport, RingStart
+from vhostpci_guest.device import new_eventfd, signal
+from vhostpci_guest.net import NetOptions
+from vhostpci_guest.plan import Memory
+from vhostpci_guest.port import Port
+from vhostpci_guest.tap import TapConfig
+from vhostpci_shared.metadata import AgentRingState
+
+
+class FakePlane:
+    """A `DataPlane`; rings run until they are stopped, or made to `fall`."""
+
+    def __init__(self, tap_fds: Sequence[int] = (0,)) -> None:
+        self.tap_fds = tuple(tap_fds)
+        self.memory: tuple[Memory, ...] = ()
+        self.running: dict[int, RingStart] = {}
+        self.starts: list[tuple[int, int]] = []
+        """Each start: ring, and the index it starts at."""
+        self.stops: list[int] = []
+        self.stuck: set[int] = set()
+        """Rings that don't stop in time."""
+        self.refuses: dict[int, RingRefused] = {}
+        self.closed = False
+        self._events = new_eventfd()
+        self._reports: dict[int, RingReport] = {}
+
+    def fileno(self) -> int:
+        """Return the eventfd of rings that fell."""
+        return self._events
+
+    def set_memory(self, memory: Sequence[Memory]) -> None:
+        """Remember it; a plane whose rings run must not be asked."""
+        assert not self.running, "memory changes while rings run"
+        self.memory = tuple(memory)
+
+    def start(self, index: int, start: RingStart) -> None:
+        """Run a ring."""
+        assert index not in self.running, f"ring {index} is started twice"
+        if index in self.refuses:
+            raise self.refuses[index]
+        self.running[index] = start
+        self.starts.append((index, start.base))
+        self.move(index, start.base)
+
+    def stop(self, index: int) -> int:
+        """Stop a ring."""
+        if index in self.stuck:
+            raise TimeoutError("stuck")
+        self.stops.append(index)
+        self.running.pop(index, None)
+        return self._reports[index].index
+
+    def report(self, index: int) -> RingReport:
+        """Return how a ring stands."""
+        return self._reports.get(index, RingReport())
+
+    def move(self, index: int, at: int, packets: int = 0) -> None:
+        """Let a ring get to an index."""
+        self._reports[index] = RingReport(
+            state=AgentRingState.RUNNING, index=at, packets=packets
+        )
+
+    def fall(self, index: int, state: AgentRingState, reason: str) -> None:
+        """Let a ring stop by itself."""
+        self._reports[index] = replace(self._reports[index], state=state, reason=reason)
+        signal(self._events)
+
+    def close(self) -> None:
+        """Close the eventfd."""
+        if not self.closed:
+            self.closed = True
+            self.running.clear()
+            os.close(self._events)
+
+
+class FakePort(Port):
+    """A port whose TAP is only told of."""
+
+    def __init__(self) -> None:
+        super().__init__(TapConfig())
+        self.queues = 0
+        self.options: NetOptions | None = None
+        self.told_mtu = 0
+        self.plugged = False
+
+    @property
+    def name(self) -> str | None:
+        """Return a name."""
+        return "vp0" if self.queues else None
+
+    @property
+    def carrier(self) -> bool:
+        """Whether the cable is in."""
+        return self.plugged
+
+    @property
+    def mtu(self) -> int:
+        """Return an MTU."""
+        return 1500
+
+    def open(self, queues: int, name: str) -> tuple[int, ...]:
+        """Return numbers that are no descriptors."""
+        self.queues = queues
+        return tuple(range(1000, 1000 + queues))
+
+    def set_options(self, options: NetOptions) -> None:
+        """Remember them."""
+        self.options = options
+
+    def set_carrier(self, on: bool) -> None:
+        """Remember it."""
+        self.plugged = on
+
+    def follow_mtu(self, mtu: int) -> None:
+        """Remember it."""
+        self.told_mtu = mtu
+
+    def close(self) -> None:
+        """Nothing to close."""

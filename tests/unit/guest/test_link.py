@@ -1,0 +1,453 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One device: the daemon says something, and the link does it, in the right order."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.fakes.bar import MEMORY, RUNS, FakeDaemon, FakeDevice, pair, ring
+from tests.fakes.plane import FakePlane, FakePort
+
+from vhostpci_guest.dataplane import RingRefused
+from vhostpci_guest.device import Unusable
+from vhostpci_guest.link import FAST, SLOW, TICK, Link
+from vhostpci_shared import metadata as md
+from vhostpci_shared.metadata import AgentRingState, AgentState, RingFlag
+from vhostpci_shared.wire import ProtocolError
+
+
+class Bench:
+    """A link, with the daemon in front of it and a data plane behind."""
+
+    def __init__(self, **options: int) -> None:
+        self.device = FakeDevice(**options)  # type: ignore[arg-type]
+        self.daemon = FakeDaemon(self.device)
+        self.planes: list[FakePlane] = []
+        self.port = FakePort()
+        self.link: Link | None = None
+
+    @property
+    def plane(self) -> FakePlane:
+        return self.planes[-1]
+
+    @property
+    def running(self) -> set[int]:
+        return set(self.plane.running) if self.planes else set()
+
+    def make_plane(self, fds: object) -> FakePlane:
+        self.planes.append(FakePlane(fds))  # type: ignore[arg-type]
+        return self.plane
+
+    def attach(self) -> Link:
+        self.link = Link(self.device, self.port, self.make_plane)
+        return self.link
+
+    def publish(self, *rings: md.Ring, **device: object) -> int:
+        """Publish, and let the living link see it."""
+        generation = self.daemon.publish(*rings, **device)  # type: ignore[arg-type]
+        self.look()
+        return generation
+
+    def look(self) -> None:
+        assert self.link is not None
+        self.daemon.beat()
+        self.link.look()
+
+    def ticks(self, count: int, *, daemon: bool = True) -> None:
+        """Let time go by."""
+        assert self.link is not None
+        for _ in range(count):
+            if daemon:
+                self.daemon.beat()
+            self.link.tick()
+            self.link.look()
+
+    def close(self) -> None:
+        if self.link is not None:
+            self.link.close()
+        self.daemon.close()
+        for plane in self.planes:
+            plane.close()
+        self.device.close()
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    bench.daemon.publish()
+    bench.attach()
+    yield bench
+    bench.close()
+
+
+def test_rings_start_when_the_daemon_says_so(bench: Bench) -> None:
+    generation = bench.publish(*pair(2))
+    assert bench.running == {0, 1}
+    assert bench.daemon.agent().generation == generation
+    assert bench.daemon.agent().state is AgentState.READY
+    assert bench.daemon.ring(0).state is AgentRingState.RUNNING
+    assert bench.daemon.poked()
+
+
+def test_nothing_runs_before_the_daemon_has_beaten_once(bench: Bench) -> None:
+    assert bench.link is not None
+    bench.daemon.publish(*pair(2))
+    bench.link.look()
+    assert bench.running == set()
+    bench.look()
+    assert bench.running == {0, 1}
+
+
+def test_quiesce_is_answered_after_the_ring_has_stopped(bench: Bench) -> None:
+    bench.publish(*pair(2))
+    bench.plane.move(1, 77)
+    bench.daemon.poked()
+    generation = bench.publish(ring(session=2), ring(1, session=3, flags=0))
+    assert bench.running == {0}
+    assert bench.daemon.agent().generation == generation
+    assert bench.daemon.ring(1).state is AgentRingState.STOPPED
+    assert bench.daemon.ring(1).index == 77
+    assert bench.daemon.ring(1).session == 2
+    assert bench.daemon.poked()
+
+
+def test_ring_that_does_not_stop_is_not_answered_for(bench: Bench) -> None:
+    before = bench.publish(*pair(2))
+    bench.plane.stuck = {0}
+    bench.publish(*pair(3, flags=0))
+    assert bench.daemon.agent().generation == before
+    bench.plane.stuck = set()
+    bench.look()
+    assert bench.running == set()
+    assert bench.daemon.agent().generation == before + 2
+
+
+def test_memory_is_changed_only_when_no_ring_runs(bench: Bench) -> None:
+    bench.publish(*pair(2))
+    smaller = replace(MEMORY, size=0x80000)
+    bench.publish(*pair(3), regions=(smaller,))  # the fake plane checks it
+    assert [piece.size for piece in bench.plane.memory] == [0x80000]
+    assert bench.running == {0, 1}
+
+
+def test_ring_goes_on_where_it_stopped_in_the_same_session(bench: Bench) -> None:
+    bench.publish(*pair(2))
+    bench.plane.move(0, 41)
+    bench.publish(*pair(2), regions=(replace(MEMORY, size=0x80000),))
+    assert bench.plane.starts[-2:] == [(0, 41), (1, 0)]
+
+
+def test_ring_starts_at_its_base_in_a_new_session(bench: Bench) -> None:
+    bench.publish(*pair(2))
+    bench.publish(ring(session=3, base=9), ring(1, session=2))
+    assert bench.plane.starts[-1] == (0, 9)
+
+
+def test_ring_of_an_agent_that_was_killed_goes_on_where_the_ring_says() -> None:
+    bench = Bench()
+    wanted = ring(session=5)
+    bench.daemon.publish(wanted, ring(1, session=5, flags=0))
+    died = md.AgentRing(session=5, state=AgentRingState.RUNNING)
+    bench.daemon.metadata.write_agent_ring(0, died)
+    bench.device.window.view[wanted.device + 2] = 123
+    bench.attach()
+    bench.look()
+    assert bench.plane.starts == [(0, 123)]
+    bench.close()
+
+
+def test_carrier_follows_the_rings(bench: Bench) -> None:
+    bench.publish()
+    assert not bench.port.carrier
+    bench.publish(*pair(2))
+    assert bench.port.carrier
+    bench.publish(*pair(3, flags=0))
+    assert not bench.port.carrier
+
+
+def test_disabled_ring_does_not_run(bench: Bench) -> None:
+    bench.publish(*pair(2, flags=RingFlag.STARTED))
+    assert bench.running == set()
+
+
+def test_silent_daemon_stops_the_rings_until_it_beats_again(bench: Bench) -> None:
+    bench.publish(*pair(2))
+    bench.plane.move(0, 8)
+    bench.ticks(14, daemon=False)
+    assert bench.running == {0, 1}
+    bench.ticks(1, daemon=False)
+    assert bench.running == set()
+    assert not bench.port.carrier
+    assert bench.daemon.ring(0).state is AgentRingState.STOPPED
+    bench.look()
+    assert bench.running == {0, 1}
+    assert bench.plane.starts[-2] == (0, 8)
+    assert bench.port.carrier
+
+
+def test_silence_is_said_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.publish(*pair(2))
+    bench.ticks(40, daemon=False)
+    assert caplog.text.count("silent") == 1
+
+
+def test_our_heart_beats(bench: Bench) -> None:
+    bench.publish(*pair(2))
+    before = bench.daemon.agent().heartbeat
+    bench.ticks(3)
+    assert bench.daemon.agent().heartbeat == before + 3
+
+
+def test_counters_are_told(bench: Bench) -> None:
+    bench.publish(*pair(2))
+    bench.plane.move(0, 5, packets=1234)
+    bench.ticks(1)
+    assert bench.daemon.ring(0).packets == 1234
+    assert bench.daemon.ring(0).index == 5
+
+
+@pytest.mark.parametrize("state", [AgentRingState.BROKEN, AgentRingState.FENCED])
+def test_ring_that_fell_waits_for_a_new_session(
+    bench: Bench, state: AgentRingState, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.publish(*pair(2))
+    bench.daemon.poked()
+    bench.plane.fall(0, state, "a chain loops")
+    bench.look()
+    assert bench.daemon.ring(0).state is state
+    assert bench.daemon.poked()
+    assert "a chain loops" in caplog.text
+    bench.publish(*pair(2))
+    assert bench.running == {1}
+    bench.publish(ring(session=3), ring(1, session=2))
+    assert bench.running == {0, 1}
+
+
+def test_carrier_is_off_when_the_last_ring_fell(bench: Bench) -> None:
+    bench.publish(*pair(2))
+    for index in (0, 1):
+        bench.plane.fall(index, AgentRingState.FENCED, "moved")
+    bench.look()
+    assert not bench.port.carrier
+
+
+def test_ring_that_is_refused_is_reported_broken(bench: Bench) -> None:
+    bench.publish()
+    bench.plane.refuses[0] = RingRefused("size 3")
+    bench.publish(*pair(2))
+    assert bench.running == {1}
+    assert bench.daemon.ring(0).state is AgentRingState.BROKEN
+
+
+def test_hostile_metadata_stops_all_is_said_once_and_looked_at_again(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.publish(*pair(2))
+    for _ in range(2):
+        bad = bench.publish(*pair(2), regions=(replace(MEMORY, window=9),))
+    assert bench.running == set()
+    assert not bench.port.carrier
+    assert bench.daemon.agent().state is AgentState.FAILED
+    assert "window 9" in bench.daemon.agent().message
+    assert bench.daemon.agent().generation == bad
+    assert caplog.text.count("window 9") == 1
+    bench.publish(*pair(3))
+    assert bench.running == {0, 1}
+    assert bench.daemon.agent().state is AgentState.READY
+    assert bench.daemon.agent().message == ""
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, md.DAEMON_END - 1), st.binary(min_size=1, max_size=64)
+        ),
+        max_size=8,
+    )
+)
+def test_any_bytes_in_the_metadata_leave_the_link_alive(
+    writes: list[tuple[int, bytes]],
+) -> None:
+    bench = Bench()
+    bench.daemon.publish()
+    bench.attach()
+    bench.publish(*pair(2))
+    view = bench.device.window.view[-md.SIZE :]
+    for at, data in writes:
+        data = data[: md.DAEMON_END - at]
+        view[at : at + len(data)] = data
+        bench.ticks(1)
+    view.release()
+    bench.daemon.metadata.format()
+    bench.publish(*pair(3))
+    assert bench.running == {0, 1}
+    bench.close()
+
+
+def test_metadata_that_is_being_written_is_looked_at_again_soon(bench: Bench) -> None:
+    assert bench.link is not None
+    bench.publish(*pair(2))
+    bench.daemon.metadata.format()  # odd from here on
+    bench.look()
+    assert bench.running == {0, 1}
+    assert bench.link.interval == FAST
+
+
+def test_device_without_metadata_is_refused() -> None:
+    bench = Bench()
+    bench.device.window.view[-md.SIZE :] = bytes(md.SIZE)
+    with pytest.raises(ProtocolError, match="no vhostpci metadata"):
+        bench.attach()
+    bench.close()
+
+
+def test_unknown_version_is_refused() -> None:
+    bench = Bench()
+    bench.device.window.view[-md.SIZE + 8] = 2
+    with pytest.raises(ProtocolError, match="version 2"):
+        bench.attach()
+    bench.close()
+
+
+def test_window_too_small_for_metadata_is_refused() -> None:
+    device = FakeDevice(size=0x1000)
+    with pytest.raises(ProtocolError, match="smaller than the metadata"):
+        Link(device, FakePort(), FakePlane)
+    device.close()
+
+
+def test_device_that_is_only_a_window_is_refused() -> None:
+    device = FakeDevice(window=3)
+    with pytest.raises(Unusable, match="IVPosition 3"):
+        Link(device, FakePort(), FakePlane)
+    device.close()
+
+
+def test_too_few_vectors_are_told_to_the_daemon_and_the_user() -> None:
+    bench = Bench(vectors=2)
+    bench.daemon.publish()
+    bench.attach()
+    with pytest.raises(Unusable, match="vectors=3"):
+        bench.look()
+    bench.close()
+    device = FakeDevice()
+    device.close()
+
+
+def test_what_failed_stays_said_when_we_leave() -> None:
+    bench = Bench(vectors=2)
+    bench.daemon.publish()
+    link = bench.attach()
+    with pytest.raises(Unusable):
+        bench.look()
+    link.close()
+    bench.link = None
+    assert bench.daemon.agent().state is AgentState.FAILED
+    assert "vectors=3" in bench.daemon.agent().message
+    assert bench.daemon.poked()
+    bench.close()
+
+
+def test_vectors_that_are_still_to_come_are_waited_for() -> None:
+    bench = Bench(vectors=3)
+    bench.daemon.publish(*pair(2))
+    bench.device.vector_count, bench.device.settled = 1, False
+    bench.attach()
+    bench.look()
+    assert bench.daemon.agent().generation == 0
+    bench.device.vector_count = 3
+    bench.look()
+    assert bench.running == {0, 1}
+    bench.close()
+
+
+def test_ring_waits_for_the_peer_that_it_is_to_call(bench: Bench) -> None:
+    assert bench.link is not None
+    bench.device.absent = {md.FIRST_CALL_PEER}
+    bench.publish(*pair(2))
+    assert bench.running == set()
+    assert bench.link.interval == FAST
+    bench.device.absent = set()
+    bench.look()
+    assert bench.running == {0, 1}
+
+
+def test_ring_without_call_never_interrupts(bench: Bench) -> None:
+    wanted = RUNS & ~RingFlag.CALL
+    bench.publish(*pair(2, flags=wanted))
+    assert [start.call for start in bench.plane.running.values()] == [None, None]
+
+
+def test_ring_knows_its_vector_its_doorbell_and_its_entry(bench: Bench) -> None:
+    bench.publish(*pair(2))
+    start = bench.plane.running[1]
+    window = bench.device.window
+    entry = window.size - md.SIZE + md.RINGS + md.Ring.layout.size
+    assert start.kick == bench.device.vector(2)
+    assert start.call == bench.device.doorbell(md.FIRST_CALL_PEER, 1)
+    assert start.entry == window.address + entry
+
+
+def test_more_queue_pairs_get_a_new_plane(bench: Bench) -> None:
+    bench.device.vector_count = 5
+    bench.publish(*pair(2))
+    four = [ring(index, session=3) for index in range(4)]
+    bench.publish(*four)
+    assert len(bench.planes) == 2
+    assert bench.planes[0].closed
+    assert bench.port.queues == 2
+
+
+@pytest.mark.parametrize(
+    ("interrupts", "master", "interval"),
+    [(True, True, TICK), (False, True, FAST), (False, False, SLOW)],
+    ids=["interrupts", "polling", "polling, with no master"],
+)
+def test_looks_are_as_frequent_as_they_must_be(
+    interrupts: bool, master: bool, interval: float
+) -> None:
+    bench = Bench(interrupts=interrupts)
+    bench.daemon.publish()
+    link = bench.attach()
+    bench.publish(master=master)
+    assert link.interval == interval
+    bench.close()
+
+
+def test_interrupt_is_taken(bench: Bench) -> None:
+    bench.device.interrupt(md.METADATA_VECTOR)
+    bench.look()
+    assert not bench.device.interrupted(md.METADATA_VECTOR)
+
+
+def test_end_stops_the_rings_and_says_goodbye() -> None:
+    bench = Bench()
+    bench.daemon.publish()
+    link = bench.attach()
+    bench.publish(*pair(2))
+    bench.plane.move(0, 3)
+    bench.daemon.poked()
+    link.close()
+    bench.link = None
+    assert bench.plane.stops == [0, 1]
+    assert bench.plane.closed
+    assert bench.daemon.agent().state is AgentState.NONE
+    assert bench.daemon.ring(0).state is AgentRingState.STOPPED
+    assert bench.daemon.ring(0).index == 3
+    assert bench.daemon.poked()
+    assert not bench.port.carrier
+    bench.close()
+
+
+def test_status_says_how_each_ring_is(bench: Bench) -> None:
+    assert bench.link is not None
+    bench.publish(*pair(2))
+    bench.plane.move(0, 3, packets=4)
+    status = bench.link.status()
+    assert status["tap"] == "vp0"
+    assert status["carrier"]
+    assert status["rings"][0]["packets"] == 4
+    assert status["rings"][0]["state"] == "running"
