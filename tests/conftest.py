@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds for every test: nothing that it opened stays open."""
+
+import gc
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Machines under emulation are slow now and then; pytest-timeout bounds a test.
+settings.register_profile(
+    "vhostpci",
+    deadline=None,
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,  # ours opens nothing
+        HealthCheck.too_slow,
+    ],
+)
+settings.load_profile("vhostpci")
+
+
+def open_descriptors() -> dict[int, str]:
+    """This process's descriptors, and what each is."""
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            found[int(entry.name)] = os.readlink(entry)
+        except FileNotFoundError:
+            continue  # the one that lists the directory
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_leaks() -> Iterator[None]:
+    """Fail a test that leaves a descriptor open, and say which."""
+    before = open_descriptors()
+    yield
+    after = open_descriptors()
+    if after != before:
+        gc.collect()  # what is in a cycle warns of itself now, and closes
+        after = open_descriptors()
+    leaked = {fd: what for fd, what in after.items() if fd not in before}
+    assert not leaked, f"left open: {leaked}"

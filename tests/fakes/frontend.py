@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QEMU's side of vhost-user: what a stock master sends, and in which order.
+
+`FrontEnd` speaks through a transport: `Direct` is a back-end in this process, without
+a socket; `Socket` is a daemon's.
+"""
+
+import os
+import select
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from vhostpci_host.backend import Answer, Backend, Quiesce
+from vhostpci_host.fds import Fd
+from vhostpci_host.message import Message
+from vhostpci_shared import vhost_user as vu
+from vhostpci_shared.vhost_user import HeaderFlag, ProtocolFeature, Request
+from vhostpci_shared.virtio import Feature
+
+USER_BASE = 0x7F00_0000_0000
+TIMEOUT = 5.0
+NO_FEATURES = Feature(0)
+NO_PROTOCOL_FEATURES = ProtocolFeature(0)
+ALL_BUT_SLOTS = ~ProtocolFeature.CONFIGURE_MEM_SLOTS
+
+
+class Refused(Exception):
+    """The back-end answered no."""
+
+
+class Dropped(Exception):
+    """The back-end closed the connection."""
+
+
+class Transport(Protocol):
+    """A way to a back-end; both calls return or raise at once, or within seconds."""
+
+    def send(self, data: bytes, fds: Sequence[int]) -> None: ...
+
+    def receive(self) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+class Direct:
+    """A back-end of this process; `quiesced` hears of each Quiesce."""
+
+    def __init__(
+        self, backend: Backend, quiesced: Callable[[frozenset[int]], None] | None = None
+    ) -> None:
+        self.backend = backend
+        self.refusals: list[str] = []
+        self._quiesced = quiesced or (lambda rings: None)
+        self._replies: list[bytes] = []
+
+    def send(self, data: bytes, fds: Sequence[int]) -> None:
+        size = vu.Header.layout.size
+        header = vu.Header.parse(data[:size])
+        ours = [Fd(os.dup(fd)) for fd in fds]
+        outcome = self.backend.receive(Message(header, data[size:], ours))
+        while isinstance(outcome, Quiesce):
+            self._quiesced(outcome.rings)
+            outcome = self.backend.resume()
+        self._take(outcome)
+
+    def _take(self, answer: Answer) -> None:
+        if answer.refusal:
+            self.refusals.append(answer.refusal)
+        if answer.reply:
+            self._replies.append(answer.reply)
+
+    def receive(self) -> bytes:
+        assert self._replies, "the back-end sent no reply"
+        return self._replies.pop(0)
+
+    def close(self) -> None:
+        assert not self._replies, f"replies that nobody read: {self._replies}"
+        self.backend.close()
+
+
+class Socket:
+    """A connection to a daemon's vhost-user socket."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.settimeout(TIMEOUT)
+        self.socket.connect(os.fspath(path))
+
+    def send(self, data: bytes, fds: Sequence[int]) -> None:
+        try:
+            socket.send_fds(self.socket, [data], list(fds))
+        except ConnectionError as error:
+            raise Dropped(str(error)) from error
+
+    def receive(self) -> bytes:
+        header = self._exactly(vu.Header.layout.size)
+        return header + self._exactly(vu.Header.parse(header).size)
+
+    def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            try:
+                piece = self.socket.recv(size - len(data))
+            except ConnectionError as error:
+                raise Dropped(str(error)) from error
+            if not piece:
+                raise Dropped("the back-end closed the connection")
+            data += piece
+        return data
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+@dataclass(frozen=True, slots=True)
+class RingAt:
+    """Where the driver has a ring, in guest physical addresses."""
+
+    index: int
+    size: int = 256
+    desc: int = 0x10000
+    avail: int = 0x12000
+    used: int = 0x14000
+    base: int = 0
+
+    @classmethod
+    def nth(cls, index: int, *, size: int = 256, base: int = 0) -> Self:
+        """A ring in 64 KiB of its own."""
+        start = 0x10000 * (index + 1)
+        return cls(index, size, start, start + 0x4000, start + 0x8000, base)
+
+
+def region(size: int, *, guest_addr: int = 0, offset: int = 0) -> vu.MemRegion:
+    """A region at the address where this front-end would have it."""
+    return vu.MemRegion(guest_addr, size, USER_BASE + guest_addr, offset)
+
+
+@dataclass
+class FrontEnd:
+    """A stock QEMU with one vhost-user card."""
+
+    transport: Transport
+    regions: list[tuple[vu.MemRegion, int]]
+    queue_pairs: int = 1
+    acks: ProtocolFeature = ALL_BUT_SLOTS
+    need_reply: bool = False
+    """Ask for a reply to everything, as User Mode Linux does."""
+    features: Feature = NO_FEATURES
+    protocol_features: ProtocolFeature = NO_PROTOCOL_FEATURES
+    kicks: dict[int, int] = field(default_factory=dict)
+    calls: dict[int, int] = field(default_factory=dict)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Go away without a word."""
+        self.transport.close()
+        for fd in (*self.kicks.values(), *self.calls.values()):
+            os.close(fd)
+        self.kicks, self.calls = {}, {}
+
+    # One message.
+
+    def send(
+        self,
+        request: Request,
+        payload: vu.Payload | None = None,
+        *fds: int,
+        need_reply: bool = False,
+    ) -> None:
+        """Send a request; wait for the yes, where there is to be one."""
+        acks = ProtocolFeature.REPLY_ACK in self.protocol_features
+        asks = acks and (need_reply or self.need_reply)
+        flags = HeaderFlag.NEED_REPLY if asks else 0
+        self.transport.send(vu.message(request, payload, flags), fds)
+        if asks and (answer := vu.U64.parse(self._reply(request))).value:
+            raise Refused(f"{request.name}: {answer.value}")
+
+    def ask(self, request: Request, payload: vu.Payload | None = None) -> bytes:
+        """Send a request that has a reply of its own; return the reply's payload."""
+        self.transport.send(vu.message(request, payload), ())
+        return self._reply(request)
+
+    def _reply(self, request: Request) -> bytes:
+        data = self.transport.receive()
+        size = vu.Header.layout.size
+        header = vu.Header.parse(data[:size])
+        assert header.request == request, f"a reply to {header.name}"
+        assert header.flags == vu.VERSION | HeaderFlag.REPLY
+        return data[size:]
+
+    # What QEMU does, in QEMU's order.
+
+    def connect(self) -> None:
+        """What QEMU sends when the chardev connects."""
+        offered = Feature(vu.U64.parse(self.ask(Request.GET_FEATURES)).value)
+        self.features = offered
+        if Feature.F_PROTOCOL_FEATURES in offered:
+            data = self.ask(Request.GET_PROTOCOL_FEATURES)
+            wanted = ProtocolFeature(vu.U64.parse(data).value) & self.acks
+            self.protocol_features = wanted
+            self.send(Request.SET_PROTOCOL_FEATURES, vu.U64(wanted))
+        if ProtocolFeature.MQ in self.protocol_features:
+            self.ask(Request.GET_QUEUE_NUM)
+        self.send(Request.SET_OWNER)
+        self.ask(Request.GET_FEATURES)
+        for index in range(2 * self.queue_pairs):
+            self._new_call(index)
+        self.enable()
+
+    def enable(self, pairs: int = 1, *, on: bool = True) -> None:
+        """Enable the first pairs and no others, as at each reset of the card."""
+        if Feature.F_PROTOCOL_FEATURES not in self.features:
+            return
+        for index in range(2 * self.queue_pairs):
+            num = int(on and index // 2 < pairs)
+            self.send(Request.SET_VRING_ENABLE, vu.VringState(index, num))
+
+    def driver_ok(self, rings: Iterable[RingAt], *, pairs: int = 1) -> None:
+        """What QEMU sends when the guest's driver comes up."""
+        self.enable(pairs)
+        self.send(Request.SET_FEATURES, vu.U64(self.features))
+        self.set_memory()
+        for ring in rings:
+            self.start_ring(ring)
+
+    def set_memory(self) -> None:
+        """SET_MEM_TABLE with all regions."""
+        table = vu.MemTable(tuple(region for region, _ in self.regions))
+        fds = [fd for _, fd in self.regions]
+        self.send(Request.SET_MEM_TABLE, table, *fds, need_reply=True)
+
+    def start_ring(self, ring: RingAt) -> None:
+        """NUM, BASE, ADDR, KICK, CALL: fresh eventfds each time."""
+        self.send(Request.SET_VRING_NUM, vu.VringState(ring.index, ring.size))
+        self.send(Request.SET_VRING_BASE, vu.VringState(ring.index, ring.base))
+        self.send(Request.SET_VRING_ADDR, self.address(ring))
+        self._new_kick(ring.index)
+        self._new_call(ring.index)
+
+    def address(self, ring: RingAt) -> vu.VringAddr:
+        """The ring's addresses, as QEMU has them."""
+        return vu.VringAddr(
+            ring.index,
+            0,
+            desc=USER_BASE + ring.desc,
+            used=USER_BASE + ring.used,
+            avail=USER_BASE + ring.avail,
+        )
+
+    def _new_kick(self, index: int) -> None:
+        self._replace(self.kicks, index)
+        kick = vu.VringFd(index)
+        self.send(Request.SET_VRING_KICK, kick, self.kicks[index])
+        os.eventfd_write(self.kicks[index], 1)  # QEMU's first kick comes at once
+
+    def _new_call(self, index: int) -> None:
+        self._replace(self.calls, index)
+        self.send(Request.SET_VRING_CALL, vu.VringFd(index), self.calls[index])
+
+    def _replace(self, fds: dict[int, int], index: int) -> None:
+        if index in fds:
+            os.close(fds[index])
+        fds[index] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def stop_ring(self, index: int) -> int:
+        """GET_VRING_BASE: where the ring stands."""
+        data = self.ask(Request.GET_VRING_BASE, vu.VringState(index, 0))
+        state = vu.VringState.parse(data)
+        assert state.index == index
+        return state.num
+
+    def kick(self, index: int) -> None:
+        """The driver has offered something."""
+        os.eventfd_write(self.kicks[index], 1)
+
+    def called(self, index: int, timeout: float = TIMEOUT) -> bool:
+        """Whether the ring's interrupt came; it is taken."""
+        readable, _, _ = select.select([self.calls[index]], [], [], timeout)
+        if readable:
+            os.eventfd_read(self.calls[index])
+        return bool(readable)

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The metadata in memory that the other side writes at the same time."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.shared.test_metadata import DEVICE, REGION, RING
+
+from vhostpci_shared import access
+from vhostpci_shared import metadata as md
+from vhostpci_shared.wire import ProtocolError
+
+
+@contextmanager
+def region(fill: int = 0) -> Iterator[tuple[bytearray, access.Metadata]]:
+    memory = bytearray([fill]) * md.SIZE
+    metadata = access.Metadata(memoryview(memory))
+    try:
+        yield memory, metadata
+    finally:
+        metadata.release()
+
+
+def numbered(
+    number: int,
+) -> tuple[md.Device, tuple[md.Region, ...], tuple[md.Ring, ...]]:
+    """Return contents in which every part carries `number`."""
+    device = md.Device(
+        instance=number,
+        features=number,
+        flags=md.DeviceFlag.MASTER,
+        queue_pairs=32,
+        vectors=65,
+        daemon_peer=1,
+        mtu=1500,
+        region_count=0,
+        ring_count=0,
+        name=str(number),
+    )
+    ring = md.Ring(
+        session=number,
+        flags=md.RingFlag.STARTED,
+        size=256,
+        desc=number,
+        driver=number,
+        device=number,
+        base=number % 2**16,
+        kick_vector=1,
+        call_peer=2,
+        call_vector=0,
+    )
+    return device, (md.Region(number, 1, 0, number),) * 256, (ring,) * 64
+
+
+def test_what_is_published_is_read() -> None:
+    with region() as (_, metadata):
+        metadata.format()
+        generation = metadata.publish(DEVICE, (REGION,), (RING,) * 4)
+        snapshot = metadata.snapshot()
+    assert snapshot == md.Snapshot(generation, DEVICE, (REGION,), (RING,) * 4)
+
+
+def test_formatted_region_cannot_be_read_before_it_is_published() -> None:
+    with region() as (_, metadata):
+        metadata.format()
+        assert metadata.generation() % 2
+        assert metadata.snapshot() is None
+
+
+@given(st.integers(0, 255))
+def test_generation_goes_on_from_what_was_there(fill: int) -> None:
+    with region(fill) as (_, metadata):
+        before = metadata.generation() % 2**62
+        metadata.format()
+        after = metadata.publish(DEVICE, (), (RING,) * 4)
+    assert after > before
+    assert after % 2 == 0
+
+
+def test_publishing_trusts_nothing_that_the_slave_wrote() -> None:
+    with region() as (memory, metadata):
+        metadata.format()
+        first = metadata.publish(DEVICE, (REGION,), (RING,) * 4)
+        memory[:] = b"\xff" * len(memory)
+        second = metadata.publish(DEVICE, (REGION,), (RING,) * 4)
+    assert second == first + 2
+
+
+def test_heartbeat_wraps_and_does_not_stop() -> None:
+    with region(0xFF) as (_, metadata):
+        metadata.beat()
+        assert metadata.heartbeat() == 0
+        metadata.beat()
+        assert metadata.heartbeat() == 1
+
+
+@given(st.binary(max_size=64), st.integers(0, md.SIZE - 64))
+def test_any_bytes_in_the_region_are_read_or_refused(data: bytes, at: int) -> None:
+    with region() as (memory, metadata):
+        metadata.format()
+        metadata.publish(DEVICE, (REGION,), (RING,) * 4)
+        memory[at : at + len(data)] = data
+        for read in (
+            metadata.header,
+            metadata.snapshot,
+            metadata.agent,
+            lambda: [metadata.agent_ring(i) for i in range(md.MAX_RINGS)],
+        ):
+            try:
+                read()
+            except ProtocolError:
+                continue
+
+
+def test_agent_writes_where_the_daemon_reads() -> None:
+    agent = md.Agent(
+        instance=5,
+        heartbeat=6,
+        generation=8,
+        state=md.AgentState.READY,
+        vectors=3,
+        binding="vfio",
+    )
+    ring = md.AgentRing(session=9, state=md.AgentRingState.RUNNING, index=10)
+    with region() as (memory, metadata):
+        daemon_part = bytes(memory[: md.DAEMON_END])
+        metadata.write_agent(agent)
+        metadata.write_agent_ring(63, ring)
+        assert metadata.agent() == agent
+        assert metadata.agent_ring(63) == ring
+        assert memory[: md.DAEMON_END] == daemon_part
+
+
+def test_concurrent_writer_never_shows_half_of_two_generations() -> None:
+    """Each snapshot is of one number throughout, and numbers never go back."""
+    with region() as (_, metadata):
+        metadata.format()
+        contents = [numbered(number) for number in range(1, 9)]
+        metadata.publish(*contents[0])
+        over = threading.Event()
+
+        def write() -> None:
+            for turn in range(600):
+                metadata.publish(*contents[turn % len(contents)])
+            over.set()
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        seen = []
+        while not over.is_set() or not seen:
+            snapshot = metadata.snapshot()
+            if snapshot is None:
+                continue
+            seen.append(snapshot.generation)
+            number = snapshot.device.instance
+            assert snapshot.device.name == str(number)
+            assert {r.offset for r in snapshot.regions} == {number}
+            assert {(r.session, r.device) for r in snapshot.rings} == {(number, number)}
+        writer.join()
+    assert seen == sorted(seen)
+
+
+def test_view_of_another_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="metadata region"):
+        access.Metadata(memoryview(bytearray(md.SIZE - 1)))
+
+
+def test_metadata_is_at_the_end_of_the_window() -> None:
+    window = memoryview(bytearray(3 * md.SIZE))
+    window[2 * md.SIZE] = 7
+    assert access.find(window)[0] == 7
+    assert len(access.find(window)) == md.SIZE
+
+
+def test_window_that_is_too_small_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="smaller than the metadata"):
+        access.find(memoryview(bytearray(md.SIZE - 1)))

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ivshmem client's half: what each message of a server means."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vhostpci_shared import ivshmem
+from vhostpci_shared.ivshmem import (
+    Client,
+    OwnVector,
+    PeerGone,
+    PeerVector,
+    SharedMemory,
+)
+from vhostpci_shared.wire import ProtocolError
+
+HANDSHAKE = [(0, False), (7, False), (-1, True)]
+
+
+def connected() -> Client:
+    client = Client()
+    for message, fd in HANDSHAKE:
+        client.feed(message, fd)
+    return client
+
+
+@given(st.integers(min_value=-(2**63), max_value=2**63 - 1))
+def test_message_is_one_little_endian_number(message: int) -> None:
+    assert ivshmem.decode(ivshmem.encode(message)) == message
+    assert ivshmem.encode(message) == message.to_bytes(8, "little", signed=True)
+
+
+@given(st.binary(max_size=16))
+def test_any_bytes_are_decoded_or_refused(data: bytes) -> None:
+    try:
+        ivshmem.decode(data)
+    except ProtocolError:
+        assert len(data) != ivshmem.SIZE
+
+
+def test_handshake_gives_id_and_memory() -> None:
+    client = Client()
+    events = [client.feed(*message) for message in HANDSHAKE]
+    assert events == [None, None, SharedMemory()]
+    assert client.connected
+    assert client.own_id == 7
+
+
+def test_vectors_are_counted_in_the_order_in_which_they_come() -> None:
+    client = connected()
+    events = [client.feed(peer, True) for peer in (7, 1, 7, 1, 7)]
+    assert events == [
+        OwnVector(0),
+        PeerVector(1, 0),
+        OwnVector(1),
+        PeerVector(1, 1),
+        OwnVector(2),
+    ]
+
+
+def test_peer_that_goes_takes_its_vectors_along() -> None:
+    client = connected()
+    client.feed(3, True)
+    assert client.feed(3, False) == PeerGone(3)
+    assert client.feed(3, False) is None
+
+
+def test_refusal_says_that_there_is_another_slave() -> None:
+    with pytest.raises(ProtocolError, match="another slave"):
+        Client().feed(ivshmem.REFUSED, False)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [(1, False)],
+        [(0, True)],
+        [(0, False), (65536, False)],
+        [(0, False), (-1, True)],
+        [(0, False), (7, True)],
+        [(0, False), (7, False), (-1, False)],
+        [(0, False), (7, False), (3, True)],
+        [*HANDSHAKE, (65536, True)],
+        [*HANDSHAKE, (-1, True)],
+    ],
+    ids=str,
+)
+def test_server_that_breaks_the_protocol_is_refused(
+    messages: list[tuple[int, bool]],
+) -> None:
+    client = Client()
+    for message in messages[:-1]:
+        client.feed(*message)
+    with pytest.raises(ProtocolError):
+        client.feed(*messages[-1])
+
+
+@given(st.lists(st.tuples(st.integers(-3, 9) | st.just(65536), st.booleans())))
+def test_any_messages_mean_something_or_are_refused(
+    messages: list[tuple[int, bool]],
+) -> None:
+    client = Client()
+    try:
+        for message in messages:
+            client.feed(*message)
+    except ProtocolError:
+        return
+    assert not client.connected or client.own_id is not None

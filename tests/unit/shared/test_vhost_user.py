@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vhost-user messages: every payload, and any bytes."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vhostpci_shared import vhost_user as vu
+from vhostpci_shared import virtio
+from vhostpci_shared.vhost_user import Request
+from vhostpci_shared.virtio import Feature
+from vhostpci_shared.wire import ProtocolError
+
+REGION = vu.MemRegion(0x1000, 0x2000, 0x7F0000000000, 0x4000)
+
+EXAMPLES: list[tuple[vu.Payload, int]] = [
+    (vu.Empty(), 0),
+    (vu.U64(2**64 - 1), 8),
+    (vu.VringState(2**32 - 1, 7), 8),
+    (vu.VringFd(255, nofd=True), 8),
+    (vu.VringAddr(1, 1, 2, 3, 4, 5), 40),
+    (REGION, 32),
+    (vu.MemTable((REGION, REGION)), 72),
+    (vu.SingleRegion(REGION), 40),
+    (vu.Log(1, 2), 16),
+    (vu.Iotlb(1, 2, 3, 3, 2), 26),
+    (vu.Config(4, 1, b"abc"), 15),
+    (vu.Inflight(1, 2, 3, 4), 20),
+    (vu.TransferState(0, 1), 8),
+    (vu.Opaque(b"0123456789abcdef"), 16),
+]
+PAYLOADS = sorted({type(example) for example, _ in EXAMPLES}, key=lambda t: t.__name__)
+
+
+@pytest.mark.parametrize(("payload", "size"), EXAMPLES)
+def test_payload_has_the_size_of_the_specification(
+    payload: vu.Payload, size: int
+) -> None:
+    assert len(bytes(payload)) == size
+    assert type(payload).parse(bytes(payload)) == payload
+
+
+@pytest.mark.parametrize("kind", PAYLOADS)
+@given(data=st.binary(max_size=80) | st.sampled_from([bytes(p) for p, _ in EXAMPLES]))
+def test_any_bytes_are_parsed_or_refused(kind: type[vu.Payload], data: bytes) -> None:
+    try:
+        payload = kind.parse(data)
+    except ProtocolError:
+        return
+    assert kind.parse(bytes(payload)) == payload
+
+
+@given(st.binary(max_size=16) | st.binary(min_size=12, max_size=12))
+def test_any_bytes_are_a_header_or_refused(data: bytes) -> None:
+    try:
+        header = vu.Header.parse(data)
+    except ProtocolError:
+        return
+    assert bytes(header) == data
+    assert header.size <= vu.MAX_PAYLOAD
+    assert header.name
+
+
+def test_header_of_another_version_is_refused() -> None:
+    for version in (0, 2, 3):
+        with pytest.raises(ProtocolError, match="version"):
+            vu.Header.parse(bytes(vu.Header(1, version, 0)))
+
+
+def test_payload_larger_than_any_is_refused_before_it_is_read() -> None:
+    with pytest.raises(ProtocolError, match="payload"):
+        vu.Header.parse(bytes(vu.Header(5, vu.VERSION, vu.MAX_PAYLOAD + 1)))
+
+
+@pytest.mark.parametrize("field", ["guest_addr", "user_addr", "mmap_offset"])
+def test_region_that_wraps_is_refused(field: str) -> None:
+    values = {"guest_addr": 0, "user_addr": 0, "mmap_offset": 0, "size": 0x2000}
+    assert vu.MemRegion.parse(bytes(vu.MemRegion(**(values | {field: 2**64 - 0x2000}))))
+    wrapping = vu.MemRegion(**(values | {field: 2**64 - 0x1FFF}))
+    with pytest.raises(ProtocolError, match="wraps"):
+        vu.MemRegion.parse(bytes(wrapping))
+
+
+def test_empty_region_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="empty"):
+        vu.MemRegion.parse(bytes(vu.MemRegion(0, 0, 0, 0)))
+
+
+def test_log_that_wraps_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="wraps"):
+        vu.Log.parse(bytes(vu.Log(2**64 - 1, 2)))
+
+
+def test_inflight_area_that_wraps_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="wraps"):
+        vu.Inflight.parse(bytes(vu.Inflight(2**64 - 1, 2, 1, 1)))
+
+
+def test_table_of_more_regions_than_descriptors_is_refused() -> None:
+    regions = (REGION,) * (vu.MAX_TABLE_REGIONS + 1)
+    with pytest.raises(ProtocolError):
+        vu.MemTable.parse(bytes(vu.MemTable(regions)))
+
+
+def test_table_that_counts_more_than_it_has_is_refused() -> None:
+    data = bytearray(bytes(vu.MemTable((REGION,))))
+    data[0] = 2
+    with pytest.raises(ProtocolError):
+        vu.MemTable.parse(bytes(data))
+
+
+def test_table_may_have_unused_entries_as_user_mode_linux_sends_it() -> None:
+    table = vu.MemTable((REGION,))
+    assert vu.MemTable.parse(bytes(table) + bytes(32)) == table
+
+
+def test_structs_may_have_the_padding_that_qemu_sends() -> None:
+    inflight = vu.Inflight(1, 2, 3, 4)
+    assert vu.Inflight.parse(bytes(inflight) + bytes(4)) == inflight
+    iotlb = vu.Iotlb(1, 2, 3, 3, 2)
+    assert vu.Iotlb.parse(bytes(iotlb) + bytes(6)) == iotlb
+
+
+@pytest.mark.parametrize("value", [0x200, 0x10000, 0xFFFFFFFF, 1 << 63])
+def test_notifier_index_is_not_cut_to_fit(value: int) -> None:
+    with pytest.raises(ProtocolError, match="unknown bits"):
+        vu.VringFd.parse(bytes(vu.U64(value)))
+
+
+def test_config_access_past_the_space_is_refused() -> None:
+    for offset, size in ((257, 0), (250, 7), (0, 300)):
+        with pytest.raises(ProtocolError, match="config space"):
+            vu.Config.parse(bytes(vu.Config(offset, 0, bytes(size))))
+
+
+def test_every_request_has_a_shape() -> None:
+    assert set(vu.SHAPES) == set(Request)
+
+
+@pytest.mark.parametrize("request_", Request)
+def test_more_descriptors_than_belong_are_refused(request_: Request) -> None:
+    shape = vu.SHAPES[request_]
+    with pytest.raises(ProtocolError, match="descriptors"):
+        shape.check_fds(range(shape.max_fds + 1))
+
+
+def test_reply_has_the_flags_that_qemu_insists_on() -> None:
+    data = vu.reply(Request.GET_FEATURES, vu.U64(1))
+    header = vu.Header.parse(data[:12])
+    assert header == vu.Header(Request.GET_FEATURES, 0x5, 8)
+    assert not header.need_reply
+
+
+def test_features_have_the_names_of_the_specification() -> None:
+    names = virtio.names(Feature.NET_F_MRG_RXBUF | Feature.F_VERSION_1 | 1 << 4)
+    assert names == ["bit 4", "NET_F_MRG_RXBUF", "F_VERSION_1"]
+
+
+@pytest.mark.parametrize("num", [0, 3, 257, 65536, 2**32 - 1])
+def test_ring_size_that_cannot_be_is_refused(num: int) -> None:
+    with pytest.raises(ProtocolError, match="ring size"):
+        virtio.check_split_size(num)
+
+
+@pytest.mark.parametrize("num", [1, 256, 32768])
+def test_ring_size_may_be_a_power_of_two(num: int) -> None:
+    assert virtio.check_split_size(num) == num
