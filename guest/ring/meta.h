@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The daemon's entry for a ring, in a page that the daemon may write at any
+ * time.  Only the session number is read while packets move; the rest is for
+ * Python, which turns it into a struct ring_conf.
+ */
+#ifndef META_H
+#define META_H
+
+#include <assert.h>
+#include <endian.h>
+#include <stddef.h>
+#include "ring.h"
+
+static_assert(sizeof(struct ring_meta) == 64, "one cache line");
+static_assert(offsetof(struct ring_meta, session) == 0, "layout");
+static_assert(offsetof(struct ring_meta, flags) == 8, "layout");
+static_assert(offsetof(struct ring_meta, size) == 12, "layout");
+static_assert(offsetof(struct ring_meta, desc) == 16, "layout");
+static_assert(offsetof(struct ring_meta, driver) == 24, "layout");
+static_assert(offsetof(struct ring_meta, device) == 32, "layout");
+static_assert(offsetof(struct ring_meta, base) == 40, "layout");
+static_assert(offsetof(struct ring_meta, kick_vector) == 44, "layout");
+static_assert(offsetof(struct ring_meta, call_peer) == 46, "layout");
+static_assert(offsetof(struct ring_meta, call_vector) == 48, "layout");
+static_assert(offsetof(struct ring_meta, reserved) == 50, "layout");
+
+/* Relaxed: the number says whose the ring is, and orders nothing. */
+static inline uint64_t meta_session(const struct ring_meta *meta)
+{
+	return le64toh(__atomic_load_n(&meta->session, __ATOMIC_RELAXED));
+}
+
+#endif

@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef RING_H
+#define RING_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include "ring_api.h"
+
+#define RING_CACHELINE 64
+
+/* Counters have one writer, the worker; worker_read_ring() may look on. */
+#define RING_COUNT_ADD(counter, n) \
+	__atomic_store_n(&(counter), (counter) + (n), __ATOMIC_RELAXED)
+
+#endif

@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * All that Python may call and see.  cffi's cdef() reads this file as the
+ * compiler does, so it has neither #include nor #if: C includes it through
+ * ring.h.  The functions are documented at their definitions in worker.c and,
+ * for Python, in _ring.pyi.
+ */
+
+/* The queues of a pair, numbered as the virtio-net device numbers them. */
+enum ring_index {
+	RING_RX = 0, /* TAP to master: the master's receive queue */
+	RING_TX = 1, /* master to TAP: the master's transmit queue */
+	RING_COUNT = 2
+};
+
+enum ring_state {
+	RING_STOPPED = 0,
+	RING_RUNNING = 1,
+	RING_BROKEN = 2, /* the master, or the TAP, broke it: see fault */
+	RING_FENCED = 3 /* the ring is somebody else's now: see fault */
+};
+
+enum ring_fault {
+	RING_FAULT_NONE = 0,
+	RING_FAULT_AVAIL_IDX = 1, /* avail idx too far ahead, or went back */
+	RING_FAULT_HEAD = 2, /* chain starts outside the descriptor table */
+	RING_FAULT_NEXT = 3, /* chain goes on outside its table */
+	RING_FAULT_LOOP = 4, /* chain longer than its table */
+	RING_FAULT_PIECES = 5, /* chain of more pieces than a system call has */
+	RING_FAULT_ADDRESS = 6, /* buffer or table outside the memory regions */
+	RING_FAULT_DIRECTION = 7, /* to be written in TX, to be read in RX */
+	RING_FAULT_INDIRECT = 8, /* INDIRECT: not negotiated, or with NEXT */
+	RING_FAULT_INDIRECT_SIZE = 9, /* table's length is wrong */
+	RING_FAULT_NESTED = 10, /* INDIRECT inside an indirect table */
+	RING_FAULT_TAP = 11, /* the TAP is gone or cannot work: see error */
+	RING_FAULT_KICK = 12, /* the kick eventfd cannot be read: see error */
+	RING_FAULT_USED_MOVED = 13, /* used idx is not what we wrote last */
+	RING_FAULT_SESSION = 14 /* the daemon started another session */
+};
+
+enum ring_flags {
+	RING_EVENT_IDX = 1,
+	RING_INDIRECT = 2,
+	RING_MRG_RXBUF = 4
+};
+
+enum ring_limits {
+	RING_MAX_REGIONS = 512, /* QEMU has at most 512 memory slots */
+	RING_MAX_SIZE = 32768,
+	RING_MAX_PACKET = 65600 /* 65535, Ethernet and VLAN headers, slack */
+};
+
+/* A range of the master's guest-physical addresses, and where it is here. */
+struct mem_region {
+	uint64_t guest_addr;
+	uint64_t size;
+	uint64_t host_addr;
+};
+
+/* One ring's entry in the metadata, as the daemon writes it; little-endian. */
+struct ring_meta {
+	uint64_t session;
+	uint32_t flags;
+	uint32_t size;
+	uint64_t desc;
+	uint64_t driver;
+	uint64_t device;
+	uint32_t base;
+	uint16_t kick_vector;
+	uint16_t call_peer;
+	uint16_t call_vector;
+	uint8_t reserved[14];
+};
+
+struct worker_conf {
+	int32_t tap_fd; /* one queue of the TAP, non-blocking */
+	int32_t events_fd; /* eventfd: a ring broke or was fenced; -1 none */
+	uint32_t pair; /* names the thread, nothing else */
+	uint32_t manual; /* no thread: the caller calls worker_step() */
+	uint64_t spin_ns; /* look for work so long before sleeping */
+	uint64_t poll_min_ns; /* without kicks: first sleep, ... */
+	uint64_t poll_max_ns; /* ... doubled up to this */
+	uint64_t hold_ns; /* a packet waits so long for buffers */
+};
+
+struct ring_conf {
+	uint64_t desc; /* guest-physical, as are the next two */
+	uint64_t driver;
+	uint64_t device;
+	uint32_t size;
+	uint32_t base; /* go on at this index; the used idx must be there */
+	uint32_t flags; /* enum ring_flags */
+	uint32_t hdr_len; /* of the net header: 10 or 12 */
+	uint32_t max_packet; /* longest packet without the net header */
+	int32_t kick_fd; /* eventfd, or -1: poll */
+	int32_t call_fd; /* eventfd, or -1 */
+	uint32_t call_value; /* stored at call_addr: peer << 16 | vector */
+	uint64_t call_addr; /* the doorbell register here, or 0 */
+	uint64_t meta_addr; /* the ring's struct ring_meta here, or 0 */
+	uint64_t session; /* what it must say */
+};
+
+/* Counted from the worker's creation, over all its sessions. */
+struct ring_stats {
+	uint64_t packets;
+	uint64_t bytes; /* without the net header */
+	uint64_t kicks; /* wake-ups by the kick eventfd */
+	uint64_t polls; /* wake-ups by time, for want of a kick eventfd */
+	uint64_t calls; /* interrupts sent to the master */
+	uint64_t publications; /* times that used idx was moved */
+	uint64_t tap_full; /* TX: waited until the TAP took more */
+	uint64_t no_buffers; /* RX: waited until the master gave buffers */
+	uint64_t spilled; /* RX: packets whose tail was copied */
+	uint64_t bad_chains; /* RX: given back unused: too short */
+	uint64_t drop_bad; /* TX: no header, or longer than max_packet */
+	uint64_t drop_refused; /* TX: the TAP said EINVAL: bad header */
+	uint64_t drop_memory; /* TX: the kernel had no memory */
+	uint64_t drop_down; /* TX: the TAP is down */
+	uint64_t drop_other; /* TX: any other error of the TAP */
+	uint64_t drop_runt; /* RX: shorter than the net header */
+	uint64_t drop_long; /* RX: longer than max_packet */
+	uint64_t drop_no_room; /* RX: fits no buffers the master has given */
+	uint64_t drop_stop; /* RX: waited for buffers when the ring stopped */
+	uint64_t faults;
+};
+
+struct ring_status {
+	uint32_t state; /* enum ring_state */
+	uint32_t fault; /* enum ring_fault */
+	int32_t error; /* errno that came with the fault, or 0 */
+	uint32_t index; /* used idx: where a successor goes on */
+	struct ring_stats stats;
+};
+
+struct worker;
+
+int worker_create(const struct worker_conf *conf, struct worker **ret);
+int worker_destroy(struct worker *w, uint32_t timeout_ms);
+int worker_set_memory(struct worker *w, const struct mem_region *regions,
+		      uint32_t n);
+int worker_start_ring(struct worker *w, uint32_t index,
+		      const struct ring_conf *conf);
+int worker_stop_ring(struct worker *w, uint32_t index, uint32_t timeout_ms);
+int worker_read_ring(struct worker *w, uint32_t index, struct ring_status *ret);
+int worker_step(struct worker *w);
