@@ -1,0 +1,449 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The split virtqueue, from the device's side (VIRTIO, "Split Virtqueues").
+ *
+ * Theory of operation
+ * -------------------
+ * Three parts lie in the master's memory: the descriptor table and the avail
+ * ring, which the master writes, and the used ring, which we write.  Another
+ * VM may change any of it at any time, on purpose too.  So each value is read
+ * once, by an atomic load, into a local; checked; and then only the local is
+ * used.  The indices we go by are our own.  A chain becomes an array of
+ * iovecs in our memory, all inside the master's regions, before anybody
+ * touches a buffer; what the master does to the descriptors afterwards does
+ * not matter.
+ *
+ * A value that no correct driver writes breaks the ring: vq->fault says how,
+ * the function returns -EPROTO, and the ring is used no more.
+ *
+ * Chains complete in the order in which they came.  Nobody tracks chains in
+ * flight for vhost-user-net, so the used index is where a successor goes on,
+ * and it is right at every moment.  Completions are collected in vq->done and
+ * written in one go by vq_publish(), after it has looked whether the ring is
+ * still ours: QEMU takes it over, and moves the used index, as soon as the
+ * vhost-user connection breaks, and the daemon gives it away by a new session
+ * number.  Then -ESTALE, and nothing more is written.
+ *
+ * Barriers, and what each pairs with in the driver (Linux: virtio_ring.c):
+ *
+ *   load avail idx, acquire	virtio_wmb() between filling avail->ring[] and
+ *				the table, and raising avail->idx
+ *   store used idx, release	virtio_rmb() between reading used->idx and
+ *				used->ring[]
+ *   fence in vq_publish()	virtio_mb() between writing used_event (or
+ *				flags) and looking at used->idx once more
+ *   fence in vq_enable_kicks()	virtio_mb() between raising avail->idx and
+ *				reading avail_event (or flags)
+ *
+ * The last two are the same pattern twice: both sides store, fence, load, so
+ * one of them sees the other's store, and no wake-up is lost.
+ */
+#include <assert.h>
+#include <endian.h>
+#include <errno.h>
+#include <stddef.h>
+#include <string.h>
+#include "meta.h"
+#include "vq.h"
+
+enum {
+	VRING_DESC_F_NEXT = 1,
+	VRING_DESC_F_WRITE = 2,
+	VRING_DESC_F_INDIRECT = 4,
+	VRING_AVAIL_F_NO_INTERRUPT = 1,
+	VRING_USED_F_NO_NOTIFY = 1
+};
+
+struct vring_desc {
+	uint64_t addr;
+	uint32_t len;
+	uint16_t flags;
+	uint16_t next;
+};
+
+struct vring_avail {
+	uint16_t flags;
+	uint16_t idx;
+	uint16_t ring[]; /* num, then used_event */
+};
+
+struct vring_used_elem {
+	uint32_t id;
+	uint32_t len;
+};
+
+struct vring_used {
+	uint16_t flags;
+	uint16_t idx;
+	struct vring_used_elem ring[]; /* num, then avail_event */
+};
+
+static_assert(sizeof(struct vring_desc) == 16, "VIRTIO");
+static_assert(offsetof(struct vring_desc, next) == 14, "VIRTIO");
+static_assert(sizeof(struct vring_used_elem) == 8, "VIRTIO");
+static_assert(offsetof(struct vring_used, ring) == 4, "VIRTIO");
+
+static uint16_t load16(const uint16_t *p)
+{
+	return le16toh(__atomic_load_n(p, __ATOMIC_RELAXED));
+}
+
+static void store16(uint16_t *p, uint16_t value)
+{
+	__atomic_store_n(p, htole16(value), __ATOMIC_RELAXED);
+}
+
+static const uint16_t *used_event(const struct vq *vq)
+{
+	return &vq->avail->ring[vq->num];
+}
+
+static uint16_t *avail_event(const struct vq *vq)
+{
+	return (uint16_t *)(void *)&vq->used_ring->ring[vq->num];
+}
+
+static int vq_fault(struct vq *vq, enum ring_fault fault)
+{
+	vq->fault = fault;
+	return -EPROTO;
+}
+
+/* Acquire: pairs with the driver's barrier before it raises avail idx. */
+static uint16_t load_avail_idx(const struct vq *vq)
+{
+	return le16toh(__atomic_load_n(&vq->avail->idx, __ATOMIC_ACQUIRE));
+}
+
+static void *ring_part(const struct mem *mem, uint64_t addr, uint64_t len,
+		       uint64_t align)
+{
+	void *p = mem_at(mem, addr, len);
+
+	return (uintptr_t)p % align ? NULL : p;
+}
+
+static bool vq_conf_valid(const struct ring_conf *conf)
+{
+	return conf->size && conf->size <= RING_MAX_SIZE &&
+	       !(conf->size & (conf->size - 1)) && conf->base <= UINT16_MAX &&
+	       conf->meta_addr % _Alignof(struct ring_meta) == 0;
+}
+
+/**
+ * vq_init() - Start with a ring
+ * @vq:		Queue
+ * @mem:	The master's memory; must stay as it is while @vq is used
+ * @conf:	Where the ring lies, and its index
+ * @writable:	The buffers are to be written (receive queue)
+ *
+ * Return: 0; -EINVAL if the size, the base or an alignment is wrong; -EFAULT
+ *	   if a part of the ring does not lie in one region; -ESTALE if the
+ *	   used idx or the session in memory is not the one in @conf
+ */
+int vq_init(struct vq *vq, const struct mem *mem, const struct ring_conf *conf,
+	    bool writable)
+{
+	uint64_t num = conf->size, event = conf->flags & RING_EVENT_IDX ? 2 : 0;
+
+	if (!vq_conf_valid(conf))
+		return -EINVAL;
+
+	memset(vq, 0, offsetof(struct vq, done));
+	vq->desc = ring_part(mem, conf->desc, 16 * num, 16);
+	vq->avail = ring_part(mem, conf->driver, 4 + 2 * num + event, 2);
+	vq->used_ring = ring_part(mem, conf->device, 4 + 8 * num + event, 4);
+	if (!vq->desc || !vq->avail || !vq->used_ring)
+		return -EFAULT;
+
+	vq->mem = mem;
+	vq->meta = (void *)(uintptr_t)conf->meta_addr;
+	vq->session = conf->session;
+	vq->num = num;
+	vq->last_avail = conf->base;
+	vq->avail_idx = conf->base;
+	vq->used = conf->base;
+	vq->write_flag = writable ? VRING_DESC_F_WRITE : 0;
+	vq->event_idx = conf->flags & RING_EVENT_IDX;
+	vq->indirect = conf->flags & RING_INDIRECT;
+	return vq_check_fence(vq);
+}
+
+/**
+ * vq_check_fence() - Is the ring still ours?
+ * @vq:		Queue
+ *
+ * Return: 0, or -ESTALE: write nothing more
+ */
+int vq_check_fence(struct vq *vq)
+{
+	if (load16(&vq->used_ring->idx) != vq->used)
+		vq->fault = RING_FAULT_USED_MOVED;
+	else if (vq->meta && meta_session(vq->meta) != vq->session)
+		vq->fault = RING_FAULT_SESSION;
+	else
+		return 0;
+	return -ESTALE;
+}
+
+/**
+ * vq_has_more() - Would vq_next() find something?  For a look while idle
+ * @vq:		Queue
+ *
+ * Return: true if the master's avail idx is not where we stand
+ */
+bool vq_has_more(const struct vq *vq)
+{
+	return load_avail_idx(vq) != vq->last_avail;
+}
+
+/*
+ * The master cannot have more chains out than the ring has entries, counted
+ * from what we gave back, nor take back what we have taken.
+ */
+static int vq_look(struct vq *vq)
+{
+	uint16_t idx = load_avail_idx(vq);
+	uint16_t out = idx - vq->used; /* wraps at 2^16, as idx does */
+	uint16_t taken = vq->last_avail - vq->used;
+
+	if (out > vq->num || out < taken)
+		return vq_fault(vq, RING_FAULT_AVAIL_IDX);
+	vq->avail_idx = idx;
+	return out == taken ? -EAGAIN : 0;
+}
+
+/*
+ * Reads each byte once.  An indirect table need not be aligned ("Indirect
+ * Descriptors" asks for nothing), but practically always is.
+ */
+static void desc_read(const struct vring_desc *p, struct vring_desc *d)
+{
+	const volatile uint8_t *from = (const volatile void *)p;
+	uint8_t *to = (void *)d;
+	uint64_t word[2];
+
+	if ((uintptr_t)p % sizeof(uint64_t)) {
+		for (size_t i = 0; i < sizeof(*d); i++)
+			to[i] = from[i];
+	} else {
+		const uint64_t *q = (const void *)p;
+
+		word[0] = __atomic_load_n(&q[0], __ATOMIC_RELAXED);
+		word[1] = __atomic_load_n(&q[1], __ATOMIC_RELAXED);
+		memcpy(d, word, sizeof(*d));
+	}
+	d->addr = le64toh(d->addr);
+	d->len = le32toh(d->len);
+	d->flags = le16toh(d->flags);
+	d->next = le16toh(d->next);
+}
+
+static int chain_add(struct vq *vq, const struct vring_desc *d,
+		     struct iovec *iov, struct vq_chain *chain)
+{
+	int n;
+
+	if ((d->flags & VRING_DESC_F_WRITE) != vq->write_flag)
+		return vq_fault(vq, RING_FAULT_DIRECTION);
+
+	n = mem_iov(vq->mem, d->addr, d->len, iov + chain->n_iov,
+		    VQ_CHAIN_IOVS - chain->n_iov);
+	if (n == -E2BIG)
+		return vq_fault(vq, RING_FAULT_PIECES);
+	if (n < 0)
+		return vq_fault(vq, RING_FAULT_ADDRESS);
+	chain->n_iov += n;
+	chain->len += d->len; /* at most 2^16 times 2^32 */
+	return 0;
+}
+
+/*
+ * The table must lie in one region, as the ring's parts do.  The WRITE flag of
+ * the descriptor that points to it means nothing ("Indirect Descriptors").
+ */
+static const struct vring_desc *
+indirect_table(struct vq *vq, const struct vring_desc *d, uint32_t *num)
+{
+	const struct vring_desc *table;
+
+	*num = d->len / sizeof(*d);
+	if (!vq->indirect || d->flags & VRING_DESC_F_NEXT) {
+		vq->fault = RING_FAULT_INDIRECT;
+		return NULL;
+	}
+	if (!*num || d->len % sizeof(*d) || *num > VQ_CHAIN_IOVS) {
+		vq->fault = RING_FAULT_INDIRECT_SIZE;
+		return NULL;
+	}
+	table = mem_at(vq->mem, d->addr, d->len);
+	if (!table)
+		vq->fault = RING_FAULT_ADDRESS;
+	return table;
+}
+
+/*
+ * A chain is direct descriptors, of which the last may point to an indirect
+ * table.  Neither part can have more descriptors than its table: so loops end.
+ */
+static int chain_walk(struct vq *vq, uint16_t i, struct iovec *iov,
+		      struct vq_chain *chain)
+{
+	const struct vring_desc *table = vq->desc;
+	uint32_t num = vq->num, left = num;
+	bool nested = false; /* a table may well lie where vq->desc does */
+	struct vring_desc d;
+	int r;
+
+	for (;;) {
+		if (!left--)
+			return vq_fault(vq, RING_FAULT_LOOP);
+		desc_read(&table[i], &d);
+
+		if (d.flags & VRING_DESC_F_INDIRECT) {
+			if (nested)
+				return vq_fault(vq, RING_FAULT_NESTED);
+			nested = true;
+			table = indirect_table(vq, &d, &num);
+			if (!table)
+				return -EPROTO;
+			left = num;
+			i = 0;
+			continue;
+		}
+		r = chain_add(vq, &d, iov, chain);
+		if (r || !(d.flags & VRING_DESC_F_NEXT))
+			return r;
+		i = d.next;
+		if (i >= num)
+			return vq_fault(vq, RING_FAULT_NEXT);
+	}
+}
+
+/* While there is work, kicks would only cost the master time. */
+static void vq_disable_kicks(struct vq *vq)
+{
+	vq->kicks = VQ_KICKS_OFF;
+	/* With EVENT_IDX an avail_event that we have passed is enough. */
+	if (!vq->event_idx)
+		store16(&vq->used_ring->flags, VRING_USED_F_NO_NOTIFY);
+}
+
+/**
+ * vq_next() - Take the next chain the master made available
+ * @vq:		Queue
+ * @iov:	Room for %VQ_CHAIN_IOVS vectors, which cover the buffers
+ * @chain:	The chain
+ *
+ * Return: 0, -EAGAIN if there is none, -EPROTO if the master broke the ring
+ */
+int vq_next(struct vq *vq, struct iovec *iov, struct vq_chain *chain)
+{
+	int r;
+
+	if (vq->avail_idx == vq->last_avail) {
+		r = vq_look(vq);
+		if (r)
+			return r;
+	}
+	if (vq->kicks != VQ_KICKS_OFF)
+		vq_disable_kicks(vq);
+
+	chain->head = load16(&vq->avail->ring[vq->last_avail & (vq->num - 1)]);
+	chain->len = 0;
+	chain->n_iov = 0;
+	if (chain->head >= vq->num)
+		return vq_fault(vq, RING_FAULT_HEAD);
+	r = chain_walk(vq, chain->head, iov, chain);
+	if (r)
+		return r;
+	vq->last_avail++;
+	return 0;
+}
+
+/* Has idx gone past event on its way from old to now? */
+static bool event_passed(uint16_t event, uint16_t now, uint16_t old)
+{
+	return (uint16_t)(now - event - 1) < (uint16_t)(now - old);
+}
+
+static bool vq_wants_call(struct vq *vq, uint16_t old)
+{
+	bool first = !vq->called;
+
+	/*
+	 * Pairs with the driver's barrier between asking for an interrupt and
+	 * looking at used idx: either it sees our idx, or we its wish.
+	 */
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	vq->called = true;
+	if (!vq->event_idx)
+		return !(load16(&vq->avail->flags) &
+			 VRING_AVAIL_F_NO_INTERRUPT);
+	/* A predecessor may have published and not lived to call. */
+	return first || event_passed(load16(used_event(vq)), vq->used, old);
+}
+
+/**
+ * vq_publish() - Show the master the completed chains
+ * @vq:		Queue
+ *
+ * Return: 1 if the master wants an interrupt, 0 if not (or if there is
+ *	   nothing to show), -ESTALE if the ring is no longer ours
+ */
+int vq_publish(struct vq *vq)
+{
+	uint16_t old = vq->used;
+	int r;
+
+	if (!vq->n_done)
+		return 0;
+	r = vq_check_fence(vq);
+	if (r)
+		return r;
+
+	for (uint16_t i = 0; i < vq->n_done; i++) {
+		uint16_t slot = (uint16_t)(old + i) & (vq->num - 1);
+		struct vring_used_elem *elem = &vq->used_ring->ring[slot];
+
+		__atomic_store_n(&elem->id, htole32(vq->done[i].id),
+				 __ATOMIC_RELAXED);
+		__atomic_store_n(&elem->len, htole32(vq->done[i].len),
+				 __ATOMIC_RELAXED);
+	}
+	/* Atomic, as worker_read_ring() may look on. */
+	__atomic_store_n(&vq->used, old + vq->n_done, __ATOMIC_RELAXED);
+	vq->n_done = 0;
+	/* Release: the driver reads the entries after it has seen idx. */
+	__atomic_store_n(&vq->used_ring->idx, htole16(vq->used),
+			 __ATOMIC_RELEASE);
+	return vq_wants_call(vq, old);
+}
+
+/**
+ * vq_enable_kicks() - Ask the master for a kick with its next chain
+ * @vq:		Queue; all available chains are taken
+ *
+ * Return: 0: sleep; 1: chains have come meanwhile; -ESTALE: not ours
+ */
+int vq_enable_kicks(struct vq *vq)
+{
+	int r;
+
+	if (vq->kicks != VQ_KICKS_ON) {
+		r = vq_check_fence(vq);
+		if (r)
+			return r;
+		vq->kicks = VQ_KICKS_ON;
+		if (vq->event_idx)
+			store16(avail_event(vq), vq->last_avail);
+		else
+			store16(&vq->used_ring->flags, 0);
+		/*
+		 * Pairs with the driver's barrier between raising avail idx
+		 * and reading this: either it kicks, or we see its idx.
+		 */
+		__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	}
+	return vq_has_more(vq);
+}
