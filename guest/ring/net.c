@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <endian.h>
+#include <errno.h>
+#include <time.h>
+#include <unistd.h>
+#include "net.h"
+
+/**
+ * net_init() - Start with a queue
+ * @q:		Queue; keeps its stats
+ * @mem:	The master's memory
+ * @conf:	The ring
+ * @writable:	It is the receive queue
+ *
+ * Return: 0 or -errno, as vq_init()
+ */
+int net_init(struct net_queue *q, const struct mem *mem,
+	     const struct ring_conf *conf, bool writable)
+{
+	bool mergeable = conf->flags & RING_MRG_RXBUF;
+	int r;
+
+	if (conf->hdr_len != NET_HDR_LEN && conf->hdr_len != NET_HDR_MRG_LEN)
+		return -EINVAL;
+	if (mergeable && conf->hdr_len != NET_HDR_MRG_LEN)
+		return -EINVAL;
+	if (!conf->max_packet || conf->max_packet > RING_MAX_PACKET ||
+	    conf->call_addr % sizeof(*q->call_addr))
+		return -EINVAL;
+	r = vq_init(&q->vq, mem, conf, writable);
+	if (r)
+		return r;
+
+	q->wait = NET_WAIT_NOT;
+	q->error = 0;
+	q->call_fd = conf->call_fd;
+	q->call_addr = (void *)(uintptr_t)conf->call_addr;
+	q->call_value = conf->call_value;
+	q->hdr_len = conf->hdr_len;
+	q->max_packet = conf->max_packet;
+	q->mergeable = mergeable;
+	return 0;
+}
+
+static void net_call(struct net_queue *q)
+{
+	uint64_t one = 1;
+
+	RING_COUNT_ADD(q->stats.calls, 1);
+	if (q->call_addr)
+		/* Release: the used ring first, for a doorbell in memory. */
+		__atomic_store_n(q->call_addr, htole32(q->call_value),
+				 __ATOMIC_RELEASE);
+	else if (q->call_fd >= 0)
+		/* EAGAIN: the counter is full, so the call is pending. */
+		(void)!write(q->call_fd, &one, sizeof(one));
+}
+
+/**
+ * net_flush() - Publish what is completed, and call the master if it wants
+ * @q:		Queue
+ *
+ * Return: 0 or -ESTALE
+ */
+int net_flush(struct net_queue *q)
+{
+	int r;
+
+	if (!q->vq.n_done)
+		return 0;
+	r = vq_publish(&q->vq);
+	if (r < 0)
+		return r;
+	RING_COUNT_ADD(q->stats.publications, 1);
+	if (r)
+		net_call(q);
+	return 0;
+}
+
+/**
+ * net_end_pass() - Publish, and work out what the pass returns
+ * @q:		Queue
+ * @r:		How the last packet ended: 0 or -errno
+ * @n:		Chains and packets dealt with
+ *
+ * What was completed before a fault was in order, so it is published too.
+ *
+ * Return: @n, or -errno if the ring is at an end
+ */
+int net_end_pass(struct net_queue *q, int r, int n)
+{
+	int flushed;
+
+	if (r == -ESTALE)
+		return r;
+	flushed = net_flush(q);
+	if (flushed)
+		return flushed;
+	return r && r != -EAGAIN ? r : n;
+}
+
+/**
+ * net_tap_fault() - The TAP cannot work any more
+ * @q:		Queue
+ * @error:	What it said
+ *
+ * Return: -EPROTO
+ */
+int net_tap_fault(struct net_queue *q, int error)
+{
+	q->vq.fault = RING_FAULT_TAP;
+	q->error = error;
+	return -EPROTO;
+}
+
+/**
+ * net_now() - Time for deadlines
+ *
+ * Return: CLOCK_MONOTONIC in ns
+ */
+uint64_t net_now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}

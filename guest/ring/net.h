@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the two directions of a pair, rx.c and tx.c, have in common.
+ *
+ * The net header passes as it is (IFF_VNET_HDR, TUNSETVNETHDRSZ): the kernel
+ * reads it from the master's memory, once, and checks it.  A packet that is
+ * malformed is dropped and counted, and its chain given back; only a malformed
+ * ring is a fault.
+ *
+ * A pass works off what is there, up to a batch, and says in q->wait what to
+ * wait for.  It returns how many chains or packets it dealt with, -ESTALE if
+ * the ring was taken from us, or -EPROTO and a fault in q->vq.fault: then it
+ * must not be called again.
+ */
+#ifndef NET_H
+#define NET_H
+
+#include <errno.h>
+#include "vq.h"
+
+enum {
+	NET_BATCH = 64, /* chains completed before they are published */
+	NET_HDR_LEN = 10, /* struct virtio_net_hdr, legacy */
+	NET_HDR_MRG_LEN = 12, /* with num_buffers behind it */
+	NET_HDR_NUM_BUFFERS = 10 /* offset */
+};
+
+/* What a queue waits for after its last pass. */
+enum net_wait {
+	NET_WAIT_NOT = 0, /* there is more to do */
+	NET_WAIT_KICK, /* chains */
+	NET_WAIT_TAP_IN,
+	NET_WAIT_TAP_OUT
+};
+
+struct net_queue {
+	struct vq vq;
+	enum net_wait wait;
+	int tap_fd;
+	int call_fd;
+	int error; /* errno that came with the fault */
+	uint32_t call_value;
+	uint32_t *call_addr;
+	uint32_t hdr_len;
+	uint32_t max_packet;
+	bool mergeable;
+	const uint32_t *interrupt; /* not 0: come back after this packet */
+	struct ring_stats stats;
+};
+
+int net_init(struct net_queue *q, const struct mem *mem,
+	     const struct ring_conf *conf, bool writable);
+int net_flush(struct net_queue *q);
+int net_end_pass(struct net_queue *q, int r, int n);
+int net_tap_fault(struct net_queue *q, int error);
+uint64_t net_now(void);
+
+static inline bool net_interrupted(const struct net_queue *q)
+{
+	return __atomic_load_n(q->interrupt, __ATOMIC_RELAXED);
+}
+
+/* The pass ends here, and goes on after the wait. */
+static inline int net_set_wait(struct net_queue *q, enum net_wait wait)
+{
+	q->wait = wait;
+	return -EAGAIN;
+}
+
+static inline void net_count_packet(struct net_queue *q, uint64_t len)
+{
+	RING_COUNT_ADD(q->stats.packets, 1);
+	RING_COUNT_ADD(q->stats.bytes, len - q->hdr_len);
+}
+
+#endif

@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * From the TAP to the master's receive queue: one readv() per packet.
+ *
+ * A TAP does not say how long its next packet is.  So a read is offered
+ * buffers for the longest one, and behind them the spill, private memory: a
+ * packet which is longer than what the master has offered is never cut.  It
+ * is held until there are buffers for its tail, or until it is clear that
+ * there will be none.  To be clear: all chains of the ring are here and do
+ * not suffice; or hold_ns has passed.  (A driver that refills its ring only
+ * when half of it is used would otherwise wait for us, and we for it.)
+ */
+#include <assert.h>
+#include <endian.h>
+#include <errno.h>
+#include <string.h>
+#include "rx.h"
+#include "tap.h"
+
+static_assert(VQ_MAX_DONE >= NET_BATCH - 1 + RX_CHAINS,
+	      "what one packet completes fits behind an unpublished batch");
+static_assert(RX_SPILL > RING_MAX_PACKET + NET_HDR_MRG_LEN,
+	      "a packet that is too long is seen to be");
+static_assert(RX_IOVS > 2 * VQ_CHAIN_IOVS,
+	      "a chain, and the spill, behind a store which is not full");
+
+/**
+ * rx_start() - After net_init(): no chains, no packet
+ * @rx:		Receive queue
+ */
+void rx_start(struct rx *rx)
+{
+	rx->starved = false;
+	rx->held = 0;
+	rx->held_until = 0;
+	rx->cap = 0;
+	rx->first = 0;
+	rx->n_chains = 0;
+	rx->iov_first = 0;
+	rx->iov_end = 0;
+}
+
+/**
+ * rx_stop() - Drop the packet that was held; chains were never completed
+ * @rx:		Receive queue
+ */
+void rx_stop(struct rx *rx)
+{
+	if (rx->held)
+		RING_COUNT_ADD(rx->q.stats.drop_stop, 1);
+	rx_start(rx);
+}
+
+static struct vq_chain *rx_chain(struct rx *rx, uint32_t i)
+{
+	return &rx->chain[(rx->first + i) % RX_CHAINS];
+}
+
+static uint32_t rx_iovs(const struct rx *rx)
+{
+	return rx->iov_end - rx->iov_first;
+}
+
+/* Room for another chain, in one piece, and for the spill behind it. */
+static void rx_make_room(struct rx *rx)
+{
+	uint32_t n = rx_iovs(rx);
+
+	if (rx->iov_end + VQ_CHAIN_IOVS < RX_IOVS)
+		return;
+	memmove(rx->iov, rx->iov + rx->iov_first, n * sizeof(*rx->iov));
+	rx->iov_first = 0;
+	rx->iov_end = n;
+}
+
+static bool rx_full(const struct rx *rx)
+{
+	return rx->n_chains == RX_CHAINS || rx_iovs(rx) >= VQ_CHAIN_IOVS;
+}
+
+/* Take chains until they hold @want bytes, or there are no more. */
+static int rx_fill(struct rx *rx, uint64_t want)
+{
+	struct vq_chain *chain;
+	int r;
+
+	while (rx->cap < want && !rx_full(rx)) {
+		rx_make_room(rx);
+		chain = rx_chain(rx, rx->n_chains);
+		r = vq_next(&rx->q.vq, rx->iov + rx->iov_end, chain);
+		if (r)
+			return r == -EAGAIN ? 0 : r;
+		rx->iov_end += chain->n_iov;
+		rx->cap += chain->len;
+		rx->n_chains++;
+	}
+	return 0;
+}
+
+/* Complete the first chain with @len bytes in it. */
+static void rx_pop(struct rx *rx, uint32_t len)
+{
+	const struct vq_chain *chain = rx_chain(rx, 0);
+
+	vq_complete(&rx->q.vq, chain->head, len);
+	rx->cap -= chain->len;
+	rx->iov_first += chain->n_iov;
+	rx->first++;
+	rx->n_chains--;
+}
+
+/* Copy to @offset of the buffers, wherever that is; they are long enough. */
+static void rx_put(const struct iovec *iov, uint64_t offset,
+		   const uint8_t *data, size_t len)
+{
+	size_t part;
+
+	for (; len; iov++) {
+		if (offset >= iov->iov_len) {
+			offset -= iov->iov_len;
+			continue;
+		}
+		part = iov->iov_len - offset;
+		if (part > len)
+			part = len;
+		memcpy((uint8_t *)iov->iov_base + offset, data, part);
+		data += part;
+		len -= part;
+		offset = 0;
+	}
+}
+
+/*
+ * Which chains the next read may fill: one, or all.  The last one may have
+ * brought more vectors than a system call takes; without it there are fewer.
+ */
+static void rx_gather(struct rx *rx)
+{
+	const struct vq_chain *last = rx_chain(rx, rx->n_chains - 1);
+
+	rx->read_iov = rx_iovs(rx);
+	rx->read_cap = rx->cap;
+	if (!rx->q.mergeable) {
+		rx->read_iov = rx_chain(rx, 0)->n_iov;
+		rx->read_cap = rx_chain(rx, 0)->len;
+	} else if (rx->read_iov > VQ_CHAIN_IOVS) {
+		rx->read_iov -= last->n_iov;
+		rx->read_cap -= last->len;
+	}
+}
+
+/* Read a packet, its tail into the spill if it must be. */
+static ssize_t rx_read_spill(struct rx *rx)
+{
+	struct iovec *iov = rx->iov + rx->iov_first;
+	struct iovec *end = &iov[rx->read_iov];
+	struct iovec next = *end; /* belongs to a chain not offered now */
+	ssize_t n;
+
+	end->iov_base = rx->spill;
+	end->iov_len = sizeof(rx->spill);
+	n = tap_read(rx->q.tap_fd, iov, rx->read_iov + 1);
+	*end = next;
+	return n;
+}
+
+static int rx_read(struct rx *rx)
+{
+	struct net_queue *q = &rx->q;
+	ssize_t n = rx_read_spill(rx);
+
+	if (n == -EAGAIN || n == -ENOMEM)
+		return net_set_wait(q, NET_WAIT_TAP_IN);
+	if (n < 0)
+		return net_tap_fault(q, -n);
+	if (n <= q->hdr_len)
+		RING_COUNT_ADD(q->stats.drop_runt, 1);
+	else if (n - q->hdr_len > q->max_packet)
+		RING_COUNT_ADD(q->stats.drop_long, 1);
+	else
+		rx->held = n;
+	return 0;
+}
+
+static int rx_starve(struct rx *rx)
+{
+	if (!rx->starved)
+		RING_COUNT_ADD(rx->q.stats.no_buffers, 1);
+	rx->starved = true;
+	return net_set_wait(&rx->q, NET_WAIT_KICK);
+}
+
+/* Does the packet fit into what we have, or can get now? */
+static int rx_fits(struct rx *rx)
+{
+	uint64_t now;
+	int r;
+
+	if (!rx->q.mergeable)
+		return rx_chain(rx, 0)->len >= rx->held ? 0 : -EMSGSIZE;
+	r = rx_fill(rx, rx->held);
+	if (r || rx->cap >= rx->held)
+		return r;
+	if (rx_full(rx) || vq_all_taken(&rx->q.vq))
+		return -EMSGSIZE;
+
+	now = net_now();
+	if (!rx->held_until)
+		rx->held_until = now + rx->hold_ns;
+	if (now >= rx->held_until)
+		return -EMSGSIZE;
+	return rx_starve(rx);
+}
+
+/* The packet is in the buffers but for its tail: finish it. */
+static void rx_finish(struct rx *rx)
+{
+	const struct iovec *iov = rx->iov + rx->iov_first;
+	uint32_t left = rx->held, n;
+	uint16_t num_buffers = 0;
+
+	if (left > rx->read_cap) {
+		rx_put(iov + rx->read_iov, 0, rx->spill, left - rx->read_cap);
+		RING_COUNT_ADD(rx->q.stats.spilled, 1);
+	}
+	while (left) {
+		n = left;
+		if (n > rx_chain(rx, 0)->len)
+			n = rx_chain(rx, 0)->len;
+		rx_pop(rx, n);
+		left -= n;
+		num_buffers++;
+	}
+	if (rx->q.hdr_len == NET_HDR_MRG_LEN) {
+		num_buffers = htole16(num_buffers);
+		rx_put(iov, NET_HDR_NUM_BUFFERS, (void *)&num_buffers,
+		       sizeof(num_buffers));
+	}
+}
+
+static int rx_deliver(struct rx *rx)
+{
+	int r = rx_fits(rx);
+
+	if (r && r != -EMSGSIZE)
+		return r;
+	if (r) {
+		RING_COUNT_ADD(rx->q.stats.drop_no_room, 1);
+	} else {
+		net_count_packet(&rx->q, rx->held);
+		rx_finish(rx);
+	}
+	rx->held = 0;
+	rx->held_until = 0;
+	return 0;
+}
+
+/*
+ * Make sure that there is a chain which can take a packet.  Those at the head
+ * that cannot are given back: then that is all for this time (and returns 1),
+ * since vq->done has room for RX_CHAINS only.
+ */
+static int rx_prepare(struct rx *rx)
+{
+	struct net_queue *q = &rx->q;
+	uint64_t least = q->mergeable ? 1 : q->hdr_len;
+	int r = rx_fill(rx, q->mergeable ? q->hdr_len + q->max_packet : 1);
+
+	if (r)
+		return r;
+	if (!rx->n_chains)
+		return rx_starve(rx);
+	rx->starved = false;
+	for (; rx->n_chains && rx_chain(rx, 0)->len < least; r = 1) {
+		RING_COUNT_ADD(q->stats.bad_chains, 1);
+		rx_pop(rx, 0);
+	}
+	return r;
+}
+
+static int rx_one(struct rx *rx)
+{
+	int r;
+
+	if (!rx->held) {
+		r = rx_prepare(rx);
+		if (r)
+			return r < 0 ? r : 0;
+		rx_gather(rx);
+		r = rx_read(rx);
+		if (r)
+			return r;
+	}
+	return rx->held ? rx_deliver(rx) : 0;
+}
+
+/**
+ * rx_pass() - Deliver what the TAP has, up to a batch
+ * @rx:		Receive queue
+ *
+ * Return: number of packets dealt with, or -errno: see net.h
+ */
+int rx_pass(struct rx *rx)
+{
+	struct net_queue *q = &rx->q;
+	int n = 0, r = vq_check_fence(&q->vq);
+
+	q->wait = NET_WAIT_NOT;
+	while (!r && n < NET_BATCH && !net_interrupted(q)) {
+		r = rx_one(rx);
+		n += !r;
+		if (q->vq.n_done >= NET_BATCH && !r)
+			r = net_flush(q);
+	}
+	return net_end_pass(q, r, n);
+}

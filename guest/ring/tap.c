@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * One packet, one system call: a TAP has neither recvmmsg() nor sendmmsg().
+ * What an error means is net.c's decision.
+ */
+#include <errno.h>
+#include "tap.h"
+
+/**
+ * tap_read() - Read one packet, net header first
+ * @fd:		TAP queue, non-blocking
+ * @iov:	Where to put it
+ * @n:		Number of @iov
+ *
+ * Return: its length, or -errno; -EPIPE at the end of file, which a TAP does
+ *	   not have but a socket in its place does
+ */
+ssize_t tap_read(int fd, const struct iovec *iov, int n)
+{
+	ssize_t r;
+
+	do {
+		r = readv(fd, iov, n);
+	} while (r < 0 && errno == EINTR);
+	if (!r)
+		return -EPIPE;
+	return r < 0 ? -errno : r;
+}
+
+/**
+ * tap_write() - Write one packet, net header first
+ * @fd:		TAP queue, non-blocking
+ * @iov:	The packet
+ * @n:		Number of @iov
+ *
+ * Return: bytes written, or -errno
+ */
+ssize_t tap_write(int fd, const struct iovec *iov, int n)
+{
+	ssize_t r;
+
+	do {
+		r = writev(fd, iov, n);
+	} while (r < 0 && errno == EINTR);
+	return r < 0 ? -errno : r;
+}

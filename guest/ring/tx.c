@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * From the master's transmit queue to the TAP: one writev() per chain.
+ */
+#include <errno.h>
+#include "tap.h"
+#include "tx.h"
+
+/**
+ * tx_start() - After net_init(): nothing is pending
+ * @tx:		Transmit queue
+ */
+void tx_start(struct tx *tx)
+{
+	tx->pending = false;
+}
+
+/* The TAP did not take it: wait, drop, or give up. */
+static int tx_error(struct net_queue *q, int error)
+{
+	switch (error) {
+	case EAGAIN:
+		return net_set_wait(q, NET_WAIT_TAP_OUT);
+	case EINVAL: /* header: csum_start, gso_size, hdr_len ... */
+	case EMSGSIZE:
+		RING_COUNT_ADD(q->stats.drop_refused, 1);
+		return 0;
+	case ENOBUFS:
+	case ENOMEM:
+		RING_COUNT_ADD(q->stats.drop_memory, 1);
+		return 0;
+	case EIO:
+		RING_COUNT_ADD(q->stats.drop_down, 1);
+		return 0;
+	case EBADF: /* these will not go away: */
+	case EBADFD: /* the device was deleted */
+	case EFAULT:
+	case EPIPE:
+		return net_tap_fault(q, error);
+	default:
+		RING_COUNT_ADD(q->stats.drop_other, 1);
+		return 0;
+	}
+}
+
+static int tx_one(struct tx *tx)
+{
+	struct net_queue *q = &tx->q;
+	struct vq_chain *chain = &tx->chain;
+	int r = 0;
+	ssize_t n;
+
+	if (!tx->pending)
+		r = vq_next(&q->vq, tx->iov, chain);
+	if (r == -EAGAIN)
+		return net_set_wait(q, NET_WAIT_KICK);
+	if (r)
+		return r;
+
+	if (chain->len < q->hdr_len ||
+	    chain->len - q->hdr_len > q->max_packet) {
+		RING_COUNT_ADD(q->stats.drop_bad, 1);
+	} else {
+		n = tap_write(q->tap_fd, tx->iov, chain->n_iov);
+		if (n >= 0)
+			net_count_packet(q, chain->len);
+		else
+			r = tx_error(q, -n);
+		if (r == -EAGAIN && !tx->pending)
+			RING_COUNT_ADD(q->stats.tap_full, 1);
+		tx->pending = r == -EAGAIN;
+		if (r)
+			return r;
+	}
+	vq_complete(&q->vq, chain->head, 0);
+	return 0;
+}
+
+/**
+ * tx_pass() - Send what the master has queued, up to a batch
+ * @tx:		Transmit queue
+ *
+ * Return: number of chains dealt with, or -errno: see net.h
+ */
+int tx_pass(struct tx *tx)
+{
+	struct net_queue *q = &tx->q;
+	int n = 0, r = vq_check_fence(&q->vq);
+
+	q->wait = NET_WAIT_NOT;
+	while (!r && n < NET_BATCH && !net_interrupted(q)) {
+		r = tx_one(tx);
+		n += !r;
+	}
+	return net_end_pass(q, r, n);
+}

@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef TX_H
+#define TX_H
+
+#include "net.h"
+
+struct tx {
+	struct net_queue q;
+	bool pending; /* chain waits for the TAP */
+	struct vq_chain chain;
+	struct iovec iov[VQ_CHAIN_IOVS];
+};
+
+void tx_start(struct tx *tx);
+int tx_pass(struct tx *tx);
+
+#endif
