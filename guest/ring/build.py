@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds vhostpci_guest._ring, from guest/: see cffi_modules in setup.py.
+
+Warnings become errors through CFLAGS in tox, never here: a newer compiler must
+not break an installation.
+"""
+
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).parent
+SOURCES = ["mem.c", "split.c", "net.c", "tx.c", "rx.c", "tap.c", "loop.c", "worker.c"]
+
+ffibuilder = FFI()
+ffibuilder.cdef((HERE / "ring_api.h").read_text())
+ffibuilder.set_source(
+    "vhostpci_guest._ring",
+    '#include "ring.h"',
+    sources=[f"ring/{name}" for name in SOURCES],
+    include_dirs=["ring"],
+    depends=[f"ring/{path.name}" for path in HERE.glob("*.h")],
+    define_macros=[("_GNU_SOURCE", None)],
+    extra_compile_args=["-std=gnu11", "-pthread", "-fno-strict-aliasing"],
+    extra_link_args=["-pthread"],
+)

@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The thread of a queue pair: both rings, one TAP queue, one place to wait.
+ *
+ * It looks at `control` after each packet, so a stop is honoured within one
+ * system call.  It blocks in loop_sleep() and nowhere else.
+ *
+ * Kicks are off while there is work.  A round that found none (after a short
+ * spin, if one is wanted) asks for kicks, looks once more, and sleeps.  A ring
+ * without a kick eventfd never asks for kicks; instead the thread wakes by
+ * itself, after poll_min_ns, then twice that, up to poll_max_ns.  The TAP wakes
+ * it at once in any case.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <time.h>
+#include "worker.h"
+
+enum {
+	LOOP_POLL_WAKE,
+	LOOP_POLL_TAP,
+	LOOP_POLL_KICK,
+	LOOP_POLL_COUNT = LOOP_POLL_KICK + RING_COUNT
+};
+
+static bool loop_running(const struct worker_ring *ring)
+{
+	/* Acquire: pairs with the release in worker_set_state(). */
+	return __atomic_load_n(&ring->state, __ATOMIC_ACQUIRE) == RING_RUNNING;
+}
+
+/* A fault ends the ring, and only the ring. */
+static void loop_fail(struct worker *w, struct worker_ring *ring, int error)
+{
+	pthread_mutex_lock(&w->lock);
+	RING_COUNT_ADD(ring->q->stats.faults, 1);
+	worker_set_state(w, ring, error == -ESTALE ? RING_FENCED : RING_BROKEN);
+	pthread_mutex_unlock(&w->lock);
+	worker_signal(w->events_fd);
+}
+
+/**
+ * loop_control() - Do what the owner asked for
+ * @w:		Worker
+ *
+ * Return: false if the thread is to end
+ */
+bool loop_control(struct worker *w)
+{
+	bool quit;
+
+	pthread_mutex_lock(&w->lock);
+	__atomic_store_n(&w->control, 0, __ATOMIC_RELAXED);
+	quit = w->quit;
+	for (int i = 0; i < RING_COUNT; i++) {
+		struct worker_ring *ring = &w->ring[i];
+
+		if (ring->state != RING_RUNNING || !(ring->stop || quit))
+			continue;
+		if (i == RING_RX)
+			rx_stop(&w->rx);
+		worker_set_state(w, ring, RING_STOPPED);
+	}
+	pthread_mutex_unlock(&w->lock);
+	return !quit;
+}
+
+/* One pass over each ring.  Returns the number of chains and packets. */
+static int loop_pass(struct worker *w)
+{
+	int n = 0;
+
+	for (int i = 0; i < RING_COUNT; i++) {
+		struct worker_ring *ring = &w->ring[i];
+		int r;
+
+		if (!loop_running(ring))
+			continue;
+		r = i == RING_RX ? rx_pass(&w->rx) : tx_pass(&w->tx);
+		if (r < 0)
+			loop_fail(w, ring, r);
+		else
+			n += r;
+	}
+	return n;
+}
+
+static bool loop_waits_for_kick(const struct worker_ring *ring)
+{
+	return loop_running(ring) && ring->q->wait == NET_WAIT_KICK;
+}
+
+static bool loop_has_more(const struct worker *w)
+{
+	for (int i = 0; i < RING_COUNT; i++)
+		if (loop_waits_for_kick(&w->ring[i]) &&
+		    vq_has_more(&w->ring[i].q->vq))
+			return true;
+	return __atomic_load_n(&w->control, __ATOMIC_RELAXED);
+}
+
+static void loop_relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("yield" ::: "memory");
+#endif
+}
+
+/* The next chain often comes within microseconds: no kick, no sleep. */
+static bool loop_spin(struct worker *w)
+{
+	uint64_t end;
+
+	if (w->spun || !w->spin_ns)
+		return false;
+	w->spun = true;
+	end = net_now() + w->spin_ns;
+	do {
+		for (int i = 0; i < 16; i++) {
+			if (loop_has_more(w))
+				return true;
+			loop_relax();
+		}
+	} while (net_now() < end);
+	return false;
+}
+
+/* Ask for kicks where they are waited for.  Returns true if work has come. */
+static bool loop_arm(struct worker *w)
+{
+	bool more = false;
+
+	for (int i = 0; i < RING_COUNT; i++) {
+		struct worker_ring *ring = &w->ring[i];
+		int r;
+
+		if (loop_running(ring) && ring->q->wait == NET_WAIT_NOT)
+			more = true; /* interrupted, or failed in between */
+		if (!loop_waits_for_kick(ring) || ring->kick_fd < 0)
+			continue;
+		r = vq_enable_kicks(&ring->q->vq);
+		if (r < 0)
+			loop_fail(w, ring, r);
+		else if (r)
+			more = true;
+	}
+	return more || __atomic_load_n(&w->control, __ATOMIC_RELAXED);
+}
+
+/* How long to sleep at most; UINT64_MAX: until something happens. */
+static uint64_t loop_timeout(const struct worker *w)
+{
+	uint64_t timeout = UINT64_MAX, now;
+
+	for (int i = 0; i < RING_COUNT; i++)
+		if (loop_waits_for_kick(&w->ring[i]) && w->ring[i].kick_fd < 0)
+			timeout = w->sleep_ns;
+	if (loop_running(&w->ring[RING_RX]) && w->rx.held) {
+		now = net_now();
+		if (w->rx.held_until <= now)
+			return 0;
+		if (w->rx.held_until - now < timeout)
+			timeout = w->rx.held_until - now;
+	}
+	return timeout;
+}
+
+static short loop_tap_events(const struct worker *w)
+{
+	short events = 0;
+
+	for (int i = 0; i < RING_COUNT; i++) {
+		if (!loop_running(&w->ring[i]))
+			continue;
+		if (w->ring[i].q->wait == NET_WAIT_TAP_IN)
+			events |= POLLIN;
+		if (w->ring[i].q->wait == NET_WAIT_TAP_OUT)
+			events |= POLLOUT;
+	}
+	return events;
+}
+
+/*
+ * A descriptor which nobody waits for is not polled at all: it could be ready,
+ * or in error, all the time.
+ */
+static void loop_poll_set(const struct worker *w, struct pollfd *fds)
+{
+	short events = loop_tap_events(w);
+
+	fds[LOOP_POLL_WAKE].fd = w->wake_fd;
+	fds[LOOP_POLL_WAKE].events = POLLIN;
+	fds[LOOP_POLL_TAP].fd = events ? w->tap_fd : -1;
+	fds[LOOP_POLL_TAP].events = events;
+	for (int i = 0; i < RING_COUNT; i++) {
+		const struct worker_ring *ring = &w->ring[i];
+
+		fds[LOOP_POLL_KICK + i].fd =
+			loop_waits_for_kick(ring) ? ring->kick_fd : -1;
+		fds[LOOP_POLL_KICK + i].events = POLLIN;
+	}
+}
+
+/*
+ * Empty an eventfd that poll() found ready.  Do not wait even if it is empty
+ * by now: it may be blocking, since its file is shared with others.
+ */
+static int loop_drain(int fd)
+{
+	struct iovec iov;
+	uint64_t count;
+	ssize_t r;
+
+	iov.iov_base = &count;
+	iov.iov_len = sizeof(count);
+	r = preadv2(fd, &iov, 1, -1, RWF_NOWAIT);
+	if (r < 0 && errno == EOPNOTSUPP) /* eventfd before Linux 5.8 */
+		r = read(fd, &count, sizeof(count));
+	if (r < 0)
+		return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+	return r ? 0 : -EPIPE;
+}
+
+static void loop_kicked(struct worker *w, struct worker_ring *ring,
+			short revents)
+{
+	int r = revents & POLLNVAL ? -EBADF : loop_drain(ring->kick_fd);
+
+	RING_COUNT_ADD(ring->q->stats.kicks, 1);
+	if (!r)
+		return;
+	ring->q->vq.fault = RING_FAULT_KICK;
+	ring->q->error = -r;
+	loop_fail(w, ring, -EPROTO);
+}
+
+/* Time passed, and no kick: sleep longer next time. */
+static void loop_polled(struct worker *w)
+{
+	for (int i = 0; i < RING_COUNT; i++)
+		if (loop_waits_for_kick(&w->ring[i]) && w->ring[i].kick_fd < 0)
+			RING_COUNT_ADD(w->ring[i].q->stats.polls, 1);
+	w->sleep_ns *= 2;
+	if (w->sleep_ns > w->poll_max_ns)
+		w->sleep_ns = w->poll_max_ns;
+}
+
+static void loop_sleep(struct worker *w)
+{
+	struct pollfd fds[LOOP_POLL_COUNT] = {0};
+	uint64_t timeout = loop_timeout(w);
+	struct timespec ts;
+	int r;
+
+	loop_poll_set(w, fds);
+	ts.tv_sec = timeout / 1000000000;
+	ts.tv_nsec = timeout % 1000000000;
+	r = ppoll(fds, LOOP_POLL_COUNT, timeout == UINT64_MAX ? NULL : &ts,
+		  NULL);
+	if (r < 0)
+		return;
+	if (!r)
+		loop_polled(w);
+	if (fds[LOOP_POLL_WAKE].revents)
+		loop_drain(w->wake_fd);
+	for (int i = 0; i < RING_COUNT; i++)
+		if (fds[LOOP_POLL_KICK + i].revents)
+			loop_kicked(w, &w->ring[i],
+				    fds[LOOP_POLL_KICK + i].revents);
+}
+
+/**
+ * loop_round() - Both rings once, and all that comes before a sleep
+ * @w:		Worker
+ * @ready:	Set if there is nothing to do, and kicks are asked for
+ *
+ * Return: number of chains and packets dealt with
+ */
+int loop_round(struct worker *w, bool *ready)
+{
+	int n = loop_pass(w);
+
+	*ready = false;
+	if (n) {
+		w->spun = false;
+		w->sleep_ns = w->poll_min_ns;
+		return n;
+	}
+	if (!loop_spin(w))
+		*ready = !loop_arm(w);
+	return 0;
+}
+
+/**
+ * loop_main() - The thread
+ * @arg:	Worker
+ *
+ * Return: NULL
+ */
+void *loop_main(void *arg)
+{
+	struct worker *w = arg;
+	bool ready;
+
+	for (;;) {
+		if (__atomic_load_n(&w->control, __ATOMIC_RELAXED) &&
+		    !loop_control(w))
+			break;
+		loop_round(w, &ready);
+		if (ready)
+			loop_sleep(w);
+	}
+
+	pthread_mutex_lock(&w->lock);
+	w->gone = true;
+	pthread_cond_broadcast(&w->changed);
+	pthread_mutex_unlock(&w->lock);
+	return NULL;
+}

@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The owner's side of a worker: all that ring_api.h declares.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include "worker.h"
+
+/* Signals are for the owner's threads. */
+static int worker_spawn(struct worker *w, uint32_t pair)
+{
+	sigset_t all, old;
+	char name[16];
+	int r;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	r = pthread_create(&w->thread, NULL, loop_main, w);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	if (r)
+		return -r;
+	snprintf(name, sizeof(name), "vhostpci-%u", pair);
+	pthread_setname_np(w->thread, name);
+	return 0;
+}
+
+static bool worker_conf_valid(const struct worker_conf *conf)
+{
+	int flags = fcntl(conf->tap_fd, F_GETFL);
+
+	return flags >= 0 && flags & O_NONBLOCK && conf->poll_min_ns &&
+	       conf->poll_min_ns <= conf->poll_max_ns;
+}
+
+static void worker_init(struct worker *w, const struct worker_conf *conf)
+{
+	pthread_condattr_t attr;
+
+	memset(w, 0, sizeof(*w));
+	w->ring[RING_RX].q = &w->rx.q;
+	w->ring[RING_TX].q = &w->tx.q;
+	for (int i = 0; i < RING_COUNT; i++) {
+		w->ring[i].q->tap_fd = conf->tap_fd;
+		w->ring[i].q->interrupt = &w->control;
+	}
+	w->rx.hold_ns = conf->hold_ns;
+	w->tap_fd = conf->tap_fd;
+	w->events_fd = conf->events_fd;
+	w->spin_ns = conf->spin_ns;
+	w->poll_min_ns = conf->poll_min_ns;
+	w->poll_max_ns = conf->poll_max_ns;
+	w->sleep_ns = conf->poll_min_ns;
+	w->manual = conf->manual;
+	w->gone = conf->manual;
+
+	pthread_mutex_init(&w->lock, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&w->changed, &attr);
+	pthread_condattr_destroy(&attr);
+}
+
+static void worker_free(struct worker *w)
+{
+	close(w->wake_fd);
+	pthread_cond_destroy(&w->changed);
+	pthread_mutex_destroy(&w->lock);
+	free(w);
+}
+
+/**
+ * worker_create() - Make a worker, and start its thread
+ * @conf:	Options; the descriptors stay the caller's, and stay open
+ * @ret:	The worker
+ *
+ * Return: 0; -EINVAL: options, or the TAP's descriptor is blocking; -errno
+ */
+int worker_create(const struct worker_conf *conf, struct worker **ret)
+{
+	struct worker *w;
+	int r;
+
+	if (!worker_conf_valid(conf))
+		return -EINVAL;
+	w = aligned_alloc(RING_CACHELINE, sizeof(*w));
+	if (!w)
+		return -ENOMEM;
+	worker_init(w, conf);
+	w->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	r = w->wake_fd < 0 ? -errno : 0;
+	if (!r && !w->manual)
+		r = worker_spawn(w, conf->pair);
+	if (r) {
+		worker_free(w);
+		return r;
+	}
+	*ret = w;
+	return 0;
+}
+
+static void worker_poke(struct worker *w)
+{
+	__atomic_store_n(&w->control, 1, __ATOMIC_RELAXED);
+	worker_signal(w->wake_fd);
+}
+
+static struct timespec worker_deadline(uint32_t timeout_ms)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	t.tv_sec += timeout_ms / 1000;
+	t.tv_nsec += timeout_ms % 1000 * 1000000L;
+	if (t.tv_nsec >= 1000000000) {
+		t.tv_nsec -= 1000000000;
+		t.tv_sec++;
+	}
+	return t;
+}
+
+/**
+ * worker_destroy() - Stop the rings, end the thread, free everything
+ * @w:		Worker
+ * @timeout_ms:	Wait so long for the thread
+ *
+ * Return: 0, or -ETIMEDOUT: then @w is still there, try again
+ */
+int worker_destroy(struct worker *w, uint32_t timeout_ms)
+{
+	struct timespec end = worker_deadline(timeout_ms);
+	bool gone;
+	int r = 0;
+
+	pthread_mutex_lock(&w->lock);
+	w->quit = true;
+	worker_poke(w);
+	while (!w->gone && !r)
+		r = pthread_cond_timedwait(&w->changed, &w->lock, &end);
+	gone = w->gone;
+	pthread_mutex_unlock(&w->lock);
+	if (!gone)
+		return -ETIMEDOUT;
+	if (!w->manual)
+		pthread_join(w->thread, NULL);
+	worker_free(w);
+	return 0;
+}
+
+/**
+ * worker_set_memory() - Replace the master's memory regions
+ * @w:		Worker; no ring is running
+ * @regions:	Regions; stay mapped until the next call
+ * @n:		Number of @regions
+ *
+ * Return: 0, -EBUSY, or as mem_set()
+ */
+int worker_set_memory(struct worker *w, const struct mem_region *regions,
+		      uint32_t n)
+{
+	int r = -EBUSY;
+
+	pthread_mutex_lock(&w->lock);
+	if (w->ring[RING_RX].state != RING_RUNNING &&
+	    w->ring[RING_TX].state != RING_RUNNING)
+		r = mem_set(&w->mem, regions, n);
+	pthread_mutex_unlock(&w->lock);
+	return r;
+}
+
+/* Others share the file, so this may not last: see loop_drain(). */
+static int worker_unblock(int fd)
+{
+	int flags;
+
+	if (fd < 0)
+		return 0;
+	flags = fcntl(fd, F_GETFL);
+	if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
+		return -errno;
+	return 0;
+}
+
+static int worker_start(struct worker *w, uint32_t index,
+			const struct ring_conf *conf)
+{
+	struct worker_ring *ring = &w->ring[index];
+	int r;
+
+	if (ring->state == RING_RUNNING || w->quit)
+		return -EBUSY;
+	r = worker_unblock(conf->kick_fd);
+	if (!r)
+		r = worker_unblock(conf->call_fd);
+	if (!r)
+		r = net_init(ring->q, &w->mem, conf, index == RING_RX);
+	if (r)
+		return r;
+	if (index == RING_RX)
+		rx_start(&w->rx);
+	else
+		tx_start(&w->tx);
+	ring->kick_fd = conf->kick_fd;
+	ring->known = true;
+	worker_set_state(w, ring, RING_RUNNING);
+	worker_poke(w);
+	return 0;
+}
+
+/**
+ * worker_start_ring() - Let the worker run a ring
+ * @w:		Worker
+ * @index:	enum ring_index
+ * @conf:	The ring; its eventfds are made non-blocking and stay open
+ *
+ * Return: 0; -EBUSY if it is running; -EINVAL, -EFAULT, -ESTALE as
+ *	   net_init(); -errno
+ */
+int worker_start_ring(struct worker *w, uint32_t index,
+		      const struct ring_conf *conf)
+{
+	int r;
+
+	if (index >= RING_COUNT)
+		return -EINVAL;
+	pthread_mutex_lock(&w->lock);
+	r = worker_start(w, index, conf);
+	pthread_mutex_unlock(&w->lock);
+	return r;
+}
+
+static int worker_wait_stopped(struct worker *w, struct worker_ring *ring,
+			       uint32_t timeout_ms)
+{
+	struct timespec end = worker_deadline(timeout_ms);
+	int r = 0;
+
+	while (ring->state == RING_RUNNING && !r)
+		r = pthread_cond_timedwait(&w->changed, &w->lock, &end);
+	return ring->state == RING_RUNNING ? -ETIMEDOUT : 0;
+}
+
+/**
+ * worker_stop_ring() - Take a ring back; it is not touched after this
+ * @w:		Worker
+ * @index:	enum ring_index
+ * @timeout_ms:	Wait so long.  The worker needs microseconds, unless the
+ *		kernel does not come back from the TAP
+ *
+ * Return: index at which a successor goes on; -ETIMEDOUT: the worker still
+ *	   has the ring, ask again; -ENOENT: it was never started
+ */
+int worker_stop_ring(struct worker *w, uint32_t index, uint32_t timeout_ms)
+{
+	struct worker_ring *ring;
+	int r = -ENOENT;
+
+	if (index >= RING_COUNT)
+		return -EINVAL;
+	ring = &w->ring[index];
+	pthread_mutex_lock(&w->lock);
+	if (ring->known) {
+		ring->stop = true;
+		worker_poke(w);
+		if (w->manual) {
+			pthread_mutex_unlock(&w->lock);
+			loop_control(w);
+			pthread_mutex_lock(&w->lock);
+		}
+		r = worker_wait_stopped(w, ring, timeout_ms);
+	}
+	if (!r) {
+		worker_set_state(w, ring, RING_STOPPED);
+		r = ring->q->vq.used;
+	}
+	pthread_mutex_unlock(&w->lock);
+	return r;
+}
+
+static void worker_copy_stats(const struct ring_stats *from,
+			      struct ring_stats *to)
+{
+	const uint64_t *p = (const void *)from;
+	uint64_t *q = (void *)to;
+
+	for (size_t i = 0; i < sizeof(*from) / sizeof(*p); i++)
+		q[i] = __atomic_load_n(&p[i], __ATOMIC_RELAXED);
+}
+
+/**
+ * worker_read_ring() - What a ring does, and has done
+ * @w:		Worker
+ * @index:	enum ring_index
+ * @ret:	Status; fault and error only if it is not running
+ *
+ * Return: 0 or -EINVAL
+ */
+int worker_read_ring(struct worker *w, uint32_t index, struct ring_status *ret)
+{
+	const struct worker_ring *ring;
+
+	if (index >= RING_COUNT)
+		return -EINVAL;
+	ring = &w->ring[index];
+	memset(ret, 0, sizeof(*ret));
+	pthread_mutex_lock(&w->lock);
+	ret->state = ring->state;
+	ret->index = __atomic_load_n(&ring->q->vq.used, __ATOMIC_RELAXED);
+	if (ring->state != RING_RUNNING) {
+		ret->fault = ring->q->vq.fault;
+		ret->error = ring->q->error;
+	}
+	worker_copy_stats(&ring->q->stats, &ret->stats);
+	pthread_mutex_unlock(&w->lock);
+	return 0;
+}
+
+/**
+ * worker_step() - One round of a worker without a thread, without its sleep
+ * @w:		Worker made with conf.manual
+ *
+ * Return: number of chains and packets dealt with; 0: nothing to do, and
+ *	   kicks are asked for; -EINVAL: the worker has a thread
+ */
+int worker_step(struct worker *w)
+{
+	bool ready;
+
+	if (!w->manual)
+		return -EINVAL;
+	loop_control(w);
+	return loop_round(w, &ready);
+}

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C ring driver, as cffi builds it from ring/ring_api.h.
+
+Every function returns 0 (or what it says) or -errno, is bounded in time, and
+runs without the GIL.  A worker's owner calls from one thread at a time.  Only
+ring.py imports this.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, overload
+
+class _Struct: ...
+
+class _RingStats(_Struct):
+    packets: int
+    bytes: int
+    kicks: int
+    polls: int
+    calls: int
+    publications: int
+    tap_full: int
+    no_buffers: int
+    spilled: int
+    bad_chains: int
+    drop_bad: int
+    drop_refused: int
+    drop_memory: int
+    drop_down: int
+    drop_other: int
+    drop_runt: int
+    drop_long: int
+    drop_no_room: int
+    drop_stop: int
+    faults: int
+
+class _RingStatus(_Struct):
+    state: int
+    fault: int
+    error: int
+    index: int
+    stats: _RingStats
+
+class _WorkerPtr: ...
+
+class _WorkerOut:
+    def __getitem__(self, index: int) -> _WorkerPtr: ...
+
+class _Address:
+    """A pointer."""
+
+    def __int__(self) -> int: ...
+
+class _Field:
+    offset: int
+    type: _Type
+
+class _Type:
+    fields: Sequence[tuple[str, _Field]]
+
+class _FFI:
+    @overload
+    def new(self, cdecl: Literal["struct worker **"]) -> _WorkerOut: ...
+    @overload
+    def new(self, cdecl: Literal["struct ring_status *"]) -> _RingStatus: ...
+    @overload
+    def new(
+        self,
+        cdecl: Literal["struct worker_conf *", "struct ring_conf *"],
+        init: dict[str, int],
+    ) -> _Struct: ...
+    @overload
+    def new(
+        self, cdecl: Literal["struct mem_region[]"], init: list[dict[str, int]]
+    ) -> Sequence[_Struct]: ...
+    def cast(self, cdecl: str, value: object) -> _Address: ...
+    def from_buffer(self, cdecl: str, buffer: object) -> object: ...
+    def typeof(self, cdecl: str) -> _Type: ...
+    def sizeof(self, cdecl: str | _Type) -> int: ...
+
+class _Lib:
+    RING_EVENT_IDX: int
+    RING_INDIRECT: int
+    RING_MRG_RXBUF: int
+    RING_MAX_PACKET: int
+    RING_MAX_REGIONS: int
+    RING_MAX_SIZE: int
+
+    def worker_create(self, conf: _Struct, ret: _WorkerOut) -> int:
+        """Make a worker and, unless conf.manual, start its thread.
+
+        conf is a struct worker_conf.  Its descriptors stay the caller's, and
+        stay open until worker_destroy(); events_fd is an eventfd or -1.
+        -EINVAL: a bad option, or the TAP's descriptor is blocking.
+        """
+
+    def worker_destroy(self, worker: _WorkerPtr, timeout_ms: int) -> int:
+        """Stop the rings, end the thread, free everything.
+
+        -ETIMEDOUT: nothing is freed, call again.
+        """
+
+    def worker_set_memory(
+        self, worker: _WorkerPtr, regions: Sequence[_Struct], n: int
+    ) -> int:
+        """Replace the master's memory regions, struct mem_region each.
+
+        They stay mapped until the next call.  -EBUSY: a ring is running;
+        -EINVAL: a region is empty, wraps or overlaps; -E2BIG: too many.
+        """
+
+    def worker_start_ring(self, worker: _WorkerPtr, index: int, conf: _Struct) -> int:
+        """Run a ring: struct ring_conf.  Its eventfds become non-blocking.
+
+        -EBUSY: it is running; -EINVAL: size, base, alignment, header length or
+        longest packet are wrong; -EFAULT: a part of the ring is not within one
+        region; -ESTALE: used idx or session in memory are others.
+        """
+
+    def worker_stop_ring(self, worker: _WorkerPtr, index: int, timeout_ms: int) -> int:
+        """Take a ring back.  Returns the index where a successor goes on.
+
+        After this the ring, the regions and the eventfds are not touched.
+        -ETIMEDOUT: the worker still has it, ask again; -ENOENT: it was never
+        started.
+        """
+
+    def worker_read_ring(self, worker: _WorkerPtr, index: int, ret: _RingStatus) -> int:
+        """Fill a struct ring_status."""
+
+    def worker_step(self, worker: _WorkerPtr) -> int:
+        """One round of a worker without a thread, without the sleep.
+
+        Returns the number of packets and chains dealt with.  0: nothing to do,
+        and kicks are asked for.
+        """
+
+ffi: _FFI
+lib: _Lib
