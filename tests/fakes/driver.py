@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The master's side: its memory, and the driver of one split virtqueue.
+
+It keeps the rules unless told otherwise: ``send``, ``post`` and ``collect`` do
+what Linux's virtio_ring.c does; ``put_desc``, ``publish``, ``move_used`` and
+``Memory`` write anything.
+"""
+
+import mmap
+import os
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from vhostpci_guest.ring import MemRegion, address_of
+
+NEXT, WRITE, INDIRECT = 1, 2, 4
+NO_INTERRUPT = NO_NOTIFY = 1
+
+MIB = 1 << 20
+
+
+class Region:
+    """A memfd mapped on its own: neighbours in the master are none here."""
+
+    def __init__(self, guest_addr: int, size: int) -> None:
+        self.guest_addr = guest_addr
+        self.size = size
+        fd = os.memfd_create("master")
+        try:
+            os.ftruncate(fd, size)
+            self._map = mmap.mmap(fd, size)
+        finally:
+            os.close(fd)
+        self.host_addr = address_of(self._map)
+        self.bytes = memoryview(self._map)
+        # An aligned access through a cast is one load or store, as in a driver;
+        # struct.pack_into() would go byte by byte.
+        self.words = {
+            2: self.bytes.cast("H"),
+            4: self.bytes.cast("I"),
+            8: self.bytes.cast("Q"),
+        }
+
+    def close(self) -> None:
+        for view in (*self.words.values(), self.bytes):
+            view.release()
+        self._map.close()
+
+
+class Memory:
+    """Guest-physical memory: two regions side by side, a hole, and a big one."""
+
+    def __init__(self, *regions: tuple[int, int]) -> None:
+        layout = regions or ((0x10000, MIB), (0x10000 + MIB, MIB), (1 << 32, 4 * MIB))
+        self.regions = [Region(addr, size) for addr, size in layout]
+        self._next = self.regions[-1].guest_addr
+
+    def close(self) -> None:
+        for region in self.regions:
+            region.close()
+
+    def table(self) -> list[MemRegion]:
+        return [MemRegion(r.guest_addr, r.size, r.host_addr) for r in self.regions]
+
+    def allocate(self, size: int, align: int = 16) -> int:
+        """Take memory from the last region."""
+        addr = -(-self._next // align) * align
+        self._next = addr + size
+        last = self.regions[-1]
+        assert self._next <= last.guest_addr + last.size, "the master's memory is full"
+        return addr
+
+    def _at(self, addr: int) -> tuple[Region, int]:
+        for region in self.regions:
+            if 0 <= addr - region.guest_addr < region.size:
+                return region, addr - region.guest_addr
+        raise AssertionError(f"the test uses {addr:#x}, which does not exist")
+
+    def host_addr(self, addr: int) -> int:
+        region, offset = self._at(addr)
+        return region.host_addr + offset
+
+    def load(self, addr: int, size: int) -> int:
+        region, offset = self._at(addr)
+        return region.words[size][offset // size]
+
+    def store(self, addr: int, size: int, value: int) -> None:
+        region, offset = self._at(addr)
+        region.words[size][offset // size] = value
+
+    def read(self, addr: int, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            region, offset = self._at(addr + len(data))
+            data += bytes(region.bytes[offset : offset + size - len(data)])
+        return data
+
+    def write(self, addr: int, data: bytes) -> None:
+        while data:
+            region, offset = self._at(addr)
+            part = data[: region.size - offset]
+            region.bytes[offset : offset + len(part)] = part
+            addr, data = addr + len(part), data[len(part) :]
+
+
+@dataclass(frozen=True, slots=True)
+class Desc:
+    addr: int
+    len: int
+    flags: int = 0
+    next: int = 0
+
+    def __bytes__(self) -> bytes:
+        return b"".join(
+            value.to_bytes(size, "little")
+            for value, size in (
+                (self.addr, 8),
+                (self.len, 4),
+                (self.flags, 2),
+                (self.next, 2),
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """A chain that came back: its head, and what was written into it."""
+
+    head: int
+    len: int
+    data: bytes
+
+
+class Driver:
+    """The driver of a queue of ``num`` entries, its indices starting at ``start``."""
+
+    def __init__(
+        self,
+        memory: Memory,
+        *,
+        num: int = 8,
+        start: int = 0,
+        event_idx: bool = False,
+        writable: bool = False,
+    ) -> None:
+        self.memory = memory
+        self.num = num
+        self.event_idx = event_idx
+        self.flags = WRITE if writable else 0
+        self.desc = memory.allocate(16 * num)
+        self.avail = memory.allocate(6 + 2 * num, 2)
+        self.used = memory.allocate(6 + 8 * num, 4)
+        self.kick_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.call_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.avail_idx = self.last_used = self._kicked = start
+        self._free = list(range(num))
+        self._chains: dict[int, tuple[list[int], list[Desc]]] = {}
+        self._barrier = threading.Lock()
+        memory.store(self.avail + 2, 2, start)
+        memory.store(self.used + 2, 2, start)
+
+    def close(self) -> None:
+        os.close(self.kick_fd)
+        os.close(self.call_fd)
+
+    # What a correct driver does.
+
+    def send(self, *pieces: bytes, indirect: bool = False) -> int:
+        """Make a chain of buffers with these bytes available; its head."""
+        descs = []
+        for piece in pieces:
+            addr = self.memory.allocate(len(piece), 1)
+            self.memory.write(addr, piece)
+            descs.append(Desc(addr, len(piece)))
+        return self.offer(*descs, indirect=indirect)
+
+    def post(self, *sizes: int, indirect: bool = False) -> int:
+        """Make a chain of empty buffers of these sizes available; its head."""
+        descs = [Desc(self.memory.allocate(n, 1), n) for n in sizes]
+        return self.offer(*descs, indirect=indirect)
+
+    def offer(self, *descs: Desc, indirect: bool = False) -> int:
+        """Make a chain of these descriptors available; NEXT is filled in."""
+        chain = [Desc(d.addr, d.len, d.flags | self.flags) for d in descs]
+        if indirect:
+            table = self.memory.allocate(16 * len(chain))
+            self.put_table(table, *chain)
+            head = self._put_chain(
+                [Desc(table, 16 * len(chain), INDIRECT)], buffers=chain
+            )
+        else:
+            head = self._put_chain(chain, buffers=chain)
+        self.put_avail(head)
+        self.publish(self.avail_idx)
+        return head
+
+    def _put_chain(self, chain: Sequence[Desc], buffers: list[Desc]) -> int:
+        assert len(chain) <= len(self._free), "the test offers too much"
+        slots = [self._free.pop(0) for _ in chain]
+        for slot, after, d in zip(slots, [*slots[1:], 0], chain, strict=True):
+            more = NEXT if slot != slots[-1] else 0
+            self.put_desc(slot, Desc(d.addr, d.len, d.flags | more, after))
+        self._chains[slots[0]] = (slots, buffers)
+        return slots[0]
+
+    def collect(self) -> list[Used]:
+        """Take the chains that came back, in the order in which they did."""
+        done = []
+        while self.last_used != self.used_idx():
+            elem = self.used + 4 + 8 * (self.last_used % self.num)
+            head = self.memory.load(elem, 4)
+            length = self.memory.load(elem + 4, 4)
+            slots, buffers = self._chains.pop(head)
+            data = b"".join(self.memory.read(d.addr, d.len) for d in buffers)
+            done.append(Used(head, length, data[:length]))
+            self._free += slots
+            self.last_used = (self.last_used + 1) % 2**16
+        return done
+
+    def forget(self, index: int) -> None:
+        """Go on with an empty ring at ``index``, as a driver that is loaded anew."""
+        self.avail_idx = self.last_used = self._kicked = index
+        self._free = list(range(self.num))
+        self._chains.clear()
+        self.publish(index)
+
+    def kick(self) -> bool:
+        """Kick if the device wants it, as "Available Buffer Notification" says."""
+        old, self._kicked = self._kicked, self.avail_idx
+        with self._barrier:  # a locked instruction: idx first, then avail_event
+            pass
+        if self.event_idx:
+            event = self.memory.load(self.avail_event, 2)
+            wanted = (self.avail_idx - event - 1) % 2**16 < (
+                self.avail_idx - old
+            ) % 2**16
+        else:
+            wanted = self.memory.load(self.used, 2) != NO_NOTIFY
+        if wanted:
+            os.eventfd_write(self.kick_fd, 1)
+        return wanted
+
+    def calls(self) -> int:
+        """How many interrupts came since the last time."""
+        try:
+            return os.eventfd_read(self.call_fd)
+        except BlockingIOError:
+            return 0
+
+    def ask_for_calls(self, wanted: bool) -> None:
+        """Enable interrupts: with EVENT_IDX at the next chain that comes back."""
+        if self.event_idx:
+            event = self.last_used if wanted else self.last_used - 1
+            self.memory.store(self.used_event, 2, event % 2**16)
+        else:
+            self.memory.store(self.avail, 2, 0 if wanted else NO_INTERRUPT)
+
+    def used_idx(self) -> int:
+        return self.memory.load(self.used + 2, 2)
+
+    @property
+    def used_event(self) -> int:
+        return self.avail + 4 + 2 * self.num
+
+    @property
+    def avail_event(self) -> int:
+        return self.used + 4 + 8 * self.num
+
+    # What only a hostile one does by itself.
+
+    def put_desc(self, index: int, desc: Desc) -> None:
+        self.memory.write(self.desc + 16 * index, bytes(desc))
+
+    def put_table(self, addr: int, *chain: Desc) -> None:
+        """Write an indirect table whose descriptors follow each other."""
+        for i, d in enumerate(chain):
+            more = NEXT if i + 1 < len(chain) else 0
+            link = Desc(d.addr, d.len, d.flags | more, (i + 1) % len(chain))
+            self.memory.write(addr + 16 * i, bytes(link))
+
+    def put_avail(self, head: int) -> None:
+        """Fill the next slot of the avail ring, and count it."""
+        slot = self.avail + 4 + 2 * (self.avail_idx % self.num)
+        self.memory.store(slot, 2, head)
+        self.avail_idx = (self.avail_idx + 1) % 2**16
+
+    def publish(self, idx: int) -> None:
+        self.memory.store(self.avail + 2, 2, idx % 2**16)
+
+    def hand_over(self, *chain: Desc) -> None:
+        """Put descriptors, exactly as they are, into the first slots; offer slot 0."""
+        for i, d in enumerate(chain):
+            self.put_desc(i, d)
+        self.put_avail(0)
+        self.publish(self.avail_idx)
+
+    def move_used(self, idx: int) -> None:
+        """Somebody else completes chains."""
+        self.memory.store(self.used + 2, 2, idx % 2**16)
+
+    def bytes_of_ring(self) -> bytes:
+        return self.memory.read(self.desc, self.used + 6 + 8 * self.num - self.desc)
+
+
+class Machine:
+    """A master's memory and the two drivers of a queue pair."""
+
+    def __init__(
+        self,
+        *regions: tuple[int, int],
+        num: int = 8,
+        start: int = 0,
+        event_idx: bool = False,
+    ) -> None:
+        with ExitStack() as stack:
+            self.memory = Memory(*regions)
+            stack.callback(self.memory.close)
+            self.rx = Driver(
+                self.memory, num=num, start=start, event_idx=event_idx, writable=True
+            )
+            stack.callback(self.rx.close)
+            self.tx = Driver(self.memory, num=num, start=start, event_idx=event_idx)
+            stack.callback(self.tx.close)
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A queue pair under test: a worker between a fake master and a fake TAP.
+
+The TAP is a SOCK_SEQPACKET socket pair: readv() and writev() keep packets
+apart, as on a TAP, and nobody needs to be root.
+"""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from types import TracebackType
+from typing import Self, TypedDict, TypeVar, Unpack
+
+from tests.fakes.driver import Driver, Machine
+
+from vhostpci_guest.ring import (
+    Call,
+    Eventfd,
+    RingConf,
+    RingIndex,
+    RingState,
+    RingStatus,
+    Worker,
+)
+
+RX, TX = RingIndex.RX, RingIndex.TX
+
+HDR = bytes(12)
+
+T = TypeVar("T")
+
+
+class RingOptions(TypedDict, total=False):
+    """What a test changes in a ring's conf()."""
+
+    desc: int
+    driver: int
+    device: int
+    size: int
+    base: int
+    hdr_len: int
+    max_packet: int
+    event_idx: bool
+    kick_fd: int
+    call: Call | None
+    meta_addr: int
+    session: int
+
+
+class Pair:
+    """Options are those of the rings; then ``start`` them, or not."""
+
+    def __init__(
+        self,
+        *regions: tuple[int, int],
+        num: int = 8,
+        start: int = 0,
+        event_idx: bool = False,
+        indirect: bool = True,
+        mergeable: bool = True,
+        hdr_len: int = 12,
+        max_packet: int = 65600,
+        kicks: bool = True,
+        threaded: bool = False,
+        running: bool = True,
+        spin: float = 0.0,
+        poll_max: float = 5e-3,
+        hold: float = 0.05,
+    ) -> None:
+        self._fds = sorted(os.listdir("/proc/self/fd"))
+        self.base = start
+        self._options = {
+            "event_idx": event_idx,
+            "indirect": indirect,
+            "mergeable": mergeable,
+        }
+        self._hdr_len = hdr_len
+        self._max_packet = max_packet
+        self._kicks = kicks
+        with ExitStack() as stack:
+            self.machine = stack.enter_context(
+                Machine(*regions, num=num, start=start, event_idx=event_idx)
+            )
+            self.memory = self.machine.memory
+            self.rx, self.tx = self.machine.rx, self.machine.tx
+            self.meta = {index: self.memory.allocate(64, 64) for index in RingIndex}
+            self.ours, self.tap = socket.socketpair(
+                socket.AF_UNIX, socket.SOCK_SEQPACKET
+            )
+            stack.callback(self.ours.close)
+            stack.callback(self.tap.close)
+            self.ours.setblocking(False)
+            self.tap.setblocking(False)
+            self.events_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            stack.callback(os.close, self.events_fd)
+            self.worker = stack.enter_context(
+                Worker(
+                    self.ours.fileno(),
+                    events_fd=self.events_fd,
+                    threaded=threaded,
+                    spin=spin,
+                    poll_max=poll_max,
+                    hold=hold,
+                )
+            )
+            self.worker.set_memory(self.memory.table())
+            if running:
+                self.start(RX)
+                self.start(TX)
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+        if kind is None:
+            assert sorted(os.listdir("/proc/self/fd")) == self._fds, "leaks descriptors"
+
+    def driver(self, index: RingIndex) -> Driver:
+        return self.rx if index == RX else self.tx
+
+    def conf(self, index: RingIndex, **options: Unpack[RingOptions]) -> RingConf:
+        driver = self.driver(index)
+        conf = RingConf(
+            desc=driver.desc,
+            driver=driver.avail,
+            device=driver.used,
+            size=driver.num,
+            base=self.base,
+            hdr_len=self._hdr_len,
+            max_packet=self._max_packet,
+            event_idx=self._options["event_idx"],
+            indirect=self._options["indirect"],
+            mergeable=self._options["mergeable"],
+            kick_fd=driver.kick_fd if self._kicks else None,
+            call=Eventfd(driver.call_fd),
+            meta_addr=self.memory.host_addr(self.meta[index]),
+        )
+        return replace(conf, **options)
+
+    def start(self, index: RingIndex, **options: Unpack[RingOptions]) -> None:
+        self.worker.start(index, self.conf(index, **options))
+
+    def restart(self, index: RingIndex) -> None:
+        """A new session: both sides forget all, and go on at the used idx."""
+        base = self.worker.stop(index)
+        self.driver(index).forget(base)
+        self.start(index, base=base)
+
+    def settle(self) -> None:
+        """Let a worker without a thread do all that it can."""
+        for _ in range(10_000):
+            if not self.worker.step():
+                return
+        raise AssertionError("the worker does not come to rest")
+
+    def status(self, index: RingIndex) -> RingStatus:
+        return self.worker.status(index)
+
+    def state(self, index: RingIndex) -> RingState:
+        return self.worker.status(index).state
+
+    def packets(self) -> list[bytes]:
+        """What has arrived at the TAP."""
+        got = []
+        with suppress(BlockingIOError):
+            while True:
+                got.append(self.tap.recv(1 << 20))
+        return got
+
+    def events(self) -> int:
+        try:
+            return os.eventfd_read(self.events_fd)
+        except BlockingIOError:
+            return 0
+
+
+def eventually(condition: Callable[[], bool], timeout: float = 5.0) -> bool:
+    """Wait for a thread to make it true."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.0005)
+    return condition()
+
+
+def wait_for(what: Callable[[], list[T]]) -> list[T]:
+    """Wait until a list is not empty."""
+    got: list[T] = []
+
+    def look() -> bool:
+        got.extend(what())
+        return bool(got)
+
+    assert eventually(look)
+    return got
+
+
+class Background:
+    """Calls something again and again in a thread, until left."""
+
+    def __init__(self, step: Callable[[], None]) -> None:
+        self._step = step
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._error: BaseException | None = None
+
+    def _run(self) -> None:
+        try:
+            while not self._end.is_set():
+                self._step()
+        except BaseException as error:
+            self._error = error
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+        if self._error:
+            raise self._error
