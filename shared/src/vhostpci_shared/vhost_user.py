@@ -349,9 +349,11 @@ class MemTable:
         """
         start, size = cls.layout.size, MemRegion.layout.size
         (count,) = unpack(cls.layout, data[:start])
-        if count > MAX_TABLE_REGIONS or len(data) > start + MAX_TABLE_REGIONS * size:
+        room, rest = divmod(len(data) - start, size)
+        if count > room or room > MAX_TABLE_REGIONS or rest:
             raise ProtocolError(
-                f"memory table of more than {MAX_TABLE_REGIONS} regions"
+                f"memory table of {count} regions in {len(data)} bytes; "
+                f"at most {MAX_TABLE_REGIONS}"
             )
         ends = range(start + size, start + (count + 1) * size, size)
         return cls(tuple(MemRegion.parse(data[end - size : end]) for end in ends))

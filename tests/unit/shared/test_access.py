@@ -150,7 +150,7 @@ def test_concurrent_writer_never_shows_half_of_two_generations() -> None:
 
         writer = threading.Thread(target=write)
         writer.start()
-        seen = []
+        seen: list[int] = []
         while not over.is_set() or not seen:
             snapshot = metadata.snapshot()
             if snapshot is None:

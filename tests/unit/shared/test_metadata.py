@@ -118,9 +118,9 @@ def test_device_whose_counts_do_not_fit_is_refused(change: dict[str, int]) -> No
 
 @pytest.mark.parametrize("field", ["guest_addr", "offset"])
 def test_region_that_wraps_is_refused(field: str) -> None:
-    fits = replace(REGION, **{field: 2**64 - REGION.size})  # type: ignore[arg-type]
+    fits = replace(REGION, **{field: 2**64 - REGION.size})
     assert md.Region.parse(bytes(fits)) == fits
-    wraps = replace(REGION, **{field: 2**64 - REGION.size + 1})  # type: ignore[arg-type]
+    wraps = replace(REGION, **{field: 2**64 - REGION.size + 1})
     with pytest.raises(ProtocolError, match="wraps"):
         md.Region.parse(bytes(wraps))
 

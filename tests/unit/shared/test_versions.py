@@ -15,8 +15,9 @@ PARTS = ("shared", "host", "guest")
 
 
 def project(part: str) -> dict[str, Any]:
-    table: dict[str, Any] = tomllib.loads((ROOT / part / "pyproject.toml").read_text())
-    return table["project"]
+    text = (ROOT / part / "pyproject.toml").read_text()
+    table: dict[str, Any] = tomllib.loads(text)["project"]
+    return table
 
 
 def test_three_distributions_have_one_version() -> None:

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two connections of a device, recorded instead of sent."""
+
+import os
+import select
+
+from vhostpci_host.peers import Outgoing
+from vhostpci_shared.ivshmem import Client, OwnVector, PeerGone, PeerVector
+
+
+class RecordedMaster:
+    """A front-end's connection (a `MasterPort`)."""
+
+    def __init__(self, pid: int = 0) -> None:
+        self.pid = pid
+        self.sent: list[bytes] = []
+        self.paused = False
+        self.dropped: str | None = None
+
+    def send(self, data: bytes) -> None:
+        self.sent.append(data)
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
+
+    def drop(self, reason: str) -> None:
+        self.dropped = reason
+
+
+class RecordedSlave:
+    """An ivshmem connection (a `SlavePort`), and a QEMU that reads it at once.
+
+    It checks what would end a real QEMU: an ID that comes back, a peer that goes
+    twice, a vector too many.
+    """
+
+    def __init__(self, vectors: int, pid: int = 0) -> None:
+        self.pid = pid
+        self.client = Client()
+        self.messages: list[tuple[int, bool]] = []
+        self.own: list[int] = []
+        self.peers: dict[int, list[int]] = {}
+        self.behind = False
+        self.dropped: str | None = None
+        self._vectors = vectors
+        self._gone: set[int] = set()
+
+    def send(self, messages: list[Outgoing]) -> None:
+        for outgoing in messages:
+            self.messages.append((outgoing.message, outgoing.fd is not None))
+            fd = None if outgoing.fd is None else os.dup(outgoing.fd.fileno())
+            self._feed(outgoing.message, fd)
+
+    def _feed(self, message: int, fd: int | None) -> None:
+        event = self.client.feed(message, fd is not None)
+        match event:
+            case OwnVector(vector):
+                assert fd is not None
+                assert vector < self._vectors, "QEMU: too many eventfds received"
+                self.own.append(fd)
+            case PeerVector(peer, vector):
+                assert fd is not None
+                assert peer not in self._gone, "QEMU: use after free"
+                assert vector < self._vectors, "QEMU: too many eventfds received"
+                self.peers.setdefault(peer, []).append(fd)
+            case PeerGone(peer):
+                self._gone.add(peer)
+                for gone in self.peers.pop(peer):
+                    os.close(gone)
+            case _ if fd is not None:
+                os.close(fd)
+            case _:
+                assert not self.client.connected, "QEMU: a peer goes twice"
+
+    def unread(self) -> bool:
+        return self.behind
+
+    def drop(self, reason: str) -> None:
+        self.dropped = reason
+
+    def ring(self, peer: int, vector: int) -> None:
+        """The slave writes its doorbell register; QEMU ignores what leads nowhere."""
+        fds = self.peers.get(peer, [])
+        if vector < len(fds):
+            os.eventfd_write(fds[vector], 1)
+
+    def interrupted(self, vector: int) -> bool:
+        """Whether the slave's vector was signalled; it is taken."""
+        if not select.select([self.own[vector]], [], [], 0)[0]:
+            return False
+        os.eventfd_read(self.own[vector])
+        return True
+
+    def close(self) -> None:
+        for fd in (*self.own, *(fd for fds in self.peers.values() for fd in fds)):
+            os.close(fd)
+        self.own, self.peers = [], {}

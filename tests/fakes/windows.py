@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Windows onto memory that a test can write (a `vhostpci_host.memory.Windows`)."""
+
+import os
+
+from vhostpci_host.fds import Fd
+from vhostpci_host.memory import Placed
+from vhostpci_shared.vhost_user import MemRegion
+from vhostpci_shared.wire import ProtocolError
+
+MIB = 1 << 20
+
+
+class Ram:
+    """One file that is all the memory there is."""
+
+    def __init__(self, size: int = 16 * MIB) -> None:
+        self.size = size
+        self.fd = os.memfd_create("ram")
+        os.ftruncate(self.fd, size)
+
+    def place(self, region: MemRegion, fd: Fd) -> Placed:
+        ours, theirs = os.fstat(self.fd), os.fstat(fd.fileno())
+        if (ours.st_dev, ours.st_ino) != (theirs.st_dev, theirs.st_ino):
+            raise ProtocolError("not the RAM")
+        if region.size > self.size - region.mmap_offset:
+            raise ProtocolError("past the end of the RAM")
+        return Placed(region, window=0, offset=region.mmap_offset)
+
+    def read(self, window: int, offset: int, size: int) -> bytes:
+        return os.pread(self.fd, size, offset)
+
+    def use(self, used: int, index: int) -> None:
+        """Have the used ring at this address stand at an index."""
+        os.pwrite(self.fd, index.to_bytes(2, "little"), used + 2)
+
+    def close(self) -> None:
+        os.close(self.fd)

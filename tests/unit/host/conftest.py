@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A back-end and a device to talk to, without sockets and without time."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.fakes.frontend import Direct, FrontEnd, region
+from tests.fakes.loop import ManualLoop
+from tests.fakes.windows import MIB, Ram
+from tests.unit.host.scene import Scene
+
+from vhostpci_host.backend import Backend
+
+
+@pytest.fixture
+def ram() -> Iterator[Ram]:
+    ram = Ram()
+    yield ram
+    ram.close()
+
+
+@pytest.fixture
+def backend(ram: Ram) -> Iterator[Backend]:
+    backend = Backend(1, ram)
+    yield backend
+    backend.close()
+
+
+@pytest.fixture
+def qemu(ram: Ram, backend: Backend) -> Iterator[FrontEnd]:
+    """A stock QEMU that has just connected."""
+    with FrontEnd(Direct(backend), [(region(ram.size), ram.fd)]) as front_end:
+        front_end.connect()
+        yield front_end
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    """A device of one queue pair, with nobody there yet."""
+    with Scene(tmp_path, ManualLoop(), memory=16 * MIB) as scene:
+        yield scene

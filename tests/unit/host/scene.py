@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A device with all that is around it, in one process and without sockets.
+
+FrontEnd ──messages──► Device ──messages──► RecordedSlave ◄── FakeAgent
+                         └────── arena (a file) ──────┘
+"""
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.fakes.agent import FakeAgent
+from tests.fakes.frontend import Dropped, FrontEnd, RingAt, region
+from tests.fakes.loop import ManualLoop
+from tests.fakes.ports import RecordedMaster, RecordedSlave
+
+from vhostpci_host.arena import Arena
+from vhostpci_host.config import DeviceConfig
+from vhostpci_host.device import Device
+from vhostpci_host.fds import Fd
+from vhostpci_host.message import Message
+from vhostpci_shared import vhost_user as vu
+
+SETTLED = 0.05
+
+
+class ToDevice:
+    """A front-end's transport into a device; waiting for a reply lets time pass."""
+
+    def __init__(self, device: Device, loop: ManualLoop) -> None:
+        self.port = RecordedMaster()
+        self._device = device
+        self._loop = loop
+        device.master_connected(self.port)
+
+    def send(self, data: bytes, fds: Sequence[int]) -> None:
+        self._check()
+        while self.port.paused:
+            self._loop.advance(0.001)
+        size = vu.Header.layout.size
+        header = vu.Header.parse(data[:size])
+        ours = [Fd(os.dup(fd)) for fd in fds]
+        self._device.receive(Message(header, data[size:], ours))
+        self._check()
+
+    def receive(self) -> bytes:
+        while not self.port.sent:
+            assert self.port.paused, "the device neither answers nor waits"
+            self._loop.advance(0.001)
+            self._check()
+        return self.port.sent.pop(0)
+
+    def _check(self) -> None:
+        if self.port.dropped is not None:
+            raise Dropped(self.port.dropped)
+
+    def close(self) -> None:
+        self._device.master_gone()
+
+
+class Scene:
+    """A device, and whoever is asked for."""
+
+    def __init__(
+        self, directory: Path, loop: ManualLoop, *, memory: int, queue_pairs: int = 1
+    ) -> None:
+        self.loop = loop
+        self.config = DeviceConfig(
+            name="dev",
+            memory=memory,
+            queue_pairs=queue_pairs,
+            run_dir=directory,
+            memory_dir=directory,
+        )
+        self.device = Device(self.config, Arena(self.config), loop)
+        self.agents = 0
+        self._stack = ExitStack()
+        self._slaves: list[RecordedSlave] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+        self.device.close()
+        for slave in self._slaves:
+            slave.close()
+        assert not self.loop.watched(), "the device still waits for descriptors"
+
+    def front_end(self, **options: object) -> FrontEnd:
+        """A stock QEMU, connected."""
+        transport = ToDevice(self.device, self.loop)
+        memory = [(region(self.config.memory), self.device.arena.file.fileno())]
+        front_end = FrontEnd(transport, memory, self.config.queue_pairs, **options)  # type: ignore[arg-type]
+        self._stack.enter_context(front_end)
+        front_end.connect()
+        return front_end
+
+    def running(self, **options: object) -> FrontEnd:
+        """A front-end whose guest's driver is up, and settled."""
+        front_end = self.front_end(**options)
+        self.start(front_end)
+        return front_end
+
+    def start(self, front_end: FrontEnd) -> None:
+        """The guest's driver comes up."""
+        rings = [RingAt.nth(index) for index in range(self.config.rings)]
+        front_end.driver_ok(rings, pairs=self.config.queue_pairs)
+        self.settle()
+
+    def settle(self) -> None:
+        """Let the device come to rest."""
+        self.loop.advance(SETTLED)
+
+    def slave(self) -> RecordedSlave:
+        """A slave VM, connected; one that was there is gone."""
+        self.device.slave_gone()
+        slave = RecordedSlave(self.config.vectors)
+        self._slaves.append(slave)
+        self.device.slave_connected(slave)
+        return slave
+
+    def agent(self, slave: RecordedSlave) -> FakeAgent:
+        """An agent in it, which has been heard of."""
+        agent = FakeAgent(self.loop, slave, self.config.arena)
+        self._stack.callback(agent.close)
+        self.agents += 1
+        agent.say(instance=self.agents, generation=agent.metadata.generation())
+        self.loop.advance(1.0)
+        return agent
