@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A master without a VM: this machine's network stack behind a virtio-net driver.
+
+    ping, iperf3 ── mtap0 ── Card's thread ── rings in the arena ── vhost-user
+    (the network namespace that the thread was started in)
+
+The driver's side of the rings is `tests/fakes/driver.py`, QEMU's side of vhost-user
+`tests/fakes/frontend.py`.  Offloads are real: mtap0 hands over segments of up to
+64 KiB, and takes what the other side sends in as many buffers as it needs.
+"""
+
+import fcntl
+import mmap
+import os
+import select
+import struct
+import threading
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.fakes.driver import Desc, Driver, Memory, Region
+from tests.fakes.frontend import NO_FEATURES, FrontEnd, RingAt, Socket, region
+
+from vhostpci_guest.ring import address_of
+from vhostpci_guest.tap import (
+    IFF_NO_PI,
+    IFF_TAP,
+    IFF_VNET_HDR,
+    TUNSETIFF,
+    TUNSETOFFLOAD,
+    TUNSETVNETHDRSZ,
+    Offload,
+)
+from vhostpci_shared.virtio import Feature
+
+TAP = "mtap0"
+HEADER = 12
+NUM = 256
+RX_BUFFER = 2048
+TX_BUFFER = 1 << 17
+LONGEST = 65600
+RINGS = 0x10000
+BUFFERS = 0x100000
+OFFLOADS = Offload.CSUM | Offload.TSO4 | Offload.TSO6
+RX, TX = 0, 1
+
+
+class ArenaRegion(Region):
+    """The arena as the master's QEMU maps it: RAM at the file's start."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.guest_addr, self.size = 0, size
+        self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._map = mmap.mmap(self.fd, size)
+        self.host_addr = address_of(self._map)
+        self.bytes = memoryview(self._map)
+        self.words = {
+            2: self.bytes.cast("H"),
+            4: self.bytes.cast("I"),
+            8: self.bytes.cast("Q"),
+        }
+
+    def close(self) -> None:
+        super().close()
+        os.close(self.fd)
+
+
+class ArenaMemory(Memory):
+    """RAM in the arena; rings and buffers have fixed places in it."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.arena = ArenaRegion(path, size)
+        self.regions = [self.arena]
+        self.start_again()
+
+    def start_again(self) -> None:
+        """The next driver has its rings where the last one had them, zeroed."""
+        self._next = RINGS
+        self.write(RINGS, bytes(BUFFERS - RINGS))
+
+
+class Master:
+    """A master machine with one card; its driver is loaded by `load`."""
+
+    def __init__(self, socket: Path, arena: Path, size: int) -> None:
+        self.memory = ArenaMemory(arena, size)
+        self._socket = socket
+        self.tap = _open_tap()
+        self.frontend = self._connect()
+        self.card: Card | None = None
+
+    def _connect(self) -> FrontEnd:
+        regions = [(region(self.memory.arena.size), self.memory.arena.fd)]
+        frontend = FrontEnd(Socket(self._socket), regions)
+        frontend.connect()
+        return frontend
+
+    def load(self, *, without: Feature = NO_FEATURES) -> None:
+        """Load the driver: new rings, started at 0."""
+        self.memory.start_again()
+        self.frontend.features &= ~without
+        self.card = Card(self.memory, self.frontend, self.tap)
+
+    def unload(self) -> list[int]:
+        """Stop the rings; return where the back-end says that they stand."""
+        bases = [self.frontend.stop_ring(index) for index in (RX, TX)]
+        self.stop_card()
+        return bases
+
+    def stop_card(self) -> None:
+        """The driver's thread ends; the rings stay as they are."""
+        if self.card is not None:
+            self.card.close()
+            self.card = None
+
+    def reconnect(self) -> None:
+        """Hang up and connect again, as QEMU does with reconnect=1."""
+        self.stop_card()
+        self.frontend.close()
+        self.frontend = self._connect()
+
+    def close(self) -> None:
+        """The machine is gone."""
+        self.stop_card()
+        self.frontend.close()
+        self.memory.close()
+        os.close(self.tap)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _open_tap() -> int:
+    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
+    fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", TAP.encode(), flags))
+    fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", HEADER))
+    fcntl.ioctl(fd, TUNSETOFFLOAD, int(OFFLOADS))
+    return fd
+
+
+class Card:
+    """A loaded driver: a thread between the rings and the TAP."""
+
+    def __init__(self, memory: ArenaMemory, frontend: FrontEnd, tap: int) -> None:
+        self.frontend = frontend
+        self._memory = memory
+        self._tap = tap
+        event_idx = Feature.F_EVENT_IDX in frontend.features
+        self.rx = Driver(memory, num=NUM, event_idx=event_idx, writable=True)
+        self.tx = Driver(memory, num=NUM, event_idx=event_idx)
+        self._slots = [BUFFERS + (4 << 20) + i * TX_BUFFER for i in range(64)]
+        self._used_slots: dict[int, int] = {}
+        self._buffers: dict[int, Desc] = {}
+        rings = (self._ring(RX, self.rx), self._ring(TX, self.tx))
+        frontend.driver_ok(rings)
+        for index, driver in ((RX, self.rx), (TX, self.tx)):
+            os.dup2(frontend.kicks[index], driver.kick_fd, inheritable=False)
+            os.dup2(frontend.calls[index], driver.call_fd, inheritable=False)
+        for i in range(NUM):
+            self._post(Desc(BUFFERS + i * RX_BUFFER, RX_BUFFER))
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC)
+        self._thread = threading.Thread(target=self._run, name="card")
+        self._thread.start()
+
+    @staticmethod
+    def _ring(index: int, driver: Driver) -> RingAt:
+        return RingAt(index, NUM, driver.desc, driver.avail, driver.used)
+
+    def close(self) -> None:
+        """End the thread."""
+        os.eventfd_write(self._stop, 1)
+        self._thread.join(timeout=10)
+        assert not self._thread.is_alive(), "the card's thread is stuck"
+        os.close(self._stop)
+        self.rx.close()
+        self.tx.close()
+
+    def _run(self) -> None:
+        poll = select.poll()
+        for fd in (self._stop, self.rx.call_fd, self.tx.call_fd):
+            poll.register(fd, select.POLLIN)
+        self.rx.kick()
+        while True:
+            self.rx.ask_for_calls(True)
+            self.tx.ask_for_calls(not self._slots)
+            poll.register(self._tap, select.POLLIN if self._slots else 0)
+            ready = {fd for fd, _ in poll.poll(0 if self._behind() else None)}
+            if self._stop in ready:
+                return
+            self.rx.calls()
+            self.tx.calls()
+            self._receive()
+            self._send()
+
+    def _behind(self) -> bool:
+        return self.rx.used_idx() != self.rx.last_used
+
+    def _post(self, buffer: Desc) -> None:
+        self._buffers[self.rx.offer(buffer)] = buffer
+
+    def _receive(self) -> None:
+        """Hand each packet, of one or more buffers, to the network stack."""
+        packet, missing = b"", 0
+        for used in self.rx.collect():
+            if not missing:
+                packet = b""
+                missing = int.from_bytes(used.data[10:12], "little") or 1
+            packet += used.data
+            missing -= 1
+            self._post(self._buffers.pop(used.head))
+            if not missing:
+                with suppress(OSError):  # the interface may be down
+                    os.write(self._tap, packet)
+        assert not missing, "a packet without its last buffers"
+        self.rx.kick()
+
+    def _send(self) -> None:
+        """Offer what the network stack sends, as long as there are buffers."""
+        for used in self.tx.collect():
+            self._slots.append(self._used_slots.pop(used.head))
+        for _ in range(len(self._slots)):
+            try:
+                packet = os.read(self._tap, HEADER + LONGEST)
+            except OSError:
+                break
+            slot = self._slots.pop()
+            self._memory.write(slot, packet)
+            self._used_slots[self.tx.offer(Desc(slot, len(packet)))] = slot
+        self.tx.kick()

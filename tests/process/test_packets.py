@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packets between two network stacks, through the real daemon and the real agent."""
+
+import json
+
+import pytest
+from tests.process.lab import MASTER_ADDRESS, SLAVE_ADDRESS, Lab, run, wait_for
+
+from vhostpci_shared.virtio import Feature
+
+pytestmark = pytest.mark.process
+
+FEATURES = {
+    "all features": Feature(0),
+    "no EVENT_IDX": Feature.F_EVENT_IDX,
+    "no offloads": Feature.NET_F_GUEST_CSUM
+    | Feature.NET_F_GUEST_TSO4
+    | Feature.NET_F_GUEST_TSO6
+    | Feature.NET_F_GUEST_ECN,
+}
+
+
+def start(lab: Lab, without: Feature = FEATURES["all features"]) -> None:
+    lab.start_daemon()
+    lab.start_agent()
+    lab.start_master().load(without=without)
+    lab.wait_carrier("UP")
+
+
+def iperf(lab: Lab, *, from_master: bool) -> float:
+    """Return Mbit/s of two seconds of TCP."""
+    source = () if from_master else tuple(lab.slave.prefix)
+    sink = tuple(lab.slave.prefix) if from_master else ()
+    address = SLAVE_ADDRESS if from_master else MASTER_ADDRESS
+    server = lab.start_server([*sink, "iperf3", "-s", "-1", "--forceflush"])
+    server.wait_log("listening")
+    done = run(*source, "iperf3", "-J", "-t", "2", "-c", address)
+    report = json.loads(done.stdout)
+    assert "error" not in report, report["error"]
+    return float(report["end"]["sum_received"]["bits_per_second"]) / 1e6
+
+
+@pytest.mark.parametrize("without", FEATURES.values(), ids=FEATURES)
+def test_every_ping_comes_back(lab: Lab, without: Feature) -> None:
+    start(lab, without)
+    assert lab.ping_from_master(50) == 50
+    assert lab.ping_from_slave(50) == 50
+
+
+def test_big_pings_come_back_in_many_buffers(lab: Lab) -> None:
+    start(lab)
+    assert lab.ping_from_master(10, "-s", "60000") == 10
+    assert lab.ping_from_slave(10, "-s", "60000") == 10
+
+
+@pytest.mark.parametrize("from_master", [True, False], ids=["up", "down"])
+@pytest.mark.parametrize("without", FEATURES.values(), ids=FEATURES)
+def test_tcp_flows_and_every_byte_is_right(
+    lab: Lab, without: Feature, from_master: bool
+) -> None:
+    """TCP's checksums are the check: what is wrong does not arrive."""
+    start(lab, without)
+    assert iperf(lab, from_master=from_master) > 1.0
+
+
+def test_status_of_both_sides_counts_the_packets(lab: Lab) -> None:
+    start(lab)
+    lab.ping_from_master(20)
+
+    def counted() -> bool:
+        rings = lab.status()["rings"]
+        return all(ring["agent"]["packets"] >= 20 for ring in rings)
+
+    wait_for(counted, "20 packets in each ring")
