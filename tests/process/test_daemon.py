@@ -1,0 +1,557 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vhostpci-host run` as a process, over its real sockets.
+
+FrontEnd ──NAME.vhost-user──► daemon ◄──NAME.ivshmem── SlaveClient
+(master's QEMU)                 │                      (slave's QEMU)
+                             NAME.control ◄── vhostpci-host status, qemu-args
+"""
+
+import array
+import contextlib
+import json
+import mmap
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from tests.fakes.frontend import (
+    Dropped,
+    FrontEnd,
+    Refused,
+    RingAt,
+    Socket,
+    region,
+)
+
+from vhostpci_shared import access, ivshmem
+from vhostpci_shared import metadata as md
+from vhostpci_shared import vhost_user as vu
+from vhostpci_shared.ivshmem import Client, OwnVector, PeerGone, PeerVector
+from vhostpci_shared.vhost_user import Request
+from vhostpci_shared.wire import ProtocolError
+
+MIB = 1 << 20
+MEMORY = 16 * MIB
+TIMEOUT = 10.0
+RX = RingAt.nth(0)
+
+
+class Host:
+    """`vhostpci-host run NAME` and what one does with it."""
+
+    def __init__(self, directory: Path, *options: str, name: str = "dev") -> None:
+        self.name = name
+        self.run_dir, self.memory_dir = directory / "run", directory / "memory"
+        self._directories = [
+            *("--run-dir", str(self.run_dir), "--memory-dir", str(self.memory_dir))
+        ]
+        command = [*self._command("run"), "--memory", "16M", *self._directories[2:]]
+        self.process = subprocess.Popen(
+            [*command, *options],
+            stderr=subprocess.PIPE,
+            text=True,
+            pass_fds=_given(options),
+        )
+        self.log: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _command(self, command: str) -> list[str]:
+        return [
+            *(sys.executable, "-W", "error", "-m", "vhostpci_host", command, self.name),
+            *self._directories[:2],
+        ]
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as lines:
+            self.log.extend(lines)
+
+    def ready(self) -> Self:
+        """Wait until it serves."""
+        self.wait_log("waiting for the master")
+        return self
+
+    def wait_log(self, text: str) -> None:
+        deadline = time.monotonic() + TIMEOUT
+        while not any(text in line for line in self.log):
+            assert time.monotonic() < deadline, f"no {text!r} in {self.log}"
+            time.sleep(0.01)
+
+    def path(self, kind: str) -> Path:
+        return self.run_dir / f"{self.name}.{kind}"
+
+    @property
+    def arena(self) -> Path:
+        return self.memory_dir / self.name
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run another of our commands on this device."""
+        name, *rest = arguments
+        return subprocess.run(
+            [*self._command(name), *rest], capture_output=True, text=True, check=False
+        )
+
+    def status(self) -> dict[str, Any]:
+        done = self.command("status", "-j")
+        assert done.returncode == 0, done.stderr
+        status: dict[str, Any] = json.loads(done.stdout)
+        return status
+
+    def wait_state(self, state: str) -> dict[str, Any]:
+        deadline = time.monotonic() + TIMEOUT
+        while (status := self.status())["state"] != state:
+            assert time.monotonic() < deadline, status
+        return status
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """End it; return its exit status."""
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        status = self.process.wait(TIMEOUT)
+        self._reader.join(TIMEOUT)
+        return status
+
+    def descriptors(self) -> int:
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
+
+def _given(options: tuple[str, ...]) -> list[int]:
+    return [int(options[options.index("--fd") + 1])] if "--fd" in options else []
+
+
+class SlaveClient:
+    """A slave's QEMU, or an agent as a process: reads the ivshmem server."""
+
+    def __init__(self, path: Path) -> None:
+        self.client = Client()
+        self.memory: mmap.mmap | None = None
+        self.own: list[int] = []
+        self.peers: dict[int, list[int]] = {}
+        self.gone: list[int] = []
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.settimeout(TIMEOUT)
+        self.socket.connect(os.fspath(path))
+
+    def read(self) -> None:
+        """Take one message."""
+        size = array.array("i").itemsize
+        data, ancillary, flags, _ = self.socket.recvmsg(8, socket.CMSG_LEN(4 * size))
+        assert not flags & socket.MSG_CTRUNC
+        if not data:
+            raise EOFError
+        fds = array.array("i", b"".join(piece for _, _, piece in ancillary))
+        assert len(fds) <= 1, "QEMU would lose all but the first"
+        fd = fds[0] if fds else -1
+        try:
+            event = self.client.feed(ivshmem.decode(data), bool(fds))
+        except ProtocolError:
+            if fds:
+                os.close(fd)
+            raise
+        self._take(event, fd)
+
+    def _take(self, event: ivshmem.Event | None, fd: int) -> None:
+        match event:
+            case ivshmem.SharedMemory():
+                self.memory = mmap.mmap(fd, os.fstat(fd).st_size)
+                os.close(fd)
+            case OwnVector():
+                self.own.append(fd)
+            case PeerVector(peer):
+                self.peers.setdefault(peer, []).append(fd)
+            case PeerGone(peer):
+                self.gone.append(peer)
+                for old in self.peers.pop(peer):
+                    os.close(old)
+
+    def handshake(self, vectors: int = 3) -> Self:
+        """Read all that a QEMU needs."""
+        while len(self.own) < vectors:
+            self.read()
+        return self
+
+    def catch_up(self) -> None:
+        """Take what is there."""
+        while select.select([self.socket], [], [], 0.1)[0]:
+            self.read()
+
+    @contextlib.contextmanager
+    def metadata(self) -> Iterator[access.Metadata]:
+        assert self.memory is not None
+        view = memoryview(self.memory)
+        metadata = access.Metadata(access.find(view))
+        try:
+            yield metadata
+        finally:
+            metadata.release()
+            view.release()
+
+    def interrupted(self, vector: int) -> bool:
+        readable = select.select([self.own[vector]], [], [], TIMEOUT)[0]
+        if readable:
+            os.eventfd_read(self.own[vector])
+        return bool(readable)
+
+    def close(self) -> None:
+        self.socket.close()
+        for fd in (*self.own, *(fd for fds in self.peers.values() for fd in fds)):
+            os.close(fd)
+        if self.memory is not None:
+            self.memory.close()
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A place on tmpfs, with a short name: a socket's path has 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="vhp-", dir="/dev/shm") as name:
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def running(directory: Path, *options: str, name: str = "dev") -> Iterator[Host]:
+    host = Host(directory, *options, name=name)
+    try:
+        yield host
+    finally:
+        if host.process.poll() is None:
+            host.process.kill()
+        host.wait()
+
+
+@pytest.fixture
+def host(directory: Path) -> Iterator[Host]:
+    with running(directory) as host:
+        yield host.ready()
+
+
+@contextlib.contextmanager
+def master(host: Host, **options: Any) -> Iterator[FrontEnd]:
+    """A stock QEMU whose memory is the arena, connected."""
+    memory = os.open(host.arena, os.O_RDWR)
+    transport = Socket(host.path("vhost-user"))
+    try:
+        with FrontEnd(transport, [(region(MEMORY), memory)], **options) as front_end:
+            front_end.connect()
+            yield front_end
+    finally:
+        os.close(memory)
+
+
+@contextlib.contextmanager
+def slave(host: Host) -> Iterator[SlaveClient]:
+    client = SlaveClient(host.path("ivshmem"))
+    try:
+        yield client.handshake()
+    finally:
+        client.close()
+
+
+def test_master_and_slave_meet_and_part(host: Host) -> None:
+    with slave(host) as client, master(host) as qemu:
+        qemu.driver_ok([RX, RingAt.nth(1)])
+        host.wait_log("started rings [0, 1]")
+        client.catch_up()
+        assert client.interrupted(0)
+        assert client.interrupted(1)
+        with client.metadata() as metadata:
+            snapshot = metadata.snapshot()
+            assert snapshot is not None
+            ring = snapshot.rings[1]
+            assert ring.runs
+        assert qemu.called(1)
+        os.eventfd_write(client.peers[ring.call_peer][ring.call_vector], 1)
+        assert qemu.called(1)
+        qemu.kick(1)
+        assert client.interrupted(2)
+        assert [qemu.stop_ring(0), qemu.stop_ring(1)] == [0, 0]
+    host.wait_log("slave disconnected")
+
+
+def test_end_leaves_nothing_behind(host: Host) -> None:
+    with slave(host), master(host) as qemu:
+        qemu.driver_ok([RX])
+        assert host.end() == 0
+        with pytest.raises(Dropped):
+            qemu.stop_ring(0)
+    assert list(host.run_dir.iterdir()) == []
+    assert list(host.memory_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_it_at_once(host: Host, number: signal.Signals) -> None:
+    started = time.monotonic()
+    assert host.end(number) == 0
+    assert time.monotonic() - started < 1.0
+
+
+def test_descriptors_do_not_grow_with_sessions(host: Host) -> None:
+    counts = []
+    for _ in range(12):
+        with slave(host) as client, master(host) as qemu:
+            for _ in range(3):
+                qemu.driver_ok([RX, RingAt.nth(1)])
+                time.sleep(0.03)
+                qemu.stop_ring(0)
+            client.catch_up()
+        host.wait_state("no master")
+        counts.append(host.descriptors())
+    assert max(counts[2:]) <= min(counts[2:]) + 1
+
+
+def test_second_slave_is_told_so_and_the_first_stays(host: Host) -> None:
+    with slave(host), contextlib.closing(SlaveClient(host.path("ivshmem"))) as second:
+        with pytest.raises(ProtocolError, match="another slave"):
+            second.read()
+        host.wait_log("refused")
+        assert host.status()["slave"]["pid"] == os.getpid()
+
+
+def test_second_master_is_closed_at_once_and_the_first_stays(host: Host) -> None:
+    with master(host) as first:
+        second = Socket(host.path("vhost-user"))
+        with pytest.raises(Dropped):
+            second.receive()
+        second.close()
+        first.ask(Request.GET_FEATURES)
+
+
+def test_master_may_come_back_before_its_death_is_noticed(host: Host) -> None:
+    for _ in range(30):
+        with master(host) as qemu:
+            qemu.driver_ok([RX])
+
+
+def test_slave_may_come_and_go(host: Host) -> None:
+    with master(host) as qemu:
+        qemu.driver_ok([RX])
+        for _ in range(5):
+            with slave(host) as client:
+                client.catch_up()
+                assert max(client.peers) == md.FIRST_CALL_PEER
+
+
+def test_memory_that_is_not_the_arena_is_refused_with_the_argument(host: Host) -> None:
+    with master(host) as qemu:
+        stray = os.memfd_create("stray")
+        os.ftruncate(stray, MEMORY)
+        qemu.regions = [(region(MEMORY), stray)]
+        with pytest.raises(Refused):
+            qemu.driver_ok([RX])
+        os.close(stray)
+    host.wait_log("is not the arena")
+    host.wait_log("share=on")
+
+
+def test_memory_that_reaches_into_the_metadata_is_refused(host: Host) -> None:
+    with master(host) as qemu:
+        size = qemu_window(host) - md.SIZE
+        qemu.regions = [(region(size), qemu.regions[0][1])]
+        qemu.set_memory()
+        qemu.regions = [(region(size + 4096), qemu.regions[0][1])]
+        with pytest.raises(Refused):
+            qemu.set_memory()
+    host.wait_log("reaches into the metadata")
+
+
+def qemu_window(host: Host) -> int:
+    window: int = host.status()["memory"]["window"]
+    return window
+
+
+def test_private_memory_is_refused_with_the_argument(host: Host) -> None:
+    """share=off still sends descriptors, and no packet would ever arrive."""
+    with master(host) as qemu:
+        fd = qemu.regions[0][1]
+        with mmap.mmap(fd, MEMORY, flags=mmap.MAP_PRIVATE), pytest.raises(Refused):
+            qemu.set_memory()
+    host.wait_log("maps the arena")
+    host.wait_log("share=on")
+
+
+def test_shared_memory_is_told_from_private(host: Host) -> None:
+    with master(host) as qemu:
+        fd = qemu.regions[0][1]
+        with mmap.mmap(fd, MEMORY, flags=mmap.MAP_SHARED):
+            qemu.set_memory()
+
+
+def test_front_end_that_breaks_the_protocol_is_dropped_with_one_line(
+    host: Host,
+) -> None:
+    for _ in range(3):
+        transport = Socket(host.path("vhost-user"))
+        transport.send(b"\xff" * 12, ())
+        with pytest.raises(Dropped):
+            transport.receive()
+        transport.close()
+    time.sleep(0.1)
+    assert sum("dropped" in line for line in host.log) == 1
+    assert "vhost-user message of version 3, not 1" in "".join(host.log)
+
+
+def test_more_descriptors_than_any_message_has_are_closed(host: Host) -> None:
+    before = host.descriptors()
+    files = [os.eventfd(0) for _ in range(9)]
+    for count in (8, 9):
+        transport = Socket(host.path("vhost-user"))
+        data = vu.message(Request.GET_FEATURES)
+        transport.send(data, files[:count])
+        with pytest.raises(Dropped):
+            transport.receive()
+        transport.close()
+    for fd in files:
+        os.close(fd)
+    host.wait_state("no master")
+    assert host.descriptors() <= before + 1
+
+
+def test_message_may_come_in_pieces(host: Host) -> None:
+    with master(host) as qemu:
+        transport = qemu.transport
+        assert isinstance(transport, Socket)
+        data = vu.message(Request.SEND_RARP, vu.U64(1)) + vu.message(
+            Request.GET_FEATURES
+        )
+        for byte in data:
+            transport.socket.send(bytes([byte]))
+            time.sleep(0.001)
+        assert vu.U64.parse(transport.receive()[12:]).value
+
+
+def test_name_in_use_is_an_error_and_the_first_stays(
+    host: Host, directory: Path
+) -> None:
+    with running(directory) as second:
+        assert second.wait() == 1
+        assert "in use" in second.log[-1]
+    assert host.status()["state"] == "no master"
+
+
+def test_same_memory_in_another_run_dir_is_an_error(
+    host: Host, directory: Path
+) -> None:
+    with running(directory, "--run-dir", str(directory / "other")) as second:
+        assert second.wait() == 1
+        assert "in use by another vhostpci-host" in second.log[-1]
+
+
+def test_killed_daemons_sockets_and_arena_are_used_again(directory: Path) -> None:
+    with running(directory) as first:
+        first.ready()
+        inode = first.arena.stat().st_ino
+        first.end(signal.SIGKILL)
+        assert first.path("vhost-user").is_socket()
+    with running(directory) as second:
+        second.ready()
+        assert second.arena.stat().st_ino == inode
+        assert second.end() == 0
+
+
+def test_status_names_what_is_there(host: Host) -> None:
+    with slave(host), master(host) as qemu:
+        qemu.driver_ok([RX])
+        status = host.wait_state("no agent")
+        assert "NET_F_MRG_RXBUF" in status["master"]["features"]
+        assert "REPLY_ACK" in status["master"]["protocol_features"]
+        assert status["master"]["regions"][0]["size"] == MEMORY
+        assert status["rings"][0]["state"] == "running"
+        assert status["rings"][0]["size"] == 256
+        text = host.command("status").stdout
+        assert "dev: no agent" in text
+        assert f"pid {os.getpid()}" in text
+
+
+def test_status_without_a_daemon_says_so(directory: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "vhostpci_host", "status", "none"),
+            *("--run-dir", str(directory)),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("vhostpci-host: no daemon at ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_qemu_args_are_the_same_with_and_without_the_daemon(host: Host) -> None:
+    with_daemon = host.command("qemu-args", "--role", "master", "--json")
+    memory = ("--memory", "16M", "--memory-dir", str(host.memory_dir))
+    host.end()
+    without = host.command("qemu-args", "--role", "master", "--json", *memory)
+    assert json.loads(with_daemon.stdout) == json.loads(without.stdout)
+
+
+def test_socket_modes_are_what_was_asked_for(directory: Path) -> None:
+    with running(directory, "--socket-mode", "0666") as host:
+        host.ready()
+        for path in (host.path("vhost-user"), host.path("ivshmem"), host.arena):
+            assert path.stat().st_mode & 0o777 == 0o666
+
+
+def test_inherited_connection_is_served_and_its_end_is_ours(directory: Path) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs, running(directory, "--fd", str(theirs.fileno())) as host:
+        host.ready()
+        theirs.close()
+        transport = Socket.__new__(Socket)
+        transport.socket = ours
+        ours.settimeout(TIMEOUT)
+        transport.send(vu.message(Request.GET_FEATURES), ())
+        assert transport.receive()
+        transport.close()
+        assert host.wait() == 0
+    assert list(host.run_dir.iterdir()) == []
+
+
+def test_inherited_listener_is_served(directory: Path) -> None:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    path = directory / "given"
+    listener.bind(os.fspath(path))
+    listener.listen()
+    with listener, running(directory, "--fd", str(listener.fileno())) as host:
+        host.ready()
+        for _ in range(2):
+            transport = Socket(path)
+            transport.send(vu.message(Request.GET_FEATURES), ())
+            assert transport.receive()
+            transport.close()
+        assert host.end() == 0
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"nonsense", b"[]", b'{"command": []}', b'{"command": "dance"}']
+)
+def test_control_socket_answers_any_line(host: Host, line: bytes) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
+        control.settimeout(TIMEOUT)
+        control.connect(os.fspath(host.path("control")))
+        control.sendall(line + b"\n")
+        answer = json.loads(control.makefile("rb").readline())
+    assert not answer["ok"]
+    assert answer["error"]
+
+
+def test_control_line_without_end_is_dropped(host: Host) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
+        control.settimeout(TIMEOUT)
+        control.connect(os.fspath(host.path("control")))
+        with contextlib.suppress(ConnectionError):
+            control.sendall(b"x" * 1_000_000)
+            assert not control.recv(100)
+    assert host.status()["state"] == "no master"

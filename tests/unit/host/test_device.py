@@ -1,0 +1,490 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One master and its slave: what the agent sees, and when the master has its answer."""
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+from tests.fakes.frontend import FrontEnd, RingAt
+from tests.fakes.loop import ManualLoop
+from tests.fakes.windows import MIB
+from tests.unit.host.scene import Scene
+
+from vhostpci_host.device import QUIESCE
+from vhostpci_shared import metadata as md
+from vhostpci_shared import vhost_user as vu
+from vhostpci_shared.metadata import AgentRingState, RingFlag
+from vhostpci_shared.vhost_user import Request
+
+RX = RingAt.nth(0)
+RUNS = RingFlag.STARTED | RingFlag.ENABLED
+
+
+def set_used(scene: Scene, ring: RingAt, index: int) -> None:
+    fd = scene.device.arena.file.fileno()
+    os.pwrite(fd, index.to_bytes(2, "little"), ring.used + 2)
+
+
+def sessions(scene: Scene) -> list[int]:
+    snapshot = scene.device.arena.metadata.snapshot()
+    assert snapshot is not None
+    return [ring.session for ring in snapshot.rings]
+
+
+def test_agent_sees_the_master_whole(scene: Scene) -> None:
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running()
+        seen = agent.snapshot()
+        assert seen.device.flags == md.DeviceFlag.MASTER
+        assert seen.device.features == qemu.features
+        assert seen.regions == (md.Region(0, 16 * MIB, 0, 0),)
+        for index, ring in enumerate(seen.rings):
+            at = RingAt.nth(index)
+            assert (ring.desc, ring.driver, ring.device) == (at.desc, at.avail, at.used)
+            assert ring.flags == RUNS | RingFlag.CALL
+            assert (ring.size, ring.kick_vector) == (256, 1 + index)
+
+
+def test_agent_is_not_shown_a_ring_before_its_call_is_known(scene: Scene) -> None:
+    """QEMU sends KICK before CALL: what is shown in between would lose interrupts."""
+    with scene.agent(scene.slave()) as agent:
+        scene.running()
+        assert all(
+            ring.call_peer >= md.FIRST_CALL_PEER for ring in agent.snapshot().rings
+        )
+        asked = len(agent.asked)
+        scene.loop.advance(1.0)
+        assert len(agent.asked) == asked
+
+
+def test_messages_that_keep_coming_do_not_delay_the_rings_for_ever(
+    scene: Scene,
+) -> None:
+    qemu = scene.front_end()
+    qemu.driver_ok([RX])
+    for _ in range(30):
+        qemu.send(Request.SET_OWNER)
+        scene.loop.advance(0.001)
+    assert scene.device.leases[0].running
+
+
+def test_kick_reaches_the_slaves_vector(scene: Scene) -> None:
+    slave = scene.slave()
+    qemu = scene.running()
+    assert slave.interrupted(1)  # QEMU's first kick
+    assert slave.interrupted(2)
+    qemu.kick(1)
+    scene.loop.advance()
+    assert [slave.interrupted(1), slave.interrupted(2)] == [False, True]
+
+
+def test_doorbell_of_the_slave_reaches_the_masters_interrupt(scene: Scene) -> None:
+    slave = scene.slave()
+    agent = scene.agent(slave)
+    qemu = scene.running()
+    for index in range(2):
+        assert qemu.called(index, 0)  # once, for what may have been lost
+    scene.loop.advance(2.0)
+    for index in range(2):
+        qemu.called(index, 0)
+    ring = agent.snapshot().rings[1]
+    slave.ring(ring.call_peer, ring.call_vector)
+    assert [qemu.called(0, 0), qemu.called(1, 0)] == [False, True]
+
+
+def test_call_that_is_a_pipe_is_behind_an_eventfd(scene: Scene) -> None:
+    slave = scene.slave()
+    qemu = scene.running()
+    read, write = os.pipe()
+    try:
+        qemu.send(Request.SET_VRING_CALL, vu.VringFd(0), write)
+        scene.settle()
+        assert os.read(read, 100)
+        slave.ring(max(slave.peers), 0)
+        scene.loop.advance()
+        assert len(os.read(read, 100)) == 8
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def test_answer_waits_for_the_agent_and_is_true(scene: Scene) -> None:
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running()
+        generation = agent.metadata.generation()
+        set_used(scene, RX, 321)
+        started = scene.loop.now
+        assert qemu.stop_ring(0) == 321
+        assert scene.loop.now - started < 0.01
+        assert agent.entry.generation > generation
+        assert not agent.snapshot().rings[0].runs
+        assert agent.snapshot().rings[1].runs
+
+
+@pytest.mark.parametrize("slave", [False, True], ids=["no slave", "no agent"])
+def test_without_an_agent_the_master_never_waits(scene: Scene, slave: bool) -> None:
+    """QEMU holds its lock meanwhile."""
+    if slave:
+        scene.slave()
+    qemu = scene.running()
+    started = scene.loop.now
+    qemu.stop_ring(0)
+    assert scene.loop.now == started
+
+
+def test_agent_that_says_nothing_delays_the_master_for_a_second_once(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running()
+        agent.answers = False
+        before = sessions(scene)
+        started = scene.loop.now
+        assert [qemu.stop_ring(0), qemu.stop_ring(1)] == [0, 0]
+        assert QUIESCE <= scene.loop.now - started < QUIESCE + 0.1
+        assert all(new > old for new, old in zip(sessions(scene), before, strict=True))
+    assert "did not stop within" in caplog.text
+
+
+def test_agent_whose_heart_stopped_is_not_waited_for(scene: Scene) -> None:
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running()
+        agent.beats = agent.answers = False
+        scene.loop.advance(3.0)
+        started = scene.loop.now
+        qemu.stop_ring(0)
+        assert scene.loop.now == started
+
+
+def test_agent_that_failed_is_not_waited_for(scene: Scene) -> None:
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running()
+        agent.answers = False
+        agent.say(state=md.AgentState.FAILED, message="no TAP")
+        scene.loop.advance()
+        started = scene.loop.now
+        qemu.stop_ring(0)
+        assert scene.loop.now == started
+
+
+def test_agent_of_a_dead_daemons_days_is_not_waited_for(scene: Scene) -> None:
+    """What is READY in a reused arena may be nobody: its heart has to beat first."""
+    stale = md.Agent(instance=9, heartbeat=77, state=md.AgentState.READY)
+    scene.device.arena.metadata.write_agent(stale)
+    scene.slave()
+    qemu = scene.running()
+    scene.loop.advance(1.0)
+    started = scene.loop.now
+    qemu.stop_ring(0)
+    assert scene.loop.now == started
+
+
+def test_slave_that_goes_while_the_master_waits_frees_it(scene: Scene) -> None:
+    slave = scene.slave()
+    with scene.agent(slave) as agent:
+        qemu = scene.running()
+        agent.answers = False
+        scene.loop.call_later(0.1, scene.device.slave_gone)
+        started = scene.loop.now
+        qemu.stop_ring(0)
+        assert scene.loop.now - started < 0.2
+
+
+def test_front_end_that_goes_while_it_waits_leaves_all_in_order(scene: Scene) -> None:
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running()
+        agent.answers = False
+        qemu.transport.send(vu.message(Request.GET_VRING_BASE, vu.VringState(0, 0)), ())
+        assert scene.device.backend is not None
+        assert scene.device.backend.waiting
+        scene.device.master_gone()
+        scene.loop.advance(2.0)
+        assert agent.snapshot().device.flags == 0
+
+
+def test_rings_are_taken_at_once_when_the_connection_breaks(scene: Scene) -> None:
+    """QEMU's own virtio-net has the rings by then."""
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running()
+        before = sessions(scene)
+        qemu.close()
+        seen = agent.snapshot()
+        assert not any(ring.runs for ring in seen.rings)
+        assert (seen.regions, seen.device.flags, seen.device.features) == ((), 0, 0)
+        assert all(new > old for new, old in zip(sessions(scene), before, strict=True))
+
+
+def test_every_start_and_stop_is_a_session_of_its_own(scene: Scene) -> None:
+    with scene.agent(scene.slave()):
+        qemu = scene.front_end()
+        seen = [sessions(scene)[0]]
+        for turn in range(5):
+            qemu.driver_ok([RingAt.nth(0, base=turn)])
+            scene.settle()
+            seen.append(sessions(scene)[0])
+            set_used(scene, RX, turn + 1)
+            assert qemu.stop_ring(0) == turn + 1
+            seen.append(sessions(scene)[0])
+    assert seen == sorted(set(seen))
+
+
+def test_new_memory_stops_the_rings_and_starts_them_where_they_stood(
+    scene: Scene,
+) -> None:
+    """SPDK #3132, VPP #776: SET_MEM_TABLE while the rings run."""
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running()
+        set_used(scene, RX, 99)
+        before = agent.snapshot()
+        qemu.set_memory()
+        assert not any(ring.runs for ring in agent.snapshot().rings)
+        scene.settle()
+        after = agent.snapshot()
+        assert all(ring.runs for ring in after.rings)
+        assert after.rings[0].base == 99
+        assert after.rings[0].session > before.rings[0].session
+
+
+def test_disabled_ring_is_taken_from_the_agent(scene: Scene) -> None:
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running()
+        qemu.enable(on=False)
+        assert not any(ring.runs for ring in agent.snapshot().rings)
+        qemu.enable()
+        scene.settle()
+        assert all(ring.runs for ring in agent.snapshot().rings)
+
+
+def test_slave_may_come_before_or_after_the_master(scene: Scene) -> None:
+    scene.running()
+    for _ in range(3):
+        with scene.agent(scene.slave()) as agent:
+            rings = agent.snapshot().rings
+            assert all(ring.runs and ring.flags & RingFlag.CALL for ring in rings)
+
+
+def test_new_agent_gets_the_rings_anew_from_where_they_stand(scene: Scene) -> None:
+    with scene.agent(scene.slave()) as agent:
+        scene.running()
+        before = agent.snapshot().rings[0]
+        set_used(scene, RX, 50)
+        agent.say(instance=77)
+        scene.loop.advance()
+        after = agent.snapshot().rings[0]
+        assert after.session > before.session
+        assert after.base == 50
+
+
+def test_fenced_ring_is_given_anew_but_not_in_a_hurry(scene: Scene) -> None:
+    with scene.agent(scene.slave()) as agent:
+        scene.running()
+        scene.loop.advance(2.0)
+        seen = {agent.snapshot().rings[0].session}
+        for _ in range(90):
+            agent.say_ring(0, AgentRingState.FENCED)
+            scene.loop.advance(0.01)
+            seen.add(agent.snapshot().rings[0].session)
+        assert len(seen) == 2
+
+
+def test_broken_ring_is_told_to_the_user_once_and_to_qemu(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    err = os.eventfd(0, os.EFD_NONBLOCK)
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running()
+        qemu.send(Request.SET_VRING_ERR, vu.VringFd(0), err)
+        for _ in range(3):
+            agent.say_ring(0, AgentRingState.BROKEN)
+            scene.loop.advance(1.0)
+    assert caplog.text.count("broke ring 0") == 1
+    assert os.eventfd_read(err) == 1
+    os.close(err)
+
+
+def test_agents_complaint_is_told_once(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    with scene.agent(scene.slave()) as agent:
+        agent.say(state=md.AgentState.FAILED, message="no /dev/net/tun")
+        scene.loop.advance(3.0)
+    assert caplog.text.count("agent failed: no /dev/net/tun") == 1
+
+
+def test_agent_that_says_something_new_each_time_cannot_fill_the_log(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    with scene.agent(scene.slave()) as agent:
+        for number in range(1000):
+            agent.say(state=md.AgentState.FAILED, message=str(number))
+            scene.loop.advance(0.001)
+    assert caplog.text.count("agent failed") <= 3
+
+
+def test_too_few_vectors_are_told_with_what_to_change(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    with scene.agent(scene.slave()) as agent:
+        agent.say(vectors=1)
+        scene.loop.advance(2.0)
+    assert "has 1 vectors and needs 3" in caplog.text
+    assert "ivshmem-doorbell,vectors=3" in caplog.text
+
+
+def test_each_start_is_a_new_peer_and_the_old_one_goes_once(scene: Scene) -> None:
+    slave = scene.slave()
+    with scene.agent(slave) as agent:
+        qemu = scene.front_end()
+        peers = []
+        for _ in range(10):
+            scene.start(qemu)
+            peers.append(agent.snapshot().rings[0].call_peer)
+            qemu.stop_ring(0)
+            qemu.stop_ring(1)
+            scene.loop.advance(1.5)
+        assert peers == list(range(2, 12))
+        assert set(slave.peers) == {md.DAEMON_PEER, peers[-1]}
+
+
+def test_agent_is_told_of_a_peer_only_when_the_slaves_qemu_has_read_of_it(
+    scene: Scene,
+) -> None:
+    slave = scene.slave()
+    slave.behind = True
+    qemu = scene.front_end()
+    qemu.driver_ok([RX])
+    scene.loop.advance(0.05)
+    assert not scene.device.leases[0].running
+    slave.behind = False
+    scene.loop.advance(0.01)
+    assert scene.device.leases[0].running
+
+
+def test_slave_that_never_reads_does_not_hold_the_master_for_ever(
+    scene: Scene,
+) -> None:
+    slave = scene.slave()
+    slave.behind = True
+    qemu = scene.front_end()
+    qemu.driver_ok([RX])
+    scene.loop.advance(0.2)
+    assert scene.device.leases[0].running
+
+
+def test_ids_that_run_out_drop_the_slave_with_what_to_do(scene: Scene) -> None:
+    slave = scene.slave()
+    qemu = scene.front_end()
+    assert scene.device.slave is not None
+    scene.device.slave.peers.used = 65534
+    scene.start(qemu)
+    assert slave.dropped is not None
+    assert "plug it again" in slave.dropped
+
+
+def test_polling_driver_is_not_interrupted(scene: Scene) -> None:
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running()
+        qemu.send(Request.SET_VRING_CALL, vu.VringFd(0, nofd=True))
+        scene.settle()
+        rings = agent.snapshot().rings
+        assert [bool(ring.flags & RingFlag.CALL) for ring in rings] == [False, True]
+
+
+def test_replaced_kick_is_the_one_that_is_relayed(scene: Scene) -> None:
+    slave = scene.slave()
+    qemu = scene.running()
+    slave.interrupted(1)
+    old = os.dup(qemu.kicks[0])
+    qemu._new_kick(0)
+    scene.settle()
+    assert slave.interrupted(1)
+    os.eventfd_write(old, 1)
+    scene.loop.advance()
+    assert not slave.interrupted(1)
+    os.close(old)
+
+
+def test_kick_that_came_back_blocking_does_not_stop_the_daemon(scene: Scene) -> None:
+    """QEMU clears O_NONBLOCK of descriptors that it was sent and did not want."""
+    slave = scene.slave()
+    qemu = scene.running()
+    for fd in (*qemu.kicks.values(), *slave.own, *slave.peers[md.DAEMON_PEER]):
+        os.set_blocking(fd, True)
+    qemu.kick(0)
+    slave.ring(md.DAEMON_PEER, 0)
+    scene.loop.advance(1.0)
+    assert slave.interrupted(1)
+
+
+def test_heart_of_the_daemon_beats(scene: Scene) -> None:
+    before = scene.device.arena.metadata.heartbeat()
+    scene.loop.advance(5.0)
+    assert scene.device.arena.metadata.heartbeat() >= before + 10
+
+
+def test_file_that_somebody_cut_has_its_size_again(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    size = scene.device.arena.size
+    with scene.config.arena.open("r+b") as file:
+        file.truncate(size - md.SIZE)
+        scene.device.arena.restore()
+        assert file.seek(0, 2) == size
+
+
+def test_refusal_is_told_with_the_request(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    qemu = scene.front_end()
+    stray = os.memfd_create("stray")
+    os.ftruncate(stray, 16 * MIB)
+    qemu.regions = [(qemu.regions[0][0], stray)]
+    with pytest.raises(Exception, match="SET_MEM_TABLE"):
+        qemu.set_memory()
+    os.close(stray)
+    assert "refused SET_MEM_TABLE" in caplog.text
+    assert f"mem-path={scene.config.arena},share=on" in caplog.text
+
+
+def test_base_that_is_not_the_used_index_is_told(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    qemu = scene.front_end()
+    qemu.driver_ok([RingAt.nth(0, base=5)])
+    scene.settle()
+    assert "is to start at 5, but its used index is 0" in caplog.text
+
+
+@pytest.mark.parametrize("pairs", [1, 4])
+def test_stream_to_the_slave_never_has_too_few_vectors(
+    tmp_path: Path, pairs: int
+) -> None:
+    with Scene(tmp_path, ManualLoop(), memory=16 * MIB, queue_pairs=pairs) as scene:
+        slave = scene.slave()
+        assert slave.messages[:3] == [(0, False), (0, False), (-1, True)]
+        assert len(slave.own) == 1 + 2 * pairs
+        qemu = scene.front_end()
+        for _ in range(3):
+            scene.start(qemu)
+            newest = max(slave.peers)
+            assert len(slave.peers[newest]) == 2 * pairs
+            for index in range(2 * pairs):
+                qemu.stop_ring(index)
+
+
+def test_device_tells_its_starts_and_stops(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    qemu: FrontEnd = scene.running()
+    qemu.stop_ring(0)
+    qemu.close()
+    texts = [record.getMessage() for record in caplog.records]
+    assert texts == [
+        "dev: front-end connected (pid 0)",
+        "dev: started rings [0, 1]",
+        "dev: stopped rings [0]",
+        "dev: front-end disconnected",
+        "dev: stopped rings [1]",
+    ]
