@@ -58,10 +58,10 @@ class FakeDevice:
         self.absent: set[int] = set()
         """Peers that are not there."""
         self._undo = ExitStack()
-        fd = os.memfd_create("bar")
-        os.ftruncate(fd, size)
-        mapping = Mapping(fd, size)
-        os.close(fd)
+        self.fd = os.memfd_create("bar")
+        self._undo.callback(os.close, self.fd)
+        os.ftruncate(self.fd, size)
+        mapping = Mapping(self.fd, size)
         self._undo.callback(mapping.close)
         self.window = Window(window, mapping.address, mapping.view)
         self._vectors = [new_eventfd() for _ in range(vectors if interrupts else 0)]
@@ -96,10 +96,14 @@ class FakeDevice:
 
 
 class FakeDaemon:
-    """What `vhostpci-host` writes into the metadata of a device."""
+    """What `vhostpci-host` writes into the metadata of a device.
+
+    It has a mapping of its own, and so outlives the device.
+    """
 
     def __init__(self, device: FakeDevice) -> None:
-        self.metadata = Metadata(find(device.window.view))
+        self._mapping = Mapping(device.fd, device.window.size)
+        self.metadata = Metadata(find(self._mapping.view))
         self.metadata.format()
         self._device = device
 
@@ -149,8 +153,9 @@ class FakeDaemon:
         return rung
 
     def close(self) -> None:
-        """Let go of the window."""
+        """Unmap the window."""
         self.metadata.release()
+        self._mapping.close()
 
 
 def ring(

@@ -86,6 +86,7 @@ class FakePort(Port):
     def __init__(self) -> None:
         super().__init__(TapConfig())
         self.queues = 0
+        self.doings: list[str] = []
         self.options: NetOptions | None = None
         self.told_mtu = 0
         self.plugged = False
@@ -107,6 +108,7 @@ class FakePort(Port):
 
     def open(self, queues: int, name: str) -> tuple[int, ...]:
         """Return numbers that are no descriptors."""
+        self.doings.append(f"open {name}")
         self.queues = queues
         return tuple(range(1000, 1000 + queues))
 
@@ -123,4 +125,5 @@ class FakePort(Port):
         self.told_mtu = mtu
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Remember it."""
+        self.doings.append("close")

@@ -36,8 +36,8 @@ def bind(pci: PciDevice, wanted: str = AUTO) -> PciBound:
     Raises:
         Unusable: none does; the text has the reason for each.
     """
-    if why := pci.why_taken():
-        raise Unusable(f"{pci.address} is {why}")
+    with pci.claimed():
+        pass  # said once, not for each way
     reasons = []
     for name in BINDINGS if wanted == AUTO else (wanted,):
         try:

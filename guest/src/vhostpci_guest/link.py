@@ -124,6 +124,7 @@ class Link:
         self._acted: int | None = None  # the generation that we act by
         self._served = False
         self._waits = False  # a ring waits for the peer that it is to call
+        self._events = False  # a ring has stopped by itself
         self._inherit()
 
     def _inherit(self) -> None:
@@ -147,6 +148,15 @@ class Link:
             return TICK
         return FAST if self._now.master else SLOW
 
+    @property
+    def has_news(self) -> bool:
+        """Whether a full look is worth its while; this one costs two loads."""
+        return (
+            self._waits
+            or self._metadata.generation() != self._acted
+            or not self._pulse.alive
+        )
+
     def fds(self) -> Iterable[int]:
         """Return the descriptors at which something happens."""
         vector = self.device.vector(md.METADATA_VECTOR)
@@ -165,7 +175,7 @@ class Link:
         if vector is not None:
             drain(vector)
         if self._plane is not None and drain(self._plane.fileno()):
-            self._watch_rings()
+            self._events = True
         self._pulse_changed(tick=False)
         generation = self._metadata.generation()
         if not self._pulse.alive:
@@ -174,6 +184,8 @@ class Link:
             self._follow(generation)
         elif self._waits:
             self._start_rings()
+        if self._events:
+            self._watch_rings()
 
     def tick(self) -> None:
         """Beat our heart, watch the daemon's, and tell how the rings are."""
@@ -368,7 +380,14 @@ class Link:
     # Telling.
 
     def _watch_rings(self) -> None:
-        """Take note of rings that stopped by themselves."""
+        """Take note of rings that stopped by themselves.
+
+        A worker may see that a session is over before we read why.  That is no
+        news: `_follow` will stop those rings, as the daemon wants it.
+        """
+        if self._acted != self._metadata.generation():
+            return
+        self._events = False
         for index, run in self._runs.items():
             if run.state is not AgentRingState.RUNNING or self._plane is None:
                 continue

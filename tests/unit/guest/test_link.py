@@ -225,6 +225,20 @@ def test_ring_that_fell_waits_for_a_new_session(
     assert bench.running == {0, 1}
 
 
+def test_ring_that_saw_the_end_of_its_session_first_is_no_news(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert bench.link is not None
+    bench.publish(*pair(2))
+    bench.daemon.metadata.format()  # the daemon begins to write ...
+    bench.plane.fall(0, AgentRingState.FENCED, "its session is over")
+    bench.link.look()
+    bench.publish(*pair(3, flags=0))  # ... and is done
+    bench.link.look()
+    assert bench.daemon.ring(0).state is AgentRingState.STOPPED
+    assert "its session is over" not in caplog.text
+
+
 def test_carrier_is_off_when_the_last_ring_fell(bench: Bench) -> None:
     bench.publish(*pair(2))
     for index in (0, 1):
@@ -333,8 +347,6 @@ def test_too_few_vectors_are_told_to_the_daemon_and_the_user() -> None:
     with pytest.raises(Unusable, match="vectors=3"):
         bench.look()
     bench.close()
-    device = FakeDevice()
-    device.close()
 
 
 def test_what_failed_stays_said_when_we_leave() -> None:
