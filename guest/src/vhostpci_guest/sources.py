@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where devices come from: a PCI slot, or a daemon's socket.
+
+The agent asks a source again and again which devices are there, so one that comes,
+goes, and comes back needs no more than an entry in a list.
+"""
+
+import errno
+import logging
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol
+
+from vhostpci_shared.wire import ProtocolError
+
+from .client import Client, ServerGone
+from .device import Device, Unusable
+
+log = logging.getLogger(__name__)
+
+RETRY = 1.0
+"""Seconds between two attempts to reach a daemon that is not there."""
+_ABSENT = (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN, errno.ECONNRESET)
+
+
+class Source(Protocol):
+    """Where devices come from."""
+
+    def look(self) -> None:
+        """See what has happened.
+
+        Raises:
+            Unusable: no device will ever come.
+        """
+
+    def devices(self) -> Iterable[Device]:
+        """Return the devices that are there; whoever takes one closes it."""
+
+    def fds(self) -> Iterable[int]:
+        """Return the descriptors at which something happens."""
+
+    @property
+    def interval(self) -> float | None:
+        """Seconds until the next look, if nothing happens before."""
+
+
+class PciSource:
+    """Devices that were bound once, and stay."""
+
+    interval = None
+
+    def __init__(self, *devices: Device) -> None:
+        self._devices = devices
+
+    def look(self) -> None:
+        """Nothing happens here."""
+
+    def devices(self) -> Iterable[Device]:
+        """Return the devices."""
+        return self._devices
+
+    def fds(self) -> Iterable[int]:
+        """Return nothing: they don't come and go."""
+        return ()
+
+
+class SocketSource:
+    """A daemon's socket, tried every second while nobody listens there.
+
+    Args:
+        path: the socket.
+        now: a clock that only grows, in seconds.
+    """
+
+    def __init__(self, path: Path, now: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._now = now
+        self._client: Client | None = None
+        self._due = 0.0
+        self._served = False
+        self._said = ""
+
+    def look(self) -> None:
+        """Connect, or see what the daemon sends.
+
+        Raises:
+            Unusable: the socket is none, or the daemon will not have us.
+        """
+        try:
+            if self._client is None and self._now() >= self._due:
+                self._due = self._now() + RETRY
+                self._client = Client(self._path)
+            if self._client is not None:
+                self._client.receive()
+                self._greet(self._client)
+        except (ServerGone, ProtocolError) as why:
+            self._lose(str(why), fatal=isinstance(why, ProtocolError))
+        except OSError as error:
+            fatal = error.errno not in _ABSENT
+            self._lose(f"{self._path}: {error.strerror or error}", fatal=fatal)
+
+    def _greet(self, client: Client) -> None:
+        if client.connected and not self._served:
+            self._served, self._said = True, ""
+
+    def _lose(self, why: str, *, fatal: bool) -> None:
+        """Start anew in a second; only what never worked is given up at once."""
+        client, self._client = self._client, None
+        if client is not None and not client.connected:
+            client.close()  # nobody has taken it
+        if fatal and not self._served:
+            raise Unusable(why)
+        if why != self._said:
+            log.warning("%s; trying again every second", why)
+            self._said = why
+
+    def devices(self) -> Iterable[Device]:
+        """Return the device, while the daemon shows it."""
+        if self._client is not None and self._client.connected:
+            yield self._client
+
+    def fds(self) -> Iterable[int]:
+        """Return the connection."""
+        if self._client is not None:
+            yield self._client.fileno()
+
+    @property
+    def interval(self) -> float | None:
+        """Seconds until the next attempt."""
+        if self._client is not None:
+            return None
+        return max(0.0, self._due - self._now())
