@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vhostpci-guest: the command line.
+
+Exit status: 0 all went well; 1 it could not be done, and the last line on stderr
+says why; 2 the command line was wrong.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TypeVar
+
+from . import __version__, bindings, control, pci, sources, tap
+from .device import Unusable
+
+log = logging.getLogger(__package__)
+
+_T = TypeVar("_T")
+
+
+class _UsageError(Exception):
+    """The command line does not fit this machine: exit status 2."""
+
+
+def _argument(parse: Callable[[str], _T]) -> Callable[[str], _T]:
+    """Let argparse show why `parse` refuses an argument."""
+
+    def checked(text: str) -> _T:
+        try:
+            return parse(text)
+        except (ValueError, Unusable) as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's grammar."""
+    top = argparse.ArgumentParser(
+        prog="vhostpci-guest",
+        description="Serves another VM's virtio-net card behind a TAP.",
+    )
+    top.add_argument("--version", action="version", version=__version__)
+    top.add_argument(
+        "-v", "--verbose", action="store_true", help="say more on standard error"
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_run(commands)
+    devices = commands.add_parser(
+        "devices", help="list this machine's devices, and how each could be bound"
+    )
+    status = commands.add_parser("status", help="show what the running agents do")
+    for command in (devices, status):
+        command.add_argument("-j", "--json", action="store_true", help="as JSON")
+    return top
+
+
+def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    run = commands.add_parser("run", help="serve a device, in the foreground")
+    where = run.add_mutually_exclusive_group()
+    where.add_argument(
+        "--device",
+        type=_argument(pci.normal_address),
+        metavar="PCI-ADDRESS",
+        help="as 0000:00:05.0; default: the only one there is",
+    )
+    where.add_argument(
+        "--socket",
+        type=Path,
+        metavar="PATH",
+        help="the daemon's ivshmem socket, for a slave that is no VM",
+    )
+    run.add_argument(
+        "--bind",
+        choices=(bindings.AUTO, *bindings.BINDINGS),
+        default=bindings.AUTO,
+        help="how to reach the PCI device; default: the best way that works",
+    )
+    _add_tap(run)
+
+
+def _add_tap(run: argparse.ArgumentParser) -> None:
+    run.add_argument(
+        "--tap",
+        type=_argument(tap.parse_name),
+        metavar="NAME",
+        help="default: the device's name if it is free, else vp0, vp1, ...",
+    )
+    run.add_argument(
+        "--address",
+        type=_argument(tap.parse_address),
+        action="append",
+        default=[],
+        metavar="CIDR",
+        help="IPv4 or IPv6 address with prefix length; may be repeated",
+    )
+    run.add_argument(
+        "--mac", type=_argument(tap.parse_mac), help="default: the kernel's choice"
+    )
+    run.add_argument(
+        "--mtu",
+        type=_argument(tap.parse_mtu),
+        metavar="BYTES",
+        help="default: what the master was told, else 1500",
+    )
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    # Imported here because `devices` and `status` need neither C nor netlink.
+    from .agent import Agent, stopped_by_signals
+    from .port import Port
+    from .ringplane import RingPlane
+
+    config = tap.TapConfig(
+        name=arguments.tap,
+        mac=arguments.mac,
+        mtu=arguments.mtu,
+        addresses=tuple(arguments.address),
+    )
+    with ExitStack() as undo:
+        stop, wakeup = undo.enter_context(stopped_by_signals())
+        tap.check_node()
+        control = _control(undo)
+        source = _source(arguments)
+        agent = Agent(source, lambda: Port(config), RingPlane, control)
+        undo.callback(agent.close)
+        tap.preload()
+        agent.run(stop, wakeup)
+
+
+def _control(undo: ExitStack) -> control.Control | None:
+    try:
+        socket = control.Control()
+    except OSError as error:
+        log.warning("no status socket in %s: %s", control.RUN_DIR, error.strerror)
+        return None
+    undo.callback(socket.close)
+    return socket
+
+
+def _source(arguments: argparse.Namespace) -> sources.Source:
+    if arguments.socket is not None:
+        return sources.SocketSource(arguments.socket)
+    if arguments.device is not None:
+        device = pci.at(arguments.device)
+    else:
+        device = _only_device()
+    return sources.PciSource(bindings.bind(device, arguments.bind))
+
+
+def _only_device() -> pci.PciDevice:
+    found = pci.find()
+    if not found:
+        raise Unusable(
+            "this machine has no ivshmem device; start it with what `vhostpci-host "
+            "qemu-args NAME --role slave` prints, or use --socket"
+        )
+    if len(found) > 1:
+        names = ", ".join(device.address for device in found)
+        raise _UsageError(f"several devices: choose one by --device: {names}")
+    return found[0]
+
+
+def _devices(arguments: argparse.Namespace) -> None:
+    users = _users()
+    found = [_describe(device, users) for device in pci.find()]
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return
+    if not found:
+        print("no ivshmem device")
+    for device in found:
+        _print_device(device)
+
+
+def _users() -> dict[str, int]:
+    """Return which agent serves which device, as far as we may know."""
+    try:
+        return {link["device"]: link["pid"] for link in control.ask()}
+    except OSError:
+        return {}
+
+
+def _describe(device: pci.PciDevice, users: dict[str, int]) -> dict[str, Any]:
+    return {
+        "address": device.address,
+        "driver": device.driver,
+        "iv_position": device.iv_position,
+        "window": device.bar_size(2),
+        "vectors": device.msix_vectors,
+        "agent": users.get(device.address),
+        "taken": device.why_taken(),
+        "bindings": {
+            name: {"interrupts": way.interrupts, "why_not": way.why_not(device)}
+            for name, way in bindings.BINDINGS.items()
+        },
+    }
+
+
+def _print_device(device: dict[str, Any]) -> None:
+    known = [f"{device['window'] >> 20} MiB"]
+    if device["vectors"] is not None:
+        known.append(f"{device['vectors']} vectors")
+    if device["iv_position"] is not None:
+        known.append(f"IVPosition {device['iv_position']}")
+    known.append(f"driver {device['driver'] or 'none'}")
+    print(f"{device['address']}  {', '.join(known)}")
+    if device["agent"] is not None:
+        print(f"  served by vhostpci-guest (pid {device['agent']})")
+    elif device["taken"] is not None:
+        print(f"  {device['taken']}")
+    for name, way in device["bindings"].items():
+        how = "interrupts" if way["interrupts"] else "polling"
+        print(f"  {name:<6} {how:<11} {way['why_not'] or 'possible'}")
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    found = control.ask()
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return
+    if not found:
+        print("no agent is running")
+    for link in found:
+        _print_link(link)
+
+
+def _print_link(link: dict[str, Any]) -> None:
+    how = "interrupts" if link["interrupts"] else "polling"
+    carrier = "on" if link["carrier"] else "off"
+    print(
+        f"{link['device']}  {link['name'] or '(no name yet)'}  {link['state']}"
+        f"  {link['binding']} ({how}), pid {link['pid']}"
+    )
+    if link["message"]:
+        print(f"  {link['message']}")
+    master = "connected" if link["master"] else "not connected"
+    print(f"  daemon {link['daemon']}, master {master}")
+    print(f"  TAP {link['tap'] or '(none yet)'}, carrier {carrier}")
+    for ring in link["rings"]:
+        side = "receive" if ring["ring"] % 2 == 0 else "transmit"
+        print(
+            f"  ring {ring['ring']} ({side}) {ring['state']} at {ring['index']}: "
+            f"{ring['packets']} packets, {ring['octets']} bytes, {ring['drops']} "
+            f"dropped, {ring['kicks']} kicks, {ring['calls']} calls"
+        )
+        if ring["reason"]:
+            print(f"    {ring['reason']}")
+
+
+_COMMANDS = {"run": _run, "devices": _devices, "status": _status}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    arguments = parser().parse_args(argv)
+    # What the libraries say is for their developers, -v or not.
+    logging.basicConfig(level=logging.WARNING, format="vhostpci-guest: %(message)s")
+    log.setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
+    try:
+        _COMMANDS[arguments.command](arguments)
+    except _UsageError as error:
+        log.error("%s", error)
+        return 2
+    except (Unusable, OSError) as error:
+        log.error("%s", error, exc_info=arguments.verbose)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop: the only module that waits.
+
+Each round looks at everything: the source of devices, the devices' links, those who
+ask for the status.  A look is cheap (a link's is a few loads), so what woke us needs
+no bookkeeping; what can wake us is asked anew each round, since devices come and go.
+"""
+
+import logging
+import math
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import Any
+
+from vhostpci_shared.wire import ProtocolError
+
+from .control import Control
+from .dataplane import PlaneMaker
+from .device import Device, Unusable
+from .link import TICK, Link
+from .port import Port
+from .sources import Source
+
+log = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Agent:
+    """Serves all the devices of a source until it is told to stop.
+
+    Args:
+        source: where the devices come from; they are ours to close.
+        make_port: makes the slave's end of one device.
+        make_plane: makes what moves the packets of one device.
+        control: who is told how we are.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        make_port: Callable[[], Port],
+        make_plane: PlaneMaker,
+        control: Control | None = None,
+    ) -> None:
+        self._source = source
+        self._make_port = make_port
+        self._make_plane = make_plane
+        self._control = control
+        self._ports: dict[str, Port] = {}
+        self._links: dict[Device, Link] = {}
+        self._tick_at = 0.0
+
+    def run(self, stop: Callable[[], bool], wakeup: int) -> None:
+        """Serve until `stop` says so; `wakeup` is readable when it does.
+
+        Raises:
+            Unusable: a device, or the TAP, cannot be had.
+        """
+        while not stop():
+            self.step()
+            self._wait(wakeup)
+
+    def step(self) -> None:
+        """Look at everything once."""
+        self._source.look()
+        self._match()
+        now = time.monotonic()
+        tick = now >= self._tick_at
+        if tick:
+            self._tick_at = now + TICK
+        for link in self._links.values():
+            link.look()
+            if tick:
+                link.tick()
+        if self._control is not None:
+            self._control.look(self.status)
+
+    def _match(self) -> None:
+        """Have a link for each device that is there, and none else."""
+        present = list(self._source.devices())
+        for device in [device for device in self._links if device not in present]:
+            log.info("%s: the device is gone", device.name)
+            self._drop(device)
+        for device in present:
+            if device not in self._links:
+                self._take(device)
+
+    def _take(self, device: Device) -> None:
+        if device.name not in self._ports:
+            self._ports[device.name] = self._make_port()
+        port = self._ports[device.name]
+        try:
+            self._links[device] = Link(device, port, self._make_plane)
+        except ProtocolError as why:
+            raise Unusable(f"{device.name}: {why}") from None
+
+    def _drop(self, device: Device) -> None:
+        try:
+            self._links.pop(device).close()
+        finally:
+            device.close()
+
+    def _wait(self, wakeup: int) -> None:
+        """Sleep until something may have happened.
+
+        Where there are no interrupts we wake 200 times a second to look at one word
+        of each link, so that is all that is done then.
+        """
+        poll = select.poll()
+        for fd in self._fds(wakeup):
+            poll.register(fd, select.POLLIN)
+        links = list(self._links.values())
+        interval = min([link.interval for link in links], default=TICK)
+        until = self._tick_at
+        if self._source.interval is not None:
+            until = min(until, time.monotonic() + self._source.interval)
+        while (left := until - time.monotonic()) > 0:
+            if poll.poll(math.ceil(min(interval, left) * 1000)):
+                return
+            if any(link.has_news for link in links):
+                return
+
+    def _fds(self, wakeup: int) -> Iterator[int]:
+        yield wakeup
+        yield from self._source.fds()
+        if self._control is not None:
+            yield self._control.fileno()
+        for link in self._links.values():
+            yield from link.fds()
+
+    def status(self) -> list[dict[str, Any]]:
+        """Return how each device's link is."""
+        return [link.status() for link in self._links.values()]
+
+    def close(self) -> None:
+        """Stop all rings, say goodbye, give everything back."""
+        with ExitStack() as undo:
+            for port in self._ports.values():
+                undo.callback(port.close)
+            for device in self._source.devices():
+                if device not in self._links:
+                    undo.callback(device.close)
+            for device in list(self._links):
+                undo.callback(self._drop, device)
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[tuple[Callable[[], bool], int]]:
+    """Give a question whether to stop, and a descriptor that is readable then.
+
+    The signals only write to the descriptor, so none can come at a bad moment: what
+    was begun is finished, and then undone in order.
+    """
+    read, write = socket.socketpair()
+    stopping = False
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        nonlocal stopping
+        stopping = True
+
+    with ExitStack() as undo:
+        undo.enter_context(read)
+        undo.enter_context(write)
+        write.setblocking(False)
+        undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(write.fileno()))
+        for number in _SIGNALS:
+            undo.callback(signal.signal, number, signal.signal(number, note))
+        yield lambda: stopping, read.fileno()

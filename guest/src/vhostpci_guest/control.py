@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The status socket: one connection, one JSON text, end."""
+
+import errno
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+RUN_DIR = Path("/run/vhostpci-guest")
+_SUFFIX = ".sock"
+_TIMEOUT = 1.0
+"""Seconds that an agent has for its answer; it never needs so long."""
+
+Status = list[dict[str, Any]]
+
+
+class Control:
+    """Answers those who ask how we are.
+
+    Args:
+        directory: where the socket goes; made if need be, for us alone.
+
+    Raises:
+        OSError: there can be no socket there.
+    """
+
+    def __init__(self, directory: Path = RUN_DIR) -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._path = directory / f"{os.getpid()}{_SUFFIX}"
+        self._undo = ExitStack()
+        with ExitStack() as undo:
+            self._socket = undo.enter_context(
+                socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            )
+            self._path.unlink(missing_ok=True)  # of a process that had our number
+            self._socket.bind(str(self._path))
+            undo.callback(self._path.unlink, missing_ok=True)
+            self._path.chmod(0o600)
+            self._socket.listen()
+            self._undo = undo.pop_all()
+
+    def fileno(self) -> int:
+        """Return the socket, at which those who ask arrive."""
+        return self._socket.fileno()
+
+    def look(self, status: Callable[[], Status]) -> None:
+        """Answer whoever has asked."""
+        while True:
+            try:
+                connection, _address = self._socket.accept()
+            except BlockingIOError:
+                return
+            with connection, suppress(OSError):
+                # An answer is a few KiB and the buffer is empty: it never waits.
+                connection.setblocking(False)
+                connection.sendall(json.dumps(status()).encode())
+
+    def close(self) -> None:
+        """Remove the socket."""
+        self._undo.close()
+
+
+def ask(directory: Path = RUN_DIR) -> Status:
+    """Return the status of all devices of all running agents.
+
+    Raises:
+        OSError: we may not ask.
+    """
+    found = []
+    for path in sorted(directory.glob(f"*{_SUFFIX}")):
+        found += [{"pid": int(path.stem), **link} for link in _ask(path)]
+    return found
+
+
+def _ask(path: Path) -> Status:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(_TIMEOUT)
+        try:
+            sock.connect(str(path))
+            text = b"".join(iter(lambda: sock.recv(65536), b""))
+        except OSError as error:
+            if error.errno == errno.ECONNREFUSED:  # killed; nobody else uses it
+                path.unlink(missing_ok=True)
+                return []
+            if isinstance(error, TimeoutError):
+                log.warning("agent %s does not answer", path.stem)
+                return []
+            raise
+    status: Status = json.loads(text)
+    return status

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop: devices come and go, signals end it, somebody asks how we are."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from tests.fakes.bar import FakeDaemon, FakeDevice, pair
+from tests.fakes.plane import FakePlane, FakePort
+
+from vhostpci_guest import control
+from vhostpci_guest.agent import Agent, stopped_by_signals
+from vhostpci_guest.control import Control
+from vhostpci_guest.device import Device, Unusable
+from vhostpci_guest.sources import PciSource
+from vhostpci_shared import metadata as md
+from vhostpci_shared.metadata import AgentState
+
+
+class FakeSource:
+    """A source whose devices the test plugs and unplugs."""
+
+    interval = None
+
+    def __init__(self, *devices: Device) -> None:
+        self.there: list[Device] = list(devices)
+
+    def look(self) -> None:
+        """Nothing happens by itself."""
+
+    def devices(self) -> Iterable[Device]:
+        return self.there
+
+    def fds(self) -> Iterable[int]:
+        return ()
+
+
+class Planes:
+    """Makes data planes, and keeps them."""
+
+    def __init__(self) -> None:
+        self.made: list[FakePlane] = []
+
+    def __call__(self, fds: Sequence[int]) -> FakePlane:
+        self.made.append(FakePlane(fds))
+        return self.made[-1]
+
+
+def beat_and_step(agent: Agent, *daemons: FakeDaemon) -> None:
+    for daemon in daemons:
+        daemon.beat()
+    agent.step()
+
+
+def test_device_that_comes_is_served_and_one_that_goes_is_given_back() -> None:
+    device = FakeDevice()
+    daemon = FakeDaemon(device)
+    daemon.publish(*pair(2))
+    planes = Planes()
+    source = FakeSource()
+    agent = Agent(source, FakePort, planes)
+    agent.step()
+    source.there.append(device)
+    agent.step()
+    beat_and_step(agent, daemon)
+    assert set(planes.made[0].running) == {0, 1}
+    daemon.close()
+    source.there.clear()
+    agent.step()
+    assert planes.made[0].closed
+    assert device.closed
+    agent.close()
+
+
+def test_tap_outlives_its_device() -> None:
+    source = FakeSource()
+    port = FakePort()
+    agent = Agent(source, lambda: port, Planes())
+    for _ in range(2):
+        device = FakeDevice(name="net0.ivshmem")
+        daemon = FakeDaemon(device)
+        daemon.publish(name="net0")
+        source.there = [device]
+        agent.step()
+        beat_and_step(agent, daemon)
+        daemon.close()
+        source.there = []
+        agent.step()
+    agent.close()
+    assert port.doings == ["open net0", "open net0", "close"]
+
+
+def test_devices_are_served_side_by_side() -> None:
+    devices = [FakeDevice(name=f"0000:00:0{n}.0") for n in range(3)]
+    daemons = [FakeDaemon(device) for device in devices]
+    for daemon in daemons:
+        daemon.publish(*pair(2))
+    agent = Agent(PciSource(*devices), FakePort, Planes())
+    agent.step()
+    beat_and_step(agent, *daemons)
+    names = [status["device"] for status in agent.status()]
+    assert names == [device.name for device in devices]
+    for daemon in daemons:
+        daemon.close()
+    agent.close()
+
+
+def test_device_without_metadata_ends_us_and_is_given_back() -> None:
+    device = FakeDevice()
+    agent = Agent(PciSource(device), FakePort, Planes())
+    with pytest.raises(Unusable, match=r"0000:00:05\.0: no vhostpci metadata"):
+        agent.step()
+    agent.close()
+    assert device.closed
+
+
+@pytest.mark.parametrize("interrupts", [True, False], ids=["interrupts", "polling"])
+def test_quiesce_is_answered_within_milliseconds(interrupts: bool) -> None:
+    device = FakeDevice(interrupts=interrupts)
+    daemon = FakeDaemon(device)
+    daemon.publish()
+    with running(device, daemon):
+        late = []
+        for session in range(2, 30):
+            generation = daemon.publish(*pair(session))
+            if interrupts:
+                device.interrupt(md.METADATA_VECTOR)
+            late.append(answer_time(daemon, generation))
+    daemon.close()
+    assert sorted(late)[len(late) // 2] < 0.01  # others may have the CPU now and then
+
+
+def test_idle_agent_sleeps() -> None:
+    device = FakeDevice(interrupts=False)
+    daemon = FakeDaemon(device)
+    daemon.publish(*pair(2))
+    with running(device, daemon):
+        before = time.process_time()
+        time.sleep(0.5)
+        used = time.process_time() - before
+    daemon.close()
+    assert used < 0.1
+
+
+class running:
+    """An agent's loop in a thread, and a daemon's heart that beats."""
+
+    def __init__(self, device: FakeDevice, daemon: FakeDaemon) -> None:
+        self._agent = Agent(PciSource(device), FakePort, Planes())
+        self._daemon = daemon
+        self._end = threading.Event()
+
+    def __enter__(self) -> None:
+        self._read, self._write = os.pipe()
+        self._thread = threading.Thread(target=self._serve)
+        self._heart = threading.Thread(target=self._beat)
+        self._thread.start()
+        self._heart.start()
+        deadline = time.monotonic() + 5
+        while self._daemon.agent().state is not AgentState.READY or not (
+            self._daemon.agent().generation
+        ):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+    def _serve(self) -> None:
+        self._agent.run(self._end.is_set, self._read)
+
+    def _beat(self) -> None:
+        while not self._end.wait(0.1):
+            self._daemon.beat()
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        os.write(self._write, b"x")
+        self._thread.join()
+        self._heart.join()
+        os.close(self._read)
+        os.close(self._write)
+        self._agent.close()
+
+
+def answer_time(daemon: FakeDaemon, generation: int) -> float:
+    start = time.monotonic()
+    while daemon.agent().generation != generation:
+        assert time.monotonic() < start + 2
+        time.sleep(0.0002)
+    return time.monotonic() - start
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signal_ends_the_loop_at_once(number: signal.Signals) -> None:
+    device = FakeDevice()
+    daemon = FakeDaemon(device)
+    daemon.publish()
+    agent = Agent(PciSource(device), FakePort, Planes())
+    with stopped_by_signals() as (stop, wakeup):
+        timer = threading.Timer(0.1, os.kill, (os.getpid(), number))
+        timer.start()
+        start = time.monotonic()
+        agent.run(stop, wakeup)
+        timer.join()
+    assert time.monotonic() - start < 1
+    daemon.close()
+    agent.close()
+    assert device.closed
+
+
+def test_signals_are_the_programs_own_again_afterwards() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with stopped_by_signals():
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.fixture
+def answering(tmp_path: Path) -> Iterator[Callable[[object], Path]]:
+    """Answers one who asks, from a thread."""
+    with ExitStack() as undo:
+
+        def start(status: object) -> Path:
+            socket_ = Control(tmp_path)
+            undo.callback(socket_.close)
+            end = threading.Event()
+
+            def answer() -> None:
+                while not end.wait(0.01):
+                    socket_.look(lambda: status)  # type: ignore[arg-type, return-value]
+
+            thread = threading.Thread(target=answer)
+            thread.start()
+            undo.callback(thread.join)
+            undo.callback(end.set)
+            return tmp_path
+
+        yield start
+
+
+def test_status_is_told_to_whom_asks(answering: Callable[[object], Path]) -> None:
+    directory = answering([{"device": "0000:00:05.0"}])
+    assert control.ask(directory) == [{"pid": os.getpid(), "device": "0000:00:05.0"}]
+
+
+def test_socket_of_a_killed_agent_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "1.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.bind(str(path))
+    assert control.ask(tmp_path) == []
+    assert not path.exists()
+
+
+def test_socket_goes_with_the_agent(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    ours = Control(directory)
+    assert len(list(directory.iterdir())) == 1
+    assert directory.stat().st_mode & 0o777 == 0o700
+    ours.close()
+    assert list(directory.iterdir()) == []
+
+
+def test_nobody_runs_where_there_is_no_directory(tmp_path: Path) -> None:
+    assert control.ask(tmp_path / "none") == []
+
+
+def test_status_of_a_link_is_json() -> None:
+    device = FakeDevice()
+    daemon = FakeDaemon(device)
+    daemon.publish(*pair(2))
+    agent = Agent(PciSource(device), FakePort, Planes())
+    agent.step()
+    beat_and_step(agent, daemon)
+    (status,) = json.loads(json.dumps(agent.status()))
+    assert status["rings"][1]["state"] == "running"
+    daemon.close()
+    agent.close()

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: what it takes, what it prints, and its exit status."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.fakes.sysfs import FakeSystem
+
+from vhostpci_guest import __version__, control, pci, tap
+from vhostpci_guest.__main__ import main, parser
+from vhostpci_guest.device import Unusable
+
+Say = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSystem:
+    """A machine whose PCI devices are those that the test plugs in."""
+    system = FakeSystem(tmp_path / "root", "uio_pci_generic")
+
+    def find() -> list[pci.PciDevice]:
+        names = (system.sys / "bus/pci/devices").iterdir()
+        return real_find(system, [path.name for path in names])
+
+    real_find: Callable[..., list[pci.PciDevice]] = pci.find
+    monkeypatch.setattr(pci, "find", find)
+    monkeypatch.setattr(control, "ask", list)
+    return system
+
+
+@pytest.fixture
+def no_tap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tap, "check_node", lambda: None)
+
+
+def test_version_is_printed(capsys: Say) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["run", "--device", "x"],
+        ["run", "--device", "00:05.0", "--socket", "s"],
+        ["run", "--bind", "magic"],
+        ["run", "--tap", "a/b"],
+        ["run", "--address", "10.0.0.1"],
+        ["run", "--mac", "01:00:5e:00:00:01"],
+        ["run", "--mtu", "12"],
+    ],
+)
+def test_wrong_command_line_is_status_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+
+
+def test_refused_argument_says_why(capsys: Say) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--address", "10.0.0.1"])
+    assert "prefix length" in capsys.readouterr().err
+
+
+def test_addresses_may_be_many() -> None:
+    arguments = parser().parse_args(
+        ["run", "--address", "10.0.0.1/24", "--address", "fd00::1/64"]
+    )
+    assert list(map(str, arguments.address)) == ["10.0.0.1/24", "fd00::1/64"]
+
+
+def test_no_device_is_said(
+    system: FakeSystem, no_tap: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(["run"]) == 1
+    assert "no ivshmem device" in caplog.text
+
+
+def test_several_devices_are_listed(
+    system: FakeSystem, no_tap: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    system.plug("0000:00:05.0")
+    system.plug("0000:00:06.0")
+    assert main(["run"]) == 2
+    assert "--device: 0000:00:05.0, 0000:00:06.0" in caplog.text
+
+
+def test_device_in_use_is_status_1(
+    system: FakeSystem, no_tap: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    system.plug("0000:00:05.0", driver="ivshmem-net")
+    assert main(["run"]) == 1
+    assert "bound to ivshmem-net" in caplog.text
+
+
+def test_missing_tun_is_said_before_anything_is_bound(
+    system: FakeSystem,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse() -> None:
+        raise Unusable("no /dev/net/tun: modprobe tun")
+
+    monkeypatch.setattr(tap, "check_node", refuse)
+    system.plug("0000:00:05.0")
+    assert main(["run"]) == 1
+    assert "modprobe tun" in caplog.text
+    assert system.writes == []
+
+
+def test_devices_tells_how_each_could_be_bound(system: FakeSystem, capsys: Say) -> None:
+    system.plug("0000:00:05.0", vectors=3)
+    assert main(["devices"]) == 0
+    out = capsys.readouterr().out
+    assert "0000:00:05.0  1 MiB, 3 vectors, IVPosition 0, driver none" in out
+    assert "vfio   interrupts  the slave VM has no vIOMMU" in out
+    assert "uio    polling     possible" in out
+
+
+def test_devices_tells_who_has_one(
+    system: FakeSystem, capsys: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system.plug("0000:00:05.0", driver="ivshmem-net")
+    system.plug("0000:00:06.0", driver="uio_pci_generic")
+    links = [{"device": "0000:00:06.0", "pid": 77}]
+    monkeypatch.setattr(control, "ask", lambda: links)
+    main(["devices"])
+    out = capsys.readouterr().out
+    assert "bound to ivshmem-net" in out
+    assert "served by vhostpci-guest (pid 77)" in out
+
+
+def test_devices_as_json(system: FakeSystem, capsys: Say) -> None:
+    system.plug("0000:00:05.0", vectors=3)
+    main(["devices", "-j"])
+    (device,) = json.loads(capsys.readouterr().out)
+    assert device["address"] == "0000:00:05.0"
+    assert device["window"] == 1 << 20
+    assert device["bindings"]["uio"] == {"interrupts": False, "why_not": None}
+
+
+def test_no_device_is_no_error_of_devices(system: FakeSystem, capsys: Say) -> None:
+    assert main(["devices"]) == 0
+    assert capsys.readouterr().out == "no ivshmem device\n"
+
+
+LINK: dict[str, Any] = {
+    "pid": 77,
+    "device": "0000:00:05.0",
+    "name": "net0",
+    "binding": "vfio",
+    "interrupts": True,
+    "state": "failed",
+    "message": "region 3 is too long",
+    "daemon": "alive",
+    "master": True,
+    "tap": "vp0",
+    "carrier": False,
+    "rings": [
+        {
+            "ring": 0,
+            "state": "broken",
+            "reason": "a chain loops",
+            "index": 5,
+            "packets": 4,
+            "octets": 400,
+            "drops": 1,
+            "kicks": 2,
+            "calls": 3,
+        }
+    ],
+}
+
+
+def test_status_is_for_people(capsys: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "ask", lambda: [LINK])
+    assert main(["status"]) == 0
+    out = capsys.readouterr().out
+    for part in (
+        "net0  failed  vfio (interrupts), pid 77",
+        "region 3 is too long",
+        "TAP vp0, carrier off",
+        "ring 0 (receive) broken at 5: 4 packets, 400 bytes, 1 dropped",
+        "a chain loops",
+    ):
+        assert part in out
+
+
+def test_status_as_json(capsys: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "ask", lambda: [LINK])
+    main(["status", "-j"])
+    assert json.loads(capsys.readouterr().out) == [LINK]
+
+
+def test_status_without_right_to_ask_is_status_1(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse() -> None:
+        raise PermissionError(13, "Permission denied", "/run/vhostpci-guest")
+
+    monkeypatch.setattr(control, "ask", refuse)
+    assert main(["status"]) == 1
+    assert "Permission denied" in caplog.text
