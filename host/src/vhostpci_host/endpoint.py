@@ -85,7 +85,9 @@ def inherited(number: int) -> socket.socket:
         HostError: descriptor `number` is no Unix stream socket.
     """
     try:
-        ours = socket.socket(fileno=os.dup(number))
+        with Fd(os.dup(number)) as fd:
+            ours = socket.socket(fileno=fd.fileno())
+            fd.detach()  # it is the socket's from here on
     except OSError as error:
         raise HostError(f"--fd {number}: {error.strerror}") from error
     if ours.family != socket.AF_UNIX or ours.type != socket.SOCK_STREAM:

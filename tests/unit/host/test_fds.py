@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Descriptors have one owner, and notifiers never wait."""
+
+import gc
+import os
+import warnings
+
+import pytest
+
+from vhostpci_host.fds import Fd, Notifier
+from vhostpci_shared.wire import ProtocolError
+
+FULL = 2**64 - 2
+
+
+def test_descriptor_is_closed_once() -> None:
+    fd = Fd(os.dup(0))
+    number = fd.fileno()
+    fd.close()
+    fd.close()
+    assert fd.closed
+    with pytest.raises(ValueError, match="closed"):
+        fd.fileno()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
+
+
+def test_forgotten_descriptor_says_so_and_is_closed() -> None:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        Fd(os.dup(0))
+        gc.collect()
+    assert ["unclosed descriptor" in str(one.message) for one in seen] == [True]
+
+
+def test_notifier_is_taken_over_from_its_descriptor() -> None:
+    fd = Fd(os.eventfd(0))
+    with Notifier.adopt(fd) as notifier:
+        assert fd.closed
+        assert notifier.is_eventfd
+
+
+def test_what_is_no_notifier_stays_with_its_owner() -> None:
+    with Fd(os.memfd_create("file")) as fd:
+        with pytest.raises(ProtocolError, match="neither an eventfd nor a pipe"):
+            Notifier.adopt(fd)
+        assert not fd.closed
+
+
+def test_signals_add_up_and_are_taken_together() -> None:
+    with Notifier.new() as notifier:
+        assert not notifier.drain()
+        notifier.signal()
+        notifier.signal()
+        assert notifier.drain()
+        assert not notifier.drain()
+
+
+def test_blocking_notifier_does_not_make_us_wait() -> None:
+    with Notifier.new() as notifier:
+        os.set_blocking(notifier.fileno(), True)
+        assert not notifier.drain()
+        os.eventfd_write(notifier.fileno(), FULL)
+        os.set_blocking(notifier.fileno(), True)
+        notifier.signal()
+        assert notifier.drain()
+
+
+def test_pipe_is_a_notifier_until_its_other_end_closes() -> None:
+    read, write = (Fd(fd) for fd in os.pipe())
+    with Notifier.adopt(read) as reader, Notifier.adopt(write) as writer:
+        assert not reader.is_eventfd
+        writer.signal()
+        assert reader.drain()
+        assert not reader.drain()
+        writer.close()
+        with pytest.raises(EOFError):
+            reader.drain()
+
+
+def test_signal_to_an_abandoned_pipe_is_lost_quietly() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with Notifier.adopt(Fd(write)) as writer:
+        writer.signal()

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: QEMU's conventions, and one line for what is wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import vhostpci_host
+from vhostpci_host.__main__ import main
+
+
+def failure(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    """Run the command, which must fail with one line."""
+    assert main([str(word) for word in argv]) == 1
+    text = capsys.readouterr().err
+    assert text.startswith("vhostpci-host: ")
+    assert text.count("\n") == 1
+    return text
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--print-capabilities"],
+        ["run", "--print-capabilities"],
+        ["run", "--socket-path", "/nowhere", "--print-capabilities", "nonsense"],
+    ],
+    ids=" ".join,
+)
+def test_capabilities_are_printed_whatever_else_is_said(
+    capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert end.value.code == 0
+    assert json.loads(capsys.readouterr().out) == {"type": "net", "features": []}
+
+
+def test_version_is_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.strip() == vhostpci_host.__version__
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        ([], "required: COMMAND"),
+        (["run"], "NAME"),
+        (["run", "a"], "--memory"),
+        (["run", "a/b", "--memory", "1G"], "name 'a/b': use 1 to 64 letters"),
+        (["run", "a", "--memory", "1"], "multiple of 1M"),
+        (["run", "a", "--memory", "1G", "--queue-pairs", "99"], "from 1 to 32"),
+        (["run", "a", "--memory", "1G", "--socket-mode", "x"], "octal digits"),
+        (["qemu-args", "a"], "--role"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_wrong_arguments_are_named_with_status_2(
+    capsys: pytest.CaptureFixture[str], argv: list[str], text: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert end.value.code == 2
+    assert text in capsys.readouterr().err
+
+
+def test_fd_and_socket_path_exclude_each_other(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    argv = ["run", "a", "--memory", "1M", "--fd", "3", "--socket-path", "/x"]
+    assert "exclude each other" in failure(capsys, *argv)
+
+
+def test_group_that_does_not_exist_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    argv = ["run", "a", "--memory", "1M", "--socket-group", "no-such-group"]
+    assert "no group 'no-such-group'" in failure(capsys, *argv)
+
+
+@pytest.mark.parametrize("number", [0, 987654])
+def test_fd_that_is_no_socket_is_named(
+    capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    assert f"--fd {number}" in failure(
+        capsys, "run", "a", "--memory", "1M", "--fd", number
+    )
+
+
+def test_file_in_a_sockets_place_is_named_and_stays(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    stray = tmp_path / "a.ivshmem"
+    stray.write_text("mine")
+    dirs = ["--run-dir", tmp_path, "--memory-dir", tmp_path / "memory"]
+    text = failure(capsys, "run", "a", "--memory", "1M", *dirs)
+    assert f"{stray} is there and is no socket" in text
+    assert stray.read_text() == "mine"
+    assert list((tmp_path / "memory").iterdir()) == []
+    assert not (tmp_path / "a.control").exists()
+
+
+def test_run_dir_that_cannot_be_made_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    argv = ["run", "a", "--memory", "1M", "--run-dir", tmp_path / "file" / "sub"]
+    assert "cannot make" in failure(capsys, *argv)
+
+
+def test_qemu_args_need_a_daemon_or_the_memory(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    argv = ["qemu-args", "a", "--role", "slave", "--run-dir", tmp_path]
+    assert "or give --memory" in failure(capsys, *argv)
+    assert main([str(word) for word in (*argv, "--memory", "1G")]) == 0
+    out = capsys.readouterr()
+    assert "-device ivshmem-doorbell" in out.out
+    assert "intel_iommu=on" in out.err
+
+
+def test_status_of_no_device_is_no_error(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["status", "--run-dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "no devices\n"
