@@ -14,13 +14,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.vm import pair, qemu, traffic
-from tests.vm.channel import GuestError
 from tests.vm.image import CHECKOUT
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Pair
 from tests.vm.traffic import Ping
@@ -111,13 +109,11 @@ def run(report: Report, progress: Progress, keep: Callable[[Pair], None]) -> Non
     with pair.booted(LOGS, progress) as link:
         report.kernel = link.slave.kernel
         progress(f"vhostpci-guest in the slave, bound by {report.bind}")
-        with link.slave.agent(report.bind) as agent:
+        with link.slave.agent(report.bind):
             try:
                 perform(link, report, progress)
             except Exception as error:
                 report.fail(error)
-            with suppress(GuestError):
-                (LOGS / "agent.log").write_text(agent.output())
             report.finish(progress.seconds())
             keep(link)
             progress("shutting down")

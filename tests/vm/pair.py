@@ -9,7 +9,7 @@ virtio-net                                   vhostpci-guest
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from tests.vm.harness import Job, Vm
 MASTER_ADDRESS = "10.77.0.1"
 SLAVE_ADDRESS = "10.77.0.2"
 TAP = "vp0"
+# Fixed, or the master asks its ARP cache for a TAP that is no more.
+TAP_MAC = "52:54:00:77:00:02"
 LINK_TIMEOUT = 30.0
 
 
@@ -50,18 +52,23 @@ class Slave(Vm):
         """Run the agent while the block runs; it has its TAP when that begins."""
         job = self.spawn(
             f"exec vhostpci-guest run --bind {bind} "
-            f"--tap {TAP} --address {SLAVE_ADDRESS}/24"
+            f"--tap {TAP} --mac {TAP_MAC} --address {SLAVE_ADDRESS}/24"
         )
         try:
             self._wait_tap(job)
             yield job
         finally:
-            if self.is_running():
+            with suppress(GuestError):  # the guest may be what failed
                 job.stop()
+                self._keep_output(job)
 
     def wait_for(self, condition: str) -> None:
         """Wait until shell text succeeds."""
         _wait_for(self, condition)
+
+    def _keep_output(self, job: Job) -> None:
+        with self.serial_log.with_name(f"{self.name}.agent.log").open("a") as log:
+            log.write(job.output())
 
     def _wait_tap(self, job: Job) -> None:
         deadline = time.monotonic() + LINK_TIMEOUT
