@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ring on a real TAP: what only a kernel can answer.
+
+driver ── rings in memory ── worker ── TAP, in a network namespace of its own
+"""
+
+import fcntl
+import json
+import os
+import socket
+import struct
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+from tests.fakes.netns import private_network
+from tests.fakes.pair import RX, TX, Pair, eventually
+
+from vhostpci_guest.ring import Fault, RingIndex, RingState
+
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.parametrize("start", [0, 2**16 - 2]),
+]
+
+TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ = 0x400454CA, 0x400454D0, 0x400454D8
+IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+TUN_F_CSUM, TUN_F_TSO4 = 1, 2
+
+HEADER = struct.Struct("<BBHHHHH")
+PLAIN = HEADER.pack(0, 0, 0, 0, 0, 0, 0)
+FRAME = b"\xff" * 6 + b"\x02\0\0\0\0\x01" + b"\x88\xb5" + bytes(range(100))
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
+
+
+@pytest.fixture
+def tap() -> Iterator[int]:
+    """Yield a queue of a TAP that is up, quiet, and has 12-byte headers."""
+    with private_network():
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+        try:
+            flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
+            fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", b"tap0", flags))
+            fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", HEADER.size))
+            fcntl.ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4)
+            with open("/proc/sys/net/ipv6/conf/tap0/disable_ipv6", "w") as sysctl:
+                sysctl.write("1")
+            ip("link", "set", "tap0", "up")
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def ask_for_a_neighbour() -> None:
+    """Make the kernel send an ARP request into the TAP."""
+    ip("address", "add", "192.0.2.1/24", "dev", "tap0")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.sendto(b"", ("192.0.2.2", 9))
+
+
+def test_a_frame_reaches_the_kernel(start: int, tap: int) -> None:
+    with Pair(start=start, tap_fd=tap) as pair:
+        pair.tx.send(PLAIN, FRAME)
+        pair.settle()
+        assert pair.status(TX).stats.packets == 1
+        shown = subprocess.check_output(["ip", "-j", "-s", "link", "show", "tap0"])
+        assert json.loads(shown)[0]["stats64"]["rx"]["packets"] == 1
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        HEADER.pack(0, 1, 54, 0, 0, 0, 0),
+        HEADER.pack(1, 0, 0, 0, 5000, 5000, 0),
+        HEADER.pack(1, 0, 0, 0, 0xFFFF, 0xFFFF, 0),
+        HEADER.pack(1, 1, 0xFFFF, 1000, 34, 16, 0),
+        HEADER.pack(0, 77, 0, 1000, 0, 0, 0),
+        b"\xff" * 12,
+    ],
+    ids=[
+        "gso size 0",
+        "checksum past the packet",
+        "checksum offset wraps",
+        "header longer than the packet",
+        "unknown gso type",
+        "all ones",
+    ],
+)
+def test_an_impossible_header_is_dropped_and_the_next_packet_passes(
+    start: int, tap: int, header: bytes
+) -> None:
+    with Pair(start=start, tap_fd=tap) as pair:
+        pair.tx.send(header, FRAME)
+        pair.tx.send(PLAIN, FRAME)
+        pair.settle()
+        assert len(pair.tx.collect()) == 2
+        stats = pair.status(TX).stats
+        assert (stats.packets, stats.drop_refused) == (1, 1)
+        assert pair.state(TX) == RingState.RUNNING
+
+
+@pytest.mark.parametrize("length", [0, 1, 13])
+def test_a_frame_without_an_ethernet_header_is_dropped(
+    start: int, tap: int, length: int
+) -> None:
+    with Pair(start=start, tap_fd=tap) as pair:
+        pair.tx.send(PLAIN, FRAME[:length] or PLAIN[:0])
+        pair.settle()
+        assert pair.status(TX).stats.drop_refused == 1
+
+
+def test_a_tap_that_is_down_drops_and_counts(start: int, tap: int) -> None:
+    with Pair(start=start, tap_fd=tap) as pair:
+        ip("link", "set", "tap0", "down")
+        pair.tx.send(PLAIN, FRAME)
+        pair.settle()
+        ip("link", "set", "tap0", "up")
+        pair.tx.send(PLAIN, FRAME)
+        pair.settle()
+        stats = pair.status(TX).stats
+        assert (stats.packets, stats.drop_down) == (1, 1)
+
+
+def is_broken(pair: Pair, index: RingIndex) -> bool:
+    return pair.state(index) == RingState.BROKEN
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_a_tap_that_is_deleted_breaks_both_rings(
+    start: int, tap: int, threaded: bool
+) -> None:
+    with Pair(start=start, tap_fd=tap, threaded=threaded) as pair:
+        pair.rx.post(2000)
+        pair.rx.kick()
+        ip("link", "delete", "tap0")
+        pair.tx.send(PLAIN, FRAME)
+        pair.tx.kick()
+        if not threaded:
+            pair.settle()
+        for index in (RX, TX):
+            assert eventually(partial(is_broken, pair, index))
+            status = pair.status(index)
+            assert status.fault == Fault.TAP
+            assert "make the TAP anew" in status.reason
+
+
+def test_num_buffers_of_a_real_packet_are_ours(start: int, tap: int) -> None:
+    # The kernel fills 10 of the header's 12 bytes and skips the rest.
+    with Pair(start=start, tap_fd=tap, num=64) as pair:
+        for _ in range(40):
+            pair.memory.write(pair.memory._next, b"\xee" * 16)
+            pair.rx.post(16)
+        ask_for_a_neighbour()
+        pair.settle()
+        used = pair.rx.collect()
+        assert used
+        assert used[0].data[10:12] == len(used).to_bytes(2, "little")
+        frame = b"".join(u.data for u in used)[12:]
+        assert frame[:6] == b"\xff" * 6
+        assert frame[12:14] == b"\x08\x06"
+
+
+def test_a_64k_segment_is_one_chain(start: int, tap: int) -> None:
+    """A TCP segment with GSO, as Linux's driver hands it over."""
+    tcp = struct.pack("!HHIIBBHHH", 1, 2, 3, 4, 5 << 4, 16, 1000, 0, 0)
+    size = 60_000
+    total = 20 + len(tcp) + size
+    ipv4 = struct.pack("!BBHHHBBH8s", 0x45, 0, total, 0, 0, 64, 6, 0, b"fromto..")
+    frame = FRAME[:12] + b"\x08\x00" + ipv4 + tcp
+    header = HEADER.pack(1, 1, 54, 1448, 34, 16, 0)
+    with Pair(start=start, tap_fd=tap, num=64) as pair:
+        pair.tx.send(header, frame, *[bytes(4096)] * 14, bytes(size - 14 * 4096))
+        pair.settle()
+        stats = pair.status(TX).stats
+        assert (stats.packets, stats.bytes) == (1, 14 + total)
