@@ -386,19 +386,16 @@ static bool vq_wants_call(struct vq *vq, uint16_t old)
 
 /**
  * vq_publish() - Show the master the completed chains
- * @vq:		Queue
+ * @vq:		Queue; at least one chain is completed
  *
- * Return: 1 if the master wants an interrupt, 0 if not (or if there is
- *	   nothing to show), -ESTALE if the ring is no longer ours
+ * Return: 1 if the master wants an interrupt, 0 if not, -ESTALE if the ring
+ *	   is no longer ours
  */
 int vq_publish(struct vq *vq)
 {
 	uint16_t old = vq->used;
-	int r;
+	int r = vq_check_fence(vq);
 
-	if (!vq->n_done)
-		return 0;
-	r = vq_check_fence(vq);
 	if (r)
 		return r;
 

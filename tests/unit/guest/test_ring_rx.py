@@ -108,6 +108,36 @@ def test_many_packets_pass_while_buffers_come_and_go(start: int) -> None:
         assert (stats.packets, stats.bytes) == (len(lengths), sum(lengths))
 
 
+def test_the_store_of_chains_taken_ahead_never_runs_full(start: int) -> None:
+    with Pair(start=start, num=256) as pair:
+        buffers = [Desc(pair.memory.allocate(256), 256) for _ in range(256)]
+        for i in range(256):
+            pair.rx.offer(buffers[i])
+        # Small and big packets in turn move the store's window at any offset.
+        for i in range(1500):
+            length = 1 + i * 997 % (50 if i % 3 else 20000)
+            pair.tap.send(packet(length))
+            pair.settle()
+            used = pair.rx.collect()
+            delivered(used, length)
+            for u in used:
+                pair.rx.offer(buffers[u.head])
+        assert pair.status(RX).stats.spilled == 0
+
+
+def test_a_burst_is_published_in_batches(start: int) -> None:
+    with Pair(start=start, num=256) as pair:
+        for _ in range(256):
+            pair.rx.post(30)
+        for i in range(60):
+            pair.tap.send(packet(50 + i % 2))
+        pair.settle()
+        used = pair.rx.collect()
+        for i in range(60):
+            delivered(used[3 * i : 3 * i + 3], 50 + i % 2)
+        assert pair.status(RX).stats.publications == 3
+
+
 @pytest.mark.parametrize("hdr_len", [10, 12])
 def test_without_mergeable_buffers_a_packet_takes_one_chain(
     start: int, hdr_len: int

@@ -118,7 +118,7 @@ def test_a_stop_is_honoured_at_once_under_load(start: int, event_idx: bool) -> N
                     pair.start(index, base=base)
         for index in (TX, RX):
             assert pair.state(index) == RingState.RUNNING
-            assert pair.status(index).stats.packets > 20
+            assert pair.status(index).stats.packets > 0
 
 
 def test_a_stopped_ring_is_not_touched(start: int) -> None:
@@ -311,7 +311,7 @@ def test_close_ends_the_thread_with_rings_running(start: int) -> None:
         with Background(traffic.step):
             time.sleep(0.02)
             pair.worker.close()
-        assert "vhostpci-0" not in thread_names()
+        assert eventually(lambda: "vhostpci-0" not in thread_names())
 
 
 def test_the_owner_may_read_stats_all_the_time(start: int) -> None:
@@ -358,7 +358,10 @@ def test_a_worker_without_a_tap_is_refused(start: int, fd: int) -> None:
 def thread_names() -> dict[str, str]:
     names = {}
     for task in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{task}/comm") as comm:
+        with (
+            suppress(FileNotFoundError, ProcessLookupError),
+            open(f"/proc/self/task/{task}/comm") as comm,
+        ):
             names[comm.read().strip()] = task
     return names
 
