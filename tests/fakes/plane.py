@@ -83,8 +83,8 @@ class FakePlane:
 class FakePort(Port):
     """A port whose TAP is only told of."""
 
-    def __init__(self) -> None:
-        super().__init__(TapConfig())
+    def __init__(self, device: str = "0000:00:05.0") -> None:
+        super().__init__(TapConfig(), device)
         self.queues = 0
         self.doings: list[str] = []
         self.options: NetOptions | None = None

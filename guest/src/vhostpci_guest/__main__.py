@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -99,7 +100,9 @@ def _add_tap(run: argparse.ArgumentParser) -> None:
         help="IPv4 or IPv6 address with prefix length; may be repeated",
     )
     run.add_argument(
-        "--mac", type=_argument(tap.parse_mac), help="default: the kernel's choice"
+        "--mac",
+        type=_argument(tap.parse_mac),
+        help="default: one of our own, the same each time",
     )
     run.add_argument(
         "--mtu",
@@ -126,7 +129,7 @@ def _run(arguments: argparse.Namespace) -> None:
         tap.check_node()
         control = _control(undo)
         source = _source(arguments)
-        agent = Agent(source, lambda: Port(config), RingPlane, control)
+        agent = Agent(source, partial(Port, config), RingPlane, control)
         undo.callback(agent.close)
         tap.preload()
         agent.run(stop, wakeup)

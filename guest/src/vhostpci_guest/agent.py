@@ -36,7 +36,7 @@ class Agent:
 
     Args:
         source: where the devices come from; they are ours to close.
-        make_port: makes the slave's end of one device.
+        make_port: makes the slave's end of a device, given its name.
         make_plane: makes what moves the packets of one device.
         control: who is told how we are.
     """
@@ -44,7 +44,7 @@ class Agent:
     def __init__(
         self,
         source: Source,
-        make_port: Callable[[], Port],
+        make_port: Callable[[str], Port],
         make_plane: PlaneMaker,
         control: Control | None = None,
     ) -> None:
@@ -93,7 +93,7 @@ class Agent:
 
     def _take(self, device: Device) -> None:
         if device.name not in self._ports:
-            self._ports[device.name] = self._make_port()
+            self._ports[device.name] = self._make_port(device.name)
         port = self._ports[device.name]
         try:
             self._links[device] = Link(device, port, self._make_plane)

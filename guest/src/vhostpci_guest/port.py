@@ -5,10 +5,11 @@ import fcntl
 import logging
 import socket
 import struct
+from dataclasses import replace
 
 from .device import Unusable
 from .net import NetOptions
-from .tap import DEFAULT_NAME, MTU_MAX, MTU_MIN, Tap, TapConfig, is_name
+from .tap import DEFAULT_NAME, MTU_MAX, MTU_MIN, Tap, TapConfig, is_name, stable_mac
 
 log = logging.getLogger(__name__)
 
@@ -21,10 +22,12 @@ class Port:
 
     Args:
         config: what the user wants of it.
+        device: name of the device that it is for.
     """
 
-    def __init__(self, config: TapConfig) -> None:
+    def __init__(self, config: TapConfig, device: str) -> None:
         self._config = config
+        self._device = device
         self._tap: Tap | None = None
         self._carrier = False
         self._options: NetOptions | None = None
@@ -66,7 +69,7 @@ class Port:
         if self._tap is None:
             self._tap = self._make(queues, name)
             try:
-                self._tap.configure(self._config)
+                self._tap.configure(self._with_mac(self._tap, name))
             except BaseException:
                 self.close()
                 raise
@@ -82,6 +85,12 @@ class Port:
             except Unusable as why:
                 log.debug("%s; so the kernel chooses a name", why)
         return Tap(DEFAULT_NAME, queues)
+
+    def _with_mac(self, tap: Tap, name: str) -> TapConfig:
+        """Choose a MAC, unless the user did, or made the TAP."""
+        if self._config.mac is not None or not tap.made:
+            return self._config
+        return replace(self._config, mac=stable_mac(self._device, name))
 
     def set_options(self, options: NetOptions) -> None:
         """Let packets look as the master's driver wants them."""

@@ -7,6 +7,7 @@ agent, unless the user made it before.  The ioctls are those of linux/if_tun.h.
 
 import errno
 import fcntl
+import hashlib
 import ipaddress
 import os
 import re
@@ -56,6 +57,8 @@ class Offload(IntFlag):
     TSO_ECN = 0x08
 
 
+_MACHINE = (Path("/etc/machine-id"), Path("/proc/sys/kernel/random/boot_id"))
+
 Address = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 
@@ -102,6 +105,18 @@ def parse_mac(text: str) -> str:
     if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
         raise ValueError(f"{text!r} is a group's or no MAC address: no card has it")
     return mac
+
+
+def stable_mac(*what: str) -> str:
+    """Return a MAC that is this machine's for `what`, and the same each time.
+
+    Else a new agent's TAP would have a new one, and the master would send to the old
+    one until its ARP entry expires.
+    """
+    machine = next((path.read_text() for path in _MACHINE if path.exists()), "")
+    digest = hashlib.sha256("\0".join((machine, *what)).encode()).digest()[:6]
+    local = bytes([digest[0] & 0xFC | 0x02]) + digest[1:]  # and not a group's
+    return local.hex(":")
 
 
 def parse_mtu(text: str) -> int:

@@ -82,7 +82,7 @@ def test_device_that_comes_is_served_and_one_that_goes_is_given_back() -> None:
 def test_tap_outlives_its_device() -> None:
     source = FakeSource()
     port = FakePort()
-    agent = Agent(source, lambda: port, Planes())
+    agent = Agent(source, lambda _name: port, Planes())
     for _ in range(2):
         device = FakeDevice(name="net0.ivshmem")
         daemon = FakeDaemon(device)

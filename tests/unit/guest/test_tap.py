@@ -196,7 +196,7 @@ def test_what_the_kernel_refuses_is_explained(network: None) -> None:
 
 
 def test_port_has_the_devices_name_if_it_is_free(network: None) -> None:
-    port = Port(TapConfig())
+    port = Port(TapConfig(), "0000:00:05.0")
     port.open(1, "net0")
     assert port.name == "net0"
     port.close()
@@ -204,21 +204,48 @@ def test_port_has_the_devices_name_if_it_is_free(network: None) -> None:
 
 @pytest.mark.parametrize("name", ["lo", "much too long a name", "a/b", ""])
 def test_port_has_another_name_if_it_is_not(network: None, name: str) -> None:
-    port = Port(TapConfig())
+    port = Port(TapConfig(), "0000:00:05.0")
     port.open(1, name)
     assert port.name == "vp0"
     port.close()
 
 
 def test_port_has_the_name_that_the_user_wants(network: None) -> None:
-    port = Port(TapConfig(name="mine"))
+    port = Port(TapConfig(name="mine"), "0000:00:05.0")
     port.open(1, "net0")
     assert port.name == "mine"
     port.close()
 
 
+def test_new_agent_has_the_same_mac(network: None) -> None:
+    macs = []
+    for _ in range(2):
+        port = Port(TapConfig(), "0000:00:05.0")
+        port.open(1, "net0")
+        macs.append(ip("link", "show", "net0").split("link/ether ")[1][:17])
+        port.close()
+    assert macs[0] == macs[1]
+
+
+def test_tap_of_the_user_keeps_its_mac(network: None) -> None:
+    ip("tuntap", "add", "mine", "mode", "tap")
+    ip("link", "set", "mine", "address", "02:00:00:00:00:09")
+    port = Port(TapConfig(name="mine"), "0000:00:05.0")
+    port.open(1, "net0")
+    assert "02:00:00:00:00:09" in ip("link", "show", "mine")
+    port.close()
+
+
+@given(st.text(), st.text())
+def test_own_mac_is_one_that_a_card_may_have(device: str, name: str) -> None:
+    mac = tap.stable_mac(device, name)
+    assert tap.parse_mac(mac) == mac
+    assert int(mac[:2], 16) & 2  # locally administered
+    assert mac != tap.stable_mac(device + "x", name)
+
+
 def test_port_keeps_its_tap_until_the_queues_change(network: None) -> None:
-    port = Port(TapConfig(name="mine"))
+    port = Port(TapConfig(name="mine"), "0000:00:05.0")
     assert port.open(1, "") == port.open(1, "")
     port.set_options(options(0, 1500))
     assert len(port.open(2, "")) == 2
@@ -226,7 +253,7 @@ def test_port_keeps_its_tap_until_the_queues_change(network: None) -> None:
 
 
 def test_port_follows_the_masters_mtu(network: None) -> None:
-    port = Port(TapConfig())
+    port = Port(TapConfig(), "0000:00:05.0")
     port.open(1, "net0")
     port.follow_mtu(1400)
     assert port.mtu == 1400
@@ -236,7 +263,7 @@ def test_port_follows_the_masters_mtu(network: None) -> None:
 
 
 def test_port_keeps_the_mtu_that_the_user_wants(network: None) -> None:
-    port = Port(TapConfig(mtu=9000))
+    port = Port(TapConfig(mtu=9000), "0000:00:05.0")
     port.open(1, "net0")
     port.follow_mtu(1400)
     assert port.mtu == 9000
@@ -246,7 +273,7 @@ def test_port_keeps_the_mtu_that_the_user_wants(network: None) -> None:
 def test_impossible_mtu_of_the_master_is_said_and_left(
     network: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    port = Port(TapConfig())
+    port = Port(TapConfig(), "0000:00:05.0")
     port.open(1, "net0")
     for _ in range(2):
         port.follow_mtu(65535)
