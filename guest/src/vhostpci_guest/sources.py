@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 RETRY = 1.0
 """Seconds between two attempts to reach a daemon that is not there."""
+HANDSHAKE = 5.0
+"""Seconds that a daemon has to make us a device; it needs milliseconds."""
 _ABSENT = (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN, errno.ECONNRESET)
 
 
@@ -94,6 +96,11 @@ class SocketSource:
             if self._client is not None:
                 self._client.receive()
                 self._greet(self._client)
+                if self.interval == 0:
+                    raise ProtocolError(
+                        f"{self._path}: no handshake within {HANDSHAKE:g} s; is it the "
+                        "daemon's NAME.ivshmem?"
+                    )
         except (ServerGone, ProtocolError) as why:
             self._lose(str(why), fatal=isinstance(why, ProtocolError))
         except OSError as error:
@@ -127,7 +134,9 @@ class SocketSource:
 
     @property
     def interval(self) -> float | None:
-        """Seconds until the next attempt."""
-        if self._client is not None:
+        """Seconds until the next attempt, or until we wait no longer."""
+        if self._client is None:
+            return max(0.0, self._due - self._now())
+        if self._client.connected:
             return None
-        return max(0.0, self._due - self._now())
+        return max(0.0, self._due - RETRY + HANDSHAKE - self._now())

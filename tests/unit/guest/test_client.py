@@ -13,7 +13,7 @@ from tests.fakes.ivshmem_server import SIZE, FakeServer
 
 from vhostpci_guest.client import MAX_DOORBELLS, Client, ServerGone
 from vhostpci_guest.device import Eventfd, Unusable, drain, new_eventfd, signal
-from vhostpci_guest.sources import RETRY, SocketSource
+from vhostpci_guest.sources import HANDSHAKE, RETRY, SocketSource
 from vhostpci_shared import ivshmem
 from vhostpci_shared import metadata as md
 from vhostpci_shared.wire import ProtocolError
@@ -279,6 +279,17 @@ def test_source_keeps_trying_if_a_later_daemon_refuses_us(
     server.say(ivshmem.REFUSED)
     source.look()
     assert source.interval == RETRY
+
+
+def test_silent_server_is_given_up(server: FakeServer, path: Path) -> None:
+    clock = Clock()
+    source = SocketSource(path, clock)
+    source.look()
+    assert source.interval == HANDSHAKE
+    clock.seconds += HANDSHAKE
+    with pytest.raises(Unusable, match="no handshake"):
+        source.look()
+    assert list(source.fds()) == []
 
 
 def test_path_that_is_no_socket_ends_the_source(path: Path) -> None:
