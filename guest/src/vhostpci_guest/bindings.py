@@ -42,6 +42,11 @@ def bind(pci: PciDevice, wanted: str = AUTO) -> PciBound:
     for name in BINDINGS if wanted == AUTO else (wanted,):
         try:
             device = _bind(pci, name)
+        except PermissionError as error:
+            raise Unusable(
+                f"{pci.address}: no permission to bind it by {name} "
+                f"({error.filename}): run as root"
+            ) from None
         except (Unusable, OSError) as why_not:
             reasons.append(f"not {name}: {why_not}")
             continue

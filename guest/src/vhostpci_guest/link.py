@@ -113,7 +113,6 @@ class Link:
             raise
         self._agent = md.Agent(
             instance=int.from_bytes(os.urandom(8)) | 1,
-            state=AgentState.READY,
             vectors=device.vector_count,
             binding=device.binding,
         )
@@ -224,6 +223,7 @@ class Link:
             if self._vectors_to_come(snapshot.device):
                 return
             want = self._check(snapshot)
+            self._well(snapshot.device.name)
         except ProtocolError as why:
             snapshot = None
             self._failed(str(why))
@@ -247,6 +247,13 @@ class Link:
                 raise ProtocolError(str(why)) from None
             self._give_up(str(why))
             raise
+
+    def _well(self, name: str) -> None:
+        """Say that we serve the device, when that is news."""
+        if self._agent.state is not AgentState.READY:
+            log.info("%s: serving %r", self.device.name, name)
+        self._agent = replace(self._agent, state=AgentState.READY, message="")
+        self._served = True
 
     def _failed(self, why: str) -> None:
         """Say what is wrong with the metadata, once."""
@@ -309,10 +316,6 @@ class Link:
 
     def _go_on(self, device: md.Device) -> None:
         """Serve the device as it is wanted now."""
-        if self._agent.state is not AgentState.READY or not self._served:
-            log.info("%s: serving %r", self.device.name, device.name)
-        self._agent = replace(self._agent, state=AgentState.READY, message="")
-        self._served = True
         self._open_plane(device)
         self.port.follow_mtu(device.mtu)
         self._start_rings()

@@ -93,8 +93,8 @@ def check(snapshot: md.Snapshot, windows: Mapping[int, Window], vectors: int) ->
     device = snapshot.device
     if vectors < device.vectors:
         raise Unusable(
-            f"the device has {vectors} MSI-X vectors, and {device.queue_pairs} queue "
-            f"pairs need {device.vectors}: start the slave's QEMU with "
+            f"the device has {vectors} MSI-X vectors, and needs {device.vectors} for "
+            f"{device.queue_pairs} queue pair(s): start the slave's QEMU with "
             f"`-device ivshmem-doorbell,vectors={device.vectors},...`"
         )
     for index, ring in enumerate(snapshot.rings):

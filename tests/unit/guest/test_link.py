@@ -344,6 +344,8 @@ def test_too_few_vectors_are_told_to_the_daemon_and_the_user() -> None:
     bench = Bench(vectors=2)
     bench.daemon.publish()
     bench.attach()
+    bench.ticks(1, daemon=False)
+    assert bench.daemon.agent().state is AgentState.NONE
     with pytest.raises(Unusable, match="vectors=3"):
         bench.look()
     bench.close()

@@ -254,6 +254,17 @@ def test_way_that_does_not_work_is_explained(system: FakeSystem) -> None:
         bindings.bind(device(system), "vfio")
 
 
+def test_others_than_root_are_told_so(
+    system: FakeSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, text: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(system, "write", refuse)
+    with pytest.raises(Unusable, match="run as root"):
+        bindings.bind(device(system))
+
+
 def test_lockdown_is_seen_beforehand(system: FakeSystem) -> None:
     path = system.sys / "kernel/security"
     path.mkdir(parents=True)
