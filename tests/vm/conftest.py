@@ -49,16 +49,22 @@ def booted(_tools: None, logs: Path) -> Iterator[Pair]:
         yield link
 
 
-@pytest.fixture
-def link(booted: Pair, request: pytest.FixtureRequest) -> Iterator[Pair]:
-    """Both VMs with an agent in the slave and packets crossing.
+@pytest.fixture(scope="module")
+def served(booted: Pair, request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """Both VMs with an agent in the slave.
 
-    A parameter says how the agent binds its device; vfio if there is none.
+    The parameter says how the agent binds its device.
     """
-    with booted.slave.agent(getattr(request, "param", "vfio")):
-        booted.master.configure()
-        booted.wait_link()
+    with booted.slave.agent(request.param):
         yield booted
+
+
+@pytest.fixture
+def link(served: Pair) -> Pair:
+    """Both VMs with packets crossing."""
+    served.master.configure()
+    served.wait_link()
+    return served
 
 
 @pytest.hookimpl(wrapper=True)

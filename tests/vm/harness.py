@@ -12,10 +12,11 @@ import base64
 import shlex
 import signal
 import subprocess
-import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
 
@@ -96,19 +97,15 @@ class Vm:
         self.serial_log = logs / f"{name}.serial.log"
         self._qemu_log = logs / f"{name}.qemu.log"
         self._namespace = namespace
-        self._directory = tempfile.TemporaryDirectory(prefix="vhostpci-")
-        self.run_dir = Path(self._directory.name)
+        self._options = [
+            *qemu.machine(image, cpus=cpus, iommu=iommu),
+            *(() if "-m" in args else ("-m", memory)),
+            *args,
+        ]
+        self._stack = ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._jobs = 0
-        self.argv = [
-            qemu.BINARY,
-            *("-name", name),
-            *qemu.machine(image, cpus=cpus, iommu=iommu),
-            *(() if "-m" in args else ("-m", memory)),
-            *qemu.lines(self.run_dir, self.serial_log),
-            *args,
-        ]
 
     def __enter__(self) -> Self:
         self.start()
@@ -125,12 +122,16 @@ class Vm:
     def start(self) -> None:
         """Start QEMU; :meth:`wait_ready` then waits for the guest."""
         self._qemu_log.parent.mkdir(parents=True, exist_ok=True)
+        directory = TemporaryDirectory(prefix="vhostpci-")
+        self.run_dir = Path(self._stack.enter_context(directory))
+        argv = [qemu.BINARY, "-name", self.name, *self._options]
+        argv += qemu.lines(self.run_dir, self.serial_log)
         prefix = self._namespace.prefix if self._namespace else []
         with self._qemu_log.open("ab") as log:
-            log.write(f"{shlex.join(self.argv)}\n".encode())
+            log.write(f"{shlex.join(argv)}\n".encode())
             log.flush()
             self._process = subprocess.Popen(
-                [*DIE_WITH_US, *prefix, *self.argv],
+                [*DIE_WITH_US, *prefix, *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -145,7 +146,7 @@ class Vm:
             self._process.wait()
         if self._channel:
             self._channel.close()
-        self._directory.cleanup()
+        self._stack.close()
 
     def wait_ready(self, timeout: float = BOOT_TIMEOUT) -> None:
         """Wait until the guest takes commands."""

@@ -11,7 +11,10 @@ from tests.vm.pair import Pair
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
+vfio = pytest.mark.parametrize("served", ["vfio"], indirect=True)
 
+
+@vfio
 def test_ping_comes_back_after_a_reboot(link: Pair) -> None:
     link.master.reboot()
     link.master.configure()
@@ -20,6 +23,7 @@ def test_ping_comes_back_after_a_reboot(link: Pair) -> None:
     assert ping.received == ping.sent
 
 
+@vfio
 def test_ping_comes_back_after_a_reset_without_a_warning(link: Pair) -> None:
     # The guest's driver has no chance to stop its rings: QEMU does it.
     link.master.qmp("system_reset")
