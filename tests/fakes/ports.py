@@ -64,6 +64,8 @@ class RecordedSlave:
             case PeerVector(peer, vector):
                 assert fd is not None
                 assert peer not in self._gone, "QEMU: use after free"
+                what = os.readlink(f"/proc/self/fd/{fd}")
+                assert what == "anon_inode:[eventfd]", "KVM: no such ioeventfd"
                 assert vector < self._vectors, "QEMU: too many eventfds received"
                 self.peers.setdefault(peer, []).append(fd)
             case PeerGone(peer):

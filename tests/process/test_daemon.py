@@ -460,6 +460,21 @@ def test_killed_daemons_sockets_and_arena_are_used_again(directory: Path) -> Non
         assert second.end() == 0
 
 
+def test_slave_that_outlives_its_daemon_does_not_keep_the_next_one_out(
+    directory: Path,
+) -> None:
+    """It still has the window; a lock on that very open file would be held by it."""
+    with running(directory) as first, slave(first.ready()):
+        first.end(signal.SIGKILL)
+        with running(directory) as second:
+            second.ready()
+
+
+def test_control_socket_is_its_users_alone(directory: Path) -> None:
+    with running(directory, "--socket-mode", "0666") as host:
+        assert host.ready().path("control").stat().st_mode & 0o777 == 0o600
+
+
 def test_status_names_what_is_there(host: Host) -> None:
     with slave(host), master(host) as qemu:
         qemu.driver_ok([RX])

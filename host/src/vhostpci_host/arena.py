@@ -17,6 +17,7 @@ import logging
 import mmap
 import os
 import stat
+from contextlib import ExitStack
 from pathlib import Path
 
 from vhostpci_shared import access
@@ -38,6 +39,9 @@ _TRIES = 8
 class Arena:
     """The file of one device, open and locked.
 
+    `file` is the one to give away: a lock belongs to the open file, so a slave's QEMU
+    that had ours would hold the lock when we are dead.
+
     Raises:
         HostError: it cannot be made, or another daemon has it.
     """
@@ -47,29 +51,28 @@ class Arena:
         self.ram = config.memory
         self.size = window_size(config.memory)
         make_directory(config.memory_dir)
-        self.file = _open_locked(self.path, self.size)
-        try:
+        with ExitStack() as undo:
+            self._file = undo.enter_context(_open_locked(self.path, self.size))
             self._give_to(config)
-            self.filesystem = filesystem(self.file)
+            self.filesystem = filesystem(self._file)
             self._check_size()
+            self.file = undo.enter_context(_reopen(self._file))
             self._map = self._map_metadata()
-        except BaseException:
-            self.file.close()
-            raise
+            undo.pop_all()
         view = memoryview(self._map)
         self.metadata = access.Metadata(access.find(view))
 
     def _give_to(self, config: DeviceConfig) -> None:
         try:
-            os.fchmod(self.file.fileno(), config.mode)
+            os.fchmod(self._file.fileno(), config.mode)
             if config.group is not None:
-                os.fchown(self.file.fileno(), -1, config.group)
+                os.fchown(self._file.fileno(), -1, config.group)
         except OSError as error:
             raise explain("give away", self.path, error) from error
 
     def _check_size(self) -> None:
         """Say what the file system makes of our size, before a VM runs into it."""
-        info = os.statvfs(self.file.fileno())
+        info = os.statvfs(self._file.fileno())
         if self.filesystem not in _MEMORY_FILESYSTEMS:
             log.warning(
                 "%s is on %s: use a tmpfs or hugetlbfs directory (--memory-dir), or "
@@ -107,22 +110,22 @@ class Arena:
             )
 
     def _map_metadata(self) -> mmap.mmap:
-        page = os.statvfs(self.file.fileno()).f_bsize
+        page = os.statvfs(self._file.fileno()).f_bsize
         length = max(page, md.SIZE) if self.filesystem == "hugetlbfs" else md.SIZE
         try:
-            return mmap.mmap(self.file.fileno(), length, offset=self.size - length)
+            return mmap.mmap(self._file.fileno(), length, offset=self.size - length)
         except OSError as error:
             raise explain("map the metadata of", self.path, error) from error
 
     def read(self, offset: int, size: int) -> bytes:
         """Read from the file; what was cut off from it is missing."""
-        return os.pread(self.file.fileno(), size, offset)
+        return os.pread(self._file.fileno(), size, offset)
 
     def restore(self) -> bool:
         """Bring the file back to its size if somebody cut it; say whether."""
-        if os.fstat(self.file.fileno()).st_size >= self.size:
+        if os.fstat(self._file.fileno()).st_size >= self.size:
             return False
-        os.ftruncate(self.file.fileno(), self.size)
+        os.ftruncate(self._file.fileno(), self.size)
         return True
 
     def close(self) -> None:
@@ -132,9 +135,10 @@ class Arena:
             self._map.close()
         except BufferError:
             log.debug("the metadata is still in use", exc_info=True)
-        if _is_at(self.file, self.path):
+        if _is_at(self._file, self.path):
             self.path.unlink()
         self.file.close()
+        self._file.close()
 
 
 class ArenaWindows:
@@ -258,6 +262,12 @@ def _open(path: Path) -> Fd:
         return Fd(os.open(path, flags, 0o600))
     except OSError as error:
         raise explain("open arena", path, error) from error
+
+
+def _reopen(file: Fd) -> Fd:
+    """Open the same file once more, as an open file of its own."""
+    path = f"/proc/self/fd/{file.fileno()}"
+    return Fd(os.open(path, os.O_RDWR | os.O_CLOEXEC))
 
 
 def _lock(path: Path, file: Fd) -> None:

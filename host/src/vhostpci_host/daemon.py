@@ -12,7 +12,7 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Server:
     ) -> None:
         """Make all that may fail; `stack` undoes it in the other direction."""
         make_directory(config.run_dir)
-        self._control = stack.enter_context(self._listen(config.control))
+        self._control = stack.enter_context(self._listen(config.control, private=True))
         arena = Arena(config)
         self.device = Device(config, arena, self.loop)
         stack.callback(self.device.close)
@@ -80,9 +80,11 @@ class Server:
             self._take_inherited(inherited, stack)
 
     @contextlib.contextmanager
-    def _listen(self, path: Path) -> Any:
-        server = endpoint.listen(path, self._config.mode, self._config.group)
-        with server:
+    def _listen(self, path: Path, *, private: bool = False) -> Iterator[socket.socket]:
+        mode, group = self._config.mode, self._config.group
+        if private:
+            mode, group = 0o600, None
+        with endpoint.listen(path, mode, group) as server:
             try:
                 yield server
             finally:
@@ -247,12 +249,14 @@ class Daemon:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         """Answer the lines of one control connection."""
-        with contextlib.suppress(ConnectionError, ValueError):
+        with (
+            contextlib.closing(writer),
+            contextlib.suppress(ConnectionError, ValueError),
+        ):
             while line := await reader.readline():
                 devices = {name: s.device for name, s in self._servers.items()}
                 writer.write(control.answer(devices, line))
                 await writer.drain()
-        writer.close()
 
     def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """An error of ours in a callback: end, rather than go on with half of it."""

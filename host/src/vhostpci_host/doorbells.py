@@ -60,10 +60,11 @@ class CallSet:
             self._relays.append(Relay(loop, eventfd, source))
         return eventfd
 
-    def made_from(self, sources: Sequence[Notifier | None]) -> bool:
-        """Whether these are the notifiers that it was made from."""
-        return len(sources) == len(self._sources) and all(
-            ours is theirs for ours, theirs in zip(self._sources, sources, strict=True)
+    def covers(self, wanted: Sequence[Notifier | None]) -> bool:
+        """Whether it has all of these: that a ring has stopped takes no new peer."""
+        return all(
+            theirs is None or ours is theirs
+            for ours, theirs in zip(self._sources, wanted, strict=True)
         )
 
     def signal(self) -> None:

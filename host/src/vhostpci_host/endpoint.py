@@ -85,13 +85,11 @@ def inherited(number: int) -> socket.socket:
         HostError: descriptor `number` is no Unix stream socket.
     """
     try:
-        with Fd(os.dup(number)) as fd:
-            ours = socket.socket(fileno=fd.fileno())
-            fd.detach()  # it is the socket's from here on
+        ours = socket.socket(fileno=number)
     except OSError as error:
         raise HostError(f"--fd {number}: {error.strerror}") from error
     if ours.family != socket.AF_UNIX or ours.type != socket.SOCK_STREAM:
-        ours.close()
+        ours.detach()
         raise HostError(f"--fd {number} is no Unix stream socket")
     ours.setblocking(False)
     return ours

@@ -39,7 +39,7 @@ class Slave:
 
         `generation` is the last in which the agent was told of the peer before.
         """
-        if not any(wanted) or (self._calls and self._calls.made_from(wanted)):
+        if not any(wanted) or (self._calls and self._calls.covers(wanted)):
             return False
         self._close_calls()
         self._calls = CallSet(self._loop, wanted)

@@ -326,3 +326,18 @@ def test_err_descriptor_replaces_the_one_before(
         for fd in (first, second):
             qemu.send(Request.SET_VRING_ERR, vu.VringFd(index), fd)
         assert backend.rings[index].err is not None
+
+
+def test_question_that_cannot_be_answered_ends_the_session(qemu: FrontEnd) -> None:
+    """GET_VRING_BASE has a reply of its own: a plain no would be read as one."""
+    data = vu.message(
+        Request.GET_VRING_BASE, vu.VringState(9, 0), vu.HeaderFlag.NEED_REPLY
+    )
+    with pytest.raises(ProtocolError, match="vring 9"):
+        qemu.transport.send(data, ())
+
+
+def test_question_that_also_asks_for_a_yes_is_answered_once(qemu: FrontEnd) -> None:
+    data = vu.message(Request.GET_FEATURES, flags=vu.HeaderFlag.NEED_REPLY)
+    qemu.transport.send(data, ())
+    assert len(qemu.transport.receive()) == 20

@@ -58,6 +58,17 @@ def test_agent_is_not_shown_a_ring_before_its_call_is_known(scene: Scene) -> Non
         assert len(agent.asked) == asked
 
 
+def test_device_settles_when_it_has_been_quiet(scene: Scene) -> None:
+    qemu = scene.front_end()
+    qemu.driver_ok([RX])
+    for _ in range(5):
+        scene.loop.advance(0.003)
+        assert not scene.device.leases[0].running
+        qemu.send(Request.SET_OWNER)
+    scene.loop.advance(0.006)
+    assert scene.device.leases[0].running
+
+
 def test_messages_that_keep_coming_do_not_delay_the_rings_for_ever(
     scene: Scene,
 ) -> None:
@@ -345,6 +356,41 @@ def test_each_start_is_a_new_peer_and_the_old_one_goes_once(scene: Scene) -> Non
             scene.loop.advance(1.5)
         assert peers == list(range(2, 12))
         assert set(slave.peers) == {md.DAEMON_PEER, peers[-1]}
+
+
+def test_old_peer_goes_though_no_agent_says_anything(scene: Scene) -> None:
+    slave = scene.slave()
+    qemu = scene.front_end()
+    for _ in range(2):
+        scene.start(qemu)
+    assert set(slave.peers) == {md.DAEMON_PEER, 2, 3}
+    scene.loop.advance(1.5)
+    assert set(slave.peers) == {md.DAEMON_PEER, 3}
+    qemu.close()
+    scene.loop.advance(1.5)
+    assert set(slave.peers) == {md.DAEMON_PEER}
+
+
+def test_ring_that_stops_alone_takes_no_new_peer(scene: Scene) -> None:
+    slave = scene.slave()
+    qemu = scene.running()
+    qemu.stop_ring(0)
+    scene.loop.advance(1.5)
+    assert set(slave.peers) == {md.DAEMON_PEER, 2}
+
+
+def test_interrupt_that_went_to_the_old_peer_is_made_up_for(scene: Scene) -> None:
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running()
+        scene.loop.advance(2.0)
+        agent.answers = False
+        qemu._new_call(0)
+        scene.settle()
+        assert qemu.called(0, 0)
+        assert not qemu.called(0, 0)
+        agent.answer()  # it may have rung the old peer until now
+        scene.loop.advance()
+        assert qemu.called(0, 0)
 
 
 def test_agent_is_told_of_a_peer_only_when_the_slaves_qemu_has_read_of_it(
