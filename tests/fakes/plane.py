@@ -2,11 +2,11 @@
 """A data plane and a port that move nothing, and remember what they were told."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from vhostpci_guest.dataplane import RingRefused, RingReport, RingStart
-from vhostpci_guest.device import new_eventfd, signal
+from vhostpci_guest.device import Unusable, new_eventfd, signal
 from vhostpci_guest.net import NetOptions
 from vhostpci_guest.plan import Memory
 from vhostpci_guest.port import Port
@@ -27,6 +27,8 @@ class FakePlane:
         self.stuck: set[int] = set()
         """Rings that don't stop in time."""
         self.refuses: dict[int, RingRefused] = {}
+        self.refuse_once: Callable[[], RingRefused] | None = None
+        """Makes what the next start is refused with."""
         self.closed = False
         self._events = new_eventfd()
         self._reports: dict[int, RingReport] = {}
@@ -43,6 +45,9 @@ class FakePlane:
     def start(self, index: int, start: RingStart) -> None:
         """Run a ring."""
         assert index not in self.running, f"ring {index} is started twice"
+        if self.refuse_once is not None:
+            make, self.refuse_once = self.refuse_once, None
+            raise make()
         if index in self.refuses:
             raise self.refuses[index]
         self.running[index] = start
@@ -90,6 +95,8 @@ class FakePort(Port):
         self.options: NetOptions | None = None
         self.told_mtu = 0
         self.plugged = False
+        self.deleted = False
+        """Whether somebody has deleted the TAP."""
 
     @property
     def name(self) -> str | None:
@@ -115,6 +122,11 @@ class FakePort(Port):
     def set_options(self, options: NetOptions) -> None:
         """Remember them."""
         self.options = options
+
+    def check(self) -> None:
+        """Miss what was deleted."""
+        if self.deleted:
+            raise Unusable("TAP vp0 is gone")
 
     def set_carrier(self, on: bool) -> None:
         """Remember it."""

@@ -353,8 +353,10 @@ class Link:
                 return
             plane.start(index, start)
         except RingRefused as why:
-            log.warning("%s: ring %d can't run: %s", self.device.name, index, why)
             state = why.state
+            # If the daemon has already said something else, that is the reason.
+            if self._metadata.generation() == self._acted:
+                log.warning("%s: ring %d can't run: %s", self.device.name, index, why)
         self._runs[index] = Run(session=ring.session, state=state, place=place(ring))
 
     def _ring_start(
@@ -399,8 +401,18 @@ class Link:
                 self._fell(self._plane, index, run, report)
 
     def _fell(self, plane: DataPlane, index: int, run: Run, report: RingReport) -> None:
+        """Take note of a ring that stopped by itself.
+
+        Raises:
+            Unusable: it did because the TAP is gone, and so must we.
+        """
+        try:
+            self.port.check()
+        except Unusable as why:
+            self._give_up(str(why))
+            raise
         log.warning(
-            "%s: ring %d is %s at %d: %s; it waits for a new session",
+            "%s: ring %d is %s at %d: %s",
             self.device.name,
             index,
             report.state.name.lower(),

@@ -99,6 +99,15 @@ class Port:
             self._tap.set_offloads(options.offloads)
             self._options = options
 
+    def check(self) -> None:
+        """See that the TAP is still there.
+
+        Raises:
+            Unusable: somebody deleted it.
+        """
+        if self._tap:
+            self._tap.check()
+
     def set_carrier(self, on: bool) -> None:
         """Plug the cable in, or out."""
         if self._tap and on != self._carrier:

@@ -33,9 +33,10 @@ def _ioc(direction: int, number: int, size: int) -> int:
     return direction << 30 | size << 16 | ord("T") << 8 | number
 
 
-_WRITE = 1
+_WRITE, _READ = 1, 2
 TUNSETIFF = _ioc(_WRITE, 202, 4)
 TUNSETOFFLOAD = _ioc(_WRITE, 208, 4)
+TUNGETIFF = _ioc(_READ, 210, 4)
 TUNSETVNETHDRSZ = _ioc(_WRITE, 216, 4)
 TUNSETCARRIER = _ioc(_WRITE, 226, 4)
 
@@ -177,6 +178,14 @@ class Tap:
     def set_offloads(self, offloads: Offload) -> None:
         """Set what the TAP may leave to the master, for all queues."""
         self._ioctl(TUNSETOFFLOAD, int(offloads))
+
+    def check(self) -> None:
+        """See that it is still there.
+
+        Raises:
+            Unusable: somebody deleted it.
+        """
+        self._ioctl(TUNGETIFF, bytes(_ifreq.size))
 
     def set_carrier(self, on: bool) -> None:
         """Plug the cable in, or out."""

@@ -247,6 +247,36 @@ def test_carrier_is_off_when_the_last_ring_fell(bench: Bench) -> None:
     assert not bench.port.carrier
 
 
+def test_deleted_tap_ends_us_and_is_not_the_masters_fault(bench: Bench) -> None:
+    bench.publish(*pair(2))
+    bench.port.deleted = True
+    bench.plane.fall(0, AgentRingState.BROKEN, "the TAP failed")
+    with pytest.raises(Unusable, match="gone"):
+        bench.look()
+    assert bench.daemon.agent().state is AgentState.FAILED
+    assert "gone" in bench.daemon.agent().message
+    assert bench.daemon.ring(0).state is not AgentRingState.BROKEN
+
+
+def test_ring_refused_because_its_session_is_over_is_no_news(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.publish()
+
+    class Late(RingRefused):
+        """Refused, and meanwhile the daemon has said why."""
+
+        def __init__(self) -> None:
+            super().__init__("another session", AgentRingState.FENCED)
+            bench.daemon.publish(*pair(3))
+
+    bench.plane.refuse_once = Late
+    bench.publish(*pair(2))
+    bench.look()
+    assert bench.running == {0, 1}
+    assert "can't run" not in caplog.text
+
+
 def test_ring_that_is_refused_is_reported_broken(bench: Bench) -> None:
     bench.publish()
     bench.plane.refuses[0] = RingRefused("size 3")

@@ -40,6 +40,7 @@ def ip(*arguments: str) -> str:
     [
         ("TUNSETIFF", 0x400454CA),
         ("TUNSETOFFLOAD", 0x400454D0),
+        ("TUNGETIFF", 0x800454D2),
         ("TUNSETVNETHDRSZ", 0x400454D8),
         ("TUNSETCARRIER", 0x400454E2),
     ],
@@ -141,6 +142,7 @@ def test_carrier_is_off_until_it_is_set(network: None) -> None:
 
 def test_header_and_offloads_can_be_set(network: None) -> None:
     made = Tap("vp0", 1)
+    made.check()
     made.set_header_length(12)
     made.set_offloads(Offload(15))
     made.close()
@@ -184,7 +186,7 @@ def test_tap_that_somebody_deletes_is_gone(network: None) -> None:
     made = Tap("vp0", 1)
     ip("link", "del", "vp0")
     with pytest.raises(Unusable, match="somebody deleted it"):
-        made.set_carrier(True)
+        made.check()
     made.close()
 
 
