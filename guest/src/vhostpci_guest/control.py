@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The status socket: one connection, one JSON text, end."""
 
-import errno
 import json
 import logging
 import os
@@ -33,6 +32,9 @@ class Control:
 
     def __init__(self, directory: Path = RUN_DIR) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in directory.glob(f"*{_SUFFIX}"):
+            with suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
+                _connect(sock, path)
         self._path = directory / f"{os.getpid()}{_SUFFIX}"
         self._undo = ExitStack()
         with ExitStack() as undo:
@@ -79,19 +81,25 @@ def ask(directory: Path = RUN_DIR) -> Status:
     return found
 
 
+def _connect(sock: socket.socket, path: Path) -> bool:
+    """Connect to an agent; remove the socket of one that was killed."""
+    sock.settimeout(_TIMEOUT)
+    try:
+        sock.connect(str(path))
+    except ConnectionRefusedError:
+        path.unlink(missing_ok=True)
+        return False
+    return True
+
+
 def _ask(path: Path) -> Status:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(_TIMEOUT)
         try:
-            sock.connect(str(path))
+            if not _connect(sock, path):
+                return []
             text = b"".join(iter(lambda: sock.recv(65536), b""))
-        except OSError as error:
-            if error.errno == errno.ECONNREFUSED:  # killed; nobody else uses it
-                path.unlink(missing_ok=True)
-                return []
-            if isinstance(error, TimeoutError):
-                log.warning("agent %s does not answer", path.stem)
-                return []
-            raise
+        except TimeoutError:
+            log.warning("agent %s does not answer", path.stem)
+            return []
     status: Status = json.loads(text)
     return status

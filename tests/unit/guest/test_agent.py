@@ -248,12 +248,33 @@ def test_status_is_told_to_whom_asks(answering: Callable[[object], Path]) -> Non
     assert control.ask(directory) == [{"pid": os.getpid(), "device": "0000:00:05.0"}]
 
 
-def test_socket_of_a_killed_agent_is_removed(tmp_path: Path) -> None:
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """The socket of an agent that was killed."""
     path = tmp_path / "1.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.bind(str(path))
-    assert control.ask(tmp_path) == []
-    assert not path.exists()
+    return path
+
+
+def test_socket_of_a_killed_agent_is_removed_by_one_who_asks(killed: Path) -> None:
+    assert control.ask(killed.parent) == []
+    assert not killed.exists()
+
+
+def test_socket_of_a_killed_agent_is_removed_by_the_next(killed: Path) -> None:
+    Control(killed.parent).close()
+    assert not killed.exists()
+
+
+def test_socket_of_a_living_agent_stays(
+    answering: Callable[[object], Path],
+) -> None:
+    directory = answering([])
+    (path,) = directory.iterdir()
+    path.rename(directory / "1.sock")
+    Control(directory).close()
+    assert (directory / "1.sock").exists()
 
 
 def test_socket_goes_with_the_agent(tmp_path: Path) -> None:
