@@ -52,7 +52,10 @@ class Arena:
         self.size = window_size(config.memory)
         make_directory(config.memory_dir)
         with ExitStack() as undo:
-            self._file = undo.enter_context(_open_locked(self.path, self.size))
+            self._file, fresh = _open_locked(self.path, self.size)
+            undo.enter_context(self._file)
+            if fresh:
+                undo.callback(self.path.unlink, missing_ok=True)
             self._give_to(config)
             self.filesystem = filesystem(self._file)
             self._check_size()
@@ -241,14 +244,16 @@ def mapped_private(pid: int, info: os.stat_result) -> bool:
     return modes == {"p"}
 
 
-def _open_locked(path: Path, size: int) -> Fd:
-    """Open the arena, new or left behind, and lock it."""
+def _open_locked(path: Path, size: int) -> tuple[Fd, bool]:
+    """Open the arena and lock it; say whether it is new, or was left behind."""
     for _ in range(_TRIES):
         file = _open(path)
         try:
             _lock(path, file)
-            if _is_at(file, path) and _sized(path, file, size):
-                return file
+            if _is_at(file, path):
+                before = os.fstat(file.fileno()).st_size
+                if _sized(path, file, size):
+                    return file, not before
         except BaseException:
             file.close()
             raise

@@ -62,6 +62,24 @@ def test_leftover_of_the_right_size_is_used_again(config: DeviceConfig) -> None:
         assert arena.read(0, 6) == b"master"
 
 
+def test_arena_that_cannot_be_served_is_not_left_behind(
+    config: DeviceConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it was there before: a master may have it as its memory."""
+    monkeypatch.setattr(arena_module, "filesystem", lambda _: "hugetlbfs")
+    page = os.statvfs(config.memory_dir).f_bsize
+    monkeypatch.setattr(
+        os, "statvfs", lambda _: type("Huge", (), {"f_bsize": 3 * page})
+    )
+    for left_behind in (False, True):
+        if left_behind:
+            config.arena.write_bytes(b"")
+            os.truncate(config.arena, 32 * MIB)
+        with pytest.raises(HostError, match="no multiple of the huge page"):
+            Arena(config)
+        assert config.arena.exists() == left_behind
+
+
 def test_leftover_of_another_size_is_replaced(config: DeviceConfig) -> None:
     config.arena.write_bytes(b"x" * 100)
     with config.arena.open("rb") as old, closing(Arena(config)):

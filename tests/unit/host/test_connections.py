@@ -92,6 +92,16 @@ def test_paused_connection_reads_nothing_until_it_is_resumed(pair: Pair) -> None
     connection.close()
 
 
+def test_connection_that_closed_while_it_was_paused_is_not_resumed(
+    pair: Pair,
+) -> None:
+    loop, _, connection = master(pair)
+    connection.pause()
+    connection.close()
+    connection.resume()
+    assert loop.watched() == set()
+
+
 def test_half_a_message_leaves_no_descriptor(pair: Pair) -> None:
     before = len(open_descriptors())
     loop, owner, _ = master(pair)
