@@ -334,6 +334,25 @@ def test_master_may_come_back_before_its_death_is_noticed(host: Host) -> None:
             qemu.driver_ok([RX])
 
 
+def test_master_that_died_while_we_wait_for_the_agent_may_come_back(
+    host: Host,
+) -> None:
+    """Its socket is not read meanwhile, so nobody has seen it close."""
+    with slave(host) as client, client.metadata() as metadata:
+        with master(host) as qemu:
+            qemu.driver_ok([RX])
+            for beat in range(4):
+                agent = md.Agent(instance=1, heartbeat=beat, state=md.AgentState.READY)
+                metadata.write_agent(agent)
+                os.eventfd_write(client.peers[md.DAEMON_PEER][0], 1)
+                time.sleep(0.05)
+            request = vu.message(Request.GET_VRING_BASE, vu.VringState(0, 0))
+            qemu.transport.send(request, ())
+            host.wait_state("stopping")
+        with master(host):
+            assert host.status()["master"]
+
+
 def test_slave_may_come_and_go(host: Host) -> None:
     with master(host) as qemu:
         qemu.driver_ok([RX])

@@ -188,18 +188,25 @@ def receive(connection: socket.socket, size: int) -> tuple[bytes, list[Fd]]:
         EOFError: the other side is gone.
         ProtocolError: there were more descriptors than any message has.
     """
+    # Not socket.recv_fds(): Python 3.11's drops its flags.
+    room = socket.CMSG_LEN(vu.MAX_FDS * array.array("i").itemsize)
     try:
-        data, numbers, flags, _ = socket.recv_fds(
-            connection, size, vu.MAX_FDS, socket.MSG_CMSG_CLOEXEC
+        data, ancillary, flags, _ = connection.recvmsg(
+            size, room, socket.MSG_CMSG_CLOEXEC
         )
     except ConnectionError as error:
         raise EOFError(str(error)) from error
-    fds = [Fd(number) for number in numbers]
+    fds = [Fd(number) for _, _, rights in ancillary for number in _ints(rights)]
     if flags & socket.MSG_CTRUNC:
         for fd in fds:
             fd.close()
         raise ProtocolError(f"more than {vu.MAX_FDS} descriptors in one message")
     return data, fds
+
+
+def _ints(rights: bytes) -> list[int]:
+    """Return the numbers in an SCM_RIGHTS, the only kind that we are sent."""
+    return array.array("i", rights).tolist()
 
 
 def send(connection: socket.socket, data: bytes) -> None:

@@ -222,6 +222,15 @@ def test_reply_to_one_who_is_gone_is_an_end(pair: Pair) -> None:
         endpoint.send(pair[0], b"x")
 
 
+def test_received_descriptor_is_given_to_no_child(pair: Pair) -> None:
+    with closing(Notifier.new()) as fd:
+        os.set_inheritable(fd.fileno(), True)
+        socket.send_fds(pair[1], [b"x"], [fd.fileno()])
+    _, fds = endpoint.receive(pair[0], 1)
+    with fds[0] as received:
+        assert not os.get_inheritable(received.fileno())
+
+
 def test_more_descriptors_than_there_is_room_for_are_refused(pair: Pair) -> None:
     before = len(open_descriptors())
     with closing(Notifier.new()) as fd:
