@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One device of ours: what the daemon says about it, its rings and its TAP.
 
-Theory of operation.  `poll` looks at the metadata's generation.  When it has changed:
+Theory of operation.  `look` looks at the metadata's generation.  When it has changed:
 
 1. read and check what the daemon wants (`plan.check`);
 2. stop the rings that may not go on, and write down where they stopped;
@@ -20,28 +20,21 @@ looked at again when it changes.
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from vhostpci_shared import metadata as md
 from vhostpci_shared.access import Metadata, find
-from vhostpci_shared.metadata import AgentRingState, AgentState, RingFlag
+from vhostpci_shared.metadata import AgentState
 from vhostpci_shared.wire import ProtocolError
 
-from . import net
-from .dataplane import (
-    DataPlane,
-    PlaneMaker,
-    RingRefused,
-    RingReport,
-    RingStart,
-    used_index,
-)
+from .dataplane import PlaneMaker, RingReport
 from .device import Device, Unusable, drain
-from .plan import NOTHING, Run, Want, base, check, inherited, place, plan
+from .plan import NOTHING, Want, check
 from .port import Port
+from .rings import Rings
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +49,6 @@ _SILENT_TICKS = 15
 
 They are counted, not timed: a slave VM that was paused finds much time gone.
 """
-
-_COUNTS = ("packets", "octets", "drops", "kicks", "calls")
 
 
 class Pulse:
@@ -103,8 +94,7 @@ class Link:
             )
         self.device = device
         self.port = port
-        self._make_plane = make_plane
-        self._plane: DataPlane | None = None
+        self._rings = Rings(device, port, make_plane)
         self._metadata = Metadata(find(device.window.view))
         try:
             self._metadata.header()
@@ -117,22 +107,10 @@ class Link:
             binding=device.binding,
         )
         self._pulse = Pulse(self._metadata.heartbeat())
-        self._now: Want = NOTHING
-        self._runs: dict[int, Run] = {}
         self._snapshot: md.Snapshot | None = None
         self._acted: int | None = None  # the generation that we act by
         self._served = False
-        self._waits = False  # a ring waits for the peer that it is to call
-        self._events = False  # a ring has stopped by itself
-        self._inherit()
-
-    def _inherit(self) -> None:
-        """Take note of where the agent before us stood."""
-        for index in range(md.MAX_RINGS):
-            with suppress(ProtocolError):
-                run = inherited(self._metadata.agent_ring(index))
-                if run is not None:
-                    self._runs[index] = run
+        self._rings.inherit(self._metadata)
 
     # What the loop asks.
 
@@ -141,28 +119,27 @@ class Link:
         """Seconds until the next look, if nothing happens before."""
         if not self._pulse.alive:
             return SLOW if self._pulse.known else FAST
-        if self._waits or self._acted != self._metadata.generation():
+        if self._rings.waiting or self._acted != self._metadata.generation():
             return FAST
         if self.device.vector(md.METADATA_VECTOR) is not None:
             return TICK
-        return FAST if self._now.master else SLOW
+        return FAST if self._rings.wanted.master else SLOW
 
     @property
     def has_news(self) -> bool:
         """Whether a full look is worth its while; this one costs two loads."""
         return (
-            self._waits
+            self._rings.waiting
             or self._metadata.generation() != self._acted
             or not self._pulse.alive
         )
 
-    def fds(self) -> Iterable[int]:
+    def fds(self) -> Iterator[int]:
         """Return the descriptors at which something happens."""
         vector = self.device.vector(md.METADATA_VECTOR)
         if vector is not None:
             yield vector
-        if self._plane is not None:
-            yield self._plane.fileno()
+        yield from self._rings.fds()
 
     def look(self) -> None:
         """See what has happened, and act on it.
@@ -173,33 +150,37 @@ class Link:
         vector = self.device.vector(md.METADATA_VECTOR)
         if vector is not None:
             drain(vector)
-        if self._plane is not None and drain(self._plane.fileno()):
-            self._events = True
-        self._pulse_changed(tick=False)
-        generation = self._metadata.generation()
+        self._rings.look()
+        self._watch_daemon(tick=False)
         if not self._pulse.alive:
             return
+        generation = self._metadata.generation()
         if generation != self._acted and generation % 2 == 0:
             self._follow(generation)
-        elif self._waits:
+        elif self._rings.waiting:
             self._start_rings()
-        if self._events:
+        if self._rings.fell:
             self._watch_rings()
 
     def tick(self) -> None:
-        """Beat our heart, watch the daemon's, and tell how the rings are."""
-        self._pulse_changed(tick=True)
+        """Beat our heart, watch the daemon's, and tell how the rings are.
+
+        Raises:
+            Unusable: the TAP is gone.
+        """
+        self._watch_daemon(tick=True)
         self._watch_rings()
         self._agent = replace(self._agent, heartbeat=self._agent.heartbeat + 1)
         self._report()
 
     # Following the daemon.
 
-    def _pulse_changed(self, *, tick: bool) -> None:
+    def _watch_daemon(self, *, tick: bool) -> None:
         alive = self._pulse.alive
         self._pulse.look(self._metadata.heartbeat(), tick=tick)
         if alive == self._pulse.alive:
             return
+        self._acted = None  # look at everything anew, once it lives
         if alive:
             log.warning(
                 "%s: the daemon has been silent for %g s: its rings are stopped "
@@ -207,10 +188,10 @@ class Link:
                 self.device.name,
                 _SILENT_TICKS * TICK,
             )
-            self._stop_all()
+            self._rings.stop_for(NOTHING)
+            self._tell_rings()
         elif self._served:
             log.info("%s: the daemon is back", self.device.name)
-        self._acted = None  # look at everything anew
 
     def _follow(self, generation: int) -> None:
         """Act by a generation of the daemon's."""
@@ -227,7 +208,7 @@ class Link:
         except ProtocolError as why:
             snapshot = None
             self._failed(str(why))
-        if self._stopped_for(want):
+        if self._rings.stop_for(want):
             self._snapshot = snapshot
             self._answer(generation)
             if snapshot is not None:
@@ -277,140 +258,54 @@ class Link:
         peer = self._snapshot.device.daemon_peer if self._snapshot else md.DAEMON_PEER
         self.device.ring(peer, md.METADATA_VECTOR)
 
-    # Stopping.
-
-    def _stopped_for(self, want: Want) -> bool:
-        """Stop the rings that `want` does not let run; return whether they did."""
-        steps = plan(self._now, want, self._runs)
-        stopped = [self._stop(index) for index in steps.stop]
-        if not all(stopped):
-            return False
-        if self._plane is not None and want.queue_pairs != self._now.queue_pairs:
-            self._plane.close()
-            self._plane = None
-        if self._plane is not None and steps.remap:
-            self._plane.set_memory(want.memory)
-        self._now, self._waits = want, False
-        return True
-
-    def _stop_all(self) -> None:
-        self._stopped_for(NOTHING)
-        self._set_carrier()
-        self._report()
-        self._ring_daemon()
-
-    def _stop(self, index: int) -> bool:
-        """Stop a ring; return whether it did."""
-        assert self._plane is not None
-        try:
-            at = self._plane.stop(index)
-        except TimeoutError:
-            log.warning("%s: ring %d does not stop", self.device.name, index)
-            return False
-        run = self._runs[index]
-        if run.state is AgentRingState.RUNNING:  # else it stopped by itself
-            self._runs[index] = replace(run, state=AgentRingState.STOPPED, index=at)
-        return True
-
-    # Starting.
+    # The rings.
 
     def _go_on(self, device: md.Device) -> None:
         """Serve the device as it is wanted now."""
-        self._open_plane(device)
-        self.port.follow_mtu(device.mtu)
-        self._start_rings()
-
-    def _open_plane(self, device: md.Device) -> None:
         try:
-            fds = self.port.open(device.queue_pairs, device.name)
+            self._rings.open(device)
         except Unusable as why:
             self._give_up(str(why))
             raise
-        if self._plane is None:
-            self._plane = self._make_plane(fds)
-            self._plane.set_memory(self._now.memory)
+        self.port.follow_mtu(device.mtu)
+        self._start_rings()
 
     def _start_rings(self) -> None:
         """Start what is wanted, and does not run."""
-        start = plan(self._now, self._now, self._runs).start
-        if self._plane is None or not start:
-            return
-        options = net.options(self._now.features, self.port.mtu)
-        self.port.set_options(options)
-        self._waits = False
-        for index in start:
-            self._start(self._plane, index, options)
+        for index, why in self._rings.start():
+            if not self._outdated:
+                log.warning("%s: ring %d can't run: %s", self.device.name, index, why)
         self._set_carrier()
         self._report()
 
-    def _start(self, plane: DataPlane, index: int, options: net.NetOptions) -> None:
-        ring = self._now.rings[index]
-        state = AgentRingState.RUNNING
-        try:
-            start = self._ring_start(index, ring, options)
-            if start is None:
-                self._waits = True
-                return
-            plane.start(index, start)
-        except RingRefused as why:
-            state = why.state
-            # If the daemon has already said something else, that is the reason.
-            if self._metadata.generation() == self._acted:
-                log.warning("%s: ring %d can't run: %s", self.device.name, index, why)
-        self._runs[index] = Run(session=ring.session, state=state, place=place(ring))
-
-    def _ring_start(
-        self, index: int, ring: md.Ring, options: net.NetOptions
-    ) -> RingStart | None:
-        """Gather what a ring needs; None if the peer it is to call is not there yet."""
-        start = base(ring, self._runs.get(index))
-        if start is None:
-            start = used_index(ring, self._now.memory)
-        call = None
-        if ring.flags & RingFlag.CALL:
-            call = self.device.doorbell(ring.call_peer, ring.call_vector)
-            if call is None:
-                return None
-        window = self.device.window
-        metadata = window.address + window.size - md.SIZE
-        return RingStart(
-            ring=ring,
-            base=start,
-            kick=self.device.vector(ring.kick_vector),
-            call=call,
-            entry=metadata + md.RINGS + index * md.Ring.layout.size,
-            options=options,
-        )
-
-    # Telling.
-
-    def _watch_rings(self) -> None:
-        """Take note of rings that stopped by themselves.
+    @property
+    def _outdated(self) -> bool:
+        """Whether the daemon has said something that we have not read yet.
 
         A worker may see that a session is over before we read why.  That is no
         news: `_follow` will stop those rings, as the daemon wants it.
         """
-        if self._acted != self._metadata.generation():
-            return
-        self._events = False
-        for index, run in self._runs.items():
-            if run.state is not AgentRingState.RUNNING or self._plane is None:
-                continue
-            report = self._plane.report(index)
-            if report.state is not AgentRingState.RUNNING:
-                self._fell(self._plane, index, run, report)
+        return self._acted != self._metadata.generation()
 
-    def _fell(self, plane: DataPlane, index: int, run: Run, report: RingReport) -> None:
-        """Take note of a ring that stopped by itself.
+    def _watch_rings(self) -> None:
+        """Take note of rings that stopped by themselves.
 
         Raises:
-            Unusable: it did because the TAP is gone, and so must we.
+            Unusable: they did because the TAP is gone, and so must we.
         """
+        if self._outdated:
+            return
         try:
-            self.port.check()
+            fallen = self._rings.fallen()
         except Unusable as why:
             self._give_up(str(why))
             raise
+        for index, report in fallen:
+            self._tell_fallen(index, report)
+        if fallen:
+            self._tell_rings()
+
+    def _tell_fallen(self, index: int, report: RingReport) -> None:
         log.warning(
             "%s: ring %d is %s at %d: %s",
             self.device.name,
@@ -419,31 +314,22 @@ class Link:
             report.index,
             report.reason,
         )
-        self._runs[index] = replace(run, state=report.state, index=report.index)
-        with suppress(TimeoutError):
-            plane.stop(index)
+
+    def _tell_rings(self) -> None:
+        """Tell both sides of rings that run no more."""
         self._set_carrier()
         self._report()
         self._ring_daemon()
 
     def _set_carrier(self) -> None:
-        states = {run.state for run in self._runs.values()}
-        self.port.set_carrier(AgentRingState.RUNNING in states)
+        self.port.set_carrier(self._rings.running)
+
+    # Telling.
 
     def _report(self) -> None:
         """Write how we are into the metadata."""
-        for index, run in self._runs.items():
-            report = self._ring_report(index, run)
-            counts = {name: getattr(report, name) for name in (*_COUNTS, "index")}
-            entry = md.AgentRing(session=run.session, state=run.state, **counts)
-            self._metadata.write_agent_ring(index, entry)
+        self._rings.report(self._metadata)
         self._metadata.write_agent(self._agent)
-
-    def _ring_report(self, index: int, run: Run) -> RingReport:
-        report = self._plane.report(index) if self._plane else RingReport()
-        if run.state is AgentRingState.RUNNING:
-            return report
-        return replace(report, index=run.index)
 
     def status(self) -> dict[str, Any]:
         """Return how we are, as `vhostpci-guest status -j` prints it."""
@@ -457,30 +343,21 @@ class Link:
             "state": self._agent.state.name.lower(),
             "message": self._agent.message,
             "daemon": "alive" if self._pulse.alive else "silent",
-            "master": self._now.master,
+            "master": self._rings.wanted.master,
             "generation": self._acted,
             "tap": self.port.name,
             "carrier": self.port.carrier,
-            "rings": [
-                {
-                    "ring": index,
-                    "session": run.session,
-                    **asdict(self._ring_report(index, run)),
-                    "state": run.state.name.lower(),
-                }
-                for index, run in sorted(self._runs.items())
-            ],
+            "rings": self._rings.status(),
         }
 
     def close(self) -> None:
         """Stop all, and say goodbye to the daemon; what failed stays said."""
-        self._stopped_for(NOTHING)
+        self._rings.stop_for(NOTHING)
         with suppress(Unusable):  # the TAP may be what ended us
             self._set_carrier()
         if self._agent.state is not AgentState.FAILED:
             self._agent = replace(self._agent, state=AgentState.NONE)
         self._report()
         self._ring_daemon()
-        if self._plane is not None:
-            self._plane.close()
+        self._rings.close()
         self._metadata.release()

@@ -187,6 +187,13 @@ def test_silent_daemon_stops_the_rings_until_it_beats_again(bench: Bench) -> Non
     assert bench.port.carrier
 
 
+def test_counters_go_on_after_a_silence(bench: Bench) -> None:
+    bench.publish(*pair(2))
+    bench.ticks(15, daemon=False)
+    bench.look()
+    assert len(bench.planes) == 1
+
+
 def test_silence_is_said_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     bench.publish(*pair(2))
     bench.ticks(40, daemon=False)
