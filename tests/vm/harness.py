@@ -12,6 +12,7 @@ import base64
 import shlex
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -178,6 +179,14 @@ class Vm:
                 f"{self.name}: {command}: {ended}\n{result.stdout}{result.stderr}"
             )
         return result
+
+    def wait_for(self, condition: str, timeout: float = 30) -> None:
+        """Wait until shell text succeeds."""
+        deadline = time.monotonic() + timeout
+        while self.run(condition, check=False).rc != 0:
+            if time.monotonic() > deadline:
+                raise GuestError(f"{self.name}: not in {timeout:.0f} s: {condition}")
+            time.sleep(0.1)
 
     def spawn(self, command: str | Sequence[str]) -> Job:
         """Start a command in the background; its output goes to a file there."""

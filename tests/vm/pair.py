@@ -39,10 +39,6 @@ class Master(Vm):
         """Unload virtio-net and load it again; the address is gone then."""
         self.run("modprobe -r virtio_net && modprobe virtio_net")
 
-    def wait_for(self, condition: str) -> None:
-        """Wait until shell text succeeds."""
-        _wait_for(self, condition)
-
 
 class Slave(Vm):
     """The VM with our agent."""
@@ -61,10 +57,6 @@ class Slave(Vm):
             with suppress(GuestError):  # the guest may be what failed
                 job.stop()
                 self._keep_output(job)
-
-    def wait_for(self, condition: str) -> None:
-        """Wait until shell text succeeds."""
-        _wait_for(self, condition)
 
     def _keep_output(self, job: Job) -> None:
         with self.serial_log.with_name(f"{self.name}.agent.log").open("a") as log:
@@ -120,11 +112,3 @@ def booted(logs: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[
             slave.wait_ready()
             master.wait_ready()
             yield Pair(daemon, master, slave)
-
-
-def _wait_for(vm: Vm, condition: str) -> None:
-    deadline = time.monotonic() + LINK_TIMEOUT
-    while vm.run(condition, check=False).rc != 0:
-        if time.monotonic() > deadline:
-            raise GuestError(f"{vm.name}: not within {LINK_TIMEOUT:.0f} s: {condition}")
-        time.sleep(0.1)

@@ -16,6 +16,19 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 each_bind = pytest.mark.parametrize("served", ["vfio", "uio", "sysfs"], indirect=True)
 vfio = pytest.mark.parametrize("served", ["vfio"], indirect=True)
 
+SEND = """
+import socket
+server = socket.create_server(("", 8000))
+server.accept()[0].sendfile(open("/tmp/sent", "rb"))
+"""
+RECEIVE = """
+import socket, sys
+connection = socket.create_connection((sys.argv[1], 8000), timeout=20)
+with open("/tmp/received", "wb") as file:
+    while data := connection.recv(2**20):
+        file.write(data)
+"""
+
 
 @each_bind
 def test_every_ping_comes_back_both_ways(link: Pair) -> None:
@@ -52,10 +65,9 @@ def test_a_file_arrives_as_it_was_sent(link: Pair, upwards: bool) -> None:
     ends = [(link.master, MASTER_ADDRESS), (link.slave, SLAVE_ADDRESS)]
     (source, address), (sink, _) = ends if upwards else ends[::-1]
     source.run("dd if=/dev/urandom of=/tmp/sent bs=1M count=16")
-    server = source.spawn("exec busybox httpd -f -p 8000 -h /tmp")
-    fetch = f"busybox wget -T 20 -O /tmp/received http://{address}:8000/sent"
-    sink.run(fetch, timeout=60)
-    server.stop()
+    source.spawn(["python3", "-c", SEND])
+    source.wait_for("grep -q ':1F40 .* 0A ' /proc/net/tcp")
+    sink.run(["python3", "-c", RECEIVE, address], timeout=60)
     assert _sum(source, "/tmp/sent") == _sum(sink, "/tmp/received")
 
 
