@@ -316,6 +316,21 @@ static void fuzz_after_pass(struct fuzz *f, int ring, int r)
 	f->dead[ring] = r < 0;
 }
 
+/* The master may well offer a chain at the last moment before a sleep. */
+static void fuzz_arm(struct fuzz *f, int ring)
+{
+	const uint8_t *avail = fuzz_ring(f, ring) + fuzz_avail(f);
+	struct vq *vq = &fuzz_queue(f, ring)->vq;
+	int r;
+
+	for (; f->scribbles; f->scribbles--)
+		fuzz_scribble(f);
+	r = vq_enable_kicks(vq);
+	f->dead[ring] = r < 0;
+	fuzz_check(r < 0 || r == (fuzz_get_word(avail + 2) != vq->last_avail),
+		   "asleep with work to do");
+}
+
 static void fuzz_run(struct fuzz *f, int ring)
 {
 	int r;
@@ -324,10 +339,8 @@ static void fuzz_run(struct fuzz *f, int ring)
 		return;
 	r = ring == RING_RX ? rx_pass(&f->rx) : tx_pass(&f->tx);
 	fuzz_after_pass(f, ring, r);
-	if (!f->dead[ring] && fuzz_queue(f, ring)->wait == NET_WAIT_KICK) {
-		r = vq_enable_kicks(&fuzz_queue(f, ring)->vq);
-		f->dead[ring] = r < 0;
-	}
+	if (!f->dead[ring] && fuzz_queue(f, ring)->wait == NET_WAIT_KICK)
+		fuzz_arm(f, ring);
 }
 
 /* A successor goes on at the used index, with an empty ring. */

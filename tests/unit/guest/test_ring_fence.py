@@ -109,6 +109,18 @@ def test_the_used_idx_is_looked_at_once_more_before_a_publication(start: int) ->
         assert pair.rx.calls() == 0
 
 
+def test_the_used_idx_is_looked_at_once_more_before_kicks_are_asked_for(
+    start: int,
+) -> None:
+    with Pair(start=start, hold=100) as pair:
+        # The packet overwrites the used flags and idx, and is held: it is longer.
+        pair.rx.hand_over(Desc(pair.rx.used - 12, 16, WRITE))
+        pair.tap.send(HDR + b"\x01\x00" + (start + 1).to_bytes(2, "little") + b"more")
+        pair.settle()
+        assert fenced(pair, RX) == Fault.USED_MOVED
+        assert pair.memory.load(pair.rx.used, 2) == 1
+
+
 @each
 def test_a_start_at_another_index_is_refused(start: int, index: RingIndex) -> None:
     with Pair(start=start, running=False) as pair:

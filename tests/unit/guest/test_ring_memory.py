@@ -161,15 +161,24 @@ def test_each_part_of_a_ring_must_lie_in_one_region(start: int, addr: int) -> No
 
 
 def test_a_ring_may_fill_its_region_to_the_last_byte(start: int) -> None:
-    device = SECOND_END - (4 + 8 * 8)
+    driver, device = SECOND_END - (4 + 2 * 8), SECOND_END - (4 + 8 * 8)
     with Pair(start=start, running=False) as pair:
-        conf = pair.conf(TX, device=device)
         pair.memory.store(device + 2, 2, start)
-        pair.worker.start(TX, conf)
-        pair.worker.stop(TX)
-        # avail_event is two bytes more.
-        with pytest.raises(RingError, match="does not lie within one memory region"):
-            pair.worker.start(TX, pair.conf(TX, device=device, event_idx=True))
+        for conf, with_events in (
+            (
+                pair.conf(TX, driver=driver),
+                pair.conf(TX, driver=driver, event_idx=True),
+            ),
+            (
+                pair.conf(TX, device=device),
+                pair.conf(TX, device=device, event_idx=True),
+            ),
+        ):
+            pair.worker.start(TX, conf)
+            pair.worker.stop(TX)
+            # used_event, and avail_event, are two bytes more.
+            with pytest.raises(RingError, match="not lie within one memory region"):
+                pair.worker.start(TX, with_events)
 
 
 def test_a_worker_without_memory_starts_no_ring(start: int) -> None:
