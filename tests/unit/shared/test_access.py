@@ -135,6 +135,41 @@ def test_agent_writes_where_the_daemon_reads() -> None:
         assert memory[: md.DAEMON_END] == daemon_part
 
 
+class Interrupted(access.Metadata):
+    """The other side publishes in the middle of our first copy."""
+
+    writer: access.Metadata | None = None
+
+    def _read(self, offset: int, size: int) -> bytes:
+        writer, self.writer = self.writer, None
+        half = size // 4
+        first = super()._read(offset, half)
+        if writer is not None:
+            writer.publish(*numbered(2))
+        return first + super()._read(offset + half, size - half)
+
+
+def test_copy_that_was_torn_is_made_again() -> None:
+    with region() as (memory, writer):
+        writer.format()
+        writer.publish(*numbered(1))
+        reader = Interrupted(memoryview(memory))
+        reader.writer = writer
+        snapshot = reader.snapshot()
+        reader.release()
+    assert snapshot is not None
+    assert snapshot.device.name == "2"
+    assert {ring.session for ring in snapshot.rings} == {2}
+
+
+def test_writer_that_never_rests_is_left_for_later() -> None:
+    with region() as (_, metadata):
+        metadata.format()
+        metadata.publish(*numbered(1))
+        metadata._set_word(md.GENERATION_OFFSET, metadata.generation() + 1)
+        assert metadata.snapshot() is None
+
+
 def test_concurrent_writer_never_shows_half_of_two_generations() -> None:
     """Each snapshot is of one number throughout, and numbers never go back."""
     with region() as (_, metadata):
