@@ -15,7 +15,7 @@ import os
 import select
 import struct
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -157,13 +157,20 @@ class Card:
         self._memory = memory
         self._tap = tap
         event_idx = Feature.F_EVENT_IDX in frontend.features
+        self._stack = ExitStack()
         self.rx = Driver(memory, num=NUM, event_idx=event_idx, writable=True)
+        self._stack.callback(self.rx.close)
         self.tx = Driver(memory, num=NUM, event_idx=event_idx)
+        self._stack.callback(self.tx.close)
         self._slots = [BUFFERS + (4 << 20) + i * TX_BUFFER for i in range(64)]
         self._used_slots: dict[int, int] = {}
         self._buffers: dict[int, Desc] = {}
         rings = (self._ring(RX, self.rx), self._ring(TX, self.tx))
-        frontend.driver_ok(rings)
+        try:
+            frontend.driver_ok(rings)
+        except BaseException:
+            self._stack.close()
+            raise
         for index, driver in ((RX, self.rx), (TX, self.tx)):
             os.dup2(frontend.kicks[index], driver.kick_fd, inheritable=False)
             os.dup2(frontend.calls[index], driver.call_fd, inheritable=False)
@@ -183,8 +190,7 @@ class Card:
         self._thread.join(timeout=10)
         assert not self._thread.is_alive(), "the card's thread is stuck"
         os.close(self._stop)
-        self.rx.close()
-        self.tx.close()
+        self._stack.close()
 
     def _run(self) -> None:
         poll = select.poll()

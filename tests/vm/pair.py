@@ -22,7 +22,6 @@ MASTER_ADDRESS = "10.77.0.1"
 SLAVE_ADDRESS = "10.77.0.2"
 TAP = "vp0"
 # Fixed, or the master asks its ARP cache for a TAP that is no more.
-TAP_MAC = "52:54:00:77:00:02"
 LINK_TIMEOUT = 30.0
 
 
@@ -48,7 +47,7 @@ class Slave(Vm):
         """Run the agent while the block runs; it has its TAP when that begins."""
         job = self.spawn(
             f"exec vhostpci-guest run --bind {bind} "
-            f"--tap {TAP} --mac {TAP_MAC} --address {SLAVE_ADDRESS}/24"
+            f"--tap {TAP} --address {SLAVE_ADDRESS}/24"
         )
         try:
             self._wait_tap(job)
