@@ -58,8 +58,8 @@ MASTER_HINT = """\
 
 
 def text(args: Args) -> str:
-    """Return one option a line, quoted for the shell."""
-    return "\n".join(f"{option} {shlex.quote(value)}" for option, value in args)
+    """Return what may be pasted behind `qemu-system-x86_64`: one option a line."""
+    return " \\\n".join(f"{option} {shlex.quote(value)}" for option, value in args)
 
 
 def flat(args: Args) -> list[str]:

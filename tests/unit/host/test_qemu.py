@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """QEMU's arguments: ready to paste."""
 
-import shlex
 from pathlib import Path
+from subprocess import run
 
 from vhostpci_host import qemu
 from vhostpci_host.config import DeviceConfig
 
 DEVICE = DeviceConfig(name="web", memory=2**30)
 MANY = DeviceConfig(name="web", memory=2**30, queue_pairs=4)
+
+
+def pasted(text: str) -> list[str]:
+    """Return the words that a shell makes of it."""
+    command = ["sh", "-c", f"printf '%s\\n' {text}"]
+    return run(command, capture_output=True, text=True).stdout.splitlines()
 
 
 def values(args: qemu.Args, option: str) -> list[str]:
@@ -58,4 +64,10 @@ def test_comma_and_space_in_a_path_survive_qemu_and_the_shell() -> None:
     device = DeviceConfig(name="web", memory=2**30, run_dir=Path("/a, b"))
     args = qemu.slave(device)
     assert "path=/a,, b/web.ivshmem" in values(args, "-chardev")[0]
-    assert shlex.split(qemu.text(args)) == qemu.flat(args)
+    assert pasted(qemu.text(args)) == qemu.flat(args)
+
+
+def test_text_is_one_option_a_line_and_one_command_when_pasted() -> None:
+    args = qemu.master(DEVICE)
+    assert len(qemu.text(args).splitlines()) == len(args)
+    assert pasted(qemu.text(args)) == qemu.flat(args)
