@@ -29,6 +29,8 @@ class FakePlane:
         self.refuses: dict[int, RingRefused] = {}
         self.refuse_once: Callable[[], RingRefused] | None = None
         """Makes what the next start is refused with."""
+        self.watch: Callable[[str, int], None] = lambda _what, _index: None
+        """Is told of each start and stop, when it happens."""
         self.closed = False
         self._events = new_eventfd()
         self._reports: dict[int, RingReport] = {}
@@ -50,6 +52,7 @@ class FakePlane:
             raise make()
         if index in self.refuses:
             raise self.refuses[index]
+        self.watch("start", index)
         self.running[index] = start
         self.starts.append((index, start.base))
         self.move(index, start.base)
@@ -58,6 +61,7 @@ class FakePlane:
         """Stop a ring."""
         if index in self.stuck:
             raise TimeoutError("stuck")
+        self.watch("stop", index)
         self.stops.append(index)
         self.running.pop(index, None)
         return self._reports[index].index

@@ -113,6 +113,23 @@ def test_quiesce_is_answered_after_the_ring_has_stopped(bench: Bench) -> None:
     assert bench.daemon.poked()
 
 
+def test_answer_comes_after_the_stops_and_before_the_starts(bench: Bench) -> None:
+    before = bench.publish(*pair(2))
+    answered = []
+
+    def watch(what: str, index: int) -> None:
+        answered.append((what, index, bench.daemon.agent().generation))
+
+    bench.plane.watch = watch
+    after = bench.publish(*pair(3))
+    assert answered == [
+        ("stop", 0, before),
+        ("stop", 1, before),
+        ("start", 0, after),
+        ("start", 1, after),
+    ]
+
+
 def test_ring_that_does_not_stop_is_not_answered_for(bench: Bench) -> None:
     before = bench.publish(*pair(2))
     bench.plane.stuck = {0}
