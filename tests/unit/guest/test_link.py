@@ -441,6 +441,7 @@ def test_ring_waits_for_the_peer_that_it_is_to_call(bench: Bench) -> None:
     bench.device.absent = set()
     bench.look()
     assert bench.running == {0, 1}
+    assert bench.link.interval == TICK
 
 
 def test_ring_without_call_never_interrupts(bench: Bench) -> None:
