@@ -347,6 +347,30 @@ def test_chains_of_more_pieces_than_a_read_takes_are_used_in_turn(start: int) ->
         assert pair.status(RX).stats.spilled == 1
 
 
+def test_chains_of_many_pieces_do_not_overrun_the_store(start: int) -> None:
+    with Pair(start=start, num=8192) as pair:
+        buffer = pair.memory.allocate(1)
+        for _ in range(8):
+            pair.rx.offer(*[Desc(buffer, 1)] * 1000)
+        for length in (900, 1900, 2900, 800):
+            pair.tap.send(packet(length))
+        pair.settle()
+        assert [u.len for u in pair.rx.collect()] == [912, 1000, 912, 812]
+        assert pair.status(RX).stats.drop_no_room == 1  # 2,045 pieces at most
+        assert pair.state(RX) == RingState.RUNNING
+
+
+def test_the_store_makes_room_for_chains_of_many_pieces(start: int) -> None:
+    with Pair(start=start, num=2048, hold=100) as pair:
+        for _ in range(20):
+            pair.rx.post(*[1] * 600)
+            pair.tap.send(packet(1000))
+            pair.settle()
+            pair.rx.post(*[1] * 600)
+            pair.settle()
+            delivered(pair.rx.collect(), 1000)
+
+
 def test_a_ring_full_of_tiny_buffers_drops_what_cannot_fit(start: int) -> None:
     with Pair(start=start, num=2048, hold=100) as pair:
         for _ in range(2048):
