@@ -90,11 +90,11 @@ class Client:
         """
         room = ivshmem.SIZE - len(self._partial)
         try:
-            data, fds, _flags, _address = socket.recv_fds(
-                self._socket, room, 4, socket.MSG_CMSG_CLOEXEC
-            )
+            data, fds, _flags, _address = socket.recv_fds(self._socket, room, 4)
         except BlockingIOError:
             return False
+        for fd in fds:  # Python 3.11's recv_fds() drops MSG_CMSG_CLOEXEC
+            os.set_inheritable(fd, False)
         self._fds += fds
         if not data:
             raise ServerGone(f"{self.name}: the server has closed the connection")

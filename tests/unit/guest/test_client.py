@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.fakes.ivshmem_server import SIZE, FakeServer
 
+from tests.fakes.ivshmem_server import SIZE, FakeServer
 from vhostpci_guest.client import MAX_DOORBELLS, Client, ServerGone
 from vhostpci_guest.device import Eventfd, Unusable, drain, new_eventfd, signal
 from vhostpci_guest.sources import HANDSHAKE, RETRY, SocketSource
@@ -63,6 +63,15 @@ def test_vector_is_signalled_by_the_server(server: FakeServer, client: Client) -
     assert vector is not None
     assert drain(vector)
     assert client.vector(3) is None
+
+
+def test_programs_that_we_start_inherit_no_descriptor(
+    server: FakeServer, client: Client
+) -> None:
+    server.greet()
+    client.receive()
+    ours = [client.vector(index) for index in range(client.vector_count)]
+    assert not any(fd is None or os.get_inheritable(fd) for fd in ours)
 
 
 def test_doorbell_rings_at_the_peer(server: FakeServer, client: Client) -> None:
