@@ -136,8 +136,10 @@ class Metadata:
         """
         for _ in range(_RETRIES):
             before = self.generation()
+            if before % 2:
+                continue  # a copy is dear where the window is not cached
             data = self._read(0, md.DAEMON_END)
-            if before % 2 == 0 and self.generation() == before:
+            if self.generation() == before:
                 self.header()
                 return md.Snapshot.parse(before, data)
         return None
