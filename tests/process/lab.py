@@ -214,7 +214,8 @@ class Lab:
         return received(self.run_in_slave(*command))
 
 
-PING = ("ping", "-n", "-q", "-i", "0.02", "-W", "2")
+# Once replies have come, ping waits one interval for the last one, not -W.
+PING = ("ping", "-n", "-q", "-i", "0.1", "-W", "2")
 
 
 def received(done: subprocess.CompletedProcess[str]) -> int:

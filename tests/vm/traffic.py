@@ -32,8 +32,9 @@ class Ping:
 
 def ping(source: Vm, address: str, count: int = 10) -> Ping:
     """Ping ``address``; lost packets are a result, not an error."""
+    # Once replies have come, ping waits one interval for the last one, not -W.
     output = source.run(
-        f"ping -n -q -c {count} -i 0.1 -W 2 {address}",
+        f"ping -n -q -c {count} -i 0.2 -W 2 {address}",
         timeout=count * 2 + 10,
         check=False,
     ).stdout
