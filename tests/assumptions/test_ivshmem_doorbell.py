@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+
 from tests.assumptions import qtest
 
 pytestmark = pytest.mark.vm

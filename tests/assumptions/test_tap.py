@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
+
 from tests.fakes.netns import private_network
 
 pytestmark = pytest.mark.process

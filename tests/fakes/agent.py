@@ -8,7 +8,6 @@ from typing import Self
 
 from tests.fakes.loop import ManualLoop
 from tests.fakes.ports import RecordedSlave
-
 from vhostpci_shared import access
 from vhostpci_shared import metadata as md
 

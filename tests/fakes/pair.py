@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import Self, TypedDict, TypeVar, Unpack
 
 from tests.fakes.driver import Driver, Machine
-
 from vhostpci_guest.ring import (
     Call,
     Eventfd,

@@ -15,13 +15,13 @@ from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tests.conftest import open_descriptors
 from tests.fakes.frontend import USER_BASE, Dropped, FrontEnd, Refused, RingAt
 from tests.fakes.loop import ManualLoop
 from tests.fakes.ports import RecordedSlave
 from tests.fakes.windows import MIB
 from tests.unit.host.scene import Scene, ToDevice
-
 from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import Request

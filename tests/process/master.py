@@ -22,7 +22,6 @@ from typing import Self
 
 from tests.fakes.driver import Desc, Driver, Memory, Region
 from tests.fakes.frontend import NO_FEATURES, FrontEnd, RingAt, Socket, region
-
 from vhostpci_guest.ring import address_of
 from vhostpci_guest.tap import (
     IFF_NO_PI,

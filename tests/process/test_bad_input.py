@@ -5,6 +5,7 @@ import os
 import socket
 
 import pytest
+
 from tests.fakes.frontend import Refused
 from tests.process.lab import SLAVE_TAP, Lab, run
 

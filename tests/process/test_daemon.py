@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+
 from tests.fakes.frontend import (
     Dropped,
     FrontEnd,
@@ -32,7 +33,6 @@ from tests.fakes.frontend import (
     Socket,
     region,
 )
-
 from vhostpci_shared import access, ivshmem
 from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu

@@ -5,6 +5,7 @@ import signal
 import time
 
 import pytest
+
 from tests.process.lab import Lab, Program, wait_for
 from tests.process.master import RX, TX, Master
 

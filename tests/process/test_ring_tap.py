@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
+
 from tests.fakes.netns import private_network
 from tests.fakes.pair import RX, TX, Pair, eventually
-
 from vhostpci_guest.ring import Fault, RingIndex, RingState
 
 pytestmark = [

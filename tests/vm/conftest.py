@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.vm import pair
 from tests.vm.image import CHECKOUT
 from tests.vm.pair import Pair

@@ -7,6 +7,7 @@ virtio-net ------ vhost-user, ivshmem ------ vhostpci-guest -- TAP
 """
 
 import pytest
+
 from tests.vm import traffic
 from tests.vm.pair import SLAVE_ADDRESS, TAP, Pair
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.vm import image
 from tests.vm.channel import GuestError, GuestGoneError
 from tests.vm.harness import Vm

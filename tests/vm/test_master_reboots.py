@@ -7,6 +7,7 @@ virtio-net ------ vhost-user, ivshmem ------ vhostpci-guest -- TAP
 """
 
 import pytest
+
 from tests.vm.pair import Pair
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]

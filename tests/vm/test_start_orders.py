@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.vm import pair
 from tests.vm.daemon import Daemon
 from tests.vm.pair import TAP, Pair

@@ -7,6 +7,7 @@ virtio-net ------ vhost-user, ivshmem ------ vhostpci-guest --bind ... -- TAP
 """
 
 import pytest
+
 from tests.vm import traffic
 from tests.vm.harness import Vm
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Pair

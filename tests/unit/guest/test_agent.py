@@ -12,9 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
 from tests.fakes.bar import FakeDaemon, FakeDevice, pair
 from tests.fakes.plane import FakePlane, FakePort
-
 from vhostpci_guest import control
 from vhostpci_guest.agent import Agent, stopped_by_signals
 from vhostpci_guest.control import Control

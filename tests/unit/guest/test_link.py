@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tests.fakes.bar import MEMORY, RUNS, FakeDaemon, FakeDevice, pair, ring
 from tests.fakes.plane import FakePlane, FakePort
-
 from vhostpci_guest.dataplane import RingRefused
 from vhostpci_guest.device import Unusable
 from vhostpci_guest.link import FAST, SLOW, TICK, Link

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fakes.sysfs import FakeSystem
 
+from tests.fakes.sysfs import FakeSystem
 from vhostpci_guest import __version__, control, pci, tap
 from vhostpci_guest.__main__ import main, parser
 from vhostpci_guest.device import Unusable

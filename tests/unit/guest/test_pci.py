@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.fakes.sysfs import BAR2, FakeSystem, config
 
+from tests.fakes.sysfs import BAR2, FakeSystem, config
 from vhostpci_guest import bindings, pci
 from vhostpci_guest.device import Unusable
 from vhostpci_guest.pci import PciDevice

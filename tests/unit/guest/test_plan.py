@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.fakes.bar import FEATURES, MEMORY, RUNS, SIZE, ring
 
+from tests.fakes.bar import FEATURES, MEMORY, RUNS, SIZE, ring
 from vhostpci_guest.device import Unusable, Window
 from vhostpci_guest.plan import (
     NOTHING,

@@ -4,9 +4,9 @@
 from itertools import pairwise
 
 import pytest
+
 from tests.fakes.driver import INDIRECT, NEXT, WRITE, Desc
 from tests.fakes.pair import HDR, RX, TX, Pair
-
 from vhostpci_guest.ring import Fault, RingState
 
 pytestmark = pytest.mark.parametrize("start", [0, 2**16 - 2])

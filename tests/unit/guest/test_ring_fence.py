@@ -2,9 +2,9 @@
 """The fence: a ring that is somebody else's by now is not touched."""
 
 import pytest
+
 from tests.fakes.driver import WRITE, Desc
 from tests.fakes.pair import HDR, RX, TX, Pair
-
 from vhostpci_guest.ring import Fault, RingError, RingIndex, RingState
 
 pytestmark = pytest.mark.parametrize("start", [0, 2**16 - 2])

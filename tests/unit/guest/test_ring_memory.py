@@ -4,9 +4,9 @@
 import errno
 
 import pytest
+
 from tests.fakes.driver import MIB, Desc
 from tests.fakes.pair import HDR, RX, TX, Pair
-
 from vhostpci_guest.ring import Fault, MemRegion, RingError, RingState, Worker
 
 pytestmark = pytest.mark.parametrize("start", [0, 2**16 - 2])

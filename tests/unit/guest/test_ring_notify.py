@@ -2,9 +2,9 @@
 """Kicks and calls: sent when they are wanted, and only then."""
 
 import pytest
+
 from tests.fakes.driver import NO_NOTIFY
 from tests.fakes.pair import HDR, RX, TX, Pair
-
 from vhostpci_guest.ring import Doorbell
 
 pytestmark = pytest.mark.parametrize("start", [0, 2**16 - 2])

@@ -4,9 +4,9 @@
 import time
 
 import pytest
+
 from tests.fakes.driver import Desc, Used
 from tests.fakes.pair import HDR, RX, Pair
-
 from vhostpci_guest.ring import Fault, RingState
 
 pytestmark = pytest.mark.parametrize("start", [0, 2**16 - 2])
@@ -202,10 +202,10 @@ def test_a_ring_of_empty_chains_does_not_overrun_the_worker(start: int) -> None:
         pair.rx.put_desc(0, Desc(0, 0, 2))
         pair.rx.put_desc(1, Desc(pair.memory.allocate(100), 100, 2))
         for i in range(32768):
-            pair.rx.put_avail(int(i % 2000 == 1023))
+            pair.rx.put_avail(int(i % 1000 == 999))
         pair.rx.publish(pair.rx.avail_idx)
         for _ in range(3):
-            pair.tap.send(packet(80))
+            pair.tap.send(packet(150))  # two of the full ones, 999 between
         pair.settle()
         assert pair.state(RX) == RingState.RUNNING
         assert pair.status(RX).stats.packets == 3

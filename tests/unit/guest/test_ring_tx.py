@@ -4,9 +4,9 @@
 import socket
 
 import pytest
+
 from tests.fakes.driver import Desc
 from tests.fakes.pair import HDR, TX, Pair
-
 from vhostpci_guest.ring import Fault, RingState
 
 pytestmark = pytest.mark.parametrize("start", [0, 2**16 - 2])

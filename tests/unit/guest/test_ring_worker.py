@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import fields
 
 import pytest
+
 from tests.fakes.driver import Desc
 from tests.fakes.pair import (
     HDR,
@@ -20,7 +21,6 @@ from tests.fakes.pair import (
     eventually,
     wait_for,
 )
-
 from vhostpci_guest.ring import (
     Fault,
     RingError,
@@ -214,6 +214,17 @@ def test_a_worker_whose_tap_is_full_sleeps(start: int) -> None:
         while got < 200:
             got += len(pair.packets())
             time.sleep(0)
+
+
+def test_a_worker_that_waits_for_kicks_sleeps_though_the_tap_is_gone(
+    start: int,
+) -> None:
+    with Pair(start=start, threaded=True) as pair:
+        pair.tap.close()
+        time.sleep(0.05)
+        before = cpu_time("vhostpci-0")
+        time.sleep(0.2)
+        assert cpu_time("vhostpci-0") - before < 0.01
 
 
 def test_polling_backs_off(start: int) -> None:

@@ -8,9 +8,9 @@ import os
 from collections.abc import Iterator
 
 import pytest
+
 from tests.fakes.driver import Driver, Machine
 from tests.fakes.pair import HDR, eventually
-
 from vhostpci_guest import net
 from vhostpci_guest.dataplane import RingRefused, RingStart, used_index
 from vhostpci_guest.device import Eventfd, Mmio, drain

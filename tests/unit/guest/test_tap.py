@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.fakes.netns import private_network
 
+from tests.fakes.netns import private_network
 from vhostpci_guest import tap
 from vhostpci_guest.device import Unusable
 from vhostpci_guest.net import options

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.fakes.frontend import Direct, FrontEnd, region
 from tests.fakes.loop import ManualLoop
 from tests.fakes.windows import MIB, Ram
 from tests.unit.host.scene import Scene
-
 from vhostpci_host.backend import Backend
 
 

@@ -16,7 +16,6 @@ from tests.fakes.agent import FakeAgent
 from tests.fakes.frontend import Dropped, FrontEnd, RingAt, region
 from tests.fakes.loop import ManualLoop
 from tests.fakes.ports import RecordedMaster, RecordedSlave
-
 from vhostpci_host.arena import Arena
 from vhostpci_host.config import DeviceConfig
 from vhostpci_host.device import Device

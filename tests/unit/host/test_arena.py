@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from tests.fakes.frontend import region
 from tests.fakes.windows import MIB
-
 from vhostpci_host import arena as arena_module
 from vhostpci_host.arena import Arena, ArenaWindows, mapped_private
 from vhostpci_host.config import DeviceConfig

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+
 from tests.fakes.frontend import (
     Direct,
     FrontEnd,
@@ -14,7 +15,6 @@ from tests.fakes.frontend import (
     region,
 )
 from tests.fakes.windows import MIB, Ram
-
 from vhostpci_host.backend import Answer, Backend, Quiesce
 from vhostpci_host.message import Message
 from vhostpci_shared import vhost_user as vu

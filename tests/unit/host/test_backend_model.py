@@ -6,10 +6,10 @@ import os
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from tests.conftest import open_descriptors
 from tests.fakes.frontend import RingAt, region
 from tests.fakes.windows import MIB, Ram
-
 from vhostpci_host.backend import Answer, Backend, Quiesce
 from vhostpci_host.fds import Fd
 from vhostpci_host.message import Message

@@ -9,9 +9,9 @@ from contextlib import closing
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tests.conftest import open_descriptors
 from tests.fakes.loop import ManualLoop
-
 from vhostpci_host import endpoint
 from vhostpci_host.connections import MAX_QUEUE, MasterConnection, SlaveConnection
 from vhostpci_host.fds import Notifier

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+
 from tests.fakes.frontend import FrontEnd, RingAt
 from tests.fakes.loop import ManualLoop
 from tests.fakes.windows import MIB
 from tests.unit.host.scene import Scene
-
 from vhostpci_host.device import QUIESCE
 from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu

@@ -8,10 +8,10 @@ import os
 from collections.abc import Iterator
 
 import pytest
+
 from tests.conftest import open_descriptors
 from tests.fakes.frontend import USER_BASE, Direct, FrontEnd, RingAt, region
 from tests.fakes.windows import MIB, Ram
-
 from vhostpci_host.backend import HANDLERS, Backend
 from vhostpci_host.fds import Fd
 from vhostpci_host.message import Message

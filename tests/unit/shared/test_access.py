@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.shared.test_metadata import DEVICE, REGION, RING
 
+from tests.unit.shared.test_metadata import DEVICE, REGION, RING
 from vhostpci_shared import access
 from vhostpci_shared import metadata as md
 from vhostpci_shared.wire import ProtocolError
