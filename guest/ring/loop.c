@@ -148,7 +148,7 @@ static bool loop_arm(struct worker *w)
 		else if (r)
 			more = true;
 	}
-	return more || __atomic_load_n(&w->control, __ATOMIC_RELAXED);
+	return more;
 }
 
 /* How long to sleep at most; UINT64_MAX: until something happens. */
