@@ -7,6 +7,7 @@
 enum {
 	RX_CHAINS = 1024, /* parsed ahead; power of two */
 	RX_IOVS = 4096,
+	RX_WINDOW = 256, /* packets, of which the longest says what to offer */
 	/* Takes what exceeds the buffers: at least a byte over any packet. */
 	RX_SPILL = RING_MAX_PACKET + 64
 };
@@ -22,6 +23,9 @@ struct rx {
 	uint32_t held; /* length of a packet that waits for buffers, or 0 */
 	uint64_t held_until; /* CLOCK_MONOTONIC, or 0 */
 	uint64_t hold_ns;
+	uint32_t want; /* bytes to offer to the next read */
+	uint32_t longest; /* packet in this window, with its header */
+	uint32_t window; /* packets left in it */
 	uint64_t cap; /* bytes in all chains here */
 	uint64_t read_cap; /* bytes, and iovecs, offered to the last read */
 	uint32_t read_iov;
