@@ -3,6 +3,7 @@
 
 import gc
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,42 @@ settings.register_profile(
     ],
 )
 settings.load_profile("vhostpci")
+
+
+NEEDS = {
+    "process": (
+        "/dev/net/tun",
+        "ip",
+        "iperf3",
+        "nsenter",
+        "ping",
+        "setpriv",
+        "unshare",
+    ),
+    "vm": (
+        *("/usr/bin/python3.11", "apt-get", "depmod", "dpkg-deb", "ldconfig"),
+        *("modprobe", "nsenter", "qemu-system-x86_64", "readelf", "setpriv", "tar"),
+    ),
+}
+"""What the tests with these markers need of the machine, beside root."""
+
+
+def lacking(marker: str) -> list[str]:
+    """Return what this machine has not."""
+    lacks = [
+        need
+        for need in NEEDS[marker]
+        if not (shutil.which(need) or (need.startswith("/dev") and Path(need).exists()))
+    ]
+    return [*lacks, "root"] if os.geteuid() else lacks
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip where something is missing, and name it; in CI that is a failure."""
+    for marker in NEEDS:
+        if item.get_closest_marker(marker) and (lacks := lacking(marker)):
+            stop = pytest.fail if os.environ.get("CI") else pytest.skip
+            stop(f"missing: {', '.join(lacks)} (tools/setup installs what it can)")
 
 
 def open_descriptors() -> dict[int, str]:

@@ -15,18 +15,19 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fakes.netns import private_network
+from tests.fakes.tap import (
+    HEADER,
+    TUN_F_CSUM,
+    TUN_F_TSO4,
+    TUNSETCARRIER,
+    TUNSETOFFLOAD,
+    open_tap,
+)
 
 pytestmark = pytest.mark.process
 
-TUNSETIFF = 0x400454CA
-TUNSETOFFLOAD = 0x400454D0
-TUNSETVNETHDRSZ = 0x400454D8
-TUNSETCARRIER = 0x400454E2
-IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
-TUN_F_CSUM, TUN_F_TSO4 = 1, 2
 GSO_TCPV4 = 1
 
-HEADER = struct.Struct("<BBHHHHH")
 PLAIN = HEADER.pack(0, 0, 0, 0, 0, 0, 0)
 FRAME = b"\xff" * 6 + b"\x02\0\0\0\0\x01" + b"\x88\xb5" + bytes(86)
 
@@ -35,11 +36,8 @@ FRAME = b"\xff" * 6 + b"\x02\0\0\0\0\x01" + b"\x88\xb5" + bytes(86)
 def tap() -> Iterator[int]:
     """Yield a TAP queue with 12-byte virtio-net headers; its interface is down."""
     with private_network():
-        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+        fd = open_tap("tap0")
         try:
-            flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
-            fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", b"tap0", flags))
-            fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", HEADER.size))
             yield fd
         finally:
             os.close(fd)

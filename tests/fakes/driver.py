@@ -24,17 +24,12 @@ MIB = 1 << 20
 
 
 class Region:
-    """A memfd mapped on its own: neighbours in the master are none here."""
+    """A memfd, or another file, mapped on its own: neighbours are none here."""
 
-    def __init__(self, guest_addr: int, size: int) -> None:
+    def __init__(self, guest_addr: int, size: int, fd: int | None = None) -> None:
         self.guest_addr = guest_addr
         self.size = size
-        fd = os.memfd_create("master")
-        try:
-            os.ftruncate(fd, size)
-            self._map = mmap.mmap(fd, size)
-        finally:
-            os.close(fd)
+        self._map = mmap.mmap(fd, size) if fd is not None else _memory(size)
         self.host_addr = address_of(self._map)
         self.bytes = memoryview(self._map)
         # An aligned access through a cast is one load or store, as in a driver;
@@ -49,6 +44,15 @@ class Region:
         for view in (*self.words.values(), self.bytes):
             view.release()
         self._map.close()
+
+
+def _memory(size: int) -> mmap.mmap:
+    fd = os.memfd_create("master")
+    try:
+        os.ftruncate(fd, size)
+        return mmap.mmap(fd, size)
+    finally:
+        os.close(fd)
 
 
 class Memory:

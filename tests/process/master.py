@@ -9,11 +9,8 @@ The driver's side of the rings is `tests/fakes/driver.py`, QEMU's side of vhost-
 64 KiB, and takes what the other side sends in as many buffers as it needs.
 """
 
-import fcntl
-import mmap
 import os
 import select
-import struct
 import threading
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -22,27 +19,16 @@ from typing import Self
 
 from tests.fakes.driver import Desc, Driver, Memory, Region
 from tests.fakes.frontend import NO_FEATURES, FrontEnd, RingAt, Socket, region
-from vhostpci_guest.ring import address_of
-from vhostpci_guest.tap import (
-    IFF_NO_PI,
-    IFF_TAP,
-    IFF_VNET_HDR,
-    TUNSETIFF,
-    TUNSETOFFLOAD,
-    TUNSETVNETHDRSZ,
-    Offload,
-)
+from tests.fakes.tap import HEADER, TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, open_tap
 from vhostpci_shared.virtio import Feature
 
 TAP = "mtap0"
-HEADER = 12
 NUM = 256
 RX_BUFFER = 2048
 TX_BUFFER = 1 << 17
 LONGEST = 65600
 RINGS = 0x10000
 BUFFERS = 0x100000
-OFFLOADS = Offload.CSUM | Offload.TSO4 | Offload.TSO6
 RX, TX = 0, 1
 
 
@@ -50,16 +36,8 @@ class ArenaRegion(Region):
     """The arena as the master's QEMU maps it: RAM at the file's start."""
 
     def __init__(self, path: Path, size: int) -> None:
-        self.guest_addr, self.size = 0, size
         self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        self._map = mmap.mmap(self.fd, size)
-        self.host_addr = address_of(self._map)
-        self.bytes = memoryview(self._map)
-        self.words = {
-            2: self.bytes.cast("H"),
-            4: self.bytes.cast("I"),
-            8: self.bytes.cast("Q"),
-        }
+        super().__init__(0, size, self.fd)
 
     def close(self) -> None:
         super().close()
@@ -86,7 +64,7 @@ class Master:
     def __init__(self, socket: Path, arena: Path, size: int) -> None:
         self.memory = ArenaMemory(arena, size)
         self._socket = socket
-        self.tap = _open_tap()
+        self.tap = open_tap(TAP, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6)
         self.frontend = self._connect()
         self.card: Card | None = None
 
@@ -137,15 +115,6 @@ class Master:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _open_tap() -> int:
-    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
-    fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", TAP.encode(), flags))
-    fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", HEADER))
-    fcntl.ioctl(fd, TUNSETOFFLOAD, int(OFFLOADS))
-    return fd
 
 
 class Card:
@@ -236,7 +205,7 @@ class Card:
             self._slots.append(self._used_slots.pop(used.head))
         for _ in range(len(self._slots)):
             try:
-                packet = os.read(self._tap, HEADER + LONGEST)
+                packet = os.read(self._tap, HEADER.size + LONGEST)
             except OSError:
                 break
             slot = self._slots.pop()

@@ -4,7 +4,6 @@
 driver ── rings in memory ── worker ── TAP, in a network namespace of its own
 """
 
-import fcntl
 import json
 import os
 import socket
@@ -17,6 +16,7 @@ import pytest
 
 from tests.fakes.netns import private_network
 from tests.fakes.pair import RX, TX, Pair, eventually
+from tests.fakes.tap import HEADER, TUN_F_CSUM, TUN_F_TSO4, open_tap
 from vhostpci_guest.ring import Fault, RingIndex, RingState
 
 pytestmark = [
@@ -24,11 +24,6 @@ pytestmark = [
     pytest.mark.parametrize("start", [0, 2**16 - 2]),
 ]
 
-TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ = 0x400454CA, 0x400454D0, 0x400454D8
-IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
-TUN_F_CSUM, TUN_F_TSO4 = 1, 2
-
-HEADER = struct.Struct("<BBHHHHH")
 PLAIN = HEADER.pack(0, 0, 0, 0, 0, 0, 0)
 FRAME = b"\xff" * 6 + b"\x02\0\0\0\0\x01" + b"\x88\xb5" + bytes(range(100))
 
@@ -41,12 +36,8 @@ def ip(*words: str) -> None:
 def tap() -> Iterator[int]:
     """Yield a queue of a TAP that is up, quiet, and has 12-byte headers."""
     with private_network():
-        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+        fd = open_tap("tap0", TUN_F_CSUM | TUN_F_TSO4)
         try:
-            flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
-            fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", b"tap0", flags))
-            fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", HEADER.size))
-            fcntl.ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4)
             with open("/proc/sys/net/ipv6/conf/tap0/disable_ipv6", "w") as sysctl:
                 sysctl.write("1")
             ip("link", "set", "tap0", "up")

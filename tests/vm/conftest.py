@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Booted VMs for the tests, and what happens where they cannot run.
+"""Booted VMs for the tests.
 
 One pair of VMs serves all tests that leave it as they found it; those that say how
 VMs start boot their own.
@@ -15,21 +15,6 @@ import pytest
 from tests.vm import pair
 from tests.vm.image import CHECKOUT
 from tests.vm.pair import Pair
-from tests.vm.qemu import BINARY
-
-TOOLS = [
-    *(BINARY, "setpriv", "nsenter", "unshare", "apt-get", "dpkg-deb", "tar"),
-    *("depmod", "modprobe", "readelf", "ldconfig", "/usr/bin/python3.11"),
-]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _tools() -> None:
-    """Skip where a tool is missing, and name it; fail in CI."""
-    missing = [tool for tool in TOOLS if not shutil.which(tool)]
-    if missing:
-        stop = pytest.fail if os.environ.get("CI") else pytest.skip
-        stop(f"missing: {', '.join(missing)} (tools/setup installs it)")
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +29,7 @@ def logs(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def booted(_tools: None, logs: Path) -> Iterator[Pair]:
+def booted(logs: Path) -> Iterator[Pair]:
     """Both VMs up for the whole run; no agent runs."""
     with pair.booted(logs / "shared") as link:
         yield link
