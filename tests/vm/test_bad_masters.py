@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A master VM with the wrong memory: refused, with what to change, and it boots.
+
+master, made wrongly       vhostpci-host
+   virtio-net ------ vhost-user
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vm import image, wheels
+from tests.vm.daemon import Daemon
+from tests.vm.harness import Vm
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def daemon(logs: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    """A daemon that no VM is connected to."""
+    with Daemon("bad", memory="512M", logs=logs / request.node.name) as daemon:
+        yield daemon
+
+
+def boot(daemon: Daemon, change: Callable[[str], str]) -> None:
+    """Boot a master, each of whose arguments is changed, up to its driver."""
+    args = [change(word) for word in daemon.qemu_args("master")]
+    guest = image.build(wheels.guest_wheels())
+    with Vm("master", guest, logs=daemon.log.parent, args=args) as vm:
+        vm.wait_ready()
+        vm.run("modprobe virtio_net && ip link set eth0 up")
+        assert vm.is_running()
+
+
+def test_memory_that_is_not_shared(daemon: Daemon) -> None:
+    boot(daemon, lambda word: word.replace("share=on", "share=off"))
+    said = daemon.output()
+    assert "privately" in said
+    assert "share=on" in said
+
+
+def test_memory_that_is_not_the_arena(daemon: Daemon, tmp_path: Path) -> None:
+    """The memory of another device, as after a copied command line."""
+    other = tmp_path / "other"
+    other.write_bytes(b"")
+    with other.open("r+b") as file:
+        file.truncate(2**30)
+    arena = str(daemon.memory_dir / "bad")
+    boot(daemon, lambda word: word.replace(f"mem-path={arena}", f"mem-path={other}"))
+    said = daemon.output()
+    assert "is not the arena" in said
+    assert f"mem-path={arena}" in said
+
+
+def test_next_master_with_the_right_memory_is_served(daemon: Daemon) -> None:
+    boot(daemon, lambda word: word.replace("share=on", "share=off"))
+    assert "started rings" not in daemon.output()
+    boot(daemon, lambda word: word)
+    assert "started rings" in daemon.output()
