@@ -294,24 +294,24 @@ class Backend:
         memory = MemoryMap()
         for region, fd in zip(payload.regions, message.fds, strict=True):
             memory = memory.add(self._windows.place(region, fd))
-        yield from self._stopped(self._all())
-        self._set_memory(memory)
+        yield from self._change_memory(memory)
         return None
 
     def _add_mem_reg(self, payload: vu.SingleRegion, message: Message) -> Steps:
         memory = self.memory.add(self._windows.place(payload.region, message.fds[0]))
-        yield from self._stopped(self._all())
-        self._set_memory(memory)
+        if memory != self.memory:
+            yield from self._change_memory(memory)
         return None
 
     def _rem_mem_reg(self, payload: vu.SingleRegion, _: Message) -> Steps:
         memory = self.memory.remove(payload.region)
-        yield from self._stopped(self._all())
-        self._set_memory(memory)
+        if memory != self.memory:
+            yield from self._change_memory(memory)
         return None
 
-    def _set_memory(self, memory: MemoryMap) -> None:
+    def _change_memory(self, memory: MemoryMap) -> Wait:
         """Find the rings again; one that is in no region waits for its region."""
+        yield from self._stopped(self._all())
         self.memory = memory
         for ring in self.rings:
             try:

@@ -53,11 +53,15 @@ class MemoryMap:
     regions: tuple[Placed, ...] = ()
 
     def add(self, placed: Placed) -> "MemoryMap":
-        """Return the map with one more region.
+        """Return the map with one more region; one that is there is no news.
+
+        QEMU 7.2 tells of a region once for each queue pair.
 
         Raises:
             ProtocolError: it overlaps another, or the table is full.
         """
+        if placed in self.regions:
+            return self
         if len(self.regions) >= md.MAX_REGIONS:
             raise ProtocolError(f"more than {md.MAX_REGIONS} memory regions")
         for other in self.regions:
@@ -68,13 +72,9 @@ class MemoryMap:
     def remove(self, region: MemRegion) -> "MemoryMap":
         """Return the map without `region`, whose mmap_offset is ignored.
 
-        Raises:
-            ProtocolError: there is no such region.
+        One that is not there may have gone when another queue pair said so.
         """
-        rest = tuple(p for p in self.regions if not _same(p.region, region))
-        if len(rest) == len(self.regions):
-            raise ProtocolError(f"no such memory region to remove: {region}")
-        return MemoryMap(rest)
+        return MemoryMap(tuple(p for p in self.regions if not _same(p.region, region)))
 
     def guest_addr(self, user_addr: int, size: int) -> int:
         """Return the guest physical address of a range at the front-end's address.

@@ -218,6 +218,26 @@ def test_memory_may_come_in_single_regions(ram: Ram) -> None:
         assert [p.region for p in backend.memory.regions] == [low]
 
 
+def test_memory_told_once_for_each_queue_pair_disturbs_no_ring(ram: Ram) -> None:
+    """QEMU 7.2 adds, and removes, each region for each of its vhost devices."""
+    backend = Backend(2, ram)
+    quiesced: list[frozenset[int]] = []
+    one = vu.SingleRegion(region(ram.size))
+    direct = Direct(backend, quiesced.append)
+    with FrontEnd(direct, [], queue_pairs=2, acks=~ProtocolFeature(0)) as qemu:
+        qemu.connect()
+        qemu.send(Request.ADD_MEM_REG, one, ram.fd, need_reply=True)
+        qemu.start_ring(RX)
+        qemu.enable()
+        qemu.send(Request.ADD_MEM_REG, one, ram.fd, need_reply=True)
+        assert backend.runs(0)
+        assert quiesced == []
+        qemu.send(Request.REM_MEM_REG, one, need_reply=True)
+        qemu.send(Request.REM_MEM_REG, one, need_reply=True)
+        assert quiesced == [{0}]
+        assert direct.refusals == []
+
+
 def test_ring_waits_while_its_region_is_away(
     ram: Ram, backend: Backend, qemu: FrontEnd
 ) -> None:

@@ -64,8 +64,12 @@ def test_any_range_is_in_the_region_that_holds_all_of_it(start: int, size: int) 
 def test_region_is_removed_whatever_its_offset_is_said_to_be() -> None:
     left = MAP.remove(MemRegion(0xC0000, 0x40000, 0x700C_0000, 12345))
     assert left.regions == (LOW,)
-    with pytest.raises(ProtocolError, match="no such memory region"):
-        left.remove(HIGH.region)
+    assert left.remove(HIGH.region) == left
+
+
+def test_region_that_is_there_is_no_news() -> None:
+    assert MAP.add(LOW) == MAP
+    assert MAP.add(HIGH) == MAP
 
 
 def test_metadata_shows_where_each_region_is() -> None:
