@@ -2,7 +2,7 @@
 """A data plane and a port that move nothing, and remember what they were told."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 
 from vhostpci_guest.dataplane import RingRefused, RingReport, RingStart
@@ -99,6 +99,7 @@ class FakePort(Port):
         self.options: NetOptions | None = None
         self.told_mtu = 0
         self.plugged = False
+        self.used: frozenset[int] = frozenset()
         self.deleted = False
         """Whether somebody has deleted the TAP."""
 
@@ -126,6 +127,10 @@ class FakePort(Port):
     def set_options(self, options: NetOptions) -> None:
         """Remember them."""
         self.options = options
+
+    def use_queues(self, pairs: Set[int]) -> None:
+        """Remember them."""
+        self.used = frozenset(pairs)
 
     def check(self) -> None:
         """Miss what was deleted."""

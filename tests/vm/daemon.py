@@ -24,10 +24,12 @@ class DaemonError(Exception):
 class Daemon:
     """``vhostpci-host run NAME`` with directories of its own."""
 
-    def __init__(self, name: str, *, memory: str, logs: Path) -> None:
+    def __init__(
+        self, name: str, *, memory: str, logs: Path, queue_pairs: int = 1
+    ) -> None:
         self.name = name
         self.log = logs / f"{name}.daemon.log"
-        self._memory = memory
+        self._options = ["--memory", memory, "--queue-pairs", str(queue_pairs)]
         self._environment = os.environ | {"PYTHONPATH": str(wheels.host_packages())}
 
     def __enter__(self) -> Self:
@@ -37,7 +39,7 @@ class Daemon:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*DIE_WITH_US, *self._command("run"), "--memory", self._memory],
+                [*DIE_WITH_US, *self._command("run"), *self._options],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -5,6 +5,7 @@ import fcntl
 import logging
 import socket
 import struct
+from collections.abc import Set
 from dataclasses import replace
 
 from .device import Unusable
@@ -31,6 +32,7 @@ class Port:
         self._tap: Tap | None = None
         self._carrier = False
         self._options: NetOptions | None = None
+        self._unused: Set[int] = frozenset()
         self._mtu = 0
 
     @property
@@ -99,6 +101,19 @@ class Port:
             self._tap.set_offloads(options.offloads)
             self._options = options
 
+    def use_queues(self, pairs: Set[int]) -> None:
+        """Have the kernel spread packets over these queue pairs' queues only.
+
+        What it gave to another would wait there for a driver that does not come.
+        The first queue is always there.
+        """
+        if self._tap is None:
+            return
+        unused = set(range(1, len(self._tap.fds))) - pairs
+        for index in sorted(unused ^ self._unused):
+            self._tap.use_queue(index, index not in unused)
+        self._unused = unused
+
     def check(self) -> None:
         """See that the TAP is still there.
 
@@ -133,3 +148,4 @@ class Port:
         if self._tap:
             self._tap.close()
             self._tap, self._carrier, self._options, self._mtu = None, False, None, 0
+            self._unused = frozenset()

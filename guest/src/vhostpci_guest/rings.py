@@ -145,7 +145,11 @@ class Rings:
         """Start what is wanted and does not run; return what could not, and why."""
         start = plan(self.wanted, self.wanted, self._runs).start
         self.waiting = False
-        if self._plane is None or not start:
+        if self._plane is None:
+            return []
+        rings = enumerate(self.wanted.rings)
+        self._port.use_queues({index // 2 for index, ring in rings if ring.runs})
+        if not start:
             return []
         options = net.options(self.wanted.features, self._port.mtu)
         self._port.set_options(options)

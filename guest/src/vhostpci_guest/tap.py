@@ -38,10 +38,13 @@ TUNSETIFF = _ioc(_WRITE, 202, 4)
 TUNSETOFFLOAD = _ioc(_WRITE, 208, 4)
 TUNGETIFF = _ioc(_READ, 210, 4)
 TUNSETVNETHDRSZ = _ioc(_WRITE, 216, 4)
+TUNSETQUEUE = _ioc(_WRITE, 217, 4)
 TUNSETCARRIER = _ioc(_WRITE, 226, 4)
 
 IFF_TAP = 0x0002
 IFF_MULTI_QUEUE = 0x0100
+IFF_ATTACH_QUEUE = 0x0200
+IFF_DETACH_QUEUE = 0x0400
 IFF_NO_PI = 0x1000
 IFF_VNET_HDR = 0x4000
 IFF_TUN_EXCL = 0x8000
@@ -191,9 +194,14 @@ class Tap:
         """Plug the cable in, or out."""
         self._ioctl(TUNSETCARRIER, struct.pack("=i", on))
 
-    def _ioctl(self, request: int, argument: int | bytes) -> None:
+    def use_queue(self, index: int, on: bool) -> None:
+        """Let the kernel use a queue other than the first, or not."""
+        flag = IFF_ATTACH_QUEUE if on else IFF_DETACH_QUEUE
+        self._ioctl(TUNSETQUEUE, _ifreq.pack(b"", flag), queue=index)
+
+    def _ioctl(self, request: int, argument: int | bytes, *, queue: int = 0) -> None:
         try:
-            fcntl.ioctl(self.fds[0], request, argument)
+            fcntl.ioctl(self.fds[queue], request, argument)
         except OSError as error:
             if error.errno == errno.EBADFD:
                 raise Unusable(

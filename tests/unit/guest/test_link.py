@@ -189,6 +189,21 @@ def test_disabled_ring_does_not_run(bench: Bench) -> None:
     assert bench.running == set()
 
 
+def test_tap_uses_the_queues_of_pairs_that_run() -> None:
+    """A packet in another queue would wait for a driver that does not come."""
+    bench = Bench(vectors=5)
+    try:
+        bench.attach()
+        second = [ring(index, session=2, flags=RingFlag.STARTED) for index in (2, 3)]
+        bench.publish(*pair(2), *second)
+        assert bench.port.used == {0}
+        second = [ring(index, session=3) for index in (2, 3)]
+        bench.publish(*pair(2), *second)
+        assert bench.port.used == {0, 1}
+    finally:
+        bench.close()
+
+
 def test_silent_daemon_stops_the_rings_until_it_beats_again(bench: Bench) -> None:
     bench.publish(*pair(2))
     bench.plane.move(0, 8)

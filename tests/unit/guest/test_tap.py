@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The TAP: its arguments, and a real one where the machine has TAPs."""
 
+import ipaddress
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -42,6 +44,7 @@ def ip(*arguments: str) -> str:
         ("TUNSETOFFLOAD", 0x400454D0),
         ("TUNGETIFF", 0x800454D2),
         ("TUNSETVNETHDRSZ", 0x400454D8),
+        ("TUNSETQUEUE", 0x400454D9),
         ("TUNSETCARRIER", 0x400454E2),
     ],
 )
@@ -252,6 +255,39 @@ def test_port_keeps_its_tap_until_the_queues_change(network: None) -> None:
     port.set_options(options(0, 1500))
     assert len(port.open(2, "")) == 2
     port.close()
+
+
+def test_packets_go_to_queues_that_are_used_and_no_others(network: None) -> None:
+    address = ipaddress.ip_interface("192.0.2.1/24")
+    port = Port(TapConfig(name="mine", addresses=(address,)), "0000:00:05.0")
+    fds = port.open(4, "")
+    port.set_carrier(True)
+    try:
+        for pairs in ({0, 1, 2, 3}, {0}, {0, 2}, {0}, {0, 1, 2, 3}):
+            port.use_queues(pairs)
+            drained(fds)
+            send_from_many_ports()
+            assert drained(fds) == pairs
+    finally:
+        port.close()
+
+
+def send_from_many_ports() -> None:
+    """Send datagrams of so many flows that each queue gets some."""
+    for _ in range(200):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            sock.sendto(b"", ("192.0.2.255", 9))
+
+
+def drained(fds: tuple[int, ...]) -> set[int]:
+    """Take all packets; return the queues that had any."""
+    found = set()
+    for index, fd in enumerate(fds):
+        with suppress(BlockingIOError):
+            while os.read(fd, 1 << 16):
+                found.add(index)
+    return found
 
 
 def test_port_follows_the_masters_mtu(network: None) -> None:
