@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
-def vm(_tools: None, logs: Path) -> Iterator[Vm]:
+def vm(logs: Path) -> Iterator[Vm]:
     """A guest that takes commands."""
     with Vm("harness", image.build(), logs=logs) as vm:
         vm.wait_ready()
