@@ -168,7 +168,7 @@ def _run(args: argparse.Namespace) -> None:
     if mode is None:
         mode = 0o600 if group is None else 0o660
     inherited = None if args.fd is None else endpoint.inherited(args.fd)
-    asyncio.run(daemon.run(_config(args, group=group, mode=mode), inherited))
+    asyncio.run(daemon.run(_config(args, group=group, access=mode), inherited))
 
 
 def _config(args: argparse.Namespace, **more: Any) -> DeviceConfig:

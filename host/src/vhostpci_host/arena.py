@@ -67,7 +67,7 @@ class Arena:
 
     def _give_to(self, config: DeviceConfig) -> None:
         try:
-            os.fchmod(self._file.fileno(), config.mode)
+            os.fchmod(self._file.fileno(), config.access)
             if config.group is not None:
                 os.fchown(self._file.fileno(), -1, config.group)
         except OSError as error:

@@ -5,6 +5,7 @@ import grp
 import os
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from vhostpci_shared import metadata as md
@@ -101,31 +102,68 @@ def window_size(memory: int) -> int:
     return 1 << (memory + md.SIZE - 1).bit_length()
 
 
+class Mode(StrEnum):
+    """How the master's memory comes into the slave's windows."""
+
+    ARENA = "arena"  # one file that we make: the master's RAM and window 0
+    ATTACH = "attach"  # whatever files the master has, a window for each
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceConfig:
     """One device; the paths follow from its name.
 
     Raises:
-        HostError: a socket's path is longer than a socket's path can be.
+        HostError: the values do not go together, or a socket's path is longer than
+            a socket's path can be.
     """
 
     name: str
-    memory: int
+    mode: Mode = Mode.ARENA
+    memory: int = 0
+    """Bytes of the master's memory; in attach mode it is the master's own affair."""
     queue_pairs: int = 1
     run_dir: Path = RUN_DIR
     memory_dir: Path = MEMORY_DIR
     group: int | None = None
-    mode: int = 0o600
+    access: int = 0o600
+    """File mode of the sockets and the memory."""
     socket_path: Path | None = None
     """The vhost-user socket, where it is not the one in `run_dir`."""
+    slave_qmp: Path | None = None
+    """The QMP socket of the slave VM, for plugging its devices in."""
+    slave_libvirt: str | None = None
+    """The libvirt domain of the slave VM, for the same."""
 
     def __post_init__(self) -> None:
+        self._check_memory()
+        if self.slave_qmp is not None and self.slave_libvirt is not None:
+            raise HostError(
+                f"{self.name}: the slave has both a QMP socket and a libvirt domain: "
+                "a libvirt domain's QMP socket is libvirt's, so give the domain alone"
+            )
         for path in (self.vhost_user, self.ivshmem, self.control):
             if len(os.fsencode(path)) > MAX_SUN_PATH:
                 raise HostError(
                     f"socket path {path} has {len(os.fsencode(path))} bytes, more "
                     f"than {MAX_SUN_PATH}: use a shorter name or --run-dir"
                 )
+
+    def _check_memory(self) -> None:
+        if self.mode is Mode.ARENA and not self.memory:
+            raise HostError(
+                f"{self.name}: arena mode needs the memory's size: --memory"
+            )
+        if self.mode is Mode.ATTACH and self.memory:
+            raise HostError(
+                f"{self.name}: in attach mode the master brings its own memory: leave "
+                "--memory out"
+            )
+
+    @property
+    def plugged(self) -> bool:
+        """Whether the slave is a VM that we plug devices into."""
+        return self.slave_qmp is not None or self.slave_libvirt is not None
 
     @property
     def vhost_user(self) -> Path:
@@ -136,6 +174,10 @@ class DeviceConfig:
     def ivshmem(self) -> Path:
         """The socket that the slave's QEMU, or an agent as a process, connects to."""
         return self.run_dir / f"{self.name}.ivshmem"
+
+    def window(self, number: int) -> Path:
+        """The socket of window `number`; that of 0 is the slave's own."""
+        return Path(f"{self.ivshmem}.{number}") if number else self.ivshmem
 
     @property
     def control(self) -> Path:

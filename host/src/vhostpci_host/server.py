@@ -94,7 +94,7 @@ class Server:
 
     @contextlib.contextmanager
     def _listen(self, path: Path, *, private: bool = False) -> Iterator[socket.socket]:
-        mode, group = self._config.mode, self._config.group
+        mode, group = self._config.access, self._config.group
         if private:
             mode, group = 0o600, None
         with endpoint.listen(path, mode, group) as server:
