@@ -14,6 +14,7 @@ from typing import Any
 
 from . import control
 from .config import DeviceConfig
+from .ports import Plugger
 from .server import Server
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,10 @@ class Daemon:
             config.vhost_user if inherited is None else "the inherited socket",
             config.ivshmem,
         )
+
+    def plugger(self, config: DeviceConfig) -> Plugger | None:
+        """Return who plugs into this device's slave VM; None if nobody is to."""
+        return None
 
     async def ended(self) -> None:
         """Wait until a signal or an error of ours ends the daemon."""

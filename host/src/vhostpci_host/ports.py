@@ -6,6 +6,8 @@ its own of each, and a clock that it turns by hand.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from .peers import Outgoing
@@ -74,3 +76,29 @@ class SlavePort(Protocol):
 
     def drop(self, reason: str) -> None:
         """Close it for `reason`; the device is told by `slave_gone`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plug:
+    """A window that the slave VM is to have, as an `ivshmem-doorbell` device."""
+
+    window: int
+    """Its IVPosition; 0 is the device with the metadata and the doorbells."""
+    socket: Path
+    vectors: int
+    size: int
+    """Bytes of its BAR 2, a power of two."""
+
+
+class Plugger(Protocol):
+    """Who plugs a device's windows into the running slave VM."""
+
+    def want(self, plugs: frozenset[Plug]) -> None:
+        """Have these plugged, and no others, as soon as the slave lets us."""
+
+    def status(self) -> dict[str, Any]:
+        """Return which are plugged, and what stands in the way, as JSON."""
+        ...
+
+    async def close(self) -> None:
+        """Unplug all, within some seconds."""

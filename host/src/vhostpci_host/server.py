@@ -19,6 +19,7 @@ from .connections import MasterConnection, SlaveConnection
 from .device import Device
 from .message import Message
 from .peers import refusal
+from .ports import Plugger
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,10 @@ class Owner(Protocol):
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         """Answer the lines of one control connection."""
+
+    def plugger(self, config: DeviceConfig) -> Plugger | None:
+        """Return who plugs into this device's slave VM; None if nobody is to."""
+        ...
 
     def stop(self) -> None:
         """End the daemon."""
