@@ -42,7 +42,7 @@ class CallSet:
     """The master's call notifiers as one peer of the slave: vector i is ring i.
 
     A ring without one has a placeholder: a peer's vectors are known by their order.
-    A pipe (User Mode Linux) is behind an eventfd, as QEMU takes nothing else.
+    A pipe or socket (User Mode Linux) is behind an eventfd: QEMU takes nothing else.
     """
 
     def __init__(self, loop: Loop, sources: Sequence[Notifier | None]) -> None:

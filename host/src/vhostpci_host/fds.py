@@ -6,6 +6,7 @@ closes it; one that is forgotten says so with a ResourceWarning.
 """
 
 import os
+import socket
 import stat
 import warnings
 from types import TracebackType
@@ -63,8 +64,9 @@ class Fd:
 
 
 class Notifier(Fd):
-    """An eventfd, or a pipe where a front-end has none (User Mode Linux).
+    """An eventfd, or what a front-end has in its place: a pipe, a pair of sockets.
 
+    User Mode Linux calls a pair of sockets a pipe (`os_pipe` in Linux, arch/um).
     It may come back blocking from a QEMU that rejected it, because the flag belongs
     to the open file and not to our descriptor.  So the flag is set again before each
     use: nothing here ever waits.
@@ -79,14 +81,16 @@ class Notifier(Fd):
     def adopt(cls, fd: Fd) -> Self:
         """Take `fd` over.
 
-        Anything else than these two would end the slave's QEMU (KVM refuses it as
-        an ioeventfd, and QEMU aborts), or cannot be waited for.
+        Anything else would end the slave's QEMU (KVM refuses it as an ioeventfd,
+        and QEMU aborts), or cannot be waited for.
 
         Raises:
-            ProtocolError: it is neither an eventfd nor a pipe.
+            ProtocolError: it is none of the three.
         """
-        if not _is_eventfd(fd) and not stat.S_ISFIFO(os.fstat(fd.fileno()).st_mode):
-            raise ProtocolError("a notifier that is neither an eventfd nor a pipe")
+        if not (_is_eventfd(fd) or _is_pipe(fd)):
+            raise ProtocolError(
+                "a notifier that is no eventfd, no pipe and no connected Unix socket"
+            )
         return cls(fd.detach())
 
     def dup(self) -> "Notifier":
@@ -103,7 +107,7 @@ class Notifier(Fd):
         os.set_blocking(self.fileno(), False)
         try:
             os.write(self.fileno(), (1).to_bytes(8, "little"))
-        except (BlockingIOError, BrokenPipeError):
+        except (BlockingIOError, ConnectionError):
             return
 
     def drain(self) -> bool:
@@ -117,6 +121,8 @@ class Notifier(Fd):
             data = os.read(self.fileno(), 4096)
         except BlockingIOError:
             return False
+        except ConnectionError as error:
+            raise EOFError(f"the notifier's other end is gone: {error}") from error
         if not data:
             raise EOFError("the notifier's other end is closed")
         return True
@@ -124,3 +130,21 @@ class Notifier(Fd):
 
 def _is_eventfd(fd: Fd) -> bool:
     return os.readlink(f"/proc/self/fd/{fd.fileno()}") == "anon_inode:[eventfd]"
+
+
+def _is_pipe(fd: Fd) -> bool:
+    """Whether it is a pipe's end, or one of two sockets that serve as a pipe."""
+    mode = os.fstat(fd.fileno()).st_mode
+    return stat.S_ISFIFO(mode) or (stat.S_ISSOCK(mode) and _is_connected(fd))
+
+
+def _is_connected(fd: Fd) -> bool:
+    """Whether a socket is a Unix stream with somebody at its other end."""
+    with socket.socket(fileno=os.dup(fd.fileno())) as ours:
+        if (ours.family, ours.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
+            return False
+        try:
+            ours.getpeername()
+        except OSError:
+            return False
+        return True

@@ -3,6 +3,7 @@
 
 import gc
 import os
+import socket
 import warnings
 
 import pytest
@@ -42,7 +43,7 @@ def test_notifier_is_taken_over_from_its_descriptor() -> None:
 
 def test_what_is_no_notifier_stays_with_its_owner() -> None:
     with Fd(os.memfd_create("file")) as fd:
-        with pytest.raises(ProtocolError, match="neither an eventfd nor a pipe"):
+        with pytest.raises(ProtocolError, match="no eventfd, no pipe"):
             Notifier.adopt(fd)
         assert not fd.closed
 
@@ -83,3 +84,51 @@ def test_signal_to_an_abandoned_pipe_is_lost_quietly() -> None:
     os.close(read)
     with Notifier.adopt(Fd(write)) as writer:
         writer.signal()
+
+
+def test_pair_of_sockets_is_a_pipe() -> None:
+    """User Mode Linux's call notifiers are such pairs."""
+    left, right = (Fd(end.detach()) for end in socket.socketpair())
+    with Notifier.adopt(left) as reader, Notifier.adopt(right) as writer:
+        assert not reader.is_eventfd
+        writer.signal()
+        assert reader.drain()
+        assert not reader.drain()
+        writer.close()
+        reader.signal()
+        with pytest.raises(EOFError):
+            reader.drain()
+
+
+def test_socket_that_was_closed_with_signals_unread_is_an_abandoned_pipe() -> None:
+    """Linux tells of it by ECONNRESET, once, and not by an end of file."""
+    left, right = (Fd(end.detach()) for end in socket.socketpair())
+    with Notifier.adopt(left) as reader, Notifier.adopt(right) as writer:
+        reader.signal()
+        writer.close()
+        with pytest.raises(EOFError, match="gone"):
+            reader.drain()
+
+
+def test_full_socket_does_not_make_us_wait() -> None:
+    left, right = (Fd(end.detach()) for end in socket.socketpair())
+    with left, Notifier.adopt(right) as writer:
+        for _ in range(1000):
+            writer.signal()
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        (socket.AF_UNIX, socket.SOCK_STREAM),
+        (socket.AF_UNIX, socket.SOCK_DGRAM),
+        (socket.AF_INET, socket.SOCK_STREAM),
+    ],
+)
+def test_socket_without_an_other_end_is_no_notifier(
+    family: socket.AddressFamily, kind: socket.SocketKind
+) -> None:
+    with Fd(socket.socket(family, kind).detach()) as fd:
+        with pytest.raises(ProtocolError, match="no connected Unix socket"):
+            Notifier.adopt(fd)
+        assert not fd.closed
