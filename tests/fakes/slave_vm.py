@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A slave VM that does what the test wants (a `SlaveVm`)."""
+
+import asyncio
+from collections import Counter
+
+from vhostpci_host.hotplug import PlugError, VmAway
+from vhostpci_host.ports import Plug
+
+
+class FakeVm:
+    """Has windows plugged and unplugged; `steps` says what was done, in order."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.windows: set[int] = set()
+        self.without_address: set[int] = set()
+        self.looks = 0
+        self.closed = False
+        self.asked: Counter[int] = Counter()
+        self._refused: set[int] = set()
+        self._stubborn: set[int] = set()
+        self._ended = asyncio.Event()
+        self._free = asyncio.Event()
+        self._free.set()
+
+    def refuse(self, *windows: int) -> None:
+        """Plug none of these, from now on; any other."""
+        self._refused = set(windows)
+
+    def hold_on(self, *windows: int) -> None:
+        """Never let go of these, from now on; of any other, at once."""
+        self._stubborn = set(windows)
+
+    def hang(self) -> None:
+        """Answer nothing."""
+        self._free.clear()
+
+    def wake_up(self) -> None:
+        """Answer again."""
+        self._free.set()
+
+    def die(self) -> None:
+        """End, with all that was plugged."""
+        self.windows.clear()
+        self._ended.set()
+
+    def come_back(self) -> None:
+        """Start anew."""
+        self._ended = asyncio.Event()
+
+    async def _answer(self) -> None:
+        await asyncio.sleep(0)
+        await self._free.wait()
+        if self._ended.is_set():
+            raise VmAway("waiting for the slave VM")
+
+    async def plugged(self, device: str) -> set[int]:
+        self.looks += 1
+        await self._answer()
+        return set(self.windows)
+
+    async def plug(self, device: str, plug: Plug) -> None:
+        await self._answer()
+        assert plug.window not in self.windows, "two devices would show one window"
+        if plug.window in self._refused:
+            raise PlugError(f"no port is free for window {plug.window}")
+        self.windows.add(plug.window)
+        self.steps.append(f"plug {plug.window}")
+
+    async def unplug(self, device: str, window: int) -> None:
+        await self._answer()
+        self.asked[window] += 1
+        if window in self._stubborn:
+            raise PlugError(f"the guest does not let go of window {window}")
+        self.windows.discard(window)
+        self.steps.append(f"unplug {window}")
+
+    async def unassigned(self, device: str) -> set[int]:
+        await self._answer()
+        return self.without_address & self.windows
+
+    async def gone(self) -> None:
+        await self._ended.wait()
+
+    async def close(self) -> None:
+        self.closed = True
