@@ -2,7 +2,7 @@
 """The agent, as the daemon sees it: it answers generations, and moves no packet."""
 
 import mmap
-from pathlib import Path
+import os
 from types import TracebackType
 from typing import Self
 
@@ -15,12 +15,14 @@ BEAT = 0.25
 
 
 class FakeAgent:
-    """An agent in the slave VM; it beats and answers while `loop` advances."""
+    """An agent in the slave VM; it beats and answers while `loop` advances.
 
-    def __init__(self, loop: ManualLoop, slave: RecordedSlave, arena: Path) -> None:
-        with arena.open("r+b") as file:
-            size = file.seek(0, 2)
-            self._map = mmap.mmap(file.fileno(), md.SIZE, offset=size - md.SIZE)
+    `window` is the descriptor of window 0.
+    """
+
+    def __init__(self, loop: ManualLoop, slave: RecordedSlave, window: int) -> None:
+        offset = os.fstat(window).st_size - md.SIZE
+        self._map = mmap.mmap(window, md.SIZE, offset=offset)
         self.metadata = access.Metadata(memoryview(self._map))
         self.entry = md.Agent(
             instance=1, state=md.AgentState.READY, vectors=3, binding="fake"

@@ -3,8 +3,12 @@
 
 import os
 import select
+from typing import Any
 
+from vhostpci_host.errors import HostError
+from vhostpci_host.memory import WindowFile
 from vhostpci_host.peers import Outgoing
+from vhostpci_host.ports import Plug
 from vhostpci_shared.ivshmem import Client, OwnVector, PeerGone, PeerVector
 
 
@@ -37,8 +41,9 @@ class RecordedSlave:
     twice, a vector too many.
     """
 
-    def __init__(self, vectors: int, pid: int = 0) -> None:
+    def __init__(self, vectors: int, pid: int = 0, *, is_process: bool = False) -> None:
         self.pid = pid
+        self.is_process = is_process
         self.client = Client()
         self.messages: list[tuple[int, bool]] = []
         self.own: list[int] = []
@@ -100,3 +105,47 @@ class RecordedSlave:
         for fd in (*self.own, *(fd for fds in self.peers.values() for fd in fds)):
             os.close(fd)
         self.own, self.peers = [], {}
+
+
+class RecordedWindows:
+    """Sockets for windows (a `WindowHost`), that nobody connects to."""
+
+    def __init__(self) -> None:
+        self.shown: dict[int, int] = {}
+        """Bytes of each window."""
+        self.ever = 0
+        self.full = False
+
+    def show(self, number: int, window: WindowFile) -> None:
+        assert number not in self.shown, "shown twice"
+        if self.full:
+            raise HostError("no socket for you")
+        assert not window.file.closed
+        self.shown[number] = window.size
+        self.ever += 1
+
+    def hide(self, number: int) -> None:
+        del self.shown[number]
+
+    def connected(self, number: int) -> bool:
+        return False
+
+
+class RecordedPlugger:
+    """Plugs nothing (a `Plugger`), and knows what it was to plug."""
+
+    def __init__(self) -> None:
+        self.wanted: frozenset[Plug] = frozenset()
+
+    @property
+    def windows(self) -> set[int]:
+        return {plug.window for plug in self.wanted}
+
+    def want(self, plugs: frozenset[Plug]) -> None:
+        self.wanted = plugs
+
+    def status(self) -> dict[str, Any]:
+        return {"wanted": sorted(self.windows)}
+
+    async def close(self) -> None:
+        self.wanted = frozenset()

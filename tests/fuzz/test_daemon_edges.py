@@ -17,7 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import open_descriptors
-from tests.fakes.frontend import USER_BASE, Dropped, FrontEnd, Refused, RingAt
+from tests.fakes.frontend import (
+    USER_BASE,
+    Dropped,
+    FrontEnd,
+    Refused,
+    RingAt,
+    region,
+)
 from tests.fakes.loop import ManualLoop
 from tests.fakes.ports import RecordedSlave
 from tests.fakes.windows import MIB
@@ -46,7 +53,7 @@ PAYLOADS = st.one_of(
         lambda pair: bytes(vu.VringState(*pair))
     ),
 )
-KINDS = ["arena", "eventfd", "pipe", "memfd", "directory"]
+KINDS = ["ram", "eventfd", "pipe", "memfd", "directory"]
 MESSAGES = st.tuples(
     st.sampled_from(list(Request)) | st.integers(0, 2**32 - 1),
     st.sampled_from([1, 9, 5, 13, 0]),
@@ -56,12 +63,12 @@ MESSAGES = st.tuples(
 
 
 class Files:
-    """One descriptor of each kind."""
+    """One descriptor of each kind; `ram` is the master's memory."""
 
-    def __init__(self, arena: Path) -> None:
+    def __init__(self, ram: int) -> None:
         self._ends = os.pipe()
         self.fds = {
-            "arena": os.open(arena, os.O_RDWR),
+            "ram": os.dup(ram),
             "eventfd": os.eventfd(0, os.EFD_NONBLOCK),
             "pipe": self._ends[1],
             "memfd": os.memfd_create("stray"),
@@ -74,23 +81,38 @@ class Files:
 
 
 @contextmanager
-def scene() -> Iterator[Scene]:
+def scene(*, attach: bool = False) -> Iterator[Scene]:
     before = len(open_descriptors())
     with (
         tempfile.TemporaryDirectory(dir="/dev/shm") as name,
-        Scene(Path(name), ManualLoop(), memory=MEMORY) as made,
+        Scene(Path(name), ManualLoop(), memory=0 if attach else MEMORY) as made,
     ):
         yield made
     assert len(open_descriptors()) == before
+    assert not made.windows.shown
+
+
+@contextmanager
+def ram(made: Scene) -> Iterator[int]:
+    """The master's memory: the arena, or a file of its own."""
+    if made.config.memory:
+        yield made.device.store.file.fileno()
+        return
+    fd = os.memfd_create("ram")
+    os.ftruncate(fd, MEMORY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def check_published(scene: Scene) -> None:
     """What the agent is told is possible, and never reaches into the metadata."""
-    snapshot = scene.device.arena.metadata.snapshot()
+    snapshot = scene.device.store.metadata.snapshot()
     assert snapshot is not None
-    window = scene.device.arena.size - md.SIZE
-    for region in snapshot.regions:
-        assert region.offset + region.size <= window
+    sizes = scene.windows.shown | {0: scene.device.store.size - md.SIZE}
+    for one in snapshot.regions:
+        assert one.offset + one.size <= sizes[one.window]
     for ring in snapshot.rings:
         if ring.runs:
             for start, size in (
@@ -105,15 +127,17 @@ def check_published(scene: Scene) -> None:
 
 
 @fuzz
-@given(st.lists(MESSAGES, max_size=25), st.booleans())
+@given(st.lists(MESSAGES, max_size=25), st.booleans(), st.booleans())
 def test_any_messages_are_taken_or_end_the_connection(
-    messages: list[tuple[int, int, bytes, list[str]]], started: bool
+    messages: list[tuple[int, int, bytes, list[str]]], started: bool, attach: bool
 ) -> None:
-    with scene() as made:
-        files = Files(made.config.arena)
+    with scene(attach=attach) as made, ram(made) as fd:
+        files = Files(fd)
+        memory = [(region(MEMORY), fd)]
         try:
             made.slave()
-            qemu: FrontEnd = made.running() if started else made.front_end()
+            begin = made.running if started else made.front_end
+            qemu: FrontEnd = begin(memory)
             transport = qemu.transport
             assert isinstance(transport, ToDevice)
             for request, flags, payload, kinds in messages:

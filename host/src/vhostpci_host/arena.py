@@ -17,8 +17,11 @@ import logging
 import mmap
 import os
 import stat
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from vhostpci_shared import access
 from vhostpci_shared import metadata as md
@@ -28,7 +31,7 @@ from vhostpci_shared.wire import ProtocolError
 from .config import DeviceConfig, window_size
 from .errors import HostError, explain
 from .fds import Fd
-from .memory import Placed
+from .memory import Placed, WindowFile, mapped_private
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +40,7 @@ _TRIES = 8
 
 
 class Arena:
-    """The file of one device, open and locked.
+    """The file of one device, open and locked (a `Store`).
 
     `file` is the one to give away: a lock belongs to the open file, so a slave's QEMU
     that had ours would hold the lock when we are dead.
@@ -45,6 +48,8 @@ class Arena:
     Raises:
         HostError: it cannot be made, or another daemon has it.
     """
+
+    files: Mapping[int, WindowFile] = MappingProxyType({})
 
     def __init__(self, config: DeviceConfig) -> None:
         self.path = config.arena
@@ -130,6 +135,22 @@ class Arena:
             return False
         os.ftruncate(self._file.fileno(), self.size)
         return True
+
+    def windows(self, pid: int, for_vm: Callable[[], bool]) -> "ArenaWindows":
+        """Return the windows of a front-end of process `pid`; any slave can have us."""
+        return ArenaWindows(self, pid)
+
+    def keep(self, numbers: frozenset[int]) -> None:
+        """There is window 0 only, and it stays."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return the device's memory for the status."""
+        return {
+            "size": self.ram,
+            "window": self.size,
+            "path": str(self.path),
+            "filesystem": self.filesystem,
+        }
 
     def close(self) -> None:
         """Let go of it, and remove it."""
@@ -223,25 +244,6 @@ def filesystem(file: Fd) -> str:
             if line.split()[2] == wanted:
                 return line.partition(" - ")[2].split()[0]
     return "unknown"
-
-
-def mapped_private(pid: int, info: os.stat_result) -> bool:
-    """Whether process `pid` maps the file of `info`, and only privately.
-
-    False where that cannot be known: the process is another user's, or the file is
-    mapped by a process that `pid` merely connected for.
-    """
-    wanted = (f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}", info.st_ino)
-    modes = set()
-    try:
-        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
-            for line in maps:
-                _, mode, _, device, inode = line.split(maxsplit=5)[:5]
-                if (device, int(inode)) == wanted:
-                    modes.add(mode[3])
-    except OSError:
-        return False
-    return modes == {"p"}
 
 
 def _open_locked(path: Path, size: int) -> tuple[Fd, bool]:

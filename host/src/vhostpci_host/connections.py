@@ -3,7 +3,6 @@
 
 import errno
 import logging
-import os
 import socket
 from collections import deque
 from typing import Protocol
@@ -11,7 +10,6 @@ from typing import Protocol
 from vhostpci_shared.wire import ProtocolError
 
 from . import endpoint
-from .fds import Fd
 from .message import Message
 from .peers import Outgoing
 from .ports import Loop, Timer
@@ -25,14 +23,21 @@ MAX_QUEUE = 4096
 RETRY = 0.02
 
 
-class Owner(Protocol):
-    """Who made the connection, and hears what becomes of it."""
+class MasterOwner(Protocol):
+    """Who made a front-end's connection, and hears what becomes of it."""
 
     def receive(self, message: Message) -> None:
         """The front-end sent a message."""
 
     def master_closed(self) -> None:
         """The front-end's connection is closed."""
+
+    def say_once(self, text: str) -> None:
+        """Warn of a peer, but not each time that it tries again."""
+
+
+class SlaveOwner(Protocol):
+    """Who made an ivshmem connection, and hears what becomes of it."""
 
     def slave_closed(self) -> None:
         """The slave's connection is closed."""
@@ -44,7 +49,9 @@ class Owner(Protocol):
 class MasterConnection:
     """A front-end's connection (a `MasterPort`)."""
 
-    def __init__(self, owner: Owner, connection: socket.socket, loop: Loop) -> None:
+    def __init__(
+        self, owner: MasterOwner, connection: socket.socket, loop: Loop
+    ) -> None:
         self.pid = endpoint.peer_pid(connection)
         self._owner = owner
         self._loop = loop
@@ -118,8 +125,11 @@ class SlaveConnection:
     QEMU that got half a handshake would spin for ever.
     """
 
-    def __init__(self, owner: Owner, connection: socket.socket, loop: Loop) -> None:
+    def __init__(
+        self, owner: SlaveOwner, connection: socket.socket, loop: Loop
+    ) -> None:
         self.pid = endpoint.peer_pid(connection)
+        self.is_process = endpoint.is_process(connection)
         self._owner = owner
         self._loop = loop
         self._connection = connection
@@ -143,9 +153,7 @@ class SlaveConnection:
 
     def send(self, messages: list[Outgoing]) -> None:
         """Send messages, or queue them; a slave that never reads them is dropped."""
-        self._queue.extend(
-            Outgoing(m.message, m.fd and Fd(os.dup(m.fd.fileno()))) for m in messages
-        )
+        self._queue.extend(Outgoing(m.message, m.fd and m.fd.copy()) for m in messages)
         if self._retry is None:
             self._flush()
         if len(self._queue) > MAX_QUEUE:

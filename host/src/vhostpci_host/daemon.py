@@ -13,6 +13,7 @@ import socket
 from typing import Any
 
 from . import control
+from .attach import WindowIds
 from .config import DeviceConfig
 from .ports import Plugger
 from .server import Server
@@ -25,6 +26,7 @@ class Daemon:
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
+        self.window_ids = WindowIds()
         self._servers: dict[str, Server] = {}
         self._ended = self.loop.create_future()
         self.loop.set_exception_handler(self._failed)

@@ -20,14 +20,17 @@ from vhostpci_shared.metadata import AgentRingState, DeviceFlag
 from vhostpci_shared.wire import ProtocolError
 
 from .agent import AgentView
-from .arena import Arena, ArenaWindows
 from .backend import Answer, Backend, Quiesce
 from .config import DeviceConfig
+from .doorbells import VectorSet
+from .errors import HostError
 from .fds import Notifier
 from .lease import Lease, RingState, Sessions
+from .memory import Store
 from .message import Message
-from .ports import Loop, MasterPort, SlavePort, Timer
+from .ports import Loop, MasterPort, Plugger, SlavePort, Timer, WindowHost
 from .slave import Slave
+from .window import Shown
 
 log = logging.getLogger(__name__)
 
@@ -53,21 +56,37 @@ class _Wait:
 
 
 class Device:
-    """One device, from the daemon's start to its end."""
+    """One device, from the daemon's start to its end.
 
-    def __init__(self, config: DeviceConfig, arena: Arena, loop: Loop) -> None:
+    Args:
+        config: what it is to be.
+        store: where its memory is; ours to close.
+        loop: what calls back.
+        host: who has sockets for its windows.
+        plugger: who plugs them into the slave VM, if anybody.
+    """
+
+    def __init__(
+        self,
+        config: DeviceConfig,
+        store: Store,
+        loop: Loop,
+        host: WindowHost,
+        plugger: Plugger | None = None,
+    ) -> None:
         self.config = config
-        self.arena = arena
+        self.store = store
+        self.plugger = plugger
+        self.windows = Shown(config, store, host, plugger, loop)
         self.instance = random.getrandbits(63) | 1
         self.backend: Backend | None = None
         self.master: MasterPort | None = None
         self.slave: Slave | None = None
         self.generation = 0
-        self.agent = AgentView(arena.metadata, config.name, config.vectors)
+        self.agent = AgentView(store.metadata, config.name, config.vectors)
         sessions = Sessions()
         self.leases = [Lease(index, sessions) for index in range(config.rings)]
         self._loop = loop
-        self._vectors = [Notifier.new() for _ in range(config.vectors)]
         self._doorbell = Notifier.new()
         self._settle_timer: Timer | None = None
         self._settle_by = self._touched_at = 0.0
@@ -75,7 +94,7 @@ class Device:
         self._wait_timer: Timer | None = None
         self._published: object = None
         self._ticks = 0
-        arena.metadata.format()
+        store.metadata.format()
         self._publish()
         loop.add_reader(self._doorbell.fileno(), self._on_doorbell)
         self._tick_timer = loop.call_later(TICK, self._tick)
@@ -86,9 +105,8 @@ class Device:
         self.master_gone()
         self.slave_gone()
         self._loop.remove_reader(self._doorbell.fileno())
-        for notifier in (*self._vectors, self._doorbell):
-            notifier.close()
-        self.arena.close()
+        self._doorbell.close()
+        self.store.close()
 
     # The master.
 
@@ -97,7 +115,7 @@ class Device:
         assert self.master is None, "one master at a time"
         log.info("%s: front-end connected (pid %d)", self.config.name, port.pid)
         self.master = port
-        windows = ArenaWindows(self.arena, port.pid)
+        windows = self.store.windows(port.pid, self._for_vm)
         self.backend = Backend(self.config.queue_pairs, windows)
         self._publish()
 
@@ -115,7 +133,14 @@ class Device:
             self.slave.withdraw(self.generation)
         self.backend.close()
         self.backend = self.master = None
+        self.windows.want(frozenset(), device=False)
         self._publish()
+        self._retire_windows()
+
+    def _for_vm(self) -> bool:
+        """Whether the slave is a VM, or will be one."""
+        slave = self.slave
+        return self.config.plugged or (slave is not None and not slave.port.is_process)
 
     def receive(self, message: Message) -> None:
         """Take one message of the front-end; it has no more until we resume it."""
@@ -134,13 +159,14 @@ class Device:
                 self.master.pause()
                 return
             outcome = self.backend.resume()
+        self.store.keep(self.backend.memory.windows | self.windows.numbers)
         if outcome.refusal:
             log.warning("%s: refused %s", self.config.name, outcome.refusal)
         self._touch()
         if outcome.reply:
             self.master.send(outcome.reply)
 
-    def _drop_master(self, error: ProtocolError) -> None:
+    def _drop_master(self, error: ProtocolError | HostError) -> None:
         assert self.master is not None, "nobody to drop"
         self.master.drop(str(error))
 
@@ -247,17 +273,38 @@ class Device:
         backend = self.backend
         if backend is None or backend.waiting:
             return
+        if not self._show_windows(backend):
+            return
         introduced = self._introduce_calls(backend)
         if self.slave is not None and self.slave.behind():
             self._settle_again(POLL)
             return
         started = self._start(backend)
-        for index, ring in enumerate(self.leases):
-            vector = self._vectors[md.FIRST_KICK_VECTOR + index]
-            ring.relay_kicks(self._loop, backend.rings[index].kick, vector)
+        try:
+            self._relay_kicks(backend)
+        except ProtocolError as error:
+            self._drop_master(error)
+            return
         self._publish()
         if self.slave is not None and (introduced or started):
             self.slave.signal_calls()
+
+    def _show_windows(self, backend: Backend) -> bool:
+        """Have a socket for each window before the agent is told of it."""
+        device = any(backend.runs(index) for index in range(len(self.leases)))
+        try:
+            self.windows.want(
+                backend.memory.windows, device=device or self.windows.device
+            )
+        except HostError as error:
+            self._drop_master(error)
+            return False
+        return True
+
+    def _relay_kicks(self, backend: Backend) -> None:
+        vectors = self.slave.vectors if self.slave else None
+        for ring, wish in zip(self.leases, backend.rings, strict=True):
+            ring.relay_kicks(self._loop, wish.kick, vectors)
 
     def _introduce_calls(self, backend: Backend) -> bool:
         if self.slave is None:
@@ -302,8 +349,10 @@ class Device:
         if content == self._published:
             return
         self._published = content
-        self.generation = self.arena.metadata.publish(*content)
-        self._vectors[md.METADATA_VECTOR].signal()
+        self.generation = self.store.metadata.publish(*content)
+        self.windows.published(self.generation)
+        if self.slave is not None:
+            self.slave.vectors.signal_metadata()
 
     def _device_entry(self) -> md.Device:
         backend, config = self.backend, self.config
@@ -321,7 +370,11 @@ class Device:
         )
 
     def _regions(self) -> tuple[md.Region, ...]:
-        return self.backend.memory.metadata() if self.backend else ()
+        """Return the regions in windows that are shown."""
+        if self.backend is None:
+            return ()
+        shown = self.windows.numbers | {0}
+        return tuple(r for r in self.backend.memory.metadata() if r.window in shown)
 
     def _ring_entries(self) -> tuple[md.Ring, ...]:
         peer = self.slave.peers.call_peer if self.slave else None
@@ -350,16 +403,30 @@ class Device:
         assert self.slave is None, "one slave at a time"
         log.info("%s: slave connected (pid %d)", self.config.name, port.pid)
         self.agent.forget()
-        self.slave = Slave(port, self._loop, self.arena, self._vectors, self._doorbell)
+        vectors = VectorSet(self._kicks())
+        store, loop = self.store, self._loop
+        self.slave = Slave(port, loop, store.file, vectors, self._doorbell)
         self._renew_all()
         self._settle()
         self._publish()
+
+    def _kicks(self) -> list[Notifier | None]:
+        """Return the kicks that a slave may have for its vectors, by ring."""
+        backend = self.backend
+        if backend is None:
+            return [None] * len(self.leases)
+        return [
+            ring.kick if backend.runs(index) else None
+            for index, ring in enumerate(backend.rings)
+        ]
 
     def slave_gone(self) -> None:
         """It is gone, its agent with it; another may come."""
         if self.slave is None:
             return
         log.info("%s: slave disconnected", self.config.name)
+        for ring in self.leases:
+            ring.relay_kicks(self._loop, None, None)
         self.slave.close()
         self.slave = None
         self.agent.forget()
@@ -383,11 +450,19 @@ class Device:
         self._publish()
         if self.slave is not None:
             self.slave.retire(self.agent.entry.generation)
+        self._retire_windows()
+
+    def _retire_windows(self) -> None:
+        if self.backend is not None and self.backend.waiting:
+            return  # what it is about to take may be in no memory table yet
+        self.windows.retire(self.agent.entry.generation, present=self.agent.present)
+        memory = self.backend.memory.windows if self.backend else frozenset()
+        self.store.keep(memory | self.windows.numbers)
 
     def _look_at_ring(self, ring: Lease) -> None:
         """See whether the agent has left a ring that it is to serve."""
         try:
-            said = self.arena.metadata.agent_ring(ring.index)
+            said = self.store.metadata.agent_ring(ring.index)
         except ProtocolError:
             return
         if said.session != ring.session:
@@ -419,13 +494,13 @@ class Device:
 
     def _tick(self) -> None:
         self._tick_timer = self._loop.call_later(TICK, self._tick)
-        if self.arena.restore():
+        if self.store.restore():
             log.error(
                 "%s: somebody cut %s; its size is back, what was cut is lost",
                 self.config.name,
-                self.arena.path,
+                self.config.arena,
             )
         self._ticks += 1
         if self._ticks % 2:
-            self.arena.metadata.beat()
+            self.store.metadata.beat()
         self._look_at_agent()

@@ -3,6 +3,9 @@
 
 from collections.abc import Sequence
 
+from vhostpci_shared import metadata as md
+from vhostpci_shared.wire import ProtocolError
+
 from .fds import Notifier
 from .ports import Loop
 
@@ -36,6 +39,55 @@ class Relay:
         self._loop.remove_reader(self._source.fileno())
         self._source.close()
         self._target.close()
+
+
+class VectorSet:
+    """The vectors of one slave's device: they are given to it once, when it comes.
+
+    A ring whose kick is known by then has the kick itself for its vector: so it goes
+    from VM to VM, and we sleep.  Another has an eventfd of ours, to which kicks are
+    relayed; so are those of a driver that has started anew, as it brings new ones.
+
+    Args:
+        kicks: by ring, as far as they are known.
+    """
+
+    def __init__(self, kicks: Sequence[Notifier | None]) -> None:
+        self.notifiers = [Notifier.new()]
+        self._direct: dict[int, int] = {}
+        for ring, kick in enumerate(kicks):
+            number = None if kick is None else kick.eventfd_id
+            if kick is None or number is None or number in self._direct:
+                self.notifiers.append(Notifier.new())
+            else:
+                self.notifiers.append(kick.dup())
+                self._direct[number] = ring
+
+    def signal_metadata(self) -> None:
+        """Tell the agent that the metadata has changed."""
+        self.notifiers[md.METADATA_VECTOR].signal()
+
+    def is_direct(self, ring: int) -> bool:
+        """Whether the slave was given a kick of this ring's."""
+        return ring in self._direct.values()
+
+    def relay_target(self, ring: int, kick: Notifier) -> Notifier | None:
+        """Return where to relay a ring's kick; None if the slave has it itself.
+
+        Raises:
+            ProtocolError: it is another ring's kick, so relaying might go in a circle.
+        """
+        number = kick.eventfd_id
+        if number in self._direct:
+            if self._direct[number] != ring:
+                raise ProtocolError(f"ring {ring} has the kick of another ring")
+            return None
+        return self.notifiers[md.FIRST_KICK_VECTOR + ring]
+
+    def close(self) -> None:
+        """Let go of them; the slave has descriptors of its own."""
+        for notifier in self.notifiers:
+            notifier.close()
 
 
 class CallSet:

@@ -6,6 +6,7 @@ What a peer does wrong is a ProtocolError, its going away an EOFError.
 """
 
 import array
+import contextlib
 import fcntl
 import json
 import os
@@ -117,6 +118,14 @@ def peer_pid(connection: socket.socket) -> int:
     )
     pid: int = _CREDENTIALS.unpack(data)[0]
     return pid
+
+
+def is_process(connection: socket.socket) -> bool:
+    """Whether an ivshmem client is an agent itself, and no QEMU.
+
+    An agent gives its socket a name before it connects; QEMU never does.
+    """
+    return bool(connection.getpeername())
 
 
 def hung_up(connection: socket.socket) -> bool:
@@ -243,6 +252,13 @@ def send_outgoing(connection: socket.socket, outgoing: Outgoing) -> None:
         connection.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
     except ConnectionError as error:
         raise EOFError(str(error)) from error
+
+
+def refuse(connection: socket.socket, messages: list[Outgoing]) -> None:
+    """Send the last messages that this peer gets, and close the connection."""
+    with connection, contextlib.suppress(EOFError, BlockingIOError):
+        for outgoing in messages:
+            send_outgoing(connection, outgoing)
 
 
 def has_unread(connection: socket.socket) -> bool:

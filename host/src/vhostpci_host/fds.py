@@ -36,6 +36,10 @@ class Fd:
         """Whether it is closed, or somebody else's by now."""
         return self._number < 0
 
+    def copy(self) -> "Fd":
+        """Return another descriptor of the same open file, for another owner."""
+        return Fd(os.dup(self.fileno()))
+
     def detach(self) -> int:
         """Give the number away; the duty to close it goes with it."""
         number, self._number = self.fileno(), -1
@@ -101,6 +105,19 @@ class Notifier(Fd):
     def is_eventfd(self) -> bool:
         """Whether it is an eventfd, the only kind that a slave's QEMU takes."""
         return _is_eventfd(self)
+
+    @property
+    def eventfd_id(self) -> int | None:
+        """The kernel's number for the eventfd, the same for all descriptors of it.
+
+        None for a pipe, and where the kernel does not tell (before Linux 5.2).
+        """
+        with open(f"/proc/self/fdinfo/{self.fileno()}", encoding="ascii") as lines:
+            for line in lines:
+                name, _, value = line.partition(":")
+                if name == "eventfd-id":
+                    return int(value)
+        return None
 
     def signal(self) -> None:
         """Signal it once more; a full or abandoned one needs no signal."""

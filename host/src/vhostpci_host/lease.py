@@ -19,7 +19,7 @@ from enum import Enum
 from vhostpci_shared import metadata as md
 from vhostpci_shared.metadata import RingFlag
 
-from .doorbells import Relay
+from .doorbells import Relay, VectorSet
 from .fds import Notifier
 from .ports import Loop
 from .vring import Areas, Vring
@@ -69,6 +69,7 @@ class Lease:
     kicks: int = 0
     """Kicks that were relayed, before the present relay."""
     relay: Relay | None = None
+    _relayed_for: VectorSet | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.session = self.sessions.new()
@@ -89,13 +90,32 @@ class Lease:
         """Give the running ring to the agent anew."""
         self.session, self.renewed_at = self.sessions.new(), now
 
-    def relay_kicks(self, loop: Loop, kick: Notifier | None, vector: Notifier) -> None:
-        """Relay `kick` to the slave's `vector`, instead of what was relayed before."""
-        if self.relay is not None and self.relay.source is kick:
+    def relay_kicks(
+        self, loop: Loop, kick: Notifier | None, vectors: VectorSet | None
+    ) -> None:
+        """Relay `kick` to its vector, instead of what was relayed before.
+
+        Without vectors there is no slave: what is signalled waits for one.
+
+        Raises:
+            ProtocolError: the kick is another ring's.
+        """
+        if self._relays(kick, vectors):
             return
         self._close_relay()
-        if kick is not None and self.running:
-            self.relay = Relay(loop, kick, vector)
+        if kick is None or vectors is None or not self.running:
+            return
+        target = vectors.relay_target(self.index, kick)
+        if target is not None:
+            self.relay = Relay(loop, kick, target)
+            self._relayed_for = vectors
+
+    def _relays(self, kick: Notifier | None, vectors: VectorSet | None) -> bool:
+        return (
+            self.relay is not None
+            and self.relay.source is kick
+            and self._relayed_for is vectors
+        )
 
     def relayed(self) -> int:
         """Return how many kicks were relayed in all."""

@@ -7,10 +7,13 @@ offset in a window.  A `MemoryMap` turns the second into the first, and the firs
 into the last, for whole ranges only.
 """
 
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from vhostpci_shared import metadata as md
+from vhostpci_shared.access import Metadata
 from vhostpci_shared.vhost_user import MemRegion
 from vhostpci_shared.wire import ProtocolError
 
@@ -31,7 +34,7 @@ class Placed:
 
 
 class Windows(Protocol):
-    """The ways to give the slave the master's memory; the arena is the first."""
+    """Where the slave has the memory of one front-end."""
 
     def place(self, region: MemRegion, fd: Fd) -> Placed:
         """Say where in a window the region of `fd` is.
@@ -44,6 +47,65 @@ class Windows(Protocol):
     def read(self, window: int, offset: int, size: int) -> bytes:
         """Read from a window; less comes back where the window ends."""
         ...
+
+
+class Store(Protocol):
+    """The ways to give the slave the master's memory: the arena, or attach mode."""
+
+    @property
+    def metadata(self) -> Metadata:
+        """The metadata region, which is in window 0."""
+        ...
+
+    @property
+    def file(self) -> Fd:
+        """Window 0, to be given away."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes of window 0."""
+        ...
+
+    def windows(self, pid: int, for_vm: Callable[[], bool]) -> Windows:
+        """Return the windows of a front-end of process `pid`, 0 if unknown.
+
+        `for_vm` says whether the slave is a VM, or will be one.
+        """
+        ...
+
+    @property
+    def files(self) -> "Mapping[int, WindowFile]":
+        """The windows besides window 0, by their numbers."""
+        ...
+
+    def keep(self, numbers: frozenset[int]) -> None:
+        """Let go of all windows but these."""
+
+    def restore(self) -> bool:
+        """Mend what somebody has cut; say whether there was anything to mend."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return the device's memory for the status."""
+        ...
+
+    def close(self) -> None:
+        """Let go of all."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowFile:
+    """A memory file of the master's, and its size in bytes when it came."""
+
+    file: Fd
+    size: int
+    key: tuple[int, int]
+
+    @property
+    def fits_bar(self) -> bool:
+        """Whether it can be a PCI device's BAR; QEMU aborts where it cannot."""
+        return self.size.bit_count() == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +165,11 @@ class MemoryMap:
                 return placed.window, placed.offset + (guest_addr - region.guest_addr)
         raise ProtocolError(f"guest address {guest_addr:#x} is in no memory region")
 
+    @property
+    def windows(self) -> frozenset[int]:
+        """The windows that the regions are in."""
+        return frozenset(placed.window for placed in self.regions)
+
     def metadata(self) -> tuple[md.Region, ...]:
         """Return the regions as the slave is to see them."""
         return tuple(
@@ -132,3 +199,22 @@ def _same(one: MemRegion, other: MemRegion) -> bool:
         other.user_addr,
         other.size,
     )
+
+
+def mapped_private(pid: int, info: os.stat_result) -> bool:
+    """Whether process `pid` maps the file of `info`, and only privately.
+
+    False where that cannot be known: the process is another user's, or the file is
+    mapped by a process that `pid` merely connected for.
+    """
+    wanted = (f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}", info.st_ino)
+    modes = set()
+    try:
+        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
+            for line in maps:
+                _, mode, _, device, inode = line.split(maxsplit=5)[:5]
+                if (device, int(inode)) == wanted:
+                    modes.add(mode[3])
+    except OSError:
+        return False
+    return modes == {"p"}

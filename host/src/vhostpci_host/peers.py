@@ -81,6 +81,20 @@ class Peers:
         return [Outgoing(peer) for peer in old]
 
 
+def window_handshake(number: int, memory: Fd, vector: Notifier) -> list[Outgoing]:
+    """Return all that makes a device of a window with the master's memory.
+
+    It takes no doorbells, and its vector is never signalled: QEMU under KVM ends
+    with a device that has a vector without an eventfd.
+    """
+    return [
+        Outgoing(ivshmem.VERSION),
+        Outgoing(number),
+        Outgoing(ivshmem.SHARED_MEMORY, memory),
+        Outgoing(number, vector),
+    ]
+
+
 def refusal() -> list[Outgoing]:
     """Return what a slave is told that is not wanted, as there is one already."""
     return [Outgoing(ivshmem.REFUSED)]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from .memory import WindowFile
 from .peers import Outgoing
 
 
@@ -67,6 +68,11 @@ class SlavePort(Protocol):
         """The slave's QEMU, or the agent itself; 0 if unknown."""
         ...
 
+    @property
+    def is_process(self) -> bool:
+        """Whether it is an agent itself, not the QEMU of a slave VM."""
+        ...
+
     def send(self, messages: list[Outgoing]) -> None:
         """Send messages, in this order, however long it takes."""
 
@@ -76,6 +82,24 @@ class SlavePort(Protocol):
 
     def drop(self, reason: str) -> None:
         """Close it for `reason`; the device is told by `slave_gone`."""
+
+
+class WindowHost(Protocol):
+    """Who shows windows with the master's memory to the slave."""
+
+    def show(self, number: int, window: WindowFile) -> None:
+        """Show the window to whoever connects for it.
+
+        Raises:
+            HostError: there cannot be a socket for it.
+        """
+
+    def hide(self, number: int) -> None:
+        """Show it no longer."""
+
+    def connected(self, number: int) -> bool:
+        """Whether somebody has it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

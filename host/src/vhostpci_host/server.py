@@ -9,22 +9,24 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from . import control, endpoint
 from .arena import Arena, make_directory
-from .config import DeviceConfig
+from .attach import Attached, WindowIds
+from .config import DeviceConfig, Mode
 from .connections import MasterConnection, SlaveConnection
 from .device import Device
+from .listener import Listener
+from .memory import Store, WindowFile
 from .message import Message
 from .peers import refusal
 from .ports import Plugger
+from .window import WindowSocket
 
 log = logging.getLogger(__name__)
-
-ACCEPT_PAUSE = 1.0
-"""Seconds to accept nothing when there are no descriptors left."""
 
 
 class Owner(Protocol):
@@ -33,6 +35,11 @@ class Owner(Protocol):
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """The loop that all run in."""
+        ...
+
+    @property
+    def window_ids(self) -> WindowIds:
+        """Where windows get their numbers."""
         ...
 
     async def control(
@@ -67,10 +74,12 @@ class Server:
         inherited: socket.socket | None = None,
     ) -> None:
         self.loop = owner.loop
+        self.plugger = owner.plugger(config)
         self._owner = owner
         self._config = config
         self._master: MasterConnection | None = None
         self._slave: SlaveConnection | None = None
+        self._windows: dict[int, WindowSocket] = {}
         self._said = ""
         self._alone = False
         with contextlib.ExitStack() as stack:
@@ -85,69 +94,78 @@ class Server:
     ) -> None:
         """Make all that may fail; `stack` undoes it in the other direction."""
         make_directory(config.run_dir)
-        self._control = stack.enter_context(self._listen(config.control, private=True))
-        arena = Arena(config)
-        self.device = Device(config, arena, self.loop)
+        self._control = stack.enter_context(self._control_socket(config.control))
+        stack.callback(self._hide_all)
+        self.device = Device(config, self._store(config), self.loop, self, self.plugger)
         stack.callback(self.device.close)
-        ivshmem = stack.enter_context(self._listen(config.ivshmem))
-        self._accept_from(ivshmem, self._new_slave, stack)
+        self._listen(config.ivshmem, self._new_slave, stack)
         if inherited is None:
-            master = stack.enter_context(self._listen(config.vhost_user))
-            self._accept_from(master, self._new_master, stack)
+            self._listen(config.vhost_user, self._new_master, stack)
         else:
             self._take_inherited(inherited, stack)
 
+    def _store(self, config: DeviceConfig) -> Store:
+        if config.mode is Mode.ATTACH:
+            return Attached(config, self._owner.window_ids)
+        return Arena(config)
+
     @contextlib.contextmanager
-    def _listen(self, path: Path, *, private: bool = False) -> Iterator[socket.socket]:
-        mode, group = self._config.access, self._config.group
-        if private:
-            mode, group = 0o600, None
-        with endpoint.listen(path, mode, group) as server:
+    def _control_socket(self, path: Path) -> Iterator[socket.socket]:
+        with endpoint.listen(path, 0o600, None) as server:
             try:
                 yield server
             finally:
                 path.unlink(missing_ok=True)
+
+    def _listen(
+        self,
+        path: Path,
+        take: Callable[[socket.socket], None],
+        stack: contextlib.ExitStack | None = None,
+    ) -> Listener:
+        """Call `take` with each connection to the socket that we make at `path`."""
+        server = endpoint.listen(path, self._config.access, self._config.group)
+        listener = Listener(server, self.loop, take, self.say_once, path)
+        if stack is not None:
+            stack.callback(listener.close)
+        return listener
 
     def _take_inherited(
         self, inherited: socket.socket, stack: contextlib.ExitStack
     ) -> None:
         """Serve the socket that we were given, or the one connection that it is."""
         if endpoint.is_listening(inherited):
-            stack.enter_context(inherited)
-            self._accept_from(inherited, self._new_master, stack)
+            listener = Listener(inherited, self.loop, self._new_master, self.say_once)
+            stack.callback(listener.close)
         else:
             self._alone = True
             self._new_master(inherited)
 
-    def _accept_from(
-        self,
-        server: socket.socket,
-        take: Callable[[socket.socket], None],
-        stack: contextlib.ExitStack,
-    ) -> None:
-        def ready() -> None:
-            try:
-                connection = endpoint.accept(server)
-            except OSError as error:
-                self._pause_accepting(server, ready, error)
-                return
-            if connection is not None:
-                take(connection)
+    # The windows (a `WindowHost`).
 
-        self.loop.add_reader(server, ready)
-        stack.callback(self.loop.remove_reader, server)
+    def show(self, number: int, window: WindowFile) -> None:
+        """Show a window to whoever connects for it.
 
-    def _pause_accepting(
-        self, server: socket.socket, ready: Callable[[], None], error: OSError
-    ) -> None:
-        """Out of descriptors: the queue stays readable, so don't spin on it."""
-        self.say_once(f"cannot accept a connection: {error.strerror}")
-        self.loop.remove_reader(server)
-        self.loop.call_later(ACCEPT_PAUSE, self._accept_again, server, ready)
+        Raises:
+            HostError: there cannot be a socket for it.
+        """
+        path = self._config.window(number)
+        self._windows[number] = WindowSocket(
+            number, window, partial(self._listen, path), self.loop, self.say_once
+        )
 
-    def _accept_again(self, server: socket.socket, ready: Callable[[], None]) -> None:
-        if server.fileno() >= 0:
-            self.loop.add_reader(server, ready)
+    def hide(self, number: int) -> None:
+        """Show it no longer."""
+        self._windows.pop(number).close()
+
+    def connected(self, number: int) -> bool:
+        """Whether somebody has it."""
+        window = self._windows.get(number)
+        return window is not None and window.connected
+
+    def _hide_all(self) -> None:
+        for number in list(self._windows):
+            self.hide(number)
 
     async def serve_control(self) -> None:
         """Answer on the control socket, for as long as the daemon lives."""
@@ -184,9 +202,7 @@ class Server:
     def _refuse_slave(self, connection: socket.socket) -> None:
         assert self._slave is not None, "refused for nobody"
         pid = endpoint.peer_pid(connection)
-        with connection, contextlib.suppress(EOFError):
-            for outgoing in refusal():
-                endpoint.send_outgoing(connection, outgoing)
+        endpoint.refuse(connection, refusal())
         self.say_once(f"slave (pid {pid}) refused: pid {self._slave.pid} is connected")
 
     def receive(self, message: Message) -> None:

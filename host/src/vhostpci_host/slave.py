@@ -3,9 +3,8 @@
 
 from collections.abc import Sequence
 
-from .arena import Arena
-from .doorbells import CallSet
-from .fds import Notifier
+from .doorbells import CallSet, VectorSet
+from .fds import Fd, Notifier
 from .peers import Peers, PeersExhausted
 from .ports import Loop, SlavePort
 
@@ -16,23 +15,32 @@ RETIRE = 1.0
 
 
 class Slave:
-    """One ivshmem connection, from its handshake to its end."""
+    """One ivshmem connection, from its handshake to its end.
+
+    Args:
+        port: the connection.
+        loop: what calls back.
+        window: window 0.
+        vectors: the vectors that it is given; they are ours to close.
+        doorbell: ours, for the agent to ring.
+    """
 
     def __init__(
         self,
         port: SlavePort,
         loop: Loop,
-        arena: Arena,
-        vectors: Sequence[Notifier],
+        window: Fd,
+        vectors: VectorSet,
         doorbell: Notifier,
     ) -> None:
         self.port = port
+        self.vectors = vectors
         self.peers = Peers()
         self._loop = loop
         self._calls: CallSet | None = None
         self._unread_until: float | None = None
         self._retire: tuple[int, float] | None = None
-        port.send(self.peers.handshake(arena.file, vectors, doorbell))
+        port.send(self.peers.handshake(window, vectors.notifiers, doorbell))
 
     def introduce(self, wanted: Sequence[Notifier | None], generation: int) -> bool:
         """Make these call notifiers the newest peer, unless they are it already.
@@ -89,6 +97,7 @@ class Slave:
     def close(self) -> None:
         """Let go of the notifiers."""
         self._close_calls()
+        self.vectors.close()
 
     def _close_calls(self) -> None:
         if self._calls is not None:

@@ -21,12 +21,10 @@ def describe(device: Device) -> Json:
         "name": config.name,
         "state": state(device),
         "daemon": {"pid": os.getpid(), "version": __version__},
-        "memory": {
-            "size": config.memory,
-            "window": device.arena.size,
-            "path": str(device.arena.path),
-            "filesystem": device.arena.filesystem,
-        },
+        "mode": config.mode.value,
+        "memory": device.store.describe(),
+        "windows": _windows(device),
+        "plugging": device.plugger.status() if device.plugger else None,
         "queue_pairs": config.queue_pairs,
         "vectors": config.vectors,
         "sockets": {
@@ -55,6 +53,19 @@ def state(device: Device) -> str:
     if device.agent.entry.state is not md.AgentState.READY:
         return "no agent"
     return "running"
+
+
+def _windows(device: Device) -> list[Json]:
+    """Return the windows besides window 0."""
+    return [
+        {
+            "window": number,
+            "size": file.size,
+            "socket": str(device.config.window(number)),
+            "connected": device.windows.connected(number),
+        }
+        for number, file in sorted(device.store.files.items())
+    ]
 
 
 def _master(device: Device) -> Json | None:
@@ -115,6 +126,7 @@ def _ring(device: Device, index: int) -> Json:
         "problem": wish.problem if wish else "",
         "session": lease.session,
         "kicks_relayed": lease.relayed(),
+        "kick_direct": bool(device.slave and device.slave.vectors.is_direct(index)),
         "agent": _agent_ring(device, index),
     }
 
@@ -122,7 +134,7 @@ def _ring(device: Device, index: int) -> Json:
 def _agent_ring(device: Device, index: int) -> Json | None:
     """Return what the agent says of the ring, if it can be."""
     try:
-        said = device.arena.metadata.agent_ring(index)
+        said = device.store.metadata.agent_ring(index)
     except ProtocolError:
         return None
     return {
@@ -140,15 +152,26 @@ def _agent_ring(device: Device, index: int) -> Json | None:
 def text(status: Json) -> str:
     """Return the status for people."""
     lines = [f"{status['name']}: {status['state']}", _memory_line(status["memory"])]
+    lines += [_window_line(window) for window in status["windows"]]
     lines += _connection_lines(status)
     lines += [_ring_line(ring) for ring in status["rings"]]
     return "\n".join(lines)
 
 
 def _memory_line(memory: Json) -> str:
+    if memory["path"] is None:
+        return "  memory   the master's own (attach mode)"
     return (
         f"  memory   {memory['size'] >> 20} MiB in {memory['path']} "
         f"({memory['filesystem']}, window {memory['window'] >> 20} MiB)"
+    )
+
+
+def _window_line(window: Json) -> str:
+    connected = "connected" if window["connected"] else "not connected"
+    return (
+        f"  window   {window['window']}: {window['size'] >> 20} MiB at "
+        f"{window['socket']}, {connected}"
     )
 
 

@@ -2,7 +2,7 @@
 """A device with all that is around it, in one process and without sockets.
 
 FrontEnd ──messages──► Device ──messages──► RecordedSlave ◄── FakeAgent
-                         └────── arena (a file) ──────┘
+                         └──── window 0 (a file) ─────┘
 """
 
 import os
@@ -15,9 +15,15 @@ from typing import Self
 from tests.fakes.agent import FakeAgent
 from tests.fakes.frontend import Dropped, FrontEnd, RingAt, region
 from tests.fakes.loop import ManualLoop
-from tests.fakes.ports import RecordedMaster, RecordedSlave
+from tests.fakes.ports import (
+    RecordedMaster,
+    RecordedPlugger,
+    RecordedSlave,
+    RecordedWindows,
+)
 from vhostpci_host.arena import Arena
-from vhostpci_host.config import DeviceConfig
+from vhostpci_host.attach import Attached, WindowIds
+from vhostpci_host.config import DeviceConfig, Mode
 from vhostpci_host.device import Device
 from vhostpci_host.fds import Fd
 from vhostpci_host.message import Message
@@ -61,20 +67,32 @@ class ToDevice:
 
 
 class Scene:
-    """A device, and whoever is asked for."""
+    """A device, and whoever is asked for; without `memory` in attach mode."""
 
     def __init__(
-        self, directory: Path, loop: ManualLoop, *, memory: int, queue_pairs: int = 1
+        self,
+        directory: Path,
+        loop: ManualLoop,
+        *,
+        memory: int = 0,
+        queue_pairs: int = 1,
+        slave_qmp: Path | None = None,
     ) -> None:
         self.loop = loop
         self.config = DeviceConfig(
             name="dev",
+            mode=Mode.ARENA if memory else Mode.ATTACH,
             memory=memory,
             queue_pairs=queue_pairs,
             run_dir=directory,
             memory_dir=directory,
+            slave_qmp=slave_qmp,
         )
-        self.device = Device(self.config, Arena(self.config), loop)
+        self.windows = RecordedWindows()
+        self.plugger = RecordedPlugger()
+        store = Arena(self.config) if memory else Attached(self.config, WindowIds(256))
+        plugger = self.plugger if slave_qmp else None
+        self.device = Device(self.config, store, loop, self.windows, plugger)
         self.agents = 0
         self._stack = ExitStack()
         self._slaves: list[RecordedSlave] = []
@@ -94,18 +112,23 @@ class Scene:
             slave.close()
         assert not self.loop.watched(), "the device still waits for descriptors"
 
-    def front_end(self, **options: object) -> FrontEnd:
-        """A stock QEMU, connected."""
+    def front_end(
+        self, memory: list[tuple[vu.MemRegion, int]] | None = None, **options: object
+    ) -> FrontEnd:
+        """A stock QEMU, connected; its memory is the arena, if nothing is said."""
         transport = ToDevice(self.device, self.loop)
-        memory = [(region(self.config.memory), self.device.arena.file.fileno())]
+        if memory is None:
+            memory = [(region(self.config.memory), self.device.store.file.fileno())]
         front_end = FrontEnd(transport, memory, self.config.queue_pairs, **options)  # type: ignore[arg-type]
         self._stack.enter_context(front_end)
         front_end.connect()
         return front_end
 
-    def running(self, **options: object) -> FrontEnd:
+    def running(
+        self, memory: list[tuple[vu.MemRegion, int]] | None = None, **options: object
+    ) -> FrontEnd:
         """A front-end whose guest's driver is up, and settled."""
-        front_end = self.front_end(**options)
+        front_end = self.front_end(memory, **options)
         self.start(front_end)
         return front_end
 
@@ -119,17 +142,17 @@ class Scene:
         """Let the device come to rest."""
         self.loop.advance(SETTLED)
 
-    def slave(self) -> RecordedSlave:
-        """A slave VM, connected; one that was there is gone."""
+    def slave(self, *, is_process: bool = False) -> RecordedSlave:
+        """A slave VM (or process), connected; one that was there is gone."""
         self.device.slave_gone()
-        slave = RecordedSlave(self.config.vectors)
+        slave = RecordedSlave(self.config.vectors, is_process=is_process)
         self._slaves.append(slave)
         self.device.slave_connected(slave)
         return slave
 
     def agent(self, slave: RecordedSlave) -> FakeAgent:
         """An agent in it, which has been heard of."""
-        agent = FakeAgent(self.loop, slave, self.config.arena)
+        agent = FakeAgent(self.loop, slave, self.device.store.file.fileno())
         self._stack.callback(agent.close)
         self.agents += 1
         agent.say(instance=self.agents, generation=agent.metadata.generation())

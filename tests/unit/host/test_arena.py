@@ -13,10 +13,11 @@ import pytest
 from tests.fakes.frontend import region
 from tests.fakes.windows import MIB
 from vhostpci_host import arena as arena_module
-from vhostpci_host.arena import Arena, ArenaWindows, mapped_private
+from vhostpci_host.arena import Arena, ArenaWindows
 from vhostpci_host.config import DeviceConfig
 from vhostpci_host.errors import HostError
 from vhostpci_host.fds import Fd
+from vhostpci_host.memory import mapped_private
 from vhostpci_shared import metadata as md
 from vhostpci_shared.vhost_user import MemRegion
 from vhostpci_shared.wire import ProtocolError

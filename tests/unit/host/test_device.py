@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.frontend import FrontEnd, RingAt
+from tests.fakes.frontend import Dropped, FrontEnd, RingAt
 from tests.fakes.loop import ManualLoop
 from tests.fakes.windows import MIB
 from tests.unit.host.scene import Scene
@@ -22,12 +22,12 @@ RUNS = RingFlag.STARTED | RingFlag.ENABLED
 
 
 def set_used(scene: Scene, ring: RingAt, index: int) -> None:
-    fd = scene.device.arena.file.fileno()
+    fd = scene.device.store.file.fileno()
     os.pwrite(fd, index.to_bytes(2, "little"), ring.used + 2)
 
 
 def sessions(scene: Scene) -> list[int]:
-    snapshot = scene.device.arena.metadata.snapshot()
+    snapshot = scene.device.store.metadata.snapshot()
     assert snapshot is not None
     return [ring.session for ring in snapshot.rings]
 
@@ -88,6 +88,64 @@ def test_kick_reaches_the_slaves_vector(scene: Scene) -> None:
     qemu.kick(1)
     scene.loop.advance()
     assert [slave.interrupted(1), slave.interrupted(2)] == [False, True]
+
+
+def test_kick_that_is_known_when_the_slave_comes_is_its_vector(scene: Scene) -> None:
+    """It goes from VM to VM, and the daemon has nothing to do with it."""
+    qemu = scene.running()
+    slave = scene.slave()
+    qemu.kick(1)
+    assert slave.interrupted(2)
+    scene.loop.advance()
+    assert not slave.interrupted(2)
+    assert scene.device.leases[1].relayed() == 0
+
+
+def test_kick_of_a_driver_that_started_anew_is_relayed(scene: Scene) -> None:
+    qemu = scene.running()
+    slave = scene.slave()
+    slave.interrupted(2)
+    qemu.stop_ring(1)
+    qemu.start_ring(RingAt.nth(1))
+    scene.settle()
+    slave.interrupted(2)
+    qemu.kick(1)
+    scene.loop.advance()
+    assert slave.interrupted(2)
+    assert scene.device.leases[1].relayed() >= 1
+
+
+def test_kick_that_comes_again_is_not_relayed_to_itself(scene: Scene) -> None:
+    qemu = scene.running()
+    slave = scene.slave()
+    kick = vu.VringFd(1)
+    qemu.send(Request.SET_VRING_KICK, kick, qemu.kicks[1])
+    scene.settle()
+    slave.interrupted(2)
+    qemu.kick(1)
+    scene.loop.advance()
+    assert slave.interrupted(2)
+    assert scene.device.leases[1].relayed() == 0
+
+
+def test_kicks_that_swap_their_rings_end_the_connection(scene: Scene) -> None:
+    """Relayed, the one would signal the other for ever."""
+    qemu = scene.running()
+    scene.slave()
+    for index in range(2):
+        kick = vu.VringFd(index)
+        qemu.send(Request.SET_VRING_KICK, kick, qemu.kicks[1 - index])
+    scene.settle()
+    with pytest.raises(Dropped, match="kick of another ring"):
+        qemu.send(Request.SET_OWNER)
+
+
+def test_slave_that_comes_anew_has_what_the_one_before_left(scene: Scene) -> None:
+    qemu = scene.running()
+    scene.slave()
+    slave = scene.slave()
+    qemu.kick(0)
+    assert slave.interrupted(1)
 
 
 def test_doorbell_of_the_slave_reaches_the_masters_interrupt(scene: Scene) -> None:
@@ -182,7 +240,7 @@ def test_agent_that_failed_is_not_waited_for(scene: Scene) -> None:
 def test_agent_of_a_dead_daemons_days_is_not_waited_for(scene: Scene) -> None:
     """What is READY in a reused arena may be nobody: its heart has to beat first."""
     stale = md.Agent(instance=9, heartbeat=77, state=md.AgentState.READY)
-    scene.device.arena.metadata.write_agent(stale)
+    scene.device.store.metadata.write_agent(stale)
     scene.slave()
     qemu = scene.running()
     scene.loop.advance(1.0)
@@ -464,18 +522,18 @@ def test_kick_that_came_back_blocking_does_not_stop_the_daemon(scene: Scene) -> 
 
 
 def test_heart_of_the_daemon_beats(scene: Scene) -> None:
-    before = scene.device.arena.metadata.heartbeat()
+    before = scene.device.store.metadata.heartbeat()
     scene.loop.advance(5.0)
-    assert scene.device.arena.metadata.heartbeat() >= before + 10
+    assert scene.device.store.metadata.heartbeat() >= before + 10
 
 
 def test_file_that_somebody_cut_has_its_size_again(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
-    size = scene.device.arena.size
+    size = scene.device.store.size
     with scene.config.arena.open("r+b") as file:
         file.truncate(size - md.SIZE)
-        scene.device.arena.restore()
+        scene.device.store.restore()
         assert file.seek(0, 2) == size
 
 
