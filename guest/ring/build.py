@@ -10,7 +10,10 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).parent
-SOURCES = ["mem.c", "split.c", "net.c", "tx.c", "rx.c", "tap.c", "loop.c", "worker.c"]
+SOURCES = [
+    *("mem.c", "split.c", "net.c", "tx.c", "rx.c", "tap.c"),
+    *("loop.c", "worker.c", "guard.c"),
+]
 
 ffibuilder = FFI()
 ffibuilder.cdef((HERE / "ring_api.h").read_text())

@@ -104,11 +104,14 @@ int net_end_pass(struct net_queue *q, int r, int n)
  * @q:		Queue
  * @error:	What it said
  *
+ * EFAULT is not the TAP's doing: all buffers lie in the master's memory, and
+ * where the kernel finds none it has been taken away.
+ *
  * Return: -EPROTO
  */
 int net_tap_fault(struct net_queue *q, int error)
 {
-	q->vq.fault = RING_FAULT_TAP;
+	q->vq.fault = error == EFAULT ? RING_FAULT_MEMORY : RING_FAULT_TAP;
 	q->error = error;
 	return -EPROTO;
 }

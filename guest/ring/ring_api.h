@@ -2,8 +2,8 @@
 /*
  * All that Python may call and see.  cffi's cdef() reads this file as the
  * compiler does, so it has neither #include nor #if: C includes it through
- * ring.h.  The functions are documented at their definitions in worker.c and,
- * for Python, in _ring.pyi.
+ * ring.h.  The functions are documented at their definitions in worker.c and
+ * guard.c and, for Python, in _ring.pyi.
  */
 
 /* The queues of a pair, numbered as the virtio-net device numbers them. */
@@ -35,7 +35,8 @@ enum ring_fault {
 	RING_FAULT_TAP = 11, /* the TAP is gone or cannot work: see error */
 	RING_FAULT_KICK = 12, /* the kick eventfd cannot be read: see error */
 	RING_FAULT_USED_MOVED = 13, /* used idx is not what we wrote last */
-	RING_FAULT_SESSION = 14 /* the daemon started another session */
+	RING_FAULT_SESSION = 14, /* the daemon started another session */
+	RING_FAULT_MEMORY = 15 /* the master's memory is lost: see guard.c */
 };
 
 enum ring_flags {
@@ -143,3 +144,7 @@ int worker_start_ring(struct worker *w, uint32_t index,
 int worker_stop_ring(struct worker *w, uint32_t index, uint32_t timeout_ms);
 int worker_read_ring(struct worker *w, uint32_t index, struct ring_status *ret);
 int worker_step(struct worker *w);
+
+int guard_open(uint64_t address, uint64_t size, int32_t fd);
+int guard_close(uint32_t number);
+int guard_lost(uint32_t number);

@@ -29,30 +29,30 @@ class Region:
     def __init__(self, guest_addr: int, size: int, fd: int | None = None) -> None:
         self.guest_addr = guest_addr
         self.size = size
-        self._map = mmap.mmap(fd, size) if fd is not None else _memory(size)
+        self._fd = _memory(size) if fd is None else os.dup(fd)
+        self._map = mmap.mmap(self._fd, size)
         self.host_addr = address_of(self._map)
         self.bytes = memoryview(self._map)
         # An aligned access through a cast is one load or store, as in a driver;
         # struct.pack_into() would go byte by byte.
-        self.words = {
-            2: self.bytes.cast("H"),
-            4: self.bytes.cast("I"),
-            8: self.bytes.cast("Q"),
-        }
+        words = self.bytes[: size // 8 * 8]
+        self.words = {2: words.cast("H"), 4: words.cast("I"), 8: words.cast("Q")}
 
     def close(self) -> None:
         for view in (*self.words.values(), self.bytes):
             view.release()
         self._map.close()
+        os.close(self._fd)
+
+    def cut(self) -> None:
+        """Let the file shrink to nothing: who has no guard dies at the next access."""
+        os.ftruncate(self._fd, 0)
 
 
-def _memory(size: int) -> mmap.mmap:
+def _memory(size: int) -> int:
     fd = os.memfd_create("master")
-    try:
-        os.ftruncate(fd, size)
-        return mmap.mmap(fd, size)
-    finally:
-        os.close(fd)
+    os.ftruncate(fd, size)
+    return fd
 
 
 class Memory:

@@ -44,7 +44,7 @@ class RingOptions(TypedDict, total=False):
     hdr_len: int
     max_packet: int
     event_idx: bool
-    kick_fd: int
+    kick_fd: int | None
     call: Call | None
     meta_addr: int
     session: int

@@ -134,5 +134,18 @@ class _Lib:
         and kicks are asked for.
         """
 
+    def guard_open(self, address: int, size: int, fd: int) -> int:
+        """Survive the loss of a mapping.  Returns the guard's number.
+
+        fd is an eventfd that is written to when the memory is lost; it stays the
+        caller's.  -EINVAL: no mapping can be there; -ENOSPC: there are 4096.
+        """
+
+    def guard_close(self, number: int) -> int:
+        """Watch over a mapping no longer."""
+
+    def guard_lost(self, number: int) -> int:
+        """Return 1 if what was mapped is lost, else 0."""
+
 ffi: _FFI
 lib: _Lib

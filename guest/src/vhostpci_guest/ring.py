@@ -64,6 +64,7 @@ class Fault(IntEnum):
     KICK = 12
     USED_MOVED = 13
     SESSION = 14
+    MEMORY = 15
 
 
 _MASTER = "the master's driver broke it: reload that driver"
@@ -87,6 +88,10 @@ _FAULTS: Mapping[Fault, tuple[str, str]] = {
         "wait for the daemon's next session",
     ),
     Fault.SESSION: ("its session is over", "wait for the daemon's next session"),
+    Fault.MEMORY: (
+        "the master's memory is gone: its file shrank, or the device was unplugged",
+        "wait for the daemon's next session",
+    ),
 }
 
 _MENDS: Mapping[int, tuple[str, str]] = {
@@ -108,6 +113,7 @@ _MENDS: Mapping[int, tuple[str, str]] = {
         "the kernel may hang in the TAP; try again",
     ),
     errno.ENOENT: ("it was never started", "start it first"),
+    errno.ENOSPC: ("there are too many", "serve fewer devices with one agent"),
 }
 
 
@@ -279,6 +285,52 @@ def c_layout(struct: str) -> CLayout:
 def address_of(buffer: object) -> int:
     """Where a buffer lies: a mapping, to be kept while a worker uses it."""
     return int(ffi.cast("uintptr_t", ffi.from_buffer("char[]", buffer)))
+
+
+class Guard:
+    """Lets this process survive that memory is taken away while it is mapped.
+
+    Its file may shrink, its device may be unplugged; an access is a SIGBUS then, in
+    a worker or in Python.  With a guard, zeros take the place of the whole range, the
+    access goes on, and :attr:`lost` is set.
+
+    Args:
+        address: where the mapping starts.
+        size: its length.
+
+    Raises:
+        RingError: that is no mapping, or there are 4096 guards.
+    """
+
+    def __init__(self, address: int, size: int) -> None:
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._closed = False
+        try:
+            number = lib.guard_open(address, size, self._fd)
+            if number == -errno.EINVAL:
+                raise RingError(
+                    errno.EINVAL, f"{size} bytes at {address:#x} are no mapping"
+                )
+            self._number = _check(number, "guard a mapping")
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when the memory is lost."""
+        return self._fd
+
+    @property
+    def lost(self) -> bool:
+        """Whether the memory is lost; whoever has read zeros of it finds this set."""
+        return not self._closed and lib.guard_lost(self._number) == 1
+
+    def close(self) -> None:
+        """Let go: after the last access, and before anything else is mapped there."""
+        if not self._closed:
+            self._closed = True
+            lib.guard_close(self._number)
+            os.close(self._fd)
 
 
 class Worker:
