@@ -13,6 +13,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from .ring import Guard
+
 MAX_DOORBELL = 2**16 - 1
 
 
@@ -100,6 +102,9 @@ class Device(Protocol):
 class Mapping:
     """Memory of a device in this process, shared and writable.
 
+    It is guarded: if the file shrinks, or the device is unplugged, there are zeros
+    instead, and `lost` is set.
+
     Args:
         fd: what to map; it may be closed afterwards.
         size: bytes.
@@ -113,6 +118,21 @@ class Mapping:
         self._mmap = mmap.mmap(fd, size, offset=offset)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._mmap))
         self.view = memoryview(self._mmap)
+        try:
+            self._guard = Guard(self.address, size)
+        except BaseException:
+            self.view.release()
+            self._mmap.close()
+            raise
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when the memory is lost."""
+        return self._guard.fileno()
+
+    @property
+    def lost(self) -> bool:
+        """Whether the memory is gone, and there are zeros in its place."""
+        return self._guard.lost
 
     def close(self) -> None:
         """Unmap it.
@@ -122,6 +142,7 @@ class Mapping:
         """
         self.view.release()
         self._mmap.close()
+        self._guard.close()  # not before: who still has a part may use it
 
 
 class Registers:
