@@ -18,21 +18,29 @@ def master(config: DeviceConfig, *, vectors: int | None = None) -> Args:
     `ctrl_guest_offloads=off`: vhost-user cannot tell us when the guest turns
     offloads off at run time, so the guest must not be able to.
     """
-    name, size = _id(config), f"{config.memory >> 20}M"
+    name = _id(config)
     return [
-        ("-m", size),
-        ("-machine", f"memory-backend={name}-memory"),
-        (
-            "-object",
-            f"memory-backend-file,id={name}-memory,size={size},"
-            f"mem-path={_escape(config.arena)},share=on",
-        ),
+        ("-m", f"{config.memory >> 20}M"),
+        *arena(config),
         (
             "-chardev",
             f"socket,id={name},path={_escape(config.vhost_user)},reconnect=1",
         ),
         ("-netdev", f"vhost-user,id={name}-net,chardev={name}{_queues(config)}"),
         ("-device", _card(config, vectors)),
+    ]
+
+
+def arena(config: DeviceConfig) -> Args:
+    """Return what makes the arena a VM's memory."""
+    name = f"{_id(config)}-memory"
+    return [
+        ("-machine", f"memory-backend={name}"),
+        (
+            "-object",
+            f"memory-backend-file,id={name},size={config.memory >> 20}M,"
+            f"mem-path={_escape(config.arena)},share=on",
+        ),
     ]
 
 
