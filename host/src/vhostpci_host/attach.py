@@ -7,7 +7,9 @@
 
 A file is known by st_dev and st_ino, so a region that comes again, in whatever
 message, from whichever connection, has the window that it had; our descriptor keeps
-the number from being another file's.  A window's number is the IVPosition of the
+the number from being another file's.  A file that has another size by then (DPDK's
+heap grows in its file) is a new window: the slave has mapped the old one as it was.
+A window's number is the IVPosition of the
 device that shows it.  It is unique in this daemon, and the numbers start at random,
 so that a slave VM with devices of two daemons has hardly ever two of one number (if
 it has, its agent says so).
@@ -96,8 +98,8 @@ class Attached:
         """Return the windows of a front-end of process `pid`."""
         return AttachedWindows(self, pid, for_vm)
 
-    def window(self, key: tuple[int, int]) -> int | None:
-        """Return the window of a file, if it has one."""
+    def window(self, key: tuple[int, int, int]) -> int | None:
+        """Return the window of a file of that size, if it has one."""
         return next((n for n, file in self.files.items() if file.key == key), None)
 
     def add(self, fd: Fd, info: os.stat_result) -> int:
@@ -212,8 +214,8 @@ def _sealed_memfd(name: str) -> Fd:
     return file
 
 
-def _key(info: os.stat_result) -> tuple[int, int]:
-    return info.st_dev, info.st_ino
+def _key(info: os.stat_result) -> tuple[int, int, int]:
+    return info.st_dev, info.st_ino, info.st_size
 
 
 def _name(region: MemRegion) -> str:

@@ -100,7 +100,8 @@ class WindowFile:
 
     file: Fd
     size: int
-    key: tuple[int, int]
+    key: tuple[int, int, int]
+    """Its st_dev, st_ino and st_size."""
 
     @property
     def fits_bar(self) -> bool:
