@@ -151,6 +151,8 @@ class FrontEnd:
     """Ask for a reply to everything, as User Mode Linux does."""
     features: Feature = NO_FEATURES
     protocol_features: ProtocolFeature = NO_PROTOCOL_FEATURES
+    user_base: int = USER_BASE
+    """Its own address of guest physical address 0."""
     kicks: dict[int, int] = field(default_factory=dict)
     calls: dict[int, int] = field(default_factory=dict)
 
@@ -256,9 +258,9 @@ class FrontEnd:
         return vu.VringAddr(
             ring.index,
             0,
-            desc=USER_BASE + ring.desc,
-            used=USER_BASE + ring.used,
-            avail=USER_BASE + ring.avail,
+            desc=self.user_base + ring.desc,
+            used=self.user_base + ring.used,
+            avail=self.user_base + ring.avail,
         )
 
     def _new_kick(self, index: int) -> None:
