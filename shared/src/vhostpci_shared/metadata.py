@@ -43,6 +43,8 @@ MAX_RING_SIZE = 32768
 
 SLAVE_ID = 0
 """IVPosition of the device that carries window 0."""
+FIRST_WINDOW, LAST_WINDOW = 256, 65535
+"""IDs of further windows, and so IVPositions of their devices."""
 DAEMON_PEER = 1
 """Peer whose doorbell tells the daemon that the agent's part has changed."""
 FIRST_CALL_PEER = 2
