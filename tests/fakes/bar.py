@@ -6,7 +6,7 @@ down instead of rung.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import ExitStack
 
 from vhostpci_guest.device import (
@@ -93,6 +93,44 @@ class FakeDevice:
         if not self.closed:
             self.closed = True
             self._undo.close()
+
+
+class FakeWindows:
+    """A `Windows` whose windows the test plugs in and pulls out."""
+
+    def __init__(self) -> None:
+        self.wanted: Set[int] = frozenset()
+        self.watch: Callable[[], None] = lambda: None
+        """Is called before a window is let go."""
+        self._there: dict[int, FakeDevice] = {}
+        self._gone: list[FakeDevice] = []
+
+    def plug(self, number: int, size: int = SIZE) -> FakeDevice:
+        """Have a window; return the device that shows it."""
+        self._there[number] = FakeDevice(size=size, window=number)
+        return self._there[number]
+
+    def pull(self, number: int) -> None:
+        """Have a window no more; it stays mapped until it is let go."""
+        self._gone.append(self._there.pop(number))
+
+    def find(self, number: int) -> Window | None:
+        """Return a window that is there."""
+        return self._there[number].window if number in self._there else None
+
+    def want(self, numbers: Set[int]) -> None:
+        """Unmap what is not wanted, and what is gone."""
+        for number in self._there.keys() & self.wanted - numbers:
+            self.pull(number)
+        self.wanted = frozenset(numbers)
+        while self._gone:
+            self.watch()
+            self._gone.pop().close()
+
+    def close(self) -> None:
+        """Unmap all."""
+        for device in (*self._there.values(), *self._gone):
+            device.close()
 
 
 class FakeDaemon:

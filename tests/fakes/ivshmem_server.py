@@ -3,7 +3,7 @@
 
 import os
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from vhostpci_guest.device import Mapping, drain, new_eventfd
@@ -18,9 +18,14 @@ class FakeServer:
     """Listens on `path`; `accept`, then say things.
 
     Its memory has metadata, as a daemon's has.
+
+    Args:
+        path: the socket.
+        window: the ID that a client gets.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, window: int = md.SLAVE_ID) -> None:
+        self.window = window
         self._undo = ExitStack()
         self._listener = self._undo.enter_context(
             socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -39,8 +44,9 @@ class FakeServer:
         self.metadata.format()
 
     def accept(self) -> None:
-        """Take the client that has connected."""
-        self._client, _address = self._listener.accept()
+        """Take the client that has connected; forget the one before."""
+        self.hang_up()
+        self._client, self.client_name = self._listener.accept()
 
     def say(self, message: int, *fds: int) -> None:
         """Send one message."""
@@ -54,10 +60,17 @@ class FakeServer:
     def greet(self, vectors: int = 3) -> None:
         """Say all that makes a client a device; the daemon's doorbell is peer 1."""
         self.say(ivshmem.VERSION)
-        self.say(md.SLAVE_ID)
+        self.say(self.window)
         self.say(ivshmem.SHARED_MEMORY, self.memory)
         self.doorbell = self.introduce(md.DAEMON_PEER)[0]
-        self.vectors = self.introduce(md.SLAVE_ID, vectors)
+        self.vectors = self.introduce(self.window, vectors)
+
+    def greet_window(self) -> None:
+        """Say all that makes a client a window that is no device."""
+        self.say(ivshmem.VERSION)
+        self.say(self.window)
+        self.say(ivshmem.SHARED_MEMORY, self.memory)
+        self.introduce(self.window)
 
     def introduce(self, peer: int, vectors: int = 1) -> list[int]:
         """Introduce a peer; return our ends of its doorbells."""
@@ -71,6 +84,14 @@ class FakeServer:
     def rung(self, fd: int) -> bool:
         """Whether a doorbell was rung."""
         return drain(fd)
+
+    def hung_up(self) -> bool:
+        """Whether the client has closed the connection."""
+        assert self._client is not None
+        self._client.settimeout(0.2)
+        with suppress(TimeoutError):
+            return not self._client.recv(1)
+        return False
 
     def hang_up(self) -> None:
         """Close the connection."""

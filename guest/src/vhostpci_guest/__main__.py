@@ -244,6 +244,11 @@ def _print_link(link: dict[str, Any]) -> None:
     master = "connected" if link["master"] else "not connected"
     print(f"  daemon {link['daemon']}, master {master}")
     print(f"  TAP {link['tap'] or '(none yet)'}, carrier {carrier}")
+    for window in link["windows"]:
+        size = window["size"]
+        print(
+            f"  window {window['id']}: {f'{size} bytes' if size else 'not there yet'}"
+        )
     for ring in link["rings"]:
         side = "receive" if ring["ring"] % 2 == 0 else "transmit"
         print(

@@ -96,7 +96,9 @@ class Agent:
             self._ports[device.name] = self._make_port(device.name)
         port = self._ports[device.name]
         try:
-            self._links[device] = Link(device, port, self._make_plane)
+            self._links[device] = Link(
+                device, port, self._make_plane, self._source.windows(device)
+            )
         except ProtocolError as why:
             raise Unusable(f"{device.name}: {why}") from None
 

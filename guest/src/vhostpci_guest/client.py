@@ -3,6 +3,9 @@
 
 The daemon's socket gives us what it gives QEMU: the memory, an eventfd for each of
 our vectors, and one for each doorbell of our peers, which come and go.
+
+Our own socket has a name, an abstract one, before it connects.  QEMU's has none: so
+the daemon knows that we take memory of any size (`docs/metadata.md`, "Windows").
 """
 
 import os
@@ -19,6 +22,10 @@ from vhostpci_shared.wire import ProtocolError
 from .device import Doorbell, Eventfd, Mapping, Window, signal
 
 NAME = "socket"
+RETRY = 1.0
+"""Seconds between two attempts to reach a daemon that is not there."""
+HANDSHAKE = 5.0
+"""Seconds that a daemon has for its handshake; it needs milliseconds."""
 MAX_DOORBELLS = 1024
 """Descriptors that we take of all our peers together."""
 _SETTLE = 1.0
@@ -59,6 +66,7 @@ class Client:
             self._socket = undo.enter_context(
                 socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             )
+            self._socket.bind("")  # to a name of the kernel's choice: see above
             self._socket.connect(self.name)
             self._undo.push(undo.pop_all())
 

@@ -5,9 +5,13 @@ Theory of operation.  `look` looks at the metadata's generation.  When it has ch
 
 1. read and check what the daemon wants (`plan.check`);
 2. stop the rings that may not go on, and write down where they stopped;
-3. write the generation, and ring the daemon's doorbell: it may be waiting, and the
+3. let go of the windows that are not named any more: the daemon unplugs them next;
+4. write the generation, and ring the daemon's doorbell: it may be waiting, and the
    whole master VM with it;
-4. only then start rings, make the TAP, move the carrier.
+5. only then start rings, make the TAP, move the carrier.
+
+A window that comes late, or goes while it is in use, is followed the same way: no ring
+runs while one that is named is absent.
 
 `tick` beats our heart, and watches the daemon's.  A daemon that says nothing for
 three seconds may be dead, and then the master's QEMU has taken its rings back without
@@ -20,7 +24,7 @@ looked at again when it changes.
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -31,10 +35,11 @@ from vhostpci_shared.metadata import AgentState
 from vhostpci_shared.wire import ProtocolError
 
 from .dataplane import PlaneMaker, RingReport
-from .device import Device, Unusable, drain
-from .plan import NOTHING, Want, check
+from .device import Device, Unusable, Window, drain
+from .plan import NOTHING, Want, check, named
 from .port import Port
 from .rings import Rings
+from .windows import Named, Windows
 
 log = logging.getLogger(__name__)
 
@@ -80,13 +85,16 @@ class Link:
         device: bound; it stays the caller's.
         port: where its packets go; it stays the caller's.
         make_plane: makes what moves them.
+        windows: finds the device's further windows.
 
     Raises:
         Unusable: the device is not the one with the metadata.
         ProtocolError: it has no metadata, or of a version that we don't know.
     """
 
-    def __init__(self, device: Device, port: Port, make_plane: PlaneMaker) -> None:
+    def __init__(
+        self, device: Device, port: Port, make_plane: PlaneMaker, windows: Windows
+    ) -> None:
         if device.window.id != md.SLAVE_ID:
             raise Unusable(
                 f"{device.name} has IVPosition {device.window.id}: it shows memory to "
@@ -95,6 +103,7 @@ class Link:
         self.device = device
         self.port = port
         self._rings = Rings(device, port, make_plane)
+        self._windows = Named(windows)
         self._metadata = Metadata(find(device.window.view))
         try:
             self._metadata.header()
@@ -119,7 +128,7 @@ class Link:
         """Seconds until the next look, if nothing happens before."""
         if not self._pulse.alive:
             return SLOW if self._pulse.known else FAST
-        if self._rings.waiting or self._acted != self._metadata.generation():
+        if self.has_news:
             return FAST
         if self.device.vector(md.METADATA_VECTOR) is not None:
             return TICK
@@ -127,10 +136,11 @@ class Link:
 
     @property
     def has_news(self) -> bool:
-        """Whether a full look is worth its while; this one costs two loads."""
+        """Whether a full look is worth its while; this one costs little."""
         return (
             self._rings.waiting
-            or self._metadata.generation() != self._acted
+            or self._outdated
+            or self._windows.moved
             or not self._pulse.alive
         )
 
@@ -153,9 +163,11 @@ class Link:
         self._rings.look()
         self._watch_daemon(tick=False)
         if not self._pulse.alive:
+            self._let_windows_go()
             return
         generation = self._metadata.generation()
-        if generation != self._acted and generation % 2 == 0:
+        news = generation != self._acted or self._windows.moved
+        if news and generation % 2 == 0:
             self._follow(generation)
         elif self._rings.waiting:
             self._start_rings()
@@ -196,6 +208,7 @@ class Link:
     def _follow(self, generation: int) -> None:
         """Act by a generation of the daemon's."""
         snapshot, want = None, NOTHING
+        windows: dict[int, Window | None] = {}
         try:
             snapshot = self._metadata.snapshot()
             if snapshot is None:
@@ -203,12 +216,15 @@ class Link:
             generation = snapshot.generation
             if self._vectors_to_come(snapshot.device):
                 return
-            want = self._check(snapshot)
+            windows = self._windows.find(named(snapshot))
+            want = self._check(snapshot, windows)
             self._well(snapshot.device.name)
         except ProtocolError as why:
-            snapshot = None
+            snapshot, windows = None, {}
             self._failed(str(why))
+        self._tell_absent(want)
         if self._rings.stop_for(want):
+            self._windows.keep(windows)
             self._snapshot = snapshot
             self._answer(generation)
             if snapshot is not None:
@@ -218,11 +234,14 @@ class Link:
     def _vectors_to_come(self, device: md.Device) -> bool:
         return self.device.vector_count < device.vectors and not self.device.settled
 
-    def _check(self, snapshot: md.Snapshot) -> Want:
+    def _check(
+        self, snapshot: md.Snapshot, windows: Mapping[int, Window | None]
+    ) -> Want:
         """Return what to do; a device that is too small ends us, but only at first."""
-        window = self.device.window
+        here = {self.device.window.id: self.device.window}
+        here |= {number: found for number, found in windows.items() if found}
         try:
-            return check(snapshot, {window.id: window}, self.device.vector_count)
+            return check(snapshot, here, self.device.vector_count)
         except Unusable as why:
             if self._served:
                 raise ProtocolError(str(why)) from None
@@ -246,6 +265,17 @@ class Link:
         """Tell the daemon why nobody will serve this device."""
         self._agent = replace(self._agent, state=AgentState.FAILED, message=why)
         self._answer(self._metadata.generation())
+
+    def _tell_absent(self, want: Want) -> None:
+        """Say which windows we wait for, when that is news."""
+        if want.absent and want.absent != self._rings.wanted.absent:
+            numbers = ", ".join(map(str, want.absent))
+            log.info("%s: waits for window %s", self.device.name, numbers)
+
+    def _let_windows_go(self) -> None:
+        """Unmap windows that are gone, while no ring runs anyway."""
+        if self._windows.moved and self._rings.stop_for(NOTHING):
+            self._windows.keep(self._windows.find(self._windows.numbers))
 
     def _answer(self, generation: int) -> None:
         """Tell the daemon by which generation we act."""
@@ -344,6 +374,7 @@ class Link:
             "message": self._agent.message,
             "daemon": "alive" if self._pulse.alive else "silent",
             "master": self._rings.wanted.master,
+            "windows": self._windows.status(),
             "generation": self._acted,
             "tap": self.port.name,
             "carrier": self.port.carrier,
@@ -360,4 +391,5 @@ class Link:
         self._report()
         self._ring_daemon()
         self._rings.close()
+        self._windows.keep({})
         self._metadata.release()

@@ -13,7 +13,8 @@ how each ring stands (`Run`) and says which rings to stop, and which to start::
                                                         |  +-> BROKEN   by the master
                                                         +----> FENCED   somebody else
 
-Memory or features that change stop all rings first, since all use them.
+Memory or features that change stop all rings first, since all use them.  A window
+that is named and not there is such a change: there is no memory until it comes.
 
 A ring goes on where it stopped if its session is the same, and at the daemon's
 `base` in a new one.  If another agent process ran it in this session, nobody has
@@ -21,7 +22,7 @@ told us for sure where it stopped; then the ring itself says it (`Run.sure`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from vhostpci_shared import metadata as md
@@ -49,6 +50,8 @@ class Want:
     memory: tuple[Memory, ...] = ()
     rings: tuple[md.Ring, ...] = ()
     master: bool = False
+    absent: tuple[int, ...] = ()
+    """Windows that are named and not there; until they are, there are no rings."""
 
 
 NOTHING = Want()
@@ -83,7 +86,7 @@ def check(snapshot: md.Snapshot, windows: Mapping[int, Window], vectors: int) ->
 
     Args:
         snapshot: what the daemon says.
-        windows: by their IDs.
+        windows: those that are there, by their IDs.
         vectors: how many our device has.
 
     Raises:
@@ -103,13 +106,33 @@ def check(snapshot: md.Snapshot, windows: Mapping[int, Window], vectors: int) ->
         if ring.flags & RingFlag.PACKED:
             raise ProtocolError(f"ring {index} is packed, which we don't offer")
     _check_overlap(snapshot.regions)
-    return Want(
+    _check_numbers(snapshot)
+    want = Want(
         features=device.features,
         queue_pairs=device.queue_pairs,
-        memory=tuple(_locate(region, windows) for region in snapshot.regions),
-        rings=snapshot.rings,
         master=bool(device.flags & DeviceFlag.MASTER),
+        absent=tuple(sorted(named(snapshot) - windows.keys())),
     )
+    if want.absent:
+        return want
+    memory = tuple(_locate(region, windows) for region in snapshot.regions)
+    return replace(want, memory=memory, rings=snapshot.rings)
+
+
+def named(snapshot: md.Snapshot) -> frozenset[int]:
+    """Return the windows other than 0 that a snapshot names."""
+    windows = {region.window for region in snapshot.regions}
+    return frozenset(windows - {md.SLAVE_ID})
+
+
+def _check_numbers(snapshot: md.Snapshot) -> None:
+    """Refuse windows that no daemon has: they would be waited for in vain."""
+    for number in named(snapshot):
+        if not md.FIRST_WINDOW <= number <= md.LAST_WINDOW:
+            raise ProtocolError(
+                f"the master's memory is in window {number}, which is neither "
+                f"{md.SLAVE_ID} nor from {md.FIRST_WINDOW} to {md.LAST_WINDOW}"
+            )
 
 
 def _check_overlap(regions: Sequence[md.Region]) -> None:
@@ -122,12 +145,7 @@ def _check_overlap(regions: Sequence[md.Region]) -> None:
 
 def _locate(region: md.Region, windows: Mapping[int, Window]) -> Memory:
     """Find a region in its window, outside the metadata."""
-    window = windows.get(region.window)
-    if window is None:
-        raise ProtocolError(
-            f"the master's memory is in window {region.window}, and we have "
-            f"{', '.join(map(str, sorted(windows)))}"
-        )
+    window = windows[region.window]
     room = window.size - (md.SIZE if window.id == md.SLAVE_ID else 0)
     if region.offset > room or region.size > room - region.offset:
         raise ProtocolError(

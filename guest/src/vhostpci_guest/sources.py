@@ -14,15 +14,12 @@ from typing import Protocol
 
 from vhostpci_shared.wire import ProtocolError
 
-from .client import Client, ServerGone
+from .client import HANDSHAKE, RETRY, Client, ServerGone
 from .device import Device, Unusable
+from .windows import NoWindows, SocketWindows, Windows
 
 log = logging.getLogger(__name__)
 
-RETRY = 1.0
-"""Seconds between two attempts to reach a daemon that is not there."""
-HANDSHAKE = 5.0
-"""Seconds that a daemon has to make us a device; it needs milliseconds."""
 _ABSENT = (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN, errno.ECONNRESET)
 
 
@@ -38,6 +35,9 @@ class Source(Protocol):
 
     def devices(self) -> Iterable[Device]:
         """Return the devices that are there; whoever takes one closes it."""
+
+    def windows(self, device: Device) -> Windows:
+        """Return what finds further windows for one of the devices."""
 
     def fds(self) -> Iterable[int]:
         """Return the descriptors at which something happens."""
@@ -62,6 +62,10 @@ class PciSource:
         """Return the devices."""
         return self._devices
 
+    def windows(self, device: Device) -> Windows:
+        """Return what finds none."""
+        return NoWindows()
+
     def fds(self) -> Iterable[int]:
         """Return nothing: they don't come and go."""
         return ()
@@ -69,6 +73,8 @@ class PciSource:
 
 class SocketSource:
     """A daemon's socket, tried every second while nobody listens there.
+
+    The windows that the device names have sockets of their own beside it.
 
     Args:
         path: the socket.
@@ -78,6 +84,7 @@ class SocketSource:
     def __init__(self, path: Path, now: Callable[[], float] = time.monotonic) -> None:
         self._path = path
         self._now = now
+        self._windows = SocketWindows(path, now)
         self._client: Client | None = None
         self._due = 0.0
         self._served = False
@@ -96,7 +103,7 @@ class SocketSource:
             if self._client is not None:
                 self._client.receive()
                 self._greet(self._client)
-                if self.interval == 0:
+                if not self._client.connected and self.interval == 0:
                     raise ProtocolError(
                         f"{self._path}: no handshake within {HANDSHAKE:g} s; is it the "
                         "daemon's NAME.ivshmem?"
@@ -106,6 +113,8 @@ class SocketSource:
         except OSError as error:
             fatal = error.errno not in _ABSENT
             self._lose(f"{self._path}: {error.strerror or error}", fatal=fatal)
+        if self._client is not None:  # a daemon that has died has no windows either
+            self._windows.look()
 
     def _greet(self, client: Client) -> None:
         if client.connected and not self._served:
@@ -127,10 +136,15 @@ class SocketSource:
         if self._client is not None and self._client.connected:
             yield self._client
 
+    def windows(self, device: Device) -> Windows:
+        """Return the windows of the only device."""
+        return self._windows
+
     def fds(self) -> Iterable[int]:
-        """Return the connection."""
+        """Return the connections."""
         if self._client is not None:
             yield self._client.fileno()
+            yield from self._windows.fds()
 
     @property
     def interval(self) -> float | None:
@@ -138,5 +152,5 @@ class SocketSource:
         if self._client is None:
             return max(0.0, self._due - self._now())
         if self._client.connected:
-            return None
+            return self._windows.interval
         return max(0.0, self._due - RETRY + HANDSHAKE - self._now())

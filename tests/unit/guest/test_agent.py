@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.bar import FakeDaemon, FakeDevice, pair
+from tests.fakes.bar import FakeDaemon, FakeDevice, FakeWindows, pair
 from tests.fakes.plane import FakePlane, FakePort
 from vhostpci_guest import control
 from vhostpci_guest.agent import Agent, stopped_by_signals
@@ -37,6 +37,9 @@ class FakeSource:
 
     def devices(self) -> Iterable[Device]:
         return self.there
+
+    def windows(self, device: Device) -> FakeWindows:
+        return FakeWindows()
 
     def fds(self) -> Iterable[int]:
         return ()

@@ -10,10 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fakes.clock import Clock
 from tests.fakes.ivshmem_server import SIZE, FakeServer
-from vhostpci_guest.client import MAX_DOORBELLS, Client, ServerGone
+from vhostpci_guest.client import (
+    HANDSHAKE,
+    MAX_DOORBELLS,
+    RETRY,
+    Client,
+    ServerGone,
+)
 from vhostpci_guest.device import Eventfd, Unusable, drain, new_eventfd, signal
-from vhostpci_guest.sources import HANDSHAKE, RETRY, SocketSource
+from vhostpci_guest.sources import SocketSource
 from vhostpci_shared import ivshmem
 from vhostpci_shared import metadata as md
 from vhostpci_shared.wire import ProtocolError
@@ -46,6 +53,13 @@ def test_handshake_gives_a_device(server: FakeServer, client: Client) -> None:
     assert client.window.id == md.SLAVE_ID
     assert client.window.size == SIZE
     assert client.vector_count == 3
+
+
+def test_server_knows_us_from_a_qemu_by_our_sockets_name(
+    server: FakeServer, client: Client
+) -> None:
+    assert isinstance(server.client_name, bytes)
+    assert server.client_name.startswith(b"\0")
 
 
 def test_window_is_the_servers_memory(server: FakeServer, client: Client) -> None:
@@ -203,16 +217,6 @@ def test_any_messages_are_taken_or_refused(
         client.receive()
     client.close()
     server.close()
-
-
-class Clock:
-    """Time that passes when it is told to."""
-
-    def __init__(self) -> None:
-        self.seconds = 100.0
-
-    def __call__(self) -> float:
-        return self.seconds
 
 
 def test_source_waits_for_a_daemon(

@@ -225,7 +225,8 @@ ROOM = SIZE - md.SIZE
         pytest.param(md.Region(0, 1, 0, ROOM), id="lies in the metadata"),
         pytest.param(md.Region(0, 1, 0, SIZE), id="begins past the window"),
         pytest.param(md.Region(0, 2**63, 0, 2**63), id="ends at 2^64"),
-        pytest.param(md.Region(0, 1, 7, 0), id="is in a window that we don't have"),
+        pytest.param(md.Region(0, 1, 255, 0), id="is in a window that nobody has"),
+        pytest.param(md.Region(0, 1, 65536, 0), id="is in a window past the last"),
     ],
 )
 def test_region_that_is_not_ours_to_touch_is_refused(region: md.Region) -> None:
@@ -233,10 +234,28 @@ def test_region_that_is_not_ours_to_touch_is_refused(region: md.Region) -> None:
         check(snapshot(regions=(region,)), {0: WINDOW}, 3)
 
 
+OTHER = Window(4711, 0x6000_0000_0000, memoryview(bytearray(SIZE)))
+
+
 def test_other_windows_may_be_used_to_their_end() -> None:
-    other = Window(1, 0x6000_0000_0000, memoryview(bytearray(0x1000)))
-    regions = (md.Region(0, 0x1000, 1, 0),)
-    assert check(snapshot(regions=regions), {0: WINDOW, 1: other}, 3).memory
+    regions = (md.Region(0, SIZE, OTHER.id, 0),)
+    (piece,) = check(snapshot(regions=regions), {0: WINDOW, OTHER.id: OTHER}, 3).memory
+    assert (piece.address, piece.size) == (OTHER.address, SIZE)
+
+
+def test_nothing_past_the_end_of_another_window_is_used() -> None:
+    regions = (md.Region(0, SIZE, OTHER.id, 1),)
+    with pytest.raises(ProtocolError, match="does not fit window 4711"):
+        check(snapshot(regions=regions), {0: WINDOW, OTHER.id: OTHER}, 3)
+
+
+def test_memory_and_rings_wait_for_windows_that_are_not_there() -> None:
+    regions = (MEMORY, md.Region(1 << 32, 8, 4711, 0), md.Region(1 << 33, 8, 4712, 0))
+    wanted = check(snapshot(regions=regions), {0: WINDOW, OTHER.id: OTHER}, 3)
+    assert wanted.absent == (4712,)
+    assert wanted.memory == ()
+    assert wanted.rings == ()
+    assert wanted.master
 
 
 def test_regions_that_overlap_are_refused() -> None:
@@ -288,12 +307,19 @@ def test_any_bytes_are_a_plan_or_refused(
 _word = st.integers(0, 2**64 - 1) | st.integers(0, SIZE)
 
 
-@given(st.lists(st.builds(md.Region, _word, _word, st.integers(0, 2), _word)))
+_number = st.sampled_from([0, OTHER.id, 4712])
+
+
+@given(st.lists(st.builds(md.Region, _word, _word, _number, _word)))
 def test_no_region_ever_leaves_its_window(regions: list[md.Region]) -> None:
     try:
-        wanted = check(snapshot(regions=tuple(regions)), {0: WINDOW}, 3)
+        here = {0: WINDOW, OTHER.id: OTHER}
+        wanted = check(snapshot(regions=tuple(regions)), here, 3)
     except ProtocolError:
         return
     for piece in wanted.memory:
-        start = piece.address - WINDOW.address
-        assert 0 <= start <= start + piece.size <= ROOM
+        window, room = (
+            (WINDOW, ROOM) if piece.address >= WINDOW.address else (OTHER, SIZE)
+        )
+        start = piece.address - window.address
+        assert 0 <= start <= start + piece.size <= room
