@@ -43,8 +43,13 @@ class FakeSystem(System):
         vectors: int = 3,
         driver: str | None = None,
         group: str | None = None,
+        skip: int = 0,
     ) -> Path:
-        """Plug a device in; return its directory."""
+        """Plug a device in; return its directory.
+
+        Its registers begin `skip` bytes after a page's start, and a file in sysfs
+        gives the whole page when mapped.
+        """
         path = self.sys / "bus/pci/devices" / address
         path.mkdir()
         (path / "vendor").write_text(f"{vendor}\n")
@@ -53,10 +58,14 @@ class FakeSystem(System):
         (path / "enable").write_text("0\n")
         (path / "config").write_bytes(config(vectors))
         sizes = [BAR0, 4096, BAR2]
-        lines = [f"{1 << 32:#018x} {(1 << 32) + size - 1:#018x} 0x0" for size in sizes]
+        starts = [(1 << 32) + skip, 1 << 32, 1 << 32]
+        lines = [
+            f"{start:#018x} {start + size - 1:#018x} 0x0"
+            for start, size in zip(starts, sizes, strict=True)
+        ]
         (path / "resource").write_text("\n".join([*lines, "0x0 0x0 0x0", ""]))
-        for index in (0, 2):
-            (path / f"resource{index}").write_bytes(bytes(sizes[index]))
+        for index, before in ((0, skip), (2, 0)):
+            (path / f"resource{index}").write_bytes(bytes(before + sizes[index]))
         if group is not None:
             (path / "iommu_group").symlink_to(f"../../../kernel/iommu_groups/{group}")
         if driver is not None:

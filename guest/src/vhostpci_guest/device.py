@@ -109,17 +109,18 @@ class Mapping:
         fd: what to map; it may be closed afterwards.
         size: bytes.
         offset: where in `fd` to start, a multiple of the page size.
+        skip: bytes of the first page that are somebody else's.
 
     Raises:
         OSError: the kernel does not map it.
     """
 
-    def __init__(self, fd: int, size: int, *, offset: int = 0) -> None:
-        self._mmap = mmap.mmap(fd, size, offset=offset)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._mmap))
-        self.view = memoryview(self._mmap)
+    def __init__(self, fd: int, size: int, *, offset: int = 0, skip: int = 0) -> None:
+        self._mmap = mmap.mmap(fd, skip + size, offset=offset)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._mmap, skip))
+        self.view = memoryview(self._mmap)[skip:]
         try:
-            self._guard = Guard(self.address, size)
+            self._guard = Guard(self.address - skip, skip + size)
         except BaseException:
             self.view.release()
             self._mmap.close()

@@ -8,6 +8,7 @@ has such a driver's node open.
 """
 
 import fcntl
+import mmap
 import os
 import re
 import struct
@@ -102,9 +103,23 @@ class PciDevice:
 
     def bar_size(self, index: int) -> int:
         """Return a BAR's length in bytes, 0 if the device has it not."""
+        start, end = self._bar(index)
+        return end - start + 1 if end else 0
+
+    def bar_skip(self, index: int) -> int:
+        """Return where in its first page a BAR begins.
+
+        Behind a port of its own it begins with the page.  Side by side on one bus,
+        sixteen devices have their 256 bytes of registers in one page, and the
+        kernel maps whole pages.
+        """
+        return self._bar(index)[0] % mmap.PAGESIZE
+
+    def _bar(self, index: int) -> tuple[int, int]:
+        """Return the first and the last address of a BAR."""
         line = (self.path / "resource").read_text().splitlines()[index]
         start, end, _flags = (int(word, 16) for word in line.split())
-        return end - start + 1 if end else 0
+        return start, end
 
     def config(self) -> bytes:
         """Return its configuration space, of which others than root see 64 bytes."""
@@ -247,7 +262,7 @@ def mapped_resource(device: PciDevice, bar: int, size: int) -> Iterator[Mapping]
     """
     fd = os.open(device.path / f"resource{bar}", os.O_RDWR | os.O_CLOEXEC)
     try:
-        mapping = Mapping(fd, size)
+        mapping = Mapping(fd, size, skip=device.bar_skip(bar))
     finally:
         os.close(fd)
     try:

@@ -72,6 +72,15 @@ def test_device_tells_its_vectors_and_window(system: FakeSystem) -> None:
     assert here.driver is None
 
 
+def test_registers_may_begin_in_the_middle_of_a_page(system: FakeSystem) -> None:
+    """As on i440FX, where devices are side by side on one bus."""
+    here = device(system, skip=0x300)
+    page = bytearray((here.path / "resource0").read_bytes())
+    struct.pack_into("<I", page, 0x308, 4711)
+    (here.path / "resource0").write_bytes(page)
+    assert here.iv_position == 4711
+
+
 def test_vectors_are_unknown_to_others_than_root(system: FakeSystem) -> None:
     here = device(system)
     (here.path / "config").write_bytes(config(3)[:64])
