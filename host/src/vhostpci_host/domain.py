@@ -115,14 +115,15 @@ def slave(
     return domain
 
 
-def shmem(name: str, plug: Plug, *, bus: int, slot: int = 0) -> ET.Element:
-    """Return a window's device, at a place of the domain's PCI buses."""
+def shmem(name: str, plug: Plug, *, bus: int | None, slot: int = 0) -> ET.Element:
+    """Return a window's device, at a place of a PCI bus, or at one libvirt chooses."""
     element = ET.Element("shmem", name=name)
     _add(element, "model", type="ivshmem-doorbell")
     _add(element, "server", path=str(plug.socket))
     _add(element, "msi", vectors=str(plug.vectors), ioeventfd="on")
-    place = {"domain": "0x0000", "bus": f"{bus:#04x}", "slot": f"{slot:#04x}"}
-    _add(element, "address", type="pci", **place, function="0x0")
+    if bus is not None:
+        place = {"domain": "0x0000", "bus": f"{bus:#04x}", "slot": f"{slot:#04x}"}
+        _add(element, "address", type="pci", **place, function="0x0")
     return element
 
 

@@ -408,4 +408,8 @@ def _where(config: DeviceConfig) -> str:
 
 def _vm(config: DeviceConfig) -> SlaveVm:
     """Return the way to the slave VM."""
+    if config.slave_libvirt is not None:
+        from .libvirt import LibvirtVm
+
+        return LibvirtVm(config.slave_libvirt)
     raise HostError(f"{config.name}: there is no way to plug into {_where(config)}")
