@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import __version__, bindings, control, pci, sources, tap
+from . import __version__, bindings, control, netlink, pci, sources, tap
 from .device import Unusable
 
 log = logging.getLogger(__package__)
@@ -131,7 +131,7 @@ def _run(arguments: argparse.Namespace) -> None:
         source = _source(arguments)
         agent = Agent(source, partial(Port, config), RingPlane, control)
         undo.callback(agent.close)
-        tap.preload()
+        netlink.preload()
         agent.run(stop, wakeup)
 
 

@@ -13,14 +13,13 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import IntFlag
 from pathlib import Path
-from typing import Any
 
 from .device import Unusable
+from .netlink import netlink
 
 NODE = Path("/dev/net/tun")
 DEFAULT_NAME = "vp%d"
@@ -68,7 +67,7 @@ Address = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TapConfig:
-    """What the user wants of the TAP; None leaves it to the kernel or the master."""
+    """What one TAP is to be; None leaves it to the kernel or the master."""
 
     name: str | None = None
     mac: str | None = None
@@ -246,14 +245,6 @@ def check_node(node: Path = NODE) -> None:
         _open(node, undo)
 
 
-def preload() -> None:
-    """Import what `configure` needs, before anybody waits for us.
-
-    It takes longer than all the rest together: a second or two in an emulated VM.
-    """
-    import pyroute2  # noqa: F401
-
-
 def _flags(queues: int) -> int:
     flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
     return flags | IFF_MULTI_QUEUE if queues > 1 else flags
@@ -310,29 +301,13 @@ def _why(error: OSError, queues: int) -> str:
     return f"can't be had: {error.strerror}"
 
 
-@contextmanager
-def _netlink(what: str, name: str) -> Iterator[Any]:
-    """Give pyroute2's IPRoute; what the kernel refuses becomes Unusable."""
-    # Imported here, so that only those pay who need it: see `preload`.
-    from pyroute2 import IPRoute
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    with IPRoute() as ip:
-        try:
-            yield ip
-        except NetlinkError as error:
-            raise Unusable(
-                f"TAP {name}: the kernel refuses {what}: {error.args[-1]}"
-            ) from error
-
-
 def _set(name: str, what: str, **attributes: object) -> None:
-    with _netlink(what, name) as ip:
+    with netlink(f"TAP {name}", what) as ip:
         ip.link("set", index=socket.if_nametoindex(name), **attributes)
 
 
 def _add_address(name: str, address: Address) -> None:
-    with _netlink(f"address {address}", name) as ip:
+    with netlink(f"TAP {name}", f"address {address}") as ip:
         index = socket.if_nametoindex(name)
         # "replace": a TAP that was here before may have it already.
         ip.addr(
