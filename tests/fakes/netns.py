@@ -3,6 +3,7 @@
 
 import ctypes
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -32,3 +33,11 @@ def private_network() -> Iterator[None]:
             _check(_libc.setns(home, CLONE_NEWNET), "setns")
     finally:
         os.close(home)
+
+
+def ip(*arguments: str) -> str:
+    """Run ip(8) in this thread's namespace; return what it prints."""
+    done = subprocess.run(
+        ["ip", *arguments], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return done.stdout

@@ -9,8 +9,8 @@ from vhostpci_guest.dataplane import RingRefused, RingReport, RingStart
 from vhostpci_guest.device import Unusable, new_eventfd, signal
 from vhostpci_guest.net import NetOptions
 from vhostpci_guest.plan import Memory
-from vhostpci_guest.port import Port
-from vhostpci_guest.tap import TapConfig
+from vhostpci_guest.port import Port, Ports
+from vhostpci_guest.rules import Rules
 from vhostpci_shared.metadata import AgentRingState
 
 
@@ -93,13 +93,14 @@ class FakePort(Port):
     """A port whose TAP is only told of."""
 
     def __init__(self, device: str = "0000:00:05.0") -> None:
-        super().__init__(TapConfig(), device)
+        super().__init__(Ports(Rules()), device)
         self.queues = 0
         self.doings: list[str] = []
         self.options: NetOptions | None = None
         self.told_mtu = 0
         self.plugged = False
         self.used: frozenset[int] = frozenset()
+        self.bridge_looks = 0
         self.deleted = False
         """Whether somebody has deleted the TAP."""
 
@@ -144,6 +145,10 @@ class FakePort(Port):
     def follow_mtu(self, mtu: int) -> None:
         """Remember it."""
         self.told_mtu = mtu
+
+    def follow_bridge(self) -> None:
+        """Count it."""
+        self.bridge_looks += 1
 
     def close(self) -> None:
         """Remember it."""

@@ -11,11 +11,10 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import __version__, bindings, control, netlink, pci, sources, tap
+from . import __version__, bindings, bridge, control, netlink, pci, rules, sources, tap
 from .device import Unusable
 
 log = logging.getLogger(__package__)
@@ -87,22 +86,37 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 def _add_tap(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--tap",
-        type=_argument(tap.parse_name),
+        type=_argument(rules.parse_tap),
+        metavar="TEMPLATE",
+        help="the TAP's name, of 15 bytes at most; {name} in it is the device's name, "
+        "{n} the smallest number that no other device of this agent has; default: the "
+        "device's name if it is free, else vp0, vp1, ...",
+    )
+    run.add_argument(
+        "--bridge",
+        type=_argument(bridge.parse_bridge),
         metavar="NAME",
-        help="default: the device's name if it is free, else vp0, vp1, ...",
+        help="the TAPs join it; it is made (without STP) if it is not there, and stays "
+        "at the end",
     )
     run.add_argument(
         "--address",
-        type=_argument(tap.parse_address),
+        type=_argument(rules.parse_address_rule),
         action="append",
         default=[],
-        metavar="CIDR",
-        help="IPv4 or IPv6 address with prefix length; may be repeated",
+        metavar="[NAME=]CIDR",
+        help="IPv4 or IPv6 address with prefix length, as 10.0.0.1/24, 10.0.{n}.1/24; "
+        "NAME= is for the device of that name, which has only its own then; may be "
+        "repeated",
     )
     run.add_argument(
         "--mac",
-        type=_argument(tap.parse_mac),
-        help="default: one of our own, the same each time",
+        type=_argument(rules.parse_mac_rule),
+        action="append",
+        default=[],
+        metavar="[NAME=]MAC",
+        help="with several devices as 02:00:00:00:00:{n}, or NAME=MAC for each; "
+        "default: one of our own, the same each time",
     )
     run.add_argument(
         "--mtu",
@@ -115,24 +129,44 @@ def _add_tap(run: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     # Imported here because `devices` and `status` need neither C nor netlink.
     from .agent import Agent, stopped_by_signals
-    from .port import Port
+    from .port import Ports
     from .ringplane import RingPlane
 
-    config = tap.TapConfig(
-        name=arguments.tap,
-        mac=arguments.mac,
-        mtu=arguments.mtu,
-        addresses=tuple(arguments.address),
-    )
+    wanted, joined = _rules(arguments), _bridge(arguments)
     with ExitStack() as undo:
         stop, wakeup = undo.enter_context(stopped_by_signals())
         tap.check_node()
+        if joined is not None:
+            joined.make()
         control = _control(undo)
         source = _source(arguments)
-        agent = Agent(source, partial(Port, config), RingPlane, control)
+        agent = Agent(source, Ports(wanted, joined).make, RingPlane, control)
         undo.callback(agent.close)
         netlink.preload()
         agent.run(stop, wakeup)
+
+
+def _rules(arguments: argparse.Namespace) -> rules.Rules:
+    try:
+        return rules.make_rules(
+            tap=arguments.tap,
+            mtu=arguments.mtu,
+            macs=arguments.mac,
+            addresses=arguments.address,
+        )
+    except ValueError as error:
+        raise _UsageError(str(error)) from None
+
+
+def _bridge(arguments: argparse.Namespace) -> bridge.Bridge | None:
+    if arguments.bridge is None:
+        return None
+    if arguments.address:
+        raise _UsageError(
+            "--bridge and --address: a port of a bridge has no address of its own; "
+            f"give it to the bridge: ip address add CIDR dev {arguments.bridge}"
+        )
+    return bridge.Bridge(arguments.bridge)
 
 
 def _control(undo: ExitStack) -> control.Control | None:

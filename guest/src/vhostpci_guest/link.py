@@ -182,6 +182,7 @@ class Link:
         """
         self._watch_daemon(tick=True)
         self._watch_rings()
+        self.port.follow_bridge()
         self._agent = replace(self._agent, heartbeat=self._agent.heartbeat + 1)
         self._report()
 

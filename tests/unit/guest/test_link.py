@@ -703,3 +703,8 @@ def test_status_says_which_windows_are_there(bench: Bench) -> None:
         {"id": THERE, "size": SIZE},
         {"id": LATE, "size": None},
     ]
+
+
+def test_each_tick_looks_after_the_bridge(bench: Bench) -> None:
+    bench.ticks(2)
+    assert bench.port.bridge_looks == 2

@@ -53,6 +53,9 @@ def test_version_is_printed(capsys: Say) -> None:
         ["run", "--bind", "magic"],
         ["run", "--tap", "a/b"],
         ["run", "--address", "10.0.0.1"],
+        ["run", "--tap", "{foo}"],
+        ["run", "--tap", "vp{n"],
+        ["run", "--bridge", "a/b"],
         ["run", "--mac", "01:00:5e:00:00:01"],
         ["run", "--mtu", "12"],
     ],
@@ -74,6 +77,29 @@ def test_addresses_may_be_many() -> None:
         ["run", "--address", "10.0.0.1/24", "--address", "fd00::1/64"]
     )
     assert list(map(str, arguments.address)) == ["10.0.0.1/24", "fd00::1/64"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--bridge", "br0", "--address", "10.0.0.1/24"], "ip address add"),
+        (["--mac", "02:00:00:00:00:01", "--mac", "02:00:00:00:00:02"], "NAME=MAC"),
+    ],
+)
+def test_options_that_do_not_go_together_are_status_2(
+    arguments: list[str], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(["run", *arguments]) == 2
+    assert why in caplog.text
+
+
+def test_bridge_that_is_none_is_said_before_anything_is_bound(
+    system: FakeSystem, no_tap: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    system.plug("0000:00:05.0")
+    assert main(["run", "--bridge", "lo"]) == 1
+    assert "lo is no bridge" in caplog.text
+    assert system.writes == []
 
 
 def test_no_device_is_said(

@@ -1,11 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The TAP: its arguments, and a real one where the machine has TAPs."""
 
-import ipaddress
-import os
-import socket
-import subprocess
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,28 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fakes.netns import private_network
+from tests.fakes.netns import ip
 from vhostpci_guest import tap
 from vhostpci_guest.device import Unusable
-from vhostpci_guest.net import options
-from vhostpci_guest.port import Port
-from vhostpci_guest.tap import NODE, Offload, Tap, TapConfig
-
-
-@pytest.fixture
-def network() -> Iterator[None]:
-    """A network of the test's own."""
-    if os.geteuid() != 0 or not NODE.exists():
-        pytest.skip(f"needs root and {NODE}")
-    with private_network():
-        yield
-
-
-def ip(*arguments: str) -> str:
-    done = subprocess.run(
-        ["ip", *arguments], check=True, stdout=subprocess.PIPE, text=True
-    )
-    return done.stdout
+from vhostpci_guest.tap import Offload, Tap, TapConfig
 
 
 @pytest.mark.parametrize(
@@ -200,121 +177,9 @@ def test_what_the_kernel_refuses_is_explained(network: None) -> None:
     made.close()
 
 
-def test_port_has_the_devices_name_if_it_is_free(network: None) -> None:
-    port = Port(TapConfig(), "0000:00:05.0")
-    port.open(1, "net0")
-    assert port.name == "net0"
-    port.close()
-
-
-@pytest.mark.parametrize("name", ["lo", "much too long a name", "a/b", ""])
-def test_port_has_another_name_if_it_is_not(network: None, name: str) -> None:
-    port = Port(TapConfig(), "0000:00:05.0")
-    port.open(1, name)
-    assert port.name == "vp0"
-    port.close()
-
-
-def test_port_has_the_name_that_the_user_wants(network: None) -> None:
-    port = Port(TapConfig(name="mine"), "0000:00:05.0")
-    port.open(1, "net0")
-    assert port.name == "mine"
-    port.close()
-
-
-def test_new_agent_has_the_same_mac(network: None) -> None:
-    macs = []
-    for _ in range(2):
-        port = Port(TapConfig(), "0000:00:05.0")
-        port.open(1, "net0")
-        macs.append(ip("link", "show", "net0").split("link/ether ")[1][:17])
-        port.close()
-    assert macs[0] == macs[1]
-
-
-def test_tap_of_the_user_keeps_its_mac(network: None) -> None:
-    ip("tuntap", "add", "mine", "mode", "tap")
-    ip("link", "set", "mine", "address", "02:00:00:00:00:09")
-    port = Port(TapConfig(name="mine"), "0000:00:05.0")
-    port.open(1, "net0")
-    assert "02:00:00:00:00:09" in ip("link", "show", "mine")
-    port.close()
-
-
 @given(st.text(), st.text())
 def test_own_mac_is_one_that_a_card_may_have(device: str, name: str) -> None:
     mac = tap.stable_mac(device, name)
     assert tap.parse_mac(mac) == mac
     assert int(mac[:2], 16) & 2  # locally administered
     assert mac != tap.stable_mac(device + "x", name)
-
-
-def test_port_keeps_its_tap_until_the_queues_change(network: None) -> None:
-    port = Port(TapConfig(name="mine"), "0000:00:05.0")
-    assert port.open(1, "") == port.open(1, "")
-    port.set_options(options(0, 1500))
-    assert len(port.open(2, "")) == 2
-    port.close()
-
-
-def test_packets_go_to_queues_that_are_used_and_no_others(network: None) -> None:
-    address = ipaddress.ip_interface("192.0.2.1/24")
-    port = Port(TapConfig(name="mine", addresses=(address,)), "0000:00:05.0")
-    fds = port.open(4, "")
-    port.set_carrier(True)
-    try:
-        for pairs in ({0, 1, 2, 3}, {0}, {0, 2}, {0}, {0, 1, 2, 3}):
-            port.use_queues(pairs)
-            drained(fds)
-            send_from_many_ports()
-            assert drained(fds) == pairs
-    finally:
-        port.close()
-
-
-def send_from_many_ports() -> None:
-    """Send datagrams of so many flows that each queue gets some."""
-    for _ in range(200):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-            sock.sendto(b"", ("192.0.2.255", 9))
-
-
-def drained(fds: tuple[int, ...]) -> set[int]:
-    """Take all packets; return the queues that had any."""
-    found = set()
-    for index, fd in enumerate(fds):
-        with suppress(BlockingIOError):
-            while os.read(fd, 1 << 16):
-                found.add(index)
-    return found
-
-
-def test_port_follows_the_masters_mtu(network: None) -> None:
-    port = Port(TapConfig(), "0000:00:05.0")
-    port.open(1, "net0")
-    port.follow_mtu(1400)
-    assert port.mtu == 1400
-    port.follow_mtu(0)
-    assert port.mtu == 1400
-    port.close()
-
-
-def test_port_keeps_the_mtu_that_the_user_wants(network: None) -> None:
-    port = Port(TapConfig(mtu=9000), "0000:00:05.0")
-    port.open(1, "net0")
-    port.follow_mtu(1400)
-    assert port.mtu == 9000
-    port.close()
-
-
-def test_impossible_mtu_of_the_master_is_said_and_left(
-    network: None, caplog: pytest.LogCaptureFixture
-) -> None:
-    port = Port(TapConfig(), "0000:00:05.0")
-    port.open(1, "net0")
-    for _ in range(2):
-        port.follow_mtu(65535)
-    assert port.mtu == 1500
-    assert caplog.text.count("MTU 65535") == 1
-    port.close()

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several of the agent's tests start with."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fakes.netns import private_network
+from vhostpci_guest.tap import NODE
+
+
+@pytest.fixture
+def network() -> Iterator[None]:
+    """A network of the test's own."""
+    if os.geteuid() != 0 or not NODE.exists():
+        pytest.skip(f"needs root and {NODE}")
+    with private_network():
+        yield
