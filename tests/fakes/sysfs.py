@@ -47,8 +47,7 @@ class FakeSystem(System):
     ) -> Path:
         """Plug a device in; return its directory.
 
-        Its registers begin `skip` bytes after a page's start, and a file in sysfs
-        gives the whole page when mapped.
+        Its registers begin `skip` bytes after a page's start.
         """
         path = self.sys / "bus/pci/devices" / address
         path.mkdir()
@@ -64,8 +63,8 @@ class FakeSystem(System):
             for start, size in zip(starts, sizes, strict=True)
         ]
         (path / "resource").write_text("\n".join([*lines, "0x0 0x0 0x0", ""]))
-        for index, before in ((0, skip), (2, 0)):
-            (path / f"resource{index}").write_bytes(bytes(before + sizes[index]))
+        for index in (0, 2):
+            (path / f"resource{index}").write_bytes(bytes(sizes[index]))
         if group is not None:
             (path / "iommu_group").symlink_to(f"../../../kernel/iommu_groups/{group}")
         if driver is not None:

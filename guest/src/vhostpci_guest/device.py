@@ -116,11 +116,16 @@ class Mapping:
     """
 
     def __init__(self, fd: int, size: int, *, offset: int = 0, skip: int = 0) -> None:
-        self._mmap = mmap.mmap(fd, skip + size, offset=offset)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._mmap, skip))
-        self.view = memoryview(self._mmap)[skip:]
+        self._mmap = mmap.mmap(fd, size, offset=offset)
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self._mmap))
+        self.address = base + skip
+        self.view = memoryview(self._mmap)
+        if skip:
+            # The kernel maps the page, Python shows no more than the file's size.
+            here = (ctypes.c_char * size).from_address(self.address)
+            self.view = memoryview(here).cast("B")
         try:
-            self._guard = Guard(self.address - skip, skip + size)
+            self._guard = Guard(base, skip + size)
         except BaseException:
             self.view.release()
             self._mmap.close()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finding, claiming and binding devices, on a fake sysfs."""
 
+import ctypes
+import mmap
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -75,9 +77,11 @@ def test_device_tells_its_vectors_and_window(system: FakeSystem) -> None:
 def test_registers_may_begin_in_the_middle_of_a_page(system: FakeSystem) -> None:
     """As on i440FX, where devices are side by side on one bus."""
     here = device(system, skip=0x300)
-    page = bytearray((here.path / "resource0").read_bytes())
-    struct.pack_into("<I", page, 0x308, 4711)
-    (here.path / "resource0").write_bytes(page)
+    with (here.path / "resource0").open("r+b") as file:
+        # As in sysfs: the file has 256 bytes, its mapping the whole page.
+        mapping = mmap.mmap(file.fileno(), 256)
+    page = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+    ctypes.c_uint32.from_address(page + 0x308).value = 4711
     assert here.iv_position == 4711
 
 
