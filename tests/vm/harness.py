@@ -9,6 +9,7 @@ waits has a limit.  What the guest and QEMU said lies in ``logs``.
 """
 
 import base64
+import os
 import shlex
 import signal
 import subprocess
@@ -91,6 +92,7 @@ class Vm:
         memory: str = "512M",
         cpus: int = 1,
         iommu: bool = False,
+        chipset: str = "q35",
         namespace: Namespace | None = None,
     ) -> None:
         self.name = name
@@ -99,7 +101,7 @@ class Vm:
         self._qemu_log = logs / f"{name}.qemu.log"
         self._namespace = namespace
         self._options = [
-            *qemu.machine(image, cpus=cpus, iommu=iommu),
+            *qemu.machine(image, cpus=cpus, iommu=iommu, chipset=chipset),
             *(() if "-m" in args else ("-m", memory)),
             *args,
         ]
@@ -210,6 +212,11 @@ class Vm:
         with Qmp(self.run_dir / "qmp") as monitor:
             return monitor.execute(command, arguments)
 
+    def cpu_seconds(self) -> float:
+        """Processor time of QEMU's main thread, which runs its event loop."""
+        assert self._process
+        return processor_time(self._process.pid)
+
     def is_running(self) -> bool:
         """Whether QEMU still is."""
         return self._process is not None and self._process.poll() is None
@@ -244,6 +251,13 @@ class Vm:
         if not self._channel:
             raise GuestError(f"{self.name}: not ready yet: call wait_ready()")
         return self._channel
+
+
+def processor_time(pid: int) -> float:
+    """Seconds of processor time that a process's main thread has taken (proc(5))."""
+    stat = Path(f"/proc/{pid}/task/{pid}/stat").read_text()
+    user, system = stat.rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _argv(command: str | Sequence[str]) -> list[str]:

@@ -56,10 +56,10 @@ def needs_intx() -> bool:
     return int(version().split(".")[0]) < 8 and not has_kvm()
 
 
-def machine(image: Image, *, cpus: int, iommu: bool) -> list[str]:
+def machine(image: Image, *, cpus: int, iommu: bool, chipset: str = "q35") -> list[str]:
     """A machine without any default device that boots ``image``."""
     # vfio-pci in the guest needs an IOMMU that remaps interrupts as well.
-    chipset = "q35,kernel-irqchip=split" if iommu else "q35"
+    chipset = f"{chipset},kernel-irqchip=split" if iommu else chipset
     unit = ["-device", "intel-iommu,intremap=on"] if iommu else []
     append = f"{APPEND} intel_iommu=on" if iommu else APPEND
     return [
@@ -70,8 +70,25 @@ def machine(image: Image, *, cpus: int, iommu: bool) -> list[str]:
     ]
 
 
+def ports(count: int, window: str = "1G") -> list[str]:
+    """Root ports that devices with a BAR of up to ``window`` can be plugged into.
+
+    Firmware gives a port that is empty at boot a megabyte or two; the guest's kernel
+    moves nothing later, and leaves a BAR that does not fit without an address.
+    """
+    return [
+        word
+        for number in range(count)
+        for word in (
+            "-device",
+            f"pcie-root-port,id=port{number},chassis={number + 1},"
+            f"slot={number + 1},pref64-reserve={window}",
+        )
+    ]
+
+
 def lines(run_dir: Path, serial_log: Path) -> list[str]:
-    """The guest's command server and console, and the monitor, as sockets."""
+    """The guest's command server and console, and two monitors, as sockets."""
     listen = "server=on,wait=off"
     return [
         *("-device", "virtio-serial-pci"),
@@ -81,4 +98,6 @@ def lines(run_dir: Path, serial_log: Path) -> list[str]:
         f"socket,id=console,path={run_dir / 'console'},{listen},logfile={serial_log}",
         *("-serial", "chardev:console"),
         *("-qmp", f"unix:{run_dir / 'qmp'},{listen}"),
+        # A monitor serves one client at a time: this one is the daemon's.
+        *("-qmp", f"unix:{run_dir / 'slave-qmp'},{listen}"),
     ]
