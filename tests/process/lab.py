@@ -19,13 +19,15 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.process.master import TAP as MASTER_TAP
-from tests.process.master import Master
+from tests.process.master import Master, Ram
 from tests.vm.netns import Namespace
 
 MASTER_ADDRESS = "10.9.0.1"
 SLAVE_ADDRESS = "10.9.0.2"
 SLAVE_TAP = "vp0"
 MEMORY = 32 << 20
+ARENA = ("--memory", f"{MEMORY >> 20}M")
+ATTACH = ("--mode", "attach")
 TIMEOUT = 15.0
 
 
@@ -121,8 +123,9 @@ class Lab:
         """The command of a daemon that serves `name`."""
         return [
             *(sys.executable, "-m", "vhostpci_host", "run", name),
-            *("--memory", f"{MEMORY >> 20}M", "--run-dir", str(self.run_dir)),
-            *("--memory-dir", str(self.memory_dir), *options),
+            *("--run-dir", str(self.run_dir), "--memory-dir", str(self.memory_dir)),
+            *(() if ATTACH[0] in options else ARENA),
+            *options,
         ]
 
     def start_daemon(self, *options: str) -> Program:
@@ -165,9 +168,14 @@ class Lab:
 
     # The master.
 
-    def start_master(self) -> Master:
-        """Start a master, whose driver is not loaded yet, and set up its interface."""
-        master = Master(self.run_dir / "net0.vhost-user", self.arena, MEMORY)
+    def start_master(self, memory: Ram | None = None) -> Master:
+        """Start a master, whose driver is not loaded yet, and set up its interface.
+
+        Its memory is the arena, if nothing is said.
+        """
+        if memory is None:
+            memory = Ram.of_arena(self.arena, MEMORY)
+        master = Master(self.run_dir / "net0.vhost-user", memory)
         self._stack.callback(master.close)
         ip("addr", "add", f"{MASTER_ADDRESS}/24", "dev", MASTER_TAP)
         ip("link", "set", MASTER_TAP, "up")
@@ -194,11 +202,11 @@ class Lab:
         return run(*self.slave.prefix, *argv)
 
     def carrier(self) -> str | None:
-        """The state of the slave's TAP: `UP`, `NO-CARRIER`; None if there is none."""
+        """The state of the slave's TAP: `UP`, `NO-CARRIER` (or down); None: no TAP."""
         done = self.run_in_slave("ip", "-o", "link", "show", SLAVE_TAP)
         if done.returncode:
             return None
-        return "NO-CARRIER" if "NO-CARRIER" in done.stdout else "UP"
+        return "UP" if "LOWER_UP" in done.stdout else "NO-CARRIER"
 
     def wait_carrier(self, state: str | None) -> None:
         """Wait until the slave's TAP is in that state."""

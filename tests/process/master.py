@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A master without a VM: this machine's network stack behind a virtio-net driver.
 
-    ping, iperf3 ── mtap0 ── Card's thread ── rings in the arena ── vhost-user
+    ping, iperf3 ── mtap0 ── Card's thread ── rings in its RAM   ── vhost-user
     (the network namespace that the thread was started in)
 
 The driver's side of the rings is `tests/fakes/driver.py`, QEMU's side of vhost-user
@@ -20,6 +20,7 @@ from typing import Self
 from tests.fakes.driver import Desc, Driver, Memory, Region
 from tests.fakes.frontend import NO_FEATURES, FrontEnd, RingAt, Socket, region
 from tests.fakes.tap import HEADER, TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, open_tap
+from vhostpci_shared.vhost_user import MemRegion
 from vhostpci_shared.virtio import Feature
 
 TAP = "mtap0"
@@ -32,25 +33,50 @@ BUFFERS = 0x100000
 RX, TX = 0, 1
 
 
-class ArenaRegion(Region):
-    """The arena as the master's QEMU maps it: RAM at the file's start."""
+class FileRegion(Region):
+    """A file as the master's QEMU maps it, from its start on; the file is ours."""
 
-    def __init__(self, path: Path, size: int) -> None:
-        self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        super().__init__(0, size, self.fd)
+    def __init__(self, guest_addr: int, size: int, fd: int) -> None:
+        self.fd = fd
+        super().__init__(guest_addr, size, fd)
 
     def close(self) -> None:
         super().close()
         os.close(self.fd)
 
 
-class ArenaMemory(Memory):
-    """RAM in the arena; rings and buffers have fixed places in it."""
+class Ram(Memory):
+    """A master's RAM, in one file or several; rings and buffers have fixed places."""
 
-    def __init__(self, path: Path, size: int) -> None:
-        self.arena = ArenaRegion(path, size)
-        self.regions = [self.arena]
+    def __init__(self, *regions: FileRegion) -> None:
+        self.regions: list[Region] = [*regions]
+        self.files = [*regions]
         self.start_again()
+
+    @classmethod
+    def of_arena(cls, path: Path, size: int) -> Self:
+        """RAM that is the daemon's arena."""
+        return cls(FileRegion(0, size, os.open(path, os.O_RDWR | os.O_CLOEXEC)))
+
+    @classmethod
+    def of_nodes(cls, *sizes: int) -> Self:
+        """RAM of several NUMA nodes, each in a memfd of its own."""
+        regions, start = [], 0
+        for size in sizes:
+            fd = os.memfd_create("node")
+            os.ftruncate(fd, size)
+            regions.append(FileRegion(start, size, fd))
+            start += size
+        return cls(*regions)
+
+    @property
+    def size(self) -> int:
+        """Bytes in all, from guest address 0 on."""
+        return sum(file.size for file in self.files)
+
+    def memory_table(self) -> list[tuple[MemRegion, int]]:
+        """What QEMU says of it, with the files."""
+        return [(region(f.size, guest_addr=f.guest_addr), f.fd) for f in self.files]
 
     def start_again(self) -> None:
         """The next driver has its rings where the last one had them, zeroed."""
@@ -59,18 +85,24 @@ class ArenaMemory(Memory):
 
 
 class Master:
-    """A master machine with one card; its driver is loaded by `load`."""
+    """A master machine with one card; its driver is loaded by `load`.
 
-    def __init__(self, socket: Path, arena: Path, size: int) -> None:
-        self.memory = ArenaMemory(arena, size)
+    `memory` is the master's own to close.
+    """
+
+    def __init__(self, socket: Path, memory: Ram) -> None:
+        self.memory = memory
+        self._stack = ExitStack()
+        self._stack.callback(memory.close)
         self._socket = socket
         self.tap = open_tap(TAP, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6)
+        self._stack.callback(os.close, self.tap)
         self.frontend = self._connect()
+        self._stack.callback(lambda: self.frontend.close())
         self.card: Card | None = None
 
     def _connect(self) -> FrontEnd:
-        regions = [(region(self.memory.arena.size), self.memory.arena.fd)]
-        frontend = FrontEnd(Socket(self._socket), regions)
+        frontend = FrontEnd(Socket(self._socket), self.memory.memory_table())
         frontend.connect()
         return frontend
 
@@ -99,11 +131,9 @@ class Master:
         self.frontend = self._connect()
 
     def close(self) -> None:
-        """The machine is gone."""
+        """The machine is gone; a second time does nothing."""
         self.stop_card()
-        self.frontend.close()
-        self.memory.close()
-        os.close(self.tap)
+        self._stack.close()
 
     def __enter__(self) -> Self:
         return self
@@ -120,7 +150,7 @@ class Master:
 class Card:
     """A loaded driver: a thread between the rings and the TAP."""
 
-    def __init__(self, memory: ArenaMemory, frontend: FrontEnd, tap: int) -> None:
+    def __init__(self, memory: Ram, frontend: FrontEnd, tap: int) -> None:
         self.frontend = frontend
         self._memory = memory
         self._tap = tap

@@ -85,8 +85,8 @@ def test_memory_that_is_not_the_arena_is_refused_with_the_mend(lab: Lab) -> None
     daemon = lab.start_daemon()
     master = lab.start_master()
     other = os.memfd_create("other")
-    os.ftruncate(other, master.memory.arena.size)
-    os.dup2(other, master.memory.arena.fd)
+    os.ftruncate(other, master.memory.size)
+    os.dup2(other, master.memory.files[0].fd)
     os.close(other)
     with pytest.raises(Refused, match="SET_MEM_TABLE"):
         master.load()

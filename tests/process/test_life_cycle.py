@@ -53,10 +53,10 @@ def test_agent_touches_nothing_once_the_front_end_has_its_answer(lab: Lab) -> No
     assert card is not None
     wait_for(lambda: card.rx.used_idx() > 50, "the flood")
     bases = master.unload()
-    before = master.memory.read(0, master.memory.arena.size)
+    before = master.memory.read(0, master.memory.size)
     time.sleep(0.5)
     assert flood.process.poll() is None
-    assert master.memory.read(0, master.memory.arena.size) == before
+    assert master.memory.read(0, master.memory.size) == before
     assert bases[RX] == card_index(before, card.rx.used)
 
 
@@ -99,10 +99,10 @@ def test_agent_that_hangs_holds_the_master_no_longer_than_a_second(lab: Lab) -> 
     master.unload()
     # Two rings are asked for, one after the other; the second needs no wait.
     assert time.monotonic() - began < QUIESCE + 0.5
-    before = master.memory.read(0, master.memory.arena.size)
+    before = master.memory.read(0, master.memory.size)
     agent.send(signal.SIGCONT)
     lab.wait_carrier("NO-CARRIER")
-    assert master.memory.read(0, master.memory.arena.size) == before
+    assert master.memory.read(0, master.memory.size) == before
     master.load()
     assert works(lab)
 
