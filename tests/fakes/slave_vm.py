@@ -21,6 +21,7 @@ class FakeVm:
         self._refused: set[int] = set()
         self._stubborn: set[int] = set()
         self._ended = asyncio.Event()
+        self._bug = False
         self._free = asyncio.Event()
         self._free.set()
 
@@ -40,6 +41,10 @@ class FakeVm:
         """Answer again."""
         self._free.set()
 
+    def have_a_bug(self) -> None:
+        """Raise what no caller expects."""
+        self._bug = True
+
     def die(self) -> None:
         """End, with all that was plugged."""
         self.windows.clear()
@@ -52,6 +57,8 @@ class FakeVm:
     async def _answer(self) -> None:
         await asyncio.sleep(0)
         await self._free.wait()
+        if self._bug:
+            raise RuntimeError("a bug of ours")
         if self._ended.is_set():
             raise VmAway("waiting for the slave VM")
 

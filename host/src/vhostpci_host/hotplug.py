@@ -116,7 +116,7 @@ class Hotplug:
 
     Args:
         device: its name.
-        where: what the user calls the slave VM.
+        where: the slave VM's socket or name.
         vm: how it is asked.
         release: awaited once, when nothing more is asked of it.
     """
@@ -149,7 +149,7 @@ class Hotplug:
         What is not wanted, if only for a moment, is unplugged: so a window that is
         to be plugged anew is left out once.
         """
-        if self._closing:
+        if self._closing or plugs == self._wanted:
             return
         self._wanted = plugs
         self._ours = {n: plug for n, plug in self._ours.items() if plug in plugs}
@@ -230,6 +230,7 @@ class Hotplug:
     async def _plug(self, plug: Plug) -> bool:
         self._plugging = plug
         try:
+            _check_size(plug)
             await self._vm.plug(self._device, plug)
         except VmAway:
             raise
@@ -250,7 +251,7 @@ class Hotplug:
             return
         self._ours[plug.window] = plug
         log.info(
-            "%s: window %d is plugged into %s", self._device, plug.window, self._where
+            "%s: window %d is plugged into the slave VM", self._device, plug.window
         )
 
     async def _leave(self, window: int) -> None:
@@ -308,7 +309,7 @@ class Hotplug:
 
     def _arrived(self) -> None:
         """There is a VM: look again when it goes."""
-        log.info("%s: %s answers", self._device, self._where)
+        log.info("%s: the slave VM %s answers", self._device, self._where)
         self._connected = True
         self._problems.clear()
         self._said.clear()
@@ -343,12 +344,30 @@ class Hotplug:
         self._problems.pop(what, None)
         self._said.pop(what, None)
 
-    @staticmethod
-    def _start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Start a task; an error of ours in it is an error of the loop's."""
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
-        task.add_done_callback(lambda task: task.cancelled() or task.result())
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A task ended; an error of ours in it becomes the loop's."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._problems["failed"] = repr(error)
+            raise error
+
+
+def _check_size(plug: Plug) -> None:
+    """Refuse what would abort the VM.
+
+    Raises:
+        PlugError: it would.
+    """
+    if plug.size & (plug.size - 1):
+        raise PlugError(
+            f"window {plug.window} cannot be plugged: its {plug.size} bytes are no "
+            "power of two, as a VM's BAR has to be; give the master's memory backend "
+            "such a size, or use a process (vhostpci-guest run --socket)"
+        )
 
 
 class _Shared:
@@ -402,8 +421,8 @@ class Slaves:
 def _where(config: DeviceConfig) -> str:
     """Return one name for one VM, whichever way the user has written it."""
     if config.slave_qmp is not None:
-        return f"the slave VM at {os.path.realpath(config.slave_qmp)}"
-    return f"the slave VM {config.slave_libvirt}"
+        return os.path.realpath(config.slave_qmp)
+    return str(config.slave_libvirt)
 
 
 def _vm(config: DeviceConfig) -> SlaveVm:

@@ -26,12 +26,12 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(hotplug, pause, getattr(hotplug, pause) / 100)
 
 
-def plug(window: int, *, vectors: int = 1) -> Plug:
+def plug(window: int, *, vectors: int = 1, size: int = 1 << 30) -> Plug:
     return Plug(
         window=window,
         socket=Path(f"/run/vhostpci/web.ivshmem.{window}"),
         vectors=vectors,
-        size=1 << 30,
+        size=size,
     )
 
 
@@ -195,6 +195,49 @@ def test_window_that_is_refused_is_told_once_tried_again_and_keeps_no_other(
     asyncio.run(scenario())
     warned = [r for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warned) == 1
+
+
+def test_window_that_would_abort_the_vm_is_never_plugged() -> None:
+    async def scenario() -> None:
+        vm = FakeVm()
+        async with hotplugged(vm) as plugger:
+            plugger.want(frozenset({plug(0), plug(256, size=3 << 30)}))
+            await until(lambda: vm.looks > 3)
+            assert vm.steps == ["plug 0"]
+            assert "no power of two" in plugger.status()["problem"]
+
+    asyncio.run(scenario())
+
+
+def test_same_wish_again_asks_the_vm_nothing() -> None:
+    async def scenario() -> None:
+        vm = FakeVm()
+        async with hotplugged(vm) as plugger:
+            plugger.want(plugs(0))
+            await until(lambda: plugger.status()["plugged"] == [0])
+            looks = vm.looks
+            for _ in range(1000):
+                plugger.want(plugs(0))
+                await asyncio.sleep(0)
+            assert vm.looks == looks
+
+    asyncio.run(scenario())
+
+
+def test_error_of_ours_is_the_loops_and_told() -> None:
+    async def scenario() -> None:
+        vm = FakeVm()
+        failures: list[BaseException] = []
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, context: failures.append(context["exception"])
+        )
+        async with hotplugged(vm) as plugger:
+            vm.have_a_bug()
+            plugger.want(plugs(0))
+            await until(lambda: bool(failures))
+            assert "a bug of ours" in plugger.status()["problem"]
+
+    asyncio.run(scenario())
 
 
 def test_vm_that_comes_later_gets_all_that_is_wanted(
