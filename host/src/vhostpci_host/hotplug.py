@@ -16,7 +16,7 @@ A window is *ours* if we plugged it and it has been wanted ever since.  What is 
 and not ours shows memory that is no longer served: it goes, and a new one of its
 window waits until it is gone.
 
-How a VM is asked is a `SlaveVm`'s affair: QMP or libvirt.
+How a VM is asked is a `SlaveVm`'s affair: QMP (qmp.py) or libvirt.
 """
 
 import asyncio
@@ -24,6 +24,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
 from typing import Any, Protocol
 
 from .config import DeviceConfig
@@ -426,9 +427,11 @@ def _where(config: DeviceConfig) -> str:
 
 
 def _vm(config: DeviceConfig) -> SlaveVm:
-    """Return the way to the slave VM."""
+    """Return the way to the slave VM; its library is loaded only where it is used."""
     if config.slave_libvirt is not None:
         from .libvirt import LibvirtVm
 
         return LibvirtVm(config.slave_libvirt)
-    raise HostError(f"{config.name}: there is no way to plug into {_where(config)}")
+    from .qmp import QmpVm
+
+    return QmpVm(Path(_where(config)))
