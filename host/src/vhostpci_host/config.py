@@ -4,6 +4,7 @@
 import grp
 import os
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +18,7 @@ MEMORY_DIR = Path("/dev/shm/vhostpci")
 MAX_QUEUE_PAIRS = md.MAX_RINGS // 2
 MIB = 2**20
 MAX_MEMORY = 2**44
+MAX_WINDOW = 65535
 MAX_SUN_PATH = 107
 """Bytes that `struct sockaddr_un` has for a path (unix(7)), less the NUL."""
 
@@ -64,7 +66,7 @@ def parse_mode(text: str) -> int:
         HostError: they are none, or set more than read and write for somebody.
     """
     if not re.fullmatch(r"0?[0-7]{3}", text) or int(text, 8) & ~0o666:
-        raise HostError(f"socket mode {text!r}: write octal digits such as 0660")
+        raise HostError(f"socket-mode {text!r}: write octal digits such as 0660")
     return int(text, 8)
 
 
@@ -79,8 +81,23 @@ def parse_queue_pairs(text: str) -> int:
         or not text.isdigit()
         or not 1 <= int(text) <= MAX_QUEUE_PAIRS
     ):
-        raise HostError(f"queue pairs {text!r}: write a number from 1 to 32")
+        raise HostError(
+            f"queue-pairs {text!r}: write a number from 1 to {MAX_QUEUE_PAIRS}"
+        )
     return int(text)
+
+
+def parse_domain(text: str) -> str:
+    """Return `text` if it can be the name of a libvirt domain.
+
+    Raises:
+        HostError: it cannot, or virsh would take it for an option.
+    """
+    if not text or text.startswith("-") or "/" in text:
+        raise HostError(
+            f"slave-libvirt {text!r}: write a domain's name as `virsh list` has it"
+        )
+    return text
 
 
 def group_id(name: str) -> int:
@@ -93,13 +110,36 @@ def group_id(name: str) -> int:
         return grp.getgrnam(name).gr_gid
     except KeyError:
         raise HostError(
-            f"no group {name!r}: make it (groupadd {name}), or name one that exists"
+            f"socket-group {name!r}: there is no such group; make it "
+            f"(groupadd {name}), or name one that exists"
         ) from None
 
 
 def window_size(memory: int) -> int:
     """Return the size of a window for `memory` bytes: a BAR is a power of two."""
     return 1 << (memory + md.SIZE - 1).bit_length()
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with a configuration, and the option that it is about."""
+
+    option: str
+    text: str
+
+
+class ConfigError(HostError):
+    """Values that do not go together.
+
+    Args:
+        config: the device's; more may be said of it.
+        problems: at least one.
+    """
+
+    def __init__(self, config: "DeviceConfig", problems: Sequence[Problem]) -> None:
+        super().__init__(f"{config.name}: {'; '.join(one.text for one in problems)}")
+        self.config = config
+        self.problems = problems
 
 
 class Mode(StrEnum):
@@ -114,7 +154,7 @@ class DeviceConfig:
     """One device; the paths follow from its name.
 
     Raises:
-        HostError: the values do not go together, or a socket's path is longer than
+        ConfigError: the values do not go together, or a socket's path is longer than
             a socket's path can be.
     """
 
@@ -136,29 +176,53 @@ class DeviceConfig:
     """The libvirt domain of the slave VM, for the same."""
 
     def __post_init__(self) -> None:
-        self._check_memory()
-        if self.slave_qmp is not None and self.slave_libvirt is not None:
-            raise HostError(
-                f"{self.name}: the slave has both a QMP socket and a libvirt domain: "
-                "a libvirt domain's QMP socket is libvirt's, so give the domain alone"
-            )
-        for path in (self.vhost_user, self.ivshmem, self.control):
-            if len(os.fsencode(path)) > MAX_SUN_PATH:
-                raise HostError(
-                    f"socket path {path} has {len(os.fsencode(path))} bytes, more "
-                    f"than {MAX_SUN_PATH}: use a shorter name or --run-dir"
-                )
+        if problems := [*self._memory_problems(), *self._other_problems()]:
+            raise ConfigError(self, problems)
 
-    def _check_memory(self) -> None:
+    def _memory_problems(self) -> Iterator[Problem]:
         if self.mode is Mode.ARENA and not self.memory:
-            raise HostError(
-                f"{self.name}: arena mode needs the memory's size: --memory"
+            yield Problem(
+                "memory",
+                "memory is missing: in arena mode give the master's RAM, such as 1G",
             )
         if self.mode is Mode.ATTACH and self.memory:
-            raise HostError(
-                f"{self.name}: in attach mode the master brings its own memory: leave "
-                "--memory out"
+            yield Problem(
+                "memory",
+                "memory is for arena mode: in attach mode the master brings its own, "
+                "so leave it out",
             )
+
+    def _other_problems(self) -> Iterator[Problem]:
+        if self.slave_qmp is not None and self.slave_libvirt is not None:
+            yield Problem(
+                "slave-qmp",
+                "slave-qmp and slave-libvirt exclude each other: a domain's QMP "
+                "socket is libvirt's, so give the domain alone",
+            )
+        longest = {**self.sockets, "window's": self.window(MAX_WINDOW)}
+        for what, path in longest.items():
+            if (size := len(os.fsencode(path))) > MAX_SUN_PATH:
+                yield Problem(
+                    "socket-path" if path == self.socket_path else "run-dir",
+                    f"the {what} socket {path} has {size} bytes, more than "
+                    f"{MAX_SUN_PATH}: use a shorter name or directory",
+                )
+
+    @property
+    def sockets(self) -> dict[str, Path]:
+        """All sockets that are there as long as the device is."""
+        return {
+            "vhost-user": self.vhost_user,
+            "ivshmem": self.ivshmem,
+            "control": self.control,
+        }
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """All that the device has in the file system: no two devices share one."""
+        sockets = {f"{what} socket": path for what, path in self.sockets.items()}
+        arena = {"memory": self.arena} if self.mode is Mode.ARENA else {}
+        return {**sockets, **arena}
 
     @property
     def plugged(self) -> bool:
@@ -198,3 +262,33 @@ class DeviceConfig:
     def vectors(self) -> int:
         """Interrupt vectors that the slave's device must have."""
         return md.FIRST_KICK_VECTOR + self.rings
+
+    @property
+    def daemon_control(self) -> Path:
+        """The socket for `add`, `remove` and `list`, of a daemon with many devices."""
+        return daemon_control(self.run_dir)
+
+
+def daemon_control(run_dir: Path) -> Path:
+    """Return the control socket of a daemon with many devices."""
+    return run_dir / "control"
+
+
+def conflicts(
+    devices: Iterable[DeviceConfig],
+) -> Iterator[tuple[DeviceConfig, DeviceConfig | None, str]]:
+    """Find files that two devices, or a device and the daemon, would both have.
+
+    Each comes with the device that is later, the one before it (None is the daemon),
+    and what to say.
+    """
+    owners: dict[str, tuple[DeviceConfig | None, str]] = {}
+    for device in devices:
+        daemons = os.path.normpath(device.daemon_control)
+        owners.setdefault(daemons, (None, "the daemon's control socket"))
+        for what, path in device.files.items():
+            mine = (device, f"the {what} of {device.name}")
+            other, whose = owners.setdefault(os.path.normpath(path), mine)
+            if other is not device:
+                text = f"its {what} {path} is {whose} too: choose another path or name"
+                yield device, other, text

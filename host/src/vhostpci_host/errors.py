@@ -13,6 +13,10 @@ class HostError(Exception):
     """
 
 
+class InUse(HostError):
+    """Another program that runs has what we need."""
+
+
 def explain(what: str, path: Path, error: OSError) -> HostError:
     """Return `error` as one line that says what we were doing, and what mends it."""
     mend = {

@@ -2,12 +2,13 @@
 """What a user may configure, and what is said of the rest."""
 
 import grp
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vhostpci_host import config
-from vhostpci_host.config import DeviceConfig
+from vhostpci_host.config import MIB, ConfigError, DeviceConfig, Mode
 from vhostpci_host.errors import HostError
 
 GIB = 2**30
@@ -60,7 +61,7 @@ def test_window_is_the_power_of_two_with_room_for_the_metadata(
 
 @pytest.mark.parametrize("text", ["0", "33", "-1", "x", "", "²", "1.0"])
 def test_queue_pairs_that_cannot_be_are_refused(text: str) -> None:
-    with pytest.raises(HostError, match="queue pairs"):
+    with pytest.raises(HostError, match="queue-pairs"):
         config.parse_queue_pairs(text)
 
 
@@ -75,7 +76,7 @@ def test_mode_is_octal(text: str, mode: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "rw", "0777", "8", "01660", "-660", "0o660"])
 def test_mode_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(HostError, match="socket mode"):
+    with pytest.raises(HostError, match="socket-mode"):
         config.parse_mode(text)
 
 
@@ -88,6 +89,52 @@ def test_group_is_found_or_missed_by_name() -> None:
 def test_socket_path_that_is_too_long_is_refused_before_anything_is_made() -> None:
     with pytest.raises(HostError, match="more than 107: use a shorter name"):
         DeviceConfig(name="a", memory=2**20, run_dir=Path("/" + "d" * 100))
+
+
+def test_window_socket_path_that_is_too_long_is_refused_too() -> None:
+    run_dir = Path("/" + "d" * (config.MAX_SUN_PATH - len("//a.vhost-user")))
+    with pytest.raises(HostError) as refusal:
+        DeviceConfig(name="a", mode=Mode.ATTACH, run_dir=run_dir)
+    assert "the window's socket" in str(refusal.value)
+    assert "a.vhost-user" not in str(refusal.value)
+
+
+def test_all_that_does_not_go_together_is_told_at_once() -> None:
+    with pytest.raises(ConfigError) as refusal:
+        DeviceConfig(
+            name="a", slave_qmp=Path("/x"), slave_libvirt="vm", run_dir=Path("/r")
+        )
+    assert [one.option for one in refusal.value.problems] == ["memory", "slave-qmp"]
+
+
+def test_attach_mode_has_no_memory_of_its_own() -> None:
+    DeviceConfig(name="a", mode=Mode.ATTACH)
+    with pytest.raises(ConfigError, match="leave it out"):
+        DeviceConfig(name="a", mode=Mode.ATTACH, memory=MIB)
+
+
+@pytest.mark.parametrize("text", ["", "-shutdown", "a/b"])
+def test_domain_that_could_be_an_option_is_refused(text: str) -> None:
+    with pytest.raises(HostError, match=r"slave-libvirt .*: write a domain's name"):
+        config.parse_domain(text)
+
+
+def test_two_devices_share_no_file() -> None:
+    one = DeviceConfig(name="a", memory=MIB)
+    assert not [*config.conflicts([one, replace(one, name="b")])]
+    stolen = replace(
+        one, name="b", socket_path=config.RUN_DIR / "x" / ".." / "a.control"
+    )
+    ((device, other, text),) = config.conflicts([one, stolen])
+    assert (device, other) == (stolen, one)
+    assert "a.control is the control socket of a too" in text
+
+
+def test_no_device_takes_the_daemons_control_socket() -> None:
+    device = DeviceConfig(name="control", memory=MIB, memory_dir=config.RUN_DIR)
+    ((_, other, text),) = config.conflicts([device])
+    assert other is None
+    assert "the daemon's control socket" in text
 
 
 def test_rings_and_vectors_follow_from_the_queue_pairs() -> None:
