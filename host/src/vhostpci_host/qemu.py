@@ -4,24 +4,33 @@
 import shlex
 import zlib
 
-from .config import DeviceConfig
+from .config import DeviceConfig, Mode, window_size
+from .errors import HostError
 
 Args = list[tuple[str, str]]
 """Options with their values, in order."""
 
 
-def master(config: DeviceConfig, *, vectors: int | None = None) -> Args:
+def master(
+    config: DeviceConfig, ram: int | None = None, *, vectors: int | None = None
+) -> Args:
     """Return what makes a VM the master of this device.
 
+    `ram` is the size of its memory in attach mode, where we do not know it.
     `reconnect=1` is what brings its link back after a restart of the daemon;
     deprecated from 9.2 on (reconnect-ms=), and understood until at least 10.2.
     `ctrl_guest_offloads=off`: vhost-user cannot tell us when the guest turns
     offloads off at run time, so the guest must not be able to.
+
+    Raises:
+        HostError: `ram` is needed.
     """
     name = _id(config)
+    attached = config.mode is Mode.ATTACH
+    size = _known(config, ram) if attached else config.memory
     return [
-        ("-m", f"{config.memory >> 20}M"),
-        *arena(config),
+        ("-m", f"{size >> 20}M"),
+        *(_shared_memory(config, size) if attached else arena(config)),
         (
             "-chardev",
             f"socket,id={name},path={_escape(config.vhost_user)},reconnect=1",
@@ -33,20 +42,51 @@ def master(config: DeviceConfig, *, vectors: int | None = None) -> Args:
 
 def arena(config: DeviceConfig) -> Args:
     """Return what makes the arena a VM's memory."""
+    where = f"mem-path={_escape(config.arena)},share=on"
+    return _backend(config, "memory-backend-file", config.memory, where)
+
+
+def _shared_memory(config: DeviceConfig, size: int) -> Args:
+    """Return an example of memory that a slave can have."""
+    return _backend(config, "memory-backend-memfd", size, "share=on")
+
+
+def _backend(config: DeviceConfig, kind: str, size: int, where: str) -> Args:
     name = f"{_id(config)}-memory"
     return [
         ("-machine", f"memory-backend={name}"),
-        (
-            "-object",
-            f"memory-backend-file,id={name},size={config.memory >> 20}M,"
-            f"mem-path={_escape(config.arena)},share=on",
-        ),
+        ("-object", f"{kind},id={name},size={size >> 20}M,{where}"),
     ]
 
 
-def slave(config: DeviceConfig) -> Args:
-    """Return what makes a VM the slave of this device."""
+def _known(config: DeviceConfig, ram: int | None) -> int:
+    if ram is None:
+        raise HostError(
+            f"{config.name}: in attach mode the master has what memory it likes: give "
+            "its size (--memory 4G) for an example"
+        )
+    return ram
+
+
+def slave(config: DeviceConfig, ram: int | None = None, *, windows: int = 1) -> Args:
+    """Return what makes a VM the slave of this device.
+
+    `ram` is the size of the master's memory and `windows` the number of its files, in
+    attach mode.  A device that is plugged needs a port each, with room for its BAR.
+
+    Raises:
+        HostError: `ram` is needed; there is no way to plug the windows.
+    """
     name = _id(config)
+    if config.slave_qmp is not None:
+        qmp = f"unix:{_escape(config.slave_qmp)},server=on,wait=off"
+        return [("-machine", "q35"), *_ports(config, ram, windows), ("-qmp", qmp)]
+    if config.mode is Mode.ATTACH or config.slave_libvirt is not None:
+        raise HostError(
+            f"{config.name}: windows come and go with the master: a slave VM has them "
+            "plugged (--slave-qmp SOCKET), one of libvirt's takes no arguments, and a "
+            "slave process needs none (vhostpci-guest run --socket)"
+        )
     return [
         ("-chardev", f"socket,id={name},path={_escape(config.ivshmem)}"),
         (
@@ -57,12 +97,41 @@ def slave(config: DeviceConfig) -> Args:
     ]
 
 
+def _ports(config: DeviceConfig, ram: int | None, windows: int) -> Args:
+    """Return a root port for each window, its number unlike any other device's."""
+    if config.mode is Mode.ARENA:
+        size, count = window_size(config.memory), 1
+    else:
+        size, count = _known(config, ram), windows + 1  # the one with the doorbells
+        _check_power_of_two(config, size)
+    number = zlib.crc32(config.name.encode())
+    chassis, slot = 1 + number % 255, 1 + (number >> 8) % 4000
+    return [
+        (
+            "-device",
+            f"pcie-root-port,id={_id(config)}-port{index},chassis={chassis},"
+            f"slot={slot + index},pref64-reserve={size >> 20}M",
+        )
+        for index in range(count)
+    ]
+
+
 SLAVE_HINT = """\
 # For interrupts through vfio-pci the slave needs a vIOMMU as well; add
 #   -machine q35,kernel-irqchip=split -device intel-iommu,intremap=on
 # and intel_iommu=on to its kernel's command line.  Without, the agent polls."""
 MASTER_HINT = """\
 # QEMU 7.2 without KVM crashes when this card uses MSI-X: add --tcg-7.2 there."""
+
+
+def _check_power_of_two(config: DeviceConfig, size: int) -> None:
+    if size & (size - 1):
+        below = 1 << size.bit_length() - 1
+        raise HostError(
+            f"{config.name}: a slave VM cannot have a memory file of {size >> 20}M, as "
+            f"its size is no power of two: give the master {below >> 20}M or "
+            f"{2 * below >> 20}M (a slave process takes any)"
+        )
 
 
 def text(args: Args) -> str:

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """QEMU's arguments: ready to paste."""
 
+from dataclasses import replace
 from pathlib import Path
 from subprocess import run
 
+import pytest
+
 from vhostpci_host import qemu
-from vhostpci_host.config import DeviceConfig
+from vhostpci_host.config import DeviceConfig, Mode
+from vhostpci_host.errors import HostError
 
 DEVICE = DeviceConfig(name="web", memory=2**30)
+ATTACHED = DeviceConfig(name="web", mode=Mode.ATTACH)
 MANY = DeviceConfig(name="web", memory=2**30, queue_pairs=4)
 
 
@@ -51,6 +56,45 @@ def test_master_without_msix_for_qemu_7_2_under_tcg() -> None:
 
 def test_slave_has_a_vector_for_each_ring_and_one() -> None:
     assert values(qemu.slave(MANY), "-device")[0].endswith(",vectors=9")
+
+
+def test_master_in_attach_mode_has_memory_that_can_be_shared() -> None:
+    args = qemu.master(ATTACHED, 2**32)
+    assert values(args, "-m") == ["4096M"]
+    assert values(args, "-object") == [
+        "memory-backend-memfd,id=vhostpci-web-memory,size=4096M,share=on"
+    ]
+
+
+def test_master_in_attach_mode_has_memory_of_a_size_that_only_the_user_knows() -> None:
+    with pytest.raises(HostError, match="give its size"):
+        qemu.master(ATTACHED)
+
+
+def test_slave_has_a_port_for_the_doorbells_and_each_window() -> None:
+    args = qemu.slave(replace(ATTACHED, slave_qmp=Path("/q")), 2**32, windows=2)
+    ports = values(args, "-device")
+    assert len(ports) == 3
+    assert len({port.split("slot=")[1] for port in ports}) == 3
+    assert all(port.endswith("pref64-reserve=4096M") for port in ports)
+    assert values(args, "-qmp") == ["unix:/q,server=on,wait=off"]
+
+
+def test_slave_that_is_plugged_the_arena_has_one_port() -> None:
+    args = qemu.slave(replace(DEVICE, slave_qmp=Path("/q")))
+    assert [port.split(",")[-1] for port in values(args, "-device")] == [
+        "pref64-reserve=2048M"
+    ]
+
+
+def test_slave_vm_is_told_of_memory_that_it_cannot_have() -> None:
+    with pytest.raises(HostError, match="give the master 2048M or 4096M"):
+        qemu.slave(replace(ATTACHED, slave_qmp=Path("/q")), 3 * 2**30)
+
+
+def test_slave_in_attach_mode_is_plugged_or_a_process() -> None:
+    with pytest.raises(HostError, match="--slave-qmp"):
+        qemu.slave(ATTACHED)
 
 
 def test_two_devices_differ_in_every_id_and_address() -> None:
