@@ -6,12 +6,10 @@ FrontEnd ──NAME.vhost-user──► daemon ◄──NAME.ivshmem── Slave
                              NAME.control ◄── vhostpci-host status, qemu-args
 """
 
-import array
 import contextlib
 import json
 import mmap
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -33,10 +31,9 @@ from tests.fakes.frontend import (
     Socket,
     region,
 )
-from vhostpci_shared import access, ivshmem
+from tests.fakes.slave_client import SlaveClient
 from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu
-from vhostpci_shared.ivshmem import Client, OwnVector, PeerGone, PeerVector
 from vhostpci_shared.vhost_user import Request
 from vhostpci_shared.wire import ProtocolError
 
@@ -130,87 +127,6 @@ class Host:
 
 def _given(options: tuple[str, ...]) -> list[int]:
     return [int(options[options.index("--fd") + 1])] if "--fd" in options else []
-
-
-class SlaveClient:
-    """A slave's QEMU, or an agent as a process: reads the ivshmem server."""
-
-    def __init__(self, path: Path) -> None:
-        self.client = Client()
-        self.memory: mmap.mmap | None = None
-        self.own: list[int] = []
-        self.peers: dict[int, list[int]] = {}
-        self.gone: list[int] = []
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.settimeout(TIMEOUT)
-        self.socket.connect(os.fspath(path))
-
-    def read(self) -> None:
-        """Take one message."""
-        size = array.array("i").itemsize
-        data, ancillary, flags, _ = self.socket.recvmsg(8, socket.CMSG_LEN(4 * size))
-        assert not flags & socket.MSG_CTRUNC
-        if not data:
-            raise EOFError
-        fds = array.array("i", b"".join(piece for _, _, piece in ancillary))
-        assert len(fds) <= 1, "QEMU would lose all but the first"
-        fd = fds[0] if fds else -1
-        try:
-            event = self.client.feed(ivshmem.decode(data), bool(fds))
-        except ProtocolError:
-            if fds:
-                os.close(fd)
-            raise
-        self._take(event, fd)
-
-    def _take(self, event: ivshmem.Event | None, fd: int) -> None:
-        match event:
-            case ivshmem.SharedMemory():
-                self.memory = mmap.mmap(fd, os.fstat(fd).st_size)
-                os.close(fd)
-            case OwnVector():
-                self.own.append(fd)
-            case PeerVector(peer):
-                self.peers.setdefault(peer, []).append(fd)
-            case PeerGone(peer):
-                self.gone.append(peer)
-                for old in self.peers.pop(peer):
-                    os.close(old)
-
-    def handshake(self, vectors: int = 3) -> Self:
-        """Read all that a QEMU needs."""
-        while len(self.own) < vectors:
-            self.read()
-        return self
-
-    def catch_up(self) -> None:
-        """Take what is there."""
-        while select.select([self.socket], [], [], 0.1)[0]:
-            self.read()
-
-    @contextlib.contextmanager
-    def metadata(self) -> Iterator[access.Metadata]:
-        assert self.memory is not None
-        view = memoryview(self.memory)
-        metadata = access.Metadata(access.find(view))
-        try:
-            yield metadata
-        finally:
-            metadata.release()
-            view.release()
-
-    def interrupted(self, vector: int) -> bool:
-        readable = select.select([self.own[vector]], [], [], TIMEOUT)[0]
-        if readable:
-            os.eventfd_read(self.own[vector])
-        return bool(readable)
-
-    def close(self) -> None:
-        self.socket.close()
-        for fd in (*self.own, *(fd for fds in self.peers.values() for fd in fds)):
-            os.close(fd)
-        if self.memory is not None:
-            self.memory.close()
 
 
 @pytest.fixture

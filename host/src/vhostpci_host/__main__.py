@@ -14,14 +14,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import __version__, config, daemon, endpoint, qemu, status
-from .config import DeviceConfig
+from . import __version__, config, configfile, daemon, endpoint, options, qemu, status
+from .config import ConfigError, DeviceConfig, Mode
+from .configfile import FileError
 from .errors import HostError
 
 _Value = TypeVar("_Value")
 
 CAPABILITIES = {"type": "net", "features": []}
 """What `--print-capabilities` says (QEMU's docs/interop/vhost-user.json)."""
+
+
+class Usage(HostError):
+    """Arguments that do not go together."""
 
 
 class _PrintCapabilities(argparse.Action):
@@ -55,9 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     _add_capabilities(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_run(commands.add_parser("run", help="serve one device, in the foreground"))
-    _add_qemu_args(commands.add_parser("qemu-args", help="print QEMU's arguments"))
-    _add_status(commands.add_parser("status", help="say what a device is doing"))
+    for name, (add_arguments, text) in _COMMANDS.items():
+        add_arguments(commands.add_parser(name, help=text, description=text))
     return parser
 
 
@@ -69,73 +73,63 @@ def _add_capabilities(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_run_dir(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--run-dir",
-        type=Path,
-        default=config.RUN_DIR,
-        metavar="DIR",
-        help="directory of the sockets (default: %(default)s)",
-    )
-
-
-def _add_device(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    parser.add_argument("name", type=_type(config.check_name), metavar="NAME")
-    parser.add_argument(
-        "--memory",
-        type=_type(config.parse_size),
-        required=required,
-        metavar="SIZE",
-        help="the master's memory, such as 1G",
-    )
-    parser.add_argument(
-        "--queue-pairs",
-        type=_type(config.parse_queue_pairs),
-        default=1,
-        metavar="N",
-        help="queue pairs (default: %(default)s)",
-    )
-    _add_run_dir(parser)
-    parser.add_argument(
-        "--memory-dir",
-        type=Path,
-        default=config.MEMORY_DIR,
-        metavar="DIR",
-        help="directory of the memory, on tmpfs or hugetlbfs (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--socket-path",
-        type=Path,
-        metavar="PATH",
-        help="vhost-user socket (default: RUN-DIR/NAME.vhost-user)",
-    )
+def _add_name(parser: argparse.ArgumentParser, **more: Any) -> None:
+    parser.add_argument("name", type=_type(config.check_name), metavar="NAME", **more)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    _add_device(parser, required=True)
+    _add_name(parser, nargs="?")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="serve the devices of this file, and those that are added",
+    )
+    options.add_to(parser, *options.OPTIONS.values())
     parser.add_argument(
         "--fd", type=int, metavar="N", help="inherited vhost-user socket"
-    )
-    parser.add_argument(
-        "--socket-group",
-        metavar="GROUP",
-        help="group that may use sockets and memory (mode 0660)",
-    )
-    parser.add_argument(
-        "--socket-mode",
-        type=_type(config.parse_mode),
-        metavar="MODE",
-        help="mode of sockets and memory (default: 0600, or 0660 with a group)",
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="log more")
     _add_capabilities(parser)
     parser.set_defaults(run=_run)
 
 
+def _add_check_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.set_defaults(run=_check_config)
+
+
+def _add_add(parser: argparse.ArgumentParser) -> None:
+    _add_name(parser)
+    options.add_to(parser, *options.OPTIONS.values())
+    parser.set_defaults(run=_add)
+
+
+def _add_remove(parser: argparse.ArgumentParser) -> None:
+    _add_name(parser)
+    options.add_to(parser, options.RUN_DIR)
+    parser.set_defaults(run=_remove)
+
+
+def _add_list(parser: argparse.ArgumentParser) -> None:
+    options.add_to(parser, options.RUN_DIR)
+    parser.add_argument("-j", "--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_list)
+
+
 def _add_qemu_args(parser: argparse.ArgumentParser) -> None:
-    _add_device(parser, required=False)
+    _add_name(parser)
+    options.add_to(parser, *options.WHAT, *options.SLAVE_VM, *options.PLACES)
     parser.add_argument("--role", choices=["master", "slave"], required=True)
     parser.add_argument("--json", action="store_true", help="print a JSON array")
+    parser.add_argument(
+        "--windows",
+        type=int,
+        choices=range(1, 33),
+        default=1,
+        metavar="N",
+        help="memory files that the master has in attach mode (default: %(default)s)",
+    )
     vectors = parser.add_mutually_exclusive_group()
     vectors.add_argument(
         "--vectors", type=int, metavar="N", help="MSI-X vectors of the master's card"
@@ -151,36 +145,72 @@ def _add_qemu_args(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_status(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "name", nargs="?", type=_type(config.check_name), metavar="NAME"
-    )
-    _add_run_dir(parser)
+    _add_name(parser, nargs="?")
+    options.add_to(parser, options.RUN_DIR)
     parser.add_argument("-j", "--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_status)
 
 
 def _run(args: argparse.Namespace) -> None:
+    if args.config is not None:
+        _run_file(args)
+        return
+    if args.name is None:
+        raise Usage("run: give a device's NAME, or --config FILE")
     if args.fd is not None and args.socket_path is not None:
         raise HostError("--fd and --socket-path exclude each other: give one")
+    device = options.device(args.name, options.texts(args))
     _set_up_logging(verbose=args.verbose)
-    group = None if args.socket_group is None else config.group_id(args.socket_group)
-    mode = args.socket_mode
-    if mode is None:
-        mode = 0o600 if group is None else 0o660
     inherited = None if args.fd is None else endpoint.inherited(args.fd)
-    asyncio.run(daemon.run(_config(args, group=group, access=mode), inherited))
+    asyncio.run(daemon.run(device, inherited))
 
 
-def _config(args: argparse.Namespace, **more: Any) -> DeviceConfig:
-    return DeviceConfig(
-        name=args.name,
-        memory=args.memory,
-        queue_pairs=args.queue_pairs,
-        run_dir=args.run_dir.absolute(),
-        memory_dir=args.memory_dir.absolute(),
-        socket_path=args.socket_path and args.socket_path.absolute(),
-        **more,
-    )
+def _run_file(args: argparse.Namespace) -> None:
+    more = [f"--{name}" for name in options.texts(args)]
+    more += ["NAME"] * bool(args.name) + ["--fd"] * (args.fd is not None)
+    if more:
+        raise Usage(f"run: with --config leave out {', '.join(more)}")
+    file = configfile.load(args.config)
+    _set_up_logging(verbose=args.verbose)
+    asyncio.run(daemon.run_file(file))
+
+
+def _check_config(args: argparse.Namespace) -> None:
+    count = len(configfile.load(args.file).devices)
+    print(f"{args.file}: {count} device{'s' * (count != 1)}, no errors")
+
+
+def _add(args: argparse.Namespace) -> None:
+    given = options.texts(args)
+    given.pop(options.RUN_DIR.name, None)
+    _ask_daemon(args, {"command": "add", "name": args.name, "options": given})
+
+
+def _remove(args: argparse.Namespace) -> None:
+    _ask_daemon(args, {"command": "remove", "name": args.name})
+
+
+def _list(args: argparse.Namespace) -> None:
+    rows = _ask_daemon(args, {"command": "list"})
+    if args.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        print(status.table(rows) if rows else "no devices")
+
+
+def _ask_daemon(args: argparse.Namespace, request: dict[str, Any]) -> Any:
+    """Ask the daemon that has many devices."""
+    path = config.daemon_control(_run_dir(args))
+    if not path.is_socket():
+        raise HostError(
+            f"no daemon at {path}: devices are added and removed in one that was "
+            "started by `run --config FILE`; see --run-dir, or `status` for others"
+        )
+    return endpoint.ask(path, request, endpoint.ASK_TIMEOUT + 2 * daemon.UNPLUG)
+
+
+def _run_dir(args: argparse.Namespace) -> Path:
+    return Path(args.run_dir) if args.run_dir else config.RUN_DIR
 
 
 def _set_up_logging(*, verbose: bool) -> None:
@@ -193,11 +223,12 @@ def _set_up_logging(*, verbose: bool) -> None:
 
 
 def _qemu_args(args: argparse.Namespace) -> None:
-    device = _config(args) if args.memory else _running_config(args)
+    ram = args.memory and config.parse_size(args.memory)
+    device = _qemu_device(args)
     if args.role == "master":
-        words, hint = qemu.master(device, vectors=args.vectors), qemu.MASTER_HINT
+        words, hint = qemu.master(device, ram, vectors=args.vectors), qemu.MASTER_HINT
     else:
-        words, hint = qemu.slave(device), qemu.SLAVE_HINT
+        words, hint = qemu.slave(device, ram, windows=args.windows), qemu.SLAVE_HINT
     if args.json:
         print(json.dumps(qemu.flat(words)))
         return
@@ -205,43 +236,73 @@ def _qemu_args(args: argparse.Namespace) -> None:
     print(hint, file=sys.stderr)
 
 
+def _qemu_device(args: argparse.Namespace) -> DeviceConfig:
+    """Return the device of the command line, or else the one that is served."""
+    given = options.texts(args)
+    if given.get("mode") == Mode.ATTACH:
+        given.pop("memory", None)
+    elif "memory" not in given:
+        return _running_config(args)
+    return options.device(args.name, given)
+
+
 def _running_config(args: argparse.Namespace) -> DeviceConfig:
     """Return the configuration of the daemon that runs, if one does."""
-    control = args.run_dir.absolute() / f"{args.name}.control"
     try:
-        running = endpoint.ask(control, {"command": "status", "name": args.name})
+        running = _ask_status(_run_dir(args), args.name)
     except HostError as error:
         raise HostError(f"{error}; or give --memory") from error
+    mode = Mode(running["mode"])
+    attach = mode is Mode.ATTACH
     return DeviceConfig(
         name=args.name,
-        memory=running["memory"]["size"],
+        mode=mode,
+        memory=0 if attach else running["memory"]["size"],
         queue_pairs=running["queue_pairs"],
-        run_dir=args.run_dir.absolute(),
-        memory_dir=Path(running["memory"]["path"]).parent,
+        run_dir=_run_dir(args),
+        memory_dir=Path() if attach else Path(running["memory"]["path"]).parent,
         socket_path=Path(running["sockets"]["vhost_user"]),
     )
 
 
 def _status(args: argparse.Namespace) -> None:
-    found = [_ask_status(path) for path in _controls(args)]
+    run_dir = _run_dir(args)
+    found = [_ask_status(run_dir, name) for name in _names(run_dir, args.name)]
     if args.json:
         print(json.dumps(found[0] if args.name else found, indent=2))
     else:
         print("\n".join(status.text(one) for one in found) or "no devices")
 
 
-def _controls(args: argparse.Namespace) -> list[Path]:
-    run_dir = args.run_dir.absolute()
-    if args.name:
-        return [run_dir / f"{args.name}.control"]
-    return sorted(run_dir.glob("*.control"))
+def _names(run_dir: Path, name: str | None) -> list[str]:
+    """Return the devices that somebody serves, or that failed."""
+    if name:
+        return [name]
+    names = {path.stem for path in run_dir.glob("*.control")}
+    path = config.daemon_control(run_dir)
+    if path.is_socket():
+        names |= {row["name"] for row in endpoint.ask(path, {"command": "list"})}
+    return sorted(names)
 
 
-def _ask_status(path: Path) -> dict[str, Any]:
-    answer: dict[str, Any] = endpoint.ask(
-        path, {"command": "status", "name": path.stem}
-    )
+def _ask_status(run_dir: Path, name: str) -> dict[str, Any]:
+    """Ask the device's own socket; one that failed has none, but a daemon knows it."""
+    path, many = run_dir / f"{name}.control", config.daemon_control(run_dir)
+    if not path.is_socket() and many.is_socket():
+        path = many
+    answer: dict[str, Any] = endpoint.ask(path, {"command": "status", "name": name})
     return answer
+
+
+_COMMANDS = {
+    "run": (_add_run, "serve a device, or those of a file, in the foreground"),
+    "check-config": (_add_check_config, "tell all that is wrong with a file"),
+    "add": (_add_add, "serve one more device, in a daemon that runs"),
+    "remove": (_add_remove, "serve it no more"),
+    "list": (_add_list, "list a daemon's devices"),
+    "status": (_add_status, "say what a device is doing"),
+    "qemu-args": (_add_qemu_args, "print QEMU's arguments"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -249,6 +310,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         args.run(args)
+    except FileError as error:
+        print(error, file=sys.stderr)  # it has lines of its own, as a compiler's
+        return 1
+    except (Usage, ConfigError) as error:
+        print(f"vhostpci-host: {error}", file=sys.stderr)
+        return 2
     except HostError as error:
         print(f"vhostpci-host: {error}", file=sys.stderr)
         return 1

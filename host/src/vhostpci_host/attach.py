@@ -108,8 +108,11 @@ class Attached:
         Raises:
             HostError: there are no numbers left.
         """
-        number = self._ids.new()
-        self.files[number] = WindowFile(fd.copy(), info.st_size, _key(info))
+        with ExitStack() as undo:
+            file = undo.enter_context(fd.copy())
+            number = self._ids.new()
+            undo.pop_all()
+        self.files[number] = WindowFile(file, info.st_size, _key(info))
         return number
 
     def keep(self, numbers: frozenset[int]) -> None:

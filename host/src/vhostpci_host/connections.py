@@ -10,8 +10,9 @@ from typing import Protocol
 from vhostpci_shared.wire import ProtocolError
 
 from . import endpoint
+from .fds import exhausted, no_descriptors
 from .message import Message
-from .peers import Outgoing
+from .peers import Outgoing, refusal
 from .ports import Loop, Timer
 
 log = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ class SlaveConnection:
         self._connection = connection
         self._queue: deque[Outgoing] = deque()
         self._retry: Timer | None = None
-        self._closed = False
+        self._closed = self._greeted = False
 
     def start(self) -> None:
         """Watch for its end: nothing else comes from it."""
@@ -153,7 +154,15 @@ class SlaveConnection:
 
     def send(self, messages: list[Outgoing]) -> None:
         """Send messages, or queue them; a slave that never reads them is dropped."""
-        self._queue.extend(Outgoing(m.message, m.fd and m.fd.copy()) for m in messages)
+        try:
+            self._queue.extend(
+                Outgoing(one.message, one.fd and one.fd.copy()) for one in messages
+            )
+        except OSError as error:
+            if not exhausted(error):
+                raise
+            self.give_up(no_descriptors(error))
+            return
         if self._retry is None:
             self._flush()
         if len(self._queue) > MAX_QUEUE:
@@ -164,6 +173,7 @@ class SlaveConnection:
         try:
             while self._queue and not self._closed:
                 endpoint.send_outgoing(self._connection, self._queue[0])
+                self._greeted = True
                 _release(self._queue.popleft())
         except EOFError:
             self._loop.call_later(0, self.close)
@@ -171,6 +181,18 @@ class SlaveConnection:
             if error.errno not in (errno.EAGAIN, errno.ETOOMANYREFS):
                 raise
             self._retry = self._loop.call_later(RETRY, self._flush)
+
+    def give_up(self, reason: str) -> None:
+        """Drop a slave that we cannot tell what it is to know.
+
+        One that was told nothing at all is refused: QEMU would spin for ever on a
+        connection that ends without a word.
+        """
+        self._release_all()
+        if not self._greeted:
+            self._queue.extend(refusal())
+            self._flush()
+        self.drop(reason)
 
     def unread(self) -> bool:
         """Whether the slave has not read all that was sent."""
@@ -194,11 +216,14 @@ class SlaveConnection:
         self._closed = True
         if self._retry is not None:
             self._retry.cancel()
-        while self._queue:
-            _release(self._queue.popleft())
+        self._release_all()
         self._loop.remove_reader(self._connection.fileno())
         self._connection.close()
         self._owner.slave_closed()
+
+    def _release_all(self) -> None:
+        while self._queue:
+            _release(self._queue.popleft())
 
 
 def _release(outgoing: Outgoing) -> None:

@@ -1,54 +1,81 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control socket's protocol: one JSON object a line, and one for an answer.
+"""The control sockets' protocol: one JSON object a line, and one for an answer.
 
     {"command": "status"}      {"ok": true, "result": {...}}
-    {"command": "dance"}       {"ok": false, "error": "no command 'dance'"}
+    {"command": "dance"}       {"ok": false, "error": "no command 'dance'; ..."}
 
-A command is a function in `COMMANDS`, called with the devices and the request.
+Each device has a socket, which knows `status`.  A daemon with many devices has one
+more, which knows all of `docs/operations.md`.
 """
 
+import asyncio
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from .device import Device
 from .errors import HostError
-from .status import describe
+
+log = logging.getLogger(__name__)
 
 MAX_LINE = 65536
+MAX_CONNECTIONS = 64
+"""Connections to all of a daemon's control sockets at once."""
+PATIENCE = 10.0
+"""Seconds for a line to come, or an answer to be read."""
 
-Devices = Mapping[str, Device]
 Request = Mapping[str, Any]
+Commands = Mapping[str, Callable[[Request], Awaitable[Any]]]
 
 
-def status(devices: Devices, request: Request) -> Any:
-    """Describe the device of the request's "name", or the only one."""
-    return describe(_device(devices, request))
+class Control:
+    """Answers connections, as many at once as are good for us."""
+
+    def __init__(self) -> None:
+        self._connections = 0
+
+    async def serve(
+        self,
+        commands: Commands,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        """Answer the lines of one connection, until it ends or is too slow."""
+        with contextlib.closing(writer):
+            if self._connections >= MAX_CONNECTIONS:
+                return
+            self._connections += 1
+            try:
+                await _converse(commands, reader, writer)
+            except (ConnectionError, TimeoutError, ValueError):
+                log.debug("a control connection broke", exc_info=True)
+            finally:
+                self._connections -= 1
 
 
-def _device(devices: Devices, request: Request) -> Device:
-    name = request.get("name")
-    if name is None and len(devices) == 1:
-        return next(iter(devices.values()))
-    device = devices.get(name) if isinstance(name, str) else None
-    if device is None:
-        raise HostError(f"no device {name!r}; there are: {', '.join(devices)}")
-    return device
+async def _converse(
+    commands: Commands, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    while line := await asyncio.wait_for(reader.readline(), PATIENCE):
+        writer.write(await answer(commands, line))
+        await asyncio.wait_for(writer.drain(), PATIENCE)
 
 
-COMMANDS: dict[str, Callable[[Devices, Request], Any]] = {"status": status}
-
-
-def answer(devices: Devices, line: bytes) -> bytes:
+async def answer(commands: Commands, line: bytes) -> bytes:
     """Return the answer to one line."""
     try:
-        result = {"ok": True, "result": _run(devices, line)}
+        result = {"ok": True, "result": await _run(commands, line)}
     except HostError as error:
         result = {"ok": False, "error": str(error)}
+    except Exception:
+        log.exception("a control command failed")
+        text = "an error in the daemon, whose log says more: please report it"
+        result = {"ok": False, "error": text}
     return json.dumps(result).encode() + b"\n"
 
 
-def _run(devices: Devices, line: bytes) -> Any:
+async def _run(commands: Commands, line: bytes) -> Any:
     try:
         request = json.loads(line)
     except (ValueError, RecursionError):
@@ -56,7 +83,7 @@ def _run(devices: Devices, line: bytes) -> Any:
     if not isinstance(request, dict):
         raise HostError("a request is a line with one JSON object")
     name = request.get("command")
-    command = COMMANDS.get(name) if isinstance(name, str) else None
+    command = commands.get(name) if isinstance(name, str) else None
     if command is None:
-        raise HostError(f"no command {name!r}; there are: {', '.join(COMMANDS)}")
-    return command(devices, request)
+        raise HostError(f"no command {name!r}; there are: {', '.join(commands)}")
+    return await command(request)

@@ -2,6 +2,7 @@
 """Signals on their way between the two VMs."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from vhostpci_shared import metadata as md
 from vhostpci_shared.wire import ProtocolError
@@ -22,8 +23,10 @@ class Relay:
         self.source = source
         """The notifier that it was made from."""
         self._loop = loop
-        self._source = source.dup()
-        self._target = target.dup()
+        with ExitStack() as undo:
+            self._source = undo.enter_context(source.dup())
+            self._target = target.dup()
+            undo.pop_all()
         loop.add_reader(self._source.fileno(), self._pass)
 
     def _pass(self) -> None:
@@ -53,8 +56,15 @@ class VectorSet:
     """
 
     def __init__(self, kicks: Sequence[Notifier | None]) -> None:
-        self.notifiers = [Notifier.new()]
+        self.notifiers: list[Notifier] = []
         self._direct: dict[int, int] = {}
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            self._fill(kicks)
+            undo.pop_all()
+
+    def _fill(self, kicks: Sequence[Notifier | None]) -> None:
+        self.notifiers.append(Notifier.new())
         for ring, kick in enumerate(kicks):
             number = None if kick is None else kick.eventfd_id
             if kick is None or number is None or number in self._direct:
@@ -101,16 +111,19 @@ class CallSet:
         self.notifiers: list[Notifier] = []
         self._sources = tuple(sources)
         self._relays: list[Relay] = []
-        for source in sources:
-            self.notifiers.append(self._eventfd(loop, source))
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            for source in sources:
+                self._add(loop, source)
+            undo.pop_all()
 
-    def _eventfd(self, loop: Loop, source: Notifier | None) -> Notifier:
+    def _add(self, loop: Loop, source: Notifier | None) -> None:
         if source is not None and source.is_eventfd:
-            return source.dup()
-        eventfd = Notifier.new()
+            self.notifiers.append(source.dup())
+            return
+        self.notifiers.append(Notifier.new())
         if source is not None:
-            self._relays.append(Relay(loop, eventfd, source))
-        return eventfd
+            self._relays.append(Relay(loop, self.notifiers[-1], source))
 
     def covers(self, wanted: Sequence[Notifier | None]) -> bool:
         """Whether it has all of these: that a ring has stopped takes no new peer."""

@@ -7,6 +7,7 @@ What a peer does wrong is a ProtocolError, its going away an EOFError.
 
 import array
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -22,13 +23,13 @@ from vhostpci_shared import ivshmem
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.wire import ProtocolError
 
-from .errors import HostError, explain
+from .errors import HostError, InUse, explain
 from .fds import Fd
 from .message import Message
 from .peers import Outgoing
 
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
-_ASK_TIMEOUT = 5.0
+ASK_TIMEOUT = 5.0
 _BACKLOG = 16
 
 
@@ -74,9 +75,7 @@ def _clear(path: Path) -> None:
             pass  # its queue is full: somebody listens
         except OSError as error:
             raise explain("look at socket", path, error) from error
-    raise HostError(
-        f"{path} is in use by another program: stop it, or choose another name"
-    )
+    raise InUse(f"{path} is in use by another program: stop it, or choose another name")
 
 
 def inherited(number: int) -> socket.socket:
@@ -196,6 +195,7 @@ def receive(connection: socket.socket, size: int) -> tuple[bytes, list[Fd]]:
         BlockingIOError: there is nothing yet.
         EOFError: the other side is gone.
         ProtocolError: there were more descriptors than any message has.
+        OSError: EMFILE, if we can have no more of them.
     """
     # Not socket.recv_fds(): Python 3.11's drops its flags.
     room = socket.CMSG_LEN(vu.MAX_FDS * array.array("i").itemsize)
@@ -209,6 +209,8 @@ def receive(connection: socket.socket, size: int) -> tuple[bytes, list[Fd]]:
     if flags & socket.MSG_CTRUNC:
         for fd in fds:
             fd.close()
+        if len(fds) < vu.MAX_FDS:  # there was room: Linux had no number to give
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         raise ProtocolError(f"more than {vu.MAX_FDS} descriptors in one message")
     return data, fds
 
@@ -268,14 +270,14 @@ def has_unread(connection: socket.socket) -> bool:
     return queued[0] > 0
 
 
-def ask(path: Path, request: dict[str, Any]) -> Any:
+def ask(path: Path, request: dict[str, Any], timeout: float = ASK_TIMEOUT) -> Any:
     """Send a request to the daemon behind control socket `path`; return its answer.
 
     Raises:
         HostError: there is no daemon, or it cannot do what was asked.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(_ASK_TIMEOUT)
+        connection.settimeout(timeout)
         try:
             connection.connect(os.fspath(path))
             connection.sendall(json.dumps(request).encode() + b"\n")

@@ -19,6 +19,8 @@ from .attach import Attached, WindowIds
 from .config import DeviceConfig, Mode
 from .connections import MasterConnection, SlaveConnection
 from .device import Device
+from .fds import exhausted, no_descriptors
+from .guarded import GuardedLoop
 from .listener import Listener
 from .memory import Store, WindowFile
 from .message import Message
@@ -51,6 +53,9 @@ class Owner(Protocol):
         """Return who plugs into this device's slave VM; None if nobody is to."""
         ...
 
+    def device_failed(self, name: str, error: Exception) -> None:
+        """A device failed, and has been closed."""
+
     def stop(self) -> None:
         """End the daemon."""
 
@@ -73,7 +78,7 @@ class Server:
         config: DeviceConfig,
         inherited: socket.socket | None = None,
     ) -> None:
-        self.loop = owner.loop
+        self.loop = GuardedLoop(owner.loop, self._fail, self._exhausted)
         self.plugger = owner.plugger(config)
         self._owner = owner
         self._config = config
@@ -96,13 +101,21 @@ class Server:
         make_directory(config.run_dir)
         self._control = stack.enter_context(self._control_socket(config.control))
         stack.callback(self._hide_all)
-        self.device = Device(config, self._store(config), self.loop, self, self.plugger)
+        self.device = self._new_device(config)
         stack.callback(self.device.close)
         self._listen(config.ivshmem, self._new_slave, stack)
         if inherited is None:
             self._listen(config.vhost_user, self._new_master, stack)
         else:
             self._take_inherited(inherited, stack)
+
+    def _new_device(self, config: DeviceConfig) -> Device:
+        with contextlib.ExitStack() as undo:
+            store = self._store(config)
+            undo.callback(store.close)
+            device = Device(config, store, self.loop, self, self.plugger)
+            undo.pop_all()
+        return device
 
     def _store(self, config: DeviceConfig) -> Store:
         if config.mode is Mode.ATTACH:
@@ -197,7 +210,12 @@ class Server:
             return
         self._slave = SlaveConnection(self, connection, self.loop)
         self._slave.start()
-        self.device.slave_connected(self._slave)
+        try:
+            self.device.slave_connected(self._slave)
+        except OSError as error:
+            if not exhausted(error):
+                raise
+            self._slave.give_up(no_descriptors(error))
 
     def _refuse_slave(self, connection: socket.socket) -> None:
         assert self._slave is not None, "refused for nobody"
@@ -227,10 +245,26 @@ class Server:
         self._said = text
         log.log(level, "%s: %s", self._config.name, text)
 
+    def _exhausted(self, error: OSError) -> None:
+        """No descriptors are left: whoever made us need one more has to go."""
+        connection = self._master or self._slave
+        if connection is not None:
+            connection.drop(no_descriptors(error))
+
+    def _fail(self, error: Exception) -> None:
+        """An error of ours: there is no going on with half of a device."""
+        log.error("%s: failed, and is closed", self._config.name, exc_info=error)
+        try:
+            self.close()
+        except Exception as second:
+            log.debug("%s: and again", self._config.name, exc_info=second)
+        self._owner.device_failed(self._config.name, error)
+
     def close(self) -> None:
-        """Close all, and remove what we made."""
+        """Close all, and remove what we made; an error stops none of it."""
         self._alone = False
-        for connection in (self._master, self._slave):
-            if connection is not None:
-                connection.close()
-        self._stack.close()
+        with self._stack as stack:
+            stack.callback(self.loop.close)
+            for connection in (self._slave, self._master):
+                if connection is not None:
+                    stack.callback(connection.close)

@@ -9,9 +9,11 @@ from vhostpci_shared import virtio
 from vhostpci_shared.wire import ProtocolError
 
 from . import __version__
+from .config import DeviceConfig
 from .device import Device
 
 Json = dict[str, Any]
+FAILED = "failed"
 
 
 def describe(device: Device) -> Json:
@@ -37,6 +39,30 @@ def describe(device: Device) -> Json:
         "slave": _slave(device),
         "agent": _agent(device),
         "rings": [_ring(device, index) for index in range(config.rings)],
+    }
+
+
+def describe_failed(config: DeviceConfig, reason: str) -> Json:
+    """Return all that is known of a device that failed."""
+    return {
+        "name": config.name,
+        "mode": config.mode.value,
+        "state": FAILED,
+        "reason": reason,
+    }
+
+
+def row(config: DeviceConfig, device: Device | None, reason: str) -> Json:
+    """Return a device as `list` has it; None is one that failed, for a reason."""
+    master = device.master if device else None
+    slave = device.slave if device else None
+    return {
+        "name": config.name,
+        "mode": config.mode.value,
+        "state": state(device) if device else FAILED,
+        "reason": reason or None,
+        "master_pid": master.pid if master else None,
+        "slave_pid": slave.port.pid if slave else None,
     }
 
 
@@ -151,11 +177,24 @@ def _agent_ring(device: Device, index: int) -> Json | None:
 
 def text(status: Json) -> str:
     """Return the status for people."""
+    if status["state"] == FAILED:
+        return f"{status['name']}: failed: {status['reason']}"
     lines = [f"{status['name']}: {status['state']}", _memory_line(status["memory"])]
     lines += [_window_line(window) for window in status["windows"]]
     lines += _connection_lines(status)
     lines += [_ring_line(ring) for ring in status["rings"]]
     return "\n".join(lines)
+
+
+def table(rows: list[Json]) -> str:
+    """Return a list of devices for people."""
+    lines = [("NAME", "MODE", "STATE", "MASTER", "SLAVE")]
+    for one in rows:
+        state = one["state"] + (f": {one['reason']}" if one["reason"] else "")
+        pids = (str(one[key] or "-") for key in ("master_pid", "slave_pid"))
+        lines.append((one["name"], one["mode"], state, *pids))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def _memory_line(memory: Json) -> str:

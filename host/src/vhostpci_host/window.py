@@ -12,6 +12,7 @@ and goes with the master where we plug it; else it is always there.
 
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from . import endpoint
 from .config import DeviceConfig
@@ -154,9 +155,11 @@ class WindowSocket:
         self._fits_bar = window.fits_bar
         self._loop = loop
         self._connection: SlaveConnection | None = None
-        self._listener = listen(self._new)
-        self._file = window.file.copy()
-        self._vector = Notifier.new()
+        with ExitStack() as undo:
+            self._file = undo.enter_context(window.file.copy())
+            self._vector = undo.enter_context(Notifier.new())
+            self._listener = listen(self._new)
+            undo.pop_all()
 
     @property
     def connected(self) -> bool:

@@ -48,13 +48,15 @@ def test_version_is_ours(capsys: pytest.CaptureFixture[str]) -> None:
     ("argv", "text"),
     [
         ([], "required: COMMAND"),
-        (["run"], "NAME"),
-        (["run", "a"], "--memory"),
+        (["run", "a", "--mode", "dance"], "mode 'dance': write arena or attach"),
         (["run", "a/b", "--memory", "1G"], "name 'a/b': use 1 to 64 letters"),
         (["run", "a", "--memory", "1"], "multiple of 1M"),
         (["run", "a", "--memory", "1G", "--queue-pairs", "99"], "from 1 to 32"),
         (["run", "a", "--memory", "1G", "--socket-mode", "x"], "octal digits"),
+        (["run", "a", "--memory-dir", ""], "memory-dir '': write a path"),
         (["qemu-args", "a"], "--role"),
+        (["add"], "NAME"),
+        (["check-config"], "FILE"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -65,6 +67,25 @@ def test_wrong_arguments_are_named_with_status_2(
         main(argv)
     assert end.value.code == 2
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["run"], "give a device's NAME, or --config FILE"),
+        (["run", "a"], "memory is missing"),
+        (["run", "a", "--mode", "attach", "--memory", "1G"], "leave it out"),
+        (["run", "a", "--config", "/x", "--memory", "1G"], "out --memory, NAME"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_arguments_that_do_not_go_together_are_told_with_status_2(
+    capsys: pytest.CaptureFixture[str], argv: list[str], text: str
+) -> None:
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert text in err
+    assert err.count("\n") == 1
 
 
 def test_fd_and_socket_path_exclude_each_other(
@@ -78,7 +99,7 @@ def test_group_that_does_not_exist_is_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     argv = ["run", "a", "--memory", "1M", "--socket-group", "no-such-group"]
-    assert "no group 'no-such-group'" in failure(capsys, *argv)
+    assert "socket-group 'no-such-group': there is no such" in failure(capsys, *argv)
 
 
 @pytest.mark.parametrize("number", [0, 987654])
@@ -120,6 +141,46 @@ def test_qemu_args_need_a_daemon_or_the_memory(
     out = capsys.readouterr()
     assert "-device ivshmem-doorbell" in out.out
     assert "intel_iommu=on" in out.err
+
+
+@pytest.mark.parametrize(
+    "argv", [["add", "a", "--memory", "1M"], ["remove", "a"], ["list"]], ids=" ".join
+)
+def test_devices_come_and_go_in_a_daemon_with_a_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, argv: list[str]
+) -> None:
+    text = failure(capsys, *argv, "--run-dir", tmp_path)
+    assert f"no daemon at {tmp_path}/control" in text
+    assert "run --config FILE" in text
+
+
+def test_good_file_is_said_to_be_so(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "vms.toml"
+    file.write_text('[device.a]\nmemory = "1G"\n')
+    assert main(["check-config", str(file)]) == 0
+    assert capsys.readouterr().out == f"{file}: 1 device, no errors\n"
+
+
+@pytest.mark.parametrize("argv", [["check-config"], ["run", "--config"]], ids=" ".join)
+def test_bad_file_is_told_line_by_line_with_status_1(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, argv: list[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    file = tmp_path / "vms.toml"
+    file.write_text(f'run-dir = "{run_dir}"\n[device.a]\n[device.b]\nmemory = "x"')
+    assert main([*argv, str(file)]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"{file}:2: a: memory is missing: in arena mode give the master's RAM, such "
+        "as 1G",
+        f"{file}:4: b: memory 'x': write a size such as 512M or 4G",
+    ]
+    assert not run_dir.exists()
+
+
+def test_missing_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "/nowhere/vms.toml" in failure(capsys, "check-config", "/nowhere/vms.toml")
 
 
 def test_status_of_no_device_is_no_error(

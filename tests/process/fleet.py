@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One daemon with many devices, from a file and by `add`.
+
+vms.toml ──► vhostpci-host run --config ◄── RUN-DIR/control ◄── add, remove, list
+                 │ NAME.vhost-user ◄── FrontEnd      (a master's QEMU)
+                 │ NAME.ivshmem    ◄── SlaveClient   (a slave's QEMU)
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.fakes.frontend import FrontEnd, RingAt, Socket, region
+from tests.fakes.slave_client import SlaveClient
+
+MIB = 1 << 20
+MEMORY = 16 * MIB
+TIMEOUT = 15.0
+MODULE = ("-W", "error", "-m", "vhostpci_host")
+
+
+class Fleet:
+    """The daemon, and what one does with it.
+
+    Args:
+        directory: where all its files are to be, with a short name.
+        devices: the names of those that the file has.
+        options: lines for each device's table.
+        program: what Python is to run.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        devices: Iterable[str] = (),
+        options: str = 'memory = "16M"',
+        program: Iterable[str] = MODULE,
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
+        self.run_dir, self.memory_dir = directory / "run", directory / "memory"
+        self.file = directory / "vms.toml"
+        self.file.write_text(
+            f'run-dir = "{self.run_dir}"\nmemory-dir = "{self.memory_dir}"\n'
+            + "".join(f"[device.{name}]\n{options}\n" for name in devices)
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, *program, "run", "--config", str(self.file)],
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=prepare,
+        )
+        self.log: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self._stack = contextlib.ExitStack()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as lines:
+            self.log.extend(lines)
+
+    def __enter__(self) -> Self:
+        self.wait_log("serving ")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(TIMEOUT)
+        self._reader.join(TIMEOUT)
+
+    def wait_log(self, text: str) -> None:
+        """Wait until it has said something."""
+        deadline = time.monotonic() + TIMEOUT
+        while not any(text in line for line in self.log):
+            assert time.monotonic() < deadline, f"no {text!r} in {self.log}"
+            time.sleep(0.01)
+
+    def said(self, text: str) -> int:
+        """How many lines have it."""
+        return sum(text in line for line in self.log)
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """End it; return its exit status."""
+        self.process.send_signal(number)
+        status = self.process.wait(TIMEOUT)
+        self._reader.join(TIMEOUT)
+        return status
+
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of ours to its end."""
+        return subprocess.run(
+            [sys.executable, *MODULE, *words, "--run-dir", str(self.run_dir)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIMEOUT,
+        )
+
+    def devices(self) -> dict[str, Any]:
+        """What `list` says, by name."""
+        done = self.command("list", "-j")
+        assert done.returncode == 0, done.stderr
+        return {row["name"]: row for row in json.loads(done.stdout)}
+
+    def wait_state(self, name: str, state: str) -> None:
+        """Wait until `list` says that of a device."""
+        deadline = time.monotonic() + TIMEOUT
+        while (row := self.devices()[name])["state"] != state:
+            assert time.monotonic() < deadline, row
+            time.sleep(0.02)
+
+    def files(self) -> list[str]:
+        """What it has in its two directories."""
+        return sorted(
+            path.name
+            for directory in (self.run_dir, self.memory_dir)
+            for path in directory.glob("*")
+        )
+
+    def descriptors(self) -> int:
+        """How many descriptors it has open."""
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
+    def slave(self, name: str, pairs: int = 1) -> SlaveClient:
+        """Connect a slave; it ends with us."""
+        client = SlaveClient(self.run_dir / f"{name}.ivshmem")
+        self._stack.callback(client.close)
+        return client.handshake(1 + 2 * pairs)
+
+    def master(self, name: str) -> FrontEnd:
+        """Connect a stock QEMU whose memory is the arena; it ends with us."""
+        memory = os.open(self.memory_dir / name, os.O_RDWR)
+        self._stack.callback(os.close, memory)
+        transport = Socket(self.run_dir / f"{name}.vhost-user")
+        front_end = FrontEnd(transport, [(region(MEMORY), memory)])
+        self._stack.enter_context(front_end)
+        front_end.connect()
+        return front_end
+
+    def disconnect(self) -> None:
+        """End all masters and slaves that we were."""
+        self._stack.close()
+
+    def pair(self, name: str) -> tuple[FrontEnd, SlaveClient]:
+        """A master and its slave, with running rings."""
+        client, front_end = self.slave(name), self.master(name)
+        front_end.driver_ok([RingAt.nth(0), RingAt.nth(1)])
+        self.wait_log(f"{name}: started rings [0, 1]")
+        client.catch_up()
+        return front_end, client
+
+
+def kicks_arrive(front_end: FrontEnd, client: SlaveClient) -> bool:
+    """Whether a kick of the master's rings the slave."""
+    front_end.kick(1)
+    return client.interrupted(2)

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One daemon with many devices: they come, go and fail without each other."""
+
+import contextlib
+import json
+import os
+import resource
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.frontend import Dropped
+from tests.process.fleet import TIMEOUT, Fleet, kicks_arrive
+from tests.process.lab import wait_for
+from vhostpci_shared.vhost_user import Request
+from vhostpci_shared.wire import ProtocolError
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A place on tmpfs, with a short name: a socket's path has 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="vhp-", dir="/dev/shm") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def fleet(directory: Path) -> Iterator[Fleet]:
+    """A daemon with the devices a and b."""
+    with Fleet(directory, ["a", "b"]) as fleet:
+        yield fleet
+
+
+def test_devices_of_the_file_are_served_each_by_its_sockets(fleet: Fleet) -> None:
+    a, b = fleet.pair("a"), fleet.pair("b")
+    assert kicks_arrive(*a)
+    assert kicks_arrive(*b)
+    rows = fleet.devices()
+    assert [rows[name]["state"] for name in ("a", "b")] == ["no agent"] * 2
+    assert rows["a"]["master_pid"] == rows["a"]["slave_pid"] == os.getpid()
+    assert json.loads(fleet.command("status", "b", "-j").stdout)["name"] == "b"
+
+
+def test_end_leaves_nothing_behind(fleet: Fleet) -> None:
+    fleet.pair("a")
+    assert fleet.command("add", "c", "--memory", "1M").returncode == 0
+    assert fleet.end() == 0
+    assert fleet.files() == []
+
+
+def test_file_without_devices_waits_for_some(directory: Path) -> None:
+    with Fleet(directory) as fleet:
+        assert fleet.command("list").stdout == "no devices\n"
+        assert fleet.command("add", "a", "--memory", "16M").returncode == 0
+        assert kicks_arrive(*fleet.pair("a"))
+
+
+def test_added_device_has_the_files_defaults_and_its_own_options(
+    fleet: Fleet,
+) -> None:
+    options = ("--mode", "attach", "--queue-pairs", "8", "--socket-mode", "0666")
+    assert fleet.command("add", "c", *options).returncode == 0
+    status = json.loads(fleet.command("status", "c", "-j").stdout)
+    assert (status["mode"], status["queue_pairs"], status["vectors"]) == (
+        *("attach", 8, 17),
+    )
+    assert (fleet.run_dir / "c.vhost-user").stat().st_mode & 0o777 == 0o666
+    assert "attach" in fleet.command("list").stdout
+
+
+def test_removed_device_is_gone_and_the_other_carries_on(fleet: Fleet) -> None:
+    a, (b_master, _) = fleet.pair("a"), fleet.pair("b")
+    before = [name for name in fleet.files() if name.startswith("b")]
+    assert len(before) == 4
+    assert fleet.command("remove", "b").returncode == 0
+    with pytest.raises(Dropped):
+        b_master.ask(Request.GET_FEATURES)
+    assert not [name for name in fleet.files() if name.startswith("b")]
+    assert fleet.devices().keys() == {"a"}
+    assert kicks_arrive(*a)
+
+
+def test_removed_device_may_come_back(fleet: Fleet) -> None:
+    counts = []
+    for _ in range(4):
+        assert fleet.command("remove", "b").returncode == 0
+        assert fleet.command("add", "b", "--memory", "16M").returncode == 0
+        counts.append(fleet.descriptors())
+    assert max(counts) <= min(counts) + 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["add", "a", "--memory", "1M"], "device 'a' is there already"),
+        (["add", "c"], "c: memory is missing"),
+        (["add", "c", "--mode", "attach", "--memory", "1M"], "leave it out"),
+        (["add", "c", "--memory", "1M", "--socket-group", "nix"], "groupadd nix"),
+        (["add", "c", "--memory", "1M", "--memory-dir", "/proc"], "/proc"),
+        (["remove", "c"], "no device 'c'; there are: a, b"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_cannot_be_done_is_told_to_who_asked(
+    fleet: Fleet, words: list[str], said: str
+) -> None:
+    done = fleet.command(*words)
+    assert done.returncode == 1
+    assert done.stderr.startswith("vhostpci-host: ")
+    assert said in done.stderr
+    assert fleet.devices().keys() == {"a", "b"}
+
+
+def test_second_daemon_in_the_directory_is_told_so(fleet: Fleet) -> None:
+    second = Fleet(fleet.file.parent)
+    assert second.process.wait(TIMEOUT) == 1
+    second.__exit__(None, None, None)
+    assert f"another daemon serves {fleet.run_dir}" in second.log[-1]
+    assert fleet.devices().keys() == {"a", "b"}
+
+
+def test_device_that_cannot_be_served_is_listed_as_failed(directory: Path) -> None:
+    (directory / "memory" / "a").mkdir(parents=True)
+    with Fleet(directory, ["a", "b"]) as fleet:
+        row = fleet.devices()["a"]
+        assert row["state"] == "failed"
+        assert "cannot open arena" in row["reason"]
+        assert "a: failed: cannot open arena" in fleet.command("status").stdout
+        assert kicks_arrive(*fleet.pair("b"))
+        (directory / "memory" / "a").rmdir()
+        assert fleet.command("remove", "a").returncode == 0
+        assert fleet.command("add", "a", "--memory", "16M").returncode == 0
+
+
+BREAKABLE = """
+import os, sys
+from vhostpci_host.__main__ import main
+from vhostpci_host.device import Device
+tick = Device._tick
+def break_or_tick(self):
+    if os.path.exists(self.config.run_dir / f"{self.config.name}.break"):
+        raise RuntimeError("it broke")
+    tick(self)
+Device._tick = break_or_tick
+sys.exit(main())
+"""
+
+
+def test_device_that_fails_takes_no_other_with_it(directory: Path) -> None:
+    program = ("-W", "error", "-c", BREAKABLE)
+    with Fleet(directory, ["a", "b"], program=program) as fleet:
+        a, (b_master, _) = fleet.pair("a"), fleet.pair("b")
+        (fleet.run_dir / "b.break").touch()
+        fleet.wait_state("b", "failed")
+        with pytest.raises(Dropped):
+            b_master.ask(Request.GET_FEATURES)
+        assert fleet.devices()["b"]["reason"] == "RuntimeError: it broke"
+        assert "RuntimeError: it broke" in fleet.command("status", "b").stdout
+        assert kicks_arrive(*a)
+        assert fleet.said("Traceback") == 1
+        assert not (fleet.run_dir / "b.vhost-user").exists()
+        (fleet.run_dir / "b.break").unlink()
+        assert fleet.command("remove", "b").returncode == 0
+        assert fleet.command("add", "b", "--memory", "16M").returncode == 0
+        fleet.master("b").ask(Request.GET_FEATURES)
+
+
+GONE = (OSError, EOFError, Dropped, ProtocolError, AssertionError)
+"""What a front-end or a slave makes of a connection that ends."""
+FEW = 64
+
+
+def few_descriptors() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (FEW, FEW))
+
+
+def test_connections_without_descriptors_go_and_devices_stay(directory: Path) -> None:
+    """Wherever in the set-up of a device there are no more of them."""
+    with Fleet(directory, ["a", "b"], prepare=few_descriptors) as fleet:
+        a = fleet.pair("a")
+        for spare in (1, 2, 4, 7, 8, 11, 12, 13):
+            with held(fleet, FEW - spare):
+                with contextlib.suppress(*GONE):
+                    fleet.pair("b")
+                assert kicks_arrive(*a)
+                fleet.disconnect()
+            a = fleet.pair("a")
+            assert kicks_arrive(*a)
+            fleet.wait_state("b", "no master")
+        assert fleet.said("(LimitNOFILE= of its unit, or ulimit -n)")
+        assert not fleet.said("Traceback")
+        assert not fleet.said("unclosed")
+        assert kicks_arrive(*fleet.pair("b"))
+
+
+def test_device_that_there_are_no_descriptors_for_is_not_added(directory: Path) -> None:
+    with Fleet(directory, ["a"], prepare=few_descriptors) as fleet:
+        before = fleet.files()
+        for spare in range(2, 8):
+            with held(fleet, FEW - spare):
+                done = fleet.command("add", "b", "--memory", "16M")
+                assert (done.returncode, "Too many open" in done.stderr) == (1, True)
+        assert fleet.files() == before
+        assert not fleet.said("Traceback")
+        assert not fleet.said("unclosed")
+
+
+@contextlib.contextmanager
+def held(fleet: Fleet, count: int) -> Iterator[None]:
+    """Have the daemon hold so many descriptors: connections to control sockets."""
+    before = fleet.descriptors()
+    with contextlib.ExitStack() as stack:
+        for _ in range(count - before):
+            held = stack.enter_context(socket.socket(socket.AF_UNIX))
+            held.connect(os.fspath(fleet.run_dir / "a.control"))
+        wait_for(lambda: fleet.descriptors() == count, f"{count} descriptors")
+        yield
+    wait_for(lambda: fleet.descriptors() <= before + 1, "they end")
+
+
+LINES = [
+    b"",
+    b"nonsense",
+    b"[]",
+    b"[" * 60000,
+    b'{"command": "add"}',
+    b'{"command": "add", "name": "../x"}',
+    b'{"command": "add", "name": ["a"]}',
+    b'{"command": "add", "name": "c", "options": []}',
+    b'{"command": "add", "name": "c", "options": {"memory": 1}}',
+    b'{"command": "add", "name": "c", "options": {"dance": "1"}}',
+    b'{"command": "add", "name": "c", "options": {"run-dir": "/tmp"}}',
+    b'{"command": "add", "name": "c", "options": {"memory-dir": "x"}}',
+    b'{"command": "add", "name": "c", "options": {"memory": "1\\u0000M"}}',
+    b'{"command": "add", "name": "c", "options": {"memory-dir": "/\\u0000"}}',
+    b'{"command": "add", "name": "c", "options": {"socket-group": "\\u0000"}}',
+    b'{"command": "add", "name": "c", "options": {"socket-group": "\\ud800"}}',
+    b'{"command": "add", "name": "c", "options": {"memory-dir": "/\\ud800"}}',
+    b'{"command": "remove"}',
+    b'{"command": "remove", "name": {}}',
+    b'{"command": "status", "name": 1}',
+]
+
+
+def test_control_socket_answers_any_line(fleet: Fleet) -> None:
+    with control(fleet) as connection, connection.makefile("rb") as answers:
+        for line in LINES:
+            connection.sendall(line + b"\n")
+            answer = json.loads(answers.readline())
+            assert not answer["ok"], line
+            assert "an error in the daemon" not in answer["error"], line
+    assert fleet.devices().keys() == {"a", "b"}
+
+
+def test_control_line_without_end_is_dropped(fleet: Fleet) -> None:
+    with control(fleet) as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(b"x" * 1_000_000)
+        assert not connection.recv(100)
+    assert fleet.devices().keys() == {"a", "b"}
+
+
+def test_control_connections_beyond_a_number_are_closed(fleet: Fleet) -> None:
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(control(fleet)) for _ in range(65)]
+        assert held[-1].recv(1) == b""
+        a = fleet.pair("a")
+        assert kicks_arrive(*a)
+    assert fleet.devices().keys() == {"a", "b"}
+
+
+@contextlib.contextmanager
+def control(fleet: Fleet) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(TIMEOUT)
+        connection.connect(os.fspath(fleet.run_dir / "control"))
+        yield connection
