@@ -8,31 +8,24 @@ shall do, and what it was asked, lies in a directory.
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 DOMAIN = """\
-<domain type='qemu' id='{run}' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+<domain type='qemu' id='{run}'>
   <devices>
     <controller type='pci' index='0' model='{root}'><alias name='pcie.0'/></controller>
     {ports}
-    <controller type='usb' index='0'>
-      <address type='pci' domain='0x0000' bus='0x01' slot='0x00' function='0x0'/>
-    </controller>
   </devices>
-  <qemu:override>{reserves}</qemu:override>
 </domain>"""
 PORT = """\
 <controller type='pci' index='{bus}' model='pcie-root-port'>
   <target hotplug='{hotplug}'/>
-  <alias name='ua-{bus}'/>
-  <address type='pci' domain='0x0000' bus='0x00' slot='0x02' function='0x{bus}'/>
+  <alias name='port-{bus}'/>
 </controller>"""
-RESERVE = """\
-<qemu:device alias='ua-{bus}'><qemu:frontend>
-  <qemu:property name='pref64-reserve' type='unsigned' value='{reserve}'/>
-</qemu:frontend></qemu:device>"""
+TOP = 2**40
+"""Where ports have their shares of addresses, each that far from the next."""
 
 
 class FakeLibvirt:
@@ -50,23 +43,17 @@ class FakeLibvirt:
 
     def start(
         self,
-        ports: Mapping[int, int] | None = None,
+        shares: Mapping[int, int] | None = None,
         *,
         run: int = 1,
         root: str = "pcie-root",
         hotplug: str = "on",
     ) -> None:
-        """Run the domain, with ports 1, which is taken, and some with a reserve."""
-        ports = {2: 0} if ports is None else ports
-        text = DOMAIN.format(
-            run=run,
-            root=root,
-            ports="".join(PORT.format(bus=n, hotplug=hotplug) for n in (1, *ports)),
-            reserves="".join(
-                RESERVE.format(bus=n, reserve=size) for n, size in ports.items() if size
-            ),
-        )
-        self._write("domain", text)
+        """Run the domain, with ports: bytes of address space by number of the bus."""
+        shares = {2: 2**30} if shares is None else shares
+        ports = "".join(PORT.format(bus=bus, hotplug=hotplug) for bus in shares)
+        self._write("domain", DOMAIN.format(run=run, root=root, ports=ports))
+        self._write("shares", json.dumps(shares))
 
     def shut_off(self) -> None:
         """Have the domain defined, and not running."""
@@ -100,11 +87,17 @@ class FakeLibvirt:
         for alias in self.asked("detach-device-alias", "--alias"):
             domain.detach(alias)
 
-    def answer_monitor(self, answer: object) -> None:
+    def give_no_addresses(self) -> None:
+        """Let the guest take no notice of what is plugged."""
+        self._write("deaf", "")
+
+    def set_up_nothing(self) -> None:
+        """Let the firmware not have run yet."""
+        self._write("early", "")
+
+    def answer_monitor(self, text: str) -> None:
         """Let QEMU say that."""
-        self._write(
-            "monitor", answer if isinstance(answer, str) else json.dumps(answer)
-        )
+        self._write("monitor", text)
 
     def asked(self, command: str, option: str) -> list[str]:
         """Return what `option` was each time that a command was run."""
@@ -132,6 +125,7 @@ class Domain:
     """The domain's XML."""
 
     def __init__(self, directory: Path) -> None:
+        self._directory = directory
         self._path = directory / "domain"
         self.root = ET.fromstring(self._path.read_text())
 
@@ -139,7 +133,7 @@ class Domain:
         """Have one more device."""
         device = ET.fromstring(text)
         devices = self._devices()
-        alias = f"shmem{len(devices.findall('shmem'))}"
+        alias = f"shmem{sum(1 for _ in devices.iter('shmem'))}"
         ET.SubElement(device, "alias", name=alias)
         devices.append(device)
         self._write()
@@ -151,6 +145,37 @@ class Domain:
             if shmem.find(f"alias[@name='{alias}']") is not None:
                 devices.remove(shmem)
         self._write()
+
+    def monitor(self) -> str:
+        """What QEMU answers to query-pci."""
+        if (said := self._directory / "monitor").exists():
+            return said.read_text()
+        shares = json.loads((self._directory / "shares").read_text())
+        ports = [self._port(int(bus), share) for bus, share in shares.items()]
+        return json.dumps({"return": [{"bus": 0, "devices": ports}], "id": "libvirt-9"})
+
+    def _port(self, bus: int, share: int) -> dict[str, object]:
+        early = (self._directory / "early").exists()
+        addresses = {"base": bus * TOP, "limit": bus * TOP + share - 1}
+        behind = {"secondary": 0 if early else bus, "prefetchable_range": addresses}
+        return {
+            "qdev_id": f"port-{bus}",
+            "class_info": {"class": 0x0604},
+            "regions": [{"bar": 0, "address": -1}],
+            "pci_bridge": {"bus": behind, "devices": list(self._behind(bus))},
+        }
+
+    def _behind(self, bus: int) -> Iterator[dict[str, object]]:
+        deaf = (self._directory / "deaf").exists()
+        for shmem in self.root.iterfind("devices/shmem"):
+            place, alias = shmem.find("address"), shmem.find("alias")
+            assert alias is not None, "attached, and no alias"
+            if place is not None and int(place.get("bus", ""), 0) == bus:
+                yield {
+                    "qdev_id": alias.get("name"),
+                    "class_info": {"class": 0x0500},
+                    "regions": [{"bar": 2, "address": -1 if deaf else bus * TOP}],
+                }
 
     def _devices(self) -> ET.Element:
         devices = self.root.find("devices")
@@ -179,7 +204,7 @@ def main(directory: Path, words: list[str]) -> int:
         if not (directory / "hold").exists():
             Domain(directory).detach(options["--alias"])
     elif command == "qemu-monitor-command":
-        print((directory / "monitor").read_text())
+        print(Domain(directory).monitor())
     elif command == "event":
         return wait_event(directory / "event")
     return 0

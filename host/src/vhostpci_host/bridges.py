@@ -87,6 +87,14 @@ def unassigned(answer: Any) -> set[str]:
     }
 
 
+def size_text(size: int) -> str:
+    """Write bytes as QEMU reads them."""
+    for unit, letter in ((2**40, "T"), (2**30, "G"), (2**20, "M"), (2**10, "K")):
+        if size and size % unit == 0:
+            return f"{size // unit}{letter}"
+    return str(size)
+
+
 def _devices(answer: Any) -> Iterator[dict[str, Any]]:
     """Walk the tree: buses, their devices, and what is behind bridges."""
     for bus in answer:

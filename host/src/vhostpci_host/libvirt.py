@@ -4,26 +4,22 @@
 All that is known of the domain is in its live XML, read anew for each step.  A
 window is known there by the name of its `<shmem>`, the `object_id` that QMP has too.
 
-It is plugged into a pcie-root-port that is free, of those with room enough the
-smallest.  Left to itself libvirt would look for a slot of conventional PCI, and find
-none.
+It is plugged into the port that `bridges` finds.  Left to itself libvirt would look
+for a slot of conventional PCI, of which a q35 domain has none.
 """
 
 import asyncio
 import contextlib
 import json
-import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 from xml.etree import ElementTree as ET
 
-from . import domain
+from . import bridges, domain
 from .hotplug import PlugError, VmAway, object_id, window_of
 from .ports import Plug
 from .virsh import FILE, Virsh
-
-log = logging.getLogger(__name__)
 
 PLUG_TIME = 20.0
 """Seconds that libvirt has to plug beyond those to answer: QEMU takes part."""
@@ -38,18 +34,7 @@ WATCH_TIME = 10
 EVENT_LOOK = 0.5
 """Seconds from an event to the look at what it was."""
 QUERY_PCI = json.dumps({"execute": "query-pci"})
-WINDOW_BAR = 2
-NO_ADDRESS = -1
-"""What query-pci has for a BAR that the guest has not placed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Port:
-    """A pcie-root-port that has no device."""
-
-    bus: int
-    reserve: int
-    """Bytes of address space for a window, 0 where nobody said how many."""
+PORT = "pcie-root-port"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +43,10 @@ class Live:
 
     run: str
     """libvirt's number of this run of it; another start has another."""
-    aliases: dict[str, str]
-    """By the names of all `<shmem>` there are."""
-    ports: list[Port]
+    windows: dict[str, str]
+    """The aliases of all `<shmem>` there are, by their names."""
+    ports: dict[str, int]
+    """The numbers of the buses behind ports for hot-plug, by the ports' aliases."""
     express: bool
     """Whether its PCI bus is PCI Express."""
 
@@ -71,48 +57,23 @@ class Live:
         run = root.get("id")
         if run is None:
             return None
-        aliases = {
-            shmem.get("name", ""): alias.get("name", "")
+        windows = {
+            shmem.get("name", ""): _alias(shmem)
             for shmem in root.iterfind("devices/shmem")
-            if (alias := shmem.find("alias")) is not None
+        }
+        ports = {
+            _alias(port): int(port.get("index", "0"))
+            for port in root.iterfind("devices/controller[@model='pcie-root-port']")
+            if port.find("target[@hotplug='off']") is None
         }
         express = root.find("devices/controller[@model='pcie-root']") is not None
-        return cls(run, aliases, list(_free_ports(root)), express)
-
-    def port(self, size: int) -> Port | None:
-        """Return the port for a window of `size` bytes; None if all are taken.
-
-        A port that is too small may still do: a guest may find room for it.
-        """
-        enough = [port for port in self.ports if port.reserve >= size]
-        if enough:
-            return min(enough, key=lambda port: port.reserve)
-        return max(self.ports, key=lambda port: port.reserve, default=None)
+        return cls(run, windows, ports, express)
 
 
-def _free_ports(root: ET.Element) -> Iterator[Port]:
-    taken = {
-        int(address.get("bus", "0"), 0)
-        for address in root.iterfind("devices/*/address[@type='pci']")
-    }
-    reserves = _reserves(root)
-    for port in root.iterfind("devices/controller[@model='pcie-root-port']"):
-        bus, target = int(port.get("index", "0")), port.find("target")
-        closed = target is not None and target.get("hotplug") == "off"
-        alias = port.find("alias")
-        if bus not in taken and not closed and alias is not None:
-            yield Port(bus, reserves.get(alias.get("name", ""), 0))
-
-
-def _reserves(root: ET.Element) -> dict[str, int]:
-    """Return what ports have for windows, by their aliases."""
-    name = {"qemu": domain.QEMU}
-    return {
-        device.get("alias", ""): int(found.get("value", "0"))
-        for device in root.iterfind("qemu:override/qemu:device", name)
-        for found in device.iterfind("qemu:frontend/qemu:property", name)
-        if found.get("name") == "pref64-reserve"
-    }
+def _alias(device: ET.Element) -> str:
+    """Return libvirt's name for a device, which is also its ID in QEMU."""
+    alias = device.find("alias")
+    return "" if alias is None else alias.get("name", "")
 
 
 class LibvirtVm:
@@ -134,16 +95,14 @@ class LibvirtVm:
 
     async def plugged(self, device: str) -> set[int]:
         """Return which windows of `device` the domain has."""
-        names = (await self._live()).aliases
-        found = (window_of(device, name) for name in names)
-        return {window for window in found if window is not None}
+        return _windows_of(device, (await self._live()).windows)
 
     async def plug(self, device: str, plug: Plug) -> None:
         """Plug one window; libvirt itself takes back what has failed."""
         async with self._plugging:
             live = await self._live()
             name = object_id(device, plug.window)
-            element = domain.shmem(name, plug, bus=self._bus(live, plug))
+            element = domain.shmem(name, plug, bus=await self._bus(live, plug))
             try:
                 await self._ask(
                     *("attach-device", "--file", FILE, "--live"),
@@ -155,18 +114,32 @@ class LibvirtVm:
             except PlugError as error:
                 raise PlugError(self._refusal(plug, str(error))) from error
 
-    def _bus(self, live: Live, plug: Plug) -> int | None:
+    async def _bus(self, live: Live, plug: Plug) -> int | None:
         """Return where to plug it; None leaves it to libvirt, as in a PC of old."""
         if not live.express:
             return None
-        port = live.port(plug.size)
-        if port is None:
-            raise PlugError(
-                f"domain {self._name!r} has no pcie-root-port free for window "
-                f"{plug.window}: shut it down and add some, as `vhostpci-host xml "
-                "--role slave` prints them"
+        answer = await self._query_pci()
+        with self._understood():
+            ports = bridges.ports(answer, dict.fromkeys(live.ports, PORT))
+        for port in bridges.best(ports, plug.size):
+            return live.ports[port.name]
+        raise self._no_place(ports, plug)
+
+    def _no_place(self, ports: list[bridges.Port], plug: Plug) -> PlugError:
+        if ports and not any(port.ready for port in ports):
+            return PlugError(
+                f"the firmware of domain {self._name!r} has not set up its PCI ports "
+                "yet: waiting for it"
             )
-        return port.bus
+        free = [
+            bridges.size_text(one.share) for one in ports if one.ready and not one.taken
+        ]
+        return PlugError(
+            f"domain {self._name!r} has no free pcie-root-port for the "
+            f"{bridges.size_text(plug.size)} of window {plug.window} (free: "
+            f"{', '.join(free) or 'none'}): shut it down and add ports, as `vhostpci-"
+            "host xml --role slave` prints them"
+        )
 
     def _refusal(self, plug: Plug, reason: str) -> str:
         mend = ""
@@ -183,7 +156,7 @@ class LibvirtVm:
     async def unplug(self, device: str, window: int) -> None:
         """Unplug one window; return when the guest has let go."""
         name = object_id(device, window)
-        alias = (await self._live()).aliases.get(name)
+        alias = (await self._live()).windows.get(name)
         if alias is None:
             return
         try:
@@ -200,7 +173,7 @@ class LibvirtVm:
 
     async def _wait_unplugged(self, name: str, window: int) -> None:
         deadline = self._loop.time() + UNPLUG_TIME
-        while name in (await self._live()).aliases:
+        while name in (await self._live()).windows:
             if self._loop.time() > deadline:
                 raise PlugError(
                     f"the guest of domain {self._name!r} has not let go of window "
@@ -209,25 +182,30 @@ class LibvirtVm:
             await asyncio.sleep(UNPLUG_LOOK)
 
     async def unassigned(self, device: str) -> set[int]:
-        """Return which of the plugged windows have no address in the guest.
+        """Return which of the plugged windows have no address in the guest."""
+        windows = (await self._live()).windows
+        answer = await self._query_pci()
+        with self._understood():
+            without = bridges.unassigned(answer)
+        names = [name for name, alias in windows.items() if alias in without]
+        return _windows_of(device, names)
 
-        libvirt's XML does not say, so QEMU is asked through it; libvirt notes that in
-        its log (tainted: custom-monitor).
-        """
-        aliases = (await self._live()).aliases
+    async def _query_pci(self) -> Any:
+        """Ask QEMU itself for the addresses; its log then says: custom-monitor."""
+        text = await self._ask("qemu-monitor-command", "--cmd", QUERY_PCI)
+        with self._understood():
+            return json.loads(text)["return"]
+
+    @contextlib.contextmanager
+    def _understood(self) -> Iterator[None]:
+        """Whoever answers nonsense is no QEMU that we know."""
         try:
-            text = await self._ask("qemu-monitor-command", "--cmd", QUERY_PCI)
-            lacking = set(_unassigned(json.loads(text)["return"]))
-        except VmAway:
-            raise
-        except (PlugError, ValueError, KeyError, TypeError) as error:
-            log.debug("%s: cannot tell if windows have addresses: %s", device, error)
-            return set()
-        return {
-            window
-            for name, alias in aliases.items()
-            if (window := window_of(device, name)) is not None and alias in lacking
-        }
+            yield
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise PlugError(
+                f"the QEMU of domain {self._name!r} answers query-pci in a way that we "
+                f"do not understand ({error!r}): we know QEMU 7.2 to 10.x"
+            ) from error
 
     async def gone(self) -> None:
         """Return when the run of the domain has ended that was there last."""
@@ -300,12 +278,6 @@ class LibvirtVm:
             return await self._virsh.run(*words, more_time=more_time, file=file)
 
 
-def _unassigned(buses: list[dict[str, Any]]) -> Iterator[str]:
-    """Return the IDs of devices whose window has no address, as query-pci says."""
-    for bus in buses:
-        for device in bus["devices"]:
-            behind = device.get("pci_bridge", {}).get("devices", [])
-            yield from _unassigned([{"devices": behind}])
-            for region in device["regions"]:
-                if region["bar"] == WINDOW_BAR and region["address"] == NO_ADDRESS:
-                    yield device["qdev_id"]
+def _windows_of(device: str, names: Iterable[str]) -> set[int]:
+    found = (window_of(device, name) for name in names)
+    return {window for window in found if window is not None}

@@ -175,8 +175,12 @@ class QmpVm:
                 f"the firmware of the slave VM at {self._path} has not "
                 "set up its PCI ports yet: waiting for it"
             )
-        size = _size(plug.size)
-        free = [_size(port.share) for port in ports if port.ready and not port.taken]
+        size = bridges.size_text(plug.size)
+        free = [
+            bridges.size_text(port.share)
+            for port in ports
+            if port.ready and not port.taken
+        ]
         return PlugError(
             f"the slave VM at {self._path} has no free PCI port for the {size} of "
             f"window {plug.window} (free: {', '.join(free) or 'none'}): start it with "
@@ -221,11 +225,3 @@ class QmpVm:
                 f"the slave VM at {self._path} answers {command} in a way that we do "
                 f"not understand ({error!r}): we know QEMU 7.2 to 10.x"
             ) from error
-
-
-def _size(size: int) -> str:
-    """Write bytes as QEMU reads them."""
-    for unit, letter in ((2**40, "T"), (2**30, "G"), (2**20, "M"), (2**10, "K")):
-        if size and size % unit == 0:
-            return f"{size // unit}{letter}"
-    return str(size)
