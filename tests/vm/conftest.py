@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.vm import pair
+from tests.vm.daemon import Daemon
 from tests.vm.image import CHECKOUT
 from tests.vm.pair import Pair
 
@@ -33,6 +34,13 @@ def booted(logs: Path) -> Iterator[Pair]:
     """Both VMs up for the whole run; no agent runs."""
     with pair.booted(logs / "shared") as link:
         yield link
+
+
+@pytest.fixture
+def daemon(logs: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    """A daemon that no VM is connected to."""
+    with Daemon("card", memory="512M", logs=logs / request.node.name) as daemon:
+        yield daemon
 
 
 @pytest.fixture(scope="module")

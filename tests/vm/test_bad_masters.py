@@ -5,7 +5,7 @@ master, made wrongly       vhostpci-host
    virtio-net ------ vhost-user
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,13 +15,6 @@ from tests.vm.daemon import Daemon
 from tests.vm.harness import Vm
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
-
-
-@pytest.fixture
-def daemon(logs: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
-    """A daemon that no VM is connected to."""
-    with Daemon("bad", memory="512M", logs=logs / request.node.name) as daemon:
-        yield daemon
 
 
 def boot(daemon: Daemon, change: Callable[[str], str]) -> None:
@@ -47,7 +40,7 @@ def test_memory_that_is_not_the_arena(daemon: Daemon, tmp_path: Path) -> None:
     other.write_bytes(b"")
     with other.open("r+b") as file:
         file.truncate(2**30)
-    arena = str(daemon.memory_dir / "bad")
+    arena = str(daemon.memory_dir / daemon.name)
     boot(daemon, lambda word: word.replace(f"mem-path={arena}", f"mem-path={other}"))
     said = daemon.output()
     assert "is not the arena" in said

@@ -5,9 +5,6 @@
 ivshmem ---------------- vhostpci-guest
 """
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from tests.vm import image, wheels
@@ -15,13 +12,6 @@ from tests.vm.daemon import Daemon
 from tests.vm.harness import Vm
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
-
-
-@pytest.fixture
-def daemon(logs: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
-    """A daemon that no VM is connected to."""
-    with Daemon("bad", memory="512M", logs=logs / request.node.name) as daemon:
-        yield daemon
 
 
 def slave(daemon: Daemon, args: list[str]) -> Vm:
@@ -85,7 +75,7 @@ def test_driver_that_was_bound_before_is_put_back(daemon: Daemon) -> None:
         )
         job = vm.spawn("exec vhostpci-guest run --bind sysfs")
         vm.run(
-            "for i in $(seq 300); do ip -o link | grep -q bad && exit; "
+            "for i in $(seq 300); do ip -o link | grep -q card && exit; "
             "sleep 0.1; done; exit 1",
             timeout=40,
         )

@@ -6,9 +6,6 @@ virtio-net ------ vhost-user, ivshmem ------ vhostpci-guest -- TAP
  1st or 2nd          always there             2nd or 1st
 """
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from tests.vm import pair
@@ -16,13 +13,6 @@ from tests.vm.daemon import Daemon
 from tests.vm.pair import TAP, Pair
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
-
-
-@pytest.fixture
-def daemon(logs: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
-    """A daemon that no VM is connected to."""
-    with Daemon("orders", memory="512M", logs=logs / request.node.name) as daemon:
-        yield daemon
 
 
 @pytest.fixture
