@@ -3,9 +3,10 @@
 
 import json
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tests.vm.channel import GuestError
 from tests.vm.harness import Vm
@@ -38,9 +39,43 @@ def ping(source: Vm, address: str, count: int = 10) -> Ping:
         timeout=count * 2 + 10,
         check=False,
     ).stdout
+    return _parse(output, f"{source.name}: ping {address}")
+
+
+class Pinging:
+    """A ping that runs beside other things; :meth:`result` when it has ended."""
+
+    def __init__(self, source: Vm, address: str) -> None:
+        self._what = f"{source.name}: ping {address}"
+        self._job = source.spawn(f"exec ping -n -i 0.2 {address}")
+
+    def stop(self) -> None:
+        """Send no more."""
+        self._job.send(signal.SIGINT)
+        self._job.wait(10)
+
+    def result(self) -> Ping:
+        """Its figures, without one that was under way when it was stopped."""
+        output = self._job.output()
+        ping = _parse(output, self._what)
+        under_way = f"icmp_seq={ping.sent} " not in output
+        return replace(ping, sent=ping.sent - under_way)
+
+
+@contextmanager
+def pinging(source: Vm, address: str) -> Iterator[Pinging]:
+    """Ping ``address`` five times a second while the block runs."""
+    run = Pinging(source, address)
+    try:
+        yield run
+    finally:
+        run.stop()
+
+
+def _parse(output: str, what: str) -> Ping:
     counts = re.search(r"(\d+) packets transmitted, (\d+) received", output)
     if not counts:
-        raise GuestError(f"{source.name}: ping {address} says {output!r}")
+        raise GuestError(f"{what} says {output!r}")
     average = re.search(r"rtt [^=]*= [\d.]+/([\d.]+)/", output)
     return Ping(int(counts[1]), int(counts[2]), float(average[1]) if average else None)
 
@@ -56,9 +91,9 @@ def iperf_server(vm: Vm) -> Iterator[None]:
         job.stop()
 
 
-def tcp(source: Vm, address: str, seconds: int = 5) -> float:
-    """Mbit/s of one TCP stream that arrived at ``address``."""
-    report = _iperf(source, address, seconds, "")
+def tcp(source: Vm, address: str, seconds: int = 5, streams: int = 1) -> float:
+    """Mbit/s of so many TCP streams that arrived at ``address``."""
+    report = _iperf(source, address, seconds, f"-P {streams}")
     return float(report["sum_received"]["bits_per_second"]) / 1e6
 
 

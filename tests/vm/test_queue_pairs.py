@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A card with eight queue pairs, of which the master's guest uses some.
+
+  master               vhostpci-host            slave
+virtio-net, mq=on --- vhost-user, ivshmem --- vhostpci-guest -- TAP, eight queues
+ethtool -L
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vm import pair, traffic
+from tests.vm.daemon import Daemon
+from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Pair
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def link(logs: Path) -> Iterator[Pair]:
+    """Both VMs, an agent in the slave, packets crossing."""
+    with Daemon("eight", memory="512M", logs=logs / "eight", queue_pairs=8) as daemon:
+        master, slave = pair.make(daemon, daemon.log.parent)
+        with slave, master:
+            slave.wait_ready()
+            master.wait_ready()
+            with slave.agent("vfio"):
+                master.configure()
+                link = Pair(daemon, master, slave)
+                link.wait_link()
+                yield link
+
+
+def use(link: Pair, pairs: int) -> None:
+    link.master.run(f"ethtool -L eth0 combined {pairs}")
+
+
+def wait_told(link: Pair, pairs: int) -> None:
+    """Wait until both tell of these pairs: QEMU does not wait when it stops some."""
+    queues = [f"{way}{n}" for n in range(pairs) for way in ("rx", "tx")]
+    wanted = (queues, [*range(2 * pairs)])
+    deadline = time.monotonic() + 5
+    while (told := (told_by_the_daemon(link), told_by_the_agent(link))) != wanted:
+        assert time.monotonic() < deadline, told
+
+
+def told_by_the_daemon(link: Pair) -> list[str]:
+    rings = link.daemon.status()["rings"]
+    return [ring["queue"] for ring in rings if ring["state"] == "running"]
+
+
+def told_by_the_agent(link: Pair) -> list[int]:
+    output = link.slave.run("vhostpci-guest status --json", timeout=60).stdout
+    (status,) = json.loads(output)
+    return [ring["ring"] for ring in status["rings"] if ring["state"] == "running"]
+
+
+def test_no_ping_is_lost_while_pairs_come_and_go(link: Pair) -> None:
+    with (
+        traffic.pinging(link.master, SLAVE_ADDRESS) as upwards,
+        traffic.pinging(link.slave, MASTER_ADDRESS) as downwards,
+    ):
+        for pairs in (8, 3, 1):
+            use(link, pairs)
+            wait_told(link, pairs)
+    for ping in (upwards.result(), downwards.result()):
+        assert ping.sent > 5
+        assert ping.received == ping.sent
+
+
+def test_many_connections_spread_over_all_pairs(link: Pair) -> None:
+    use(link, 8)
+    before = packets(link)
+    with traffic.iperf_server(link.master):
+        traffic.tcp(link.slave, MASTER_ADDRESS, seconds=2, streams=16)
+    grown = [now - then for now, then in zip(packets(link), before, strict=True)]
+    assert sum(count > 0 for count in grown[::2]) > 3, "receive"
+    assert sum(count > 0 for count in grown[1::2]) > 3, "transmit"
+
+
+def packets(link: Pair) -> list[int]:
+    return [ring["agent"]["packets"] for ring in link.daemon.status()["rings"]]
+
+
+def test_all_pairs_work_again_after_a_reload(link: Pair) -> None:
+    link.master.reload_driver()
+    use(link, 8)
+    link.master.configure()
+    link.wait_link()
+    ping = link.ping_both_ways()
+    assert ping.received == ping.sent
