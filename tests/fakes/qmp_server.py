@@ -35,6 +35,9 @@ class FakeQemu:
         self.asked: Counter[str] = Counter()
         self.clients = 0
         self.addresses = True
+        self.kvm = True
+        self.watched = 0
+        self._handed: set[str] = set()
         self._refusals: dict[str, str] = {}
         self._unanswered: set[str] = set()
         self._nonsense: set[str] = set()
@@ -93,6 +96,10 @@ class FakeQemu:
         self._unanswered.clear()
         self._greets = True
         self._holds = self._refuses_to_let_go = self._loses_events = False
+
+    def lack_kvm(self) -> None:
+        """Leave the vectors of devices that go watched."""
+        self.kvm = False
 
     def never_greet(self) -> None:
         """Accept, and say nothing."""
@@ -191,11 +198,30 @@ class FakeQemu:
     def _qom_get(self, path: str, property: str) -> Any:
         if path == "/machine":
             return self.machine
+        if property == "vectors":
+            return self.devices[path.removeprefix(PERIPHERAL)]["vectors"]
         assert property == "hotplug"
         return path.removeprefix(PERIPHERAL) not in self.fixed
 
     def _query_chardev(self) -> Any:
         return [{"label": label} for label in self.chardevs]
+
+    def _query_kvm(self) -> Any:
+        return {"enabled": self.kvm, "present": True}
+
+    def _getfd(self, fdname: str) -> Any:
+        self._handed.add(fdname)
+        return {}
+
+    def _netdev_add(self, type: str, id: str, fd: str) -> Any:
+        assert type == "socket"
+        self._handed.remove(fd)
+        return {}
+
+    def _netdev_del(self, id: str) -> Any:
+        if self.watched:
+            self.watched -= 1
+        return {}
 
     def _query_pci(self) -> Any:
         bridges = [self._bridge(name) for name in self.ports]
@@ -260,7 +286,8 @@ class FakeQemu:
         return {}
 
     def _delete(self, name: str) -> None:
-        del self.devices[name]
+        vectors = self.devices.pop(name)["vectors"]
+        self.watched += 0 if self.kvm else vectors
         self._tell("DEVICE_DELETED", name)
 
 

@@ -132,6 +132,19 @@ class Monitor:
             await self.close()
             raise self._gone() from error
 
+    async def hand_over(self, name: str, descriptor: socket.socket) -> None:
+        """Give QEMU a descriptor, under a name; one at a time.
+
+        Raises:
+            PlugError: as `execute`.
+        """
+        try:
+            socket.send_fds(self._connection, [b" "], [descriptor.fileno()])
+        except OSError as error:
+            await self.close()
+            raise self._gone() from error
+        await self.execute("getfd", fdname=name)
+
     @contextlib.contextmanager
     def unplugged(self, identifier: str) -> Iterator[asyncio.Future[bool]]:
         """Yield what will be True when that device is deleted, False if refused."""

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from . import bridges
 from .hotplug import PlugError, object_id, window_of
+from .leftovers import Leftovers
 from .monitor import Monitor, Refused
 from .ports import Plug
 
@@ -37,6 +38,7 @@ class QmpVm:
         self._monitor: Monitor | None = None
         self._opening: asyncio.Task[Monitor] | None = None
         self._plugging = asyncio.Lock()
+        self._leftovers = Leftovers()
 
     async def plugged(self, device: str) -> set[int]:
         """Return which windows of `device` the VM has, and which halves of one."""
@@ -56,6 +58,7 @@ class QmpVm:
         """Plug one window, where it fits best; roll back if QEMU refuses."""
         monitor = await self._connected()
         async with self._plugging:  # or two devices would choose the same port
+            await self._clear(monitor)
             place = await self._place(monitor, plug)
             name = object_id(device, plug.window)
             await self._add_chardev(monitor, name, plug.socket)
@@ -91,9 +94,17 @@ class QmpVm:
         monitor = await self._connected()
         name = object_id(device, window)
         if name + _DEVICE in await self._devices(monitor):
-            await self._eject(monitor, name + _DEVICE)
+            if await self._leftovers.expect(monitor, name + _DEVICE):
+                async with self._plugging:  # nothing new before that is cleared
+                    await self._eject(monitor, name + _DEVICE)
+                    await self._clear(monitor)
+            else:
+                await self._eject(monitor, name + _DEVICE)
         if name in await self._chardevs(monitor):
             await monitor.execute("chardev-remove", id=name)
+
+    async def _clear(self, monitor: Monitor) -> None:
+        await self._leftovers.clear(monitor, set(await self._devices(monitor)))
 
     async def unassigned(self, device: str) -> set[int]:
         """Return which of the plugged windows have no address in the guest."""

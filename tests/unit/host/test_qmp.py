@@ -416,3 +416,38 @@ def test_qemu_that_stops_answering_is_told_of_once(
     play(scenario)
     warned = [r for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(warned) == 1
+
+
+def test_vectors_that_qemu_goes_on_watching_are_cleared(play: Played) -> None:
+    async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
+        qemu.lack_kvm()
+        await vm.plug("web", METADATA)
+        await vm.unplug("web", 0)
+        assert qemu.watched == 0
+
+    play(scenario)
+
+
+def test_vectors_of_a_device_that_went_late_are_cleared_before_the_next_one(
+    play: Played,
+) -> None:
+    async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
+        qemu.lack_kvm()
+        await vm.plug("web", METADATA)
+        qemu.hold_on()
+        await error_of(vm.unplug("web", 0))
+        qemu.let_go()
+        assert qemu.watched == 5
+        await vm.plug("web", WINDOW)
+        assert qemu.watched == 0
+
+    play(scenario)
+
+
+def test_with_kvm_nothing_is_left_to_clear(play: Played) -> None:
+    async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
+        await vm.plug("web", METADATA)
+        await vm.unplug("web", 0)
+        assert "getfd" not in qemu.commands
+
+    play(scenario)
