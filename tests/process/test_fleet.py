@@ -7,6 +7,7 @@ import os
 import resource
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import pytest
 from tests.fakes.frontend import Dropped
 from tests.process.fleet import TIMEOUT, Fleet, kicks_arrive
 from tests.process.lab import wait_for
+from vhostpci_shared import access
+from vhostpci_shared import metadata as md
 from vhostpci_shared.vhost_user import Request
 from vhostpci_shared.wire import ProtocolError
 
@@ -276,3 +279,41 @@ def control(fleet: Fleet) -> Iterator[socket.socket]:
         connection.settimeout(TIMEOUT)
         connection.connect(os.fspath(fleet.run_dir / "control"))
         yield connection
+
+
+def test_arena_that_is_cut_again_and_again_ends_nobody(fleet: Fleet) -> None:
+    """Whoever was handed it can do that: here, the slave."""
+    (qemu, slave), b = fleet.pair("a"), fleet.pair("b")
+    arena = fleet.memory_dir / "a"
+    size = arena.stat().st_size
+    end = time.monotonic() + 3.0
+    while time.monotonic() < end:
+        for left in (0, size // 2, size - 4096):
+            os.truncate(arena, left)
+            os.eventfd_write(slave.peers[md.DAEMON_PEER][0], 1)
+    fleet.wait_log("a: somebody cut")
+    assert fleet.said("somebody cut") == 1
+    wait_for(lambda: arena.stat().st_size == size, "the arena is whole")
+    assert kicks_arrive(qemu, slave)
+    assert kicks_arrive(*b)
+    slave.catch_up()
+    with slave.metadata() as metadata:
+        wait_for(lambda: all(ring.runs for ring in rings(metadata)), "rings run")
+    assert fleet.devices().keys() == {"a", "b"}
+    assert fleet.end() == 0
+
+
+def test_arena_that_is_cut_with_nobody_there_is_served_again(fleet: Fleet) -> None:
+    for name in ("a", "b"):
+        os.truncate(fleet.memory_dir / name, 0)
+    fleet.wait_log("a: somebody cut")
+    fleet.wait_log("b: somebody cut")
+    a = fleet.pair("a")
+    assert kicks_arrive(*a)
+    with a[1].metadata() as metadata:
+        assert all(ring.runs for ring in rings(metadata))
+
+
+def rings(metadata: access.Metadata) -> tuple[md.Ring, ...]:
+    snapshot = metadata.snapshot()
+    return () if snapshot is None else snapshot.rings

@@ -8,13 +8,15 @@ The master's QEMU is told to use it as its memory, so nothing is copied and noth
 depends on who starts first.  Only the metadata is mapped here; a ring's index is
 read with pread(), which needs no mapping and no reservation of huge pages.
 
+Whoever may open the file may cut it.  That kills neither us (guard.py) nor the device:
+it is made whole again, and all that we had written is written anew.
+
 The file is locked while its daemon lives.  One that a killed daemon left behind is
 used again if it has the right size, since the master may still have it as RAM.
 """
 
 import fcntl
 import logging
-import mmap
 import os
 import stat
 from collections.abc import Callable, Mapping
@@ -31,6 +33,7 @@ from vhostpci_shared.wire import ProtocolError
 from .config import DeviceConfig, window_size
 from .errors import HostError, explain
 from .fds import Fd
+from .guard import SharedMap
 from .memory import Placed, WindowFile, mapped_private
 
 log = logging.getLogger(__name__)
@@ -67,8 +70,7 @@ class Arena:
             self.file = undo.enter_context(_reopen(self._file))
             self._map = self._map_metadata()
             undo.pop_all()
-        view = memoryview(self._map)
-        self.metadata = access.Metadata(access.find(view))
+        self.metadata = access.Metadata(access.find(self._map.view()))
 
     def _give_to(self, config: DeviceConfig) -> None:
         try:
@@ -117,11 +119,11 @@ class Arena:
                 (self.size >> 1) - page >> 20,
             )
 
-    def _map_metadata(self) -> mmap.mmap:
+    def _map_metadata(self) -> SharedMap:
         page = os.statvfs(self._file.fileno()).f_bsize
         length = max(page, md.SIZE) if self.filesystem == "hugetlbfs" else md.SIZE
         try:
-            return mmap.mmap(self._file.fileno(), length, offset=self.size - length)
+            return SharedMap(self._file, offset=self.size - length, length=length)
         except OSError as error:
             raise explain("map the metadata of", self.path, error) from error
 
@@ -130,11 +132,17 @@ class Arena:
         return os.pread(self._file.fileno(), size, offset)
 
     def restore(self) -> bool:
-        """Bring the file back to its size if somebody cut it; say whether."""
-        if os.fstat(self._file.fileno()).st_size >= self.size:
-            return False
-        os.ftruncate(self._file.fileno(), self.size)
-        return True
+        """Make the file whole if somebody cut it; say whether.
+
+        What was cut is lost, the metadata with it.
+        """
+        cut = os.fstat(self._file.fileno()).st_size < self.size
+        if cut:
+            os.ftruncate(self._file.fileno(), self.size)
+        if self._map.lost:
+            self._map.renew()
+            return True
+        return cut or not self.metadata.formatted()
 
     def windows(self, pid: int, for_vm: Callable[[], bool]) -> "ArenaWindows":
         """Return the windows of a front-end of process `pid`; any slave can have us."""
@@ -155,10 +163,7 @@ class Arena:
     def close(self) -> None:
         """Let go of it, and remove it."""
         self.metadata.release()
-        try:
-            self._map.close()
-        except BufferError:
-            log.debug("the metadata is still in use", exc_info=True)
+        self._map.close()
         if _is_at(self._file, self.path):
             self.path.unlink()
         self.file.close()

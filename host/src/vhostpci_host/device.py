@@ -42,6 +42,8 @@ QUIESCE = 1.0
 """Seconds to wait for the agent while the master's QEMU stands still."""
 POLL = 0.002
 TICK = 0.250
+QUIET = 60.0
+"""Seconds between two lines about a file that is cut again and again."""
 RENEW_PAUSE = 1.0
 """Seconds until a ring that the agent left as fenced is given to it again."""
 
@@ -94,6 +96,7 @@ class Device:
         self._wait_timer: Timer | None = None
         self._published: object = None
         self._ticks = 0
+        self._quiet_until = 0.0
         store.metadata.format()
         self._publish()
         loop.add_reader(self._doorbell.fileno(), self._on_doorbell)
@@ -495,12 +498,24 @@ class Device:
     def _tick(self) -> None:
         self._tick_timer = self._loop.call_later(TICK, self._tick)
         if self.store.restore():
-            log.error(
-                "%s: somebody cut %s; its size is back, what was cut is lost",
-                self.config.name,
-                self.config.arena,
-            )
+            self._restored()
         self._ticks += 1
         if self._ticks % 2:
             self.store.metadata.beat()
         self._look_at_agent()
+
+    def _restored(self) -> None:
+        """Somebody cut our memory: the agent finds all of it anew."""
+        now = self._loop.time()
+        if now >= self._quiet_until:
+            self._quiet_until = now + QUIET
+            log.error(
+                "%s: somebody cut %s; its size is back, what was cut is lost (who may "
+                "open it is up to --socket-mode and --socket-group)",
+                self.config.name,
+                self.config.arena,
+            )
+        self.store.metadata.format()
+        self._published = None
+        self._renew_all()
+        self._publish()

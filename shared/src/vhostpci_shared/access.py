@@ -60,13 +60,19 @@ class Metadata:
     def format(self) -> None:
         """Start the region anew; the generation goes on from what was there.
 
-        It is odd until the first `publish`.
+        It is odd until the first `publish`.  A second time it goes on from what we
+        wrote last, whatever has become of that.
         """
-        self._generation = (self._word(md.GENERATION_OFFSET) | 1) % 2**62
+        before = self._generation or self._word(md.GENERATION_OFFSET) % 2**62
+        self._generation = before | 1
         self._set_word(md.GENERATION_OFFSET, self._generation)
         self._write(md.DEVICE, bytes(md.DAEMON_END - md.DEVICE))
         header = md.Header(md.MAGIC, md.VERSION, md.SIZE, self._generation, 1)
         self._write(md.HEADER, bytes(header))
+
+    def formatted(self) -> bool:
+        """Whether it still begins as `format` has left it."""
+        return self._read(md.HEADER, len(md.MAGIC)) == md.MAGIC
 
     def publish(
         self,

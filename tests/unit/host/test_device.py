@@ -2,6 +2,7 @@
 """One master and its slave: what the agent sees, and when the master has its answer."""
 
 import logging
+import mmap
 import os
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.fakes.loop import ManualLoop
 from tests.fakes.windows import MIB
 from tests.unit.host.scene import Scene
 from vhostpci_host.device import QUIESCE
+from vhostpci_shared import access
 from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.metadata import AgentRingState, RingFlag
@@ -527,14 +529,43 @@ def test_heart_of_the_daemon_beats(scene: Scene) -> None:
     assert scene.device.store.metadata.heartbeat() >= before + 10
 
 
-def test_file_that_somebody_cut_has_its_size_again(
-    scene: Scene, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("size", [0, 5 * MIB], ids=["to nothing", "in the middle"])
+def test_file_that_somebody_cut_is_whole_again_and_the_agent_finds_all_anew(
+    scene: Scene, caplog: pytest.LogCaptureFixture, size: int
 ) -> None:
-    size = scene.device.store.size
-    with scene.config.arena.open("r+b") as file:
-        file.truncate(size - md.SIZE)
-        scene.device.store.restore()
-        assert file.seek(0, 2) == size
+    scene.slave()
+    scene.running()
+    before = snapshot(scene)
+    for _ in range(3):
+        os.truncate(scene.config.arena, size)
+        scene.loop.advance(1.0)
+    after = snapshot(scene)
+    assert scene.config.arena.stat().st_size == scene.device.store.size
+    assert after.generation > before.generation
+    assert after.device == before.device
+    assert after.regions == before.regions
+    assert [ring.flags for ring in after.rings] == [r.flags for r in before.rings]
+    assert not {r.session for r in after.rings} & {r.session for r in before.rings}
+    assert caplog.text.count("somebody cut") == 1
+
+
+def test_file_that_was_cut_between_two_looks_is_noticed(scene: Scene) -> None:
+    scene.running()
+    before = snapshot(scene)
+    os.truncate(scene.config.arena, 0)
+    os.truncate(scene.config.arena, scene.device.store.size)
+    scene.loop.advance(0.3)
+    assert snapshot(scene).regions == before.regions
+
+
+def snapshot(scene: Scene) -> md.Snapshot:
+    """What somebody sees who maps the file now."""
+    with scene.config.arena.open("r+b") as file, mmap.mmap(file.fileno(), 0) as window:
+        metadata = access.Metadata(access.find(memoryview(window)))
+        found = metadata.snapshot()
+        metadata.release()
+    assert found is not None
+    return found
 
 
 def test_refusal_is_told_with_the_request(
