@@ -54,6 +54,7 @@ class FakeDevice:
         self.vector_count = vectors
         self.settled = True
         self.closed = False
+        self.lost = False
         self.rung: list[tuple[int, int]] = []
         self.absent: set[int] = set()
         """Peers that are not there."""
@@ -67,6 +68,10 @@ class FakeDevice:
         self._vectors = [new_eventfd() for _ in range(vectors if interrupts else 0)]
         for vector in self._vectors:
             self._undo.callback(os.close, vector)
+
+    def alarms(self) -> Iterator[int]:
+        """Return nothing: a test says `lost` aloud."""
+        return iter(())
 
     def vector(self, index: int) -> int | None:
         """Return a vector's eventfd."""

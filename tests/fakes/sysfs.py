@@ -31,8 +31,10 @@ class FakeSystem(System):
         """All writes: file's name, text."""
         self.deaf: set[str] = set()
         """Drivers that take no device."""
+        self._gone = root / "gone"
         for path in ("sys/bus/pci/devices", "sys/bus/pci/drivers", "dev", "proc"):
             (root / path).mkdir(parents=True)
+        self._gone.mkdir()
 
     def plug(
         self,
@@ -71,6 +73,18 @@ class FakeSystem(System):
             self.load_now(driver)
             self._bind(path, driver)
         return path
+
+    def unplug(self, address: str) -> None:
+        """Pull a device out: its memory goes with it."""
+        path = self.sys / "bus/pci/devices" / address
+        for resource in path.glob("resource[02]"):
+            os.truncate(resource, 0)
+        # Moved, not removed: another in its place must not have its inode.
+        path.rename(self._gone / f"{len(list(self._gone.iterdir()))}")
+
+    def devices(self) -> list[Path]:
+        """The devices that are there."""
+        return list((self.sys / "bus/pci/devices").iterdir())
 
     def load_now(self, driver: str) -> None:
         """Have a driver."""

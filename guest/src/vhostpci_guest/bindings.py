@@ -3,6 +3,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 from . import sysfs, uio, vfio
@@ -56,6 +57,19 @@ def bind(pci: PciDevice, wanted: str = AUTO) -> PciBound:
             log.info("%s: %s", pci.address, reason)
         return device
     raise Unusable(f"{pci.address} can't be bound: {'; '.join(reasons)}")
+
+
+def position(pci: PciDevice, wanted: str = AUTO) -> int:
+    """Return a device's IVPosition; the device is as before afterwards.
+
+    Raises:
+        Unusable: somebody has it, or no way to it works.
+        OSError: sysfs refuses.
+    """
+    if sysfs.why_not(pci) is None:
+        return sysfs.position(pci)
+    with closing(bind(pci, wanted)) as device:
+        return device.window.id
 
 
 def _bind(pci: PciDevice, name: str) -> PciBound:

@@ -13,6 +13,7 @@ import socket
 import stat
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -58,6 +59,7 @@ class Client:
         self._vectors: list[int] = []
         self._peers: dict[int, list[int]] = defaultdict(list)
         self._owed: set[tuple[int, int]] = set()
+        self._mapping: Mapping | None = None
         self._window: Window | None = None
         self._connected_at = 0.0
         self._undo = ExitStack()
@@ -83,12 +85,14 @@ class Client:
         """Take all the messages that are there.
 
         Raises:
-            ServerGone: the server has closed the connection.
+            ServerGone: the server has closed the connection, or cut off the memory.
             ProtocolError: it broke the protocol, or wants no client.
             OSError: the connection failed.
         """
         while self._receive_some():
             pass
+        if self.lost:
+            raise ServerGone(f"{self.name}: the memory that it shows was cut off")
 
     def _receive_some(self) -> bool:
         """Take some bytes, of one message at most; return whether there were any.
@@ -148,6 +152,7 @@ class Client:
         except (OSError, ValueError) as error:
             raise ProtocolError(f"its shared memory can't be mapped: {error}") from None
         self._undo.callback(mapping.close)
+        self._mapping = mapping
         own_id = self._protocol.own_id
         assert own_id is not None  # it came before the memory
         self._window = Window(own_id, mapping.address, mapping.view)
@@ -186,6 +191,16 @@ class Client:
         """Whether no more vectors will come: the handshake is long over."""
         return time.monotonic() - self._connected_at > _SETTLE
 
+    @property
+    def lost(self) -> bool:
+        """Whether its memory is gone: somebody has cut off its file."""
+        return self._mapping is not None and self._mapping.lost
+
+    def alarms(self) -> Iterator[int]:
+        """Return the descriptor that is readable once it is lost."""
+        if self._mapping is not None:
+            yield self._mapping.fileno()
+
     def vector(self, index: int) -> int | None:
         """Return the eventfd of a vector; None if it has not come."""
         return self._vectors[index] if index < len(self._vectors) else None
@@ -208,5 +223,5 @@ class Client:
 
     def close(self) -> None:
         """Close the connection, and let go of the memory."""
-        self._window = None
+        self._window = self._mapping = None
         self._undo.close()

@@ -8,7 +8,8 @@ metadata; further windows are further devices (attach mode).
 import ctypes
 import mmap
 import os
-from collections.abc import Sequence
+import select
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -85,6 +86,13 @@ class Device(Protocol):
     @property
     def settled(self) -> bool:
         """Whether no more vectors will come."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is gone, or wanted back: it is to be closed."""
+
+    def alarms(self) -> Iterable[int]:
+        """Return descriptors that are readable once it is lost."""
 
     def vector(self, index: int) -> int | None:
         """Return the eventfd of a vector; None where there are no interrupts."""
@@ -187,39 +195,65 @@ class Registers:
         self._words.release()
 
 
+class Place(Protocol):
+    """Where a PCI device is, as the kernel shows it."""
+
+    address: str
+    going: bool
+    """Whether the device goes, so that nothing is to be put back as it was."""
+
+
 class PciBound:
     """A PCI device in our hands, by whichever driver.
 
     Args:
-        name: its PCI address.
+        place: where it is.
         binding: how we have it.
         registers: BAR 0.
         bar: BAR 2.
         vector_count: size of its MSI-X table.
         vectors: an eventfd for each vector, or none: polling.
+        request: an eventfd by which the kernel wants the device back, if it would.
         undo: what gives the device back; it is ours from here on.
     """
 
     def __init__(
         self,
         *,
-        name: str,
+        place: Place,
         binding: str,
         registers: Mapping,
         bar: Mapping,
         vector_count: int,
         vectors: Sequence[int],
         undo: ExitStack,
+        request: int | None = None,
     ) -> None:
-        self.name = name
+        self.name = place.address
         self.binding = binding
         self.vector_count = vector_count
         self.settled = True
+        self._place = place
+        self._mappings = (registers, bar)
         self._vectors = tuple(vectors)
+        self._request = request
         self._undo = undo
         self._registers = Registers(registers)
         undo.callback(self._registers.release)
         self.window = Window(self._registers.iv_position, bar.address, bar.view)
+
+    @property
+    def lost(self) -> bool:
+        """Whether it was unplugged, or the kernel waits for us to let it go."""
+        if any(mapping.lost for mapping in self._mappings):
+            return True
+        return self._request is not None and _readable(self._request)
+
+    def alarms(self) -> Iterable[int]:
+        """Return descriptors that are readable once it is lost."""
+        if self._request is not None:
+            yield self._request
+        yield from (mapping.fileno() for mapping in self._mappings)
 
     def vector(self, index: int) -> int | None:
         """Return the eventfd of a vector; None where there are no interrupts."""
@@ -234,13 +268,20 @@ class PciBound:
         self._registers.ring(peer, vector)
 
     def close(self) -> None:
-        """Unmap it, and bind what was bound before."""
+        """Unmap it, and bind what was bound before, unless it goes."""
+        self._place.going = self._place.going or self.lost
         self._undo.close()
 
 
 def new_eventfd() -> int:
     """Return a new eventfd that never blocks."""
     return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+
+def _readable(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def drain(fd: int) -> bool:

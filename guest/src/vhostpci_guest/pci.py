@@ -84,6 +84,8 @@ class PciDevice:
 
     def __init__(self, address: str, system: System) -> None:
         self.address = address
+        self.going = False
+        """Whether it goes, so that nothing is to be put back as it was."""
         self.system = system
         self.path = system.sys / "bus/pci/devices" / address
 
@@ -121,6 +123,17 @@ class PciDevice:
         start, end, _flags = (int(word, 16) for word in line.split())
         return start, end
 
+    @property
+    def complete(self) -> bool:
+        """Whether the kernel is done with it: its BARs have addresses and files.
+
+        It announces a device before that.
+        """
+        with suppress(OSError):
+            files = all((self.path / f"resource{bar}").exists() for bar in (0, 2))
+            return files and self.bar_size(0) > 0 and self.bar_size(2) > 0
+        return False
+
     def config(self) -> bytes:
         """Return its configuration space, of which others than root see 64 bytes."""
         return (self.path / "config").read_bytes()[:_CONFIG_SIZE]
@@ -135,15 +148,16 @@ class PciDevice:
 
     @property
     def iv_position(self) -> int | None:
-        """Its IVPosition register; None while nobody may read it, or it is off."""
-        with suppress(OSError):
+        """Its IVPosition register; None while nobody may read it.
+
+        A device that is off is switched on for it, but only if nobody has it.
+        """
+        with suppress(OSError, Unusable), ExitStack() as undo:
             (command,) = struct.unpack_from("<H", self.config(), COMMAND)
-            if command & COMMAND_MEMORY:
-                with mapped_resource(self, 0, Registers.SIZE) as registers:
-                    words = registers.view.cast("I")
-                    value: int = words[Registers.IV_POSITION // 4]
-                    words.release()
-                    return value
+            if not command & COMMAND_MEMORY:
+                undo.enter_context(self.claimed())
+                undo.enter_context(self.enabled())
+            return read_position(self)
         return None
 
     def why_taken(self) -> str | None:
@@ -200,19 +214,29 @@ class PciDevice:
         before = self.driver
         with ExitStack() as undo:
             if before != driver:
-                undo.callback(self._bind, before)
+                undo.callback(self._put_back, driver, before)
                 self._unbind()
                 if driver is not None:
-                    undo.callback(self._unbind)
                     self._probe(driver)
             yield
+
+    def _put_back(self, driver: str | None, before: str | None) -> None:
+        """Take it from `driver` and give it to the one of before, unless it goes."""
+        if self.going:
+            return
+        try:
+            if self.driver == driver:
+                self._unbind()
+            self._bind(before)
+        except (OSError, Unusable):
+            if self.path.exists():
+                raise
 
     def _unbind(self) -> None:
         if self.driver is not None:
             self.system.write(self.path / "driver/unbind", self.address)
 
     def _bind(self, driver: str | None) -> None:
-        """Bind it to the driver that it had before."""
         if driver is not None and self.driver is None and self.path.exists():
             self._probe(driver)
 
@@ -249,8 +273,10 @@ class PciDevice:
         try:
             yield
         finally:
+            # One that goes may have another in its place already.
             with suppress(OSError):  # unplugged, or bound by somebody meanwhile
-                self.system.write(self.path / "enable", "0")
+                if not self.going:
+                    self.system.write(self.path / "enable", "0")
 
 
 @contextmanager
@@ -271,6 +297,20 @@ def mapped_resource(device: PciDevice, bar: int, size: int) -> Iterator[Mapping]
         mapping.close()
 
 
+def read_position(device: PciDevice) -> int:
+    """Return the IVPosition register of a device that is on.
+
+    Raises:
+        OSError: the kernel does not let us.
+    """
+    with mapped_resource(device, 0, Registers.SIZE) as mapping:
+        registers = Registers(mapping)
+        try:
+            return registers.iv_position
+        finally:
+            registers.release()
+
+
 def find(
     system: System | None = None, addresses: Iterable[str] | None = None
 ) -> list[PciDevice]:
@@ -284,7 +324,7 @@ def find(
         addresses = _udev_addresses()
     system = system or System()
     devices = [PciDevice(address, system) for address in sorted(addresses)]
-    return [device for device in devices if _is_ivshmem(device)]
+    return [device for device in devices if is_ivshmem(device)]
 
 
 def at(address: str, system: System | None = None) -> PciDevice:
@@ -297,7 +337,7 @@ def at(address: str, system: System | None = None) -> PciDevice:
     device = PciDevice(full, system or System())
     if not device.path.exists():
         raise Unusable(f"no PCI device {full}; vhostpci-guest devices lists them")
-    if not _is_ivshmem(device):
+    if not is_ivshmem(device):
         raise Unusable(
             f"{full} is no ivshmem device ({VENDOR[2:]}:{DEVICE[2:]}); "
             "vhostpci-guest devices lists those that are"
@@ -324,7 +364,8 @@ def _udev_addresses() -> list[str]:
     return [device.sys_name for device in found.match_attribute("vendor", VENDOR)]
 
 
-def _is_ivshmem(device: PciDevice) -> bool:
+def is_ivshmem(device: PciDevice) -> bool:
+    """Whether a device is there, and one of ours by its IDs."""
     with suppress(OSError):
         vendor = (device.path / "vendor").read_text().strip()
         kind = (device.path / "device").read_text().strip()

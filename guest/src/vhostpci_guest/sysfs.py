@@ -4,7 +4,7 @@
 from contextlib import ExitStack
 
 from .device import PciBound, Registers, Unusable
-from .pci import PciDevice, mapped_resource
+from .pci import PciDevice, mapped_resource, read_position
 
 NAME = "sysfs"
 
@@ -33,6 +33,17 @@ def bind(pci: PciDevice) -> PciBound:
         return mapped(pci, NAME, stack)
 
 
+def position(pci: PciDevice) -> int:
+    """Return the device's IVPosition; it is as before afterwards.
+
+    Raises:
+        Unusable: somebody has it.
+        OSError: the kernel does not let us.
+    """
+    with pci.claimed(), pci.bound(None), pci.enabled():
+        return read_position(pci)
+
+
 def mapped(pci: PciDevice, binding: str, stack: ExitStack) -> PciBound:
     """Map the BARs of a device that is switched on.
 
@@ -48,7 +59,7 @@ def mapped(pci: PciDevice, binding: str, stack: ExitStack) -> PciBound:
             "(kernel lockdown? another driver?)"
         ) from error
     return PciBound(
-        name=pci.address,
+        place=pci,
         binding=binding,
         registers=registers,
         bar=bar,

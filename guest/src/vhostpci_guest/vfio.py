@@ -41,7 +41,7 @@ API_VERSION = 0
 TYPE1V2_IOMMU = 3
 GROUP_VIABLE = 1
 REGION_MMAP = 4
-MSIX_INDEX = 2
+MSIX_INDEX, REQUEST_INDEX = 2, 4
 CONFIG_REGION = 7
 IRQ_DATA_EVENTFD, IRQ_ACTION_TRIGGER = 4, 32
 
@@ -90,12 +90,13 @@ def bind(pci: PciDevice) -> PciBound:
         bar = _map(pci, device, 2, stack)
         vectors = _interrupts(device, stack)
         return PciBound(
-            name=pci.address,
+            place=pci,
             binding=NAME,
             registers=registers,
             bar=bar,
             vector_count=len(vectors),
             vectors=vectors,
+            request=_request(device, stack),
             undo=stack.pop_all(),
         )
 
@@ -178,13 +179,25 @@ def _interrupts(device: int, stack: ExitStack) -> list[int]:
         fds.append(new_eventfd())
         stack.callback(os.close, fds[-1])
     if fds:
-        fcntl.ioctl(device, DEVICE_SET_IRQS, irq_set(fds))
+        fcntl.ioctl(device, DEVICE_SET_IRQS, irq_set(MSIX_INDEX, fds))
     return fds
 
 
-def irq_set(fds: list[int]) -> bytes:
-    """Return a vfio_irq_set that lets each MSI-X vector trigger an eventfd."""
+def _request(device: int, stack: ExitStack) -> int:
+    """Return an eventfd by which the kernel says that it wants the device back.
+
+    It does when the device is unplugged or its driver unbound, and then waits, for
+    ever, until we have closed it.
+    """
+    fd = new_eventfd()
+    stack.callback(os.close, fd)
+    fcntl.ioctl(device, DEVICE_SET_IRQS, irq_set(REQUEST_INDEX, [fd]))
+    return fd
+
+
+def irq_set(index: int, fds: list[int]) -> bytes:
+    """Return a vfio_irq_set that lets each interrupt of `index` trigger an eventfd."""
     data = struct.pack(f"={len(fds)}i", *fds)
     flags = IRQ_DATA_EVENTFD | IRQ_ACTION_TRIGGER
-    head = _irq_set.pack(_irq_set.size + len(data), flags, MSIX_INDEX, 0, len(fds))
+    head = _irq_set.pack(_irq_set.size + len(data), flags, index, 0, len(fds))
     return head + data

@@ -113,10 +113,20 @@ def test_position_is_read_from_the_register(system: FakeSystem) -> None:
     assert here.iv_position == 42
 
 
-def test_position_of_a_device_that_is_off_is_unknown(system: FakeSystem) -> None:
+def test_position_of_a_device_that_is_off_is_read_too(system: FakeSystem) -> None:
     here = device(system)
     (here.path / "config").write_bytes(bytes(256))
+    assert here.iv_position == 0
+    assert system.writes == [("enable", "1"), ("enable", "0")]
+
+
+def test_position_of_a_device_that_is_off_and_anothers_is_unknown(
+    system: FakeSystem,
+) -> None:
+    here = device(system, driver="ivshmem-net")
+    (here.path / "config").write_bytes(bytes(256))
     assert here.iv_position is None
+    assert system.writes == []
 
 
 def test_binding_is_for_this_device_alone_and_undone(system: FakeSystem) -> None:
@@ -295,3 +305,76 @@ def test_failure_half_way_leaves_nothing_behind(system: FakeSystem) -> None:
     assert (here.path / "enable").read_text() == "0\n"
     with here.claimed():
         pass
+
+
+@pytest.mark.parametrize("way", ["uio", "sysfs"])
+def test_device_that_goes_takes_what_was_to_be_put_back_with_it(
+    system: FakeSystem, way: str
+) -> None:
+    here = device(system, driver="vfio-pci")
+    bound = bindings.bind(here, way)
+    system.unplug(HERE)
+    before = len(system.writes)
+    assert bound.window.view[0] == 0
+    assert bound.lost
+    bound.close()
+    assert len(system.writes) == before
+
+
+def test_device_that_went_unnoticed_is_closed_without_a_word(
+    system: FakeSystem,
+) -> None:
+    bound = bindings.bind(device(system, driver="vfio-pci"), "uio")
+    system.unplug(HERE)
+    bound.close()
+
+
+def test_another_in_the_place_of_one_that_goes_is_left_alone(
+    system: FakeSystem,
+) -> None:
+    here = device(system)
+    bound = bindings.bind(here, "sysfs")
+    system.unplug(HERE)
+    other = system.plug(HERE)
+    (other / "enable").write_text("1\n")
+    here.going = True
+    bound.close()
+    assert (other / "enable").read_text() == "1\n"
+
+
+def test_driver_that_somebody_bound_meanwhile_stays(system: FakeSystem) -> None:
+    system.load("vfio-pci")
+    here = device(system)
+    with here.bound(None):
+        system.write(here.path / "driver_override", "vfio-pci")
+        system.write(system.sys / "bus/pci/drivers_probe", HERE)
+    assert here.driver == "vfio-pci"
+
+
+@pytest.mark.parametrize("lockdown", [False, True], ids=["no lockdown", "lockdown"])
+def test_position_is_found_out_and_the_device_as_before(
+    system: FakeSystem, lockdown: bool
+) -> None:
+    here = device(system)
+    (here.path / "resource0").write_bytes(struct.pack("<8xI244x", 42))
+    if lockdown:
+        path = system.sys / "kernel/security"
+        path.mkdir(parents=True)
+        (path / "lockdown").write_text("none [integrity] confidentiality\n")
+        with pytest.raises(Unusable, match="lockdown"):
+            bindings.position(here)
+    else:
+        assert bindings.position(here) == 42
+    assert here.driver is None
+    assert (here.path / "enable").read_text() == "0\n"
+
+
+def test_device_is_complete_once_its_bars_have_addresses(system: FakeSystem) -> None:
+    here = device(system)
+    assert here.complete
+    whole = (here.path / "resource").read_text()
+    (here.path / "resource").write_text("0x0 0x0 0x0\n" * 6)
+    assert not here.complete
+    (here.path / "resource").write_text(whole)
+    (here.path / "resource2").unlink()
+    assert not here.complete

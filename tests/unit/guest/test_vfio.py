@@ -27,9 +27,14 @@ def test_ioctl_number_is_the_kernels(name: str, number: int) -> None:
 
 
 def test_all_vectors_are_set_in_one_call() -> None:
-    words = struct.unpack("=8I", vfio.irq_set([7, 8, 9]))
+    words = struct.unpack("=8I", vfio.irq_set(vfio.MSIX_INDEX, [7, 8, 9]))
     argsz, flags, index, start, count, *fds = words
     assert argsz == 32
     assert flags == 4 | 32  # DATA_EVENTFD, ACTION_TRIGGER
     assert (index, start, count) == (2, 0, 3)  # MSI-X, all of them
     assert fds == [7, 8, 9]
+
+
+def test_request_for_the_device_is_an_interrupt_of_its_own() -> None:
+    words = struct.unpack("=6I", vfio.irq_set(vfio.REQUEST_INDEX, [7]))
+    assert words == (24, 4 | 32, 4, 0, 1, 7)  # VFIO_PCI_REQ_IRQ_INDEX
