@@ -11,11 +11,16 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vhostpci_shared import metadata as md
+
 from . import __version__, bindings, bridge, control, netlink, pci, rules, sources, tap
 from .device import Unusable
+from .uevents import Uevents
+from .watch import PciWatch
 
 log = logging.getLogger(__package__)
 
@@ -60,13 +65,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    run = commands.add_parser("run", help="serve a device, in the foreground")
+    run = commands.add_parser("run", help="serve devices, in the foreground")
     where = run.add_mutually_exclusive_group()
     where.add_argument(
         "--device",
         type=_argument(pci.normal_address),
         metavar="PCI-ADDRESS",
-        help="as 0000:00:05.0; default: the only one there is",
+        help="as 0000:00:05.0; default: all, those that are still to come as well",
     )
     where.add_argument(
         "--socket",
@@ -183,28 +188,18 @@ def _source(arguments: argparse.Namespace) -> sources.Source:
     if arguments.socket is not None:
         return sources.SocketSource(arguments.socket)
     if arguments.device is not None:
-        device = pci.at(arguments.device)
-    else:
-        device = _only_device()
-    return sources.PciSource(bindings.bind(device, arguments.bind))
-
-
-def _only_device() -> pci.PciDevice:
-    found = pci.find()
-    if not found:
-        raise Unusable(
-            "this machine has no ivshmem device; start it with what `vhostpci-host "
-            "qemu-args NAME --role slave` prints, or use --socket"
-        )
-    if len(found) > 1:
-        names = ", ".join(device.address for device in found)
-        raise _UsageError(f"several devices: choose one by --device: {names}")
-    return found[0]
+        pci.at(arguments.device)  # says what is wrong with it before all else
+    return PciWatch(
+        Uevents(),
+        partial(bindings.bind, wanted=arguments.bind),
+        partial(bindings.position, wanted=arguments.bind),
+        only=arguments.device,
+    )
 
 
 def _devices(arguments: argparse.Namespace) -> None:
-    users = _users()
-    found = [_describe(device, users) for device in pci.find()]
+    links = _links()
+    found = [_describe(device, links) for device in pci.find()]
     if arguments.json:
         print(json.dumps(found, indent=2))
         return
@@ -214,19 +209,22 @@ def _devices(arguments: argparse.Namespace) -> None:
         _print_device(device)
 
 
-def _users() -> dict[str, int]:
-    """Return which agent serves which device, as far as we may know."""
+def _links() -> control.Status:
+    """Return what agents serve, as far as we may know."""
     try:
-        return {link["device"]: link["pid"] for link in control.ask()}
+        return control.ask()
     except OSError:
-        return {}
+        return []
 
 
-def _describe(device: pci.PciDevice, users: dict[str, int]) -> dict[str, Any]:
+def _describe(device: pci.PciDevice, links: control.Status) -> dict[str, Any]:
+    users = {link["device"]: link["pid"] for link in links}
+    position = device.iv_position
     return {
         "address": device.address,
         "driver": device.driver,
-        "iv_position": device.iv_position,
+        "iv_position": position,
+        "window_of": [link["device"] for link in links if _shows(link, position)],
         "window": device.bar_size(2),
         "vectors": device.msix_vectors,
         "agent": users.get(device.address),
@@ -238,6 +236,11 @@ def _describe(device: pci.PciDevice, users: dict[str, int]) -> dict[str, Any]:
     }
 
 
+def _shows(link: dict[str, Any], position: int | None) -> bool:
+    """Whether a served device has its memory in the window of that number."""
+    return any(window["id"] == position for window in link["windows"])
+
+
 def _print_device(device: dict[str, Any]) -> None:
     known = [f"{device['window'] >> 20} MiB"]
     if device["vectors"] is not None:
@@ -246,6 +249,9 @@ def _print_device(device: dict[str, Any]) -> None:
         known.append(f"IVPosition {device['iv_position']}")
     known.append(f"driver {device['driver'] or 'none'}")
     print(f"{device['address']}  {', '.join(known)}")
+    if (device["iv_position"] or 0) >= md.FIRST_WINDOW:
+        others = ", ".join(device["window_of"]) or "another device"
+        print(f"  window {device['iv_position']} of {others}")
     if device["agent"] is not None:
         print(f"  served by vhostpci-guest (pid {device['agent']})")
     elif device["taken"] is not None:

@@ -75,11 +75,20 @@ class Agent:
         if tick:
             self._tick_at = now + TICK
         for link in self._links.values():
+            self._serve(link, tick=tick)
+        if self._control is not None:
+            self._control.look(self.status)
+
+    def _serve(self, link: Link, *, tick: bool) -> None:
+        """Look at a link; where there are others, its failure is its own."""
+        try:
             link.look()
             if tick:
                 link.tick()
-        if self._control is not None:
-            self._control.look(self.status)
+        except (Unusable, OSError) as why:
+            if self._source.single:
+                raise
+            link.leave_alone(str(why))
 
     def _match(self) -> None:
         """Have a link for each device that is there, and none else."""
@@ -87,6 +96,8 @@ class Agent:
         for device in [device for device in self._links if device not in present]:
             log.info("%s: the device is gone", device.name)
             self._drop(device)
+            if not self._source.single:
+                self._ports.pop(device.name).close()
         for device in present:
             if device not in self._links:
                 self._take(device)
@@ -100,7 +111,11 @@ class Agent:
                 device, port, self._make_plane, self._source.windows(device)
             )
         except ProtocolError as why:
-            raise Unusable(f"{device.name}: {why}") from None
+            if self._source.single:
+                raise Unusable(f"{device.name}: {why}") from None
+            log.warning("%s: %s; left alone until it goes", device.name, why)
+            self._source.refuse(device)
+            device.close()
 
     def _drop(self, device: Device) -> None:
         try:
@@ -143,6 +158,7 @@ class Agent:
     def close(self) -> None:
         """Stop all rings, say goodbye, give everything back."""
         with ExitStack() as undo:
+            undo.callback(self._source.close)
             for port in self._ports.values():
                 undo.callback(port.close)
             for device in self._source.devices():

@@ -119,6 +119,7 @@ class Link:
         self._snapshot: md.Snapshot | None = None
         self._acted: int | None = None  # the generation that we act by
         self._served = False
+        self._told = ""  # why we left it alone
         self._rings.inherit(self._metadata)
 
     # What the loop asks.
@@ -185,6 +186,18 @@ class Link:
         self.port.follow_bridge()
         self._agent = replace(self._agent, heartbeat=self._agent.heartbeat + 1)
         self._report()
+
+    def leave_alone(self, why: str) -> None:
+        """Run nothing until the daemon says something new: our machine can't."""
+        self._rings.stop_for(NOTHING)
+        self._rings.close()
+        with suppress(Unusable):  # the TAP may be what is wrong
+            self._set_carrier()
+        self.port.close()
+        self._give_up(why)
+        if why != self._told:
+            log.warning("%s: %s; left alone for now", self.device.name, why)
+            self._told = why
 
     # Following the daemon.
 

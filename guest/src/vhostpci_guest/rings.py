@@ -230,3 +230,8 @@ class Rings:
         if self._plane is not None:
             self._plane.close()
             self._plane = None
+        for index, run in self._runs.items():
+            if run.state is AgentRingState.RUNNING:  # it did not stop when asked to
+                state = AgentRingState.STOPPED
+                self._runs[index] = replace(run, state=state, sure=False)
+        self.wanted, self.waiting = NOTHING, False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where devices come from: a PCI slot, or a daemon's socket.
+"""Where devices come from; and one such place, a daemon's socket.
 
 The agent asks a source again and again which devices are there, so one that comes,
 goes, and comes back needs no more than an entry in a list.
@@ -16,7 +16,7 @@ from vhostpci_shared.wire import ProtocolError
 
 from .client import HANDSHAKE, RETRY, Client, ServerGone
 from .device import Device, Unusable
-from .windows import NoWindows, SocketWindows, Windows
+from .windows import SocketWindows, Windows
 
 log = logging.getLogger(__name__)
 
@@ -46,29 +46,18 @@ class Source(Protocol):
     def interval(self) -> float | None:
         """Seconds until the next look, if nothing happens before."""
 
+    @property
+    def single(self) -> bool:
+        """Whether it has one device ever: if that one fails, all is over.
 
-class PciSource:
-    """Devices that were bound once, and stay."""
+        Then its TAP stays while the device is away, too.
+        """
 
-    interval = None
+    def refuse(self, device: Device) -> None:
+        """Offer a device no more: it cannot be served, and is closed next."""
 
-    def __init__(self, *devices: Device) -> None:
-        self._devices = devices
-
-    def look(self) -> None:
-        """Nothing happens here."""
-
-    def devices(self) -> Iterable[Device]:
-        """Return the devices."""
-        return self._devices
-
-    def windows(self, device: Device) -> Windows:
-        """Return what finds none."""
-        return NoWindows()
-
-    def fds(self) -> Iterable[int]:
-        """Return nothing: they don't come and go."""
-        return ()
+    def close(self) -> None:
+        """Give back all but the devices that somebody took."""
 
 
 class SocketSource:
@@ -80,6 +69,8 @@ class SocketSource:
         path: the socket.
         now: a clock that only grows, in seconds.
     """
+
+    single = True
 
     def __init__(self, path: Path, now: Callable[[], float] = time.monotonic) -> None:
         self._path = path
@@ -144,6 +135,7 @@ class SocketSource:
         """Return the connections."""
         if self._client is not None:
             yield self._client.fileno()
+            yield from self._client.alarms()
             yield from self._windows.fds()
 
     @property
@@ -154,3 +146,12 @@ class SocketSource:
         if self._client.connected:
             return self._windows.interval
         return max(0.0, self._due - RETRY + HANDSHAKE - self._now())
+
+    def refuse(self, device: Device) -> None:
+        """Never happens: without its only device an agent ends."""
+
+    def close(self) -> None:
+        """Close a connection whose handshake is not over."""
+        if self._client is not None and not self._client.connected:
+            self._client.close()
+            self._client = None

@@ -40,16 +40,6 @@ class Windows(Protocol):
         """
 
 
-class NoWindows:
-    """Where a device has its own window only."""
-
-    def find(self, number: int) -> Window | None:
-        """Return nothing."""
-
-    def want(self, numbers: Set[int]) -> None:
-        """They never come."""
-
-
 class Named:
     """The windows that the regions of a device name, as its link sees them.
 
@@ -211,6 +201,7 @@ class _WindowSocket:
         """Return the connection."""
         if self._client is not None:
             yield self._client.fileno()
+            yield from self._client.alarms()
 
     @property
     def interval(self) -> float | None:

@@ -19,7 +19,6 @@ from vhostpci_guest import control
 from vhostpci_guest.agent import Agent, stopped_by_signals
 from vhostpci_guest.control import Control
 from vhostpci_guest.device import Device, Unusable
-from vhostpci_guest.sources import PciSource
 from vhostpci_shared import metadata as md
 from vhostpci_shared.metadata import AgentState
 
@@ -29,8 +28,11 @@ class FakeSource:
 
     interval = None
 
-    def __init__(self, *devices: Device) -> None:
+    def __init__(self, *devices: Device, single: bool = True) -> None:
         self.there: list[Device] = list(devices)
+        self.single = single
+        self.refused: list[Device] = []
+        self.closed = False
 
     def look(self) -> None:
         """Nothing happens by itself."""
@@ -44,14 +46,25 @@ class FakeSource:
     def fds(self) -> Iterable[int]:
         return ()
 
+    def refuse(self, device: Device) -> None:
+        self.there.remove(device)
+        self.refused.append(device)
+
+    def close(self) -> None:
+        self.closed = True
+
 
 class Planes:
     """Makes data planes, and keeps them."""
 
     def __init__(self) -> None:
         self.made: list[FakePlane] = []
+        self.no_more = False
+        """Whether the machine has no thread for another."""
 
     def __call__(self, fds: Sequence[int]) -> FakePlane:
+        if self.no_more:
+            raise OSError(11, "no thread")
         self.made.append(FakePlane(fds))
         return self.made[-1]
 
@@ -105,7 +118,7 @@ def test_devices_are_served_side_by_side() -> None:
     daemons = [FakeDaemon(device) for device in devices]
     for daemon in daemons:
         daemon.publish(*pair(2))
-    agent = Agent(PciSource(*devices), FakePort, Planes())
+    agent = Agent(FakeSource(*devices), FakePort, Planes())
     agent.step()
     beat_and_step(agent, *daemons)
     names = [status["device"] for status in agent.status()]
@@ -117,11 +130,111 @@ def test_devices_are_served_side_by_side() -> None:
 
 def test_device_without_metadata_ends_us_and_is_given_back() -> None:
     device = FakeDevice()
-    agent = Agent(PciSource(device), FakePort, Planes())
+    agent = Agent(FakeSource(device), FakePort, Planes())
     with pytest.raises(Unusable, match=r"0000:00:05\.0: no vhostpci metadata"):
         agent.step()
     agent.close()
     assert device.closed
+
+
+def test_device_without_metadata_is_refused_and_others_are_served(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    foreign, ours = FakeDevice(name="0000:00:05.0"), FakeDevice(name="0000:00:06.0")
+    daemon = FakeDaemon(ours)
+    daemon.publish(*pair(2))
+    source = FakeSource(foreign, ours, single=False)
+    planes = Planes()
+    agent = Agent(source, FakePort, planes)
+    for _ in range(3):
+        beat_and_step(agent, daemon)
+    assert source.refused == [foreign]
+    assert foreign.closed
+    assert caplog.text.count("0000:00:05.0: no vhostpci metadata") == 1
+    assert set(planes.made[0].running) == {0, 1}
+    daemon.close()
+    agent.close()
+
+
+class Two:
+    """An agent that serves two devices, the first of which has too few vectors."""
+
+    def __init__(self) -> None:
+        self.devices = [
+            FakeDevice(name="0000:00:05.0", vectors=2),
+            FakeDevice(name="0000:00:06.0"),
+        ]
+        self.daemons = [FakeDaemon(device) for device in self.devices]
+        self.planes = Planes()
+        self.ports: dict[str, FakePort] = {}
+        self.source = FakeSource(*self.devices, single=False)
+        self.agent = Agent(self.source, self.make_port, self.planes)
+        for daemon in self.daemons:
+            daemon.publish(*pair(2))
+        self.step()
+
+    def make_port(self, name: str) -> FakePort:
+        self.ports[name] = FakePort(name)
+        return self.ports[name]
+
+    def step(self) -> None:
+        beat_and_step(self.agent, *self.daemons)
+
+    def close(self) -> None:
+        for daemon in self.daemons:
+            daemon.close()
+        self.agent.close()
+
+
+@pytest.fixture
+def two() -> Iterator[Two]:
+    two = Two()
+    yield two
+    two.close()
+
+
+def test_failure_of_a_device_touches_no_other(
+    two: Two, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        two.step()
+    failed, serving = (daemon.agent() for daemon in two.daemons)
+    assert failed.state is AgentState.FAILED
+    assert "vectors=3" in failed.message
+    assert serving.state is AgentState.READY
+    assert set(two.planes.made[0].running) == {0, 1}
+    assert caplog.text.count("vectors=3") == 1
+
+
+def test_device_that_failed_is_tried_again_when_its_daemon_says_more(two: Two) -> None:
+    generation = two.daemons[0].publish(*pair(3))
+    two.devices[0].vector_count = 3
+    two.step()
+    assert two.daemons[0].agent().state is AgentState.READY
+    assert two.daemons[0].agent().generation == generation
+
+
+def test_machine_that_fails_a_device_fails_no_other(two: Two) -> None:
+    two.step()
+    two.devices[0].vector_count = 3
+    two.planes.no_more = True
+    two.daemons[0].publish(*pair(3))
+    two.step()
+    assert "no thread" in two.daemons[0].agent().message
+    assert set(two.planes.made[0].running) == {0, 1}
+
+
+def test_tap_of_a_pci_device_goes_with_it(two: Two) -> None:
+    two.daemons[1].close()
+    two.source.there.remove(two.devices[1])
+    two.agent.step()
+    assert two.ports["0000:00:06.0"].doings[-1] == "close"
+    del two.daemons[1]
+
+
+def test_end_closes_the_source(two: Two) -> None:
+    two.agent.close()
+    assert two.source.closed
 
 
 @pytest.mark.parametrize("interrupts", [True, False], ids=["interrupts", "polling"])
@@ -156,7 +269,7 @@ class running:
     """An agent's loop in a thread, and a daemon's heart that beats."""
 
     def __init__(self, device: FakeDevice, daemon: FakeDaemon) -> None:
-        self._agent = Agent(PciSource(device), FakePort, Planes())
+        self._agent = Agent(FakeSource(device), FakePort, Planes())
         self._daemon = daemon
         self._end = threading.Event()
 
@@ -203,7 +316,7 @@ def test_signal_ends_the_loop_at_once(number: signal.Signals) -> None:
     device = FakeDevice()
     daemon = FakeDaemon(device)
     daemon.publish()
-    agent = Agent(PciSource(device), FakePort, Planes())
+    agent = Agent(FakeSource(device), FakePort, Planes())
     with stopped_by_signals() as (stop, wakeup):
         timer = threading.Timer(0.1, os.kill, (os.getpid(), number))
         timer.start()
@@ -297,7 +410,7 @@ def test_status_of_a_link_is_json() -> None:
     device = FakeDevice()
     daemon = FakeDaemon(device)
     daemon.publish(*pair(2))
-    agent = Agent(PciSource(device), FakePort, Planes())
+    agent = Agent(FakeSource(device), FakePort, Planes())
     agent.step()
     beat_and_step(agent, daemon)
     (status,) = json.loads(json.dumps(agent.status()))

@@ -549,6 +549,49 @@ def test_status_says_how_each_ring_is(bench: Bench) -> None:
     assert status["rings"][0]["state"] == "running"
 
 
+def test_device_that_is_left_alone_runs_nothing_and_says_why(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert bench.link is not None
+    bench.publish(*pair(2))
+    bench.plane.move(0, 5)
+    for _ in range(2):
+        bench.link.leave_alone("the TAP is gone")
+    assert bench.plane.closed
+    assert bench.port.doings[-1] == "close"
+    assert not bench.port.carrier
+    assert bench.daemon.agent().state is AgentState.FAILED
+    assert bench.daemon.ring(0).state is AgentRingState.STOPPED
+    assert bench.daemon.ring(0).index == 5
+    assert caplog.text.count("the TAP is gone") == 1
+    bench.ticks(3)
+    assert len(bench.planes) == 1
+
+
+def test_device_that_was_left_alone_starts_where_it_stopped(bench: Bench) -> None:
+    assert bench.link is not None
+    bench.publish(*pair(2))
+    bench.plane.move(0, 5)
+    bench.link.leave_alone("no thread")
+    bench.publish(*pair(2))
+    assert bench.running == {0, 1}
+    assert bench.plane.starts[0] == (0, 5)
+    assert bench.daemon.agent().state is AgentState.READY
+
+
+def test_ring_that_never_stopped_starts_where_the_ring_says(bench: Bench) -> None:
+    assert bench.link is not None
+    bench.publish(*pair(2))
+    bench.plane.move(1, 9)
+    bench.plane.stuck = {1}
+    bench.link.leave_alone("no thread")
+    entry = bench.device.window.view
+    used = ring(1, session=2).device + 2
+    entry[used : used + 2] = (77).to_bytes(2, "little")
+    bench.publish(*pair(2))
+    assert (1, 77) in bench.plane.starts
+
+
 THERE, LATE = 4711, 4712
 ABOVE = md.Region(guest_addr=1 << 32, size=SIZE, window=LATE, offset=0)
 BELOW = md.Region(guest_addr=0, size=SIZE, window=THERE, offset=0)

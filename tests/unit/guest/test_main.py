@@ -2,6 +2,11 @@
 """The command line: what it takes, what it prints, and its exit status."""
 
 import json
+import os
+import signal
+import struct
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +14,11 @@ from typing import Any
 import pytest
 
 from tests.fakes.sysfs import FakeSystem
-from vhostpci_guest import __version__, control, pci, tap
+from tests.fakes.uevents import FakeEvents
+from vhostpci_guest import __main__, __version__, control, pci, tap, watch
 from vhostpci_guest.__main__ import main, parser
 from vhostpci_guest.device import Unusable
+from vhostpci_guest.uevents import Uevents
 
 Say = pytest.CaptureFixture[str]
 
@@ -27,6 +34,9 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSystem:
 
     real_find: Callable[..., list[pci.PciDevice]] = pci.find
     monkeypatch.setattr(pci, "find", find)
+    for module in (pci, watch):
+        monkeypatch.setattr(module, "System", lambda: system)
+    monkeypatch.setattr(__main__, "Uevents", lambda: FakeEvents(system))
     monkeypatch.setattr(control, "ask", list)
     return system
 
@@ -102,28 +112,68 @@ def test_bridge_that_is_none_is_said_before_anything_is_bound(
     assert system.writes == []
 
 
-def test_no_device_is_said(
+def run_for_a_while(*arguments: str) -> int:
+    """Run the agent, and end it as systemd does."""
+    end = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+    end.start()
+    try:
+        return main(["run", *arguments])
+    finally:
+        end.join()
+
+
+def test_agent_waits_for_devices_and_says_so(
     system: FakeSystem, no_tap: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert main(["run"]) == 1
-    assert "no ivshmem device" in caplog.text
+    assert run_for_a_while() == 0
+    assert "no ivshmem device yet: waiting for one" in caplog.text
 
 
-def test_several_devices_are_listed(
+def test_all_devices_are_served_at_once(
     system: FakeSystem, no_tap: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     system.plug("0000:00:05.0")
     system.plug("0000:00:06.0")
-    assert main(["run"]) == 2
-    assert "--device: 0000:00:05.0, 0000:00:06.0" in caplog.text
+    assert run_for_a_while("--bind", "sysfs") == 0
+    for address in ("0000:00:05.0", "0000:00:06.0"):
+        assert f"{address}: no vhostpci metadata" in caplog.text
+        path = system.sys / "bus/pci/devices" / address / "enable"
+        assert path.read_text() == "0\n"
+
+
+def test_only_device_without_metadata_is_status_1(
+    system: FakeSystem, no_tap: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    system.plug("0000:00:05.0")
+    assert main(["run", "--device", "00:05.0", "--bind", "sysfs"]) == 1
+    assert "no vhostpci metadata" in caplog.text
+
+
+def test_no_device_at_an_address_is_status_1(
+    system: FakeSystem, no_tap: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(["run", "--device", "00:05.0"]) == 1
+    assert "no PCI device 0000:00:05.0" in caplog.text
 
 
 def test_device_in_use_is_status_1(
     system: FakeSystem, no_tap: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     system.plug("0000:00:05.0", driver="ivshmem-net")
-    assert main(["run"]) == 1
+    assert main(["run", "--device", "00:05.0"]) == 1
     assert "bound to ivshmem-net" in caplog.text
+
+
+def test_missing_libudev_is_said(
+    system: FakeSystem,
+    no_tap: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyudev", None)
+    monkeypatch.setattr(__main__, "Uevents", Uevents)
+    assert main(["run"]) == 1
+    assert "install libudev and pyudev" in caplog.text
 
 
 def test_missing_tun_is_said_before_anything_is_bound(
@@ -155,12 +205,29 @@ def test_devices_tells_who_has_one(
 ) -> None:
     system.plug("0000:00:05.0", driver="ivshmem-net")
     system.plug("0000:00:06.0", driver="uio_pci_generic")
-    links = [{"device": "0000:00:06.0", "pid": 77}]
+    links = [{"device": "0000:00:06.0", "pid": 77, "windows": []}]
     monkeypatch.setattr(control, "ask", lambda: links)
     main(["devices"])
     out = capsys.readouterr().out
     assert "bound to ivshmem-net" in out
     assert "served by vhostpci-guest (pid 77)" in out
+
+
+def test_devices_tells_which_are_windows(
+    system: FakeSystem, capsys: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for slot, position in (("5", 0), ("6", 4711), ("7", 4712)):
+        path = system.plug(f"0000:00:0{slot}.0")
+        (path / "resource0").write_bytes(struct.pack("<8xI244x", position))
+    windows = [{"id": 4711, "size": 4096}]
+    links = [{"device": "0000:00:05.0", "pid": 77, "windows": windows}]
+    monkeypatch.setattr(control, "ask", lambda: links)
+    main(["devices"])
+    out = capsys.readouterr().out
+    assert "IVPosition 4711" in out
+    assert "window 4711 of 0000:00:05.0" in out
+    assert "window 4712 of another device" in out
+    assert "window 0" not in out
 
 
 def test_devices_as_json(system: FakeSystem, capsys: Say) -> None:

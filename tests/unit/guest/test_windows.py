@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The windows of a slave that is a process: a socket for each."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -190,6 +191,26 @@ def test_server_that_is_silent_is_tried_again(
     assert server.hung_up()
 
 
+def test_window_whose_file_is_cut_off_is_opened_anew(
+    windows: SocketWindows, serve: Serve, clock: Clock
+) -> None:
+    server = serve(W)
+    windows.want({W})
+    shown(windows, server)
+    window = windows.find(W)
+    assert window is not None
+    os.ftruncate(server.memory, SIZE // 2)
+    assert window.view[SIZE - 1] == 0  # as a ring finds out
+    windows.look()
+    assert windows.find(W) is None
+    windows.want({W})
+    clock.seconds += RETRY
+    shown(windows, server)
+    again = windows.find(W)
+    assert again is not None
+    assert again.size == SIZE // 2
+
+
 def test_source_opens_windows_beside_its_socket(
     tmp_path: Path, serve: Serve, clock: Clock
 ) -> None:
@@ -207,9 +228,10 @@ def test_source_opens_windows_beside_its_socket(
     source.look()
     server.accept()
     server.greet_window()
-    assert len(list(source.fds())) == 2
+    before = set(source.fds())
     source.look()
     assert windows.find(W) is not None
+    assert set(source.fds()) > before
     assert source.interval is None
     windows.want(set())
     device.close()
