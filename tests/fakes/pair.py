@@ -212,7 +212,7 @@ def wait_for(what: Callable[[], list[T]]) -> list[T]:
 class Background:
     """Calls something again and again in a thread, until left."""
 
-    def __init__(self, step: Callable[[], None]) -> None:
+    def __init__(self, step: Callable[[], object]) -> None:
         self._step = step
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run)

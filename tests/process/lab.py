@@ -168,14 +168,17 @@ class Lab:
 
     # The master.
 
-    def start_master(self, memory: Ram | None = None) -> Master:
+    def start_master(
+        self, memory: Ram | None = None, *, queue_pairs: int = 1
+    ) -> Master:
         """Start a master, whose driver is not loaded yet, and set up its interface.
 
         Its memory is the arena, if nothing is said.
         """
         if memory is None:
             memory = Ram.of_arena(self.arena, MEMORY)
-        master = Master(self.run_dir / "net0.vhost-user", memory)
+        socket = self.run_dir / "net0.vhost-user"
+        master = Master(socket, memory, queue_pairs=queue_pairs)
         self._stack.callback(master.close)
         ip("addr", "add", f"{MASTER_ADDRESS}/24", "dev", MASTER_TAP)
         ip("link", "set", MASTER_TAP, "up")

@@ -6,12 +6,14 @@
 
 The driver's side of the rings is `tests/fakes/driver.py`, QEMU's side of vhost-user
 `tests/fakes/frontend.py`.  Offloads are real: mtap0 hands over segments of up to
-64 KiB, and takes what the other side sends in as many buffers as it needs.
+64 KiB, and takes what the other side sends in as many buffers as it needs.  With
+several queue pairs the card gives each flow to one of those that are enabled.
 """
 
 import os
 import select
 import threading
+import zlib
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -20,13 +22,16 @@ from typing import Self
 from tests.fakes.driver import Desc, Driver, Memory, Region
 from tests.fakes.frontend import NO_FEATURES, FrontEnd, RingAt, Socket, region
 from tests.fakes.tap import HEADER, TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, open_tap
-from vhostpci_shared.vhost_user import MemRegion
+from vhostpci_shared.vhost_user import MemRegion, Request
 from vhostpci_shared.virtio import Feature
 
 TAP = "mtap0"
 NUM = 256
 RX_BUFFER = 2048
 TX_BUFFER = 1 << 17
+SLOTS = 16
+FLOW = slice(HEADER.size + 26, HEADER.size + 38)
+"""Addresses and ports of a TCP or UDP packet over IPv4."""
 LONGEST = 65600
 RINGS = 0x10000
 BUFFERS = 0x100000
@@ -90,7 +95,8 @@ class Master:
     `memory` is the master's own to close.
     """
 
-    def __init__(self, socket: Path, memory: Ram) -> None:
+    def __init__(self, socket: Path, memory: Ram, *, queue_pairs: int = 1) -> None:
+        self.queue_pairs = queue_pairs
         self.memory = memory
         self._stack = ExitStack()
         self._stack.callback(memory.close)
@@ -102,19 +108,35 @@ class Master:
         self.card: Card | None = None
 
     def _connect(self) -> FrontEnd:
-        frontend = FrontEnd(Socket(self._socket), self.memory.memory_table())
+        frontend = FrontEnd(
+            Socket(self._socket),
+            self.memory.memory_table(),
+            queue_pairs=self.queue_pairs,
+        )
         frontend.connect()
         return frontend
 
-    def load(self, *, without: Feature = NO_FEATURES) -> None:
-        """Load the driver: new rings, started at 0."""
+    def load(self, *, without: Feature = NO_FEATURES, channels: int = 1) -> None:
+        """Load the driver: new rings, started at 0, of which some pairs are used."""
         self.memory.start_again()
         self.frontend.features &= ~without
-        self.card = Card(self.memory, self.frontend, self.tap)
+        self.card = Card(self.memory, self.frontend, self.tap, channels)
+
+    def set_channels(self, pairs: int) -> None:
+        """Use so many queue pairs, as `ethtool -L` does; wait for the yes."""
+        assert self.card is not None
+        fewer = pairs < self.card.channels
+        if fewer:  # nothing is sent to a queue that is about to be disabled
+            self.card.set_channels(pairs)
+        self.frontend.enable(pairs)
+        self.frontend.ask(Request.GET_FEATURES)  # the answers come in order
+        if not fewer:
+            self.card.set_channels(pairs)
 
     def unload(self) -> list[int]:
         """Stop the rings; return where the back-end says that they stand."""
-        bases = [self.frontend.stop_ring(index) for index in (RX, TX)]
+        rings = range(2 * self.queue_pairs)
+        bases = [self.frontend.stop_ring(index) for index in rings]
         self.stop_card()
         return bases
 
@@ -147,40 +169,124 @@ class Master:
         self.close()
 
 
-class Card:
-    """A loaded driver: a thread between the rings and the TAP."""
+class Lane:
+    """The driver of one queue pair, with its buffers."""
 
-    def __init__(self, memory: Ram, frontend: FrontEnd, tap: int) -> None:
-        self.frontend = frontend
+    def __init__(self, memory: Ram, number: int, *, event_idx: bool) -> None:
+        self.number = number
         self._memory = memory
-        self._tap = tap
-        event_idx = Feature.F_EVENT_IDX in frontend.features
         self._stack = ExitStack()
         self.rx = Driver(memory, num=NUM, event_idx=event_idx, writable=True)
         self._stack.callback(self.rx.close)
         self.tx = Driver(memory, num=NUM, event_idx=event_idx)
         self._stack.callback(self.tx.close)
-        self._slots = [BUFFERS + (4 << 20) + i * TX_BUFFER for i in range(64)]
+        start = BUFFERS + number * (NUM * RX_BUFFER + SLOTS * TX_BUFFER)
+        self._start = start
+        start += NUM * RX_BUFFER
+        self.slots = [start + i * TX_BUFFER for i in range(SLOTS)]
         self._used_slots: dict[int, int] = {}
         self._buffers: dict[int, Desc] = {}
-        rings = (self._ring(RX, self.rx), self._ring(TX, self.tx))
-        try:
-            frontend.driver_ok(rings)
-        except BaseException:
-            self._stack.close()
-            raise
-        for index, driver in ((RX, self.rx), (TX, self.tx)):
+
+    def rings(self) -> list[RingAt]:
+        """Where its rings are."""
+        return [
+            RingAt(2 * self.number + i, NUM, driver.desc, driver.avail, driver.used)
+            for i, driver in enumerate((self.rx, self.tx))
+        ]
+
+    def begin(self, frontend: FrontEnd) -> None:
+        """Take over the eventfds of its rings, and fill the receive ring."""
+        for i, driver in enumerate((self.rx, self.tx)):
+            index = 2 * self.number + i
             os.dup2(frontend.kicks[index], driver.kick_fd, inheritable=False)
             os.dup2(frontend.calls[index], driver.call_fd, inheritable=False)
         for i in range(NUM):
-            self._post(Desc(BUFFERS + i * RX_BUFFER, RX_BUFFER))
+            self._post(Desc(self._start + i * RX_BUFFER, RX_BUFFER))
+        self.rx.kick()
+
+    def _post(self, buffer: Desc) -> None:
+        self._buffers[self.rx.offer(buffer)] = buffer
+
+    def receive(self) -> list[bytes]:
+        """Return the packets that have come, each of one or more buffers."""
+        packets, missing = [], 0
+        for used in self.rx.collect():
+            if not missing:
+                packets.append(b"")
+                missing = int.from_bytes(used.data[10:12], "little") or 1
+            packets[-1] += used.data
+            missing -= 1
+            self._post(self._buffers.pop(used.head))
+        assert not missing, "a packet without its last buffers"
+        self.rx.kick()
+        return packets
+
+    def send(self, packet: bytes) -> None:
+        """Offer a packet; there is a slot for it."""
+        slot = self.slots.pop()
+        self._memory.write(slot, packet)
+        self._used_slots[self.tx.offer(Desc(slot, len(packet)))] = slot
+
+    def finish(self) -> None:
+        """Take back the slots of packets that have been sent."""
+        for used in self.tx.collect():
+            self.slots.append(self._used_slots.pop(used.head))
+
+    @property
+    def behind(self) -> bool:
+        """Whether something came before it was asked to be told."""
+        waits = not self.slots and self.tx.used_idx() != self.tx.last_used
+        return waits or self.rx.used_idx() != self.rx.last_used
+
+    def close(self) -> None:
+        """Close the eventfds."""
+        self._stack.close()
+
+
+class Card:
+    """A loaded driver: a thread between the rings and the TAP."""
+
+    def __init__(
+        self, memory: Ram, frontend: FrontEnd, tap: int, channels: int = 1
+    ) -> None:
+        self.frontend = frontend
+        self._tap = tap
+        event_idx = Feature.F_EVENT_IDX in frontend.features
+        self._stack = ExitStack()
+        self.lanes = [
+            Lane(memory, number, event_idx=event_idx)
+            for number in range(frontend.queue_pairs)
+        ]
+        for lane in self.lanes:
+            self._stack.callback(lane.close)
+        self.channels = channels
+        try:
+            rings = [ring for lane in self.lanes for ring in lane.rings()]
+            frontend.driver_ok(rings, pairs=channels)
+        except BaseException:
+            self._stack.close()
+            raise
+        for lane in self.lanes:
+            lane.begin(frontend)
+        self._lock = threading.Lock()
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="card")
         self._thread.start()
 
-    @staticmethod
-    def _ring(index: int, driver: Driver) -> RingAt:
-        return RingAt(index, NUM, driver.desc, driver.avail, driver.used)
+    @property
+    def rx(self) -> Driver:
+        """The first receive ring."""
+        return self.lanes[0].rx
+
+    @property
+    def tx(self) -> Driver:
+        """The first transmit ring."""
+        return self.lanes[0].tx
+
+    def set_channels(self, pairs: int) -> None:
+        """Send through so many queue pairs; what has been offered is on its way."""
+        with self._lock:
+            self.channels = pairs
 
     def close(self) -> None:
         """End the thread."""
@@ -192,53 +298,46 @@ class Card:
 
     def _run(self) -> None:
         poll = select.poll()
-        for fd in (self._stop, self.rx.call_fd, self.tx.call_fd):
-            poll.register(fd, select.POLLIN)
-        self.rx.kick()
+        poll.register(self._stop, select.POLLIN)
+        for lane in self.lanes:
+            poll.register(lane.rx.call_fd, select.POLLIN)
+            poll.register(lane.tx.call_fd, select.POLLIN)
         while True:
-            self.rx.ask_for_calls(True)
-            self.tx.ask_for_calls(not self._slots)
-            poll.register(self._tap, select.POLLIN if self._slots else 0)
-            ready = {fd for fd, _ in poll.poll(0 if self._behind() else None)}
+            for lane in self.lanes:
+                lane.rx.ask_for_calls(True)
+                lane.tx.ask_for_calls(not lane.slots)
+            poll.register(self._tap, select.POLLIN if self._room() else 0)
+            behind = any(lane.behind for lane in self.lanes)
+            ready = {fd for fd, _ in poll.poll(0 if behind else None)}
             if self._stop in ready:
                 return
-            self.rx.calls()
-            self.tx.calls()
-            self._receive()
-            self._send()
+            for lane in self.lanes:
+                lane.rx.calls()
+                lane.tx.calls()
+                self._receive(lane)
+            with self._lock:
+                self._send()
 
-    def _behind(self) -> bool:
-        return self.rx.used_idx() != self.rx.last_used
+    def _room(self) -> bool:
+        """Whether any packet could be sent now, whichever flow it is of."""
+        return all(lane.slots for lane in self.lanes[: self.channels])
 
-    def _post(self, buffer: Desc) -> None:
-        self._buffers[self.rx.offer(buffer)] = buffer
-
-    def _receive(self) -> None:
-        """Hand each packet, of one or more buffers, to the network stack."""
-        packet, missing = b"", 0
-        for used in self.rx.collect():
-            if not missing:
-                packet = b""
-                missing = int.from_bytes(used.data[10:12], "little") or 1
-            packet += used.data
-            missing -= 1
-            self._post(self._buffers.pop(used.head))
-            if not missing:
-                with suppress(OSError):  # the interface may be down
-                    os.write(self._tap, packet)
-        assert not missing, "a packet without its last buffers"
-        self.rx.kick()
+    def _receive(self, lane: Lane) -> None:
+        """Hand each packet to the network stack."""
+        for packet in lane.receive():
+            with suppress(OSError):  # the interface may be down
+                os.write(self._tap, packet)
 
     def _send(self) -> None:
         """Offer what the network stack sends, as long as there are buffers."""
-        for used in self.tx.collect():
-            self._slots.append(self._used_slots.pop(used.head))
-        for _ in range(len(self._slots)):
+        for lane in self.lanes:
+            lane.finish()
+        lanes = self.lanes[: self.channels]
+        while self._room():
             try:
                 packet = os.read(self._tap, HEADER.size + LONGEST)
             except OSError:
                 break
-            slot = self._slots.pop()
-            self._memory.write(slot, packet)
-            self._used_slots[self.tx.offer(Desc(slot, len(packet)))] = slot
-        self.tx.kick()
+            lanes[zlib.crc32(packet[FLOW]) % len(lanes)].send(packet)
+        for lane in self.lanes:
+            lane.tx.kick()

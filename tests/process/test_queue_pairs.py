@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A card with eight queue pairs: a worker each, and queues that come and go."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.pair import Background
+from tests.process.echo import Flows
+from tests.process.lab import SLAVE_ADDRESS, SLAVE_TAP, Lab, Program, wait_for
+from tests.process.master import Master
+
+pytestmark = pytest.mark.process
+
+PAIRS = 8
+FLOWS = 64
+
+
+def start(lab: Lab, *, channels: int = PAIRS) -> tuple[Program, Master]:
+    """Start everything, and an echo in the slave."""
+    lab.start_daemon("--queue-pairs", str(PAIRS))
+    agent = lab.start_agent()
+    master = lab.start_master(queue_pairs=PAIRS)
+    master.load(channels=channels)
+    lab.wait_carrier("UP")
+    echo = [*lab.slave.prefix, sys.executable, "-m", "tests.process.echo"]
+    lab.start_server(echo).wait_log("ready")
+    wait_for(lambda: lab.ping_from_master(1) == 1, "a first ping comes back")
+    return agent, master
+
+
+def workers(agent: Program) -> list[str]:
+    """The names of an agent's worker threads."""
+    tasks = Path(f"/proc/{agent.process.pid}/task").glob("*/comm")
+    names = [path.read_text().strip() for path in tasks]
+    return sorted(name for name in names if name.startswith("vhostpci-"))
+
+
+def wake_ups(agent: Program, worker: str) -> int:
+    """How often a worker has gone to sleep, and so has woken."""
+    tasks = Path(f"/proc/{agent.process.pid}/task")
+    [task] = [
+        task
+        for task in tasks.iterdir()
+        if (task / "comm").read_text().strip() == worker
+    ]
+    status = (task / "status").read_text()
+    return int(status.split("\nvoluntary_ctxt_switches:")[1].split()[0])
+
+
+def running(lab: Lab) -> list[str]:
+    """The queues that the agent runs."""
+    rings = lab.status()["rings"]
+    return [r["queue"] for r in rings if r["agent"]["state"] == "running"]
+
+
+def packets(lab: Lab) -> list[int]:
+    """What has passed through each ring."""
+    return [ring["agent"]["packets"] for ring in lab.status()["rings"]]
+
+
+def queues(pairs: int) -> list[str]:
+    return [f"{side}{pair}" for pair in range(pairs) for side in ("rx", "tx")]
+
+
+def test_each_pair_has_a_worker_and_a_queue_of_the_tap(lab: Lab) -> None:
+    agent, _ = start(lab)
+    assert workers(agent) == [f"vhostpci-{pair}" for pair in range(PAIRS)]
+    shown = lab.run_in_slave("ip", "-d", "link", "show", SLAVE_TAP).stdout
+    assert f"numtxqueues {PAIRS}" in shown or "multi_queue" in shown
+    wait_for(lambda: running(lab) == queues(PAIRS), "all rings run")
+    assert lab.status()["agent"]["vectors"] == 1 + 2 * PAIRS
+
+
+def test_many_flows_are_spread_over_all_queues_and_lose_nothing(lab: Lab) -> None:
+    start(lab)
+    with Flows(SLAVE_ADDRESS, FLOWS) as flows:
+        assert flows.rounds(20) == 0
+    wait_for(lambda: all(packets(lab)), "packets in each ring")
+
+
+def test_nothing_is_lost_once_a_change_is_acknowledged(lab: Lab) -> None:
+    _, master = start(lab)
+    with Flows(SLAVE_ADDRESS, FLOWS) as flows:
+        for pairs in (1, 3, 8, 2) * 10:
+            master.set_channels(pairs)
+            assert flows.round() == 0
+        wait_for(lambda: running(lab) == queues(2), "two pairs run")
+
+
+def test_packets_cross_while_queues_come_and_go(lab: Lab) -> None:
+    """What is in a TAP's queue when it is left is lost: few, and no stall."""
+    _, master = start(lab)
+    with Flows(SLAVE_ADDRESS, FLOWS) as flows:
+        with Background(flows.round):
+            for pairs in (8, 1, 4, 2) * 10:
+                master.set_channels(pairs)
+                time.sleep(0.02)
+        assert flows.lost < flows.sent / 100
+
+
+def test_driver_that_reloads_has_all_its_queues_again(lab: Lab) -> None:
+    _, master = start(lab)
+    with Flows(SLAVE_ADDRESS, FLOWS) as flows:
+        for _ in range(3):
+            assert flows.rounds(3) == 0
+            master.unload()
+            lab.wait_carrier("NO-CARRIER")
+            master.load(channels=PAIRS)
+            lab.wait_carrier("UP")
+            wait_for(lambda: lab.ping_from_master(1) == 1, "a ping comes back")
+
+
+def test_workers_end_with_their_pairs(lab: Lab) -> None:
+    """A daemon that comes back with fewer queue pairs needs fewer of everything."""
+    daemon = lab.start_daemon("--queue-pairs", str(PAIRS))
+    agent = lab.start_agent()
+    wait_for(lambda: len(workers(agent)) == PAIRS, "eight workers")
+    daemon.end()
+    lab.start_daemon("--queue-pairs", "2")
+    wait_for(lambda: workers(agent) == ["vhostpci-0", "vhostpci-1"], "two workers")
+    lab.start_master(queue_pairs=2).load(channels=2)
+    lab.wait_carrier("UP")
+    wait_for(lambda: lab.ping_from_master(1) == 1, "a ping comes back")
+    assert running(lab) == queues(2)
+
+
+def test_worker_whose_queues_are_disabled_sleeps(lab: Lab) -> None:
+    agent, master = start(lab)
+    master.set_channels(1)
+    wait_for(lambda: running(lab) == queues(1), "one pair runs")
+    idle = [wake_ups(agent, f"vhostpci-{pair}") for pair in range(1, PAIRS)]
+    with Flows(SLAVE_ADDRESS, FLOWS) as flows:
+        assert flows.rounds(10) == 0
+    assert [wake_ups(agent, f"vhostpci-{pair}") for pair in range(1, PAIRS)] == idle
