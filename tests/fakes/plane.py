@@ -100,6 +100,8 @@ class FakePort(Port):
         self.told_mtu = 0
         self.plugged = False
         self.used: frozenset[int] = frozenset()
+        self.watch: Callable[[], None] = lambda: None
+        """Is called when the queues that are used change."""
         self.bridge_looks = 0
         self.deleted = False
         """Whether somebody has deleted the TAP."""
@@ -131,7 +133,9 @@ class FakePort(Port):
 
     def use_queues(self, pairs: Set[int]) -> None:
         """Remember them."""
-        self.used = frozenset(pairs)
+        if pairs != self.used:
+            self.used = frozenset(pairs)
+            self.watch()
 
     def check(self) -> None:
         """Miss what was deleted."""

@@ -24,7 +24,7 @@ from .dataplane import (
     RingStart,
     used_index,
 )
-from .device import Device, drain
+from .device import Device, Unusable, drain
 from .plan import NOTHING, Run, Want, base, inherited, place, plan
 from .port import Port
 
@@ -55,6 +55,7 @@ class Rings:
         self._plane: DataPlane | None = None
         self._queue_pairs = 0  # of the plane
         self._runs: dict[int, Run] = {}
+        self._pairs: frozenset[int] = frozenset()  # whose queues the TAP uses
 
     def inherit(self, metadata: Metadata) -> None:
         """Take note of where the agent before us stood."""
@@ -82,11 +83,18 @@ class Rings:
     # Stopping.
 
     def stop_for(self, want: Want) -> bool:
-        """Stop the rings that `want` does not let run; return whether they did."""
+        """Stop the rings that `want` does not let run; return whether they did.
+
+        The TAP's queues of pairs that go are left before anybody hears of it: what
+        the kernel put there afterwards would be lost.  Those of pairs that only stop
+        for a while keep what they have.
+        """
         steps = plan(self.wanted, want, self._runs)
         stopped = [self._stop(index) for index in steps.stop]
         if not all(stopped):
             return False
+        with suppress(Unusable):  # the TAP is gone: who needs it next will say so
+            self._use_queues(self._pairs & self._pairs_of(want))
         if self._plane is not None and steps.remap:
             self._plane.set_memory(want.memory)
         self.wanted, self.waiting = want, False
@@ -147,8 +155,7 @@ class Rings:
         self.waiting = False
         if self._plane is None:
             return []
-        rings = enumerate(self.wanted.rings)
-        self._port.use_queues({index // 2 for index, ring in rings if ring.runs})
+        self._use_queues(self._pairs_of(self.wanted))
         if not start:
             return []
         options = net.options(self.wanted.features, self._port.mtu)
@@ -161,6 +168,16 @@ class Rings:
                 self._note(index, why.state)
                 refused.append((index, str(why)))
         return refused
+
+    def _pairs_of(self, want: Want) -> frozenset[int]:
+        """Return the pairs whose queues are to be used; as they are, until we know."""
+        if want.absent:
+            return self._pairs
+        return frozenset(i // 2 for i, ring in enumerate(want.rings) if ring.runs)
+
+    def _use_queues(self, pairs: frozenset[int]) -> None:
+        self._port.use_queues(pairs)
+        self._pairs = pairs
 
     def _start(self, plane: DataPlane, index: int, options: net.NetOptions) -> None:
         start = self._needs(index, self.wanted.rings[index], options)

@@ -196,7 +196,11 @@ class Tap:
     def use_queue(self, index: int, on: bool) -> None:
         """Let the kernel use a queue other than the first, or not."""
         flag = IFF_ATTACH_QUEUE if on else IFF_DETACH_QUEUE
-        self._ioctl(TUNSETQUEUE, _ifreq.pack(b"", flag), queue=index)
+        try:
+            self._ioctl(TUNSETQUEUE, _ifreq.pack(b"", flag), queue=index)
+        except OSError:
+            self.check()  # it is EINVAL, if that is the reason
+            raise
 
     def _ioctl(self, request: int, argument: int | bytes, *, queue: int = 0) -> None:
         try:

@@ -201,19 +201,62 @@ def test_disabled_ring_does_not_run(bench: Bench) -> None:
     assert bench.running == set()
 
 
-def test_tap_uses_the_queues_of_pairs_that_run() -> None:
-    """A packet in another queue would wait for a driver that does not come."""
+@pytest.fixture
+def two() -> Iterator[Bench]:
+    """A living link with room for two queue pairs."""
     bench = Bench(vectors=5)
-    try:
-        bench.attach()
-        second = [ring(index, session=2, flags=RingFlag.STARTED) for index in (2, 3)]
-        bench.publish(*pair(2), *second)
-        assert bench.port.used == {0}
-        second = [ring(index, session=3) for index in (2, 3)]
-        bench.publish(*pair(2), *second)
-        assert bench.port.used == {0, 1}
-    finally:
-        bench.close()
+    bench.attach()
+    yield bench
+    bench.close()
+
+
+OFF = [ring(index, session=2, flags=RingFlag.STARTED) for index in (2, 3)]
+ON = [ring(index, session=3) for index in (2, 3)]
+
+
+def test_tap_uses_the_queues_of_pairs_that_run(two: Bench) -> None:
+    """A packet in another queue would wait for a driver that does not come."""
+    two.publish(*pair(2), *OFF)
+    assert two.port.used == {0}
+    two.publish(*pair(2), *ON)
+    assert two.port.used == {0, 1}
+
+
+def test_queue_of_a_pair_that_goes_is_left_before_the_daemon_hears_of_it(
+    two: Bench,
+) -> None:
+    """Its answer is what the master waits for, and then it sends to others."""
+    before = two.publish(*pair(2), *ON)
+    answered: list[int] = []
+    two.port.watch = lambda: answered.append(two.daemon.agent().generation)
+    two.publish(*pair(2), *OFF)
+    assert answered == [before]
+    assert two.port.used == {0}
+
+
+def test_queues_stay_while_rings_only_pause(two: Bench) -> None:
+    """What is in them is not lost when the master's memory changes."""
+    two.publish(*pair(2), *ON)
+    two.port.watch = lambda: pytest.fail("queues come and go")
+    more = replace(MEMORY, size=MEMORY.size // 2)
+    two.publish(*pair(2), *ON, regions=(more,))
+    elsewhere = replace(MEMORY, window=300)
+    two.publish(*pair(2), *ON, regions=(elsewhere,))
+    assert two.running == set()
+    two.publish(*pair(2), *ON)
+    assert two.running == {0, 1, 2, 3}
+    two.port.watch = lambda: None
+
+
+def test_tap_that_is_deleted_holds_up_no_stop(two: Bench) -> None:
+    def refuse() -> None:
+        raise Unusable("TAP vp0 is gone")
+
+    two.publish(*pair(2), *ON)
+    two.port.watch = refuse
+    two.ticks(15, daemon=False)
+    assert two.running == set()
+    two.port.watch = lambda: None
 
 
 def test_silent_daemon_stops_the_rings_until_it_beats_again(bench: Bench) -> None:

@@ -117,6 +117,15 @@ def test_packets_go_to_queues_that_are_used_and_no_others(network: None) -> None
         port.close()
 
 
+def test_queues_of_a_tap_that_is_deleted_say_so(network: None) -> None:
+    port = a_port(name="mine")
+    port.open(2, "")
+    ip("link", "del", "mine")
+    with pytest.raises(Unusable, match="somebody deleted it"):
+        port.use_queues(set())
+    port.close()
+
+
 def send_from_many_ports() -> None:
     """Send datagrams of so many flows that each queue gets some."""
     for _ in range(200):
