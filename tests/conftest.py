@@ -23,6 +23,7 @@ settings.load_profile("vhostpci")
 
 
 NEEDS = {
+    "libvirt": ("libvirtd", "qemu-system-x86_64", "unshare", "virsh", "xmllint"),
     "process": (
         "/dev/net/tun",
         "ip",

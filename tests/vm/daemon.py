@@ -75,6 +75,12 @@ class Daemon:
         args: list[str] = json.loads(output)
         return args
 
+    def xml(self, role: str) -> str:
+        """The domain that ``xml --role ROLE`` prints."""
+        kind = "kvm" if qemu.has_kvm() else "qemu"
+        intx = ["--tcg-7.2"] if role == "master" and qemu.needs_intx() else []
+        return self._output("xml", "--role", role, "--type", kind, *intx)
+
     def status(self) -> Any:
         """What ``status -j`` prints."""
         return json.loads(self._output("status", "-j"))

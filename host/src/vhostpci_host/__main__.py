@@ -14,7 +14,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import __version__, config, configfile, daemon, endpoint, options, qemu, status
+from . import (
+    __version__,
+    config,
+    configfile,
+    daemon,
+    domain,
+    endpoint,
+    options,
+    qemu,
+    status,
+)
 from .config import ConfigError, DeviceConfig, Mode
 from .configfile import FileError
 from .errors import HostError
@@ -118,10 +128,28 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_qemu_args(parser: argparse.ArgumentParser) -> None:
+    _add_vm(parser)
+    parser.add_argument("--json", action="store_true", help="print a JSON array")
+    parser.set_defaults(run=_qemu_args)
+
+
+def _add_xml(parser: argparse.ArgumentParser) -> None:
+    _add_vm(parser)
+    parser.add_argument(
+        "--type",
+        choices=["kvm", "qemu"],
+        default="kvm",
+        help="the domain's type: qemu is for a machine without KVM "
+        "(default: %(default)s)",
+    )
+    parser.set_defaults(run=_xml)
+
+
+def _add_vm(parser: argparse.ArgumentParser) -> None:
+    """Add what there is to know for a VM's arguments, or its domain."""
     _add_name(parser)
     options.add_to(parser, *options.WHAT, *options.SLAVE_VM, *options.PLACES)
     parser.add_argument("--role", choices=["master", "slave"], required=True)
-    parser.add_argument("--json", action="store_true", help="print a JSON array")
     parser.add_argument(
         "--windows",
         type=int,
@@ -141,7 +169,6 @@ def _add_qemu_args(parser: argparse.ArgumentParser) -> None:
         const=0,
         help="no MSI-X in the master: QEMU 7.2 without KVM crashes with it",
     )
-    parser.set_defaults(run=_qemu_args)
 
 
 def _add_status(parser: argparse.ArgumentParser) -> None:
@@ -236,6 +263,17 @@ def _qemu_args(args: argparse.Namespace) -> None:
     print(hint, file=sys.stderr)
 
 
+def _xml(args: argparse.Namespace) -> None:
+    ram = args.memory and config.parse_size(args.memory)
+    device = _qemu_device(args)
+    if args.role == "master":
+        element = domain.master(device, ram, kind=args.type, vectors=args.vectors)
+    else:
+        element = domain.slave(device, ram, kind=args.type, windows=args.windows)
+    print(domain.text(element))
+    print(domain.hint(device, args.role), file=sys.stderr)
+
+
 def _qemu_device(args: argparse.Namespace) -> DeviceConfig:
     """Return the device of the command line, or else the one that is served."""
     given = options.texts(args)
@@ -254,6 +292,7 @@ def _running_config(args: argparse.Namespace) -> DeviceConfig:
         raise HostError(f"{error}; or give --memory") from error
     mode = Mode(running["mode"])
     attach = mode is Mode.ATTACH
+    slave = (running["plugging"] or {}).get("slave", "")
     return DeviceConfig(
         name=args.name,
         mode=mode,
@@ -262,6 +301,8 @@ def _running_config(args: argparse.Namespace) -> DeviceConfig:
         run_dir=_run_dir(args),
         memory_dir=Path() if attach else Path(running["memory"]["path"]).parent,
         socket_path=Path(running["sockets"]["vhost_user"]),
+        slave_qmp=Path(slave) if slave.startswith("/") else None,
+        slave_libvirt=slave if slave and not slave.startswith("/") else None,
     )
 
 
@@ -302,6 +343,7 @@ _COMMANDS = {
     "list": (_add_list, "list a daemon's devices"),
     "status": (_add_status, "say what a device is doing"),
     "qemu-args": (_add_qemu_args, "print QEMU's arguments"),
+    "xml": (_add_xml, "print a domain for libvirt, with what it needs and no disk"),
 }
 
 

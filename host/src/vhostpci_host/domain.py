@@ -25,24 +25,8 @@ Properties = dict[str, bool | int]
 """What QEMU calls properties of a device, by name."""
 
 GIB = 2**30
-MASTER_HINT = """\
-# `virsh define` takes it as it is.  For a domain that is there (virsh edit): its RAM
-# must be as large, without <numa>; take over all that is in <devices> and qemu:*."""
-ATTACH_MASTER_HINT = """\
-# `virsh define` takes it as it is.  For a domain that is there (virsh edit): take over
-# <memoryBacking>, and all that is in <devices> and qemu:*.  The memory may be of any
-# size for a slave that is a process; for one that is a VM, of a power of two."""
-SLAVE_HINT = """\
-# `virsh define` takes it as it is.  For a domain that is there (virsh edit): take over
-# <features>, and all that is in <devices> and qemu:*.  For interrupts the guest's
-# kernel needs intel_iommu=on; without, the agent polls."""
-
-PORTS = 4
-"""Ports that a printed slave has for windows to be plugged into."""
 OTHER_PORTS = 4
-"""Ports before them, for whatever else the domain has: libvirt takes the first free."""
-RESERVE = 8 * 2**30
-"""Bytes of address space that each port for windows has."""
+"""Ports before those for windows: libvirt gives other devices the first free ones."""
 STATIC_SLOT = 0x10
 """A slot of bus 0 that libvirt gives nobody.
 
@@ -52,7 +36,11 @@ one IOMMU group with all that are there.
 
 
 def master(
-    config: DeviceConfig, *, kind: str = "kvm", vectors: int | None = None
+    config: DeviceConfig,
+    ram: int | None = None,
+    *,
+    kind: str = "kvm",
+    vectors: int | None = None,
 ) -> ET.Element:
     """Return the domain of this device's master.
 
@@ -60,11 +48,16 @@ def master(
 
     Args:
         config: the device's.
+        ram: the size of its memory in attach mode, where we do not know it.
         kind: the domain's type, `kvm` or `qemu`.
         vectors: MSI-X vectors of the card, where libvirt's number is not right.
+
+    Raises:
+        HostError: `ram` is needed.
     """
     arena = config.mode is Mode.ARENA
-    domain = _domain(f"{config.name}-master", kind, config.memory if arena else GIB)
+    size = config.memory if arena else qemu.known(config, ram)
+    domain = _domain(f"{config.name}-master", kind, size)
     if not arena:
         domain.append(_shared_memory())
     _add(_add(domain, "features"), "acpi")
@@ -81,10 +74,10 @@ def master(
 
 def slave(
     config: DeviceConfig,
+    ram: int | None = None,
     *,
     kind: str = "kvm",
-    ports: int = PORTS,
-    reserve: int = RESERVE,
+    windows: int = 1,
 ) -> ET.Element:
     """Return the domain of this device's slave.
 
@@ -93,25 +86,25 @@ def slave(
 
     Args:
         config: the device's.
+        ram: the size of the master's memory in attach mode.
         kind: the domain's type, `kvm` or `qemu`.
-        ports: how many windows can be plugged in at a time.
-        reserve: bytes of the largest of them.
+        windows: how many files the master's memory has in attach mode.
+
+    Raises:
+        HostError: `ram` is needed.
     """
-    domain = _domain(f"{config.name}-slave", kind, GIB)
+    name = config.slave_libvirt or f"{config.name}-slave"
+    domain = _domain(name, kind, GIB)
     features = _add(domain, "features")
     _add(features, "acpi")
     _add(features, "apic")
     _add(features, "ioapic", driver="qemu")
     devices = _add(domain, "devices")
-    plugged = config.plugged or config.mode is Mode.ATTACH
-    aliases = [_alias(f"port-{i}") for i in range(ports)] if plugged else []
-    if plugged:
-        _add_ports(devices, aliases)
+    if config.plugged or config.mode is Mode.ATTACH:
+        domain.append(_override(_add_ports(devices, config, ram, windows)))
     else:
         devices.append(_static(config))
     _add(_add(devices, "iommu", model="intel"), "driver", intremap="on")
-    if aliases:
-        domain.append(_override({a: {"pref64-reserve": reserve} for a in aliases}))
     return domain
 
 
@@ -125,6 +118,28 @@ def shmem(name: str, plug: Plug, *, bus: int | None, slot: int = 0) -> ET.Elemen
         place = {"domain": "0x0000", "bus": f"{bus:#04x}", "slot": f"{slot:#04x}"}
         _add(element, "address", type="pci", **place, function="0x0")
     return element
+
+
+def hint(config: DeviceConfig, role: str) -> str:
+    """Return what to tell whoever gets this device's domain."""
+    if role == "slave":
+        also, more = "<features>", SLAVE_HINT
+    elif config.mode is Mode.ARENA:
+        also, more = "<memory>", ARENA_HINT
+    else:
+        also, more = "<memoryBacking>", ATTACH_HINT
+    return f"{HINT} {also}.\n{more}"
+
+
+HINT = """\
+# `virsh define` takes this as it is; it has no disk yet.  To a domain that is there
+# (virsh edit) add all that is in <devices> and in qemu:..., and"""
+SLAVE_HINT = """\
+# For interrupts the guest's kernel needs intel_iommu=on; without, the agent polls."""
+ARENA_HINT = """\
+# The arena is all of its RAM: no <numa>, and no <memoryBacking>."""
+ATTACH_HINT = """\
+# Where the slave is a VM, each file of the RAM must have a power of two of bytes."""
 
 
 def text(element: ET.Element) -> str:
@@ -179,14 +194,19 @@ def _static(config: DeviceConfig) -> ET.Element:
     return shmem(object_id(config.name, 0), plug, bus=0, slot=STATIC_SLOT)
 
 
-def _add_ports(devices: ET.Element, aliases: list[str]) -> None:
-    """Add ports for windows, behind some that libvirt takes for other devices."""
+def _add_ports(
+    devices: ET.Element, config: DeviceConfig, ram: int | None, windows: int
+) -> dict[str, Properties]:
+    """Add a port for each window; return what must be overridden in them."""
     _add(devices, "controller", type="pci", index="0", model="pcie-root")
     for _ in range(OTHER_PORTS):
         _add(devices, "controller", type="pci", model="pcie-root-port")
+    size, count = qemu.room(config, ram, windows)
+    aliases = [f"{_alias(config.name)}_port{i}" for i in range(count)]
     for alias in aliases:
         port = _add(devices, "controller", type="pci", model="pcie-root-port")
         _add(port, "alias", name=alias)
+    return {alias: {"pref64-reserve": size} for alias in aliases}
 
 
 def _override(devices: dict[str, Properties]) -> ET.Element:

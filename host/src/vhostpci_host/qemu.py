@@ -27,7 +27,7 @@ def master(
     """
     name = _id(config)
     attached = config.mode is Mode.ATTACH
-    size = _known(config, ram) if attached else config.memory
+    size = known(config, ram) if attached else config.memory
     return [
         ("-m", f"{size >> 20}M"),
         *(_shared_memory(config, size) if attached else arena(config)),
@@ -59,11 +59,16 @@ def _backend(config: DeviceConfig, kind: str, size: int, where: str) -> Args:
     ]
 
 
-def _known(config: DeviceConfig, ram: int | None) -> int:
+def known(config: DeviceConfig, ram: int | None) -> int:
+    """Return the size of the master's memory in attach mode.
+
+    Raises:
+        HostError: `ram` is needed.
+    """
     if ram is None:
         raise HostError(
             f"{config.name}: in attach mode the master has what memory it likes: give "
-            "its size (--memory 4G) for an example"
+            "its size for an example (--mode attach --memory 4G)"
         )
     return ram
 
@@ -99,11 +104,7 @@ def slave(config: DeviceConfig, ram: int | None = None, *, windows: int = 1) -> 
 
 def _ports(config: DeviceConfig, ram: int | None, windows: int) -> Args:
     """Return a root port for each window, its number unlike any other device's."""
-    if config.mode is Mode.ARENA:
-        size, count = window_size(config.memory), 1
-    else:
-        size, count = _known(config, ram), windows + 1  # the one with the doorbells
-        _check_power_of_two(config, size)
+    size, count = room(config, ram, windows)
     number = zlib.crc32(config.name.encode())
     chassis, slot = 1 + number % 255, 1 + (number >> 8) % 4000
     return [
@@ -114,6 +115,19 @@ def _ports(config: DeviceConfig, ram: int | None, windows: int) -> Args:
         )
         for index in range(count)
     ]
+
+
+def room(config: DeviceConfig, ram: int | None, windows: int) -> tuple[int, int]:
+    """Return how many bytes each of a slave's ports must have, and how many ports.
+
+    Raises:
+        HostError: `ram` is needed, or no window of a VM can have that size.
+    """
+    if config.mode is Mode.ARENA:
+        return window_size(config.memory), 1
+    size = known(config, ram)
+    _check_power_of_two(config, size)
+    return size, windows + 1  # the one with the doorbells
 
 
 SLAVE_HINT = """\

@@ -8,6 +8,7 @@ import pytest
 
 from vhostpci_host import domain, qemu
 from vhostpci_host.config import DeviceConfig, Mode
+from vhostpci_host.errors import HostError
 from vhostpci_host.ports import Plug
 
 ARENA = DeviceConfig(name="web", memory=2**30)
@@ -58,7 +59,7 @@ def test_master_has_the_arena_as_its_memory() -> None:
 
 
 def test_master_in_attach_mode_shares_memory_of_libvirts() -> None:
-    master = read(domain.master(ATTACH))
+    master = read(domain.master(ATTACH, 2**31))
     assert attributes(master, "memoryBacking/source") == {"type": "memfd"}
     assert attributes(master, "memoryBacking/access") == {"mode": "shared"}
     assert words(master) == []
@@ -100,29 +101,46 @@ def test_slave_in_arena_mode_has_the_device_from_its_start() -> None:
     assert slave.find("devices/controller") is None
 
 
-@pytest.mark.parametrize("config", [ATTACH, PLUGGED], ids=["attach", "plugged"])
-def test_slave_that_is_plugged_into_has_ports_with_room_for_windows(
-    config: DeviceConfig,
-) -> None:
-    slave = read(domain.slave(config, ports=2, reserve=2**34))
-    assert slave.find("devices/shmem") is None
-    reserved = {"pref64-reserve": str(2**34)}
-    assert overridden(slave) == {
-        "ua-vhostpci-port-0": reserved,
-        "ua-vhostpci-port-1": reserved,
+def ports(slave: ET.Element) -> dict[str, int]:
+    """Return the ports for windows, and what they have for them."""
+    reserves = {
+        alias: int(properties["pref64-reserve"])
+        for alias, properties in overridden(slave).items()
     }
-    aliases = [one.attrib["name"] for one in slave.iterfind("devices/controller/alias")]
-    assert aliases == list(overridden(slave))
+    found = slave.iterfind("devices/controller/alias")
+    assert [one.attrib["name"] for one in found] == list(reserves)
+    return reserves
+
+
+def test_slave_in_attach_mode_has_ports_for_windows_and_for_the_metadata() -> None:
+    slave = read(domain.slave(ATTACH, 2**32, windows=2))
+    assert slave.find("devices/shmem") is None
+    assert list(ports(slave).values()) == [2**32] * 3
+
+
+def test_slave_that_an_arena_is_plugged_into_has_a_port_for_it() -> None:
+    slave = read(domain.slave(PLUGGED))
+    assert slave.find("devices/shmem") is None
+    assert list(ports(slave).values()) == [2**31]
+
+
+def test_memory_of_a_master_in_attach_mode_is_asked_for() -> None:
+    assert read(domain.master(ATTACH, 2**32)).findtext("memory") == "4096"
+    for of in (domain.master, domain.slave):
+        with pytest.raises(HostError, match="--memory 4G"):
+            of(ATTACH)
 
 
 def test_ports_for_windows_come_last() -> None:
-    ports = read(domain.slave(ATTACH, ports=1)).findall("devices/controller")
-    assert [port.find("alias") is None for port in ports] == [True] * 5 + [False]
+    controllers = read(domain.slave(PLUGGED)).findall("devices/controller")
+    assert controllers[0].attrib["model"] == "pcie-root"
+    found = [port.find("alias") is not None for port in controllers[1:]]
+    assert found == [False] * domain.OTHER_PORTS + [True]
 
 
 @pytest.mark.parametrize("config", [ARENA, ATTACH], ids=["arena", "attach"])
 def test_slave_has_an_iommu_that_remaps_interrupts(config: DeviceConfig) -> None:
-    slave = read(domain.slave(config))
+    slave = read(domain.slave(config, 2**30))
     assert attributes(slave, "devices/iommu/driver") == {"intremap": "on"}
     assert attributes(slave, "features/ioapic") == {"driver": "qemu"}
 

@@ -3,6 +3,7 @@
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -141,6 +142,37 @@ def test_qemu_args_need_a_daemon_or_the_memory(
     out = capsys.readouterr()
     assert "-device ivshmem-doorbell" in out.out
     assert "intel_iommu=on" in out.err
+
+
+def test_xml_is_printed_alone_and_its_hints_aside(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["xml", "a", "--role", "slave", "--memory", "1G"]) == 0
+    out = capsys.readouterr()
+    assert ET.fromstring(out.out).findtext("name") == "a-slave"
+    assert "intel_iommu=on" in out.err
+
+
+@pytest.mark.parametrize(
+    ("role", "mode", "text"),
+    [
+        ("master", "arena", "<memory>.\n# The arena is all of its RAM: no <numa>"),
+        ("master", "attach", "<memoryBacking>.\n# Where the slave is a VM"),
+        ("slave", "attach", "<features>.\n# For interrupts"),
+    ],
+)
+def test_xml_hints_say_what_to_take_over(
+    capsys: pytest.CaptureFixture[str], role: str, mode: str, text: str
+) -> None:
+    assert main(["xml", "a", "--role", role, "--mode", mode, "--memory", "1G"]) == 0
+    assert text in capsys.readouterr().err
+
+
+def test_xml_has_no_port_for_a_window_that_no_vm_can_have(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    argv = ["xml", "a", "--mode", "attach", "--memory", "3G", "--role"]
+    assert "no power of two" in failure(capsys, *argv, "slave")
 
 
 @pytest.mark.parametrize(
