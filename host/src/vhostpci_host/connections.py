@@ -9,7 +9,7 @@ from typing import Protocol
 
 from vhostpci_shared.wire import ProtocolError
 
-from . import endpoint
+from . import endpoint, farewell
 from .fds import exhausted, no_descriptors
 from .message import Message
 from .peers import Outgoing, refusal
@@ -218,7 +218,7 @@ class SlaveConnection:
             self._retry.cancel()
         self._release_all()
         self._loop.remove_reader(self._connection.fileno())
-        self._connection.close()
+        farewell.leave(self._connection, self._loop)
         self._owner.slave_closed()
 
     def _release_all(self) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import control, endpoint, options
+from . import control, endpoint, farewell, options
 from .arena import make_directory
 from .attach import WindowIds
 from .config import DeviceConfig, check_name, conflicts, daemon_control
@@ -183,6 +183,7 @@ class Daemon:
             await asyncio.wait(self._unplugging.values())
         while self._entries:
             self._close(self._entries.popitem()[1])
+        farewell.end()
 
     def _loop_failed(
         self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]

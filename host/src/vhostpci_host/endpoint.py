@@ -256,9 +256,9 @@ def send_outgoing(connection: socket.socket, outgoing: Outgoing) -> None:
         raise EOFError(str(error)) from error
 
 
-def refuse(connection: socket.socket, messages: list[Outgoing]) -> None:
-    """Send the last messages that this peer gets, and close the connection."""
-    with connection, contextlib.suppress(EOFError, BlockingIOError):
+def send_last(connection: socket.socket, messages: list[Outgoing]) -> None:
+    """Send the last messages that this peer gets, if it takes them."""
+    with contextlib.suppress(EOFError, BlockingIOError):
         for outgoing in messages:
             send_outgoing(connection, outgoing)
 

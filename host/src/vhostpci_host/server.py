@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from . import control, endpoint
+from . import control, endpoint, farewell
 from .arena import Arena, make_directory
 from .attach import Attached, WindowIds
 from .config import DeviceConfig, Mode
@@ -24,7 +24,6 @@ from .guarded import GuardedLoop
 from .listener import Listener
 from .memory import Store, WindowFile
 from .message import Message
-from .peers import refusal
 from .ports import Plugger
 from .window import WindowSocket
 
@@ -220,7 +219,7 @@ class Server:
     def _refuse_slave(self, connection: socket.socket) -> None:
         assert self._slave is not None, "refused for nobody"
         pid = endpoint.peer_pid(connection)
-        endpoint.refuse(connection, refusal())
+        farewell.refuse(connection, self.loop)
         self.say_once(f"slave (pid {pid}) refused: pid {self._slave.pid} is connected")
 
     def receive(self, message: Message) -> None:

@@ -14,13 +14,13 @@ import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from . import endpoint
+from . import endpoint, farewell
 from .config import DeviceConfig
 from .connections import SlaveConnection
 from .fds import Notifier
 from .listener import Listener
 from .memory import Store, WindowFile
-from .peers import refusal, window_handshake
+from .peers import window_handshake
 from .ports import Loop, Plug, Plugger, WindowHost
 
 RETIRE = 1.0
@@ -171,7 +171,7 @@ class WindowSocket:
             self._connection.close()
         why = self._why_not(connection)
         if why is not None:
-            endpoint.refuse(connection, refusal())
+            farewell.refuse(connection, self._loop)
             self.say_once(why)
             return
         self._connection = SlaveConnection(self, connection, self._loop)
