@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hot-plug with a real QEMU, in whose guest nothing but firmware runs.
+
+test: one event loop ──unix sockets──► QEMU: SeaBIOS, two ports, no disk
+      QmpVm, window sockets  ◄──QMP───
+"""
+
+import asyncio
+import os
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.assumptions import qtest
+from tests.vm.qmp import Qmp
+from vhostpci_host import endpoint, farewell, qmp
+from vhostpci_host.fds import Fd
+from vhostpci_host.hotplug import Hotplug, PlugError, VmAway
+from vhostpci_host.listener import Listener
+from vhostpci_host.memory import WindowFile
+from vhostpci_host.ports import Plug
+from vhostpci_host.qmp import QmpVm
+from vhostpci_host.window import WindowSocket
+
+pytestmark = pytest.mark.vm
+
+MIB, GIB = 2**20, 2**30
+PORTS = [
+    *("-device", "pcie-root-port,id=large,chassis=1,slot=1,pref64-reserve=1G"),
+    *("-device", "pcie-root-port,id=small,chassis=2,slot=2"),
+]
+
+
+@contextmanager
+def started(directory: Path, *args: str, machine: str = "q35") -> Iterator[int]:
+    """Start a QEMU with two QMP sockets: ours, and the test's; yield its pid."""
+    command = [
+        *("qemu-system-x86_64", "-M", machine, "-accel", "tcg", "-m", "128M"),
+        *("-nodefaults", "-display", "none"),
+        *("-qmp", f"unix:{directory}/ours,server=on,wait=off"),
+        *("-qmp", f"unix:{directory}/test,server=on,wait=off"),
+        *args,
+    ]
+    with subprocess.Popen(command) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+class Shown:
+    """Windows on sockets of this loop."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._undo = ExitStack()
+        self._shown: dict[int, WindowSocket] = {}
+        self.said: list[str] = []
+
+    def show(self, window: int, size: int) -> Plug:
+        """Show one more, as the daemon does."""
+        path = self._directory / f"window.{window}"
+        memory = Fd(qtest.memory(size))
+        self._undo.callback(memory.close)
+        file = WindowFile(memory, size, (0, window, size))
+        listen = partial(self._listen, path)
+        loop = asyncio.get_running_loop()
+        shown = WindowSocket(window, file, listen, loop, self.said.append)
+        self._shown[window] = shown
+        return Plug(window=window, socket=path, vectors=1, size=size)
+
+    def hide(self, window: int) -> None:
+        """Show one no longer."""
+        self._shown.pop(window).close()
+
+    def greet(self, window: int, *, vectors: int = 1, delay: float = 0.0) -> Plug:
+        """Answer whoever connects for a window, sooner or later."""
+        path = self._directory / f"window.{window}"
+        memory = qtest.memory(MIB)
+        fds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(vectors)]
+        for fd in (memory, *fds):
+            self._undo.callback(os.close, fd)
+
+        def take(connection: socket.socket) -> None:
+            server = self._undo.enter_context(qtest.Server(connection))
+            loop = asyncio.get_running_loop()
+            loop.call_later(delay, server.hello, window, memory, fds)
+
+        self._undo.callback(self._listen(path, take).close)
+        return Plug(window=window, socket=path, vectors=vectors, size=MIB)
+
+    def _listen(self, path: Path, take: Callable[[socket.socket], None]) -> Listener:
+        server = endpoint.listen(path, 0o600, None)
+        loop = asyncio.get_running_loop()
+        return Listener(server, loop, take, self.said.append, path)
+
+    def close(self) -> None:
+        """Show none."""
+        for window in list(self._shown):
+            self.hide(window)
+        self._undo.close()
+        farewell.end()
+
+
+@asynccontextmanager
+async def way_to(directory: Path) -> AsyncIterator[tuple[QmpVm, Shown]]:
+    """Our way to the QEMU, once that answers."""
+    vm, shown = QmpVm(directory / "ours"), Shown(directory)
+    try:
+        await until_done(lambda: vm.plugged("web"))
+        yield vm, shown
+    finally:
+        await vm.close()
+        shown.close()
+
+
+async def until_done(work: Callable[[], Awaitable[Any]]) -> None:
+    """Do it again until nothing stands in the way: firmware takes its time."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            await work()
+        except PlugError:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.2)
+        else:
+            return
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.05)
+
+
+def reset(directory: Path) -> None:
+    """Reset the VM: that is how a guest without a driver lets go of a device."""
+    with Qmp(directory / "test") as monitor:
+        monitor.execute("system_reset", {})
+
+
+def behind(directory: Path, port: str) -> dict[str, int]:
+    """Return the devices behind a port, with the size of their BAR 2."""
+    with Qmp(directory / "test") as monitor:
+        (bus,) = monitor.execute("query-pci", {})
+    (bridge,) = (d for d in bus["devices"] if d["qdev_id"] == port)
+    return {
+        device["qdev_id"]: region["size"]
+        for device in bridge["pci_bridge"]["devices"]
+        for region in device["regions"]
+        if region["bar"] == 2
+    }
+
+
+def test_loop_that_plugs_also_answers_the_handshakes(tmp_path: Path) -> None:
+    """So one daemon, with one loop, cannot deadlock with QEMU's main loop."""
+
+    async def scenario() -> None:
+        async with way_to(tmp_path) as (vm, shown):
+            wanted = frozenset({shown.show(0, 64 * 1024), shown.show(300, GIB)})
+            plugger = Hotplug("web", "slave", vm, vm.close)
+            plugger.want(wanted)
+            await until(lambda: plugger.status()["plugged"] == [0, 300])
+            assert behind(tmp_path, "large") == {"vhostpci.300.web-window": GIB}
+            assert behind(tmp_path, "small") == {"vhostpci-web-window": 64 * 1024}
+            await plugger.close()
+
+    with started(tmp_path, *PORTS):
+        asyncio.run(scenario())
+
+
+def test_handshake_that_comes_late_keeps_qemu_waiting_and_not_us(
+    tmp_path: Path,
+) -> None:
+    """QEMU reads it in device_add, with its main loop; we go on meanwhile."""
+
+    async def scenario() -> None:
+        async with way_to(tmp_path) as (vm, shown):
+            await until_done(lambda: vm.plug("other", shown.greet(0)))
+            plug = asyncio.create_task(vm.plug("web", shown.greet(300, delay=2)))
+            await asyncio.sleep(1)
+            assert not plug.done()
+            await plug
+            assert await vm.plugged("web") == {300}
+
+    with started(tmp_path, *PORTS):
+        asyncio.run(scenario())
+
+
+def test_handshake_that_refuses_leaves_qemu_alive_and_nothing_behind(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        async with way_to(tmp_path) as (vm, shown):
+            await until_done(lambda: vm.plug("other", shown.show(300, MIB)))
+            with pytest.raises(PlugError, match="server sent version"):
+                await vm.plug("web", shown_to_another)
+            assert await vm.plugged("web") == set()
+            assert await vm.plugged("other") == {300}
+
+    shown_to_another = Plug(
+        window=300, socket=tmp_path / "window.300", vectors=1, size=MIB
+    )
+    with started(tmp_path, *PORTS):
+        asyncio.run(scenario())
+
+
+def test_window_that_goes_while_it_is_plugged_leaves_qemu_alive(
+    tmp_path: Path,
+) -> None:
+    """Between chardev-add and device_add a closed connection would hang it."""
+
+    async def scenario() -> None:
+        async with way_to(tmp_path) as (vm, shown):
+            plug = shown.show(300, MIB)
+            with Qmp(tmp_path / "test") as monitor:
+                address = {"type": "unix", "data": {"path": str(plug.socket)}}
+                backend = {"type": "socket", "data": {"addr": address, "server": False}}
+                add = {"id": "early", "backend": backend}
+                await asyncio.to_thread(monitor.execute, "chardev-add", add)
+                await asyncio.sleep(0.2)
+                shown.hide(300)
+                await asyncio.sleep(0.2)
+                device = {"driver": "ivshmem-doorbell", "chardev": "early"}
+                device |= {"bus": "small", "id": "early-window"}
+                await asyncio.to_thread(monitor.execute, "device_add", device)
+            assert await vm.plugged("web") == set()
+
+    with started(tmp_path, *PORTS):
+        asyncio.run(scenario())
+
+
+def test_port_that_is_large_enough_is_taken_only_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with way_to(tmp_path) as (vm, shown):
+            await until_done(lambda: vm.plug("web", shown.show(300, GIB)))
+            with pytest.raises(PlugError, match="no free PCI port for the 1G"):
+                await vm.plug("web", shown.show(301, GIB))
+
+    with started(tmp_path, *PORTS):
+        asyncio.run(scenario())
+
+
+def test_unplugged_window_leaves_nothing_and_its_port_is_free(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with way_to(tmp_path) as (vm, shown):
+            plug = shown.show(300, GIB)
+            await until_done(lambda: vm.plug("web", plug))
+            unplug = asyncio.create_task(vm.unplug("web", 300))
+            await asyncio.sleep(0.5)
+            assert not unplug.done()
+            reset(tmp_path)
+            await unplug
+            assert await vm.plugged("web") == set()
+            await until_done(lambda: vm.plug("web", plug))
+
+    with started(tmp_path, *PORTS):
+        asyncio.run(scenario())
+
+
+def test_unplugged_vectors_do_not_keep_qemu_busy(tmp_path: Path) -> None:
+    """Without KVM: see leftovers.py."""
+
+    async def scenario(pid: int) -> None:
+        async with way_to(tmp_path) as (vm, shown):
+            plug = shown.greet(0, vectors=65)
+            await until_done(lambda: vm.plug("web", plug))
+            unplug = asyncio.create_task(vm.unplug("web", 0))
+            await asyncio.sleep(0.5)
+            with Qmp(tmp_path / "test") as monitor:
+                monitor.execute("system_reset", {})
+                monitor.execute("stop", {})
+            await unplug
+            before = cpu_seconds(pid)
+            await asyncio.sleep(1)
+            assert cpu_seconds(pid) - before < 0.1
+
+    with started(tmp_path, *PORTS) as pid:
+        asyncio.run(scenario(pid))
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return what a process has used of the CPU (proc(5), stat)."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_window_has_an_address_once_somebody_gives_it_one(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with way_to(tmp_path) as (vm, shown):
+            await until_done(lambda: vm.plug("web", shown.show(300, GIB)))
+            assert await vm.unassigned("web") == {300}
+            reset(tmp_path)
+            async with asyncio.timeout(20):
+                while await vm.unassigned("web"):
+                    await asyncio.sleep(0.1)
+
+    with started(tmp_path, *PORTS):
+        asyncio.run(scenario())
+
+
+def test_ports_have_no_room_before_firmware_has_run(tmp_path: Path) -> None:
+    """So we wait for it: QEMU would take the device, and the guest give it none."""
+
+    async def scenario() -> None:
+        async with way_to(tmp_path) as (vm, shown):
+            with pytest.raises(PlugError, match="firmware"):
+                await vm.plug("web", shown.show(0, 64 * 1024))
+
+    with started(tmp_path, *PORTS, "-S"):
+        asyncio.run(scenario())
+
+
+def test_i440fx_takes_a_window_on_its_one_bus(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with way_to(tmp_path) as (vm, shown):
+            await vm.plug("web", shown.show(300, GIB))
+            assert await vm.plugged("web") == {300}
+
+    with started(tmp_path, machine="pc"):
+        asyncio.run(scenario())
+
+
+def test_second_client_of_a_monitor_is_never_greeted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So all devices of a daemon share one connection, and the wait has an end."""
+    monkeypatch.setattr("vhostpci_host.monitor.GREETING_TIME", 1)
+
+    async def scenario() -> None:
+        async with way_to(tmp_path):
+            second = QmpVm(tmp_path / "ours")
+            with pytest.raises(VmAway, match="serves one client at a time"):
+                await second.plugged("web")
+            await second.close()
+
+    with started(tmp_path):
+        asyncio.run(scenario())
+
+
+def test_what_a_daemon_left_behind_is_found_by_the_next(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with way_to(tmp_path) as (vm, shown):
+            await until_done(lambda: vm.plug("web", shown.show(300, MIB)))
+            await vm.close()
+        async with way_to(tmp_path) as (vm, shown):
+            assert await vm.plugged("web") == {300}
+
+    with started(tmp_path, *PORTS):
+        asyncio.run(scenario())
+
+
+def test_guest_without_a_driver_does_not_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second request, while the first has no answer, must not be taken amiss."""
+    monkeypatch.setattr(qmp, "GUEST_TIME", 0.5)
+
+    async def scenario() -> None:
+        async with way_to(tmp_path) as (vm, shown):
+            await until_done(lambda: vm.plug("web", shown.show(300, MIB)))
+            for _ in range(2):
+                with pytest.raises(PlugError, match="does not let go"):
+                    await vm.unplug("web", 300)
+
+    with started(tmp_path, *PORTS):
+        asyncio.run(scenario())
