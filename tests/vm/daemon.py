@@ -22,14 +22,26 @@ class DaemonError(Exception):
 
 
 class Daemon:
-    """``vhostpci-host run NAME`` with directories of its own."""
+    """``vhostpci-host run NAME`` with directories of its own.
+
+    With ``memory`` it makes the master's memory; without, the master brings its own.
+    With ``slave_qmp`` it plugs into the slave VM at that monitor.
+    """
 
     def __init__(
-        self, name: str, *, memory: str, logs: Path, queue_pairs: int = 1
+        self,
+        name: str,
+        *,
+        logs: Path,
+        memory: str | None = None,
+        queue_pairs: int = 1,
+        slave_qmp: Path | None = None,
     ) -> None:
         self.name = name
         self.log = logs / f"{name}.daemon.log"
-        self._options = ["--memory", memory, "--queue-pairs", str(queue_pairs)]
+        self._mode = ["--memory", memory] if memory else ["--mode", "attach"]
+        self._mode += ["--slave-qmp", str(slave_qmp)] if slave_qmp else []
+        self._options = [*self._mode, "--queue-pairs", str(queue_pairs)]
         self._environment = os.environ | {"PYTHONPATH": str(wheels.host_packages())}
 
     def __enter__(self) -> Self:
@@ -68,10 +80,15 @@ class Daemon:
         self._sockets.cleanup()
         self._arena.cleanup()
 
-    def qemu_args(self, role: str) -> list[str]:
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
+    def qemu_args(self, role: str, *options: str) -> list[str]:
         """The arguments that ``qemu-args --role ROLE`` prints."""
         intx = ["--tcg-7.2"] if role == "master" and qemu.needs_intx() else []
-        output = self._output("qemu-args", "--role", role, "--json", *intx)
+        output = self._output("qemu-args", "--role", role, "--json", *intx, *options)
         args: list[str] = json.loads(output)
         return args
 
@@ -80,6 +97,21 @@ class Daemon:
         kind = "kvm" if qemu.has_kvm() else "qemu"
         intx = ["--tcg-7.2"] if role == "master" and qemu.needs_intx() else []
         return self._output("xml", "--role", role, "--type", kind, *intx)
+
+    def card(self) -> list[str]:
+        """The master's arguments without those for its memory (attach mode)."""
+        args = self.qemu_args("master", "--mode", "attach", "--memory", "1G")
+        pairs = zip(args[::2], args[1::2], strict=True)
+        of_memory = ("-m", "-machine", "-object")
+        return [word for pair in pairs if pair[0] not in of_memory for word in pair]
+
+    def wait_state(self, state: str, timeout: float = 20) -> None:
+        """Wait until the device's status says that."""
+        deadline = time.monotonic() + timeout
+        while (said := self.status())["state"] != state:
+            if time.monotonic() > deadline:
+                raise DaemonError(f"not {state!r}: {said}\n{self.output()}")
+            time.sleep(0.1)
 
     def status(self) -> Any:
         """What ``status -j`` prints."""

@@ -212,10 +212,15 @@ class Vm:
         with Qmp(self.run_dir / "qmp") as monitor:
             return monitor.execute(command, arguments)
 
+    @property
+    def pid(self) -> int:
+        """QEMU's process."""
+        assert self._process, "not started"
+        return self._process.pid
+
     def cpu_seconds(self) -> float:
         """Processor time of QEMU's main thread, which runs its event loop."""
-        assert self._process
-        return processor_time(self._process.pid)
+        return processor_time(self.pid)
 
     def is_running(self) -> bool:
         """Whether QEMU still is."""

@@ -7,9 +7,10 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from tests.vm.channel import GuestError
-from tests.vm.harness import Vm
+from tests.vm.harness import Result, Vm
 
 # 5201 in hexadecimal, as /proc/net/tcp6 has a listening socket.
 LISTENS = "grep -q ':1451 .* 0A ' /proc/net/tcp /proc/net/tcp6"
@@ -31,11 +32,24 @@ class Ping:
         return Ping(self.sent + other.sent, received, average)
 
 
-def ping(source: Vm, address: str, count: int = 10) -> Ping:
+class Runner(Protocol):
+    """A VM, or a process of ours in a network of its own."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in an error."""
+        ...
+
+    def run(self, command: str, *, timeout: float = 30, check: bool = True) -> Result:
+        """Run shell text to its end."""
+        ...
+
+
+def ping(source: Runner, address: str, count: int = 10, options: str = "") -> Ping:
     """Ping ``address``; lost packets are a result, not an error."""
     # Once replies have come, ping waits one interval for the last one, not -W.
     output = source.run(
-        f"ping -n -q -c {count} -i 0.2 -W 2 {address}",
+        f"ping -n -q -c {count} -i 0.2 -W 2 {options} {address}",
         timeout=count * 2 + 10,
         check=False,
     ).stdout

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masters with the memory that they have, and a slave that is a process.
+
+  master            vhostpci-host            namespace
+virtio-net ------ vhost-user, windows ------ vhostpci-guest --socket -- TAP
+memfd, file, NUMA, DIMM                      10.77.0.2
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.vm import image, memory, process, traffic
+from tests.vm.daemon import Daemon
+from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Master
+from tests.vm.process import Process
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(200)]
+
+MIB = 2**20
+GIB = 2**30
+PATTERN = "7668c0de"
+"""What pings are filled with, to be found in the master's memory."""
+
+
+class Link:
+    """A master and a slave process with packets crossing."""
+
+    def __init__(self, daemon: Daemon, master: Master, slave: Process) -> None:
+        self.daemon, self.master, self.slave = daemon, master, slave
+
+    def ping_both_ways(self, options: str = "") -> traffic.Ping:
+        return traffic.ping(self.master, SLAVE_ADDRESS, options=options) + traffic.ping(
+            self.slave, MASTER_ADDRESS, options=options
+        )
+
+    def windows(self) -> list[int]:
+        """Sizes of the windows that the slave has."""
+        windows = self.daemon.status()["windows"]
+        return sorted(one["size"] for one in windows if one["connected"])
+
+    def regions(self) -> list[tuple[int, int]]:
+        """Guest address and size of each region."""
+        regions = self.daemon.status()["master"]["regions"]
+        return sorted((one["guest_addr"], one["size"]) for one in regions)
+
+
+@contextmanager
+def linked(
+    logs: Path, args: list[str], chipset: str = "q35", cpus: int = 1
+) -> Iterator[Link]:
+    """Boot a master with this memory, and run the agent."""
+    with Daemon("attached", logs=logs) as daemon:
+        master = Master(
+            *("master", image.build()),
+            logs=logs,
+            args=[*daemon.card(), *args],
+            chipset=chipset,
+            cpus=cpus,
+        )
+        with master, process.serving(daemon, logs / "agent.log") as slave:
+            master.wait_ready()
+            master.configure()
+            daemon.wait_state("running")
+            slave.wait_tap()
+            master.wait_for(f"ping -n -q -c 1 -W 1 {SLAVE_ADDRESS}")
+            yield Link(daemon, master, slave)
+
+
+@pytest.fixture
+def here(logs: Path, request: pytest.FixtureRequest) -> Path:
+    """Where this test's VMs log."""
+    return Path(logs / request.node.name)
+
+
+def test_file_whose_size_is_no_power_of_two(here: Path, tmp_path: Path) -> None:
+    with linked(here, memory.file("448M", tmp_path / "ram")) as link:
+        ping = link.ping_both_ways()
+        assert ping.received == ping.sent
+        assert link.windows() == [448 * MIB]
+
+
+@pytest.mark.parametrize(
+    ("chipset", "below"), [("q35", 2 * GIB), ("pc", 3 * GIB)], ids=["q35", "i440fx"]
+)
+def test_4_gib_around_the_pci_hole(here: Path, chipset: str, below: int) -> None:
+    """One window; what is above the hole is of a region of its own."""
+    with linked(here, memory.memfd("4G"), chipset) as link:
+        ping = link.ping_both_ways()
+        assert ping.received == ping.sent
+        assert link.windows() == [4 * GIB]
+        assert (4 * GIB, 4 * GIB - below) in link.regions()
+
+
+def test_two_numa_nodes(here: Path) -> None:
+    with linked(here, memory.two_nodes("256M", "512M"), cpus=2) as link:
+        assert link.windows() == [256 * MIB, 256 * MIB]
+        for cpu, node in enumerate(memory.files(link.master, 256 * MIB)):
+            pattern = f"{PATTERN}{cpu:02x}"
+            link.master.run(
+                f"taskset -c {cpu} /usr/bin/ping -c 3 -i 0.2 -p {pattern} "
+                f"{SLAVE_ADDRESS}"
+            )
+            assert memory.holds(node, bytes.fromhex(pattern) * 2)
+
+
+def test_dimm_that_comes_while_packets_flow(here: Path) -> None:
+    """No packet is lost, and those that come later lie in it."""
+    with linked(here, memory.with_slots("512M")) as link:
+        with traffic.pinging(link.master, SLAVE_ADDRESS) as running:
+            memory.plug_dimm(link.master, 256 * MIB)
+            link.daemon.wait_state("running")
+            link.master.run("sleep 2")
+            during = link.ping_both_ways()
+        ping = running.result() + during
+        assert ping.received == ping.sent
+        assert link.windows() == [256 * MIB, 512 * MIB]
+        (dimm,) = memory.files(link.master, 256 * MIB)
+        link.ping_both_ways(f"-p {PATTERN}")
+        assert memory.holds(dimm, bytes.fromhex(PATTERN) * 2)
