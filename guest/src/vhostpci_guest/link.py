@@ -54,6 +54,8 @@ _SILENT_TICKS = 15
 
 They are counted, not timed: a slave VM that was paused finds much time gone.
 """
+_IDLE_TICKS = 2
+"""Ticks without a ring that runs, until the cable is pulled: 0.2 to 0.4 s."""
 
 
 class Pulse:
@@ -120,6 +122,7 @@ class Link:
         self._acted: int | None = None  # the generation that we act by
         self._served = False
         self._told = ""  # why we left it alone
+        self._idle_ticks = 0
         self._rings.inherit(self._metadata)
 
     # What the loop asks.
@@ -183,6 +186,8 @@ class Link:
         """
         self._watch_daemon(tick=True)
         self._watch_rings()
+        self._idle_ticks += 1
+        self._set_carrier()
         self.port.follow_bridge()
         self._agent = replace(self._agent, heartbeat=self._agent.heartbeat + 1)
         self._report()
@@ -366,7 +371,16 @@ class Link:
         self._ring_daemon()
 
     def _set_carrier(self) -> None:
-        self.port.set_carrier(self._rings.running)
+        """Plug the cable in; pull it once it is clear that no ring goes on.
+
+        A master stops its rings for some milliseconds when its memory changes.  A
+        cable that is out would lose what waits in the TAP, and make a bridge forget.
+        """
+        if self._rings.running:
+            self._idle_ticks = 0
+            self.port.set_carrier(True)
+        elif not self._rings.wanted.master or self._idle_ticks >= _IDLE_TICKS:
+            self.port.set_carrier(False)
 
     # Telling.
 

@@ -170,10 +170,13 @@ class Rings:
         return refused
 
     def _pairs_of(self, want: Want) -> frozenset[int]:
-        """Return the pairs whose queues are to be used; as they are, until we know."""
-        if want.absent:
-            return self._pairs
-        return frozenset(i // 2 for i, ring in enumerate(want.rings) if ring.runs)
+        """Return the pairs whose queues are to be used.
+
+        They are as they were where we don't know yet, and where no ring is to run: the
+        daemon stops all for a moment when the master's memory changes.
+        """
+        run = frozenset(i // 2 for i, ring in enumerate(want.rings) if ring.runs)
+        return self._pairs if want.absent or not run else run
 
     def _use_queues(self, pairs: frozenset[int]) -> None:
         self._port.use_queues(pairs)

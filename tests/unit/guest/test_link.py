@@ -193,6 +193,22 @@ def test_carrier_follows_the_rings(bench: Bench) -> None:
     bench.publish(*pair(2))
     assert bench.port.carrier
     bench.publish(*pair(3, flags=0))
+    bench.ticks(2)
+    assert not bench.port.carrier
+
+
+def test_carrier_outlasts_a_short_stop(bench: Bench) -> None:
+    """As when the master's memory grows: a flap would lose what waits in the TAP."""
+    for session in range(2, 10, 2):
+        bench.publish(*pair(session))
+        bench.publish(*pair(session + 1, flags=0))
+        bench.ticks(1)
+        assert bench.port.carrier
+
+
+def test_carrier_goes_at_once_with_the_master(bench: Bench) -> None:
+    bench.publish(*pair(2))
+    bench.publish(*pair(3, flags=0), master=False)
     assert not bench.port.carrier
 
 
@@ -243,6 +259,7 @@ def test_queues_stay_while_rings_only_pause(two: Bench) -> None:
     elsewhere = replace(MEMORY, window=300)
     two.publish(*pair(2), *ON, regions=(elsewhere,))
     assert two.running == set()
+    two.publish(*pair(2, flags=0), *(replace(one, flags=RingFlag(0)) for one in ON))
     two.publish(*pair(2), *ON)
     assert two.running == {0, 1, 2, 3}
     two.port.watch = lambda: None
@@ -254,8 +271,8 @@ def test_tap_that_is_deleted_holds_up_no_stop(two: Bench) -> None:
 
     two.publish(*pair(2), *ON)
     two.port.watch = refuse
-    two.ticks(15, daemon=False)
-    assert two.running == set()
+    two.publish(*pair(2), *OFF)
+    assert two.running == {0, 1}
     two.port.watch = lambda: None
 
 
@@ -338,6 +355,7 @@ def test_carrier_is_off_when_the_last_ring_fell(bench: Bench) -> None:
     for index in (0, 1):
         bench.plane.fall(index, AgentRingState.FENCED, "moved")
     bench.look()
+    bench.ticks(2)
     assert not bench.port.carrier
 
 
