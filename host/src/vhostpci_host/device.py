@@ -206,7 +206,7 @@ class Device:
         if wait is None:
             return
         if self.agent.entry.generation >= wait.generation:
-            self._stopped(wait)
+            self._stopped(wait, answered=True)
         elif self._loop.time() >= wait.deadline:
             log.warning(
                 "%s: the agent did not stop within %g s; going on without it",
@@ -214,15 +214,17 @@ class Device:
                 QUIESCE,
             )
             self.agent.late_at = wait.generation
-            self._stopped(wait)
+            self._stopped(wait, answered=False)
 
-    def _stopped(self, wait: _Wait) -> None:
+    def _stopped(self, wait: _Wait, *, answered: bool) -> None:
         """The agent let go, or is taken to have: the front-end gets its answer."""
         assert self.backend is not None, "a wait for nobody"
         assert self.master is not None, "a wait for nobody"
         master = self.master
         self._end_wait()
         self._end(wait.rings)
+        if not answered:
+            self._publish()  # it is fenced before the front-end has its answer
         try:
             self._go_on(self.backend.resume())
         except ProtocolError as error:
@@ -436,7 +438,7 @@ class Device:
         self._renew_all()
         self._publish()
         if self._wait is not None:
-            self._stopped(self._wait)
+            self._stopped(self._wait, answered=False)
 
     def _on_doorbell(self) -> None:
         self._doorbell.drain()

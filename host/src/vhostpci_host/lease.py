@@ -8,8 +8,11 @@ What the agent knows of each ring::
        ▲                  │ Quiesce without an agent;             │ agent's answer,
        └──────────────────┴─ front-end gone ◄─────────────────────┘ or time-out
 
-Each arrow gives the ring a new session number: an agent that slept through any of them
-finds itself fenced.  Numbers start at random, so no two daemons give the same.
+A ring gets a new session number whenever it may change owners, which is at each arrow
+but the one to STOPPING: an agent that slept through it finds itself fenced.  While a
+ring is STOPPING it is still the agent's, which may finish what it is about: a packet
+that was taken from the TAP, or given to it, and not yet reported as used, would be lost
+or sent twice.  Numbers start at random, so no two daemons give the same.
 """
 
 import random
@@ -80,9 +83,11 @@ class Lease:
         return self.state is RingState.RUNNING
 
     def step(self, state: RingState) -> None:
-        """Go to `state`, in a new session."""
+        """Go to `state`; in a new session, unless the agent has the ring still."""
         assert state in STEPS[self.state], f"{self.state} to {state}"
-        self.state, self.session = state, self.sessions.new()
+        self.state = state
+        if state is not RingState.STOPPING:
+            self.session = self.sessions.new()
         if state is not RingState.RUNNING:
             self._close_relay()
 

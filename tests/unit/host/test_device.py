@@ -218,6 +218,22 @@ def test_agent_that_says_nothing_delays_the_master_for_a_second_once(
     assert "did not stop within" in caplog.text
 
 
+def test_ring_is_the_agents_until_it_has_let_go(scene: Scene) -> None:
+    """It may yet report as used what it has sent; a new session would forbid that."""
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running()
+        agent.answers = False
+        before = sessions(scene)[0]
+        qemu.transport.send(vu.message(Request.GET_VRING_BASE, vu.VringState(0, 0)), ())
+        assert not agent.snapshot().rings[0].runs
+        assert sessions(scene)[0] == before
+        agent.answer()
+        scene.loop.advance()
+        qemu.transport.receive()
+        scene.start(qemu)
+        assert sessions(scene)[0] != before
+
+
 def test_agent_whose_heart_stopped_is_not_waited_for(scene: Scene) -> None:
     with scene.agent(scene.slave()) as agent:
         qemu = scene.running()
@@ -256,10 +272,12 @@ def test_slave_that_goes_while_the_master_waits_frees_it(scene: Scene) -> None:
     with scene.agent(slave) as agent:
         qemu = scene.running()
         agent.answers = False
+        before = sessions(scene)[0]
         scene.loop.call_later(0.1, scene.device.slave_gone)
         started = scene.loop.now
         qemu.stop_ring(0)
         assert scene.loop.now - started < 0.2
+        assert sessions(scene)[0] != before, "it may live on, and is fenced"
 
 
 def test_front_end_that_goes_while_it_waits_leaves_all_in_order(scene: Scene) -> None:
