@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lab in attach mode: masters that bring their own memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.process.lab import (
+    ATTACH,
+    MASTER_ADDRESS,
+    MEMORY,
+    Lab,
+    Program,
+    ip,
+    wait_for,
+)
+from tests.process.master import TAP as MASTER_TAP
+from tests.process.master import Master, Ram
+
+
+class AttachLab(Lab):
+    """A lab whose masters have the memory that they have."""
+
+    @property
+    def socket(self) -> Path:
+        """Where a front-end connects."""
+        return self.run_dir / "net0.vhost-user"
+
+    def start(self, *, pairs: int = 1) -> tuple[Program, Program]:
+        """Start the daemon and the agent, and wait until they know each other."""
+        daemon = self.start_daemon(*ATTACH, "--queue-pairs", str(pairs))
+        agent = self.start_agent()
+        self.wait_carrier("NO-CARRIER")
+        return daemon, agent
+
+    @contextmanager
+    def attached(self, *sizes: int) -> Iterator[Master]:
+        """A master with a memory file of each size, whose driver is loaded."""
+        ram = Ram.of_nodes(*(sizes or (MEMORY,)))
+        with Master(self.socket, ram) as master:
+            ip("addr", "add", f"{MASTER_ADDRESS}/24", "dev", MASTER_TAP)
+            ip("link", "set", MASTER_TAP, "up")
+            master.load()
+            self.wait_carrier("UP")
+            yield master
+
+    def windows(self) -> list[int]:
+        """The windows that the master's regions are in."""
+        return [region["window"] for region in self.status()["master"]["regions"]]
+
+    def packets(self) -> list[int]:
+        """How many packets the agent says that it moved, ring by ring."""
+        return [_packets(ring) for ring in self.status()["rings"]]
+
+    def wait_packets(self, atleast: int) -> None:
+        """Wait until each ring has moved so many packets."""
+        wait_for(
+            lambda: min(self.packets()) >= atleast,
+            f"{atleast} packets in each ring of {self.packets()}",
+        )
+
+
+def _packets(ring: dict[str, Any]) -> int:
+    return int(ring["agent"]["packets"]) if ring["agent"] else 0
