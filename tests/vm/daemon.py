@@ -92,11 +92,11 @@ class Daemon:
         args: list[str] = json.loads(output)
         return args
 
-    def xml(self, role: str) -> str:
+    def xml(self, role: str, *options: str) -> str:
         """The domain that ``xml --role ROLE`` prints."""
         kind = "kvm" if qemu.has_kvm() else "qemu"
         intx = ["--tcg-7.2"] if role == "master" and qemu.needs_intx() else []
-        return self._output("xml", "--role", role, "--type", kind, *intx)
+        return self._output("xml", "--role", role, "--type", kind, *intx, *options)
 
     def card(self) -> list[str]:
         """The master's arguments without those for its memory (attach mode)."""

@@ -15,11 +15,13 @@ from typing import Self
 from xml.etree import ElementTree as ET
 
 from tests.vm import qemu
+from tests.vm.daemon import Daemon
 from tests.vm.harness import DIE_WITH_US, Vm
 from tests.vm.image import Image
 from tests.vm.pair import Master, Slave
 
 START_TIMEOUT = 30.0
+PLUG_TIMEOUT = 30.0
 DIRECTORIES = {
     "etc": "/etc/libvirt",
     "run": "/run/libvirt",
@@ -28,6 +30,12 @@ DIRECTORIES = {
     "cache": "/var/cache/libvirt",
 }
 """Ours, by name, and libvirtd's that they take the place of."""
+ACCOUNTS = {
+    "passwd": ("/etc/passwd", "libvirt-qemu:x:64055:64055::/:/usr/sbin/nologin"),
+    "group": ("/etc/group", "libvirt-qemu:x:64055:"),
+}
+"""What it wants to be there even if it is told to use others: its package, which would
+start the machine's own libvirtd, makes these."""
 QEMU_CONF = """\
 user = "root"
 group = "root"
@@ -47,7 +55,8 @@ log_outputs = "3:stderr"
 INIT = """
 cd "$1" && shift || exit 1
 while [ $# -gt 0 ]; do
-    mkdir -p "$2" && mount --bind "$1" "$2" && shift 2 || exit 1
+    [ -e "$2" ] || mkdir -p "$2"
+    mount --bind "$1" "$2" && shift 2 || exit 1
 done
 libvirtd -f "$PWD/libvirtd.conf" -p "$PWD/pid" &
 wait $!
@@ -73,6 +82,8 @@ class Libvirtd:
         directory = Path(self._temporary.name)
         for name in DIRECTORIES:
             (directory / name).mkdir()
+        for name, (path, line) in ACCOUNTS.items():
+            (directory / name).write_text(f"{Path(path).read_text()}{line}\n")
         (directory / "etc/qemu.conf").write_text(QEMU_CONF)
         (directory / "libvirtd.conf").write_text(
             LIBVIRTD_CONF.format(directory=directory)
@@ -85,7 +96,8 @@ class Libvirtd:
 
     def _start(self, directory: Path) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        mounts = [word for pair in DIRECTORIES.items() for word in pair]
+        accounts = {name: path for name, (path, _) in ACCOUNTS.items()}
+        mounts = [word for pair in (DIRECTORIES | accounts).items() for word in pair]
         init = ["sh", "-c", INIT, "init", str(directory), *mounts]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -96,7 +108,7 @@ class Libvirtd:
                 start_new_session=True,
             )
         deadline = time.monotonic() + START_TIMEOUT
-        while not self._socket.exists():
+        while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.__exit__(None, None, None)
                 raise LibvirtError(f"libvirtd does not start:\n{self.log.read_text()}")
@@ -112,6 +124,12 @@ class Libvirtd:
         self._process.wait()
         self._keep_logs()
         self._temporary.cleanup()
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.virsh("uri"))
+        except LibvirtError:
+            return False
 
     def _keep_logs(self) -> None:
         for log in self.qemu_logs.glob("*.log"):
@@ -129,6 +147,27 @@ class Libvirtd:
         if done.returncode:
             raise LibvirtError(f"virsh {' '.join(words)}: {done.stderr}")
         return done.stdout
+
+
+class PluggingDaemon(Daemon):
+    """Our daemon in attach mode, which plugs into a domain."""
+
+    def __init__(self, name: str, libvirtd: Libvirtd, domain: str, logs: Path) -> None:
+        super().__init__(name, memory="", logs=logs)
+        self._options = ["--mode", "attach", "--slave-libvirt", domain]
+        self._environment |= {"LIBVIRT_DEFAULT_URI": libvirtd.uri}
+
+    def plugged(self) -> list[int]:
+        """The windows that the domain has."""
+        windows: list[int] = self.status()["plugging"]["plugged"]
+        return windows
+
+    def wait_plugged(self, windows: list[int]) -> None:
+        """Wait until it has these."""
+        deadline = time.monotonic() + PLUG_TIMEOUT
+        while self.plugged() != windows:
+            assert time.monotonic() < deadline, self.status()
+            time.sleep(0.2)
 
 
 class Managed(Vm):
@@ -159,10 +198,22 @@ class Managed(Vm):
         self._libvirtd.virsh("define", "--validate", "/dev/stdin", text=text)
         self._libvirtd.virsh("start", self.domain)
 
+    def power_off(self) -> None:
+        """Kill it; it may start again."""
+        self._libvirtd.virsh("destroy", self.domain)
+        if self._channel:
+            self._channel.close()
+            self._channel = None
+
+    def power_on(self) -> None:
+        """Start it again, and wait until it takes commands."""
+        self._libvirtd.virsh("start", self.domain)
+        self.wait_ready()
+
     def close(self) -> None:
-        """Kill it, and forget its sockets."""
+        """Kill it, if it runs, and forget its sockets."""
         if self.is_running():
-            self._libvirtd.virsh("destroy", self.domain)
+            self.power_off()
         super().close()
 
     def is_running(self) -> bool:
