@@ -6,6 +6,7 @@ shall do, and what it was asked, lies in a directory.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 DOMAIN = """\
-<domain type='qemu' id='{run}'>
+<domain type='{kind}' id='{run}'>
   <devices>
     <controller type='pci' index='0' model='{root}'><alias name='pcie.0'/></controller>
     {ports}
@@ -46,13 +47,15 @@ class FakeLibvirt:
         shares: Mapping[int, int] | None = None,
         *,
         run: int = 1,
+        kind: str = "kvm",
         root: str = "pcie-root",
         hotplug: str = "on",
     ) -> None:
         """Run the domain, with ports: bytes of address space by number of the bus."""
         shares = {2: 2**30} if shares is None else shares
         ports = "".join(PORT.format(bus=bus, hotplug=hotplug) for bus in shares)
-        self._write("domain", DOMAIN.format(run=run, root=root, ports=ports))
+        text = DOMAIN.format(kind=kind, run=run, root=root, ports=ports)
+        self._write("domain", text)
         self._write("shares", json.dumps(shares))
 
     def shut_off(self) -> None:
@@ -113,6 +116,11 @@ class FakeLibvirt:
         lines = log.read_text().splitlines() if log.exists() else []
         return [json.loads(line) for line in lines]
 
+    def executed(self, command: str) -> list[dict[str, str]]:
+        """Return with which arguments QEMU was asked for that."""
+        requests = map(json.loads, self.asked("qemu-monitor-command", "--cmd"))
+        return [one["arguments"] for one in requests if one["execute"] == command]
+
     def shmems(self) -> list[ET.Element]:
         """Return the windows that the domain has."""
         return Domain(self._directory).root.findall("devices/shmem")
@@ -146,13 +154,26 @@ class Domain:
                 devices.remove(shmem)
         self._write()
 
-    def monitor(self) -> str:
-        """What QEMU answers to query-pci."""
+    def monitor(self, request: str, passed: str) -> str:
+        """What QEMU answers."""
         if (said := self._directory / "monitor").exists():
             return said.read_text()
+        command = json.loads(request)["execute"]
+        answer: object = {}
+        if command == "query-pci":
+            answer = self._query_pci()
+        elif command == "query-kvm":
+            answer = {"enabled": self.root.get("type") == "kvm"}
+        elif command == "qom-get":
+            answer = 1
+        elif command == "getfd":
+            os.fstat(int(passed))
+        return json.dumps({"return": answer, "id": "libvirt-9"})
+
+    def _query_pci(self) -> object:
         shares = json.loads((self._directory / "shares").read_text())
         ports = [self._port(int(bus), share) for bus, share in shares.items()]
-        return json.dumps({"return": [{"bus": 0, "devices": ports}], "id": "libvirt-9"})
+        return [{"bus": 0, "devices": ports}]
 
     def _port(self, bus: int, share: int) -> dict[str, object]:
         early = (self._directory / "early").exists()
@@ -204,7 +225,8 @@ def main(directory: Path, words: list[str]) -> int:
         if not (directory / "hold").exists():
             Domain(directory).detach(options["--alias"])
     elif command == "qemu-monitor-command":
-        print(Domain(directory).monitor())
+        request, passed = options["--cmd"], options.get("--pass-fds", "")
+        print(Domain(directory).monitor(request, passed))
     elif command == "event":
         return wait_event(directory / "event")
     return 0

@@ -14,10 +14,19 @@ and there is nothing to do.
 
 import socket
 from contextlib import ExitStack
-
-from .monitor import Monitor
+from typing import Any, Protocol
 
 _PERIPHERAL = "/machine/peripheral"
+
+
+class Monitor(Protocol):
+    """A way to QEMU's monitor."""
+
+    async def execute(self, command: str, **arguments: Any) -> Any:
+        """Execute a command; return what QEMU answers."""
+
+    async def hand_over(self, name: str, descriptor: socket.socket) -> None:
+        """Give QEMU a descriptor, under a name."""
 
 
 class Leftovers:

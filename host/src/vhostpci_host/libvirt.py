@@ -11,6 +11,7 @@ for a slot of conventional PCI, of which a q35 domain has none.
 import asyncio
 import contextlib
 import json
+import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
@@ -18,6 +19,7 @@ from xml.etree import ElementTree as ET
 
 from . import bridges, domain
 from .hotplug import PlugError, VmAway, object_id, window_of
+from .leftovers import Leftovers
 from .ports import Plug
 from .virsh import FILE, Virsh
 
@@ -33,7 +35,6 @@ WATCH_TIME = 10
 """Seconds after which the domain is looked at without an event."""
 EVENT_LOOK = 0.5
 """Seconds from an event to the look at what it was."""
-QUERY_PCI = json.dumps({"execute": "query-pci"})
 PORT = "pcie-root-port"
 
 
@@ -49,6 +50,8 @@ class Live:
     """The numbers of the buses behind ports for hot-plug, by the ports' aliases."""
     express: bool
     """Whether its PCI bus is PCI Express."""
+    kvm: bool
+    """Whether it has KVM."""
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
@@ -67,7 +70,7 @@ class Live:
             if port.find("target[@hotplug='off']") is None
         }
         express = root.find("devices/controller[@model='pcie-root']") is not None
-        return cls(run, windows, ports, express)
+        return cls(run, windows, ports, express, root.get("type") == "kvm")
 
 
 def _alias(device: ET.Element) -> str:
@@ -92,6 +95,7 @@ class LibvirtVm:
         self._away, self._away_until = "", 0.0
         self._run: str | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._leftovers = Leftovers()
 
     async def plugged(self, device: str) -> set[int]:
         """Return which windows of `device` the domain has."""
@@ -101,6 +105,7 @@ class LibvirtVm:
         """Plug one window; libvirt itself takes back what has failed."""
         async with self._plugging:
             live = await self._live()
+            await self._clear(live)
             name = object_id(device, plug.window)
             element = domain.shmem(name, plug, bus=await self._bus(live, plug))
             try:
@@ -156,9 +161,24 @@ class LibvirtVm:
     async def unplug(self, device: str, window: int) -> None:
         """Unplug one window; return when the guest has let go."""
         name = object_id(device, window)
-        alias = (await self._live()).windows.get(name)
-        if alias is None:
+        live = await self._live()
+        if name not in live.windows:
             return
+        if live.kvm:
+            await self._eject(name, window, live)
+            return
+        async with self._plugging:  # nothing new before what it leaves is cleared
+            await self._leftovers.expect(self, live.windows[name])
+            await self._eject(name, window, live)
+            await self._clear(await self._live())
+
+    async def _clear(self, live: Live) -> None:
+        if not live.kvm:
+            await self._leftovers.clear(self, set(live.windows.values()))
+
+    async def _eject(self, name: str, window: int, live: Live) -> None:
+        """Ask the guest to let go of a window, and wait until it has."""
+        alias = live.windows[name]
         try:
             await self._ask("detach-device-alias", "--alias", alias, "--live")
         except VmAway:
@@ -191,19 +211,41 @@ class LibvirtVm:
         return _windows_of(device, names)
 
     async def _query_pci(self) -> Any:
-        """Ask QEMU itself for the addresses; its log then says: custom-monitor."""
-        text = await self._ask("qemu-monitor-command", "--cmd", QUERY_PCI)
-        with self._understood():
-            return json.loads(text)["return"]
+        return await self.execute("query-pci")
+
+    async def execute(self, command: str, **arguments: Any) -> Any:
+        """Have QEMU's monitor execute a command; its log then says: custom-monitor."""
+        return await self._execute(command, arguments)
+
+    async def hand_over(self, name: str, descriptor: socket.socket) -> None:
+        """Give QEMU a descriptor, under a name."""
+        await self._execute("getfd", {"fdname": name}, descriptor.fileno())
+
+    async def _execute(
+        self, command: str, arguments: dict[str, Any], fd: int | None = None
+    ) -> Any:
+        request = json.dumps({"execute": command, "arguments": arguments})
+        passed = () if fd is None else ("--pass-fds", str(fd))
+        text = await self._ask(
+            *("qemu-monitor-command", *passed, "--cmd", request), fd=fd
+        )
+        with self._understood(command):
+            answer = json.loads(text)
+            if "error" in answer:
+                raise PlugError(
+                    f"the QEMU of domain {self._name!r} refuses {command}: "
+                    f"{answer['error']['desc']}"
+                )
+            return answer["return"]
 
     @contextlib.contextmanager
-    def _understood(self) -> Iterator[None]:
+    def _understood(self, command: str = "query-pci") -> Iterator[None]:
         """Whoever answers nonsense is no QEMU that we know."""
         try:
             yield
         except (LookupError, TypeError, AttributeError, ValueError) as error:
             raise PlugError(
-                f"the QEMU of domain {self._name!r} answers query-pci in a way that we "
+                f"the QEMU of domain {self._name!r} answers {command} in a way that we "
                 f"do not understand ({error!r}): we know QEMU 7.2 to 10.x"
             ) from error
 
@@ -270,12 +312,17 @@ class LibvirtVm:
         return live
 
     async def _ask(
-        self, command: str, *words: str, more_time: float = 0, file: str = ""
+        self,
+        command: str,
+        *words: str,
+        more_time: float = 0,
+        file: str = "",
+        fd: int | None = None,
     ) -> str:
         """Have virsh do something with the domain; one thing at a time."""
         async with self._turn:
             words = (command, "--domain", self._name, *words)
-            return await self._virsh.run(*words, more_time=more_time, file=file)
+            return await self._virsh.run(*words, more_time=more_time, file=file, fd=fd)
 
 
 def _windows_of(device: str, names: Iterable[str]) -> set[int]:

@@ -27,13 +27,16 @@ class Virsh:
         self.uri = uri or os.environ.get("LIBVIRT_DEFAULT_URI", "qemu:///system")
         self._answer_time = answer_time
 
-    async def run(self, *words: str, more_time: float = 0, file: str = "") -> str:
+    async def run(
+        self, *words: str, more_time: float = 0, file: str = "", fd: int | None = None
+    ) -> str:
         """Run a command; return what it prints.
 
         Args:
             words: the command.
             more_time: seconds that it may take beside those to answer.
             file: what is in the file that it reads.
+            fd: a descriptor that it may use.
 
         Raises:
             VmAway: libvirt cannot be asked, or does not answer.
@@ -44,10 +47,13 @@ class Virsh:
             stream.flush()
             name = FILE % stream.fileno()
             argv = [name if word == FILE else word for word in words]
-            process = await self._start(argv, stream.fileno())
+            fds = [stream.fileno()] if fd is None else [stream.fileno(), fd]
+            process = await self._start(argv, fds)
             return await self._finish(process, self._answer_time + more_time)
 
-    async def _start(self, argv: list[str], fd: int) -> asyncio.subprocess.Process:
+    async def _start(
+        self, argv: list[str], fds: list[int]
+    ) -> asyncio.subprocess.Process:
         try:
             return await asyncio.create_subprocess_exec(
                 *("virsh", "-q", "-c", self.uri, *argv),
@@ -55,7 +61,7 @@ class Virsh:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 env=os.environ | {"LC_ALL": "C"},
-                pass_fds=[fd],
+                pass_fds=fds,
                 start_new_session=True,
             )
         except OSError as error:

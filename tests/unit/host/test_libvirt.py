@@ -171,6 +171,30 @@ def test_what_is_not_there_is_unplugged_at_once(virsh: FakeLibvirt) -> None:
     assert virsh.asked("detach-device-alias", "--alias") == []
 
 
+def test_qemu_with_kvm_is_not_touched_after_an_unplug(virsh: FakeLibvirt) -> None:
+    plug(WINDOW)
+    ask(lambda vm: vm.unplug("web", 300))
+    assert virsh.executed("netdev_add") == []
+
+
+def test_qemu_without_kvm_is_cleared_of_what_an_unplug_leaves(
+    virsh: FakeLibvirt,
+) -> None:
+    virsh.start(kind="qemu")
+    plug(WINDOW)
+    ask(lambda vm: vm.unplug("web", 300))
+    handed = [one["fdname"] for one in virsh.executed("getfd")]
+    assert len(handed) >= 16
+    assert [one["fd"] for one in virsh.executed("netdev_add")] == handed
+    assert [one["id"] for one in virsh.executed("netdev_del")] == handed
+
+
+def test_command_that_qemu_refuses_is_told_with_its_words(virsh: FakeLibvirt) -> None:
+    virsh.answer_monitor('{"error": {"class": "GenericError", "desc": "not now"}}')
+    with pytest.raises(PlugError, match="refuses query-pci: not now"):
+        plug(WINDOW)
+
+
 def test_guest_that_does_not_let_go_is_told_of_and_asked_again(
     virsh: FakeLibvirt,
 ) -> None:
