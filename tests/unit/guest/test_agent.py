@@ -7,51 +7,21 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.fakes.bar import FakeDaemon, FakeDevice, FakeWindows, pair
+from tests.fakes.bar import FakeDaemon, FakeDevice, pair
 from tests.fakes.plane import FakePlane, FakePort
+from tests.fakes.source import FakeSource, beat_and_step
 from vhostpci_guest import control
 from vhostpci_guest.agent import Agent, stopped_by_signals
 from vhostpci_guest.control import Control
-from vhostpci_guest.device import Device, Unusable
+from vhostpci_guest.device import Unusable
 from vhostpci_shared import metadata as md
 from vhostpci_shared.metadata import AgentState
-
-
-class FakeSource:
-    """A source whose devices the test plugs and unplugs."""
-
-    interval = None
-
-    def __init__(self, *devices: Device, single: bool = True) -> None:
-        self.there: list[Device] = list(devices)
-        self.single = single
-        self.refused: list[Device] = []
-        self.closed = False
-
-    def look(self) -> None:
-        """Nothing happens by itself."""
-
-    def devices(self) -> Iterable[Device]:
-        return self.there
-
-    def windows(self, device: Device) -> FakeWindows:
-        return FakeWindows()
-
-    def fds(self) -> Iterable[int]:
-        return ()
-
-    def refuse(self, device: Device) -> None:
-        self.there.remove(device)
-        self.refused.append(device)
-
-    def close(self) -> None:
-        self.closed = True
 
 
 class Planes:
@@ -67,12 +37,6 @@ class Planes:
             raise OSError(11, "no thread")
         self.made.append(FakePlane(fds))
         return self.made[-1]
-
-
-def beat_and_step(agent: Agent, *daemons: FakeDaemon) -> None:
-    for daemon in daemons:
-        daemon.beat()
-    agent.step()
 
 
 def test_device_that_comes_is_served_and_one_that_goes_is_given_back() -> None:
