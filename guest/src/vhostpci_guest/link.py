@@ -386,6 +386,8 @@ class Link:
 
     def _report(self) -> None:
         """Write how we are into the metadata."""
+        vectors = self.device.vector_count  # a server's come one by one
+        self._agent = replace(self._agent, vectors=vectors)
         self._rings.report(self._metadata)
         self._metadata.write_agent(self._agent)
 

@@ -809,6 +809,12 @@ def test_status_says_which_windows_are_there(bench: Bench) -> None:
     ]
 
 
+def test_vectors_that_come_late_are_told(bench: Bench) -> None:
+    bench.device.vector_count = 17
+    bench.ticks(1)
+    assert bench.daemon.agent().vectors == 17
+
+
 def test_each_tick_looks_after_the_bridge(bench: Bench) -> None:
     bench.ticks(2)
     assert bench.port.bridge_looks == 2
