@@ -143,15 +143,24 @@ class Fleet:
         self._stack.callback(client.close)
         return client.handshake(1 + 2 * pairs)
 
-    def master(self, name: str) -> FrontEnd:
-        """Connect a stock QEMU whose memory is the arena; it ends with us."""
-        memory = os.open(self.memory_dir / name, os.O_RDWR)
+    def master(self, name: str, pairs: int = 1) -> FrontEnd:
+        """Connect a stock QEMU whose memory the daemon takes; it ends with us."""
+        memory = self._memory(name)
         self._stack.callback(os.close, memory)
         transport = Socket(self.run_dir / f"{name}.vhost-user")
-        front_end = FrontEnd(transport, [(region(MEMORY), memory)])
+        front_end = FrontEnd(transport, [(region(MEMORY), memory)], pairs)
         self._stack.enter_context(front_end)
         front_end.connect()
         return front_end
+
+    def _memory(self, name: str) -> int:
+        """Open the arena, or make memory where there is none (attach mode)."""
+        try:
+            return os.open(self.memory_dir / name, os.O_RDWR)
+        except FileNotFoundError:
+            memory = os.memfd_create(name)
+            os.ftruncate(memory, MEMORY)
+            return memory
 
     def disconnect(self) -> None:
         """End all masters and slaves that we were."""

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What many devices in one daemon cost: python -m tests.bench.devices [-n 200]
+
+Starts one daemon with so many devices, connects to each a front-end (as a stock QEMU
+does it, up to running rings) and an ivshmem client, and prints what there is in the
+daemon then.  Needs no root, only descriptors: see `ulimit -Hn`.
+"""
+
+import argparse
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.fakes.frontend import RingAt
+from tests.process.fleet import Fleet
+
+IDLE = 10.0
+KIB = 1024
+MODES = {"arena": 'memory = "16M"', "attach": 'mode = "attach"'}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What the daemon has at one moment."""
+
+    rss: int
+    pss: int
+    descriptors: int
+
+    @classmethod
+    def of(cls, fleet: Fleet) -> "Sample":
+        """Look at it now."""
+        rollup = Path(f"/proc/{fleet.process.pid}/smaps_rollup").read_text()
+        sizes = {
+            line.split(":")[0]: int(line.split()[1]) * KIB
+            for line in rollup.splitlines()[1:]
+        }
+        return cls(sizes["Rss"], sizes["Pss"], fleet.descriptors())
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """All that was measured."""
+
+    count: int
+    empty: Sample
+    waiting: Sample
+    connected: Sample
+    start: float
+    connect: float
+    idle: float
+    """Part of one processor, with all connected and nothing to do."""
+    stop: float
+
+    def per_device(self, what: str, sample: Sample) -> float:
+        """What one device has added."""
+        more = getattr(sample, what) - getattr(self.empty, what)
+        return float(more) / self.count
+
+
+@contextmanager
+def a_fleet(names: list[str], options: str) -> Iterator[Fleet]:
+    with (
+        tempfile.TemporaryDirectory(prefix="vhp-", dir="/dev/shm") as directory,
+        Fleet(Path(directory), names, options) as fleet,
+    ):
+        yield fleet
+
+
+def measure(count: int, mode: str, pairs: int = 1, idle: float = IDLE) -> Result:
+    """Start a daemon, connect everything, and look at it."""
+    raise_limit()
+    options = f"{MODES[mode]}\nqueue-pairs = {pairs}"
+    names = [f"d{index}" for index in range(count)]
+    with a_fleet([], options) as fleet:
+        empty = Sample.of(fleet)
+    began = time.monotonic()
+    with a_fleet(names, options) as fleet:
+        start = time.monotonic() - began
+        waiting = Sample.of(fleet)
+        connect = connect_all(fleet, names, pairs)
+        connected = Sample.of(fleet)
+        used = cpu_seconds(fleet.process.pid)
+        time.sleep(idle)
+        used = cpu_seconds(fleet.process.pid) - used
+        began = time.monotonic()
+        fleet.end()
+        stop = time.monotonic() - began
+    return Result(count, empty, waiting, connected, start, connect, used / idle, stop)
+
+
+def connect_all(fleet: Fleet, names: list[str], pairs: int) -> float:
+    """Connect a slave and a master to each device; return the seconds it took."""
+    began = time.monotonic()
+    for name in names:
+        fleet.slave(name, pairs)
+        fleet.master(name, pairs).driver_ok(
+            [RingAt.nth(index) for index in range(2 * pairs)], pairs=pairs
+        )
+    for name in names:
+        fleet.wait_log(f"{name}: started rings")
+    return time.monotonic() - began
+
+
+def raise_limit() -> None:
+    """We hold the other ends of all that the daemon holds."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def table(result: Result) -> str:
+    """Return the figures."""
+    lines = [f"{'':28}{'no device':>12}{'waiting':>12}{'connected':>12}{'each':>10}"]
+    for what, text, unit in (
+        ("rss", "resident memory, KiB", KIB),
+        ("pss", "proportional memory, KiB", KIB),
+        ("descriptors", "descriptors", 1),
+    ):
+        values = [
+            getattr(sample, what) / unit
+            for sample in (result.empty, result.waiting, result.connected)
+        ]
+        each = result.per_device(what, result.connected) / unit
+        lines.append(f"{text:28}" + "".join(f"{v:12.0f}" for v in values))
+        lines[-1] += f"{each:10.1f}"
+    lines += [
+        f"{'time to start':28}{result.start:10.2f} s",
+        f"{'time to connect all':28}{result.connect:10.2f} s",
+        f"{'processor when idle':28}{100 * result.idle:10.1f} %",
+        f"{'time to end':28}{result.stop:10.2f} s",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("-n", "--devices", type=int, default=200, metavar="N")
+    parser.add_argument("--mode", choices=MODES, default="arena")
+    parser.add_argument("--queue-pairs", type=int, default=1, metavar="N")
+    args = parser.parse_args()
+    print(f"{args.devices} devices, {args.mode} mode, {args.queue_pairs} queue pair(s)")
+    print(table(measure(args.devices, args.mode, args.queue_pairs)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
