@@ -6,6 +6,8 @@ import json
 import os
 import resource
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench import devices
 from tests.fakes.frontend import Dropped
 from tests.process.fleet import TIMEOUT, Fleet, kicks_arrive
 from tests.process.lab import wait_for
@@ -131,6 +134,8 @@ def test_device_that_cannot_be_served_is_listed_as_failed(directory: Path) -> No
         assert row["state"] == "failed"
         assert "cannot open arena" in row["reason"]
         assert "a: failed: cannot open arena" in fleet.command("status").stdout
+        done = fleet.command("qemu-args", "a", "--role", "master")
+        assert (done.returncode, "a: failed: " in done.stderr) == (1, True)
         assert kicks_arrive(*fleet.pair("b"))
         (directory / "memory" / "a").rmdir()
         assert fleet.command("remove", "a").returncode == 0
@@ -141,33 +146,60 @@ BREAKABLE = """
 import os, sys
 from vhostpci_host.__main__ import main
 from vhostpci_host.device import Device
-tick = Device._tick
-def break_or_tick(self):
-    if os.path.exists(self.config.run_dir / f"{self.config.name}.break"):
-        raise RuntimeError("it broke")
-    tick(self)
-Device._tick = break_or_tick
+def may_break(method):
+    def breaks(self, *args):
+        if os.path.exists(self.config.run_dir / f"{self.config.name}.break"):
+            raise RuntimeError("it broke")
+        method(self, *args)
+    return breaks
+for name in sys.argv.pop(1).split(","):
+    setattr(Device, name, may_break(getattr(Device, name)))
 sys.exit(main())
 """
 
 
-def test_device_that_fails_takes_no_other_with_it(directory: Path) -> None:
-    program = ("-W", "error", "-c", BREAKABLE)
+@pytest.mark.parametrize(
+    "what", ["_tick", "_tick,_publish", "receive", "_tick,master_gone"]
+)
+def test_device_that_fails_takes_no_other_with_it(directory: Path, what: str) -> None:
+    """Not even if it fails again while it is closed."""
+    program = ("-W", "error", "-c", BREAKABLE, what)
     with Fleet(directory, ["a", "b"], program=program) as fleet:
         a, (b_master, _) = fleet.pair("a"), fleet.pair("b")
         (fleet.run_dir / "b.break").touch()
+        with contextlib.suppress(Dropped):
+            b_master.stop_ring(0)
         fleet.wait_state("b", "failed")
-        with pytest.raises(Dropped):
+        with pytest.raises((Dropped, OSError)):
             b_master.ask(Request.GET_FEATURES)
         assert fleet.devices()["b"]["reason"] == "RuntimeError: it broke"
         assert "RuntimeError: it broke" in fleet.command("status", "b").stdout
         assert kicks_arrive(*a)
-        assert fleet.said("Traceback") == 1
-        assert not (fleet.run_dir / "b.vhost-user").exists()
+        assert fleet.said("b: failed, and is closed") == 1
         (fleet.run_dir / "b.break").unlink()
+        assert [name for name in fleet.files() if name.startswith("b")] == []
         assert fleet.command("remove", "b").returncode == 0
         assert fleet.command("add", "b", "--memory", "16M").returncode == 0
         fleet.master("b").ask(Request.GET_FEATURES)
+
+
+def test_only_device_that_fails_ends_its_daemon(directory: Path) -> None:
+    """`run NAME` is that device."""
+    options = ("--run-dir", str(directory), "--memory-dir", str(directory))
+    (directory / "b.break").touch()
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", BREAKABLE, "_tick", "run", "b", "--memory", "1M"),
+            *options,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT,
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith("vhostpci-host: b: failed: RuntimeError: it broke\n")
+    assert done.stderr.count("Traceback") == 1
 
 
 GONE = (OSError, EOFError, Dropped, ProtocolError, AssertionError)
@@ -317,3 +349,24 @@ def test_arena_that_is_cut_with_nobody_there_is_served_again(fleet: Fleet) -> No
 def rings(metadata: access.Metadata) -> tuple[md.Ring, ...]:
     snapshot = metadata.snapshot()
     return () if snapshot is None else snapshot.rings
+
+
+@pytest.mark.parametrize("mode", ["arena", "attach"])
+def test_many_devices_cost_little_each(mode: str) -> None:
+    """Generous bounds; `python -m tests.bench.devices` gives the figures."""
+    with limits_kept():
+        result = devices.measure(50, mode, idle=2.0)
+    assert result.per_device("rss", result.connected) < 256 * 1024
+    assert result.per_device("descriptors", result.connected) < 40
+    assert result.connect < 20.0
+    assert result.idle < 0.5
+    assert result.stop < 5.0
+
+
+@contextlib.contextmanager
+def limits_kept() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -13,6 +13,7 @@ said that it let go (`_stop`, `_poll_agent`), or when it has been too long about
 import logging
 import random
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from vhostpci_shared import metadata as md
@@ -103,13 +104,17 @@ class Device:
         self._tick_timer = loop.call_later(TICK, self._tick)
 
     def close(self) -> None:
-        """Tell the slave that there is no master, and let go of everything."""
-        self._tick_timer.cancel()
-        self.master_gone()
-        self.slave_gone()
-        self._loop.remove_reader(self._doorbell.fileno())
-        self._doorbell.close()
-        self.store.close()
+        """Tell the slave that there is no master, and let go of everything.
+
+        Whatever fails of it, the rest is done: another may want the same files.
+        """
+        with ExitStack() as stack:
+            stack.callback(self.store.close)
+            stack.callback(self._doorbell.close)
+            stack.callback(self._loop.remove_reader, self._doorbell.fileno())
+            stack.callback(self.slave_gone)
+            stack.callback(self.master_gone)
+            stack.callback(self._tick_timer.cancel)
 
     # The master.
 
