@@ -7,6 +7,7 @@ arguments are wrong.
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import sys
@@ -27,7 +28,7 @@ from . import (
 )
 from .config import ConfigError, DeviceConfig, Mode
 from .configfile import FileError
-from .errors import HostError
+from .errors import HostError, NoDaemon
 
 _Value = TypeVar("_Value")
 
@@ -228,12 +229,13 @@ def _list(args: argparse.Namespace) -> None:
 def _ask_daemon(args: argparse.Namespace, request: dict[str, Any]) -> Any:
     """Ask the daemon that has many devices."""
     path = config.daemon_control(_run_dir(args))
-    if not path.is_socket():
+    try:
+        return endpoint.ask(path, request, endpoint.ASK_TIMEOUT + 2 * daemon.UNPLUG)
+    except NoDaemon:
         raise HostError(
             f"no daemon at {path}: devices are added and removed in one that was "
             "started by `run --config FILE`; see --run-dir, or `status` for others"
-        )
-    return endpoint.ask(path, request, endpoint.ASK_TIMEOUT + 2 * daemon.UNPLUG)
+        ) from None
 
 
 def _run_dir(args: argparse.Namespace) -> Path:
@@ -290,6 +292,8 @@ def _running_config(args: argparse.Namespace) -> DeviceConfig:
         running = _ask_status(_run_dir(args), args.name)
     except HostError as error:
         raise HostError(f"{error}; or give --memory") from error
+    if running["state"] == status.FAILED:
+        raise HostError(f"{status.text(running)}; give --memory")
     mode = Mode(running["mode"])
     attach = mode is Mode.ATTACH
     slave = (running["plugging"] or {}).get("slave", "")
@@ -320,18 +324,23 @@ def _names(run_dir: Path, name: str | None) -> list[str]:
     if name:
         return [name]
     names = {path.stem for path in run_dir.glob("*.control")}
-    path = config.daemon_control(run_dir)
-    if path.is_socket():
-        names |= {row["name"] for row in endpoint.ask(path, {"command": "list"})}
+    with contextlib.suppress(NoDaemon):
+        rows = endpoint.ask(config.daemon_control(run_dir), {"command": "list"})
+        names |= {row["name"] for row in rows}
     return sorted(names)
 
 
 def _ask_status(run_dir: Path, name: str) -> dict[str, Any]:
     """Ask the device's own socket; one that failed has none, but a daemon knows it."""
-    path, many = run_dir / f"{name}.control", config.daemon_control(run_dir)
-    if not path.is_socket() and many.is_socket():
-        path = many
-    answer: dict[str, Any] = endpoint.ask(path, {"command": "status", "name": name})
+    request = {"command": "status", "name": name}
+    answer: dict[str, Any]
+    try:
+        answer = endpoint.ask(run_dir / f"{name}.control", request)
+    except NoDaemon as error:
+        try:
+            answer = endpoint.ask(config.daemon_control(run_dir), request)
+        except NoDaemon:
+            raise error from None
     return answer
 
 

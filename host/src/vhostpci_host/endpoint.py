@@ -23,7 +23,7 @@ from vhostpci_shared import ivshmem
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.wire import ProtocolError
 
-from .errors import HostError, InUse, explain
+from .errors import HostError, InUse, NoDaemon, explain
 from .fds import Fd
 from .message import Message
 from .peers import Outgoing
@@ -284,7 +284,7 @@ def ask(path: Path, request: dict[str, Any], timeout: float = ASK_TIMEOUT) -> An
             with connection.makefile("rb") as lines:
                 answer = json.loads(lines.readline())
         except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise HostError(
+            raise NoDaemon(
                 f"no daemon at {path}: start it, or see --run-dir"
             ) from error
         except OSError as error:

@@ -17,6 +17,10 @@ class InUse(HostError):
     """Another program that runs has what we need."""
 
 
+class NoDaemon(HostError):
+    """Nobody listens on a control socket."""
+
+
 def explain(what: str, path: Path, error: OSError) -> HostError:
     """Return `error` as one line that says what we were doing, and what mends it."""
     mend = {
