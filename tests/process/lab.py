@@ -138,6 +138,18 @@ class Lab:
         assert daemon.process.poll() is None, daemon.log
         return daemon
 
+    def start_fleet(self, *names: str) -> Program:
+        """Start a daemon with many devices, and wait until it serves them."""
+        file = self._logs / "vms.toml"
+        file.write_text(
+            f'run-dir = "{self.run_dir}"\nmemory-dir = "{self.memory_dir}"\n'
+            + "".join(f'[device.{name}]\nmemory = "{MEMORY}"\n' for name in names)
+        )
+        command = (sys.executable, "-m", "vhostpci_host", "run", "--config", str(file))
+        daemon = self._start("daemon", [*command])
+        daemon.wait_log("serving ")
+        return daemon
+
     def daemon_serves(self) -> bool:
         """Whether a daemon answers."""
         return self.run_host("status", "net0").returncode == 0

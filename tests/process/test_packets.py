@@ -5,7 +5,15 @@ import json
 
 import pytest
 
-from tests.process.lab import MASTER_ADDRESS, SLAVE_ADDRESS, Lab, run, wait_for
+from tests.process.lab import (
+    MASTER_ADDRESS,
+    PING,
+    SLAVE_ADDRESS,
+    TIMEOUT,
+    Lab,
+    run,
+    wait_for,
+)
 from vhostpci_shared.virtio import Feature
 
 pytestmark = pytest.mark.process
@@ -72,3 +80,18 @@ def test_status_of_both_sides_counts_the_packets(lab: Lab) -> None:
         return all(ring["agent"]["packets"] >= 20 for ring in rings)
 
     wait_for(counted, "20 packets in each ring")
+
+
+def test_devices_come_and_go_while_another_carries_packets(lab: Lab) -> None:
+    daemon = lab.start_fleet("net0", "net1")
+    lab.start_agent()
+    lab.start_master().load()
+    lab.wait_carrier("UP")
+    wait_for(lambda: lab.ping_from_master(1) == 1, "a first ping comes back")
+    flood = lab.start_server([*PING, "-i", "0.01", "-c", "400", SLAVE_ADDRESS])
+    for _ in range(3):
+        for words in (["remove", "net1"], ["add", "net1", "--memory", "16M"]):
+            assert lab.run_host(*words).returncode == 0
+    assert flood.process.wait(TIMEOUT) == 0
+    assert "400 received" in flood.log
+    assert daemon.process.poll() is None
