@@ -1,12 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attach mode: a master with memory of its own, and an agent that is a process."""
 
+import os
+import signal
 import time
 
 import pytest
 
-from tests.process.lab import ATTACH, MASTER_ADDRESS, PING, Lab, wait_for
-from tests.process.master import Ram
+from tests.process.lab import (
+    ATTACH,
+    MASTER_ADDRESS,
+    PING,
+    Lab,
+    Program,
+    wait_for,
+)
+from tests.process.master import Master, Ram
 from tests.process.test_packets import iperf
 from vhostpci_shared.vhost_user import MemRegion
 
@@ -93,3 +102,54 @@ def test_memory_that_comes_while_packets_flow_costs_none(lab: Lab) -> None:
         time.sleep(0.2)
     assert "40 received" in ping.log
     extra.close()
+
+
+def start(lab: Lab) -> tuple[Program, Program, Master]:
+    daemon = lab.start_daemon(*ATTACH)
+    agent = lab.start_agent()
+    master = lab.start_master(two_nodes())
+    master.load()
+    lab.wait_carrier("UP")
+    return daemon, agent, master
+
+
+def test_agent_that_is_killed_is_followed_by_another(lab: Lab) -> None:
+    _, agent, _ = start(lab)
+    assert lab.ping_from_master() == 5
+    agent.end(signal.SIGKILL)
+    lab.start_agent()
+    lab.wait_carrier("UP")
+    wait_for(lambda: lab.ping_from_master(1) == 1, "a first ping comes back")
+    assert lab.ping_from_master() == 5
+
+
+def test_killed_daemon_is_followed_by_another_with_other_windows(lab: Lab) -> None:
+    daemon, agent, master = start(lab)
+    before = {window["window"] for window in lab.status()["windows"]}
+    daemon.end(signal.SIGKILL)
+    lab.wait_carrier("NO-CARRIER")
+    lab.start_daemon(*ATTACH)
+    master.reconnect()
+    master.load()
+    lab.wait_carrier("UP")
+    assert lab.ping_from_master() == 5
+    after = {window["window"] for window in lab.status()["windows"]}
+    assert not before & after
+    assert agent.process.poll() is None
+
+
+def test_agent_survives_memory_that_is_cut_off(lab: Lab) -> None:
+    """And serves the master that comes after it."""
+    _, agent, master = start(lab)
+    card = master.card
+    assert card is not None
+    master.stop_card()
+    for file in master.memory.files:
+        os.ftruncate(file.fd, 0)
+    lab.run_in_slave("ping", "-c", "3", "-i", "0.2", "-W", "1", MASTER_ADDRESS)
+    lab.wait_carrier("NO-CARRIER")
+    assert agent.process.poll() is None, agent.log
+    master.close()
+    lab.start_master(two_nodes()).load()
+    lab.wait_carrier("UP")
+    assert lab.ping_from_master() == 5
