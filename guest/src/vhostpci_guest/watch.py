@@ -109,7 +109,9 @@ class PciWatch:
         return self._only is not None
 
     def look(self) -> None:
-        """See what came and went, and take what is wanted.
+        """See what came and went, and take one device that is wanted.
+
+        One, as it may need a good part of a second in which no other is served.
 
         Raises:
             Unusable: the only device is gone, or cannot be had.
@@ -121,9 +123,10 @@ class PciWatch:
                 self._lose(place)
                 # If it stays: its closing belongs to the object that it had.
                 place.pci = PciDevice(place.pci.address, self._system)
-        for place in list(self._places.values()):
-            if self._wanted(place) and self._now() >= place.due:
-                self._try(place)
+        due = [place for place in self._places.values() if self._wanted(place)]
+        first = min(due, key=self._order, default=None)
+        if first is not None and self._now() >= first.due:
+            self._try(first)
         self._find_twins()
         if self._only is not None and self._only not in self._places:
             raise Unusable(f"{self._only} is gone")
@@ -258,6 +261,9 @@ class PciWatch:
     def _lacking(self) -> bool:
         """Whether a window is wanted that may be one that we don't know."""
         return bool(self._named - {place.number for place in self._places.values()})
+
+    def _order(self, place: _Place) -> tuple[bool, float]:
+        return place.pci.address != self._only, place.due
 
     def _try(self, place: _Place) -> None:
         """Take a step with a device, or put it off."""

@@ -46,9 +46,16 @@ class Machine:
         return self.watch
 
     def look(self, after: float = 0.0) -> None:
+        """Look as often as it is at once, and take what is to be served."""
+        self.clock.seconds += after
+        self.look_once()
+        assert self.watch is not None
+        while self.watch.interval == 0:
+            self.look_once()
+
+    def look_once(self) -> None:
         """Look, and take what is to be served, as the agent does."""
         assert self.watch is not None
-        self.clock.seconds += after
         self.watch.look()
         there = list(self.watch.devices())
         for device in [device for device in self.taken if device not in there]:
@@ -106,6 +113,17 @@ def test_device_that_comes_is_served_and_one_that_goes_is_closed(
     machine.unplug(A)
     machine.look()
     assert machine.served == []
+
+
+def test_others_are_served_between_two_that_come(machine: Machine) -> None:
+    watch = machine.start()
+    for address in (A, B, C):
+        machine.plug(address)
+    for count in (1, 2, 3):
+        assert len(machine.served) == count - 1
+        machine.look_once()
+        assert len(machine.served) == count
+    assert watch.interval is None
 
 
 def test_device_of_another_kind_is_left_alone(machine: Machine) -> None:
