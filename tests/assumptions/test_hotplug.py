@@ -64,8 +64,8 @@ class Slave:
         self._directory = directory
         self._undo = ExitStack()
 
-    def plug(self, window: int, size: int, bus: str, vectors: int = 1) -> None:
-        """Plug a window in."""
+    def plug(self, window: int, size: int, bus: str, vectors: int = 1) -> int:
+        """Plug a window in; return its memory, which stays ours."""
         server = self._connect(window)
         memory = qtest.memory(size)
         fds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(vectors)]
@@ -75,6 +75,7 @@ class Slave:
         device = {"driver": "ivshmem-doorbell", "id": f"w{window}", "bus": bus}
         device |= {"chardev": f"c{window}"}
         self.monitor.execute("device_add", device | {"vectors": vectors})
+        return memory
 
     def _connect(self, window: int) -> qtest.Server:
         """Have QEMU connect, which it does while it adds the chardev."""

@@ -5,6 +5,9 @@
 ivshmem ---------------- vhostpci-guest
 """
 
+import json
+import time
+
 import pytest
 
 from tests.vm import image, wheels
@@ -21,8 +24,10 @@ def slave(daemon: Daemon, args: list[str]) -> Vm:
 
 
 def fails(vm: Vm, *options: str) -> str:
-    """Run the agent, which must fail; return the one line that it says."""
-    result = vm.run(["vhostpci-guest", "run", *options], check=False, timeout=60)
+    """Run the agent for the device, which must fail; return the line that it says."""
+    (device,) = json.loads(vm.run("vhostpci-guest devices -j", timeout=60).stdout)
+    command = ["vhostpci-guest", "run", "--device", device["address"], *options]
+    result = vm.run(command, check=False, timeout=60)
     assert result.rc == 1, result.stderr
     return result.stderr.splitlines()[-1]
 
@@ -58,10 +63,15 @@ def test_device_that_is_not_ours(daemon: Daemon) -> None:
         assert "no vhostpci metadata" in fails(vm, "--bind", "sysfs")
 
 
-def test_no_device_at_all(daemon: Daemon) -> None:
+def test_no_device_at_all_is_waited_for(daemon: Daemon) -> None:
     with slave(daemon, []) as vm:
         vm.wait_ready()
-        assert "ivshmem" in fails(vm)
+        job = vm.spawn("exec vhostpci-guest run")
+        deadline = time.monotonic() + 30
+        while "waiting for one to be plugged" not in job.output():
+            assert time.monotonic() < deadline, job.output()
+            time.sleep(0.1)
+        assert job.stop() == 0, job.output()
 
 
 def test_driver_that_was_bound_before_is_put_back(daemon: Daemon) -> None:

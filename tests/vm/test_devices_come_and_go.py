@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices and windows that are plugged into a running slave VM, and pulled out.
+
+ test (ivshmem server, metadata)             slave
+window 0, window 4711 --- QMP --- root ports --- vhostpci-guest run
+"""
+
+import json
+import mmap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.assumptions.test_hotplug import Slave, started
+from tests.fakes.bar import FEATURES, pair
+from tests.fakes.pair import Background
+from tests.vm import qemu
+from tests.vm.harness import Job
+from vhostpci_shared import metadata as md
+from vhostpci_shared.access import Metadata, find
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+
+MIB = 2**20
+W = 4711
+MEMORY = md.Region(guest_addr=0, size=MIB, window=W, offset=0)
+
+
+@pytest.fixture(scope="module")
+def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slave]:
+    """A VM with two ports."""
+    logs = tmp_path_factory.mktemp("come-and-go")
+    with started(logs, list(qemu.ports(2))) as slave:
+        yield slave
+
+
+@pytest.fixture
+def slave(booted: Slave) -> Iterator[Slave]:
+    """The same, with nothing plugged."""
+    yield booted
+    booted.close()
+
+
+class Card:
+    """The daemon's side of a device: rings that run, in whichever windows."""
+
+    def __init__(self, memory: int) -> None:
+        self._map = mmap.mmap(memory, MIB)
+        self.metadata = Metadata(find(memoryview(self._map)))
+        self.metadata.format()
+        self._session = 1
+
+    def publish(self, *regions: md.Region) -> None:
+        """Name the master's memory; its rings run in it, if there is any."""
+        self._session += 1
+        flags = {} if regions else {"flags": 0}
+        rings = tuple(pair(self._session, **flags))
+        device = md.Device(
+            instance=1,
+            features=FEATURES,
+            flags=md.DeviceFlag.MASTER,
+            queue_pairs=1,
+            vectors=3,
+            daemon_peer=md.DAEMON_PEER,
+            mtu=0,
+            region_count=0,
+            ring_count=0,
+            name="net0",
+        )
+        self.metadata.publish(device, regions, rings)
+
+    def live(self) -> None:
+        """Beat."""
+        self.metadata.beat()
+        time.sleep(0.1)
+
+    def close(self) -> None:
+        self.metadata.release()
+        self._map.close()
+
+
+@contextmanager
+def plugged(slave: Slave) -> Iterator[Card]:
+    """A device in the first port, with a daemon that lives."""
+    card = Card(slave.plug(0, MIB, "port0", vectors=3))
+    card.publish()
+    with Background(card.live):
+        yield card
+    card.close()
+
+
+class Agent:
+    """The agent in the slave, for all devices."""
+
+    def __init__(self, slave: Slave, bind: str) -> None:
+        self._slave = slave
+        self._bind = bind
+
+    def __enter__(self) -> "Agent":
+        self.job: Job = self._slave.vm.spawn(
+            f"exec vhostpci-guest run --bind {self._bind}"
+        )
+        self.wait_said("waiting for one to be plugged")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.job.stop() == 0, self.job.output()
+
+    def wait_said(self, text: str) -> None:
+        wait_for(lambda: text in self.job.output(), self)
+
+    def status(self) -> Any:
+        """How its devices are; None for none."""
+        assert self.job.poll() is None, self.job.output()
+        text = self._slave.vm.run("vhostpci-guest status -j", timeout=60).stdout
+        found = json.loads(text)
+        return found[0] if found else None
+
+    def windows(self) -> list[int | None]:
+        """Sizes of its device's windows."""
+        status = self.status()
+        return [window["size"] for window in status["windows"]] if status else []
+
+    def rings(self) -> set[str]:
+        """States of its device's rings."""
+        return {ring["state"] for ring in self.status()["rings"]}
+
+
+def wait_for(condition: Callable[[], object], agent: Agent) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, agent.job.output()
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("bind", ["vfio", "uio", "sysfs"])
+def test_devices_and_windows_may_go_at_any_time(slave: Slave, bind: str) -> None:
+    with Agent(slave, bind) as agent:
+        for _ in range(2):
+            with plugged(slave) as card:
+                wait_for(agent.status, agent)
+                card.publish(MEMORY)
+                wait_for(lambda: agent.windows() == [None], agent)
+                for _ in range(2):
+                    slave.plug(W, MIB, "port1")
+                    wait_for(lambda: agent.windows() == [MIB], agent)
+                    wait_for(lambda: agent.rings() == {"running"}, agent)
+                    slave.ask_back(W)
+                    assert slave.goes(W), agent.job.output()
+                    wait_for(lambda: agent.windows() == [None], agent)
+                    assert agent.rings() == {"stopped"}
+                slave.ask_back(0)
+                assert slave.goes(0), agent.job.output()
+                wait_for(lambda: agent.status() is None, agent)
+
+
+def test_window_that_is_named_no_more_is_given_back(slave: Slave) -> None:
+    with Agent(slave, "vfio") as agent, plugged(slave) as card:
+        card.publish(MEMORY)
+        slave.plug(W, MIB, "port1")
+        wait_for(lambda: agent.windows() == [MIB], agent)
+        card.publish()
+        wait_for(lambda: agent.windows() == [], agent)
+        bound = slave.vm.run("ls -d /sys/bus/pci/drivers/vfio-pci/0*").stdout
+        assert len(bound.split()) == 1, "the device; its window is given back"
+        slave.ask_back(W)
+        assert slave.goes(W)
+        assert agent.status()["state"] == "ready"
