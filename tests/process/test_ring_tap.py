@@ -14,6 +14,7 @@ from functools import partial
 
 import pytest
 
+from tests.fakes.driver import Desc
 from tests.fakes.netns import private_network
 from tests.fakes.pair import RX, TX, Pair, eventually
 from tests.fakes.tap import HEADER, TUN_F_CSUM, TUN_F_TSO4, open_tap
@@ -137,6 +138,33 @@ def test_a_tap_that_is_deleted_breaks_both_rings(
             status = pair.status(index)
             assert status.fault == Fault.TAP
             assert "make the TAP anew" in status.reason
+
+
+@pytest.mark.parametrize("header", [True, False], ids=["all", "but the header"])
+def test_memory_that_is_lost_breaks_the_transmit_ring(
+    start: int, tap: int, header: bool
+) -> None:
+    with Pair(start=start, tap_fd=tap) as pair:
+        lost = pair.memory.regions[0]
+        kept = Desc(pair.memory.allocate(HEADER.size), HEADER.size)
+        rest = Desc(lost.guest_addr, 200)
+        pair.tx.offer(*([rest] if header else [kept, rest]))
+        lost.cut()
+        pair.settle()
+        assert is_broken(pair, TX)
+        assert pair.status(TX).fault == Fault.MEMORY
+
+
+def test_memory_that_is_lost_breaks_the_receive_ring(start: int, tap: int) -> None:
+    """Where only the packet is lost, Linux's tun_put_user() does not say so."""
+    with Pair(start=start, tap_fd=tap) as pair:
+        lost = pair.memory.regions[0]
+        pair.rx.offer(Desc(lost.guest_addr, 2000))
+        lost.cut()
+        ask_for_a_neighbour()
+        pair.settle()
+        assert is_broken(pair, RX)
+        assert pair.status(RX).fault == Fault.MEMORY
 
 
 def test_num_buffers_of_a_real_packet_are_ours(start: int, tap: int) -> None:
