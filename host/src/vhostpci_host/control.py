@@ -5,7 +5,13 @@
     {"command": "dance"}       {"ok": false, "error": "no command 'dance'; ..."}
 
 Each device has a socket, which knows `status`.  A daemon with many devices has one
-more, which knows all of `docs/operations.md`.
+more, which also knows:
+
+    {"command": "list"}
+    {"command": "add", "name": "web", "options": {"memory": "1G", "queue-pairs": "4"}}
+    {"command": "remove", "name": "web"}
+
+Options are those of the command line, all of them texts, and paths absolute.
 """
 
 import asyncio

@@ -5,6 +5,8 @@ import grp
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vhostpci_host import config, configfile
 from vhostpci_host.config import Mode
@@ -172,6 +174,27 @@ def test_devices_that_have_other_mistakes_conflict_all_the_same(file: Path) -> N
         file, '[device.a]\nsocket-path = "/x"\n[device.b]\nsocket-path = "/x"'
     )
     assert len(said) == 3
+
+
+WORDS = [
+    *("[device.a]", "[device.b]", "[[x]]", "\n", "memory", "mode", "run-dir", "="),
+    *('"attach"', '"1G"', "1", '"' * 3, "'" * 3, '"/x"', "[", "]", "{", "}", ".", "\0"),
+    *("socket-path", "queue-pairs", "device", ",", "true", "#", "a.b", '"\\ud800"'),
+]
+
+
+@given(st.lists(st.sampled_from(WORDS)).map(" ".join).map(str.encode) | st.binary())
+def test_any_file_is_taken_or_each_mistake_has_a_line(
+    tmp_path: Path, data: bytes
+) -> None:
+    path = tmp_path / "any.toml"
+    path.write_bytes(data)
+    try:
+        configfile.load(path)
+    except FileError as error:
+        lines = data.count(b"\n") + 1
+        for line in str(error).split(f"{path}:")[1:]:
+            assert 1 <= int(line.split(":")[0]) <= lines
 
 
 def test_file_that_is_no_text_is_told_with_its_line(file: Path) -> None:

@@ -3,6 +3,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vhostpci_host import control
-from vhostpci_host.control import Request
+from vhostpci_host.control import Control, Request
 from vhostpci_host.errors import HostError
 
 
@@ -53,3 +54,34 @@ def test_error_of_ours_is_an_answer_and_in_the_log(
 @given(st.binary() | st.text().map(str.encode))
 def test_any_line_is_answered(line: bytes) -> None:
     assert ask(line)["ok"] is False
+
+
+def test_connection_that_says_nothing_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "PATIENCE", 0.05)
+    assert asyncio.run(conversation(tmp_path / "control", b'{"half a li')) == b""
+
+
+def test_connection_has_an_answer_for_each_line(tmp_path: Path) -> None:
+    lines = b'{"command": "echo", "what": 1}\n{"command": "echo", "what": 2}\n'
+    answers = asyncio.run(conversation(tmp_path / "control", lines, end=True))
+    assert [json.loads(line)["result"] for line in answers.splitlines()] == [1, 2]
+
+
+async def conversation(path: Path, said: bytes, *, end: bool = False) -> bytes:
+    """Say something over a socket; return what came until it was closed."""
+    ours = Control()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await ours.serve(COMMANDS, reader, writer)
+
+    async with await asyncio.start_unix_server(serve, path):
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(said)
+        if end:
+            writer.write_eof()
+        got = await asyncio.wait_for(reader.read(), 5.0)
+        writer.close()
+        await writer.wait_closed()
+        return got
