@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench import devices
-from tests.fakes.frontend import Dropped
+from tests.fakes.frontend import Dropped, RingAt
 from tests.process.fleet import TIMEOUT, Fleet, kicks_arrive
 from tests.process.lab import wait_for
 from vhostpci_shared import access
@@ -349,6 +349,32 @@ def test_arena_that_is_cut_with_nobody_there_is_served_again(fleet: Fleet) -> No
 def rings(metadata: access.Metadata) -> tuple[md.Ring, ...]:
     snapshot = metadata.snapshot()
     return () if snapshot is None else snapshot.rings
+
+
+@pytest.fixture
+def silent_qmp(directory: Path) -> Iterator[Path]:
+    """A QMP socket that takes connections and never says a word."""
+    path = directory / "silent.qmp"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(path))
+        listener.listen()
+        yield path
+
+
+def test_slave_vm_that_never_answers_holds_nobody_for_long(
+    fleet: Fleet, silent_qmp: Path
+) -> None:
+    options = ("--mode", "attach", "--slave-qmp", str(silent_qmp))
+    for name in ("c", "d", "e"):
+        assert fleet.command("add", name, *options).returncode == 0
+        fleet.master(name).driver_ok([RingAt.nth(0), RingAt.nth(1)])
+    a = fleet.pair("a")
+    began = time.monotonic()
+    assert fleet.command("remove", "c").returncode == 0
+    assert kicks_arrive(*a)
+    assert fleet.end() == 0
+    assert time.monotonic() - began < 14.0
+    assert fleet.files() == []
 
 
 @pytest.mark.parametrize("mode", ["arena", "attach"])

@@ -54,7 +54,8 @@ class Entry:
     def row(self) -> Json:
         """Return what `list` says of it."""
         device = self.server.device if self.server else None
-        return row(self.config, device, self.failure)
+        found = row(self.config, device, self.failure)
+        return {**found, "state": "leaving"} if self.leaving else found
 
 
 class Daemon:
