@@ -98,6 +98,8 @@ class Agent:
             self._drop(device)
             if not self._source.single:
                 self._ports.pop(device.name).close()
+                for link in self._links.values():
+                    link.try_again()  # it may have the TAP's name now
         for device in present:
             if device not in self._links:
                 self._take(device)

@@ -121,7 +121,8 @@ class Link:
         self._snapshot: md.Snapshot | None = None
         self._acted: int | None = None  # the generation that we act by
         self._served = False
-        self._told = ""  # why we left it alone
+        self._left = False  # alone
+        self._told = ""  # why
         self._idle_ticks = 0
         self._rings.inherit(self._metadata)
 
@@ -200,9 +201,15 @@ class Link:
             self._set_carrier()
         self.port.close()
         self._give_up(why)
+        self._left = True
         if why != self._told:
             log.warning("%s: %s; left alone for now", self.device.name, why)
             self._told = why
+
+    def try_again(self) -> None:
+        """Look anew at a device that was left alone: its hindrance may be gone."""
+        if self._left:
+            self._acted = None
 
     # Following the daemon.
 
@@ -226,6 +233,7 @@ class Link:
 
     def _follow(self, generation: int) -> None:
         """Act by a generation of the daemon's."""
+        self._left = False
         snapshot, want = None, NOTHING
         windows: dict[int, Window | None] = {}
         try:

@@ -57,7 +57,7 @@ class Uevents:
 
     def __init__(self) -> None:
         try:
-            import pyudev  # half a second in TCG: only who needs it pays
+            import pyudev  # a tenth of a second in TCG: only who needs it pays
 
             self._context = pyudev.Context()
             self._monitor = pyudev.Monitor.from_netlink(self._context, source="kernel")

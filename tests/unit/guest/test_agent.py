@@ -196,6 +196,17 @@ def test_tap_of_a_pci_device_goes_with_it(two: Two) -> None:
     del two.daemons[1]
 
 
+def test_device_that_failed_is_tried_again_when_another_goes(two: Two) -> None:
+    two.step()
+    two.devices[0].vector_count = 3
+    two.step()
+    assert two.daemons[0].agent().state is AgentState.FAILED
+    two.daemons.pop().close()
+    two.source.there.remove(two.devices[1])
+    two.step()
+    assert two.daemons[0].agent().state is AgentState.READY
+
+
 def test_end_closes_the_source(two: Two) -> None:
     two.agent.close()
     assert two.source.closed
