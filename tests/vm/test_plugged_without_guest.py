@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real daemon plugs a master's memory into a real QEMU, whose guest is firmware.
+
+Master ──vhost-user── vhostpci-host ──QMP, ivshmem── QEMU: SeaBIOS, three ports
+(threads of the test)                                  └──QMP── test
+"""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.assumptions.test_qmp import started
+from tests.fakes.netns import private_network
+from tests.process.lab import ATTACH, Lab, wait_for
+from tests.process.master import Ram
+from tests.vm.qmp import Qmp
+
+pytestmark = pytest.mark.vm
+
+MIB = 2**20
+PORTS = [
+    word
+    for number in (1, 2, 3)
+    for word in (
+        "-device",
+        f"pcie-root-port,id=p{number},chassis={number},slot={number},pref64-reserve=64M",
+    )
+]
+
+
+class Slave:
+    """A QEMU without a guest to speak of.
+
+    Its monitor stays connected: without KVM a new descriptor, between the end of a
+    device and the mend of what that leaves behind, would end QEMU (leftovers.py).
+    """
+
+    def __init__(self, monitor: Qmp) -> None:
+        self._monitor = monitor
+
+    def sizes(self) -> list[int]:
+        """What is behind the ports: the sizes of BAR 2."""
+        (bus,) = self._monitor.execute("query-pci", {})
+        return sorted(
+            region["size"]
+            for port in bus["devices"]
+            for device in port.get("pci_bridge", {}).get("devices", [])
+            for region in device["regions"]
+            if region["bar"] == 2
+        )
+
+    def let_go(self) -> None:
+        """Let go of what it was asked for: without a driver a reset does that."""
+        self._monitor.execute("system_reset", {})
+        time.sleep(0.5)
+
+    def has_let_go(self) -> bool:
+        """Let go of all, one after the other."""
+        self.let_go()
+        return self.sizes() == []
+
+
+@contextmanager
+def running(directory: Path) -> Iterator[Slave]:
+    (directory / "test").unlink(missing_ok=True)
+    with started(directory, *PORTS):
+        wait_for(lambda: (directory / "test").exists(), "QEMU")
+        with Qmp(directory / "test") as monitor:
+            yield Slave(monitor)
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    with private_network(), Lab(tmp_path) as lab:
+        yield lab
+
+
+def plugged(lab: Lab) -> int:
+    return len(lab.status()["plugging"]["plugged"])
+
+
+def test_masters_memory_is_plugged_when_it_comes_and_unplugged_when_it_goes(
+    lab: Lab, tmp_path: Path
+) -> None:
+    with running(tmp_path) as slave:
+        daemon = lab.start_daemon(*ATTACH, "--slave-qmp", str(tmp_path / "ours"))
+        master = lab.start_master(Ram.of_nodes(16 * MIB, 32 * MIB))
+        master.load()
+        wait_for(lambda: plugged(lab) == 3, "window 0 and two memories are plugged")
+        assert slave.sizes() == [64 * 1024, 16 * MIB, 32 * MIB]
+        master.close()
+        wait_for(lambda: plugged(lab) == 0, "none is wanted any more")
+        wait_for(slave.has_let_go, "the ports are free")
+        assert "Traceback" not in daemon.log
+        assert daemon.end() == 0
+
+
+def test_slave_that_is_replaced_gets_all_again(lab: Lab, tmp_path: Path) -> None:
+    lab.start_daemon(*ATTACH, "--slave-qmp", str(tmp_path / "ours"))
+    lab.start_master(Ram.of_nodes(16 * MIB)).load()
+    for _ in range(2):
+        with running(tmp_path):
+            wait_for(lambda: plugged(lab) == 2, "window 0 and the memory are plugged")
+        wait_for(lambda: plugged(lab) == 0, "it is gone")
+
+
+def test_killed_daemons_windows_are_unplugged_by_its_successor(
+    lab: Lab, tmp_path: Path
+) -> None:
+    options = (*ATTACH, "--slave-qmp", str(tmp_path / "ours"))
+    with running(tmp_path) as slave:
+        daemon = lab.start_daemon(*options)
+        master = lab.start_master(Ram.of_nodes(16 * MIB))
+        master.load()
+        wait_for(lambda: plugged(lab) == 2, "window 0 and the memory are plugged")
+        daemon.end(signal.SIGKILL)
+        lab.start_daemon(*options)
+        master.reconnect()
+        master.load()
+        time.sleep(1)
+        assert plugged(lab) < 2
+
+        def plugged_anew() -> bool:
+            if plugged(lab) < 2:
+                slave.let_go()
+            return plugged(lab) == 2
+
+        wait_for(plugged_anew, "they are plugged anew")
+        assert slave.sizes() == [64 * 1024, 16 * MIB]
