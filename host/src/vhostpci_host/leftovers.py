@@ -40,12 +40,13 @@ class Leftovers:
 
         Raises:
             PlugError: QEMU does not say what we need to know.
+            LookupError, TypeError, ValueError: it does not answer like that.
         """
         if (await monitor.execute("query-kvm"))["enabled"]:
             return False
-        self._vectors[name] = await monitor.execute(
-            "qom-get", path=f"{_PERIPHERAL}/{name}", property="vectors"
-        )
+        path = f"{_PERIPHERAL}/{name}"
+        vectors = await monitor.execute("qom-get", path=path, property="vectors")
+        self._vectors[name] = int(vectors)
         return True
 
     async def clear(self, monitor: Monitor, there: set[str]) -> None:

@@ -94,7 +94,9 @@ class QmpVm:
         monitor = await self._connected()
         name = object_id(device, window)
         if name + _DEVICE in await self._devices(monitor):
-            if await self._leftovers.expect(monitor, name + _DEVICE):
+            with self._understood("query-kvm"):
+                leaves = await self._leftovers.expect(monitor, name + _DEVICE)
+            if leaves:
                 async with self._plugging:  # nothing new before that is cleared
                     await self._eject(monitor, name + _DEVICE)
                     await self._clear(monitor)
@@ -231,7 +233,7 @@ class QmpVm:
         """Whoever answers nonsense is no QEMU that we know."""
         try:
             yield
-        except (LookupError, TypeError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise PlugError(
                 f"the slave VM at {self._path} answers {command} in a way that we do "
                 f"not understand ({error!r}): we know QEMU 7.2 to 10.x"

@@ -241,6 +241,16 @@ def test_window_without_an_address_is_found(play: Played) -> None:
     play(scenario)
 
 
+def test_answer_about_kvm_that_is_not_qemus_is_refused(play: Played) -> None:
+    async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
+        await vm.plug("web", METADATA)
+        qemu.answer_nonsense("query-kvm")
+        text = await error_of(vm.unplug("web", 0))
+        assert "answers query-kvm in a way" in text
+
+    play(scenario)
+
+
 @pytest.mark.parametrize("command", ["query-pci", "qom-list", "query-chardev"])
 def test_answer_that_is_not_qemus_is_refused(play: Played, command: str) -> None:
     async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
