@@ -45,12 +45,17 @@ class Slave(Vm):
     @contextmanager
     def agent(self, bind: str) -> Iterator[Job]:
         """Run the agent while the block runs; it has its TAP when that begins."""
-        job = self.spawn(
-            f"exec vhostpci-guest run --bind {bind} "
-            f"--tap {TAP} --address {SLAVE_ADDRESS}/24"
-        )
+        with self.waiting_agent(
+            "--bind", bind, "--tap", TAP, "--address", f"{SLAVE_ADDRESS}/24"
+        ) as job:
+            self.wait_tap(job)
+            yield job
+
+    @contextmanager
+    def waiting_agent(self, *options: str) -> Iterator[Job]:
+        """Run the agent while the block runs, whether it has a device or not."""
+        job = self.spawn(["vhostpci-guest", "run", *options])
         try:
-            self._wait_tap(job)
             yield job
         finally:
             with suppress(GuestError):  # the guest may be what failed
@@ -61,7 +66,8 @@ class Slave(Vm):
         with self.serial_log.with_name(f"{self.name}.agent.log").open("a") as log:
             log.write(job.output())
 
-    def _wait_tap(self, job: Job) -> None:
+    def wait_tap(self, job: Job) -> None:
+        """Wait until the agent has made its TAP."""
         deadline = time.monotonic() + LINK_TIMEOUT
         while self.run(f"ip addr show {TAP} | grep -q {SLAVE_ADDRESS}", check=False).rc:
             status = job.poll()

@@ -59,9 +59,9 @@ def ping(source: Runner, address: str, count: int = 10, options: str = "") -> Pi
 class Pinging:
     """A ping that runs beside other things; :meth:`result` when it has ended."""
 
-    def __init__(self, source: Vm, address: str) -> None:
+    def __init__(self, source: Vm, address: str, interval: float) -> None:
         self._what = f"{source.name}: ping {address}"
-        self._job = source.spawn(f"exec ping -n -i 0.2 {address}")
+        self._job = source.spawn(f"exec ping -n -i {interval} {address}")
 
     def stop(self) -> None:
         """Send no more."""
@@ -77,9 +77,9 @@ class Pinging:
 
 
 @contextmanager
-def pinging(source: Vm, address: str) -> Iterator[Pinging]:
-    """Ping ``address`` five times a second while the block runs."""
-    run = Pinging(source, address)
+def pinging(source: Vm, address: str, interval: float = 0.2) -> Iterator[Pinging]:
+    """Ping ``address`` every so many seconds while the block runs."""
+    run = Pinging(source, address, interval)
     try:
         yield run
     finally:

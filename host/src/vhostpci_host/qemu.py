@@ -120,14 +120,17 @@ def _ports(config: DeviceConfig, ram: int | None, windows: int) -> Args:
 def room(config: DeviceConfig, ram: int | None, windows: int) -> tuple[int, int]:
     """Return how many bytes each of a slave's ports must have, and how many ports.
 
+    Twice what its window has: a window begins at a multiple of its size, and what
+    SeaBIOS gives a port below 4 GiB begins at any megabyte.
+
     Raises:
         HostError: `ram` is needed, or no window of a VM can have that size.
     """
     if config.mode is Mode.ARENA:
-        return window_size(config.memory), 1
+        return 2 * window_size(config.memory), 1
     size = known(config, ram)
     _check_power_of_two(config, size)
-    return size, windows + 1  # the one with the doorbells
+    return 2 * size, windows + 1  # the one with the doorbells
 
 
 SLAVE_HINT = """\

@@ -188,7 +188,7 @@ class QmpVm:
                 f"the firmware of the slave VM at {self._path} has not "
                 "set up its PCI ports yet: waiting for it"
             )
-        size = bridges.size_text(plug.size)
+        size, room = bridges.size_text(plug.size), bridges.size_text(2 * plug.size)
         free = [
             bridges.size_text(port.share)
             for port in ports
@@ -198,7 +198,8 @@ class QmpVm:
             f"the slave VM at {self._path} has no free PCI port for the {size} of "
             f"window {plug.window} (free: {', '.join(free) or 'none'}): start it with "
             f"one more -device pcie-root-port,id=vp1,chassis=101,slot=101,"
-            f"pref64-reserve={size}, and with other numbers for each further one"
+            f"pref64-reserve={room}, and with other numbers for each further one; it "
+            f"is twice the size since it need not begin at a multiple of {size}"
         )
 
     async def _eject(self, monitor: Monitor, name: str) -> None:

@@ -115,13 +115,13 @@ def ports(slave: ET.Element) -> dict[str, int]:
 def test_slave_in_attach_mode_has_ports_for_windows_and_for_the_metadata() -> None:
     slave = read(domain.slave(ATTACH, 2**32, windows=2))
     assert slave.find("devices/shmem") is None
-    assert list(ports(slave).values()) == [2**32] * 3
+    assert list(ports(slave).values()) == [2**33] * 3
 
 
 def test_slave_that_an_arena_is_plugged_into_has_a_port_for_it() -> None:
     slave = read(domain.slave(PLUGGED))
     assert slave.find("devices/shmem") is None
-    assert list(ports(slave).values()) == [2**31]
+    assert list(ports(slave).values()) == [2**32]
 
 
 def test_memory_of_a_master_in_attach_mode_is_asked_for() -> None:

@@ -76,14 +76,14 @@ def test_slave_has_a_port_for_the_doorbells_and_each_window() -> None:
     ports = values(args, "-device")
     assert len(ports) == 3
     assert len({port.split("slot=")[1] for port in ports}) == 3
-    assert all(port.endswith("pref64-reserve=4096M") for port in ports)
+    assert all(port.endswith("pref64-reserve=8192M") for port in ports)
     assert values(args, "-qmp") == ["unix:/q,server=on,wait=off"]
 
 
 def test_slave_that_is_plugged_the_arena_has_one_port() -> None:
     args = qemu.slave(replace(DEVICE, slave_qmp=Path("/q")))
     assert [port.split(",")[-1] for port in values(args, "-device")] == [
-        "pref64-reserve=2048M"
+        "pref64-reserve=4096M"
     ]
 
 

@@ -125,7 +125,7 @@ def test_no_port_is_told_with_the_argument_that_mends_it(play: Played) -> None:
         text = await error_of(vm.plug("web", WINDOW))
         assert "no free PCI port for the 2G of window 300 (free: 2M)" in text
         assert "-device pcie-root-port,id=vp1," in text
-        assert "pref64-reserve=2G" in text
+        assert "pref64-reserve=4G" in text
 
     play(scenario)
 
