@@ -415,7 +415,10 @@ class Device:
         self.agent.forget()
         vectors = VectorSet(self._kicks())
         store, loop = self.store, self._loop
-        self.slave = Slave(port, loop, store.file, vectors, self._doorbell)
+        self.slave = Slave(
+            *(port, loop, store.file, vectors, self._doorbell),
+            unplugged=self.config.plugged,
+        )
         self._renew_all()
         self._settle()
         self._publish()

@@ -23,6 +23,9 @@ class Slave:
         window: window 0.
         vectors: the vectors that it is given; they are ours to close.
         doorbell: ours, for the agent to ring.
+        unplugged: whether its device will be unplugged one day.  QEMU frees what it
+            knows of a peer that is taken back, and again when the device goes; so
+            such a device keeps all that it was told of.
     """
 
     def __init__(
@@ -32,11 +35,14 @@ class Slave:
         window: Fd,
         vectors: VectorSet,
         doorbell: Notifier,
+        *,
+        unplugged: bool = False,
     ) -> None:
         self.port = port
         self.vectors = vectors
         self.peers = Peers()
         self._loop = loop
+        self._unplugged = unplugged
         self._calls: CallSet | None = None
         self._unread_until: float | None = None
         self._retire: tuple[int, float] | None = None
@@ -73,7 +79,8 @@ class Slave:
         if reached <= generation and self._loop.time() - since < RETIRE:
             return
         self._retire = None
-        self.port.send(self.peers.retire())
+        if not self._unplugged:
+            self.port.send(self.peers.retire())
         self.signal_calls()
 
     def behind(self) -> bool:

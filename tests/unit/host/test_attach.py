@@ -70,6 +70,22 @@ def two_nodes(one: int, other: int) -> Memory:
     ]
 
 
+def test_device_that_will_be_unplugged_keeps_its_old_peers(
+    plugged: Scene, file: MakeFile
+) -> None:
+    """QEMU would free them a second time when it is."""
+    memory = [(region(16 * MIB), file(16 * MIB))]
+    slave = plugged.slave()
+    qemu = plugged.front_end(memory)
+    for _ in range(2):
+        plugged.start(qemu)
+    plugged.loop.advance(1.5)
+    assert set(slave.peers) == {md.DAEMON_PEER, 2, 3}
+    qemu.close()
+    plugged.loop.advance(1.5)
+    assert set(slave.peers) == {md.DAEMON_PEER, 2, 3}
+
+
 def test_each_file_of_the_master_is_a_window(scene: Scene, file: MakeFile) -> None:
     scene.running(two_nodes(file(16 * MIB), file(32 * MIB)))
     assert regions(scene) == (
