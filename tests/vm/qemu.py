@@ -70,11 +70,12 @@ def machine(image: Image, *, cpus: int, iommu: bool, chipset: str = "q35") -> li
     ]
 
 
-def ports(count: int, window: str = "1G") -> list[str]:
-    """Root ports that devices with a BAR of up to ``window`` can be plugged into.
+def ports(count: int, share: str = "1G") -> list[str]:
+    """Root ports with a share of the address space for what is plugged in.
 
-    Firmware gives a port that is empty at boot a megabyte or two; the guest's kernel
-    moves nothing later, and leaves a BAR that does not fit without an address.
+    Without one, firmware gives a port that is empty at boot a megabyte or two; the
+    guest's kernel moves nothing later, and leaves a BAR that does not fit without an
+    address.
     """
     return [
         word
@@ -82,7 +83,7 @@ def ports(count: int, window: str = "1G") -> list[str]:
         for word in (
             "-device",
             f"pcie-root-port,id=port{number},chassis={number + 1},"
-            f"slot={number + 1},pref64-reserve={window}",
+            f"slot={number + 1},pref64-reserve={share}",
         )
     ]
 

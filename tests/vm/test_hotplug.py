@@ -49,7 +49,7 @@ def new_slave(
     logs: Path, *, ports: int, monitor: Path | None = None
 ) -> Iterator[Slave]:
     """Boot a slave VM; the daemon may know its monitor before it is there."""
-    args = qemu.ports(ports, "256M")
+    args = qemu.ports(ports, "1G")
     if monitor:
         args += ["-qmp", f"unix:{monitor},server=on,wait=off"]
     guest = image.build(wheels.guest_wheels())
@@ -131,7 +131,7 @@ def _switches(pid: int) -> int:
 
 def test_dimm_that_comes_while_packets_flow(slave: Slave, daemon: Daemon) -> None:
     """One more device is plugged into the slave, and no packet is lost."""
-    with agent(slave), new_master(daemon, memory.with_slots("256M")) as master:
+    with agent(slave), new_master(daemon, memory.with_slots("512M")) as master:
         assert_packets_cross(daemon, master, slave)
         wait_windows(slave, 2)
         with (
@@ -191,7 +191,7 @@ def test_slave_that_comes_late_first_without_ports(logs: Path, tmp_path: Path) -
         with new_slave(here / "without", ports=0, monitor=monitor):
             said = wait_problem(daemon, "no free PCI port")
             assert "-device pcie-root-port" in said
-            assert "pref64-reserve=256M" in said
+            assert "pref64-reserve=512M" in said
         with new_slave(here / "with", ports=2, monitor=monitor) as slave, agent(slave):
             assert_packets_cross(daemon, master, slave)
 
