@@ -260,6 +260,21 @@ def test_libvirt_that_hangs_is_left_alone(
         ask(lambda vm: vm.plug("web", WINDOW), answer_time=1)
 
 
+def test_question_that_is_taken_back_leaves_no_virsh(virsh: FakeLibvirt) -> None:
+    virsh.hang("dumpxml")
+
+    async def work(vm: LibvirtVm) -> None:
+        question = asyncio.create_task(vm.plugged("web"))
+        while not virsh.calls():
+            await asyncio.sleep(0.01)
+        question.cancel()
+        await asyncio.wait([question])
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+
+    ask(work)
+
+
 def test_machine_without_virsh_is_told_with_the_mend(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

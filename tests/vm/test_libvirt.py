@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Both VMs are domains of a libvirtd, made of the XML that we print.
+
+  master             hypervisor               slave
+10.77.0.1           vhostpci-host           10.77.0.2
+  eth0 ---- vhost-user ----+---- ivshmem ------ vp0
+virtio-net              |                 vhostpci-guest
+   |                  virsh                    |
+   +------------------ libvirtd ---------------+
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.vm import image, wheels
+from tests.vm.daemon import Daemon
+from tests.vm.libvirtd import (
+    Libvirtd,
+    ManagedMaster,
+    ManagedSlave,
+    PluggingDaemon,
+)
+from tests.vm.pair import Pair
+
+pytestmark = [pytest.mark.vm, pytest.mark.libvirt, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def here(logs: Path, request: pytest.FixtureRequest) -> Path:
+    """Where this test logs."""
+    return logs / str(request.node.name)
+
+
+@pytest.fixture
+def libvirtd(here: Path) -> Iterator[Libvirtd]:
+    """A libvirtd without any domain."""
+    with Libvirtd(here) as libvirtd:
+        yield libvirtd
+
+
+@dataclass(frozen=True, slots=True)
+class Domains(Pair):
+    """Both VMs as libvirt has them."""
+
+    master: ManagedMaster
+    slave: ManagedSlave
+
+
+def domains(libvirtd: Libvirtd, daemon: Daemon, logs: Path, *options: str) -> Domains:
+    """Both VMs, not started; the options are for the XML."""
+    guest = image.build(wheels.guest_wheels())
+    of_master, of_slave = (daemon.xml(role, *options) for role in ("master", "slave"))
+    return Domains(
+        daemon,
+        ManagedMaster("master", guest, logs=logs, libvirtd=libvirtd, xml=of_master),
+        ManagedSlave("slave", guest, logs=logs, libvirtd=libvirtd, xml=of_slave),
+    )
+
+
+def test_packets_cross_between_domains_that_have_the_device_from_their_start(
+    libvirtd: Libvirtd, here: Path
+) -> None:
+    with Daemon("web", memory="512M", logs=here) as daemon:
+        pair = domains(libvirtd, daemon, here)
+        with pair.slave as slave, pair.master as master:
+            slave.wait_ready()
+            master.wait_ready()
+            with slave.agent("vfio"):
+                _assert_packets_cross(pair)
+
+
+def test_windows_of_a_domains_own_memory_are_plugged_into_a_running_domain(
+    libvirtd: Libvirtd, here: Path
+) -> None:
+    with PluggingDaemon("web", libvirtd, "switch", here) as daemon:
+        memory = ("--mode", "attach", "--memory", "512M", "--slave-libvirt", "switch")
+        pair = domains(libvirtd, daemon, here, *memory)
+        with pair.slave as slave, pair.master as master:
+            slave.wait_ready()
+            master.wait_ready()
+            with slave.agent("vfio"):
+                _assert_packets_cross(pair)
+                assert len(daemon.plugged()) == 2
+                master.power_off()
+                daemon.wait_plugged([])
+                master.power_on()
+                _assert_packets_cross(pair)
+
+
+def _assert_packets_cross(pair: Pair) -> None:
+    pair.master.configure()
+    pair.wait_link()
+    ping = pair.ping_both_ways()
+    assert ping.received == ping.sent
