@@ -33,6 +33,10 @@ NEEDS = {
         "setpriv",
         "unshare",
     ),
+    "frontends": (
+        *("/dev/net/tun", "dpdk-testpmd", "insmod", "ip", "iperf3", "linux.uml"),
+        *("nsenter", "ping", "setpriv", "stdbuf", "stty", "unshare"),
+    ),
     "vm": (
         *("/usr/bin/python3.11", "apt-get", "depmod", "dpkg-deb", "ldconfig"),
         *("modprobe", "nsenter", "qemu-system-x86_64", "readelf", "setpriv", "tar"),

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DPDK's virtio-user as the master: a driver that polls, and memory of its own kinds.
+
+testpmd answers every ping: so each ping is a packet to it and a packet from it.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.frontends.hugepages import MOUNTED, reserved
+from tests.frontends.testpmd import HUGE, NO_HUGE, Testpmd
+from tests.process.attach import AttachLab
+from tests.process.lab import SLAVE_ADDRESS, wait_for
+
+pytestmark = pytest.mark.frontends
+
+MIB = 1 << 20
+PAGES = 64
+ADDRESSES = 16
+
+
+@pytest.fixture
+def huge_pages() -> Iterator[None]:
+    """Enough of them for one testpmd."""
+    with reserved(PAGES):
+        yield
+
+
+def assert_answers(lab: AttachLab, pmd: Testpmd) -> None:
+    """Ping it, and see that it and the agent count alike."""
+    lab.wait_carrier("UP")
+    wait_for(lambda: lab.ping_from_slave(1) == 1, "a first ping comes back")
+    assert lab.ping_from_slave(10) == 10
+    assert min(pmd.counted()) >= 10
+    lab.wait_packets(10)
+
+
+def test_memory_without_huge_pages(lab: AttachLab, tmp_path: Path) -> None:
+    lab.start()
+    with Testpmd(lab.socket, tmp_path, NO_HUGE) as pmd:
+        pmd.started()
+        assert_answers(lab, pmd)
+        assert lab.status()["master"]["regions"][0]["size"] == 64 * MIB
+        assert pmd.quit() == 0
+    lab.wait_carrier("NO-CARRIER")
+
+
+@pytest.mark.parametrize("mounted", [False, True], ids=["memfd", "hugetlbfs"])
+@pytest.mark.usefixtures("huge_pages")
+def test_huge_pages_in_one_file(lab: AttachLab, tmp_path: Path, mounted: bool) -> None:
+    lab.start()
+    eal = ("--single-file-segments", "-m", "64") if mounted else HUGE
+    prefix = MOUNTED if mounted else ()
+    with Testpmd(lab.socket, tmp_path, eal, prefix=prefix) as pmd:
+        pmd.started()
+        assert_answers(lab, pmd)
+        assert len(lab.windows()) == 1
+
+
+@pytest.mark.usefixtures("huge_pages")
+def test_each_huge_page_a_file_of_its_own(lab: AttachLab, tmp_path: Path) -> None:
+    lab.start()
+    eal = ("--in-memory", "-m", "10")
+    with Testpmd(lab.socket, tmp_path, eal, mbufs=1025) as pmd:
+        pmd.started()
+        assert_answers(lab, pmd)
+        windows = lab.windows()
+        assert len(set(windows)) == len(windows) > 4
+
+
+@pytest.mark.usefixtures("huge_pages")
+def test_more_files_than_a_table_has_room_for_are_dpdks_own_refusal(
+    lab: AttachLab, tmp_path: Path
+) -> None:
+    lab.start()
+    with Testpmd(lab.socket, tmp_path, ("--in-memory", "-m", "64")) as pmd:
+        pmd.started()
+        assert "Failed to set memory table" in pmd.log
+        assert lab.windows() == []
+
+
+@pytest.mark.usefixtures("huge_pages")
+def test_heap_that_grows_while_the_port_is_started(
+    lab: AttachLab, tmp_path: Path
+) -> None:
+    """Its file grows: what the slave has mapped is too short then."""
+    daemon, _ = lab.start()
+    eal = ("--in-memory", "--single-file-segments", "-m", "16")
+    with Testpmd(lab.socket, tmp_path, eal) as pmd:
+        pmd.started()
+        assert_answers(lab, pmd)
+        (region,) = lab.status()["master"]["regions"]
+        assert region["size"] > 16 * MIB
+        assert daemon.log.count("started rings") >= 2
+
+
+def test_two_queue_pairs(lab: AttachLab, tmp_path: Path) -> None:
+    """The TAP spreads packets by their flows: to several addresses, as they are."""
+    lab.start(pairs=2)
+    with Testpmd(lab.socket, tmp_path, NO_HUGE, pairs=2) as pmd:
+        pmd.started()
+        lab.wait_carrier("UP")
+        network = SLAVE_ADDRESS.rpartition(".")[0]
+        for host in range(100, 100 + ADDRESSES):
+            lab.run_in_slave("ping", "-c", "1", "-W", "1", f"{network}.{host}")
+        lab.wait_packets(1)
+        assert min(pmd.counted()) >= ADDRESSES
+
+
+def test_killed_one_is_followed_by_another(lab: AttachLab, tmp_path: Path) -> None:
+    lab.start()
+    for _ in range(2):
+        with Testpmd(lab.socket, tmp_path) as pmd:
+            pmd.started()
+            assert_answers(lab, pmd)
+        lab.wait_carrier("NO-CARRIER")

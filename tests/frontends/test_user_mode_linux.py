@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""User Mode Linux as the master: a real Linux virtio-net driver, without a VM."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.frontends.uml import UserModeLinux
+from tests.process.attach import AttachLab
+from tests.process.lab import SLAVE_ADDRESS, wait_for
+
+pytestmark = pytest.mark.frontends
+
+
+@pytest.fixture
+def uml(lab: AttachLab, tmp_path: Path) -> Iterator[UserModeLinux]:
+    """A master that is up, and a slave that sees it."""
+    lab.start()
+    with UserModeLinux(lab.socket, tmp_path) as uml:
+        uml.up()
+        lab.wait_carrier("UP")
+        yield uml
+
+
+def iperf(lab: AttachLab, uml: UserModeLinux, *options: str) -> float:
+    """Return Mbit/s of two seconds of TCP, from the master if nothing is said."""
+    server = lab.start_server([*lab.slave.prefix, "iperf3", "-s", "-1", "--forceflush"])
+    server.wait_log("listening")
+    words = " ".join(options)
+    report = json.loads(uml.run(f"iperf3 -J -t 2 -c {SLAVE_ADDRESS} {words}"))
+    assert "error" not in report, report["error"]
+    return float(report["end"]["sum_received"]["bits_per_second"]) / 1e6
+
+
+def test_every_ping_comes_back_and_is_counted(
+    lab: AttachLab, uml: UserModeLinux
+) -> None:
+    assert uml.ping(20) == 20
+    assert lab.ping_from_slave(20) == 20
+    lab.wait_packets(40)
+
+
+def test_its_memory_is_one_window_of_no_power_of_two(
+    lab: AttachLab, uml: UserModeLinux
+) -> None:
+    (region,) = lab.status()["master"]["regions"]
+    assert region["guest_addr"] == region["offset"] > 0
+    assert (region["offset"] + region["size"]).bit_count() > 1
+
+
+@pytest.mark.parametrize("options", [(), ("-R",)], ids=["from it", "to it"])
+def test_tcp_flows(
+    lab: AttachLab, uml: UserModeLinux, options: tuple[str, ...]
+) -> None:
+    assert iperf(lab, uml, *options) > 1.0
+
+
+def test_driver_that_is_reloaded_without_a_word_works_again(
+    lab: AttachLab, uml: UserModeLinux
+) -> None:
+    uml.ping()
+    uml.reload_driver()
+    wait_for(lambda: uml.ping(1) == 1, "a first ping comes back")
+    assert uml.ping() == 5
+    assert lab.ping_from_slave() == 5
+
+
+def test_killed_one_is_followed_by_another(
+    lab: AttachLab, uml: UserModeLinux, tmp_path: Path
+) -> None:
+    (before,) = lab.status()["master"]["regions"]
+    uml.kill()
+    lab.wait_carrier("NO-CARRIER")
+    (tmp_path / "next").mkdir()
+    with UserModeLinux(lab.socket, tmp_path / "next", "64M") as second:
+        second.up()
+        lab.wait_carrier("UP")
+        wait_for(lambda: second.ping(1) == 1, "a first ping comes back")
+        assert second.ping() == 5
+        (after,) = lab.status()["master"]["regions"]
+        assert after["window"] != before["window"]

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""User Mode Linux: a whole Linux kernel as one process, with a vhost-user card.
+
+Its root file system is this machine's own (hostfs), read-only; so it has every
+program that this machine has, and needs no image.
+"""
+
+import re
+import subprocess
+from pathlib import Path
+from typing import IO
+
+from tests.process.lab import MASTER_ADDRESS, SLAVE_ADDRESS, TIMEOUT, wait_for
+
+INIT = Path(__file__).parent / "uml-init"
+ALONE = [
+    *("setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child"),
+]
+"""It is several processes, and some would outlive the first if it were killed."""
+MODULES = "/usr/lib/uml/modules/$(uname -r)/kernel"
+
+
+def command(socket: Path, memory: str, directory: Path) -> list[str]:
+    """Return the command line; `directory` is for what it leaves in files."""
+    return [
+        *("linux.uml", f"mem={memory}", f"virtio_uml.device={socket}:1"),
+        *("rootfstype=hostfs", "rootflags=/", "ro", "init=/bin/sh"),
+        *("con=null", "con0=fd:0,fd:1", "quiet", f"uml_dir={directory}", "umid=uml"),
+        *("--", str(INIT)),
+    ]
+
+
+class UserModeLinux:
+    """A booted User Mode Linux whose card is on a device of ours."""
+
+    def __init__(self, socket: Path, directory: Path, memory: str = "128M") -> None:
+        self._log = directory / "uml.log"
+        self._answers = 0
+        with self._log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [*ALONE, *command(socket, memory, directory)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+            )
+        wait_for(lambda: self._ended() or "@up" in self.log, "User Mode Linux boots")
+        assert not self._ended(), self.log
+
+    def _ended(self) -> bool:
+        return self.process.poll() is not None
+
+    @property
+    def log(self) -> str:
+        """Its console so far."""
+        return self._log.read_text(errors="replace")
+
+    @property
+    def _console(self) -> IO[bytes]:
+        assert self.process.stdin is not None
+        return self.process.stdin
+
+    def run(self, line: str, *, check: bool = True) -> str:
+        """Run a line of shell in it; return what it printed."""
+        before = len(self.log)
+        self._console.write(line.encode() + b"\n")
+        self._console.flush()
+        wait_for(lambda: self._status(before) or self._ended(), f"{line}: {self.log}")
+        status = self._status(before)
+        assert status, self.log
+        output = self.log[before:][: status.start()]
+        assert not (check and int(status[1])), f"{line}: {output}"
+        return output
+
+    def _status(self, before: int) -> re.Match[str] | None:
+        return re.search(r"^@(\d+)", self.log[before:], re.MULTILINE)
+
+    def up(self) -> None:
+        """Give the card its address, and set it up."""
+        self.run(f"ip addr add {MASTER_ADDRESS}/24 dev eth0 && ip link set eth0 up")
+
+    def ping(self, count: int = 5) -> int:
+        """Ping the slave; return how many came back."""
+        output = self.run(
+            f"ping -n -q -i 0.1 -W 2 -c {count} {SLAVE_ADDRESS}", check=False
+        )
+        received = re.search(r"(\d+) received", output)
+        assert received, output
+        return int(received[1])
+
+    def reload_driver(self) -> None:
+        """Unload the card's driver, and load it again."""
+        self.run("rmmod virtio_net")
+        self.run(f"insmod {MODULES}/drivers/net/virtio_net.ko")
+        self.up()
+
+    def kill(self) -> None:
+        """End it as kill -9 does."""
+        self.process.kill()
+        self.process.wait(TIMEOUT)
+        if not self._console.closed:
+            self._console.close()
+
+    def __enter__(self) -> "UserModeLinux":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
