@@ -88,6 +88,7 @@ class Attached:
     def __init__(self, config: DeviceConfig, ids: WindowIds) -> None:
         self.files: dict[int, WindowFile] = {}
         self._ids = ids
+        self._cut: set[int] = set()
         with ExitStack() as undo:
             self.file = undo.enter_context(_sealed_memfd(f"vhostpci-{config.name}"))
             self._map = mmap.mmap(self.file.fileno(), md.SIZE)
@@ -120,10 +121,26 @@ class Attached:
         for number in self.files.keys() - numbers:
             self.files.pop(number).file.close()
             self._ids.free(number)
+            self._cut.discard(number)
 
     def restore(self) -> bool:
         """Nobody can cut window 0."""
         return False
+
+    def cut(self) -> list[str]:
+        """Say which of the master's files are shorter than they were, each once."""
+        found = []
+        for number in sorted(self.files.keys() - self._cut):
+            window = self.files[number]
+            size = os.fstat(window.file.fileno()).st_size
+            if size < window.size:
+                self._cut.add(number)
+                found.append(
+                    f"the memory file of window {number} was cut from {window.size} to "
+                    f"{size} bytes: what lies there is lost, and rings that need it "
+                    "are dead until the master starts anew"
+                )
+        return found
 
     def describe(self) -> dict[str, Any]:
         """Return the device's memory for the status."""

@@ -509,6 +509,8 @@ class Device:
         self._tick_timer = self._loop.call_later(TICK, self._tick)
         if self.store.restore():
             self._restored()
+        for text in self.store.cut():
+            log.warning("%s: %s", self.config.name, text)
         self._ticks += 1
         if self._ticks % 2:
             self.store.metadata.beat()

@@ -86,6 +86,10 @@ class Store(Protocol):
         """Mend what somebody has cut; say whether there was anything to mend."""
         ...
 
+    def cut(self) -> list[str]:
+        """Say what somebody has cut that is not ours to mend, each once."""
+        ...
+
     def describe(self) -> dict[str, Any]:
         """Return the device's memory for the status."""
         ...

@@ -247,6 +247,18 @@ def test_descriptor_that_is_no_memory(scene: Scene) -> None:
     os.close(write)
 
 
+def test_file_that_is_cut_is_told_of_once_and_ends_nothing(
+    scene: Scene, file: MakeFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    fd = file(16 * MIB)
+    qemu = scene.running([(region(16 * MIB), fd)])
+    os.ftruncate(fd, 0)
+    scene.loop.advance(2.0)
+    said = f"window 256 was cut from {16 * MIB} to 0 bytes"
+    assert caplog.text.count(said) == 1
+    assert qemu.stop_ring(0) == 0
+
+
 # What a slave VM can have.
 
 
