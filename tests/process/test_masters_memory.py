@@ -6,14 +6,17 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.netns import private_network
+from tests.fakes.slave_client import SlaveClient
 from tests.process.attach import AttachLab
 from tests.process.lab import Program, run, wait_for
 from tests.process.master import Master
+from vhostpci_shared.wire import ProtocolError
 
 pytestmark = pytest.mark.process
 
@@ -100,6 +103,19 @@ def test_second_agent_is_refused_and_the_first_goes_on(lab: AttachLab) -> None:
         assert works(lab)
 
 
+def test_second_client_of_a_window_is_refused_and_the_first_goes_on(
+    lab: AttachLab,
+) -> None:
+    daemon, _ = lab.start()
+    with lab.attached():
+        (window,) = lab.windows()
+        second = SlaveClient(lab.run_dir / f"net0.ivshmem.{window}")
+        with closing(second), pytest.raises(ProtocolError, match="another slave"):
+            second.read()
+        daemon.wait_log(f"window {window} refused")
+        assert works(lab)
+
+
 def test_master_that_comes_back_with_other_memory_has_another_window(
     lab: AttachLab,
 ) -> None:
@@ -119,13 +135,14 @@ def test_memory_that_is_cut_ends_nobody_and_the_next_master_is_served(
     lab: AttachLab,
 ) -> None:
     programs = lab.start()
-    _, agent = programs
+    daemon, agent = programs
     with lab.attached() as master:
         assert works(lab)
         master.stop_card()  # it must not touch what is cut: it has no guard
         lab.start_server([*lab.slave.prefix, *FLOOD])
         os.ftruncate(master.memory.files[0].fd, 0)
         agent.wait_log("was cut off")
+        daemon.wait_log("was cut from")
     with lab.attached():
         assert works(lab)
     assert [one.process.poll() for one in programs] == [None, None]
