@@ -8,6 +8,7 @@ the device raises nothing, leaks nothing, and publishes only what an agent can c
 import mmap
 import os
 import random
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,7 +54,7 @@ PAYLOADS = st.one_of(
         lambda pair: bytes(vu.VringState(*pair))
     ),
 )
-KINDS = ["ram", "eventfd", "pipe", "memfd", "directory"]
+KINDS = ["ram", "eventfd", "pipe", "socket", "memfd", "directory"]
 MESSAGES = st.tuples(
     st.sampled_from(list(Request)) | st.integers(0, 2**32 - 1),
     st.sampled_from([1, 9, 5, 13, 0]),
@@ -66,17 +67,19 @@ class Files:
     """One descriptor of each kind; `ram` is the master's memory."""
 
     def __init__(self, ram: int) -> None:
-        self._ends = os.pipe()
+        self._ends = [*os.pipe()]
+        self._ends += [end.detach() for end in socket.socketpair()]
         self.fds = {
             "ram": os.dup(ram),
             "eventfd": os.eventfd(0, os.EFD_NONBLOCK),
-            "pipe": self._ends[1],
+            "pipe": self._ends.pop(1),
+            "socket": self._ends.pop(),
             "memfd": os.memfd_create("stray"),
             "directory": os.open("/", os.O_RDONLY),
         }
 
     def close(self) -> None:
-        for fd in (self._ends[0], *self.fds.values()):
+        for fd in (*self._ends, *self.fds.values()):
             os.close(fd)
 
 
