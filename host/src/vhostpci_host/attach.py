@@ -37,8 +37,6 @@ from .errors import HostError
 from .fds import Fd
 from .memory import Placed, WindowFile, mapped_private
 
-FIRST_ID, LAST_ID = 256, 65535
-"""Numbers of windows; those below are kept for what a later version may need."""
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -50,7 +48,7 @@ class WindowIds:
     """
 
     def __init__(self, first: int | None = None) -> None:
-        self._next = first or random.randint(FIRST_ID, LAST_ID)
+        self._next = first or random.randint(md.FIRST_WINDOW, md.LAST_WINDOW)
         self._used: set[int] = set()
 
     def new(self) -> int:
@@ -59,9 +57,9 @@ class WindowIds:
         Raises:
             HostError: all are in use.
         """
-        for _ in range(FIRST_ID, LAST_ID + 1):
+        for _ in range(md.FIRST_WINDOW, md.LAST_WINDOW + 1):
             number = self._next
-            self._next = number + 1 if number < LAST_ID else FIRST_ID
+            self._next = number + 1 if number < md.LAST_WINDOW else md.FIRST_WINDOW
             if number not in self._used:
                 self._used.add(number)
                 return number

@@ -12,7 +12,7 @@ from tests.fakes.frontend import Dropped, Refused, RingAt, region
 from tests.fakes.loop import ManualLoop
 from tests.fakes.windows import MIB
 from tests.unit.host.scene import Scene
-from vhostpci_host.attach import FIRST_ID, LAST_ID, WindowIds
+from vhostpci_host.attach import WindowIds
 from vhostpci_host.errors import HostError
 from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu
@@ -368,16 +368,20 @@ def test_region_by_region(scene: Scene, file: MakeFile) -> None:
 
 
 def test_window_numbers_come_back_as_late_as_can_be() -> None:
-    ids = WindowIds(LAST_ID)
-    assert [ids.new(), ids.new(), ids.new()] == [LAST_ID, FIRST_ID, FIRST_ID + 1]
-    ids.free(FIRST_ID)
-    assert ids.new() == FIRST_ID + 2
+    ids = WindowIds(md.LAST_WINDOW)
+    assert [ids.new(), ids.new(), ids.new()] == [
+        md.LAST_WINDOW,
+        md.FIRST_WINDOW,
+        md.FIRST_WINDOW + 1,
+    ]
+    ids.free(md.FIRST_WINDOW)
+    assert ids.new() == md.FIRST_WINDOW + 2
 
 
 def test_window_number_in_use_is_left_out() -> None:
-    ids = WindowIds(LAST_ID)
+    ids = WindowIds(md.LAST_WINDOW)
     kept = ids.new()
-    others = [ids.new() for _ in range(LAST_ID - FIRST_ID)]
+    others = [ids.new() for _ in range(md.LAST_WINDOW - md.FIRST_WINDOW)]
     assert kept not in others
     with pytest.raises(HostError, match="remove a device"):
         ids.new()
