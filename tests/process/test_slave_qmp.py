@@ -34,6 +34,9 @@ def test_slave_that_is_not_there_is_waited_for(lab: Lab, tmp_path: Path) -> None
     daemon = lab.start_daemon("--slave-qmp", str(path))
     daemon.wait_log(f"waiting for the slave VM at {path}: start its QEMU with -qmp")
     assert lab.status()["plugging"]["connected"] is False
+    text = lab.run_host("status", "net0").stdout
+    assert f"plugged  none (wanted: none) in {path}\n" in text
+    assert "problem  waiting for the slave VM" in text
     assert daemon.end() == 0
 
 

@@ -182,6 +182,7 @@ def text(status: Json) -> str:
     lines = [f"{status['name']}: {status['state']}", _memory_line(status["memory"])]
     lines += [_window_line(window) for window in status["windows"]]
     lines += _connection_lines(status)
+    lines += _plugging_lines(status["plugging"])
     lines += [_ring_line(ring) for ring in status["rings"]]
     return "\n".join(lines)
 
@@ -228,6 +229,19 @@ def _connection_lines(status: Json) -> list[str]:
     )
     words = [agent["state"] if agent["present"] else "not present", agent["binding"]]
     lines.append(f"  agent    {' '.join(filter(None, [*words, agent['message']]))}")
+    return lines
+
+
+def _plugging_lines(plugging: Json | None) -> list[str]:
+    """Tell what is plugged into the slave VM, and what stands in the way."""
+    if plugging is None:
+        return []
+    there, wanted = (
+        ", ".join(map(str, plugging[key])) or "none" for key in ("plugged", "wanted")
+    )
+    lines = [f"  plugged  {there} (wanted: {wanted}) in {plugging['slave']}"]
+    if plugging["problem"]:
+        lines.append(f"  problem  {plugging['problem']}")
     return lines
 
 
