@@ -87,7 +87,7 @@ class Device:
         self.slave: Slave | None = None
         self.generation = 0
         self.agent = AgentView(store.metadata, config.name, config.vectors)
-        sessions = Sessions()
+        self._sessions = sessions = Sessions()
         self.leases = [Lease(index, sessions) for index in range(config.rings)]
         self._loop = loop
         self._doorbell = Notifier.new()
@@ -453,14 +453,19 @@ class Device:
         self._look_at_agent()
 
     def _look_at_agent(self) -> None:
-        """Act on what the agent may have changed in its part."""
+        """Act on what the agent may have changed in its part.
+
+        It is looked at often: what it is told is put together only if that is new.
+        """
+        before = self._sessions.last
         if self.agent.sample(self._loop.time()):
             self._renew_all()
         self._check_wait()
         for ring in self.leases:
             if ring.running:
                 self._look_at_ring(ring)
-        self._publish()
+        if self._sessions.last != before:
+            self._publish()
         if self.slave is not None:
             self.slave.retire(self.agent.entry.generation)
         self._retire_windows()

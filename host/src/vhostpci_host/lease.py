@@ -49,12 +49,12 @@ class Sessions:
     """Numbers that no ring had before, here or in another daemon."""
 
     def __init__(self) -> None:
-        self._last = random.getrandbits(32) << 20
+        self.last = random.getrandbits(32) << 20
 
     def new(self) -> int:
         """Return the next."""
-        self._last += 1
-        return self._last
+        self.last += 1
+        return self.last
 
 
 @dataclass(slots=True)
