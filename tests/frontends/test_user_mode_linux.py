@@ -9,7 +9,7 @@ import pytest
 
 from tests.frontends.uml import UserModeLinux
 from tests.process.attach import AttachLab
-from tests.process.lab import SLAVE_ADDRESS, wait_for
+from tests.process.lab import ATTACH, SLAVE_ADDRESS, wait_for
 
 pytestmark = pytest.mark.frontends
 
@@ -55,6 +55,21 @@ def test_tcp_flows(
     lab: AttachLab, uml: UserModeLinux, options: tuple[str, ...]
 ) -> None:
     assert iperf(lab, uml, *options) > 1.0
+
+
+def test_slave_that_comes_later_has_its_kicks_without_the_daemon(
+    lab: AttachLab, tmp_path: Path
+) -> None:
+    lab.start_daemon(*ATTACH)
+    with UserModeLinux(lab.socket, tmp_path) as uml:
+        uml.up()
+        lab.start_agent()
+        lab.wait_carrier("UP")
+        before = [ring["kicks_relayed"] for ring in lab.status()["rings"]]
+        assert uml.ping() == 5
+        rings = lab.status()["rings"]
+        assert all(ring["kick_direct"] for ring in rings)
+        assert [ring["kicks_relayed"] for ring in rings] == before
 
 
 def test_driver_that_is_reloaded_without_a_word_works_again(
