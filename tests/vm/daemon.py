@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host daemon, run from its wheels for as long as a ``with`` block takes."""
+"""The host daemon, run from its wheels for as long as a ``with`` block takes.
+
+`Daemon` has one device, `Fleet` those of a file and those that are added.
+"""
 
 import json
 import os
@@ -7,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,43 +19,79 @@ from tests.vm import qemu, wheels
 from tests.vm.harness import DIE_WITH_US
 
 START_TIMEOUT = 15.0
+MODULE = [sys.executable, "-m", "vhostpci_host"]
 
 
 class DaemonError(Exception):
     """The daemon did not do as told."""
 
 
-class Daemon:
-    """``vhostpci-host run NAME`` with directories of its own.
+class Device:
+    """One device of a daemon, by our own command line.
 
-    With ``memory`` it makes the master's memory; without, the master brings its own.
-    With ``slave_qmp`` it plugs into the slave VM at that monitor.
+    ``command`` runs ``vhostpci-host`` with some words, and returns what it prints.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        logs: Path,
-        memory: str | None = None,
-        queue_pairs: int = 1,
-        slave_qmp: Path | None = None,
-    ) -> None:
+    def __init__(self, name: str, command: Callable[..., str]) -> None:
         self.name = name
-        self.log = logs / f"{name}.daemon.log"
-        self._mode = ["--memory", memory] if memory else ["--mode", "attach"]
-        self._mode += ["--slave-qmp", str(slave_qmp)] if slave_qmp else []
-        self._options = [*self._mode, "--queue-pairs", str(queue_pairs)]
+        self._ask = command
+
+    def qemu_args(self, role: str, *options: str) -> list[str]:
+        """The arguments that ``qemu-args --role ROLE`` prints."""
+        words = ["--role", role, "--json", *_intx(role), *options]
+        args: list[str] = json.loads(self._ask("qemu-args", self.name, *words))
+        return args
+
+    def xml(self, role: str, *options: str) -> str:
+        """The domain that ``xml --role ROLE`` prints."""
+        kind = "kvm" if qemu.has_kvm() else "qemu"
+        words = ["--role", role, "--type", kind, *_intx(role), *options]
+        return self._ask("xml", self.name, *words)
+
+    def card(self) -> list[str]:
+        """The master's arguments without those for its memory (attach mode)."""
+        args = self.qemu_args("master", "--mode", "attach", "--memory", "1G")
+        pairs = zip(args[::2], args[1::2], strict=True)
+        of_memory = ("-m", "-machine", "-object")
+        return [word for pair in pairs if pair[0] not in of_memory for word in pair]
+
+    def status(self) -> Any:
+        """What ``status -j`` prints."""
+        return json.loads(self._ask("status", self.name, "-j"))
+
+    def wait_state(self, state: str, timeout: float = 20) -> None:
+        """Wait until its status says that."""
+        deadline = time.monotonic() + timeout
+        while (said := self.status())["state"] != state:
+            if time.monotonic() > deadline:
+                raise DaemonError(f"not {state!r}: {said}")
+            time.sleep(0.1)
+
+
+def _intx(role: str) -> list[str]:
+    return ["--tcg-7.2"] if role == "master" and qemu.needs_intx() else []
+
+
+class _Program:
+    """The daemon's process, with directories of its own."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
         self._environment = os.environ | {"PYTHONPATH": str(wheels.host_packages())}
+
+    def _start(self) -> tuple[list[str], list[str]]:
+        """What to run, and the sockets that are there when it serves."""
+        raise NotImplementedError
 
     def __enter__(self) -> Self:
         self._sockets = tempfile.TemporaryDirectory(prefix="vhostpci-")
         self._arena = tempfile.TemporaryDirectory(prefix="vhostpci-", dir="/dev/shm")
         self.run_dir, self.memory_dir = Path(self._sockets.name), Path(self._arena.name)
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        words, sockets = self._start()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*DIE_WITH_US, *self._command("run"), *self._options],
+                [*DIE_WITH_US, *MODULE, "run", *words],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -59,7 +99,7 @@ class Daemon:
                 start_new_session=True,
             )
         try:
-            self._wait_serving()
+            self._wait_serving(sockets)
         except DaemonError:
             self.__exit__(None, None, None)
             raise
@@ -85,38 +125,6 @@ class Daemon:
         """Its process."""
         return self._process.pid
 
-    def qemu_args(self, role: str, *options: str) -> list[str]:
-        """The arguments that ``qemu-args --role ROLE`` prints."""
-        intx = ["--tcg-7.2"] if role == "master" and qemu.needs_intx() else []
-        output = self._output("qemu-args", "--role", role, "--json", *intx, *options)
-        args: list[str] = json.loads(output)
-        return args
-
-    def xml(self, role: str, *options: str) -> str:
-        """The domain that ``xml --role ROLE`` prints."""
-        kind = "kvm" if qemu.has_kvm() else "qemu"
-        intx = ["--tcg-7.2"] if role == "master" and qemu.needs_intx() else []
-        return self._output("xml", "--role", role, "--type", kind, *intx, *options)
-
-    def card(self) -> list[str]:
-        """The master's arguments without those for its memory (attach mode)."""
-        args = self.qemu_args("master", "--mode", "attach", "--memory", "1G")
-        pairs = zip(args[::2], args[1::2], strict=True)
-        of_memory = ("-m", "-machine", "-object")
-        return [word for pair in pairs if pair[0] not in of_memory for word in pair]
-
-    def wait_state(self, state: str, timeout: float = 20) -> None:
-        """Wait until the device's status says that."""
-        deadline = time.monotonic() + timeout
-        while (said := self.status())["state"] != state:
-            if time.monotonic() > deadline:
-                raise DaemonError(f"not {state!r}: {said}\n{self.output()}")
-            time.sleep(0.1)
-
-    def status(self) -> Any:
-        """What ``status -j`` prints."""
-        return json.loads(self._output("status", "-j"))
-
     def output(self) -> str:
         """What it has logged so far."""
         return self.log.read_text(errors="backslashreplace")
@@ -125,16 +133,10 @@ class Daemon:
         """Whether it still is."""
         return self._process.poll() is None
 
-    def _command(self, verb: str) -> list[str]:
-        return [
-            *(sys.executable, "-m", "vhostpci_host", verb, self.name),
-            *("--run-dir", str(self.run_dir)),
-            *(("--memory-dir", str(self.memory_dir)) if verb == "run" else ()),
-        ]
-
-    def _output(self, verb: str, *options: str) -> str:
+    def command(self, verb: str, *words: str) -> str:
+        """Run a command of ours to its end; return what it prints."""
         done = subprocess.run(
-            [*self._command(verb), *options],
+            [*MODULE, verb, *words, "--run-dir", str(self.run_dir)],
             env=self._environment,
             capture_output=True,
             text=True,
@@ -144,12 +146,68 @@ class Daemon:
             raise DaemonError(f"vhostpci-host {verb}: {done.stderr}")
         return done.stdout
 
-    def _wait_serving(self) -> None:
+    def _wait_serving(self, sockets: Sequence[str]) -> None:
         deadline = time.monotonic() + START_TIMEOUT
-        sockets = [
-            self.run_dir / f"{self.name}.{kind}" for kind in ("vhost-user", "ivshmem")
-        ]
-        while not all(path.exists() for path in sockets):
+        while not all((self.run_dir / name).exists() for name in sockets):
             if not self.is_running() or time.monotonic() > deadline:
                 raise DaemonError(f"vhostpci-host does not serve:\n{self.output()}")
             time.sleep(0.05)
+
+
+class Daemon(_Program, Device):
+    """``vhostpci-host run NAME``.
+
+    With ``memory`` it makes the master's memory; without, the master brings its own.
+    With ``slave_qmp`` it plugs into the slave VM at that monitor.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        logs: Path,
+        memory: str | None = None,
+        queue_pairs: int = 1,
+        slave_qmp: Path | None = None,
+    ) -> None:
+        _Program.__init__(self, logs / f"{name}.daemon.log")
+        Device.__init__(self, name, self.command)
+        self._options = ["--memory", memory] if memory else ["--mode", "attach"]
+        self._options += ["--slave-qmp", str(slave_qmp)] if slave_qmp else []
+        self._options += ["--queue-pairs", str(queue_pairs)]
+
+    def _start(self) -> tuple[list[str], list[str]]:
+        where = ["--run-dir", str(self.run_dir), "--memory-dir", str(self.memory_dir)]
+        sockets = [f"{self.name}.{kind}" for kind in ("vhost-user", "ivshmem")]
+        return [self.name, *where, *self._options], sockets
+
+
+class Fleet(_Program):
+    """``vhostpci-host run --config FILE``: devices that are plugged into one slave VM.
+
+    The masters bring their own memory.
+    """
+
+    def __init__(self, names: Sequence[str], *, logs: Path, slave_qmp: Path) -> None:
+        super().__init__(logs / "daemon.log")
+        self._names = names
+        self._slave_qmp = slave_qmp
+
+    def _start(self) -> tuple[list[str], list[str]]:
+        lines = [f'run-dir = "{self.run_dir}"']
+        for name in self._names:
+            lines += [f"[device.{name}]", 'mode = "attach"']
+            lines += [f'slave-qmp = "{self._slave_qmp}"']
+        file = self.run_dir / "vhostpci.toml"
+        file.write_text("\n".join([*lines, ""]))
+        return ["--config", str(file)], [f"{name}.vhost-user" for name in self._names]
+
+    def device(self, name: str) -> Device:
+        """One that is served."""
+        return Device(name, self.command)
+
+    def add(self, name: str) -> Device:
+        """Serve one more."""
+        options = ("--mode", "attach", "--slave-qmp", str(self._slave_qmp))
+        self.command("add", name, *options)
+        return self.device(name)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make demo``: two real VMs, and packets across.
+"""``make demo``: two real VMs, and packets across; or a switch VM and its masters.
 
-    python -m tests.vm.demo [--bind vfio|uio|sysfs] [--json FILE] [--keep]
+    python -m tests.vm.demo [--switch] [--bind vfio|uio|sysfs] [--json FILE] [--keep]
 
-Exit status 0 if every step worked.  The drawing is in pair.py.
+Exit status 0 if every step worked.  The drawings are in pair.py and switch.py.
 """
 
 import argparse
@@ -12,22 +12,26 @@ import logging
 import shutil
 import signal
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from tests.vm import pair, qemu, traffic
-from tests.vm.image import CHECKOUT
+from tests.vm import pair, qemu, switch, traffic
+from tests.vm.harness import Vm
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Pair
+from tests.vm.show import (
+    LOGS,
+    Progress,
+    leave_running,
+    ping_text,
+    rate_text,
+    table,
+)
 from tests.vm.traffic import Ping
 
-LOGS = CHECKOUT / "logs" / "demo"
-SECONDS = 5
+Keep = Callable[[Sequence[Vm]], None]
 
-# What a person can attach to a VM that --keep left running; Ctrl-] ends it.
-CONSOLE = "socat -,rawer,escape=0x1d UNIX-CONNECT:{path}"
+SECONDS = 5
 
 
 @dataclass(slots=True)
@@ -62,19 +66,23 @@ class Report:
             and all(rates)
         )
 
+    def text(self) -> str:
+        """All that was found, for people."""
+        head = (
+            f"QEMU {self.qemu_version} ({self.accelerator}), Linux {self.kernel}, "
+            f"slave bound by {self.bind}"
+        )
+        rows = [
+            ("ping both ways", ping_text(self.ping)),
+            ("TCP, master to slave", rate_text(self.tcp_up_mbps)),
+            ("TCP, slave to master", rate_text(self.tcp_down_mbps)),
+            ("UDP, master to slave", rate_text(self.udp_mbps)),
+            ("ping after the driver's reload", ping_text(self.ping_after_reload)),
+        ]
+        return table(head, rows, ok=self.ok)
 
-class Progress:
-    """A line for each step as it begins, with the time since the start."""
 
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-
-    def __call__(self, text: str) -> None:
-        print(f"[{self.seconds():5.1f} s] {text}", flush=True)
-
-    def seconds(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self._start
+AnyReport = Report | switch.Report
 
 
 def perform(link: Pair, report: Report, say: Callable[[str], None]) -> None:
@@ -104,7 +112,7 @@ def _measure(link: Pair, report: Report, say: Callable[[str], None]) -> None:
         )
 
 
-def run(report: Report, progress: Progress, keep: Callable[[Pair], None]) -> None:
+def run(report: Report, progress: Progress, keep: Keep) -> None:
     """Boot, perform, and call ``keep`` while all still runs."""
     with pair.booted(LOGS, progress) as link:
         report.kernel = link.slave.kernel
@@ -115,50 +123,17 @@ def run(report: Report, progress: Progress, keep: Callable[[Pair], None]) -> Non
             except Exception as error:
                 report.fail(error)
             report.finish(progress.seconds())
-            keep(link)
+            keep([link.master, link.slave])
             progress("shutting down")
-
-
-def _leave_running(link: Pair) -> None:
-    print("\nBoth VMs are up.  A console on each (Ctrl-] leaves it):")
-    for vm in (link.master, link.slave):
-        command = CONSOLE.format(path=vm.run_dir / "console")
-        print(f"  {vm.name:6}  {command}")
-    print("Ctrl-C here ends them.", flush=True)
-    signal.pause()
-
-
-def _table(report: Report) -> str:
-    rows = [
-        ("ping both ways", _ping_text(report.ping)),
-        ("TCP, master to slave", _rate_text(report.tcp_up_mbps)),
-        ("TCP, slave to master", _rate_text(report.tcp_down_mbps)),
-        ("UDP, master to slave", _rate_text(report.udp_mbps)),
-        ("ping after the driver's reload", _ping_text(report.ping_after_reload)),
-    ]
-    head = (
-        f"QEMU {report.qemu_version} ({report.accelerator}), Linux {report.kernel}, "
-        f"slave bound by {report.bind}"
-    )
-    lines = [head, *(f"  {name:32}{text}" for name, text in rows)]
-    return "\n".join([*lines, f"{'ok' if report.ok else 'FAILED'}"])
-
-
-def _ping_text(ping: Ping | None) -> str:
-    if not ping:
-        return "-"
-    average = "" if ping.rtt_ms_avg is None else f", {ping.rtt_ms_avg:.2f} ms"
-    return f"{ping.received} of {ping.sent} came back{average}"
-
-
-def _rate_text(rate: float | None) -> str:
-    return "-" if rate is None else f"{rate:.0f} Mbit/s"
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make demo ARGS=...")
     parser.add_argument(
         "--bind", choices=("vfio", "uio", "sysfs"), default="vfio", help="default: vfio"
+    )
+    parser.add_argument(
+        "--switch", action="store_true", help="a switch VM with three masters"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write results")
     parser.add_argument(
@@ -167,27 +142,29 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _conclude(report: Report, target: Path | None) -> None:
+def _conclude(report: AnyReport, target: Path | None) -> None:
     """Print the table, write the JSON, and say where to look for what failed."""
-    print(f"\n{_table(report)} after {report.seconds:.0f} s", flush=True)
+    print(f"\n{report.text()} after {report.seconds:.0f} s", flush=True)
     if target:
-        content: dict[str, Any] = asdict(report)
-        target.write_text(json.dumps(content, indent=2) + "\n")
+        target.write_text(json.dumps(asdict(report), indent=2) + "\n")
     if not report.ok:
         print(f"{report.error or 'packets were lost'}\nlogs: {LOGS}", file=sys.stderr)
 
 
-def _attempt(arguments: argparse.Namespace, report: Report) -> None:
+def _attempt(arguments: argparse.Namespace, report: AnyReport) -> None:
     """Run the demo; what went wrong ends up in the report."""
     progress = Progress()
 
-    def keep(link: Pair) -> None:
+    def keep(vms: Sequence[Vm]) -> None:
         if arguments.keep:
             _conclude(report, arguments.json)
-            _leave_running(link)
+            leave_running(vms)
 
     try:
-        run(report, progress, keep)
+        if isinstance(report, switch.Report):
+            switch.run(report, LOGS, progress, keep)
+        else:
+            run(report, progress, keep)
     except Exception as error:
         report.fail(error)
     report.finish(progress.seconds())
@@ -201,7 +178,8 @@ def main() -> int:
     # As Ctrl-C: everything is taken down on the way out.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     shutil.rmtree(LOGS, ignore_errors=True)
-    report = Report(bind=arguments.bind)
+    kind = switch.Report if arguments.switch else Report
+    report = kind(bind=arguments.bind)
     try:
         _attempt(arguments, report)
     except KeyboardInterrupt:

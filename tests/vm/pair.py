@@ -28,10 +28,12 @@ LINK_TIMEOUT = 30.0
 class Master(Vm):
     """The VM that knows nothing of us."""
 
+    address = MASTER_ADDRESS
+
     def configure(self) -> None:
         """Give the card its address, and wait until its link is up."""
         self.wait_for("test -e /sys/class/net/eth0")
-        self.run(f"ip addr replace {MASTER_ADDRESS}/24 dev eth0 && ip link set eth0 up")
+        self.run(f"ip addr replace {self.address}/24 dev eth0 && ip link set eth0 up")
         self.wait_for("ip link show eth0 | grep -q LOWER_UP")
 
     def reload_driver(self) -> None:

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the demos print, and what they leave running."""
+
+import signal
+import time
+from collections.abc import Sequence
+
+from tests.vm.harness import Vm
+from tests.vm.image import CHECKOUT
+from tests.vm.traffic import Ping
+
+LOGS = CHECKOUT / "logs" / "demo"
+
+# What a person can attach to a VM that --keep left running; Ctrl-] ends it.
+CONSOLE = "socat -,rawer,escape=0x1d UNIX-CONNECT:{path}"
+
+
+class Progress:
+    """A line for each step as it begins, with the time since the start."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        print(f"[{self.seconds():5.1f} s] {text}", flush=True)
+
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._start
+
+
+def leave_running(vms: Sequence[Vm]) -> None:
+    """Tell how to get at the VMs, and wait for Ctrl-C."""
+    print("\nThe VMs are up.  A console on each (Ctrl-] leaves it):")
+    for vm in vms:
+        command = CONSOLE.format(path=vm.run_dir / "console")
+        print(f"  {vm.name:6}  {command}")
+    print("Ctrl-C here ends them.", flush=True)
+    signal.pause()
+
+
+def table(head: str, rows: Sequence[tuple[str, str]], *, ok: bool) -> str:
+    """A heading, a line for each result, and whether all is well."""
+    lines = [head, *(f"  {name:32}{text}" for name, text in rows)]
+    return "\n".join([*lines, "ok" if ok else "FAILED"])
+
+
+def ping_text(ping: Ping | None) -> str:
+    """How many came back, and how fast."""
+    if not ping:
+        return "-"
+    average = "" if ping.rtt_ms_avg is None else f", {ping.rtt_ms_avg:.2f} ms"
+    return f"{ping.received} of {ping.sent} came back{average}"
+
+
+def rate_text(rate: float | None) -> str:
+    """A throughput."""
+    return "-" if rate is None else f"{rate:.0f} Mbit/s"

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A switch VM: it gets a card whenever a master connects, and bridges them all.
+
+ a ---- vhost-user --+                 +-- window 0, memory -- TAP --+
+ b ---- vhost-user --+- vhostpci-host -+-- window 0, memory -- TAP --+- br0
+ c ---- vhost-user --+  (QMP)          +-- window 0, memory -- TAP --+
+10.77.0.11 ...                          switch: vhostpci-guest run --bridge br0
+
+`make demo ARGS=--switch` and test_switch.py perform the same.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.vm import image, memory, qemu, traffic, wheels
+from tests.vm.daemon import Device, Fleet
+from tests.vm.harness import Vm
+from tests.vm.pair import Master, Slave
+from tests.vm.show import Progress, ping_text, rate_text, table
+from tests.vm.traffic import Ping
+
+FIRST, LATE = ("a", "b", "c"), "d"
+RAM = "256M"
+PORTS = 2 * len(FIRST)
+"""Two for each master: one for the doorbells, one for its memory."""
+SECONDS = 3
+WINDOWS = "grep -l 0x1110 /sys/bus/pci/devices/*/device | wc -l"
+
+
+@dataclass(slots=True)
+class Report:
+    """What was found, under the names that its JSON has."""
+
+    bind: str
+    ok: bool = False
+    error: str | None = None
+    qemu_version: str = field(default_factory=qemu.version)
+    accelerator: str = "kvm" if qemu.has_kvm() else "tcg"
+    kernel: str | None = None
+    pings: dict[str, Ping] = field(default_factory=dict)
+    tcp_mbps: dict[str, float] = field(default_factory=dict)
+    through_kill_and_add: dict[str, Ping] = field(default_factory=dict)
+    late: dict[str, Ping] = field(default_factory=dict)
+    windows: dict[str, int] = field(default_factory=dict)
+    kicks_relayed: int | None = None
+    seconds: float = 0.0
+
+    def fail(self, error: Exception) -> None:
+        """Note what went wrong first."""
+        self.error = self.error or f"{type(error).__name__}: {error}"
+
+    def finish(self, seconds: float) -> None:
+        """Decide whether all went well, after so many seconds."""
+        self.seconds = self.seconds or round(seconds, 1)
+        groups = (self.pings, self.through_kill_and_add, self.late)
+        self.ok = (
+            self.error is None
+            and all(groups)
+            and all(
+                ping.sent == ping.received
+                for group in groups
+                for ping in group.values()
+            )
+            and all(self.tcp_mbps.values())
+        )
+
+    def text(self) -> str:
+        """All that was found, for people."""
+        head = (
+            f"QEMU {self.qemu_version} ({self.accelerator}), Linux {self.kernel}, "
+            f"switch bound by {self.bind}"
+        )
+        rows = [("ping, each to each", ping_text(_all(self.pings)))]
+        rows += [
+            (f"TCP, {who}", rate_text(mbps)) for who, mbps in self.tcp_mbps.items()
+        ]
+        rows += [
+            (f"ping, {who}, c goes, d comes", ping_text(ping))
+            for who, ping in self.through_kill_and_add.items()
+        ]
+        rows += [(f"ping, {who}", ping_text(ping)) for who, ping in self.late.items()]
+        rows += [
+            (f"devices in the switch, {when}", str(count))
+            for when, count in self.windows.items()
+        ]
+        rows += [("kicks that the daemon relayed", str(self.kicks_relayed))]
+        return table(head, rows, ok=self.ok)
+
+
+def _all(pings: dict[str, Ping]) -> Ping | None:
+    """All runs as one."""
+    runs = [*pings.values()]
+    return sum(runs[1:], start=runs[0]) if runs else None
+
+
+class Switch:
+    """The switch VM, the daemon, and the masters that are up."""
+
+    def __init__(self, vm: Slave, fleet: Fleet, logs: Path) -> None:
+        self.vm = vm
+        self.fleet = fleet
+        self.masters: dict[str, Master] = {}
+        self._guest = image.build()
+        self._logs = logs
+
+    def start(self, device: Device) -> Master:
+        """Start a master; it has booted when `greet` returns."""
+        number = len(FIRST) if device.name == LATE else FIRST.index(device.name)
+        master = Master(
+            *(device.name, self._guest),
+            logs=self._logs,
+            args=[*device.card(), *memory.memfd(RAM)],
+        )
+        master.address = f"10.77.0.{11 + number}"
+        master.start()
+        self.masters[device.name] = master
+        return master
+
+    def greet(self, master: Master) -> None:
+        """Wait until a master is up, and has a carrier."""
+        master.wait_ready()
+        master.configure()
+
+    def kill(self, name: str) -> None:
+        """Kill a master's QEMU."""
+        self.masters.pop(name).close()
+
+    def windows(self) -> int:
+        """How many ivshmem devices the switch has."""
+        return int(self.vm.run(WINDOWS).stdout)
+
+    def wait_windows(self, count: int) -> None:
+        """Wait until it has so many."""
+        self.vm.wait_for(f"test $({WINDOWS}) = {count}", timeout=20)
+
+    def wait_reachable(self, *names: str) -> None:
+        """Wait until these reach each other: the bridge has learned, ARP is done."""
+        for one, other in itertools.permutations(names, 2):
+            address = self.masters[other].address
+            self.masters[one].wait_for(f"ping -n -q -c 1 -W 1 {address}")
+
+    def ping(self, one: str, other: str, count: int = 5) -> Ping:
+        """Ping from master to master."""
+        return traffic.ping(self.masters[one], self.masters[other].address, count)
+
+    def close(self) -> None:
+        """End the masters."""
+        for name in [*self.masters]:
+            self.kill(name)
+
+
+@contextmanager
+def booted(logs: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[Switch]:
+    """The switch VM without an agent, and the daemon with three devices."""
+    say("booting the switch VM")
+    guest = image.build(wheels.guest_wheels())
+    args = qemu.ports(PORTS, "512M")
+    with ExitStack() as stack:
+        vm = Slave("switch", guest, logs=logs, args=args, memory="384M", iommu=True)
+        stack.enter_context(vm)
+        vm.wait_ready()
+        fleet = Fleet(FIRST, logs=logs, slave_qmp=vm.run_dir / "slave-qmp")
+        switch = Switch(vm, stack.enter_context(fleet), logs)
+        stack.callback(switch.close)
+        yield switch
+
+
+def perform(switch: Switch, report: Report, say: Callable[[str], None]) -> None:
+    """All that the switch has to show; its agent runs."""
+    say(f"booting the masters {', '.join(FIRST)}; the switch gets their cards")
+    for master in [switch.start(switch.fleet.device(name)) for name in FIRST]:
+        switch.greet(master)
+    switch.wait_reachable(*FIRST)
+    report.windows["a b c"] = switch.windows()
+    say("ping from each to each")
+    for one, other in itertools.permutations(FIRST, 2):
+        report.pings[f"{one} to {other}"] = switch.ping(one, other)
+    _measure(switch, report, say)
+    _kill_and_add(switch, report, say)
+    say("ping the new one")
+    for one, other in (("a", LATE), (LATE, "b")):
+        report.late[f"{one} to {other}"] = switch.ping(one, other)
+    report.kicks_relayed = _relayed(switch, "a")
+
+
+def _measure(switch: Switch, report: Report, say: Callable[[str], None]) -> None:
+    for one, other in (("a", "b"), ("b", "c")):
+        say(f"iperf3: TCP from {one} to {other}")
+        source, target = switch.masters[one], switch.masters[other]
+        with traffic.iperf_server(target):
+            rate = traffic.tcp(source, target.address, SECONDS)
+        report.tcp_mbps[f"{one} to {other}"] = round(rate, 1)
+
+
+def _kill_and_add(switch: Switch, report: Report, say: Callable[[str], None]) -> None:
+    """One goes and one comes while the other two talk."""
+    a, b = switch.masters["a"], switch.masters["b"]
+    with (
+        traffic.pinging(a, b.address) as up,
+        traffic.pinging(b, a.address) as down,
+    ):
+        say("killing c while a and b talk")
+        switch.kill("c")
+        switch.wait_windows(2 * (len(FIRST) - 1))
+        report.windows["a b"] = switch.windows()
+        say("adding d while a and b talk")
+        switch.greet(switch.start(switch.fleet.add(LATE)))
+        switch.wait_reachable("a", LATE)
+        report.windows["a b d"] = switch.windows()
+    report.through_kill_and_add = {"a to b": up.result(), "b to a": down.result()}
+
+
+def _relayed(switch: Switch, name: str) -> int:
+    rings = switch.fleet.device(name).status()["rings"]
+    return sum(int(ring["kicks_relayed"]) for ring in rings)
+
+
+def run(
+    report: Report,
+    logs: Path,
+    progress: Progress,
+    keep: Callable[[Sequence[Vm]], None] = lambda _: None,
+) -> None:
+    """Boot, perform, and call ``keep`` while all still runs."""
+    with booted(logs, progress) as switch:
+        report.kernel = switch.vm.kernel
+        progress(f"vhostpci-guest in the switch, a bridge, bound by {report.bind}")
+        with switch.vm.waiting_agent("--bind", report.bind, "--bridge", "br0"):
+            try:
+                perform(switch, report, progress)
+            except Exception as error:
+                report.fail(error)
+            report.finish(progress.seconds())
+            keep([switch.vm, *switch.masters.values()])
+            progress("shutting down")
