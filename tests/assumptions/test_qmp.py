@@ -22,11 +22,12 @@ from tests.assumptions import qtest
 from tests.vm.qmp import Qmp
 from vhostpci_host import endpoint, farewell, qmp
 from vhostpci_host.fds import Fd
-from vhostpci_host.hotplug import Hotplug, PlugError, VmAway
+from vhostpci_host.hotplug import Hotplug
 from vhostpci_host.listener import Listener
 from vhostpci_host.memory import WindowFile
 from vhostpci_host.ports import Plug
 from vhostpci_host.qmp import QmpVm
+from vhostpci_host.slave_vm import PlugError, VmAway
 from vhostpci_host.window import WindowSocket
 
 pytestmark = pytest.mark.vm

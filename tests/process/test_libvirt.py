@@ -14,8 +14,8 @@ import pytest
 
 from tests.process.lab import Lab, run
 from tests.vm.libvirtd import Libvirtd
-from vhostpci_host.hotplug import VmAway
 from vhostpci_host.libvirt import LibvirtVm
+from vhostpci_host.slave_vm import VmAway
 from vhostpci_host.virsh import Virsh
 
 pytestmark = [pytest.mark.process, pytest.mark.libvirt]

@@ -24,9 +24,9 @@ from .configfile import ConfigFile
 from .control import Commands, Control, Request
 from .errors import HostError, InUse
 from .fds import exhausted, no_descriptors
-from .hotplug import Slaves
 from .ports import Plugger
 from .server import Server
+from .slaves import Slaves
 from .status import Json, describe, describe_failed, row
 
 log = logging.getLogger(__name__)

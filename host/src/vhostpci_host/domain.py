@@ -15,7 +15,7 @@ from xml.etree import ElementTree as ET
 
 from . import qemu
 from .config import MIB, DeviceConfig, Mode, window_size
-from .hotplug import object_id
+from .ids import object_id
 from .ports import Plug
 
 QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"

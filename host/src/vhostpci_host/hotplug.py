@@ -16,20 +16,17 @@ A window is *ours* if we plugged it and it has been wanted ever since.  What is 
 and not ours shows memory that is no longer served: it goes, and a new one of its
 window waits until it is gone.
 
-How a VM is asked is a `SlaveVm`'s affair: QMP (qmp.py) or libvirt.
+How a VM is asked is a `SlaveVm`'s affair: QMP (qmp.py) or libvirt (libvirt.py).
 """
 
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import Awaitable, Callable, Coroutine
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from .config import DeviceConfig
-from .errors import HostError
-from .ports import Plug, Plugger
+from .ports import Plug
+from .slave_vm import PlugError, SlaveVm, VmAway
 
 log = logging.getLogger(__name__)
 
@@ -43,73 +40,6 @@ CHECK_AFTER = 5.0
 """Seconds that a guest has to give a plugged window an address."""
 CLOSE_TIME = 3.0
 """Seconds that guests have to let go when the daemon ends."""
-
-
-class PlugError(HostError):
-    """The VM refused a step, or did not finish it in time; it is tried again."""
-
-
-class VmAway(PlugError):
-    """There is no VM to ask, or it does not answer; nothing is known of it."""
-
-
-class SlaveVm(Protocol):
-    """A slave VM that may come, go and hang; shared by the devices it is slave of.
-
-    Each call is bounded in time, may be cancelled, and raises `PlugError` with a
-    text that names the thing and the mend, or `VmAway` when there is no VM.
-    """
-
-    async def plugged(self, device: str) -> set[int]:
-        """Return which windows of `device` the VM has.
-
-        That includes half of one: what a plug that failed, or a daemon that died,
-        has left behind, and what the guest has not let go of yet.
-        """
-        ...
-
-    async def plug(self, device: str, plug: Plug) -> None:
-        """Plug one window; on an error nothing of it stays, if it can be helped."""
-
-    async def unplug(self, device: str, window: int) -> None:
-        """Unplug one window; return when the guest has let go and all of it is gone.
-
-        A second call, while the guest has not answered the first, asks it again.
-        What is not there is unplugged at once.
-        """
-
-    async def unassigned(self, device: str) -> set[int]:
-        """Return which of the plugged windows have no address in the guest."""
-        ...
-
-    async def gone(self) -> None:
-        """Return when the VM that was asked last has ended; at once if none is there.
-
-        The caller then asks `plugged` anew.
-        """
-
-    async def close(self) -> None:
-        """Let go of the VM; what is plugged stays plugged."""
-
-
-def object_id(device: str, window: int) -> str:
-    """Return the ID of a window's chardev in QEMU; its device's is that + "-window".
-
-    A name may hold any character that an ID may, so the number comes before it:
-    window 300 of "a" is not to be taken for window 0 of "a-300".
-    """
-    return f"vhostpci.{window}.{device}" if window else f"vhostpci-{device}"
-
-
-def window_of(device: str, identifier: str) -> int | None:
-    """Return the window whose `object_id` that is; None if it is another's."""
-    if identifier == object_id(device, 0):
-        return 0
-    head, _, rest = identifier.partition(".")
-    number, _, name = rest.partition(".")
-    if head != "vhostpci" or name != device or not number.isdecimal():
-        return None
-    return int(number)
 
 
 class Hotplug:
@@ -369,69 +299,3 @@ def _check_size(plug: Plug) -> None:
             "power of two, as a VM's BAR has to be; give the master's memory backend "
             "such a size, or use a process (vhostpci-guest run --socket)"
         )
-
-
-class _Shared:
-    """A slave VM, and how many devices use it."""
-
-    def __init__(self, vm: SlaveVm) -> None:
-        self.vm = vm
-        self.users = 0
-
-
-class Slaves:
-    """The slave VMs of this daemon, each asked over one connection.
-
-    A QMP socket serves one client at a time: a second would wait for ever.
-    """
-
-    def __init__(self) -> None:
-        self._vms: dict[str, _Shared] = {}
-        self._pluggers: list[Hotplug] = []
-
-    def plugger(self, config: DeviceConfig) -> Plugger | None:
-        """Return who plugs into this device's slave VM; None if nobody is to.
-
-        Whoever gets it closes it, and asks for no other of the same device before
-        that is done.
-        """
-        if not config.plugged:
-            return None
-        where = _where(config)
-        shared = self._vms.get(where)
-        if shared is None:
-            shared = self._vms[where] = _Shared(_vm(config))
-        shared.users += 1
-
-        async def release() -> None:
-            self._pluggers.remove(plugger)
-            shared.users -= 1
-            if not shared.users:
-                del self._vms[where]
-                await shared.vm.close()
-
-        plugger = Hotplug(config.name, where, shared.vm, release)
-        self._pluggers.append(plugger)
-        return plugger
-
-    async def close(self) -> None:
-        """Close all that are not closed yet, within some seconds."""
-        await asyncio.gather(*(plugger.close() for plugger in self._pluggers))
-
-
-def _where(config: DeviceConfig) -> str:
-    """Return one name for one VM, whichever way the user has written it."""
-    if config.slave_qmp is not None:
-        return os.path.realpath(config.slave_qmp)
-    return str(config.slave_libvirt)
-
-
-def _vm(config: DeviceConfig) -> SlaveVm:
-    """Return the way to the slave VM; its library is loaded only where it is used."""
-    if config.slave_libvirt is not None:
-        from .libvirt import LibvirtVm
-
-        return LibvirtVm(config.slave_libvirt)
-    from .qmp import QmpVm
-
-    return QmpVm(Path(_where(config)))

@@ -12,15 +12,15 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 from xml.etree import ElementTree as ET
 
 from . import bridges, domain
-from .hotplug import PlugError, VmAway, object_id, window_of
+from .ids import object_id, windows_of
 from .leftovers import Leftovers
 from .ports import Plug
+from .slave_vm import PlugError, VmAway, understood
 from .virsh import FILE, Virsh
 
 PLUG_TIME = 20.0
@@ -89,6 +89,7 @@ class LibvirtVm:
 
     def __init__(self, name: str, virsh: Virsh | None = None) -> None:
         self._name = name
+        self._qemu = f"the QEMU of domain {name!r}"
         self._virsh = virsh or Virsh()
         self._loop = asyncio.get_running_loop()
         self._turn, self._plugging = asyncio.Lock(), asyncio.Lock()
@@ -99,7 +100,7 @@ class LibvirtVm:
 
     async def plugged(self, device: str) -> set[int]:
         """Return which windows of `device` the domain has."""
-        return _windows_of(device, (await self._live()).windows)
+        return windows_of(device, (await self._live()).windows)
 
     async def plug(self, device: str, plug: Plug) -> None:
         """Plug one window; libvirt itself takes back what has failed."""
@@ -124,7 +125,7 @@ class LibvirtVm:
         if not live.express:
             return None
         answer = await self._query_pci()
-        with self._understood():
+        with understood(self._qemu, "query-pci"):
             ports = bridges.ports(answer, dict.fromkeys(live.ports, PORT))
         for port in bridges.best(ports, plug.size):
             return live.ports[port.name]
@@ -205,10 +206,10 @@ class LibvirtVm:
         """Return which of the plugged windows have no address in the guest."""
         windows = (await self._live()).windows
         answer = await self._query_pci()
-        with self._understood():
+        with understood(self._qemu, "query-pci"):
             without = bridges.unassigned(answer)
         names = [name for name, alias in windows.items() if alias in without]
-        return _windows_of(device, names)
+        return windows_of(device, names)
 
     async def _query_pci(self) -> Any:
         return await self.execute("query-pci")
@@ -229,25 +230,13 @@ class LibvirtVm:
         text = await self._ask(
             *("qemu-monitor-command", *passed, "--cmd", request), fd=fd
         )
-        with self._understood(command):
+        with understood(self._qemu, command):
             answer = json.loads(text)
             if "error" in answer:
                 raise PlugError(
-                    f"the QEMU of domain {self._name!r} refuses {command}: "
-                    f"{answer['error']['desc']}"
+                    f"{self._qemu} refuses {command}: {answer['error']['desc']}"
                 )
             return answer["return"]
-
-    @contextlib.contextmanager
-    def _understood(self, command: str = "query-pci") -> Iterator[None]:
-        """Whoever answers nonsense is no QEMU that we know."""
-        try:
-            yield
-        except (LookupError, TypeError, AttributeError, ValueError) as error:
-            raise PlugError(
-                f"the QEMU of domain {self._name!r} answers {command} in a way that we "
-                f"do not understand ({error!r}): we know QEMU 7.2 to 10.x"
-            ) from error
 
     async def gone(self) -> None:
         """Return when the run of the domain has ended that was there last."""
@@ -323,8 +312,3 @@ class LibvirtVm:
         async with self._turn:
             words = (command, "--domain", self._name, *words)
             return await self._virsh.run(*words, more_time=more_time, file=file, fd=fd)
-
-
-def _windows_of(device: str, names: Iterable[str]) -> set[int]:
-    found = (window_of(device, name) for name in names)
-    return {window for window in found if window is not None}

@@ -17,7 +17,7 @@ from typing import Any, Self
 from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
 from qemu.qmp.message import Message
 
-from .hotplug import PlugError, VmAway
+from .slave_vm import PlugError, VmAway
 
 GREETING_TIME = 5.0
 """Seconds that a QEMU has to say that it is one."""

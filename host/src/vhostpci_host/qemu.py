@@ -6,6 +6,7 @@ import zlib
 
 from .config import DeviceConfig, Mode, window_size
 from .errors import HostError
+from .ids import DEVICE, object_id
 
 Args = list[tuple[str, str]]
 """Options with their values, in order."""
@@ -25,7 +26,7 @@ def master(
     Raises:
         HostError: `ram` is needed.
     """
-    name = _id(config)
+    name = object_id(config.name)
     attached = config.mode is Mode.ATTACH
     size = known(config, ram) if attached else config.memory
     return [
@@ -52,7 +53,7 @@ def _shared_memory(config: DeviceConfig, size: int) -> Args:
 
 
 def _backend(config: DeviceConfig, kind: str, size: int, where: str) -> Args:
-    name = f"{_id(config)}-memory"
+    name = f"{object_id(config.name)}-memory"
     return [
         ("-machine", f"memory-backend={name}"),
         ("-object", f"{kind},id={name},size={size >> 20}M,{where}"),
@@ -82,7 +83,7 @@ def slave(config: DeviceConfig, ram: int | None = None, *, windows: int = 1) -> 
     Raises:
         HostError: `ram` is needed; there is no way to plug the windows.
     """
-    name = _id(config)
+    name = object_id(config.name)
     if config.slave_qmp is not None:
         qmp = f"unix:{_escape(config.slave_qmp)},server=on,wait=off"
         return [("-machine", "q35"), *_ports(config, ram, windows), ("-qmp", qmp)]
@@ -96,7 +97,7 @@ def slave(config: DeviceConfig, ram: int | None = None, *, windows: int = 1) -> 
         ("-chardev", f"socket,id={name},path={_escape(config.ivshmem)}"),
         (
             "-device",
-            f"ivshmem-doorbell,id={name}-window,chardev={name},"
+            f"ivshmem-doorbell,id={name}{DEVICE},chardev={name},"
             f"vectors={config.vectors}",
         ),
     ]
@@ -110,7 +111,7 @@ def _ports(config: DeviceConfig, ram: int | None, windows: int) -> Args:
     return [
         (
             "-device",
-            f"pcie-root-port,id={_id(config)}-port{index},chassis={chassis},"
+            f"pcie-root-port,id={object_id(config.name)}-port{index},chassis={chassis},"
             f"slot={slot + index},pref64-reserve={size >> 20}M",
         )
         for index in range(count)
@@ -167,10 +168,6 @@ def mac(name: str) -> str:
     return "52:54:00:" + ":".join(f"{byte:02x}" for byte in tail)
 
 
-def _id(config: DeviceConfig) -> str:
-    return f"vhostpci-{config.name}"
-
-
 def _queues(config: DeviceConfig) -> str:
     return f",queues={config.queue_pairs}" if config.queue_pairs > 1 else ""
 
@@ -178,7 +175,7 @@ def _queues(config: DeviceConfig) -> str:
 def _card(config: DeviceConfig, vectors: int | None) -> str:
     """Return the card: with several pairs, a vector for each ring and two more."""
     card = (
-        f"virtio-net-pci,netdev={_id(config)}-net,mac={mac(config.name)},"
+        f"virtio-net-pci,netdev={object_id(config.name)}-net,mac={mac(config.name)},"
         "ctrl_guest_offloads=off"
     )
     if config.queue_pairs > 1:

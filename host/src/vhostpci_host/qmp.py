@@ -13,19 +13,18 @@ when it has let go.  Then the chardev can be removed.
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from . import bridges
-from .hotplug import PlugError, object_id, window_of
+from .ids import DEVICE, object_id, windows_of
 from .leftovers import Leftovers
 from .monitor import Monitor, Refused
 from .ports import Plug
+from .slave_vm import PlugError, understood
 
 GUEST_TIME = 10.0
 """Seconds that a guest has to let go of a device."""
 
-_DEVICE = "-window"
 _PERIPHERAL = "/machine/peripheral"
 _ALREADY = "already in the process of unplug"
 
@@ -35,6 +34,7 @@ class QmpVm:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._vm = f"the slave VM at {path}"
         self._monitor: Monitor | None = None
         self._opening: asyncio.Task[Monitor] | None = None
         self._plugging = asyncio.Lock()
@@ -46,13 +46,12 @@ class QmpVm:
         names = [
             *await self._chardevs(monitor),
             *(
-                name.removesuffix(_DEVICE)
+                name.removesuffix(DEVICE)
                 for name in await self._devices(monitor)
-                if name.endswith(_DEVICE)
+                if name.endswith(DEVICE)
             ),
         ]
-        found = {window_of(device, name) for name in names}
-        return {window for window in found if window is not None}
+        return windows_of(device, names)
 
     async def plug(self, device: str, plug: Plug) -> None:
         """Plug one window, where it fits best; roll back if QEMU refuses."""
@@ -66,7 +65,7 @@ class QmpVm:
                 await monitor.execute(
                     "device_add",
                     driver="ivshmem-doorbell",
-                    id=name + _DEVICE,
+                    id=name + DEVICE,
                     chardev=name,
                     vectors=plug.vectors,
                     **place,
@@ -93,15 +92,15 @@ class QmpVm:
         """Unplug one window; return when the guest has let go and all of it is gone."""
         monitor = await self._connected()
         name = object_id(device, window)
-        if name + _DEVICE in await self._devices(monitor):
-            with self._understood("query-kvm"):
-                leaves = await self._leftovers.expect(monitor, name + _DEVICE)
+        if name + DEVICE in await self._devices(monitor):
+            with understood(self._vm, "query-kvm"):
+                leaves = await self._leftovers.expect(monitor, name + DEVICE)
             if leaves:
                 async with self._plugging:  # nothing new before that is cleared
-                    await self._eject(monitor, name + _DEVICE)
+                    await self._eject(monitor, name + DEVICE)
                     await self._clear(monitor)
             else:
-                await self._eject(monitor, name + _DEVICE)
+                await self._eject(monitor, name + DEVICE)
         if name in await self._chardevs(monitor):
             await monitor.execute("chardev-remove", id=name)
 
@@ -111,10 +110,9 @@ class QmpVm:
     async def unassigned(self, device: str) -> set[int]:
         """Return which of the plugged windows have no address in the guest."""
         answer = await (await self._connected()).execute("query-pci")
-        with self._understood("query-pci"):
+        with understood(self._vm, "query-pci"):
             without = bridges.unassigned(answer)
-        found = {window_of(device, name.removesuffix(_DEVICE)) for name in without}
-        return {window for window in found if window is not None}
+        return windows_of(device, (name.removesuffix(DEVICE) for name in without))
 
     async def gone(self) -> None:
         """Return when the VM that was asked last has ended; at once if none is."""
@@ -146,7 +144,7 @@ class QmpVm:
     async def _devices(self, monitor: Monitor) -> dict[str, str]:
         """Return the types of the VM's devices, by ID."""
         answer = await monitor.execute("qom-list", path=_PERIPHERAL)
-        with self._understood("qom-list"):
+        with understood(self._vm, "qom-list"):
             return {
                 child["name"]: child["type"].removeprefix("child<").removesuffix(">")
                 for child in answer
@@ -154,7 +152,7 @@ class QmpVm:
 
     async def _chardevs(self, monitor: Monitor) -> set[str]:
         answer = await monitor.execute("query-chardev")
-        with self._understood("query-chardev"):
+        with understood(self._vm, "query-chardev"):
             return {chardev["label"] for chardev in answer}
 
     async def _place(self, monitor: Monitor, plug: Plug) -> dict[str, object]:
@@ -164,7 +162,7 @@ class QmpVm:
         """
         types = await self._devices(monitor)
         answer = await monitor.execute("query-pci")
-        with self._understood("query-pci"):
+        with understood(self._vm, "query-pci"):
             ports = bridges.ports(answer, types)
         for port in bridges.best(ports, plug.size):
             if await self._takes(monitor, port.name):
@@ -185,7 +183,7 @@ class QmpVm:
     def _no_place(self, ports: list[bridges.Port], plug: Plug) -> PlugError:
         if ports and not any(port.ready for port in ports):
             return PlugError(
-                f"the firmware of the slave VM at {self._path} has not "
+                f"the firmware of {self._vm} has not "
                 "set up its PCI ports yet: waiting for it"
             )
         size, room = bridges.size_text(plug.size), bridges.size_text(2 * plug.size)
@@ -195,7 +193,7 @@ class QmpVm:
             if port.ready and not port.taken
         ]
         return PlugError(
-            f"the slave VM at {self._path} has no free PCI port for the {size} of "
+            f"{self._vm} has no free PCI port for the {size} of "
             f"window {plug.window} (free: {', '.join(free) or 'none'}): start it with "
             f"one more -device pcie-root-port,id=vp1,chassis=101,slot=101,"
             f"pref64-reserve={room}, and with other numbers for each further one; it "
@@ -218,24 +216,13 @@ class QmpVm:
                 if name not in await self._devices(monitor):
                     return
         raise PlugError(
-            f"the guest of the slave VM at {self._path} does not let go of {name}: no "
+            f"the guest of {self._vm} does not let go of {name}: no "
             "new one is plugged until it has; the guest needs a driver for PCI "
             "hot-plug, and the agent must not be stopped"
         )
 
     def _fixed(self, name: str, error: Refused) -> PlugError:
         return PlugError(
-            f"the slave VM at {self._path} cannot unplug {name}: {error.reason}; if "
+            f"{self._vm} cannot unplug {name}: {error.reason}; if "
             "that is on its QEMU's command line, leave it out: we plug it"
         )
-
-    @contextlib.contextmanager
-    def _understood(self, command: str) -> Iterator[None]:
-        """Whoever answers nonsense is no QEMU that we know."""
-        try:
-            yield
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise PlugError(
-                f"the slave VM at {self._path} answers {command} in a way that we do "
-                f"not understand ({error!r}): we know QEMU 7.2 to 10.x"
-            ) from error

@@ -4,7 +4,7 @@
 import asyncio
 import os
 
-from .hotplug import PlugError, VmAway
+from .slave_vm import PlugError, VmAway
 
 ANSWER_TIME = 10.0
 """Seconds that libvirt has to answer a question."""

@@ -12,8 +12,7 @@ import pytest
 
 from tests.fakes.slave_vm import FakeVm
 from vhostpci_host import hotplug
-from vhostpci_host.config import DeviceConfig, Mode
-from vhostpci_host.hotplug import Hotplug, Slaves, object_id, window_of
+from vhostpci_host.hotplug import Hotplug
 from vhostpci_host.ports import Plug
 
 
@@ -327,52 +326,3 @@ def test_nothing_is_plugged_after_close() -> None:
         assert vm.steps == []
 
     asyncio.run(scenario())
-
-
-def test_devices_of_one_slave_share_it_until_the_last_is_closed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    made: list[FakeVm] = []
-
-    def make(config: DeviceConfig) -> FakeVm:
-        made.append(FakeVm())
-        return made[-1]
-
-    def config(name: str, qmp: Path) -> DeviceConfig:
-        return DeviceConfig(name=name, mode=Mode.ATTACH, slave_qmp=qmp)
-
-    async def scenario() -> None:
-        slaves = Slaves()
-        one = slaves.plugger(config("one", tmp_path / "qmp"))
-        two = slaves.plugger(config("two", tmp_path / "sub" / ".." / "qmp"))
-        other = slaves.plugger(config("other", tmp_path / "other"))
-        assert one is not None
-        assert two is not None
-        assert other is not None
-        assert len(made) == 2
-        await one.close()
-        assert not made[0].closed
-        await two.close()
-        assert made[0].closed
-        await slaves.close()
-        assert made[1].closed
-
-    monkeypatch.setattr(hotplug, "_vm", make)
-    asyncio.run(scenario())
-
-
-def test_device_whose_slave_is_nobodys_has_no_plugger() -> None:
-    async def scenario() -> None:
-        assert Slaves().plugger(DeviceConfig(name="web", memory=1 << 30)) is None
-
-    asyncio.run(scenario())
-
-
-def test_object_ids_lead_back_to_their_window_and_to_no_other_device() -> None:
-    names = ["a", "a-300", "300.a", "a.300", "vhostpci"]
-    for name in names:
-        for window in (0, 300, 65535):
-            identifier = object_id(name, window)
-            assert [window_of(other, identifier) for other in names] == [
-                window if other == name else None for other in names
-            ]

@@ -11,9 +11,9 @@ import pytest
 
 from tests.fakes.libvirt import FakeLibvirt
 from vhostpci_host import libvirt
-from vhostpci_host.hotplug import PlugError, VmAway
 from vhostpci_host.libvirt import LibvirtVm
 from vhostpci_host.ports import Plug
+from vhostpci_host.slave_vm import PlugError, VmAway
 from vhostpci_host.virsh import Virsh
 
 T = TypeVar("T")

@@ -14,9 +14,10 @@ import pytest
 
 from tests.fakes.qmp_server import GIB, MIB, FakeQemu
 from vhostpci_host import hotplug, monitor, qmp
-from vhostpci_host.hotplug import Hotplug, PlugError, VmAway
+from vhostpci_host.hotplug import Hotplug
 from vhostpci_host.ports import Plug
 from vhostpci_host.qmp import QmpVm
+from vhostpci_host.slave_vm import PlugError, VmAway
 
 WINDOW = Plug(window=300, socket=Path("/run/web.ivshmem.300"), vectors=1, size=2 * GIB)
 METADATA = Plug(window=0, socket=Path("/run/web.ivshmem"), vectors=5, size=64 * 1024)
