@@ -87,6 +87,17 @@ def unassigned(answer: Any) -> set[str]:
     }
 
 
+def unset(ports: list[Port]) -> bool:
+    """Whether firmware has yet to set up all of the ports."""
+    return bool(ports) and not any(port.ready for port in ports)
+
+
+def free_text(ports: list[Port]) -> str:
+    """Say how large the ports are that could be plugged into."""
+    free = (port for port in ports if port.ready and not port.taken)
+    return ", ".join(size_text(port.share) for port in free) or "none"
+
+
 def size_text(size: int) -> str:
     """Write bytes as QEMU reads them."""
     for unit, letter in ((2**40, "T"), (2**30, "G"), (2**20, "M"), (2**10, "K")):

@@ -132,18 +132,15 @@ class LibvirtVm:
         raise self._no_place(ports, plug)
 
     def _no_place(self, ports: list[bridges.Port], plug: Plug) -> PlugError:
-        if ports and not any(port.ready for port in ports):
+        if bridges.unset(ports):
             return PlugError(
                 f"the firmware of domain {self._name!r} has not set up its PCI ports "
                 "yet: waiting for it"
             )
-        free = [
-            bridges.size_text(one.share) for one in ports if one.ready and not one.taken
-        ]
         return PlugError(
             f"domain {self._name!r} has no free pcie-root-port for the "
             f"{bridges.size_text(plug.size)} of window {plug.window} (free: "
-            f"{', '.join(free) or 'none'}): shut it down and add ports, as `vhostpci-"
+            f"{bridges.free_text(ports)}): shut it down and add ports, as `vhostpci-"
             "host xml --role slave` prints them"
         )
 

@@ -181,20 +181,15 @@ class QmpVm:
             return True  # ioh3420 has no such property
 
     def _no_place(self, ports: list[bridges.Port], plug: Plug) -> PlugError:
-        if ports and not any(port.ready for port in ports):
+        if bridges.unset(ports):
             return PlugError(
                 f"the firmware of {self._vm} has not "
                 "set up its PCI ports yet: waiting for it"
             )
         size, room = bridges.size_text(plug.size), bridges.size_text(2 * plug.size)
-        free = [
-            bridges.size_text(port.share)
-            for port in ports
-            if port.ready and not port.taken
-        ]
         return PlugError(
             f"{self._vm} has no free PCI port for the {size} of "
-            f"window {plug.window} (free: {', '.join(free) or 'none'}): start it with "
+            f"window {plug.window} (free: {bridges.free_text(ports)}): start it with "
             f"one more -device pcie-root-port,id=vp1,chassis=101,slot=101,"
             f"pref64-reserve={room}, and with other numbers for each further one; it "
             f"is twice the size since it need not begin at a multiple of {size}"
