@@ -143,14 +143,8 @@ class SlaveConnection:
         self._loop.add_reader(self._connection.fileno(), self._readable)
 
     def _readable(self) -> None:
-        try:
-            if self._connection.recv(4096):
-                return
-        except BlockingIOError:
-            return
-        except OSError:
-            log.debug("slave's connection broke", exc_info=True)
-        self.close()
+        if endpoint.at_end(self._connection):
+            self.close()
 
     def send(self, messages: list[Outgoing]) -> None:
         """Send messages, or queue them; a slave that never reads them is dropped."""

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import select
 import socket
@@ -27,6 +28,8 @@ from .errors import HostError, InUse, NoDaemon, explain
 from .fds import Fd
 from .message import Message
 from .peers import Outgoing
+
+log = logging.getLogger(__name__)
 
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 ASK_TIMEOUT = 5.0
@@ -132,6 +135,17 @@ def hung_up(connection: socket.socket) -> bool:
     poll = select.poll()
     poll.register(connection, select.POLLRDHUP)
     return bool(poll.poll(0))
+
+
+def at_end(connection: socket.socket) -> bool:
+    """Throw away what a peer sent that has nothing to say; whether it has ended."""
+    try:
+        return not connection.recv(4096)
+    except BlockingIOError:
+        return False
+    except OSError:
+        log.debug("connection broke", exc_info=True)
+        return True
 
 
 class MessageReader:

@@ -57,14 +57,8 @@ class Farewell:
         loop.add_reader(connection.fileno(), self._readable)
 
     def _readable(self) -> None:
-        try:
-            if self._connection.recv(4096):
-                return
-        except BlockingIOError:
-            return
-        except OSError:
-            pass  # it is broken: an end as well
-        self.close()
+        if endpoint.at_end(self._connection):
+            self.close()
 
     def close(self) -> None:
         """Close it now."""
