@@ -86,6 +86,7 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         help="how to reach the PCI device; default: the best way that works",
     )
     _add_tap(run)
+    _add_addresses(run)
 
 
 def _add_tap(run: argparse.ArgumentParser) -> None:
@@ -105,6 +106,15 @@ def _add_tap(run: argparse.ArgumentParser) -> None:
         "at the end",
     )
     run.add_argument(
+        "--mtu",
+        type=_argument(tap.parse_mtu),
+        metavar="BYTES",
+        help="default: what the master was told, else 1500",
+    )
+
+
+def _add_addresses(run: argparse.ArgumentParser) -> None:
+    run.add_argument(
         "--address",
         type=_argument(rules.parse_address_rule),
         action="append",
@@ -122,12 +132,6 @@ def _add_tap(run: argparse.ArgumentParser) -> None:
         metavar="[NAME=]MAC",
         help="with several devices as 02:00:00:00:00:{n}, or NAME=MAC for each; "
         "default: one of our own, the same each time",
-    )
-    run.add_argument(
-        "--mtu",
-        type=_argument(tap.parse_mtu),
-        metavar="BYTES",
-        help="default: what the master was told, else 1500",
     )
 
 
