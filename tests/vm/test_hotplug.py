@@ -46,16 +46,22 @@ def daemon(
 
 @contextmanager
 def new_slave(
-    logs: Path, *, ports: int, monitor: Path | None = None
+    logs: Path, *, ports: int, monitor: Path | None = None, chipset: str = "q35"
 ) -> Iterator[Slave]:
     """Boot a slave VM; the daemon may know its monitor before it is there."""
     args = qemu.ports(ports, "1G")
     if monitor:
         args += ["-qmp", f"unix:{monitor},server=on,wait=off"]
-    guest = image.build(wheels.guest_wheels())
-    with Slave("slave", guest, logs=logs, args=args, memory="384M", iommu=True) as vm:
-        vm.wait_ready()
-        yield vm
+    with Slave(
+        *("slave", image.build(wheels.guest_wheels())),
+        logs=logs,
+        args=args,
+        memory="384M",
+        iommu=chipset == "q35",
+        chipset=chipset,
+    ) as slave:
+        slave.wait_ready()
+        yield slave
 
 
 @contextmanager
@@ -70,10 +76,10 @@ def new_master(daemon: Daemon, ram: memory.Args | None = None) -> Iterator[Maste
 
 
 @contextmanager
-def agent(slave: Slave) -> Iterator[Job]:
+def agent(slave: Slave, bind: str = "vfio") -> Iterator[Job]:
     """Run the agent for all devices that come."""
     address = ("--tap", TAP, "--address", f"{SLAVE_ADDRESS}/24")
-    with slave.waiting_agent("--bind", "vfio", *address) as job:
+    with slave.waiting_agent("--bind", bind, *address) as job:
         yield job
 
 
@@ -194,6 +200,20 @@ def test_slave_that_comes_late_first_without_ports(logs: Path, tmp_path: Path) -
             assert "pref64-reserve=512M" in said
         with new_slave(here / "with", ports=2, monitor=monitor) as slave, agent(slave):
             assert_packets_cross(daemon, master, slave)
+
+
+def test_slave_whose_devices_are_side_by_side_on_i440fx(
+    logs: Path, tmp_path: Path
+) -> None:
+    """Their registers share a page, and there is no vIOMMU."""
+    here, monitor = logs / "i440fx", tmp_path / "qmp"
+    with (
+        new_slave(here, ports=0, monitor=monitor, chipset="pc") as slave,
+        Daemon("card", logs=here, slave_qmp=monitor) as daemon,
+        agent(slave, "sysfs"),
+        new_master(daemon) as master,
+    ):
+        assert_packets_cross(daemon, master, slave)
 
 
 def wait_problem(daemon: Daemon, text: str) -> str:
