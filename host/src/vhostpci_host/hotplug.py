@@ -105,6 +105,7 @@ class Hotplug:
         self.want(frozenset())
         self._closing = True
         self._settled.clear()
+        self._changed.set()  # nothing may have been wanted before
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIME):
                 await self._settled.wait()

@@ -297,6 +297,21 @@ def test_close_unplugs_all() -> None:
     asyncio.run(scenario())
 
 
+def test_close_with_nothing_plugged_waits_for_nobody() -> None:
+    async def scenario() -> None:
+        vm = FakeVm()
+        async with hotplugged(vm) as plugger:
+            plugger.want(plugs(0))
+            await until(lambda: vm.windows == {0})
+            plugger.want(frozenset())
+            await until(lambda: vm.windows == set())
+            await asyncio.sleep(0.05)
+            start = time.monotonic()
+        assert time.monotonic() - start < hotplug.CLOSE_TIME / 2
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("trouble", ["hangs", "holds on", "is away"])
 def test_close_ends_in_time_whatever_the_vm_does(trouble: str) -> None:
     async def scenario() -> None:
