@@ -30,12 +30,17 @@ def guest_wheels() -> list[Path]:
 
 
 def host_packages() -> Path:
-    """A directory for PYTHONPATH with the daemon as installed from its wheels."""
+    """A directory for PYTHONPATH with the daemon as installed from its wheels.
+
+    What it depends on comes from PyPI: not from the environment that we run in, which
+    may have it by chance.
+    """
     wheels = [_wheel("shared"), _wheel("host")]
     target = cache_dir() / "host" / digest(map(str, wheels))
     if not target.exists():
+        log.info("installing the daemon, and what it needs from PyPI (qemu.qmp)")
         with fresh(target) as path:
-            rootfs.pip_install(path, "--no-deps", *map(str, wheels))
+            rootfs.pip_install(path, *map(str, wheels))
         discard_old(target.parent.glob("*"), keep=4)
     return target
 
