@@ -101,6 +101,9 @@ def test_devices_come_and_go_with_the_master(slave: Slave, daemon: Daemon) -> No
                 assert_packets_cross(daemon, master, slave)
                 wait_windows(slave, 2)
                 assert daemon.status()["plugging"]["problem"] == ""
+                master.reload_driver()  # its interrupts are new ones then
+                master.configure()
+                assert_packets_cross(daemon, master, slave)
             wait_windows(slave, 0)
             slave.wait_for(f"! ip link show {TAP} | grep -q LOWER_UP")
 
