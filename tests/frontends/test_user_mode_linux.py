@@ -9,7 +9,8 @@ import pytest
 
 from tests.frontends.uml import UserModeLinux
 from tests.process.attach import AttachLab
-from tests.process.lab import ATTACH, SLAVE_ADDRESS, wait_for
+from tests.process.lab import ATTACH, SLAVE_ADDRESS
+from tests.process.program import wait_for
 
 pytestmark = pytest.mark.frontends
 

@@ -6,17 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.process.lab import (
-    ATTACH,
-    MASTER_ADDRESS,
-    MEMORY,
-    Lab,
-    Program,
-    ip,
-    wait_for,
-)
+from tests.process.lab import ATTACH, MASTER_ADDRESS, MEMORY, Lab, ip
 from tests.process.master import TAP as MASTER_TAP
 from tests.process.master import Master, Ram
+from tests.process.program import Program, wait_for
 
 
 class AttachLab(Lab):

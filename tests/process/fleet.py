@@ -9,11 +9,8 @@ vms.toml ──► vhostpci-host run --config ◄── RUN-DIR/control ◄─�
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -21,14 +18,14 @@ from typing import Any, Self
 
 from tests.fakes.frontend import FrontEnd, RingAt, Socket, region
 from tests.fakes.slave_client import SlaveClient
+from tests.process.program import Program, new_log, run, wait_for
 
 MIB = 1 << 20
 MEMORY = 16 * MIB
-TIMEOUT = 15.0
 MODULE = ("-W", "error", "-m", "vhostpci_host")
 
 
-class Fleet:
+class Fleet(Program):
     """The daemon, and what one does with it.
 
     Args:
@@ -52,21 +49,9 @@ class Fleet:
             f'run-dir = "{self.run_dir}"\nmemory-dir = "{self.memory_dir}"\n'
             + "".join(f"[device.{name}]\n{options}\n" for name in devices)
         )
-        self.process = subprocess.Popen(
-            [sys.executable, *program, "run", "--config", str(self.file)],
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=prepare,
-        )
-        self.log: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        command = [sys.executable, *program, "run", "--config", str(self.file)]
+        super().__init__(command, new_log(directory), prepare=prepare)
         self._stack = contextlib.ExitStack()
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        with self.process.stderr as lines:
-            self.log.extend(lines)
 
     def __enter__(self) -> Self:
         self.wait_log("serving ")
@@ -79,38 +64,11 @@ class Fleet:
         trace: TracebackType | None,
     ) -> None:
         self._stack.close()
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(TIMEOUT)
-        self._reader.join(TIMEOUT)
-
-    def wait_log(self, text: str) -> None:
-        """Wait until it has said something."""
-        deadline = time.monotonic() + TIMEOUT
-        while not any(text in line for line in self.log):
-            assert time.monotonic() < deadline, f"no {text!r} in {self.log}"
-            time.sleep(0.01)
-
-    def said(self, text: str) -> int:
-        """How many lines have it."""
-        return sum(text in line for line in self.log)
-
-    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """End it; return its exit status."""
-        self.process.send_signal(number)
-        status = self.process.wait(TIMEOUT)
-        self._reader.join(TIMEOUT)
-        return status
+        self.close()
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command of ours to its end."""
-        return subprocess.run(
-            [sys.executable, *MODULE, *words, "--run-dir", str(self.run_dir)],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=TIMEOUT,
-        )
+        return run(sys.executable, *MODULE, *words, "--run-dir", str(self.run_dir))
 
     def devices(self) -> dict[str, Any]:
         """What `list` says, by name."""
@@ -120,10 +78,7 @@ class Fleet:
 
     def wait_state(self, name: str, state: str) -> None:
         """Wait until `list` says that of a device."""
-        deadline = time.monotonic() + TIMEOUT
-        while (row := self.devices()[name])["state"] != state:
-            assert time.monotonic() < deadline, row
-            time.sleep(0.02)
+        wait_for(lambda: self.devices()[name]["state"] == state, f"{name} is {state}")
 
     def files(self) -> list[str]:
         """What it has in its two directories."""
@@ -132,10 +87,6 @@ class Fleet:
             for directory in (self.run_dir, self.memory_dir)
             for path in directory.glob("*")
         )
-
-    def descriptors(self) -> int:
-        """How many descriptors it has open."""
-        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
     def slave(self, name: str, pairs: int = 1) -> SlaveClient:
         """Connect a slave; it ends with us."""

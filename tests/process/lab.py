@@ -8,11 +8,8 @@ the test's namespace                              the slave's namespace
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +17,7 @@ from typing import Any, Self
 
 from tests.process.master import TAP as MASTER_TAP
 from tests.process.master import Master, Ram
+from tests.process.program import Program, run, wait_for
 from tests.vm.netns import Namespace
 
 MASTER_ADDRESS = "10.9.0.1"
@@ -28,55 +26,6 @@ SLAVE_TAP = "vp0"
 MEMORY = 32 << 20
 ARENA = ("--memory", f"{MEMORY >> 20}M")
 ATTACH = ("--mode", "attach")
-TIMEOUT = 15.0
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    """Wait until `condition` is true, and fail with `what` if it never is."""
-    deadline = time.monotonic() + TIMEOUT
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {TIMEOUT} s: {what}"
-        time.sleep(0.01)
-
-
-class Program:
-    """One of our programs, in the foreground of nobody; its log is kept."""
-
-    def __init__(self, argv: list[str], log: Path) -> None:
-        self._log = log
-        with log.open("ab") as output:
-            self.process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-            )
-
-    @property
-    def log(self) -> str:
-        """What it has said so far."""
-        return self._log.read_text()
-
-    def wait_log(self, text: str, times: int = 1) -> None:
-        """Wait until it has said something, so many times."""
-        wait_for(lambda: self.log.count(text) >= times, f"{text!r} in\n{self.log}")
-
-    def send(self, number: signal.Signals) -> None:
-        """Send it a signal."""
-        self.process.send_signal(number)
-
-    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """End it; return its exit status."""
-        self.process.send_signal(number)
-        try:
-            return self.process.wait(timeout=TIMEOUT)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            raise AssertionError(f"it does not end:\n{self.log}") from None
-
-    def close(self) -> None:
-        """Make sure that it is gone."""
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
 
 
 class Lab:
@@ -246,11 +195,6 @@ def received(done: subprocess.CompletedProcess[str]) -> int:
     summary = [line for line in done.stdout.splitlines() if "received" in line]
     assert summary, done.stdout + done.stderr
     return int(summary[0].split(",")[1].split()[0])
-
-
-def run(*argv: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, within a limit."""
-    return subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT)
 
 
 def ip(*words: str) -> None:

@@ -7,15 +7,9 @@ import time
 
 import pytest
 
-from tests.process.lab import (
-    ATTACH,
-    MASTER_ADDRESS,
-    PING,
-    Lab,
-    Program,
-    wait_for,
-)
+from tests.process.lab import ATTACH, MASTER_ADDRESS, PING, Lab
 from tests.process.master import Master, Ram
+from tests.process.program import Program, wait_for
 from tests.process.test_packets import iperf
 from vhostpci_shared.vhost_user import MemRegion
 

@@ -7,7 +7,8 @@ import socket
 import pytest
 
 from tests.fakes.frontend import Refused
-from tests.process.lab import SLAVE_TAP, Lab, run
+from tests.process.lab import SLAVE_TAP, Lab
+from tests.process.program import run
 
 pytestmark = pytest.mark.process
 

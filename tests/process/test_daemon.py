@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +31,7 @@ from tests.fakes.frontend import (
     region,
 )
 from tests.fakes.slave_client import SlaveClient
+from tests.process.program import TIMEOUT, Program, new_log, run, wait_for
 from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import Request
@@ -39,11 +39,10 @@ from vhostpci_shared.wire import ProtocolError
 
 MIB = 1 << 20
 MEMORY = 16 * MIB
-TIMEOUT = 10.0
 RX = RingAt.nth(0)
 
 
-class Host:
+class Host(Program):
     """`vhostpci-host run NAME` and what one does with it."""
 
     def __init__(self, directory: Path, *options: str, name: str = "dev") -> None:
@@ -53,15 +52,7 @@ class Host:
             *("--run-dir", str(self.run_dir), "--memory-dir", str(self.memory_dir))
         ]
         command = [*self._command("run"), "--memory", "16M", *self._directories[2:]]
-        self.process = subprocess.Popen(
-            [*command, *options],
-            stderr=subprocess.PIPE,
-            text=True,
-            pass_fds=_given(options),
-        )
-        self.log: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        super().__init__([*command, *options], new_log(directory), fds=_given(options))
 
     def _command(self, command: str) -> list[str]:
         return [
@@ -69,21 +60,10 @@ class Host:
             *self._directories[:2],
         ]
 
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        with self.process.stderr as lines:
-            self.log.extend(lines)
-
     def ready(self) -> Self:
         """Wait until it serves."""
         self.wait_log("waiting for the master")
         return self
-
-    def wait_log(self, text: str) -> None:
-        deadline = time.monotonic() + TIMEOUT
-        while not any(text in line for line in self.log):
-            assert time.monotonic() < deadline, f"no {text!r} in {self.log}"
-            time.sleep(0.01)
 
     def path(self, kind: str) -> Path:
         return self.run_dir / f"{self.name}.{kind}"
@@ -95,9 +75,7 @@ class Host:
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run another of our commands on this device."""
         name, *rest = arguments
-        return subprocess.run(
-            [*self._command(name), *rest], capture_output=True, text=True, check=False
-        )
+        return run(*self._command(name), *rest)
 
     def status(self) -> dict[str, Any]:
         done = self.command("status", "-j")
@@ -105,24 +83,8 @@ class Host:
         status: dict[str, Any] = json.loads(done.stdout)
         return status
 
-    def wait_state(self, state: str) -> dict[str, Any]:
-        deadline = time.monotonic() + TIMEOUT
-        while (status := self.status())["state"] != state:
-            assert time.monotonic() < deadline, status
-        return status
-
-    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """End it; return its exit status."""
-        self.process.send_signal(number)
-        return self.wait()
-
-    def wait(self) -> int:
-        status = self.process.wait(TIMEOUT)
-        self._reader.join(TIMEOUT)
-        return status
-
-    def descriptors(self) -> int:
-        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+    def wait_state(self, state: str) -> None:
+        wait_for(lambda: self.status()["state"] == state, f"the device is {state}")
 
 
 def _given(options: tuple[str, ...]) -> list[int]:
@@ -142,9 +104,7 @@ def running(directory: Path, *options: str, name: str = "dev") -> Iterator[Host]
     try:
         yield host
     finally:
-        if host.process.poll() is None:
-            host.process.kill()
-        host.wait()
+        host.close()
 
 
 @pytest.fixture
@@ -333,8 +293,8 @@ def test_front_end_that_breaks_the_protocol_is_dropped_with_one_line(
             transport.receive()
         transport.close()
     time.sleep(0.1)
-    assert sum("dropped" in line for line in host.log) == 1
-    assert "vhost-user message of version 3, not 1" in "".join(host.log)
+    assert host.said("dropped") == 1
+    assert "vhost-user message of version 3, not 1" in host.log
 
 
 def test_more_descriptors_than_any_message_has_are_closed(host: Host) -> None:
@@ -371,7 +331,7 @@ def test_name_in_use_is_an_error_and_the_first_stays(
 ) -> None:
     with running(directory) as second:
         assert second.wait() == 1
-        assert "in use" in second.log[-1]
+        assert "in use" in second.log
     assert host.status()["state"] == "no master"
 
 
@@ -380,7 +340,7 @@ def test_same_memory_in_another_run_dir_is_an_error(
 ) -> None:
     with running(directory, "--run-dir", str(directory / "other")) as second:
         assert second.wait() == 1
-        assert "in use by another vhostpci-host" in second.log[-1]
+        assert "in use by another vhostpci-host" in second.log
 
 
 def test_killed_daemons_sockets_and_arena_are_used_again(directory: Path) -> None:
@@ -413,7 +373,8 @@ def test_control_socket_is_its_users_alone(directory: Path) -> None:
 def test_status_names_what_is_there(host: Host) -> None:
     with slave(host), master(host) as qemu:
         qemu.driver_ok([RX])
-        status = host.wait_state("no agent")
+        host.wait_state("no agent")
+        status = host.status()
         assert "NET_F_MRG_RXBUF" in status["master"]["features"]
         assert "REPLY_ACK" in status["master"]["protocol_features"]
         assert status["master"]["regions"][0]["size"] == MEMORY

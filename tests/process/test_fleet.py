@@ -17,8 +17,8 @@ import pytest
 
 from tests.bench import devices
 from tests.fakes.frontend import Dropped, RingAt
-from tests.process.fleet import TIMEOUT, Fleet, kicks_arrive
-from tests.process.lab import wait_for
+from tests.process.fleet import Fleet, kicks_arrive
+from tests.process.program import TIMEOUT, wait_for
 from vhostpci_shared import access
 from vhostpci_shared import metadata as md
 from vhostpci_shared.vhost_user import Request
@@ -121,9 +121,9 @@ def test_what_cannot_be_done_is_told_to_who_asked(
 
 def test_second_daemon_in_the_directory_is_told_so(fleet: Fleet) -> None:
     second = Fleet(fleet.file.parent)
-    assert second.process.wait(TIMEOUT) == 1
+    assert second.wait() == 1
     second.__exit__(None, None, None)
-    assert f"another daemon serves {fleet.run_dir}" in second.log[-1]
+    assert f"another daemon serves {fleet.run_dir}" in second.log
     assert fleet.devices().keys() == {"a", "b"}
 
 

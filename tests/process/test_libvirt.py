@@ -12,7 +12,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.process.lab import Lab, run
+from tests.process.lab import Lab
+from tests.process.program import run
 from tests.vm.libvirtd import Libvirtd
 from vhostpci_host.libvirt import LibvirtVm
 from vhostpci_host.slave_vm import VmAway

@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from tests.process.lab import Lab, Program, wait_for
+from tests.process.lab import Lab
 from tests.process.master import RX, TX, Master
+from tests.process.program import Program, wait_for
 
 pytestmark = pytest.mark.process
 

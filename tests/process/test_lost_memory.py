@@ -5,8 +5,9 @@ import time
 
 import pytest
 
-from tests.process.lab import ATTACH, MASTER_ADDRESS, MEMORY, Lab, wait_for
+from tests.process.lab import ATTACH, MASTER_ADDRESS, MEMORY, Lab
 from tests.process.master import Ram
+from tests.process.program import wait_for
 
 pytestmark = pytest.mark.process
 

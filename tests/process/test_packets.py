@@ -5,15 +5,8 @@ import json
 
 import pytest
 
-from tests.process.lab import (
-    MASTER_ADDRESS,
-    PING,
-    SLAVE_ADDRESS,
-    TIMEOUT,
-    Lab,
-    run,
-    wait_for,
-)
+from tests.process.lab import MASTER_ADDRESS, PING, SLAVE_ADDRESS, Lab
+from tests.process.program import TIMEOUT, run, wait_for
 from vhostpci_shared.virtio import Feature
 
 pytestmark = pytest.mark.process

@@ -9,8 +9,9 @@ import pytest
 
 from tests.fakes.pair import Background
 from tests.process.echo import Flows
-from tests.process.lab import SLAVE_ADDRESS, SLAVE_TAP, Lab, Program, wait_for
+from tests.process.lab import SLAVE_ADDRESS, SLAVE_TAP, Lab
 from tests.process.master import Master
+from tests.process.program import Program, wait_for
 
 pytestmark = pytest.mark.process
 

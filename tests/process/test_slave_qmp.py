@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.lab import Lab, wait_for
+from tests.process.lab import Lab
+from tests.process.program import wait_for
 
 pytestmark = pytest.mark.process
 

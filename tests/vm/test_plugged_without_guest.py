@@ -15,8 +15,9 @@ import pytest
 
 from tests.assumptions.test_qmp import started
 from tests.fakes.netns import private_network
-from tests.process.lab import ATTACH, Lab, wait_for
+from tests.process.lab import ATTACH, Lab
 from tests.process.master import Ram
+from tests.process.program import wait_for
 from tests.vm.qmp import Qmp
 
 pytestmark = pytest.mark.vm
