@@ -348,7 +348,7 @@ _COMMANDS = {
     "run": (_add_run, "serve a device, or those of a file, in the foreground"),
     "check-config": (_add_check_config, "tell all that is wrong with a file"),
     "add": (_add_add, "serve one more device, in a daemon that runs"),
-    "remove": (_add_remove, "serve it no more"),
+    "remove": (_add_remove, "serve a device no more"),
     "list": (_add_list, "list a daemon's devices"),
     "status": (_add_status, "say what a device is doing"),
     "qemu-args": (_add_qemu_args, "print QEMU's arguments"),
