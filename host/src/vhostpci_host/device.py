@@ -30,15 +30,12 @@ from .lease import Lease, RingState, Sessions
 from .memory import Store
 from .message import Message
 from .ports import Loop, MasterPort, Plugger, SlavePort, Timer, WindowHost
+from .settling import Settling
 from .slave import Slave
 from .window import Shown
 
 log = logging.getLogger(__name__)
 
-SETTLE = 0.005
-"""Seconds of quiet after a message until the device settles."""
-SETTLE_MAX = 0.020
-"""Seconds after which it settles though messages keep coming."""
 QUIESCE = 1.0
 """Seconds to wait for the agent while the master's QEMU stands still."""
 POLL = 0.002
@@ -91,8 +88,7 @@ class Device:
         self.leases = [Lease(index, sessions) for index in range(config.rings)]
         self._loop = loop
         self._doorbell = Notifier.new()
-        self._settle_timer: Timer | None = None
-        self._settle_by = self._touched_at = 0.0
+        self._settling = Settling(loop, self._settle)
         self._wait: _Wait | None = None
         self._wait_timer: Timer | None = None
         self._published: object = None
@@ -133,7 +129,7 @@ class Device:
             return
         log.info("%s: front-end disconnected", self.config.name)
         self._end_wait()
-        self._cancel_settle()
+        self._settling.cancel()
         self._end(
             i for i, ring in enumerate(self.leases) if ring.state != RingState.STOPPED
         )
@@ -170,7 +166,7 @@ class Device:
         self.store.keep(self.backend.memory.windows | self.windows.numbers)
         if outcome.refusal:
             log.warning("%s: refused %s", self.config.name, outcome.refusal)
-        self._touch()
+        self._settling.touch()
         if outcome.reply:
             self.master.send(outcome.reply)
 
@@ -253,33 +249,9 @@ class Device:
 
     # Settling.
 
-    def _touch(self) -> None:
-        """Something may have changed: settle when it has been quiet for a while."""
-        now = self._touched_at = self._loop.time()
-        if self._settle_timer is None:
-            self._settle_by = now + SETTLE_MAX
-            self._settle_timer = self._loop.call_later(SETTLE, self._settle_if_quiet)
-
-    def _settle_if_quiet(self) -> None:
-        now = self._loop.time()
-        due = min(self._touched_at + SETTLE, self._settle_by)
-        if now < due:
-            self._settle_again(due - now)
-        else:
-            self._settle()
-
-    def _settle_again(self, delay: float) -> None:
-        self._cancel_settle()
-        self._settle_timer = self._loop.call_later(delay, self._settle_if_quiet)
-
-    def _cancel_settle(self) -> None:
-        if self._settle_timer is not None:
-            self._settle_timer.cancel()
-            self._settle_timer = None
-
     def _settle(self) -> None:
         """Give the agent what the front-end has set up."""
-        self._cancel_settle()
+        self._settling.cancel()
         backend = self.backend
         if backend is None or backend.waiting:
             return
@@ -287,7 +259,7 @@ class Device:
             return
         introduced = self._introduce_calls(backend)
         if self.slave is not None and self.slave.behind():
-            self._settle_again(POLL)
+            self._settling.again(POLL)
             return
         started = self._start(backend)
         try:
