@@ -38,8 +38,9 @@ NEEDS = {
         *("nsenter", "ping", "setpriv", "stdbuf", "stty", "unshare"),
     ),
     "vm": (
-        *("/usr/bin/python3.11", "apt-get", "depmod", "dpkg-deb", "ldconfig"),
-        *("modprobe", "nsenter", "qemu-system-x86_64", "readelf", "setpriv", "tar"),
+        *("/dev/net/tun", "/usr/bin/python3.11", "apt-get", "depmod", "dpkg-deb"),
+        *("ip", "ldconfig", "modprobe", "nsenter", "ping", "qemu-system-x86_64"),
+        *("readelf", "setpriv", "tar", "unshare"),
     ),
 }
 """What the tests with these markers need of the machine, beside root."""
