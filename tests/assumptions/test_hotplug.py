@@ -19,6 +19,7 @@ from tests.assumptions import qtest
 from tests.vm import image, qemu, wheels
 from tests.vm.harness import Job, Vm
 from tests.vm.qmp import Qmp
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(200)]
 
@@ -109,20 +110,15 @@ class Slave:
 
     def wait_windows(self, *windows: int) -> dict[int, tuple[str, int]]:
         """The same, once these are there."""
-        deadline = time.monotonic() + 10
-        while not set(windows) <= (there := self.windows()).keys():
-            assert time.monotonic() < deadline, there
-        return there
+        wait_for(lambda: set(windows) <= self.windows().keys(), self.windows)
+        return self.windows()
 
     def hold(self, window: int, how: str) -> Job:
         """Have a process of the guest that has a window mapped."""
         address, _ = self.wait_windows(window)[window]
         self.vm.put("/tmp/hold.py", HOLD.encode())
         job = self.vm.spawn(f"exec python3 /tmp/hold.py {how} {address}")
-        deadline = time.monotonic() + 20
-        while "holds it" not in (said := job.output()):
-            assert time.monotonic() < deadline, said
-            time.sleep(0.1)
+        wait_for(lambda: "holds it" in job.output(), job.output, 20)
         return job
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from tests.frontends.hugepages import MOUNTED, reserved
 from tests.frontends.testpmd import HUGE, NO_HUGE, Testpmd
 from tests.process.attach import AttachLab
 from tests.process.lab import SLAVE_ADDRESS
-from tests.process.program import wait_for
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.frontends
 

@@ -10,7 +10,7 @@ import pytest
 from tests.frontends.uml import UserModeLinux
 from tests.process.attach import AttachLab
 from tests.process.lab import ATTACH, SLAVE_ADDRESS
-from tests.process.program import wait_for
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.frontends
 

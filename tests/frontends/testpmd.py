@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import IO, Self
 
-from tests.process.program import TIMEOUT, wait_for
+from tests.waiting import TIMEOUT, wait_for
 
 PROMPT = "testpmd> "
 MAC = "52:54:00:09:00:01"

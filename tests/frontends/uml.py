@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from tests.process.lab import MASTER_ADDRESS, SLAVE_ADDRESS
-from tests.process.program import TIMEOUT, wait_for
+from tests.waiting import TIMEOUT, wait_for
 
 INIT = Path(__file__).parent / "uml-init"
 ALONE = [

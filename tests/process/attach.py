@@ -9,7 +9,8 @@ from typing import Any
 from tests.process.lab import ATTACH, MASTER_ADDRESS, MEMORY, Lab, ip
 from tests.process.master import TAP as MASTER_TAP
 from tests.process.master import Master, Ram
-from tests.process.program import Program, wait_for
+from tests.process.program import Program
+from tests.waiting import wait_for
 
 
 class AttachLab(Lab):
@@ -50,7 +51,7 @@ class AttachLab(Lab):
         """Wait until each ring has moved so many packets."""
         wait_for(
             lambda: min(self.packets()) >= atleast,
-            f"{atleast} packets in each ring of {self.packets()}",
+            lambda: f"{atleast} packets in each ring of {self.packets()}",
         )
 
 

@@ -18,7 +18,8 @@ from typing import Any, Self
 
 from tests.fakes.frontend import FrontEnd, RingAt, Socket, region
 from tests.fakes.slave_client import SlaveClient
-from tests.process.program import Program, new_log, run, wait_for
+from tests.process.program import Program, new_log, run
+from tests.waiting import wait_for
 
 MIB = 1 << 20
 MEMORY = 16 * MIB
@@ -78,7 +79,9 @@ class Fleet(Program):
 
     def wait_state(self, name: str, state: str) -> None:
         """Wait until `list` says that of a device."""
-        wait_for(lambda: self.devices()[name]["state"] == state, f"{name} is {state}")
+        wait_for(
+            lambda: self.devices()[name]["state"] == state, lambda: self.devices()[name]
+        )
 
     def files(self) -> list[str]:
         """What it has in its two directories."""

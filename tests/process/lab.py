@@ -17,8 +17,9 @@ from typing import Any, Self
 
 from tests.process.master import TAP as MASTER_TAP
 from tests.process.master import Master, Ram
-from tests.process.program import Program, run, wait_for
+from tests.process.program import Program, run
 from tests.vm.netns import Namespace
+from tests.waiting import wait_for
 
 MASTER_ADDRESS = "10.9.0.1"
 SLAVE_ADDRESS = "10.9.0.2"

@@ -1,21 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One of our programs as a process, and what one waits for."""
+"""A program as a process, and what it says."""
 
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-TIMEOUT = 15.0
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    """Wait until `condition` is true, and fail with `what` if it never is."""
-    deadline = time.monotonic() + TIMEOUT
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {TIMEOUT} s: {what}"
-        time.sleep(0.01)
+from tests.waiting import TIMEOUT, wait_for
 
 
 class Program:
@@ -58,7 +49,9 @@ class Program:
 
     def wait_log(self, text: str, times: int = 1) -> None:
         """Wait until it has said something, so many times."""
-        wait_for(lambda: self.log.count(text) >= times, f"{text!r} in\n{self.log}")
+        wait_for(
+            lambda: self.log.count(text) >= times, lambda: f"{text!r} in\n{self.log}"
+        )
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal."""

@@ -9,8 +9,9 @@ import pytest
 
 from tests.process.lab import ATTACH, MASTER_ADDRESS, PING, Lab
 from tests.process.master import Master, Ram
-from tests.process.program import Program, wait_for
+from tests.process.program import Program
 from tests.process.test_packets import iperf
+from tests.waiting import wait_for
 from vhostpci_shared.vhost_user import MemRegion
 
 pytestmark = pytest.mark.process

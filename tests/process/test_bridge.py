@@ -14,7 +14,8 @@ import pytest
 from tests.fakes.netns import private_network
 from tests.process.lab import ATTACH, MASTER_ADDRESS, MEMORY, PING, Lab, ip, received
 from tests.process.master import TAP, Master, Ram
-from tests.process.program import Program, run, wait_for
+from tests.process.program import Program, run
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.process
 

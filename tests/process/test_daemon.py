@@ -31,7 +31,8 @@ from tests.fakes.frontend import (
     region,
 )
 from tests.fakes.slave_client import SlaveClient
-from tests.process.program import TIMEOUT, Program, new_log, run, wait_for
+from tests.process.program import Program, new_log, run
+from tests.waiting import TIMEOUT, wait_for
 from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import Request
@@ -84,7 +85,7 @@ class Host(Program):
         return status
 
     def wait_state(self, state: str) -> None:
-        wait_for(lambda: self.status()["state"] == state, f"the device is {state}")
+        wait_for(lambda: self.status()["state"] == state, self.status)
 
 
 def _given(options: tuple[str, ...]) -> list[int]:

@@ -18,7 +18,7 @@ import pytest
 from tests.bench import devices
 from tests.fakes.frontend import Dropped, RingAt
 from tests.process.fleet import Fleet, kicks_arrive
-from tests.process.program import TIMEOUT, wait_for
+from tests.waiting import TIMEOUT, wait_for
 from vhostpci_shared import access
 from vhostpci_shared import metadata as md
 from vhostpci_shared.vhost_user import Request

@@ -8,7 +8,8 @@ import pytest
 
 from tests.process.lab import Lab
 from tests.process.master import RX, TX, Master
-from tests.process.program import Program, wait_for
+from tests.process.program import Program
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.process
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.process.lab import ATTACH, MASTER_ADDRESS, MEMORY, Lab
 from tests.process.master import Ram
-from tests.process.program import wait_for
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.process
 

@@ -15,7 +15,8 @@ from tests.fakes.netns import private_network
 from tests.fakes.slave_client import SlaveClient
 from tests.process.attach import AttachLab
 from tests.process.master import Master
-from tests.process.program import Program, run, wait_for
+from tests.process.program import Program, run
+from tests.waiting import wait_for
 from vhostpci_shared.wire import ProtocolError
 
 pytestmark = pytest.mark.process

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from tests.process.lab import MASTER_ADDRESS, PING, SLAVE_ADDRESS, Lab
-from tests.process.program import TIMEOUT, run, wait_for
+from tests.process.program import run
+from tests.waiting import TIMEOUT, wait_for
 from vhostpci_shared.virtio import Feature
 
 pytestmark = pytest.mark.process

@@ -11,7 +11,8 @@ from tests.fakes.pair import Background
 from tests.process.echo import Flows
 from tests.process.lab import SLAVE_ADDRESS, SLAVE_TAP, Lab
 from tests.process.master import Master
-from tests.process.program import Program, wait_for
+from tests.process.program import Program
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.process
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.process.lab import Lab
-from tests.process.program import wait_for
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.process
 

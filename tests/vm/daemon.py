@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from tests.vm import qemu, wheels
 from tests.vm.harness import DIE_WITH_US
+from tests.waiting import wait_for
 
 START_TIMEOUT = 15.0
 MODULE = [sys.executable, "-m", "vhostpci_host"]
@@ -61,11 +62,7 @@ class Device:
 
     def wait_state(self, state: str, timeout: float = 20) -> None:
         """Wait until its status says that."""
-        deadline = time.monotonic() + timeout
-        while (said := self.status())["state"] != state:
-            if time.monotonic() > deadline:
-                raise DaemonError(f"not {state!r}: {said}")
-            time.sleep(0.1)
+        wait_for(lambda: self.status()["state"] == state, self.status, timeout)
 
 
 def _intx(role: str) -> list[str]:

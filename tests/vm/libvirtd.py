@@ -19,6 +19,7 @@ from tests.vm.daemon import Daemon
 from tests.vm.harness import DIE_WITH_US, Vm
 from tests.vm.image import Image
 from tests.vm.pair import Master, Slave
+from tests.waiting import wait_for
 
 START_TIMEOUT = 30.0
 PLUG_TIMEOUT = 30.0
@@ -164,10 +165,7 @@ class PluggingDaemon(Daemon):
 
     def wait_plugged(self, windows: list[int]) -> None:
         """Wait until it has these."""
-        deadline = time.monotonic() + PLUG_TIMEOUT
-        while self.plugged() != windows:
-            assert time.monotonic() < deadline, self.status()
-            time.sleep(0.2)
+        wait_for(lambda: self.plugged() == windows, self.status, PLUG_TIMEOUT)
 
 
 class Managed(Vm):

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests import waiting
 from tests.assumptions.test_hotplug import Slave, started
 from tests.fakes.bar import FEATURES, pair
 from tests.fakes.pair import Background
@@ -130,10 +131,7 @@ class Agent:
 
 
 def wait_for(condition: Callable[[], object], agent: Agent) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, agent.job.output()
-        time.sleep(0.1)
+    waiting.wait_for(condition, agent.job.output, 30)
 
 
 @pytest.mark.parametrize("bind", ["vfio", "uio", "sysfs"])

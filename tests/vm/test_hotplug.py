@@ -18,6 +18,7 @@ from tests.vm import image, memory, qemu, traffic, wheels
 from tests.vm.daemon import Daemon
 from tests.vm.harness import Job
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, TAP, Master, Pair, Slave
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(200)]
 
@@ -221,8 +222,9 @@ def test_slave_whose_devices_are_side_by_side_on_i440fx(
 
 def wait_problem(daemon: Daemon, text: str) -> str:
     """Return what stands in the way, once it is that."""
-    deadline = time.monotonic() + 20
-    while text not in (said := str(daemon.status()["plugging"]["problem"])):
-        assert time.monotonic() < deadline, said
-        time.sleep(0.2)
-    return said
+
+    def problem() -> str:
+        return str(daemon.status()["plugging"]["problem"])
+
+    wait_for(lambda: text in problem(), problem, 20)
+    return problem()

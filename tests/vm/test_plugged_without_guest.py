@@ -17,8 +17,8 @@ from tests.assumptions.test_qmp import started
 from tests.fakes.netns import private_network
 from tests.process.lab import ATTACH, Lab
 from tests.process.master import Ram
-from tests.process.program import wait_for
 from tests.vm.qmp import Qmp
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.vm
 

@@ -7,7 +7,6 @@ ethtool -L
 """
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from tests.vm import pair, traffic
 from tests.vm.daemon import Daemon
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Pair
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
@@ -43,9 +43,11 @@ def wait_told(link: Pair, pairs: int) -> None:
     """Wait until both tell of these pairs: QEMU does not wait when it stops some."""
     queues = [f"{way}{n}" for n in range(pairs) for way in ("rx", "tx")]
     wanted = (queues, [*range(2 * pairs)])
-    deadline = time.monotonic() + 5
-    while (told := (told_by_the_daemon(link), told_by_the_agent(link))) != wanted:
-        assert time.monotonic() < deadline, told
+    wait_for(lambda: told(link) == wanted, lambda: told(link), 5)
+
+
+def told(link: Pair) -> tuple[list[str], list[int]]:
+    return told_by_the_daemon(link), told_by_the_agent(link)
 
 
 def told_by_the_daemon(link: Pair) -> list[str]:

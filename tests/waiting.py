@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Waiting for what another process does, but not for ever."""
+
+import time
+from collections.abc import Callable
+
+TIMEOUT = 15.0
+
+
+def wait_for(
+    condition: Callable[[], object],
+    what: str | Callable[[], object],
+    timeout: float = TIMEOUT,
+) -> None:
+    """Wait until `condition` is true; fail if it never is.
+
+    A condition that is dear, as one that asks a VM, is looked at less often.
+
+    Args:
+        condition: what is looked at.
+        what: what is waited for; or returns what there is instead, at the end.
+        timeout: seconds until it never is.
+    """
+    start = looked = time.monotonic()
+    while not condition():
+        now = time.monotonic()
+        if now - start > timeout:
+            told = what if isinstance(what, str) else what()
+            raise AssertionError(f"not within {timeout:g} s: {told}")
+        time.sleep(max(now - looked, 0.01))
+        looked = time.monotonic()
