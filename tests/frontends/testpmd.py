@@ -6,11 +6,11 @@ It answers ARP and ping for any address (`--forward-mode=icmpecho`), by polling.
 
 import os
 import re
-import subprocess
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
-from tests.waiting import TIMEOUT, wait_for
+from tests.frontends.console import Console
+from tests.waiting import wait_for
 
 PROMPT = "testpmd> "
 MAC = "52:54:00:09:00:01"
@@ -31,7 +31,7 @@ def command(socket: Path, eal: tuple[str, ...], *, pairs: int, mbufs: int) -> li
     ]
 
 
-class Testpmd:
+class Testpmd(Console):
     """testpmd, started; it polls, so it is to be ended soon."""
 
     __test__ = False  # no test, though it begins like one
@@ -46,16 +46,12 @@ class Testpmd:
         mbufs: int = 4096,
         prefix: tuple[str, ...] = (),
     ) -> None:
-        self._log = directory / "testpmd.log"
-        argv = [*("setpriv", "--pdeathsig", "KILL"), *prefix, "stdbuf", "-oL"]
-        with self._log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [*argv, *command(socket, eal, pairs=pairs, mbufs=mbufs)],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                env={**os.environ, "RUNTIME_DIRECTORY": str(directory)},
-            )
+        alone = [*("setpriv", "--pdeathsig", "KILL"), *prefix, "stdbuf", "-oL"]
+        super().__init__(
+            [*alone, *command(socket, eal, pairs=pairs, mbufs=mbufs)],
+            directory / "testpmd.log",
+            {**os.environ, "RUNTIME_DIRECTORY": str(directory)},
+        )
 
     def started(self) -> Self:
         """Wait until it polls."""
@@ -63,25 +59,9 @@ class Testpmd:
         assert not self.ended(), self.log
         return self
 
-    def ended(self) -> bool:
-        """Whether it has ended, be it by itself."""
-        return self.process.poll() is not None
-
-    @property
-    def log(self) -> str:
-        """What it has said so far."""
-        return self._log.read_text(errors="replace")
-
-    @property
-    def _console(self) -> IO[bytes]:
-        assert self.process.stdin is not None
-        return self.process.stdin
-
     def run(self, line: str) -> str:
         """Run one of its commands; return what it printed."""
-        before = len(self.log)
-        self._console.write(line.encode() + b"\n")
-        self._console.flush()
+        before = self.write(line)
         wait_for(lambda: self.ended() or PROMPT in self.log[before:], line)
         return self.log[before:]
 
@@ -96,20 +76,4 @@ class Testpmd:
 
     def quit(self) -> int:
         """End it as a user does; return its exit status."""
-        self._console.write(b"quit\n")
-        self._console.close()
-        return self.process.wait(TIMEOUT)
-
-    def close(self) -> None:
-        """Make sure that it is gone."""
-        if not self.ended():
-            self.process.kill()
-            self.process.wait(TIMEOUT)
-        if not self._console.closed:
-            self._console.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        return self.end_with("quit")

@@ -6,12 +6,11 @@ program that this machine has, and needs no image.
 """
 
 import re
-import subprocess
 from pathlib import Path
-from typing import IO
 
+from tests.frontends.console import Console
 from tests.process.lab import MASTER_ADDRESS, SLAVE_ADDRESS
-from tests.waiting import TIMEOUT, wait_for
+from tests.waiting import wait_for
 
 INIT = Path(__file__).parent / "uml-init"
 ALONE = [
@@ -31,41 +30,20 @@ def command(socket: Path, memory: str, directory: Path) -> list[str]:
     ]
 
 
-class UserModeLinux:
+class UserModeLinux(Console):
     """A booted User Mode Linux whose card is on a device of ours."""
 
     def __init__(self, socket: Path, directory: Path, memory: str = "128M") -> None:
-        self._log = directory / "uml.log"
-        self._answers = 0
-        with self._log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [*ALONE, *command(socket, memory, directory)],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-            )
-        wait_for(lambda: self._ended() or "@up" in self.log, "User Mode Linux boots")
-        assert not self._ended(), self.log
-
-    def _ended(self) -> bool:
-        return self.process.poll() is not None
-
-    @property
-    def log(self) -> str:
-        """Its console so far."""
-        return self._log.read_text(errors="replace")
-
-    @property
-    def _console(self) -> IO[bytes]:
-        assert self.process.stdin is not None
-        return self.process.stdin
+        super().__init__(
+            [*ALONE, *command(socket, memory, directory)], directory / "uml.log"
+        )
+        wait_for(lambda: self.ended() or "@up" in self.log, "User Mode Linux boots")
+        assert not self.ended(), self.log
 
     def run(self, line: str, *, check: bool = True) -> str:
         """Run a line of shell in it; return what it printed."""
-        before = len(self.log)
-        self._console.write(line.encode() + b"\n")
-        self._console.flush()
-        wait_for(lambda: self._status(before) or self._ended(), f"{line}: {self.log}")
+        before = self.write(line)
+        wait_for(lambda: self._status(before) or self.ended(), f"{line}: {self.log}")
         status = self._status(before)
         assert status, self.log
         output = self.log[before:][: status.start()]
@@ -93,16 +71,3 @@ class UserModeLinux:
         self.run("rmmod virtio_net")
         self.run(f"insmod {MODULES}/drivers/net/virtio_net.ko")
         self.up()
-
-    def kill(self) -> None:
-        """End it as kill -9 does."""
-        self.process.kill()
-        self.process.wait(TIMEOUT)
-        if not self._console.closed:
-            self._console.close()
-
-    def __enter__(self) -> "UserModeLinux":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
