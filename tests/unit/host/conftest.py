@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A back-end and a device to talk to, without sockets and without time."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from tests.fakes.frontend import Direct, FrontEnd, region
 from tests.fakes.loop import ManualLoop
 from tests.fakes.windows import MIB, Ram
-from tests.unit.host.scene import Scene
+from tests.unit.host.scene import MakeFile, Scene
 from vhostpci_host.backend import Backend
 
 
@@ -40,3 +41,18 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
     """A device of one queue pair, with nobody there yet."""
     with Scene(tmp_path, ManualLoop(), memory=16 * MIB) as scene:
         yield scene
+
+
+@pytest.fixture
+def file() -> Iterator[MakeFile]:
+    """A maker of memory files."""
+    made = []
+
+    def make(size: int = 16 * MIB) -> int:
+        made.append(os.memfd_create("memory"))
+        os.ftruncate(made[-1], size)
+        return made[-1]
+
+    yield make
+    for fd in made:
+        os.close(fd)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from tests.fakes.agent import FakeAgent
 from tests.fakes.frontend import Dropped, FrontEnd, RingAt, region
@@ -21,6 +21,7 @@ from tests.fakes.ports import (
     RecordedSlave,
     RecordedWindows,
 )
+from tests.fakes.windows import MIB
 from vhostpci_host.arena import Arena
 from vhostpci_host.attach import Attached, WindowIds
 from vhostpci_host.config import DeviceConfig, Mode
@@ -64,6 +65,12 @@ class ToDevice:
 
     def close(self) -> None:
         self._device.master_gone()
+
+
+class MakeFile(Protocol):
+    """Makes a memory file of so many bytes."""
+
+    def __call__(self, size: int = 16 * MIB) -> int: ...
 
 
 class Scene:

@@ -4,14 +4,13 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
 from tests.fakes.frontend import Dropped, Refused, RingAt, region
 from tests.fakes.loop import ManualLoop
 from tests.fakes.windows import MIB
-from tests.unit.host.scene import Scene
+from tests.unit.host.scene import MakeFile, Scene
 from vhostpci_host.attach import WindowIds
 from vhostpci_host.errors import HostError
 from vhostpci_shared import metadata as md
@@ -21,12 +20,6 @@ from vhostpci_shared.vhost_user import ProtocolFeature, Request
 Memory = list[tuple[vu.MemRegion, int]]
 SLOTS = ProtocolFeature.REPLY_ACK | ProtocolFeature.CONFIGURE_MEM_SLOTS
 HIGH = 1 << 32
-
-
-class MakeFile(Protocol):
-    """Makes a memory file of so many bytes."""
-
-    def __call__(self, size: int = 16 * MIB) -> int: ...
 
 
 @pytest.fixture
@@ -40,21 +33,6 @@ def plugged(tmp_path: Path) -> Iterator[Scene]:
     """A device whose slave is a VM that is plugged into."""
     with Scene(tmp_path, ManualLoop(), slave_qmp=tmp_path / "qmp") as scene:
         yield scene
-
-
-@pytest.fixture
-def file() -> Iterator[MakeFile]:
-    """A maker of memory files."""
-    made = []
-
-    def make(size: int = 16 * MIB) -> int:
-        made.append(os.memfd_create("memory"))
-        os.ftruncate(made[-1], size)
-        return made[-1]
-
-    yield make
-    for fd in made:
-        os.close(fd)
 
 
 def regions(scene: Scene) -> tuple[md.Region, ...]:

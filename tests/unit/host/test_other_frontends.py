@@ -2,7 +2,7 @@
 """User Mode Linux and DPDK, in the order of messages that was recorded of them."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from tests.fakes.other_frontends import (
     uml_region,
 )
 from tests.fakes.windows import MIB
-from tests.unit.host.scene import Scene, ToDevice
+from tests.unit.host.scene import MakeFile, Scene, ToDevice
 from vhostpci_shared import metadata as md
 
 SIZE = 4 * MIB
@@ -33,22 +33,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
 
 
 @pytest.fixture
-def file() -> Iterator[Callable[[int], int]]:
-    """A maker of memory files."""
-    made = []
-
-    def make(size: int) -> int:
-        made.append(os.memfd_create("memory"))
-        os.ftruncate(made[-1], size)
-        return made[-1]
-
-    yield make
-    for fd in made:
-        os.close(fd)
-
-
-@pytest.fixture
-def uml(scene: Scene, file: Callable[[int], int]) -> Iterator[UserModeLinux]:
+def uml(scene: Scene, file: MakeFile) -> Iterator[UserModeLinux]:
     """User Mode Linux, booted; its driver is not loaded."""
     memory = [(uml_region(SIZE), file(UML_BASE + SIZE))]
     with UserModeLinux(ToDevice(scene.device, scene.loop), memory) as uml:
@@ -57,7 +42,7 @@ def uml(scene: Scene, file: Callable[[int], int]) -> Iterator[UserModeLinux]:
 
 
 @pytest.fixture
-def dpdk(scene: Scene, file: Callable[[int], int]) -> Iterator[Dpdk]:
+def dpdk(scene: Scene, file: MakeFile) -> Iterator[Dpdk]:
     """A DPDK process; its port is not started."""
     memory = [(dpdk_region(SIZE), file(SIZE))]
     with Dpdk(ToDevice(scene.device, scene.loop), memory) as dpdk:
