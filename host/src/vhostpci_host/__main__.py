@@ -186,7 +186,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.name is None:
         raise Usage("run: give a device's NAME, or --config FILE")
     if args.fd is not None and args.socket_path is not None:
-        raise HostError("--fd and --socket-path exclude each other: give one")
+        raise Usage("run: --fd and --socket-path exclude each other: give one")
     device = options.device(args.name, options.texts(args))
     _set_up_logging(verbose=args.verbose)
     inherited = None if args.fd is None else endpoint.inherited(args.fd)

@@ -77,6 +77,10 @@ def test_wrong_arguments_are_named_with_status_2(
         (["run", "a"], "memory is missing"),
         (["run", "a", "--mode", "attach", "--memory", "1G"], "leave it out"),
         (["run", "a", "--config", "/x", "--memory", "1G"], "out --memory, NAME"),
+        (
+            ["run", "a", "--memory", "1M", "--fd", "3", "--socket-path", "/x"],
+            "exclude each other",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -87,13 +91,6 @@ def test_arguments_that_do_not_go_together_are_told_with_status_2(
     err = capsys.readouterr().err
     assert text in err
     assert err.count("\n") == 1
-
-
-def test_fd_and_socket_path_exclude_each_other(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    argv = ["run", "a", "--memory", "1M", "--fd", "3", "--socket-path", "/x"]
-    assert "exclude each other" in failure(capsys, *argv)
 
 
 def test_group_that_does_not_exist_is_named(
