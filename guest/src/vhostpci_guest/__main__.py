@@ -287,7 +287,8 @@ def _print_link(link: dict[str, Any]) -> None:
         print(f"  {link['message']}")
     master = "connected" if link["master"] else "not connected"
     print(f"  daemon {link['daemon']}, master {master}")
-    print(f"  TAP {link['tap'] or '(none yet)'}, carrier {carrier}")
+    bridge = f" in bridge {link['bridge']}" if link["bridge"] else ""
+    print(f"  TAP {link['tap'] or '(none yet)'}{bridge}, carrier {carrier}")
     for window in link["windows"]:
         size = window["size"]
         print(

@@ -415,6 +415,7 @@ class Link:
             "windows": self._windows.status(),
             "generation": self._acted,
             "tap": self.port.name,
+            "bridge": self.port.bridge,
             "carrier": self.port.carrier,
             "rings": self._rings.status(),
         }

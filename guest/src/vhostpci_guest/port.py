@@ -136,6 +136,12 @@ class Port:
         return self._tap.name if self._tap else None
 
     @property
+    def bridge(self) -> str | None:
+        """The bridge that the TAP was made to join, while that is there."""
+        bridge = self._ports.bridge
+        return bridge.name if bridge and self._bridge_index is not None else None
+
+    @property
     def carrier(self) -> bool:
         """Whether the cable is in."""
         return self._carrier

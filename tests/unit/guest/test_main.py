@@ -255,6 +255,7 @@ LINK: dict[str, Any] = {
     "daemon": "alive",
     "master": True,
     "tap": "vp0",
+    "bridge": "br0",
     "carrier": False,
     "windows": [{"id": 4711, "size": 4096}, {"id": 4712, "size": None}],
     "rings": [
@@ -280,7 +281,7 @@ def test_status_is_for_people(capsys: Say, monkeypatch: pytest.MonkeyPatch) -> N
     for part in (
         "net0  failed  vfio (interrupts), pid 77",
         "region 3 is too long",
-        "TAP vp0, carrier off",
+        "TAP vp0 in bridge br0, carrier off",
         "window 4711: 4096 bytes",
         "window 4712: not there yet",
         "ring 0 (receive) broken at 5: 4 packets, 400 bytes, 1 dropped",

@@ -338,6 +338,13 @@ def test_bridge_stays_when_the_last_tap_goes(bridged: Port) -> None:
     assert "br0" in ip("link")
 
 
+def test_status_names_the_bridge_while_it_is_there(bridged: Port) -> None:
+    assert bridged.bridge == "br0"
+    ip("link", "delete", "br0")
+    bridged.follow_bridge()
+    assert bridged.bridge is None
+
+
 def test_bridge_that_is_deleted_is_said_once_and_joined_again(
     bridged: Port, caplog: pytest.LogCaptureFixture
 ) -> None:
