@@ -136,12 +136,15 @@ class RecordedPlugger:
 
     def __init__(self) -> None:
         self.wanted: frozenset[Plug] = frozenset()
+        self.left_out: set[int] = set()
+        """The windows that were wanted, and then were not, if only for a moment."""
 
     @property
     def windows(self) -> set[int]:
         return {plug.window for plug in self.wanted}
 
     def want(self, plugs: frozenset[Plug]) -> None:
+        self.left_out |= {plug.window for plug in self.wanted - plugs}
         self.wanted = plugs
 
     def status(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from .fds import Notifier
 from .lease import Lease, RingState, Sessions
 from .memory import Store
 from .message import Message
+from .peers import PeersExhausted
 from .ports import Loop, MasterPort, Plugger, SlavePort, Timer, WindowHost
 from .settling import Settling
 from .slave import Slave
@@ -89,6 +90,7 @@ class Device:
         self._loop = loop
         self._doorbell = Notifier.new()
         self._settling = Settling(loop, self._settle)
+        self._replacing = False
         self._wait: _Wait | None = None
         self._wait_timer: Timer | None = None
         self._published: object = None
@@ -257,7 +259,11 @@ class Device:
             return
         if not self._show_windows(backend):
             return
-        introduced = self._introduce_calls(backend)
+        try:
+            introduced = self._introduce_calls(backend)
+        except PeersExhausted as error:
+            self._replace_slave(error)
+            return
         if self.slave is not None and self.slave.behind():
             self._settling.again(POLL)
             return
@@ -296,6 +302,19 @@ class Device:
             for index, ring in enumerate(backend.rings)
         ]
         return self.slave.introduce(calls, self.generation)
+
+    def _replace_slave(self, error: PeersExhausted) -> None:
+        """The slave's device is used up: the rings wait for a new one."""
+        assert self.slave is not None, "the peers of nobody"
+        if self.plugger is None:
+            why = f"{error}: unplug the slave's device and plug it again"
+            self.slave.port.drop(why)
+        elif not self._replacing:
+            log.info(
+                "%s: the slave's device is plugged anew: %s", self.config.name, error
+            )
+            self._replacing = True
+            self.windows.replug()
 
     def _start(self, backend: Backend) -> list[int]:
         """Start the rings that are to run; say which."""
@@ -414,6 +433,7 @@ class Device:
             ring.relay_kicks(self._loop, None, None)
         self.slave.close()
         self.slave = None
+        self._replacing = False
         self.agent.forget()
         self._renew_all()
         self._publish()

@@ -20,7 +20,7 @@ from .fds import Fd, Notifier
 
 
 class PeersExhausted(Exception):
-    """Every ID of this connection has been used; only a new one has more."""
+    """This connection can have no further peer; only a new one can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,7 @@ class Peers:
         self.used = 0
         """How many sets were introduced so far."""
         self._old: list[int] = []
+        """Those that are void, and were not taken back."""
 
     def handshake(
         self, memory: Fd, vectors: Sequence[Notifier], doorbell: Notifier
@@ -74,6 +75,11 @@ class Peers:
         if self.call_peer is not None:
             self._old.append(self.call_peer)
             self.call_peer = None
+
+    @property
+    def kept(self) -> int:
+        """How many void sets the slave still has."""
+        return len(self._old)
 
     def retire(self) -> list[Outgoing]:
         """Take back the peers that nobody rings any more, each once."""

@@ -10,6 +10,11 @@ from .ports import Loop, SlavePort
 
 UNREAD_MAX = 0.100
 """Seconds to wait for the slave's QEMU to read of a new peer."""
+KEPT_MAX = 128
+"""Eventfds of old peers that a device which keeps them may have, before it is replaced.
+
+A QEMU may have 1024 descriptors, if nobody gave it more.
+"""
 RETIRE = 1.0
 """Seconds after which an old peer goes, even if the agent says nothing."""
 
@@ -52,16 +57,17 @@ class Slave:
         """Make these call notifiers the newest peer, unless they are it already.
 
         `generation` is the last in which the agent was told of the peer before.
+
+        Raises:
+            PeersExhausted: the slave's device can have no other.
         """
         if not any(wanted) or (self._calls and self._calls.covers(wanted)):
             return False
+        if self._unplugged and self.peers.kept * len(wanted) >= KEPT_MAX:
+            raise PeersExhausted(f"it keeps the eventfds of {self.peers.kept} peers")
         self._close_calls()
         self._calls = CallSet(self._loop, wanted)
-        try:
-            self.port.send(self.peers.introduce(self._calls.notifiers))
-        except PeersExhausted as error:
-            self.port.drop(f"{error}: unplug the slave's device and plug it again")
-            return False
+        self.port.send(self.peers.introduce(self._calls.notifiers))
         self._retire = (generation, self._loop.time())
         return True
 

@@ -80,6 +80,13 @@ class Shown:
     def _unwanted(self) -> bool:
         return bool(self.numbers - self._wanted) or self.device > self._device_wanted
 
+    def replug(self) -> None:
+        """Have the slave's own device replaced by a new one, if we plug it at all."""
+        device, self.device = self.device, False
+        self._plug()
+        self.device = device
+        self._plug()
+
     def published(self, generation: int) -> None:
         """The metadata of `generation` names what is wanted, and nothing else."""
         if self._unwanted and self._void is None:

@@ -13,6 +13,7 @@ from tests.fakes.windows import MIB
 from tests.unit.host.scene import MakeFile, Scene
 from vhostpci_host.attach import WindowIds
 from vhostpci_host.errors import HostError
+from vhostpci_host.slave import KEPT_MAX
 from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import ProtocolFeature, Request
@@ -303,6 +304,26 @@ def test_all_is_unplugged_when_the_master_goes(plugged: Scene, file: MakeFile) -
     agent.answer()
     plugged.loop.advance(0.001)
     assert not plugged.plugger.wanted
+
+
+def test_device_with_too_many_old_peers_is_plugged_anew(
+    plugged: Scene, file: MakeFile
+) -> None:
+    """They cannot be taken back, and a master may reload its driver for ever."""
+    slave = plugged.slave()
+    qemu = plugged.running([(region(16 * MIB), file())])
+    while not plugged.plugger.left_out:
+        for index in range(2):
+            qemu.stop_ring(index)
+        plugged.start(qemu)
+        doorbell, present = 1, 2
+        assert sum(map(len, slave.peers.values())) <= KEPT_MAX + present + doorbell
+    assert plugged.plugger.left_out == {0}
+    assert plugged.plugger.windows == {0, 256}
+    assert not any(ring.running for ring in plugged.device.leases)
+    plugged.slave()
+    plugged.settle()
+    assert all(ring.running for ring in plugged.device.leases)
 
 
 def test_arena_is_plugged_too(tmp_path: Path) -> None:
