@@ -13,6 +13,7 @@ our code costs a second, and a security update of Debian's a new base.
 The archives are not compressed: under TCG unpacking costs more than reading.
 """
 
+import fcntl
 import hashlib
 import logging
 import lzma
@@ -56,6 +57,19 @@ def cache_dir() -> Path:
     return Path(os.environ.get("VHOSTPCI_CACHE") or default / "vhostpci")
 
 
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Let no other process make what is in the cache meanwhile.
+
+    Tests run in several processes: what both need is made by the first one.
+    """
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    with (cache_dir() / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@one_at_a_time()
 def build(wheels: Sequence[Path] = ()) -> Image:
     """The guest with ``wheels`` installed, from the cache where possible."""
     base = _base()

@@ -12,7 +12,14 @@ import tempfile
 from pathlib import Path
 
 from tests.vm import rootfs
-from tests.vm.image import CHECKOUT, cache_dir, digest, discard_old, fresh
+from tests.vm.image import (
+    CHECKOUT,
+    cache_dir,
+    digest,
+    discard_old,
+    fresh,
+    one_at_a_time,
+)
 
 log = logging.getLogger(__name__)
 
@@ -24,11 +31,13 @@ NOT_SOURCE = shutil.ignore_patterns(
 )
 
 
+@one_at_a_time()
 def guest_wheels() -> list[Path]:
     """The wheels of the slave VM."""
     return [_wheel("shared"), _wheel("guest")]
 
 
+@one_at_a_time()
 def host_packages() -> Path:
     """A directory for PYTHONPATH with the daemon as installed from its wheels.
 
