@@ -13,14 +13,15 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.vm import pair, qemu, switch, traffic
+from tests.vm import pair, switch, traffic
 from tests.vm.harness import Vm
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Pair
 from tests.vm.show import (
     LOGS,
+    Outcome,
     Progress,
     leave_running,
     ping_text,
@@ -35,43 +36,24 @@ SECONDS = 5
 
 
 @dataclass(slots=True)
-class Report:
+class Report(Outcome):
     """What the demo found, under the names that its JSON has."""
 
-    bind: str
-    ok: bool = False
-    error: str | None = None
-    qemu_version: str = field(default_factory=qemu.version)
-    accelerator: str = "kvm" if qemu.has_kvm() else "tcg"
-    kernel: str | None = None
     ping: Ping | None = None
     tcp_up_mbps: float | None = None
     tcp_down_mbps: float | None = None
     udp_mbps: float | None = None
     ping_after_reload: Ping | None = None
-    seconds: float = 0.0
-
-    def fail(self, error: Exception) -> None:
-        """Note what went wrong first."""
-        self.error = self.error or f"{type(error).__name__}: {error}"
 
     def finish(self, seconds: float) -> None:
         """Decide whether all went well, after so many seconds."""
-        self.seconds = self.seconds or round(seconds, 1)
         rates = (self.tcp_up_mbps, self.tcp_down_mbps, self.udp_mbps)
         pings = (self.ping, self.ping_after_reload)
-        self.ok = (
-            self.error is None
-            and all(run and run.sent == run.received for run in pings)
-            and all(rates)
-        )
+        crossed = all(run and run.sent == run.received for run in pings)
+        self.decide(seconds, good=crossed and all(rates))
 
     def text(self) -> str:
         """All that was found, for people."""
-        head = (
-            f"QEMU {self.qemu_version} ({self.accelerator}), Linux {self.kernel}, "
-            f"slave bound by {self.bind}"
-        )
         rows = [
             ("ping both ways", ping_text(self.ping)),
             ("TCP, master to slave", rate_text(self.tcp_up_mbps)),
@@ -79,7 +61,7 @@ class Report:
             ("UDP, master to slave", rate_text(self.udp_mbps)),
             ("ping after the driver's reload", ping_text(self.ping_after_reload)),
         ]
-        return table(head, rows, ok=self.ok)
+        return table(self.head("slave"), rows, ok=self.ok)
 
 
 AnyReport = Report | switch.Report

@@ -4,7 +4,9 @@
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+from tests.vm import qemu
 from tests.vm.harness import Vm
 from tests.vm.image import CHECKOUT
 from tests.vm.traffic import Ping
@@ -13,6 +15,35 @@ LOGS = CHECKOUT / "logs" / "demo"
 
 # What a person can attach to a VM that --keep left running; Ctrl-] ends it.
 CONSOLE = "socat -,rawer,escape=0x1d UNIX-CONNECT:{path}"
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What each demo's report has, under the names that its JSON has."""
+
+    bind: str
+    ok: bool = False
+    error: str | None = None
+    qemu_version: str = field(default_factory=qemu.version)
+    accelerator: str = "kvm" if qemu.has_kvm() else "tcg"
+    kernel: str | None = None
+    seconds: float = 0.0
+
+    def fail(self, error: Exception) -> None:
+        """Note what went wrong first."""
+        self.error = self.error or f"{type(error).__name__}: {error}"
+
+    def decide(self, seconds: float, *, good: bool) -> None:
+        """Note whether all went well, after so many seconds."""
+        self.seconds = self.seconds or round(seconds, 1)
+        self.ok = self.error is None and good
+
+    def head(self, slave: str) -> str:
+        """What it all ran on."""
+        return (
+            f"QEMU {self.qemu_version} ({self.accelerator}), Linux {self.kernel}, "
+            f"{slave} bound by {self.bind}"
+        )
 
 
 class Progress:

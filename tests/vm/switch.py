@@ -19,7 +19,7 @@ from tests.vm import image, memory, qemu, traffic, wheels
 from tests.vm.daemon import Device, Fleet
 from tests.vm.harness import Vm
 from tests.vm.pair import Master, Slave
-from tests.vm.show import Progress, ping_text, rate_text, table
+from tests.vm.show import Outcome, Progress, ping_text, rate_text, table
 from tests.vm.traffic import Ping
 
 FIRST, LATE = ("a", "b", "c"), "d"
@@ -31,48 +31,26 @@ WINDOWS = "grep -l 0x1110 /sys/bus/pci/devices/*/device | wc -l"
 
 
 @dataclass(slots=True)
-class Report:
+class Report(Outcome):
     """What was found, under the names that its JSON has."""
 
-    bind: str
-    ok: bool = False
-    error: str | None = None
-    qemu_version: str = field(default_factory=qemu.version)
-    accelerator: str = "kvm" if qemu.has_kvm() else "tcg"
-    kernel: str | None = None
     pings: dict[str, Ping] = field(default_factory=dict)
     tcp_mbps: dict[str, float] = field(default_factory=dict)
     through_kill_and_add: dict[str, Ping] = field(default_factory=dict)
     late: dict[str, Ping] = field(default_factory=dict)
     windows: dict[str, int] = field(default_factory=dict)
     kicks_relayed: int | None = None
-    seconds: float = 0.0
-
-    def fail(self, error: Exception) -> None:
-        """Note what went wrong first."""
-        self.error = self.error or f"{type(error).__name__}: {error}"
 
     def finish(self, seconds: float) -> None:
         """Decide whether all went well, after so many seconds."""
-        self.seconds = self.seconds or round(seconds, 1)
         groups = (self.pings, self.through_kill_and_add, self.late)
-        self.ok = (
-            self.error is None
-            and all(groups)
-            and all(
-                ping.sent == ping.received
-                for group in groups
-                for ping in group.values()
-            )
-            and all(self.tcp_mbps.values())
-        )
+        pings = [ping for group in groups for ping in group.values()]
+        crossed = all(ping.sent == ping.received for ping in pings)
+        good = all(groups) and crossed and all(self.tcp_mbps.values())
+        self.decide(seconds, good=good)
 
     def text(self) -> str:
         """All that was found, for people."""
-        head = (
-            f"QEMU {self.qemu_version} ({self.accelerator}), Linux {self.kernel}, "
-            f"switch bound by {self.bind}"
-        )
         rows = [("ping, each to each", ping_text(_all(self.pings)))]
         rows += [
             (f"TCP, {who}", rate_text(mbps)) for who, mbps in self.tcp_mbps.items()
@@ -87,7 +65,7 @@ class Report:
             for when, count in self.windows.items()
         ]
         rows += [("kicks that the daemon relayed", str(self.kicks_relayed))]
-        return table(head, rows, ok=self.ok)
+        return table(self.head("switch"), rows, ok=self.ok)
 
 
 def _all(pings: dict[str, Ping]) -> Ping | None:
