@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * uio_vhostpci - QEMU's ivshmem-doorbell device for user space
+ *
+ * Vectors.  A write of one s32, `vector << 20 | fd`, to the UIO node has the
+ * vector signal an eventfd until the node is closed.  Then only is the vector
+ * requested, and so unmasked: what came before, the device has kept pending.
+ * No interrupts are counted; an event on the node says that the device is gone.
+ *
+ * Mappings.  Map 0 is BAR 0; map 1 is BAR 2, the window, which is memory.  The
+ * kernel keeps it mapped write-back, which reserves that memory type for it:
+ * without a reservation, vmf_insert_pfn() makes the pages of a BAR uncached.
+ *
+ * The end.  The device may be unbound or unplugged at any time.  Its pages are
+ * taken out of all mappings then, so that a later access is a SIGBUS, and not
+ * one to what comes to that address next.  They are put in by page faults: at
+ * mmap() time the mapping is not yet where unmap_mapping_range() looks.
+ *
+ * Locking.  Everything is under the UIO device's info_lock, which the UIO core
+ * takes around its callbacks, and to drop uio_device.info.  A mapping may
+ * outlive us; it holds the uio_device.
+ */
+
+#include <linux/io.h>
+#include <linux/module.h>
+#include <linux/pci.h>
+#include <linux/uio_driver.h>
+
+#include "compat.h"
+
+struct uio_vhostpci {
+	struct uio_info info;
+	struct pci_dev *pdev;
+	struct address_space *mapping;	/* of the node, while it is open */
+	bool stopped;
+	int vectors;
+	struct eventfd_ctx *trigger[];
+};
+
+static irqreturn_t uio_vhostpci_interrupt(int irq, void *trigger)
+{
+	uio_vhostpci_signal(trigger);
+	return IRQ_HANDLED;
+}
+
+static void uio_vhostpci_disarm(struct uio_vhostpci *dev, int vector)
+{
+	if (!dev->trigger[vector])
+		return;
+	pci_free_irq(dev->pdev, vector, dev->trigger[vector]);
+	eventfd_ctx_put(dev->trigger[vector]);
+	dev->trigger[vector] = NULL;
+}
+
+static int uio_vhostpci_arm(struct uio_info *info, s32 request)
+{
+	struct uio_vhostpci *dev = info->priv;
+	struct eventfd_ctx *trigger;
+	int vector = request >> 20;
+	int err;
+
+	if (vector < 0 || vector >= dev->vectors || dev->stopped)
+		return -EINVAL;
+	trigger = eventfd_ctx_fdget(request & GENMASK(19, 0));
+	if (IS_ERR(trigger))
+		return PTR_ERR(trigger);
+	uio_vhostpci_disarm(dev, vector);
+	err = pci_request_irq(dev->pdev, vector, uio_vhostpci_interrupt, NULL,
+			      trigger, "uio_vhostpci[%s]-%d",
+			      pci_name(dev->pdev), vector);
+	if (err)
+		eventfd_ctx_put(trigger);
+	else
+		dev->trigger[vector] = trigger;
+	return err;
+}
+
+static int uio_vhostpci_open(struct uio_info *info, struct inode *inode)
+{
+	struct uio_vhostpci *dev = info->priv;
+
+	if (dev->mapping)
+		return -EBUSY;
+	dev->mapping = inode->i_mapping;
+	return 0;
+}
+
+static int uio_vhostpci_release(struct uio_info *info, struct inode *inode)
+{
+	struct uio_vhostpci *dev = info->priv;
+
+	for (int vector = 0; vector < dev->vectors; vector++)
+		uio_vhostpci_disarm(dev, vector);
+	dev->mapping = NULL;
+	return 0;
+}
+
+/* Put in as many pages as one page table holds. */
+static vm_fault_t uio_vhostpci_fault(struct vm_fault *vmf)
+{
+	struct vm_area_struct *vma = vmf->vma;
+	struct uio_device *uio = vma->vm_private_data;
+	unsigned long at = max(vmf->address & PMD_MASK, vma->vm_start);
+	unsigned long end = min((vmf->address | ~PMD_MASK) + 1, vma->vm_end);
+	unsigned long pfn = vma->vm_pgoff + PHYS_PFN(at - vma->vm_start);
+	vm_fault_t ret = VM_FAULT_NOPAGE;
+	struct uio_vhostpci *dev;
+
+	mutex_lock(&uio->info_lock);
+	dev = uio->info ? uio->info->priv : NULL;
+	if (!dev || dev->stopped)
+		ret = VM_FAULT_SIGBUS;
+	for (; at < end && ret == VM_FAULT_NOPAGE; at += PAGE_SIZE)
+		ret = vmf_insert_pfn(vma, at, pfn++);
+	mutex_unlock(&uio->info_lock);
+	return ret;
+}
+
+static const struct vm_operations_struct uio_vhostpci_vm_ops = {
+	.fault = uio_vhostpci_fault,
+};
+
+/* The UIO core has found the map by the page offset, and checked the size. */
+static int uio_vhostpci_mmap(struct uio_info *info, struct compat_area *area)
+{
+	const struct uio_mem *mem = &info->mem[compat_pgoff(area)];
+
+	if (!info->uio_dev || !compat_is_shared(area))
+		return -EINVAL;
+	if (mem->memtype == UIO_MEM_PHYS)
+		compat_prot(area) = pgprot_noncached(compat_prot(area));
+	compat_pgoff(area) = PHYS_PFN(mem->addr);	/* right in a split, too */
+	compat_private(area) = info->uio_dev;
+	area->vm_ops = &uio_vhostpci_vm_ops;
+	compat_set_pfnmap(area);
+	return 0;
+}
+
+/* The first to run when the device is unbound, before UIO unregisters. */
+static void uio_vhostpci_stop(void *data)
+{
+	struct uio_vhostpci *dev = data;
+
+	mutex_lock(&dev->info.uio_dev->info_lock);
+	dev->stopped = true;
+	if (dev->mapping)
+		unmap_mapping_range(dev->mapping, 0, 0, 1);
+	uio_vhostpci_release(&dev->info, NULL);
+	mutex_unlock(&dev->info.uio_dev->info_lock);
+}
+
+static int uio_vhostpci_claim(struct uio_vhostpci *dev, int bar, u64 least)
+{
+	struct resource *res = &dev->pdev->resource[bar];
+	struct uio_mem *mem = &dev->info.mem[bar / 2];
+	struct device *device = &dev->pdev->dev;
+	u64 size = resource_size(res);
+
+	if (!(res->flags & IORESOURCE_MEM) || size < least)
+		return dev_err_probe(device, -ENODEV, "BAR %d: %llu bytes of %llu\n",
+				     bar, size, least);
+	if (!devm_request_mem_region(device, res->start, size, "uio_vhostpci"))
+		return dev_err_probe(device, -EBUSY,
+				     "BAR %d is in use, see /proc/iomem\n", bar);
+	mem->addr = res->start & PAGE_MASK;
+	mem->offs = res->start & ~PAGE_MASK;
+	mem->size = PAGE_ALIGN(mem->offs + size);
+	return 0;
+}
+
+static int uio_vhostpci_probe(struct pci_dev *pdev,
+			      const struct pci_device_id *id)
+{
+	int vectors = pci_msix_vec_count(pdev);
+	struct uio_vhostpci *dev;
+	void *kept;
+	int err;
+
+	if (vectors < 0)
+		return dev_err_probe(&pdev->dev, -ENODEV,
+				     "no MSI-X: ivshmem-plain, not -doorbell\n");
+	dev = devm_kzalloc(&pdev->dev, struct_size(dev, trigger, vectors),
+			   GFP_KERNEL);
+	if (!dev)
+		return -ENOMEM;
+	pci_set_drvdata(pdev, dev);
+	dev->pdev = pdev;
+	dev->vectors = vectors;
+	dev->info = (struct uio_info) {
+		.name = "uio_vhostpci",
+		.version = "1",
+		.irq = UIO_IRQ_CUSTOM,
+		.priv = dev,
+		.mem[0] = { .name = "registers", .memtype = UIO_MEM_PHYS },
+		.mem[1] = { .name = "window", .memtype = UIO_MEM_IOVA },
+		.compat_mmap = uio_vhostpci_mmap,
+		.open = uio_vhostpci_open,
+		.release = uio_vhostpci_release,
+		.irqcontrol = uio_vhostpci_arm,
+	};
+	err = pcim_enable_device(pdev) ?:
+	      uio_vhostpci_claim(dev, 0, SZ_256) ?:
+	      uio_vhostpci_claim(dev, 2, SZ_64K);
+	if (err)
+		return err;
+	if (pci_resource_start(pdev, 2) < SZ_4G)
+		dev_warn(&pdev->dev, "BAR 2 is below 4 GiB, so it may be uncached\n");
+	kept = devm_memremap(&pdev->dev, pci_resource_start(pdev, 2),
+			     pci_resource_len(pdev, 2), MEMREMAP_WB);
+	if (IS_ERR(kept))
+		return dev_err_probe(&pdev->dev, PTR_ERR(kept), "BAR 2\n");
+	pci_set_master(pdev);	/* an MSI-X message is a write to memory */
+	err = pci_alloc_irq_vectors(pdev, vectors, vectors, PCI_IRQ_MSIX);
+	if (err < 0)
+		return dev_err_probe(&pdev->dev, err, "%d vectors\n", vectors);
+	return devm_uio_register_device(&pdev->dev, &dev->info) ?:
+	       devm_add_action_or_reset(&pdev->dev, uio_vhostpci_stop, dev);
+}
+
+/* What the others signalled while we slept is lost: have them looked at. */
+static int uio_vhostpci_resume(struct device *device)
+{
+	struct uio_vhostpci *dev = dev_get_drvdata(device);
+
+	mutex_lock(&dev->info.uio_dev->info_lock);
+	for (int vector = 0; vector < dev->vectors; vector++)
+		if (dev->trigger[vector])
+			uio_vhostpci_signal(dev->trigger[vector]);
+	mutex_unlock(&dev->info.uio_dev->info_lock);
+	return 0;
+}
+
+static DEFINE_SIMPLE_DEV_PM_OPS(uio_vhostpci_pm, NULL, uio_vhostpci_resume);
+
+static const struct pci_device_id uio_vhostpci_ids[] = {
+	{ PCI_VDEVICE(REDHAT_QUMRANET, 0x1110) }, { }
+};
+MODULE_DEVICE_TABLE(pci, uio_vhostpci_ids);
+
+static struct pci_driver uio_vhostpci_driver = {
+	.name = "uio_vhostpci",
+	.id_table = uio_vhostpci_ids,
+	.probe = uio_vhostpci_probe,
+	.driver.pm = pm_sleep_ptr(&uio_vhostpci_pm),
+};
+module_pci_driver(uio_vhostpci_driver);
+
+MODULE_DESCRIPTION("QEMU's ivshmem-doorbell for user space, with a write-back window");
+MODULE_LICENSE("GPL");
