@@ -17,8 +17,7 @@
  * mmap() time the mapping is not yet where unmap_mapping_range() looks.
  *
  * Locking.  Everything is under the UIO device's info_lock, which the UIO core
- * takes around its callbacks, and to drop uio_device.info.  A mapping may
- * outlive us; it holds the uio_device.
+ * takes around its callbacks.  A mapping that outlives us holds the uio_device.
  */
 
 #include <linux/io.h>
@@ -151,14 +150,14 @@ static void uio_vhostpci_stop(void *data)
 
 static int uio_vhostpci_claim(struct uio_vhostpci *dev, int bar, u64 least)
 {
-	struct resource *res = &dev->pdev->resource[bar];
+	const struct resource *res = &dev->pdev->resource[bar];
 	struct uio_mem *mem = &dev->info.mem[bar / 2];
 	struct device *device = &dev->pdev->dev;
 	u64 size = resource_size(res);
 
 	if (!(res->flags & IORESOURCE_MEM) || size < least)
-		return dev_err_probe(device, -ENODEV, "BAR %d: %llu bytes of %llu\n",
-				     bar, size, least);
+		return dev_err_probe(device, -ENODEV,
+				     "BAR %d has %llu bytes\n", bar, size);
 	if (!devm_request_mem_region(device, res->start, size, "uio_vhostpci"))
 		return dev_err_probe(device, -EBUSY,
 				     "BAR %d is in use, see /proc/iomem\n", bar);
@@ -171,6 +170,7 @@ static int uio_vhostpci_claim(struct uio_vhostpci *dev, int bar, u64 least)
 static int uio_vhostpci_probe(struct pci_dev *pdev,
 			      const struct pci_device_id *id)
 {
+	const struct resource *window = &pdev->resource[2];
 	int vectors = pci_msix_vec_count(pdev);
 	struct uio_vhostpci *dev;
 	void *kept;
@@ -200,13 +200,13 @@ static int uio_vhostpci_probe(struct pci_dev *pdev,
 	};
 	err = pcim_enable_device(pdev) ?:
 	      uio_vhostpci_claim(dev, 0, SZ_256) ?:
-	      uio_vhostpci_claim(dev, 2, SZ_64K);
+	      uio_vhostpci_claim(dev, 2, PAGE_SIZE);
 	if (err)
 		return err;
-	if (pci_resource_start(pdev, 2) < SZ_4G)
+	if (window->start < SZ_4G && resource_size(window) > SZ_64K)
 		dev_warn(&pdev->dev, "BAR 2 is below 4 GiB, so it may be uncached\n");
-	kept = devm_memremap(&pdev->dev, pci_resource_start(pdev, 2),
-			     pci_resource_len(pdev, 2), MEMREMAP_WB);
+	kept = devm_memremap(&pdev->dev, window->start, resource_size(window),
+			     MEMREMAP_WB);
 	if (IS_ERR(kept))
 		return dev_err_probe(&pdev->dev, PTR_ERR(kept), "BAR 2\n");
 	pci_set_master(pdev);	/* an MSI-X message is a write to memory */
