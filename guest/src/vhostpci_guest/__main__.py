@@ -289,11 +289,10 @@ def _print_link(link: dict[str, Any]) -> None:
     print(f"  daemon {link['daemon']}, master {master}")
     bridge = f" in bridge {link['bridge']}" if link["bridge"] else ""
     print(f"  TAP {link['tap'] or '(none yet)'}{bridge}, carrier {carrier}")
+    print(f"  window {md.SLAVE_ID}: {_speed_text(link['speed'])}")
     for window in link["windows"]:
-        size = window["size"]
-        print(
-            f"  window {window['id']}: {f'{size} bytes' if size else 'not there yet'}"
-        )
+        text = f"{window['size']} bytes, {_speed_text(window['speed'])}"
+        print(f"  window {window['id']}: {text if window['size'] else 'not there yet'}")
     for ring in link["rings"]:
         side = "receive" if ring["ring"] % 2 == 0 else "transmit"
         print(
@@ -303,6 +302,13 @@ def _print_link(link: dict[str, Any]) -> None:
         )
         if ring["reason"]:
             print(f"    {ring['reason']}")
+
+
+def _speed_text(speed: dict[str, Any] | None) -> str:
+    if speed is None:
+        return "not measured"
+    text = f"reads {speed['mbps']:.0f} MB/s (own memory {speed['own_mbps']:.0f} MB/s)"
+    return f"{text}: looks uncached" if speed["slow"] else text
 
 
 _COMMANDS = {"run": _run, "devices": _devices, "status": _status}

@@ -39,6 +39,7 @@ from .device import Device, Unusable, Window, drain
 from .plan import NOTHING, Want, check, named
 from .port import Port
 from .rings import Rings
+from .speed import Speeds
 from .windows import Named, Windows
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class Link:
         port: where its packets go; it stays the caller's.
         make_plane: makes what moves them.
         windows: finds the device's further windows.
+        speeds: measures its windows; default: as they are.
 
     Raises:
         Unusable: the device is not the one with the metadata.
@@ -95,7 +97,12 @@ class Link:
     """
 
     def __init__(
-        self, device: Device, port: Port, make_plane: PlaneMaker, windows: Windows
+        self,
+        device: Device,
+        port: Port,
+        make_plane: PlaneMaker,
+        windows: Windows,
+        speeds: Speeds | None = None,
     ) -> None:
         if device.window.id != md.SLAVE_ID:
             raise Unusable(
@@ -106,6 +113,7 @@ class Link:
         self.port = port
         self._rings = Rings(device, port, make_plane)
         self._windows = Named(windows)
+        self._speeds = speeds or Speeds(device)
         self._metadata = Metadata(find(device.window.view))
         try:
             self._metadata.header()
@@ -190,6 +198,7 @@ class Link:
         self._idle_ticks += 1
         self._set_carrier()
         self.port.follow_bridge()
+        self._speeds.look({md.SLAVE_ID: self.device.window, **self._windows.seen})
         self._agent = replace(self._agent, heartbeat=self._agent.heartbeat + 1)
         self._report()
 
@@ -412,7 +421,15 @@ class Link:
             "message": self._agent.message,
             "daemon": "alive" if self._pulse.alive else "silent",
             "master": self._rings.wanted.master,
-            "windows": self._windows.status(),
+            "speed": self._speeds.status(md.SLAVE_ID),
+            "windows": [
+                {
+                    "id": number,
+                    "size": window.size if window else None,
+                    "speed": self._speeds.status(number),
+                }
+                for number, window in self._windows.seen.items()
+            ],
             "generation": self._acted,
             "tap": self.port.name,
             "bridge": self.port.bridge,

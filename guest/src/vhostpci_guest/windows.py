@@ -66,19 +66,17 @@ class Named:
         return self._seen.keys()
 
     @property
+    def seen(self) -> Mapping[int, Window | None]:
+        """What `keep` was told; all of it is still mapped."""
+        return self._seen
+
+    @property
     def moved(self) -> bool:
         """Whether one has come or gone since `keep`."""
         return any(
             self._windows.find(number) is not window
             for number, window in self._seen.items()
         )
-
-    def status(self) -> list[dict[str, int | None]]:
-        """Return each window's ID and size, None for one that is not there."""
-        return [
-            {"id": number, "size": window.size if window else None}
-            for number, window in self._seen.items()
-        ]
 
 
 class SocketWindows:

@@ -23,6 +23,7 @@ from tests.fakes.plane import FakePlane, FakePort
 from vhostpci_guest.dataplane import RingRefused
 from vhostpci_guest.device import Unusable
 from vhostpci_guest.link import FAST, SLOW, TICK, Link
+from vhostpci_guest.speed import LOOKS, Speed, Speeds
 from vhostpci_shared import metadata as md
 from vhostpci_shared.metadata import AgentRingState, AgentState, RingFlag
 from vhostpci_shared.wire import ProtocolError
@@ -38,6 +39,12 @@ class Bench:
         self.port = FakePort()
         self.windows = FakeWindows()
         self.link: Link | None = None
+        self.speeds = Speeds(self.device, self.measure)
+        self.speed = Speed(window=9e9, own=10e9)
+        """What any window is measured as."""
+
+    def measure(self, _piece: memoryview) -> Speed:
+        return self.speed
 
     @property
     def plane(self) -> FakePlane:
@@ -52,7 +59,9 @@ class Bench:
         return self.plane
 
     def attach(self) -> Link:
-        self.link = Link(self.device, self.port, self.make_plane, self.windows)
+        self.link = Link(
+            self.device, self.port, self.make_plane, self.windows, self.speeds
+        )
         return self.link
 
     def publish(self, *rings: md.Ring, **device: object) -> int:
@@ -804,9 +813,41 @@ def test_status_says_which_windows_are_there(bench: Bench) -> None:
     bench.publish(*pair(2), regions=(BELOW, ABOVE))
     status = json.loads(json.dumps(bench.link.status()))
     assert status["windows"] == [
-        {"id": THERE, "size": SIZE},
-        {"id": LATE, "size": None},
+        {"id": THERE, "size": SIZE, "speed": None},
+        {"id": LATE, "size": None, "speed": None},
     ]
+
+
+def test_status_says_how_fast_each_window_reads(bench: Bench) -> None:
+    assert bench.link is not None
+    bench.windows.plug(THERE)
+    bench.publish(*pair(2), regions=(BELOW,))
+    bench.ticks(1)
+    status = json.loads(json.dumps(bench.link.status()))
+    assert status["speed"] == {"mbps": 9000.0, "own_mbps": 10000.0, "slow": False}
+    assert status["windows"][0]["speed"] == status["speed"]
+
+
+def test_window_that_looks_uncached_is_told_and_served(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.speed = Speed(window=1e8, own=10e9)
+    bench.publish(*pair(2))
+    bench.ticks(LOOKS)
+    assert "window 0 reads 100 MB/s" in caplog.text
+    assert bench.running == {0, 1}
+
+
+def test_window_that_is_plugged_late_is_measured_too(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.publish(*pair(2), regions=(BELOW,))
+    bench.ticks(LOOKS)
+    bench.speed = Speed(window=1e8, own=10e9)
+    bench.windows.plug(THERE)
+    bench.ticks(1 + LOOKS)
+    assert "window 4711 reads 100 MB/s" in caplog.text
+    assert "window 0" not in caplog.text
 
 
 def test_vectors_that_come_late_are_told(bench: Bench) -> None:

@@ -257,7 +257,16 @@ LINK: dict[str, Any] = {
     "tap": "vp0",
     "bridge": "br0",
     "carrier": False,
-    "windows": [{"id": 4711, "size": 4096}, {"id": 4712, "size": None}],
+    "speed": {"mbps": 91.2, "own_mbps": 12345.6, "slow": True},
+    "windows": [
+        {
+            "id": 4711,
+            "size": 4096,
+            "speed": {"mbps": 12000.0, "own_mbps": 12345.6, "slow": False},
+        },
+        {"id": 4712, "size": None, "speed": None},
+        {"id": 4713, "size": 100, "speed": None},
+    ],
     "rings": [
         {
             "ring": 0,
@@ -282,8 +291,10 @@ def test_status_is_for_people(capsys: Say, monkeypatch: pytest.MonkeyPatch) -> N
         "net0  failed  vfio (interrupts), pid 77",
         "region 3 is too long",
         "TAP vp0 in bridge br0, carrier off",
-        "window 4711: 4096 bytes",
+        "window 0: reads 91 MB/s (own memory 12346 MB/s): looks uncached\n",
+        "window 4711: 4096 bytes, reads 12000 MB/s (own memory 12346 MB/s)\n",
         "window 4712: not there yet",
+        "window 4713: 100 bytes, not measured",
         "ring 0 (receive) broken at 5: 4 packets, 400 bytes, 1 dropped",
         "a chain loops",
     ):
