@@ -10,7 +10,7 @@ import struct
 from contextlib import suppress
 from pathlib import Path
 
-from vhostpci_guest.pci import System
+from vhostpci_guest.system import System
 
 CONFIG_SIZE = 256
 BAR0, BAR2 = 256, 1 << 20
@@ -31,6 +31,8 @@ class FakeSystem(System):
         """All writes: file's name, text."""
         self.deaf: set[str] = set()
         """Drivers that take no device."""
+        self.refusals: dict[str, str] = {}
+        """Drivers that the kernel refuses to load, and why."""
         self._gone = root / "gone"
         for path in ("sys/bus/pci/devices", "sys/bus/pci/drivers", "dev", "proc"):
             (root / path).mkdir(parents=True)
@@ -90,12 +92,15 @@ class FakeSystem(System):
         """Have a driver."""
         (self.sys / "bus/pci/drivers" / driver).mkdir(exist_ok=True)
 
-    def load(self, driver: str, *, dry: bool = False) -> bool:
-        """Load a driver if there is one."""
-        known = driver in self.modules
-        if known and not dry:
-            self.load_now(driver)
-        return known or (self.sys / "bus/pci/drivers" / driver).exists()
+    def modprobe(self, module: str, *, dry: bool = False) -> str | None:
+        """Load a driver if there is one; else say what modprobe would."""
+        if module in self.refusals and not dry:
+            return f"modprobe: ERROR: could not insert: {self.refusals[module]}"
+        if module not in self.modules:
+            return f"modprobe: FATAL: Module {module} not found in directory /lib"
+        if not dry:
+            self.load_now(module)
+        return None
 
     def write(self, path: Path, text: str) -> None:
         """Write an attribute, and do what the kernel does then."""

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from .device import Mapping, Registers, Unusable
+from .system import System
 
 VENDOR, DEVICE = "0x1af4", "0x1110"
 SHAREABLE = ("vfio-pci", "uio_pci_generic", "uio_vhostpci")
@@ -29,54 +30,6 @@ _MSIX = 0x11
 _CONFIG_SIZE = 256
 
 _ADDRESS = re.compile(r"([0-9a-f]{4,}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
-
-
-class System:
-    """The kernel's file trees; tests have one elsewhere, and play the kernel."""
-
-    def __init__(self, root: Path = Path("/")) -> None:
-        self.sys = root / "sys"
-        self.dev = root / "dev"
-        self.proc = root / "proc"
-
-    def write(self, path: Path, text: str) -> None:
-        """Write an attribute: one `write`, as sysfs wants it."""
-        fd = os.open(path, os.O_WRONLY)
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
-
-    def load(self, driver: str, *, dry: bool = False) -> bool:
-        """Load a PCI driver's module; return whether the driver is (or could be) there.
-
-        Args:
-            driver: its name below /sys/bus/pci/drivers.
-            dry: only find out whether it could be.
-        """
-        path = self.sys / "bus/pci/drivers" / driver
-        if path.exists():
-            return True
-        import subprocess  # slow to import, and seldom needed
-
-        command = ["modprobe", "-q", *(["-n"] if dry else []), driver]
-        with suppress(OSError):
-            done = subprocess.run(command, check=False, stderr=subprocess.DEVNULL)
-            return done.returncode == 0 and (dry or path.exists())
-        return False
-
-    def users(self, nodes: Iterable[Path]) -> list[str]:
-        """Return who has one of `nodes` open, as ``name (pid)``; never ourselves."""
-        wanted = {str(node) for node in nodes}
-        found = []
-        for process in self.proc.glob("[0-9]*"):
-            # Processes end while we look, and others' may be hidden from us.
-            with suppress(OSError):
-                links = {os.readlink(link) for link in (process / "fd").iterdir()}
-                if links & wanted and process.name != str(os.getpid()):
-                    name = (process / "comm").read_text().strip()
-                    found.append(f"{name} ({process.name})")
-        return found
 
 
 class PciDevice:

@@ -11,8 +11,7 @@ NAME = "sysfs"
 
 def why_not(pci: PciDevice) -> str | None:
     """Return what keeps this way from working, as far as one can see beforehand."""
-    lockdown = pci.system.sys / "kernel/security/lockdown"
-    if lockdown.exists() and "[none]" not in lockdown.read_text():
+    if pci.system.locked_down:
         return (
             "kernel lockdown forbids to map BARs; with vfio it works, "
             "or switch Secure Boot off"

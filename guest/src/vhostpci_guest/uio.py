@@ -18,9 +18,7 @@ DRIVER = "uio_pci_generic"
 
 def why_not(pci: PciDevice) -> str | None:
     """Return what keeps this way from working, as far as one can see beforehand."""
-    if not pci.system.load(DRIVER, dry=True):
-        return f"no kernel module {DRIVER} here"
-    return sysfs.why_not(pci)
+    return pci.system.load(DRIVER, dry=True) or sysfs.why_not(pci)
 
 
 def bind(pci: PciDevice) -> PciBound:
@@ -30,8 +28,8 @@ def bind(pci: PciDevice) -> PciBound:
         Unusable: somebody has it, or the kernel lacks what it takes.
         OSError: sysfs refuses.
     """
-    if not pci.system.load(DRIVER):
-        raise Unusable(f"no kernel module {DRIVER} here: modprobe {DRIVER} fails")
+    if why := pci.system.load(DRIVER):
+        raise Unusable(why)
     with ExitStack() as stack:
         stack.enter_context(pci.claimed())
         stack.enter_context(pci.bound(DRIVER))

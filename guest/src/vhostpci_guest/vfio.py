@@ -64,9 +64,7 @@ def why_not(pci: PciDevice) -> str | None:
     """Return what keeps this way from working, as far as one can see beforehand."""
     if pci.iommu_group is None:
         return _NO_IOMMU
-    if not pci.system.load(DRIVER, dry=True):
-        return f"no kernel module {DRIVER} here"
-    return None
+    return pci.system.load(DRIVER, dry=True)
 
 
 def bind(pci: PciDevice) -> PciBound:
@@ -79,8 +77,8 @@ def bind(pci: PciDevice) -> PciBound:
     group = pci.iommu_group
     if group is None:
         raise Unusable(f"{pci.address}: {_NO_IOMMU}")
-    if not pci.system.load(DRIVER):
-        raise Unusable(f"no kernel module {DRIVER} here: modprobe {DRIVER} fails")
+    if why := pci.system.load(DRIVER):
+        raise Unusable(why)
     with ExitStack() as stack:
         stack.enter_context(pci.claimed())
         stack.enter_context(pci.bound(DRIVER))

@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 from vhostpci_shared import metadata as md
 
 from .device import Device, Unusable, Window
-from .pci import PciDevice, System, is_ivshmem
+from .pci import PciDevice, is_ivshmem
+from .system import System
 from .uevents import Events, Overrun
 from .windows import Windows
 

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""This machine's kernel: its file trees, its modules, and why it will not load one."""
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+_SOURCES = {
+    "uio_vhostpci": "it is built for each kernel: apt install dkms "
+    "linux-headers-{release}, then the commands of kmod/README.md",
+}
+"""How to come by a module that the kernel's own package has not."""
+
+_SIGN = (
+    "Secure Boot or lockdown refuses the module {driver} ({last}); enrol the key that "
+    "signs it (DKMS: mokutil --import /var/lib/dkms/mok.pub, and boot), or switch "
+    "Secure Boot off, or use vfio"
+)
+_REBUILD = (
+    "the module {driver} is not made for {release} ({last}); build it anew for this "
+    "kernel (dkms autoinstall)"
+)
+_REASONS = {
+    "not found": "no kernel module {driver} for {release}; {source}",
+    "Key was rejected": _SIGN,
+    "Required key not available": _SIGN,
+    "Exec format error": _REBUILD,
+    "Invalid module format": _REBUILD,
+}
+"""What modprobe says, and what that means to a user."""
+_REFUSED = "Operation not permitted"
+_NO_RIGHT = (
+    "no permission to load the module {driver}: run as root; in a container, modprobe "
+    "{driver} outside of it"
+)
+
+
+class System:
+    """The kernel's file trees; tests have one elsewhere, and play the kernel."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self.sys = root / "sys"
+        self.dev = root / "dev"
+        self.proc = root / "proc"
+
+    @property
+    def release(self) -> str:
+        """The running kernel's, as ``uname -r`` has it."""
+        return os.uname().release
+
+    def write(self, path: Path, text: str) -> None:
+        """Write an attribute: one `write`, as sysfs wants it."""
+        fd = os.open(path, os.O_WRONLY)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+
+    @property
+    def locked_down(self) -> bool:
+        """Whether even root may not reach past the kernel, as with Secure Boot."""
+        lockdown = self.sys / "kernel/security/lockdown"
+        return lockdown.exists() and "[none]" not in lockdown.read_text()
+
+    def load(self, driver: str, *, dry: bool = False) -> str | None:
+        """Load a PCI driver's module; return what keeps it from being there.
+
+        Args:
+            driver: its name below /sys/bus/pci/drivers.
+            dry: only find out whether it could be; nothing is loaded.
+        """
+        path = self.sys / "bus/pci/drivers" / driver
+        if path.exists():
+            return None
+        said = self.modprobe(driver, dry=dry)
+        if said is not None:
+            return self._why_not(driver, said)
+        if dry or path.exists():
+            return None
+        return f"the module {driver} has no PCI driver {driver}; is it another one?"
+
+    def modprobe(self, module: str, *, dry: bool = False) -> str | None:
+        """Have a module loaded; return what modprobe says if it is not."""
+        import subprocess  # slow to import, and seldom needed
+
+        command = ["modprobe", *(["-n"] if dry else []), module]
+        try:
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+        except OSError as error:
+            return f"modprobe: {error.strerror}"
+        return done.stderr.strip() if done.returncode else None
+
+    def _why_not(self, driver: str, said: str) -> str:
+        """Return what is wrong, and its mend, by what modprobe says."""
+        reason = "the module {driver} can't be loaded: {last}; see dmesg"
+        if _REFUSED in said:
+            reason = _SIGN if self.locked_down else _NO_RIGHT
+        for words, meaning in _REASONS.items():
+            if words in said:
+                reason = meaning
+        source = _SOURCES.get(driver, "another kernel package may have it")
+        return reason.format(
+            driver=driver,
+            release=self.release,
+            last=said.splitlines()[-1] if said else "modprobe fails",
+            source=source.format(release=self.release),
+        )
+
+    def users(self, nodes: Iterable[Path]) -> list[str]:
+        """Return who has one of `nodes` open, as ``name (pid)``; never ourselves."""
+        wanted = {str(node) for node in nodes}
+        found = []
+        for process in self.proc.glob("[0-9]*"):
+            # Processes end while we look, and others' may be hidden from us.
+            with suppress(OSError):
+                links = {os.readlink(link) for link in (process / "fd").iterdir()}
+                if links & wanted and process.name != str(os.getpid()):
+                    name = (process / "comm").read_text().strip()
+                    found.append(f"{name} ({process.name})")
+        return found
