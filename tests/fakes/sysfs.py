@@ -5,7 +5,10 @@ Only writes have to be played: everything that the code reads is a real file, li
 or directory.
 """
 
+import errno
+import mmap
 import os
+import select
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -33,6 +36,10 @@ class FakeSystem(System):
         """Drivers that take no device."""
         self.refusals: dict[str, str] = {}
         """Drivers that the kernel refuses to load, and why."""
+        self.busy: set[str] = set()
+        """Nodes that somebody has open whom nobody sees."""
+        self.low = False
+        """Whether what is plugged in comes to be below 4 GiB."""
         self._gone = root / "gone"
         for path in ("sys/bus/pci/devices", "sys/bus/pci/drivers", "dev", "proc"):
             (root / path).mkdir(parents=True)
@@ -61,7 +68,8 @@ class FakeSystem(System):
         (path / "enable").write_text("0\n")
         (path / "config").write_bytes(config(vectors))
         sizes = [BAR0, 4096, BAR2]
-        starts = [(1 << 32) + skip, 1 << 32, 1 << 32]
+        start = 1 << 31 if self.low else 1 << 32
+        starts = [start + skip, start, start]
         lines = [
             f"{start:#018x} {start + size - 1:#018x} 0x0"
             for start, size in zip(starts, sizes, strict=True)
@@ -79,6 +87,8 @@ class FakeSystem(System):
     def unplug(self, address: str) -> None:
         """Pull a device out: its memory goes with it."""
         path = self.sys / "bus/pci/devices" / address
+        if (path / "driver").exists():
+            self._unbind(path)
         for resource in path.glob("resource[02]"):
             os.truncate(resource, 0)
         # Moved, not removed: another in its place must not have its inode.
@@ -125,16 +135,65 @@ class FakeSystem(System):
         if driver != "(null)" and loaded.exists() and driver not in self.deaf:
             self._bind(device, driver)
 
+    def open(self, node: Path) -> int:
+        """Open a node; what is written to it is kept at its end."""
+        users = node.name in self.busy or self.users([node])
+        if users and self._has_window(node):
+            raise OSError(errno.EBUSY, "Device or resource busy", str(node))
+        return os.open(node, os.O_RDWR | os.O_CLOEXEC | os.O_APPEND)
+
+    def readable(self, fd: int) -> bool:
+        """Whether poll() says anything of a descriptor; a node's file is no judge."""
+        link = Path(os.readlink(f"/proc/self/fd/{fd}"))
+        if self.dev in link.parents:
+            return not self._has_window(link)
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def armed(self, node: str) -> list[tuple[int, int]]:
+        """The vectors and descriptors that were written to a node."""
+        data = (self.dev / node).read_bytes()[mmap.PAGESIZE + BAR2 :]
+        return [
+            (word >> 20, word & 0xFFFFF) for (word,) in struct.iter_unpack("=i", data)
+        ]
+
+    def _has_window(self, node: Path) -> bool:
+        """Whether a node is there, and uio_vhostpci's."""
+        with suppress(FileNotFoundError):
+            return node.stat().st_size > 0
+        return False
+
     def _bind(self, device: Path, driver: str) -> None:
         (device / "driver").symlink_to(self.sys / "bus/pci/drivers" / driver)
-        if driver == "uio_pci_generic":
-            (device / "uio/uio0").mkdir(parents=True, exist_ok=True)
-            (self.dev / "uio0").touch()
+        if not driver.startswith("uio_"):
+            return
+        node = self.dev / f"uio{len(list(self.dev.glob('uio*')))}"
+        (device / "uio" / node.name).mkdir(parents=True, exist_ok=True)
+        node.touch()
+        if driver == "uio_vhostpci":
+            self._hand_over(device, node)
+
+    def _hand_over(self, device: Path, node: Path) -> None:
+        """Have the BARs in the driver's node, and nowhere else."""
+        skip = int((device / "resource").read_text().split()[0], 16) % mmap.PAGESIZE
+        page = bytes(skip) + (device / "resource0").read_bytes()
+        window = (device / "resource2").read_bytes()
+        node.write_bytes(page.ljust(mmap.PAGESIZE, b"\0") + window)
+        for index in (0, 2):
+            (device / f"resource{index}").rename(device / f".resource{index}")
+            (device / f"resource{index}").mkdir()  # no mmap() of this one
 
     def _unbind(self, device: Path) -> None:
         (device / "driver").unlink()
-        with suppress(FileNotFoundError):
-            (device / "uio/uio0").rmdir()
+        for uio in device.glob("uio/*"):
+            os.truncate(self.dev / uio.name, 0)
+            uio.rmdir()
+        for index in (0, 2):
+            with suppress(FileNotFoundError):
+                kept = (device / f".resource{index}").resolve(strict=True)
+                (device / f"resource{index}").rmdir()
+                kept.rename(device / f"resource{index}")
 
     def opened(self, node: str, *, pid: int, name: str) -> None:
         """Let a process have a device node open."""

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 
-from . import sysfs, uio, vfio
+from vhostpci_shared import metadata as md
+
+from . import kmod, sysfs, uio, vfio
 from .device import PciBound, Unusable
-from .pci import PciDevice
+from .pci import PciDevice, read_position
 
 log = logging.getLogger(__name__)
 
@@ -17,14 +19,40 @@ AUTO = "auto"
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """One way: whether it can work, how to take it, and what it gives."""
+    """One way: whether it can work, how to take it, and what it gives.
+
+    `cached` is whether it maps BAR 2 write-back, and not uncached.  It says what is
+    asked for: KVM caches the window for Intel's processors whatever the slave asks
+    for, and on AMD's it is as the slave has it.
+    """
 
     why_not: Callable[[PciDevice], str | None]
     bind: Callable[[PciDevice], PciBound]
     interrupts: bool
+    cached: bool = False
+
+    @property
+    def signals(self) -> str:
+        """How one hears of news."""
+        return "interrupts" if self.interrupts else "polling"
+
+    def caches(self, pci: PciDevice) -> bool:
+        """Whether it gives a window of this device that the processor caches.
+
+        Below 4 GiB the firmware has made all that is PCI's uncached (by an MTRR), and
+        a write-back mapping does not help.
+        """
+        return self.cached and pci.bar_is_high(2)
+
+    def caching(self, pci: PciDevice) -> str:
+        """Return the same for people."""
+        if self.cached and not pci.bar_is_high(2):
+            return "uncached (BAR 2 below 4 GiB)"
+        return "cached" if self.cached else "uncached"
 
 
 BINDINGS = {
+    kmod.NAME: Binding(kmod.why_not, kmod.bind, interrupts=True, cached=True),
     vfio.NAME: Binding(vfio.why_not, vfio.bind, interrupts=True),
     uio.NAME: Binding(uio.why_not, uio.bind, interrupts=False),
     sysfs.NAME: Binding(sysfs.why_not, sysfs.bind, interrupts=False),
@@ -51,12 +79,34 @@ def bind(pci: PciDevice, wanted: str = AUTO) -> PciBound:
         except (Unusable, OSError) as why_not:
             reasons.append(f"not {name}: {why_not}")
             continue
-        how = "interrupts" if BINDINGS[name].interrupts else "polling"
-        log.info("%s: bound by %s (%s)", pci.address, name, how)
-        for reason in reasons:
-            log.info("%s: %s", pci.address, reason)
+        _tell(pci, BINDINGS[name], name, reasons)
         return device
     raise Unusable(f"{pci.address} can't be bound: {'; '.join(reasons)}")
+
+
+def _tell(pci: PciDevice, way: Binding, name: str, reasons: list[str]) -> None:
+    """Say how we have it, and why not better."""
+    log.info(
+        "%s: bound by %s (%s, %s)", pci.address, name, way.signals, way.caching(pci)
+    )
+    for reason in reasons:
+        log.info("%s: %s", pci.address, reason)
+    if way.cached and is_low(pci):
+        log.warning("%s: BAR 2 is below 4 GiB, so %s", pci.address, LOW)
+
+
+LOW = (
+    "it is uncached, which is slow on AMD processors; firmware puts windows from 1 GiB "
+    "up above 4 GiB: give the master 512 MiB of memory or more, in attach mode 1 GiB"
+)
+
+
+def is_low(pci: PciDevice) -> bool:
+    """Whether a device has memory of the master's below 4 GiB.
+
+    In attach mode window 0 has the metadata and nothing else: it is fine anywhere.
+    """
+    return pci.bar_size(2) > md.SIZE and not pci.bar_is_high(2)
 
 
 def position(pci: PciDevice, wanted: str = AUTO) -> int:
@@ -66,6 +116,9 @@ def position(pci: PciDevice, wanted: str = AUTO) -> int:
         Unusable: somebody has it, or no way to it works.
         OSError: sysfs refuses.
     """
+    if pci.driver == kmod.DRIVER:
+        with pci.claimed():
+            return read_position(pci)
     if sysfs.why_not(pci) is None:
         return sysfs.position(pci)
     with closing(bind(pci, wanted)) as device:

@@ -7,20 +7,23 @@ locked the device's `config`), a driver that is none of `SHAREABLE`, a process t
 has such a driver's node open.
 """
 
+import errno
 import fcntl
 import mmap
 import os
 import re
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 from .device import Mapping, Registers, Unusable
 from .system import System
 
 VENDOR, DEVICE = "0x1af4", "0x1110"
-SHAREABLE = ("vfio-pci", "uio_pci_generic", "uio_vhostpci")
+UIO_VHOSTPCI = "uio_vhostpci"
+"""Our own driver.  It has the BARs for itself: they are mapped from its node only."""
+SHAREABLE = ("vfio-pci", "uio_pci_generic", UIO_VHOSTPCI)
 """Drivers that hold a device for user space: idle, it may be taken from them."""
 
 COMMAND = 0x04
@@ -69,6 +72,10 @@ class PciDevice:
         kernel maps whole pages.
         """
         return self._bar(index)[0] % mmap.PAGESIZE
+
+    def bar_is_high(self, index: int) -> bool:
+        """Whether a BAR is above 4 GiB; below, x86 has nothing of PCI's cached."""
+        return self._bar(index)[0] >= 1 << 32
 
     def _bar(self, index: int) -> tuple[int, int]:
         """Return the first and the last address of a BAR."""
@@ -126,14 +133,49 @@ class PciDevice:
         users = self.system.users(self._nodes())
         return f"in use by {', '.join(users)} through {driver}" if users else None
 
-    def _nodes(self) -> Iterator[Path]:
-        """Device nodes through which a process may have it."""
+    def _uio_nodes(self) -> Iterator[Path]:
         for uio in (self.path / "uio").glob("uio*"):
             yield self.system.dev / uio.name
+
+    def _nodes(self) -> Iterator[Path]:
+        """Device nodes through which a process may have it."""
+        yield from self._uio_nodes()
         for vfio in (self.path / "vfio-dev").glob("vfio*"):
             yield self.system.dev / "vfio/devices" / vfio.name
         if self.iommu_group is not None:
             yield self.system.dev / "vfio" / self.iommu_group
+
+    @contextmanager
+    def uio_node(self) -> Iterator[int]:
+        """Have the node of its UIO driver open.
+
+        Raises:
+            Unusable: there is none, or another has it and the driver has but one.
+            OSError: the driver refuses.
+        """
+        node = next(self._uio_nodes(), None)
+        if node is None:
+            raise Unusable(
+                f"{self.address}: {self.driver} made no UIO device; see dmesg"
+            )
+        try:
+            fd = self.system.open(node)
+        except FileNotFoundError:
+            raise Unusable(
+                f"{self.address}: there is no {node}: mount devtmpfs at /dev, or give "
+                "the node to this container"
+            ) from None
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            users = self.system.users([node]) or ["a process that is hidden from us"]
+            raise Unusable(
+                f"{self.address} is in use by {', '.join(users)} through {node}"
+            ) from None
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -250,13 +292,26 @@ def mapped_resource(device: PciDevice, bar: int, size: int) -> Iterator[Mapping]
         mapping.close()
 
 
+@contextmanager
+def _mapped_registers(device: PciDevice) -> Iterator[Mapping]:
+    if device.driver != UIO_VHOSTPCI:
+        with mapped_resource(device, 0, Registers.SIZE) as mapping:
+            yield mapping
+        return
+    with device.uio_node() as node:
+        mapping = Mapping(node, Registers.SIZE, skip=device.bar_skip(0))
+        with closing(mapping):
+            yield mapping
+
+
 def read_position(device: PciDevice) -> int:
     """Return the IVPosition register of a device that is on.
 
     Raises:
+        Unusable: another has it.
         OSError: the kernel does not let us.
     """
-    with mapped_resource(device, 0, Registers.SIZE) as mapping:
+    with _mapped_registers(device) as mapping:
         registers = Registers(mapping)
         try:
             return registers.iv_position

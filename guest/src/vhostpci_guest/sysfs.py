@@ -13,7 +13,7 @@ def why_not(pci: PciDevice) -> str | None:
     """Return what keeps this way from working, as far as one can see beforehand."""
     if pci.system.locked_down:
         return (
-            "kernel lockdown forbids to map BARs; with vfio it works, "
+            "kernel lockdown forbids to map BARs; with kmod or vfio it works, "
             "or switch Secure Boot off"
         )
     return None

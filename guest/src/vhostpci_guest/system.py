@@ -57,6 +57,14 @@ class System:
         finally:
             os.close(fd)
 
+    def open(self, node: Path) -> int:
+        """Open a device node.
+
+        Raises:
+            OSError: it is not there, or its driver refuses.
+        """
+        return os.open(node, os.O_RDWR | os.O_CLOEXEC)
+
     @property
     def locked_down(self) -> bool:
         """Whether even root may not reach past the kernel, as with Secure Boot."""

@@ -5,7 +5,6 @@ ivshmem-doorbell has MSI-X only, and uio_pci_generic knows INTx only, so nothing
 to be read from its node.  It is open all the same: so others see that it is in use.
 """
 
-import os
 from contextlib import ExitStack
 
 from . import sysfs
@@ -33,12 +32,5 @@ def bind(pci: PciDevice) -> PciBound:
     with ExitStack() as stack:
         stack.enter_context(pci.claimed())
         stack.enter_context(pci.bound(DRIVER))
-        fd = os.open(_node(pci), os.O_RDWR | os.O_CLOEXEC)
-        stack.callback(os.close, fd)
+        stack.enter_context(pci.uio_node())
         return sysfs.mapped(pci, NAME, stack)
-
-
-def _node(pci: PciDevice) -> str:
-    for uio in (pci.path / "uio").glob("uio*"):
-        return str(pci.system.dev / uio.name)
-    raise Unusable(f"{pci.address}: {DRIVER} made no UIO device; see dmesg")

@@ -262,7 +262,8 @@ def test_auto_takes_the_best_and_says_why_not_the_better(
     caplog.set_level("INFO")
     bound = bindings.bind(device(system))
     bound.close()
-    assert "bound by uio (polling)" in caplog.text
+    assert "bound by uio (polling, uncached)" in caplog.text
+    assert "not kmod: no kernel module uio_vhostpci" in caplog.text
     assert "not vfio: the slave VM has no vIOMMU" in caplog.text
 
 
