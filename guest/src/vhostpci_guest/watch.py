@@ -12,7 +12,9 @@ another has the device, or the kernel is not done with it::
 
 A device is bound only while it is wanted, so several agents share a machine.  What
 is lost while a link uses it (unplugged, or wanted back by its driver) is not found
-any more, but stays mapped until the link says that it has let go.
+any more, but stays mapped until the link says that it has let go.  One that was taken
+from the driver through which we had it is somebody's who wants it, and so left alone
+until that driver has it again.
 """
 
 import logging
@@ -50,6 +52,10 @@ class _Place:
     """Its IVPosition, once it is known."""
     device: Device | None = None
     """The device, while we hold it."""
+    driver: str | None = None
+    """The driver through which we have it, or had it last."""
+    taken: bool = False
+    """Whether it was taken from that driver."""
     due: float = 0.0
     pause: float = SOON
     refused: bool = False
@@ -121,6 +127,7 @@ class PciWatch:
         for place in list(self._places.values()):
             if place.device is not None and place.device.lost:
                 log.info("%s: is wanted back, or gone", place.pci.address)
+                place.taken = place.driver is not None
                 self._lose(place)
                 # If it stays: its closing belongs to the object that it had.
                 place.pci = PciDevice(place.pci.address, self._system)
@@ -130,7 +137,7 @@ class PciWatch:
             self._try(first)
         self._find_twins()
         if self._only is not None and self._only not in self._places:
-            raise Unusable(f"{self._only} is gone")
+            raise Unusable(f"{self._only} is gone, or was taken from its driver")
 
     def devices(self) -> Iterable[Device]:
         """Return the devices to serve that we hold."""
@@ -271,10 +278,12 @@ class PciWatch:
         try:
             if not place.pci.complete:
                 raise Unusable(f"{place.pci.address} has no memory; see dmesg")
+            self._respect(place)
             if place.number is None and place.pci.address != self._only:
                 place.number = self._position(place.pci)
             if self._wanted(place):
                 place.device = self._bind(place.pci)
+                place.driver = place.pci.driver
                 if not self._is_device(place) and place.number is not None:
                     self._shown[place.number] = place.device.window
         except (Unusable, OSError) as why:
@@ -283,6 +292,21 @@ class PciWatch:
             self._put_off(place, str(why))
         else:
             place.pause, place.said = SOON, ""
+
+    def _respect(self, place: _Place) -> None:
+        """Keep off a device that somebody took from the driver that we had it by.
+
+        Raises:
+            Unusable: it has not been given back to that one.
+        """
+        here, driver = place.pci.address, place.pci.driver
+        if place.taken and driver != place.driver:
+            raise Unusable(
+                f"{here} was taken from {place.driver} (its driver now: "
+                f"{driver or 'none'}); to give it back: "
+                f"echo {here} > /sys/bus/pci/drivers/{place.driver}/bind"
+            )
+        place.taken = False
 
     def _put_off(self, place: _Place, why: str) -> None:
         now = self._now()

@@ -11,6 +11,7 @@ from tests.fakes.clock import Clock
 from tests.fakes.sysfs import FakeSystem
 from tests.fakes.uevents import FakeEvents
 from vhostpci_guest import bindings
+from vhostpci_guest import device as device_module
 from vhostpci_guest.device import Device, Unusable
 from vhostpci_guest.pci import PciDevice
 from vhostpci_guest.watch import PATIENCE, RETRY, SOON, PciWatch
@@ -31,13 +32,14 @@ class Machine:
         self.clock = Clock()
         self.taken: list[Device] = []
         self.watch: PciWatch | None = None
+        self.bind = "sysfs"
 
     def start(self, only: str | None = None) -> PciWatch:
         """Start the watch, and let it look."""
         self.watch = PciWatch(
             self.events,
-            partial(bindings.bind, wanted="sysfs"),
-            partial(bindings.position, wanted="sysfs"),
+            partial(bindings.bind, wanted=self.bind),
+            partial(bindings.position, wanted=self.bind),
             only=only,
             system=self.system,
             now=self.clock,
@@ -67,6 +69,21 @@ class Machine:
     def served(self) -> list[str]:
         """Addresses of the devices that are served."""
         return [device.name for device in self.taken]
+
+    def unbind(self, address: str) -> None:
+        """Take a device from its driver."""
+        path = self.system.sys / "bus/pci/devices" / address
+        self.system.write(path / "driver/unbind", address)
+        self.events.say("unbind", address)
+
+    def probe(self, address: str, driver: str) -> None:
+        """Give a device to a driver."""
+        path = self.system.sys / "bus/pci/devices" / address
+        self.system.load_now(driver)
+        self.system.write(path / "driver_override", driver)
+        self.system.write(self.system.sys / "bus/pci/drivers_probe", address)
+        self.system.write(path / "driver_override", "\n")
+        self.events.say("bind", address)
 
     def enabled(self, address: str) -> bool:
         """Whether somebody has a device."""
@@ -181,10 +198,7 @@ def test_device_of_another_driver_is_taken_when_that_lets_go(
     assert machine.served == []
     assert caplog.text.count("bound to ivshmem-net") == 1
     assert watch.interval == pytest.approx(RETRY)
-    machine.system.write(
-        machine.system.sys / "bus/pci/devices" / A / "driver/unbind", A
-    )
-    machine.events.say("unbind", A)
+    machine.unbind(A)
     machine.look()
     machine.look(after=PATIENCE)
     assert machine.served == [A]
@@ -340,6 +354,86 @@ def test_device_that_is_wanted_back_is_closed_and_looked_at_again(
     (path / "resource2").write_bytes(bytes(1 << 20))
     machine.look(after=RETRY)
     assert machine.served == [A]
+
+
+@pytest.fixture
+def with_module(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """The same, where uio_vhostpci binds the devices."""
+    machine.system.modules = ("uio_vhostpci", "vfio-pci")
+    machine.bind = "kmod"
+    monkeypatch.setattr(device_module, "_readable", machine.system.readable)
+    return machine
+
+
+def test_device_that_was_taken_from_its_driver_is_left_alone(
+    with_module: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine = with_module
+    machine.plug(A)
+    watch = machine.start()
+    assert machine.served == [A]
+    alarms = set(watch.fds())
+    machine.unbind(A)
+    machine.look()
+    assert machine.served == []
+    assert set(watch.fds()) < alarms  # one that is readable for ever wakes nobody
+    for _ in range(10):
+        machine.look(after=RETRY)
+    assert machine.served == []
+    assert caplog.text.count(f"{A} was taken from uio_vhostpci") == 1
+    assert watch.interval == pytest.approx(RETRY)
+
+
+def test_device_that_was_given_to_another_driver_is_left_to_it(
+    with_module: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine = with_module
+    machine.plug(A)
+    machine.start()
+    machine.unbind(A)
+    machine.look()
+    machine.probe(A, "vfio-pci")
+    machine.look(after=RETRY)
+    assert machine.served == []
+    assert "its driver now: vfio-pci" in caplog.text
+
+
+def test_device_that_is_given_back_to_its_driver_is_served_again(
+    with_module: Machine,
+) -> None:
+    machine = with_module
+    machine.plug(A)
+    machine.start()
+    machine.unbind(A)
+    machine.look()
+    machine.probe(A, "uio_vhostpci")
+    machine.look()
+    machine.look(after=PATIENCE)
+    assert machine.served == [A]
+
+
+def test_another_in_the_place_of_one_that_was_taken_is_served(
+    with_module: Machine,
+) -> None:
+    machine = with_module
+    machine.plug(A)
+    machine.start()
+    machine.unbind(A)
+    machine.look()
+    machine.unplug(A)
+    machine.plug(A)
+    machine.look()
+    assert machine.served == [A]
+
+
+def test_only_device_that_is_taken_from_its_driver_ends_us(
+    with_module: Machine,
+) -> None:
+    with_module.plug(A)
+    with_module.start(only=A)
+    with_module.unbind(A)
+    with pytest.raises(Unusable, match="was taken from its driver"):
+        with_module.look()
 
 
 def test_loss_wakes_the_loop(machine: Machine) -> None:
