@@ -13,21 +13,19 @@ our code costs a second, and a security update of Debian's a new base.
 The archives are not compressed: under TCG unpacking costs more than reading.
 """
 
-import fcntl
-import hashlib
 import logging
 import lzma
 import os
 import shutil
 import tempfile
 import tomllib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from tests.vm import debs, rootfs
+from tests.vm.cache import cache_dir, digest, discard_old, fresh, one_at_a_time, sums
 from tests.vm.cpio import CpioWriter
 
 log = logging.getLogger(__name__)
@@ -51,29 +49,11 @@ class Image:
     release: str
 
 
-def cache_dir() -> Path:
-    """Where everything lies that may be deleted and made again."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("VHOSTPCI_CACHE") or default / "vhostpci")
-
-
-@contextmanager
-def one_at_a_time() -> Iterator[None]:
-    """Let no other process make what is in the cache meanwhile.
-
-    Tests run in several processes: what both need is made by the first one.
-    """
-    cache_dir().mkdir(parents=True, exist_ok=True)
-    with (cache_dir() / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 @one_at_a_time()
 def build(wheels: Sequence[Path] = ()) -> Image:
     """The guest with ``wheels`` installed, from the cache where possible."""
     base = _base()
-    key = digest(_sums([INIT, SERVER, *wheels]))
+    key = digest(sums([INIT, SERVER, *wheels]))
     initrd = base / f"initrd-{key}.cpio"
     if not initrd.exists():
         with fresh(initrd) as path:
@@ -89,7 +69,7 @@ def _base() -> Path:
     packages = [debs.kernel_package(), *rootfs.words("packages")]
     found = debs.locate(packages)
     requirements = guest_requirements()
-    key = digest([repr(found), repr(requirements), *_sums(BASE_SOURCES)])
+    key = digest([repr(found), repr(requirements), *sums(BASE_SOURCES)])
     base = cache_dir() / "images" / key
     if not base.exists():
         debs.download(packages, found, cache_dir() / "debs")
@@ -166,36 +146,6 @@ def _install_wheels(root: Path, wheels: Sequence[Path]) -> None:
     site, programs = root / rootfs.SITE_PACKAGES, root / "usr/local/bin"
     rootfs.pip_install(site, "--no-deps", *map(str, wheels))
     (site / "bin").rename(programs)
-
-
-@contextmanager
-def fresh(target: Path) -> Iterator[Path]:
-    """A path to build at, which becomes ``target`` only when all went well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix="new-") as name:
-        path = Path(name) / target.name
-        yield path
-        with suppress(OSError) if target.exists() else nullcontext():
-            path.rename(target)  # unless somebody else was quicker
-
-
-def discard_old(paths: Iterable[Path], keep: int) -> None:
-    """Delete all but the ``keep`` newest; other checkouts may use the cache too."""
-    old = sorted(paths, key=lambda path: path.stat().st_mtime)[:-keep]
-    for path in old:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def digest(lines: Iterable[str]) -> str:
-    """A key for all of ``lines``."""
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
-
-def _sums(paths: Iterable[Path]) -> list[str]:
-    return [digest([path.name, path.read_bytes().hex()]) for path in paths]
 
 
 if __name__ == "__main__":

@@ -12,14 +12,15 @@ import tempfile
 from pathlib import Path
 
 from tests.vm import rootfs
-from tests.vm.image import (
-    CHECKOUT,
+from tests.vm.cache import (
     cache_dir,
     digest,
     discard_old,
     fresh,
+    key_of,
     one_at_a_time,
 )
+from tests.vm.image import CHECKOUT
 
 log = logging.getLogger(__name__)
 
@@ -60,18 +61,13 @@ def _wheel(project: str) -> Path:
         # A copy: builds write into their sources, and others build here too.
         copy = Path(name) / project
         shutil.copytree(CHECKOUT / project, copy, ignore=NOT_SOURCE)
-        target = cached / f"{project}-{_key(copy)}"
+        target = cached / f"{project}-{key_of(copy)}"
         if not target.exists():
             log.info("building the wheel of %s/", project)
             with fresh(target) as path:
                 _pip_wheel(copy, path)
             discard_old(cached.glob(f"{project}-*"), keep=4)
     return next(target.glob("*.whl"))
-
-
-def _key(source: Path) -> str:
-    files = sorted(path for path in source.rglob("*") if path.is_file())
-    return digest(f"{path.relative_to(source)} {path.read_bytes()!r}" for path in files)
 
 
 def _pip_wheel(source: Path, target: Path) -> None:
