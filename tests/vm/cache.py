@@ -22,13 +22,13 @@ def cache_dir() -> Path:
 
 
 @contextmanager
-def one_at_a_time() -> Iterator[None]:
+def one_at_a_time(lock: str = "lock") -> Iterator[None]:
     """Let no other process make what is in the cache meanwhile.
 
     Tests run in several processes: what both need is made by the first one.
     """
     cache_dir().mkdir(parents=True, exist_ok=True)
-    with (cache_dir() / "lock").open("w") as file:
+    with (cache_dir() / lock).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

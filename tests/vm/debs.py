@@ -6,9 +6,13 @@ import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 log = logging.getLogger(__name__)
+
+# As root APT drops to its own user, who may not write into our cache.
+AS_ROOT = ("-o", "APT::Sandbox::User=root")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,23 +24,55 @@ class Deb:
     checksum: str
 
 
-def locate(packages: Sequence[str]) -> list[Deb]:
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """What APT looks packages up in, by the options that say so."""
+
+    options: tuple[str, ...] = ()
+
+
+MACHINE = Archive()
+"""What this machine's APT is configured for."""
+
+
+def locate(packages: Sequence[str], archive: Archive = MACHINE) -> list[Deb]:
     """The files of ``packages`` in the versions that APT would install."""
-    listing = _query("apt-get", "download", "--print-uris", *packages)
+    listing = _query(archive, "apt-get", "download", "--print-uris", *packages)
     lines = [line.split() for line in listing.splitlines() if line.startswith("'")]
     return [Deb(name, int(size), checksum) for _, name, size, checksum in lines]
 
 
-def kernel_package() -> str:
-    """The package that ``linux-image-amd64`` stands for today."""
-    record = _query("apt-cache", "show", "--no-all-versions", "linux-image-amd64")
-    found = re.search(r"^Depends:.*?(linux-image-\d\S*)", record, re.MULTILINE)
-    if not found:
-        raise RuntimeError("linux-image-amd64 depends on no kernel")
-    return found[1]
+@cache
+def depends(package: str, pattern: str, archive: Archive = MACHINE) -> tuple[str, ...]:
+    """The packages that one depends on today, those whose names match."""
+    record = _query(archive, "apt-cache", "show", "--no-all-versions", package)
+    found = re.search(r"^Depends: (.*)", record, re.MULTILINE)
+    words = re.split(r" *[,|] *", found[1]) if found else []
+    names = tuple(name for name, *_ in map(str.split, words) if re.match(pattern, name))
+    if not names:
+        raise RuntimeError(f"{package} depends on nothing like {pattern}")
+    return names
 
 
-def download(packages: Sequence[str], debs: Sequence[Deb], directory: Path) -> None:
+def sites(codename: str) -> list[str]:
+    """The mirrors that this machine has a release of Debian's from."""
+    targets = ("Created-By: Packages", "Origin: Debian", f"Codename: {codename}")
+    listing = _run("apt-get", "indextargets", "--format", "$(SITE)", *targets)
+    return listing.split()
+
+
+def update(archive: Archive = MACHINE, of: str = "this machine's suites") -> None:
+    """Fetch an archive's package lists."""
+    log.info("downloading Debian's package lists (%s)", of)
+    _run("apt-get", *archive.options, "update", "-q", *AS_ROOT)
+
+
+def download(
+    packages: Sequence[str],
+    debs: Sequence[Deb],
+    directory: Path,
+    archive: Archive = MACHINE,
+) -> None:
     """Fetch the files of ``packages`` that are not in ``directory`` yet."""
     directory.mkdir(parents=True, exist_ok=True)
     missing = [deb for deb in debs if not is_complete(directory / deb.filename, deb)]
@@ -45,10 +81,10 @@ def download(packages: Sequence[str], debs: Sequence[Deb], directory: Path) -> N
     size = sum(deb.size for deb in missing) / 1e6
     log.info("downloading %d Debian packages, %.0f MB", len(missing), size)
     try:
-        _download(packages, directory)
+        _download(packages, directory, archive)
     except subprocess.CalledProcessError:  # lists older than the archive
-        _run("apt-get", "update", "-q")
-        _download(packages, directory)
+        update(archive)
+        _download(packages, directory, archive)
 
 
 def is_complete(path: Path, deb: Deb) -> bool:
@@ -71,23 +107,18 @@ def unpack(deb: Path, root: Path) -> None:
         raise RuntimeError(f"{deb} is damaged; delete it and try again")
 
 
-def _query(*argv: str) -> str:
+def _query(archive: Archive, program: str, *argv: str) -> str:
     """Ask APT; if it does not know the answer, bring its lists up to date first."""
     try:
-        return _run(*argv)
+        return _run(program, *archive.options, *argv)
     except subprocess.CalledProcessError:
-        log.info("downloading Debian's package lists")
-        _run("apt-get", "update", "-q")
-        return _run(*argv)
+        update(archive)
+        return _run(program, *archive.options, *argv)
 
 
-def _download(packages: Sequence[str], directory: Path) -> None:
-    # As root APT drops to its own user, who may not write into our cache.
-    _run(
-        *("apt-get", "download", "-q", "-o", "APT::Sandbox::User=root"),
-        *packages,
-        cwd=directory,
-    )
+def _download(packages: Sequence[str], directory: Path, archive: Archive) -> None:
+    argv = ("apt-get", *archive.options, "download", "-q", *AS_ROOT, *packages)
+    _run(*argv, cwd=directory)
 
 
 def _run(*argv: str, cwd: Path | None = None) -> str:

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Suites of Debian's archive that this machine's APT is not configured for.
+
+Each has an APT configuration of its own in the cache, with lists of its own: nothing
+of the machine changes, and nothing of a suite is ever installed.
+"""
+
+import logging
+import time
+from functools import cache
+from pathlib import Path
+
+from tests.vm import debs
+from tests.vm.cache import cache_dir, one_at_a_time
+
+log = logging.getLogger(__name__)
+
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
+# A suite moves, and what its lists name is soon gone from the archive.
+LISTS_LAST = 24 * 3600.0
+
+
+@cache
+def archive(suite: str) -> debs.Archive:
+    """What ``suite`` has, by lists that are a day old at most."""
+    home = cache_dir() / "apt" / suite
+    found = debs.Archive(_options(home))
+    with one_at_a_time("apt.lock"):
+        if not _is_recent(home / "updated"):
+            _configure(home, suite)
+            debs.update(found, of=suite)
+            (home / "updated").touch()
+    return found
+
+
+def _configure(home: Path, suite: str) -> None:
+    for name in ("lists/partial", "cache/archives/partial"):
+        (home / name).mkdir(parents=True, exist_ok=True)
+    source = f"deb [signed-by={KEYRING}] {_site()} {suite} main\n"
+    (home / "sources.list").write_text(source)
+    (home / "status").touch()
+
+
+def _options(home: Path) -> tuple[str, ...]:
+    settings = {
+        "Dir::Etc::sourcelist": home / "sources.list",
+        "Dir::Etc::sourceparts": "-",
+        "Dir::State::lists": home / "lists",
+        "Dir::State::status": home / "status",
+        "Dir::Cache": home / "cache",
+        # Descriptions in other languages: half of what there is to download.
+        "Acquire::Languages": "none",
+    }
+    return tuple(word for key in settings for word in ("-o", f"{key}={settings[key]}"))
+
+
+def _site() -> str:
+    """The mirror that this machine has Debian 12 from."""
+    if not debs.sites("bookworm"):
+        debs.update()
+    sites = debs.sites("bookworm")
+    if not sites:
+        raise RuntimeError(
+            "APT has no source of Debian 12 (bookworm) whose mirror could be used: "
+            "see `apt-get indextargets`, and add one to /etc/apt/sources.list"
+        )
+    return sites[0]
+
+
+def _is_recent(stamp: Path) -> bool:
+    return stamp.exists() and time.time() - stamp.stat().st_mtime < LISTS_LAST
