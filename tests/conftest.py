@@ -23,6 +23,7 @@ settings.load_profile("vhostpci")
 
 
 NEEDS = {
+    "kmod": ("apt-get", "dpkg-deb", "gcc-12", "make", "pahole", "tar"),
     "libvirt": ("libvirtd", "qemu-system-x86_64", "unshare", "virsh", "xmllint"),
     "process": (
         "/dev/net/tun",

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels of Debian that guests boot, and that the module is built for.
+
+A new one is a line here: its suite says which it is, whatever its version by then.
+"""
+
+from dataclasses import dataclass
+
+from tests.vm import debs, suites
+
+HEADERS_NEED = r"linux-headers-.*-common$|linux-kbuild-"
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What ``linux-image-amd64`` stands for in a suite of Debian's."""
+
+    name: str
+    suite: str = ""  # none: what this machine's APT has
+
+    def archive(self) -> debs.Archive:
+        """Where its packages are."""
+        return suites.archive(self.suite) if self.suite else debs.MACHINE
+
+    def package(self) -> str:
+        """The package of its image."""
+        (found,) = debs.depends("linux-image-amd64", r"linux-image-\d", self.archive())
+        return found
+
+    def release(self) -> str:
+        """What ``uname -r`` says where it runs."""
+        return self.package().removeprefix("linux-image-")
+
+    def header_packages(self) -> list[str]:
+        """The packages that a module for it is built with, but for the compiler."""
+        name = f"linux-headers-{self.release()}"
+        needs = debs.depends(name, HEADERS_NEED, self.archive())
+        return [name, *needs]
+
+
+BOOKWORM = Kernel("bookworm")
+BACKPORTS = Kernel("backports", "bookworm-backports")
+NEWEST = Kernel("newest", "sid")
