@@ -5,7 +5,7 @@ Nothing is installed on this machine and no boot loader is involved: QEMU gets t
 kernel and one file of two cpio archives.
 
     base      Debian's files, the guest's Python dependencies; half a minute to make
-    overlay   our init, command server and wheels; a second to make
+    overlay   our init, command server, wheels and module; a second to make
 
 Both lie in the cache under a key made of all that went into them, so a change of
 our code costs a second, and a security update of Debian's a new base.
@@ -24,9 +24,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tests.vm import debs, rootfs
+from tests.vm import debs, kmod, rootfs
 from tests.vm.cache import cache_dir, digest, discard_old, fresh, one_at_a_time, sums
 from tests.vm.cpio import CpioWriter
+from tests.vm.kernels import BOOKWORM, Kernel
 
 log = logging.getLogger(__name__)
 
@@ -49,37 +50,59 @@ class Image:
     release: str
 
 
+def build(
+    wheels: Sequence[Path] = (), kernel: Kernel = BOOKWORM, *, module: bool = False
+) -> Image:
+    """The guest with ``wheels`` installed, from the cache where possible.
+
+    ``module``: modprobe finds uio_vhostpci there; nothing loads it by itself.
+    """
+    return _build(wheels, kernel, kmod.build(kernel) if module else None)
+
+
 @one_at_a_time()
-def build(wheels: Sequence[Path] = ()) -> Image:
-    """The guest with ``wheels`` installed, from the cache where possible."""
-    base = _base()
-    key = digest(sums([INIT, SERVER, *wheels]))
+def _build(wheels: Sequence[Path], kernel: Kernel, extra: Path | None) -> Image:
+    base = _base(kernel)
+    release = (base / "release").read_text()
+    key = digest(sums([INIT, SERVER, *wheels, *([extra] if extra else [])]))
     initrd = base / f"initrd-{key}.cpio"
     if not initrd.exists():
-        with fresh(initrd) as path:
-            _write_initrd(base / "base.cpio", wheels, path)
-        discard_old(base.glob("initrd-*.cpio"), keep=4)
-    release = (base / "release").read_text()
+        with fresh(initrd) as path, tempfile.TemporaryDirectory() as name:
+            overlay = Path(name)
+            _make_overlay(overlay, wheels)
+            if extra:
+                rootfs.add_module(overlay, base / "modules" / release, extra)
+            _write_initrd(base / "base.cpio", overlay, path)
+        discard_old(base.glob("initrd-*.cpio"), keep=6)
     return Image(kernel=base / "vmlinuz", initrd=initrd, release=release)
 
 
 @cache
-def _base() -> Path:
-    """The cached directory with the kernel and the base archive."""
-    packages = [debs.kernel_package(), *rootfs.words("packages")]
-    found = debs.locate(packages)
+def _base(kernel: Kernel) -> Path:
+    """The cached directory with the kernel, its modules and the base archive."""
+    wanted = _packages(kernel)
+    found = {archive: debs.locate(wanted[archive], archive) for archive in wanted}
     requirements = guest_requirements()
-    key = digest([repr(found), repr(requirements), *sums(BASE_SOURCES)])
+    all_found = [deb for part in found.values() for deb in part]
+    key = digest([repr(all_found), repr(requirements), *sums(BASE_SOURCES)])
     base = cache_dir() / "images" / key
     if not base.exists():
-        debs.download(packages, found, cache_dir() / "debs")
-        log.info("making the guest's base image")
+        for archive, part in found.items():
+            debs.download(wanted[archive], part, cache_dir() / "debs", archive)
+        log.info("making the guest's base image, Linux %s", kernel.release())
         with fresh(base) as path:
-            files = [cache_dir() / "debs" / deb.filename for deb in found]
+            files = [cache_dir() / "debs" / deb.filename for deb in all_found]
             _make_base(files, requirements, path)
-        discard_old(base.parent.glob("*"), keep=3)
+        discard_old(base.parent.glob("*"), keep=6)
     os.utime(base)  # in use: the last to be discarded
     return base
+
+
+def _packages(kernel: Kernel) -> dict[debs.Archive, list[str]]:
+    """What the base is made of, and where each part of it comes from."""
+    packages = {debs.MACHINE: rootfs.words("packages")}
+    packages.setdefault(kernel.archive(), []).append(kernel.package())
+    return packages
 
 
 def guest_requirements() -> list[str]:
@@ -97,6 +120,7 @@ def _make_base(files: Iterable[Path], requirements: list[str], base: Path) -> No
     release = rootfs.make(root, files, requirements)
     _unpack_kernel(root / f"boot/vmlinuz-{release}", base / "vmlinuz")
     shutil.rmtree(root / "boot")
+    shutil.copytree(root / "lib/modules", base / "modules")
     (base / "release").write_text(release)
     with (base / "base.cpio").open("wb") as file:
         archive = CpioWriter(file)
@@ -120,15 +144,12 @@ def _unpack_kernel(source: Path, target: Path) -> None:
     target.write_bytes(data)
 
 
-def _write_initrd(base: Path, wheels: Sequence[Path], target: Path) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        _make_overlay(root, wheels)
-        shutil.copyfile(base, target)
-        with target.open("ab") as file:
-            archive = CpioWriter(file)
-            archive.tree(root)
-            archive.close()
+def _write_initrd(base: Path, overlay: Path, target: Path) -> None:
+    shutil.copyfile(base, target)
+    with target.open("ab") as file:
+        archive = CpioWriter(file)
+        archive.tree(overlay)
+        archive.close()
 
 
 def _make_overlay(root: Path, wheels: Sequence[Path]) -> None:

@@ -17,6 +17,7 @@ from tests.vm import image, traffic, wheels
 from tests.vm.channel import GuestError
 from tests.vm.daemon import Daemon
 from tests.vm.harness import Job, Vm
+from tests.vm.kernels import BOOKWORM, Kernel
 
 MASTER_ADDRESS = "10.77.0.1"
 SLAVE_ADDRESS = "10.77.0.2"
@@ -99,21 +100,30 @@ class Pair:
         self.master.wait_for(f"ping -n -q -c 1 -W 1 {SLAVE_ADDRESS}")
 
 
-def make(daemon: Daemon, logs: Path) -> tuple[Master, Slave]:
-    """Both VMs, not started yet."""
-    guest = image.build(wheels.guest_wheels())
+def make(
+    daemon: Daemon, logs: Path, kernel: Kernel = BOOKWORM, *, module: bool = False
+) -> tuple[Master, Slave]:
+    """Both VMs, not started yet; kernel and module are the slave's."""
+    ours = wheels.guest_wheels()
+    guest = image.build(ours, kernel, module=module)
     return (
-        Master("master", guest, logs=logs, args=daemon.qemu_args("master")),
+        Master("master", image.build(ours), logs=logs, args=daemon.qemu_args("master")),
         Slave("slave", guest, logs=logs, args=daemon.qemu_args("slave"), iommu=True),
     )
 
 
 @contextmanager
-def booted(logs: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[Pair]:
+def booted(
+    logs: Path,
+    say: Callable[[str], None] = lambda _: None,
+    kernel: Kernel = BOOKWORM,
+    *,
+    module: bool = False,
+) -> Iterator[Pair]:
     """The daemon and both VMs, waiting for commands; no agent runs."""
     say("starting the daemon")
     with Daemon("demo", memory="512M", logs=logs) as daemon:
-        master, slave = make(daemon, logs)
+        master, slave = make(daemon, logs, kernel, module=module)
         say("booting both VMs")
         with slave, master:
             slave.wait_ready()

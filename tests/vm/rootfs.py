@@ -5,10 +5,12 @@ Hermetic: the packages are unpacked, not installed, and their scripts do not run
 What goes in is listed in ``guest/*.txt``.
 """
 
+import lzma
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -40,6 +42,20 @@ def make(root: Path, files: Iterable[Path], requirements: Sequence[str]) -> str:
     _check_libraries(root)
     _run("ldconfig", "-r", str(root))  # pyudev looks libudev up in its cache
     return release
+
+
+def add_module(overlay: Path, modules: Path, extra: Path) -> None:
+    """Put a module beside those of an image, and what depmod says of all of them."""
+    release = modules.name
+    with tempfile.TemporaryDirectory() as name:
+        tree = Path(name) / "lib/modules" / release
+        shutil.copytree(modules, tree)
+        (tree / "updates").mkdir()
+        shutil.copy(extra, tree / "updates")
+        _run("depmod", "-b", name, release)
+        shutil.rmtree(tree / "kernel")  # the image has them
+        # Not lib/: an archive's directory would take the place of the base's link.
+        shutil.copytree(tree, overlay / "usr/lib/modules" / release)
 
 
 def pip_install(target: Path, *what: str) -> None:
@@ -106,13 +122,21 @@ def _keep_modules(root: Path, release: str) -> None:
     needed = {
         path for name in words("modules") for path in _needed_by(root, release, name)
     }
-    for path in [*modules.rglob("*.ko")]:
+    for path in [*modules.rglob("*.ko*")]:
         if path not in needed:
             path.unlink()
+    _decompress_modules(modules)
     for path in sorted(modules.rglob("*"), reverse=True):
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
     _run("depmod", "-b", str(root), release)
+
+
+def _decompress_modules(modules: Path) -> None:
+    """Debian compresses them from Linux 6.10 on, which costs time at each boot."""
+    for path in [*modules.rglob("*.ko.xz")]:
+        path.with_suffix("").write_bytes(lzma.decompress(path.read_bytes()))
+        path.unlink()
 
 
 def _needed_by(root: Path, release: str, name: str) -> list[Path]:
