@@ -17,7 +17,18 @@ from typing import Any, TypeVar
 
 from vhostpci_shared import metadata as md
 
-from . import __version__, bindings, bridge, control, netlink, pci, rules, sources, tap
+from . import (
+    __version__,
+    bindings,
+    bridge,
+    control,
+    devices,
+    netlink,
+    pci,
+    rules,
+    sources,
+    tap,
+)
 from .device import Unusable
 from .uevents import Uevents
 from .watch import PciWatch
@@ -55,11 +66,13 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands)
-    devices = commands.add_parser(
-        "devices", help="list this machine's devices, and how each could be bound"
+    listed = commands.add_parser(
+        "devices",
+        help="list this machine's devices, how each could be bound, what that gives, "
+        "and how to get more; nothing is changed",
     )
     status = commands.add_parser("status", help="show what the running agents do")
-    for command in (devices, status):
+    for command in (listed, status):
         command.add_argument("-j", "--json", action="store_true", help="as JSON")
     return top
 
@@ -83,7 +96,8 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         "--bind",
         choices=(bindings.AUTO, *bindings.BINDINGS),
         default=bindings.AUTO,
-        help="how to reach the PCI device; default: the best way that works",
+        help="how to reach the PCI device; kmod is our module uio_vhostpci; default: "
+        "the best way that works",
     )
     _add_tap(run)
     _add_addresses(run)
@@ -203,14 +217,14 @@ def _source(arguments: argparse.Namespace) -> sources.Source:
 
 def _devices(arguments: argparse.Namespace) -> None:
     links = _links()
-    found = [_describe(device, links) for device in pci.find()]
+    found = [devices.describe(device, links) for device in pci.find()]
     if arguments.json:
         print(json.dumps(found, indent=2))
         return
     if not found:
         print("no ivshmem device")
     for device in found:
-        _print_device(device)
+        print("\n".join(devices.lines(device)))
 
 
 def _links() -> control.Status:
@@ -219,50 +233,6 @@ def _links() -> control.Status:
         return control.ask()
     except OSError:
         return []
-
-
-def _describe(device: pci.PciDevice, links: control.Status) -> dict[str, Any]:
-    users = {link["device"]: link["pid"] for link in links}
-    position = device.iv_position
-    return {
-        "address": device.address,
-        "driver": device.driver,
-        "iv_position": position,
-        "window_of": [link["device"] for link in links if _shows(link, position)],
-        "window": device.bar_size(2),
-        "vectors": device.msix_vectors,
-        "agent": users.get(device.address),
-        "taken": device.why_taken(),
-        "bindings": {
-            name: {"interrupts": way.interrupts, "why_not": way.why_not(device)}
-            for name, way in bindings.BINDINGS.items()
-        },
-    }
-
-
-def _shows(link: dict[str, Any], position: int | None) -> bool:
-    """Whether a served device has its memory in the window of that number."""
-    return any(window["id"] == position for window in link["windows"])
-
-
-def _print_device(device: dict[str, Any]) -> None:
-    known = [f"{device['window'] >> 20} MiB"]
-    if device["vectors"] is not None:
-        known.append(f"{device['vectors']} vectors")
-    if device["iv_position"] is not None:
-        known.append(f"IVPosition {device['iv_position']}")
-    known.append(f"driver {device['driver'] or 'none'}")
-    print(f"{device['address']}  {', '.join(known)}")
-    if (device["iv_position"] or 0) >= md.FIRST_WINDOW:
-        others = ", ".join(device["window_of"]) or "another device"
-        print(f"  window {device['iv_position']} of {others}")
-    if device["agent"] is not None:
-        print(f"  served by vhostpci-guest (pid {device['agent']})")
-    elif device["taken"] is not None:
-        print(f"  {device['taken']}")
-    for name, way in device["bindings"].items():
-        how = "interrupts" if way["interrupts"] else "polling"
-        print(f"  {name:<6} {how:<11} {way['why_not'] or 'possible'}")
 
 
 def _status(arguments: argparse.Namespace) -> None:

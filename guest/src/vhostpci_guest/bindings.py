@@ -15,6 +15,11 @@ from .pci import PciDevice, read_position
 log = logging.getLogger(__name__)
 
 AUTO = "auto"
+HIGHER = (
+    "firmware puts windows from 1 GiB up there; give the master 512 MiB of memory or "
+    "more, in attach mode 1 GiB"
+)
+"""How to have BAR 2 above 4 GiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +97,12 @@ def _tell(pci: PciDevice, way: Binding, name: str, reasons: list[str]) -> None:
     for reason in reasons:
         log.info("%s: %s", pci.address, reason)
     if way.cached and is_low(pci):
-        log.warning("%s: BAR 2 is below 4 GiB, so %s", pci.address, LOW)
-
-
-LOW = (
-    "it is uncached, which is slow on AMD processors; firmware puts windows from 1 GiB "
-    "up above 4 GiB: give the master 512 MiB of memory or more, in attach mode 1 GiB"
-)
+        log.warning(
+            "%s: BAR 2 is not above 4 GiB, so it is uncached, which is slow on AMD "
+            "processors; %s",
+            pci.address,
+            HIGHER,
+        )
 
 
 def is_low(pci: PciDevice) -> bool:

@@ -234,6 +234,18 @@ def test_window_below_4_gib_is_a_warning(
     assert "give the master 512 MiB of memory or more" in caplog.text
 
 
+def test_metadata_alone_may_be_anywhere(
+    system: FakeSystem, caplog: pytest.LogCaptureFixture
+) -> None:
+    system.low = True
+    path = system.plug(HERE)
+    lines = (path / "resource").read_text().splitlines()
+    lines[2] = f"{1 << 31:#x} {(1 << 31) + 0xFFFF:#x} 0x0"
+    (path / "resource").write_text("\n".join(lines))
+    bindings.bind(pci.at(HERE, system), "kmod").close()
+    assert caplog.text == ""
+
+
 # Only a look.
 
 

@@ -196,8 +196,10 @@ def test_devices_tells_how_each_could_be_bound(system: FakeSystem, capsys: Say) 
     assert main(["devices"]) == 0
     out = capsys.readouterr().out
     assert "0000:00:05.0  1 MiB, 3 vectors, IVPosition 0, driver none" in out
-    assert "vfio   interrupts  the slave VM has no vIOMMU" in out
-    assert "uio    polling     possible" in out
+    assert "kmod   interrupts  cached    no kernel module uio_vhostpci" in out
+    assert "vfio   interrupts  uncached  the slave VM has no vIOMMU" in out
+    assert "uio    polling     uncached  possible" in out
+    assert "better: kmod, for interrupts and a cached window" in out
 
 
 def test_devices_tells_who_has_one(
@@ -230,13 +232,52 @@ def test_devices_tells_which_are_windows(
     assert "window 0" not in out
 
 
+def test_devices_changes_nothing(system: FakeSystem, capsys: Say) -> None:
+    system.modules = ("uio_vhostpci",)
+    system.plug("0000:00:05.0")
+    system.plug("0000:00:06.0", driver="uio_vhostpci")
+    main(["devices"])
+    out = capsys.readouterr().out
+    assert out.count("kmod   interrupts  cached    possible") == 2
+    assert "better" not in out
+    assert system.writes == []
+
+
+def test_devices_tells_what_a_window_below_4_gib_costs(
+    system: FakeSystem, capsys: Say
+) -> None:
+    system.low = True
+    system.plug("0000:00:05.0", driver="uio_vhostpci")
+    main(["devices"])
+    out = capsys.readouterr().out
+    assert "kmod   interrupts  uncached (BAR 2 below 4 GiB)  possible" in out
+    assert "better: cached, with BAR 2 above 4 GiB: firmware puts" in out
+
+
+def test_devices_has_no_better_for_vfio_where_no_window_is_cached(
+    system: FakeSystem, capsys: Say
+) -> None:
+    system.low = True
+    system.modules = ("vfio-pci",)
+    system.plug("0000:00:05.0", group="3")
+    main(["devices"])
+    assert "better" not in capsys.readouterr().out
+
+
 def test_devices_as_json(system: FakeSystem, capsys: Say) -> None:
     system.plug("0000:00:05.0", vectors=3)
     main(["devices", "-j"])
     (device,) = json.loads(capsys.readouterr().out)
     assert device["address"] == "0000:00:05.0"
     assert device["window"] == 1 << 20
-    assert device["bindings"]["uio"] == {"interrupts": False, "why_not": None}
+    assert device["bindings"]["uio"] == {
+        "interrupts": False,
+        "cached": False,
+        "caching": "uncached",
+        "why_not": None,
+    }
+    assert device["bindings"]["kmod"]["cached"]
+    assert device["better"].startswith("kmod, for interrupts")
 
 
 def test_no_device_is_no_error_of_devices(system: FakeSystem, capsys: Say) -> None:

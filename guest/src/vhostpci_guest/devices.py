@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `vhostpci-guest devices` tells of a device.  It is only looked at."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from vhostpci_shared import metadata as md
+
+from .bindings import BINDINGS, HIGHER, Binding, is_low
+from .control import Status
+from .pci import PciDevice
+
+
+def describe(pci: PciDevice, links: Status) -> dict[str, Any]:
+    """Return all that can be known of a device, as JSON has it.
+
+    Args:
+        pci: the device.
+        links: what the running agents serve.
+    """
+    users = {link["device"]: link["pid"] for link in links}
+    position = pci.iv_position
+    whys = {name: way.why_not(pci) for name, way in BINDINGS.items()}
+    return {
+        "address": pci.address,
+        "driver": pci.driver,
+        "iv_position": position,
+        "window_of": [link["device"] for link in links if _shows(link, position)],
+        "window": pci.bar_size(2),
+        "vectors": pci.msix_vectors,
+        "agent": users.get(pci.address),
+        "taken": pci.why_taken(),
+        "bindings": {
+            name: {
+                "interrupts": way.interrupts,
+                "cached": way.caches(pci),
+                "caching": way.caching(pci),
+                "why_not": whys[name],
+            }
+            for name, way in BINDINGS.items()
+        },
+        "better": _better(pci, [name for name, why in whys.items() if why is None]),
+    }
+
+
+def _shows(link: dict[str, Any], position: int | None) -> bool:
+    """Whether a served device has its memory in the window of that number."""
+    return any(window["id"] == position for window in link["windows"])
+
+
+def _better(pci: PciDevice, possible: list[str]) -> str | None:
+    """Return how to have more of a device than the best that is possible now."""
+    if not possible:
+        return None
+    best = BINDINGS[possible[0]]
+    if best.cached:
+        return f"cached, with BAR 2 above 4 GiB: {HIGHER}" if is_low(pci) else None
+    for name, way in BINDINGS.items():
+        gains = _gains(way, best, pci)
+        if gains and name not in possible:
+            return f"{name}, for {' and '.join(gains)}: its line has what it takes"
+    return None
+
+
+def _gains(way: Binding, best: Binding, pci: PciDevice) -> list[str]:
+    """Return what one way gives that the other does not."""
+    gains = []
+    if way.interrupts and not best.interrupts:
+        gains.append("interrupts")
+    if way.caches(pci) and not best.caches(pci):
+        gains.append("a cached window")
+    return gains
+
+
+def lines(device: dict[str, Any]) -> Iterator[str]:
+    """Yield what `describe` returned for people."""
+    known = [f"{device['window'] >> 20} MiB"]
+    if device["vectors"] is not None:
+        known.append(f"{device['vectors']} vectors")
+    if device["iv_position"] is not None:
+        known.append(f"IVPosition {device['iv_position']}")
+    known.append(f"driver {device['driver'] or 'none'}")
+    yield f"{device['address']}  {', '.join(known)}"
+    if (device["iv_position"] or 0) >= md.FIRST_WINDOW:
+        others = ", ".join(device["window_of"]) or "another device"
+        yield f"  window {device['iv_position']} of {others}"
+    if device["agent"] is not None:
+        yield f"  served by vhostpci-guest (pid {device['agent']})"
+    elif device["taken"] is not None:
+        yield f"  {device['taken']}"
+    yield from _ways(device["bindings"])
+    if device["better"] is not None:
+        yield f"  better: {device['better']}"
+
+
+def _ways(ways: dict[str, dict[str, Any]]) -> Iterator[str]:
+    width = max(len(way["caching"]) for way in ways.values())
+    for name, way in ways.items():
+        how = "interrupts" if way["interrupts"] else "polling"
+        yield (
+            f"  {name:<6} {how:<11} {way['caching']:<{width}}  "
+            f"{way['why_not'] or 'possible'}"
+        )
