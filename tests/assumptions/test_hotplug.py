@@ -62,6 +62,8 @@ class Slave:
     def __init__(self, vm: Vm, directory: Path, monitor: Qmp) -> None:
         self.vm = vm
         self.monitor = monitor
+        self.vectors: dict[int, list[int]] = {}
+        """Our ends of the vectors of what is plugged in, by its window."""
         self._directory = directory
         self._undo = ExitStack()
 
@@ -72,6 +74,7 @@ class Slave:
         fds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(vectors)]
         for fd in (memory, *fds):
             self._undo.callback(os.close, fd)
+        self.vectors[window] = fds
         server.hello(window, memory, fds)
         device = {"driver": "ivshmem-doorbell", "id": f"w{window}", "bus": bus}
         device |= {"chardev": f"c{window}"}
@@ -100,6 +103,7 @@ class Slave:
         if not self.monitor.deleted(f"w{window}", timeout):
             return False
         self.monitor.execute("chardev-remove", {"id": f"c{window}"})
+        del self.vectors[window]
         return True
 
     def windows(self) -> dict[int, tuple[str, int]]:
@@ -123,7 +127,7 @@ class Slave:
 
     def close(self) -> None:
         """Unplug all; the ports are free then, for the next test."""
-        for window in self.windows():
+        for window in list(self.vectors):
             self.ask_back(window)
             assert self.goes(window)
         mend(self.monitor)
@@ -150,13 +154,14 @@ def mend(monitor: Qmp) -> None:
 
 
 @contextmanager
-def started(logs: Path, args: list[str], chipset: str = "q35") -> Iterator[Slave]:
+def started(
+    logs: Path, args: list[str], chipset: str = "q35", guest: image.Image | None = None
+) -> Iterator[Slave]:
     """Boot a VM with these ports; it has a vIOMMU on q35."""
-    guest = image.build(wheels.guest_wheels())
     with (
         TemporaryDirectory() as name,
         Vm(
-            *("slave", guest),
+            *("slave", guest or image.build(wheels.guest_wheels())),
             logs=logs,
             args=args,
             memory="384M",
