@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A program of the guest that uses uio_vhostpci's node, and nothing of ours."""
+
+from tests.vm.harness import Job, Vm
+from tests.waiting import wait_for
+
+DRIVER = "/sys/bus/pci/drivers/uio_vhostpci"
+
+# Takes the device's address, and words: how many vectors to arm and what to do then.
+PROGRAM = r"""
+import mmap, os, select, signal, struct, sys
+from pathlib import Path
+
+address, vectors, *words = sys.argv[1:]
+name = next(Path(f"/sys/bus/pci/devices/{address}/uio").iterdir()).name
+maps = Path(f"/sys/class/uio/{name}/maps")
+node = os.open(f"/dev/{name}", os.O_RDWR)
+size = int((maps / "map1/size").read_text(), 16)
+skip = int((maps / "map0/offset").read_text(), 16)
+registers = mmap.mmap(node, mmap.PAGESIZE)
+window = mmap.mmap(node, size, offset=mmap.PAGESIZE)
+events = select.epoll()
+events.register(node)
+(own_id,) = struct.unpack_from("=I", registers, skip + 8)
+fds = {}
+
+def arm(*_):
+    for vector in range(int(vectors)):
+        fd = os.eventfd(0, os.EFD_NONBLOCK)
+        os.write(node, struct.pack("=i", vector << 20 | fd))
+        events.register(fd, select.EPOLLIN)
+        fds[fd] = vector
+    print(f"armed {vectors}", flush=True)
+
+signal.signal(signal.SIGUSR1, arm)
+print(f"open, ID {own_id}, {size} bytes", flush=True)
+if "late" not in words:
+    arm()
+while "read" in words:
+    bytes(window[: 2**16])
+while True:
+    for fd, _ in events.poll():
+        if fd == node:
+            sys.exit("gone")
+        os.eventfd_read(fd)
+        print(f"vector {fds[fd]}", flush=True)
+"""
+
+
+def address(vm: Vm) -> str:
+    """The PCI address of the one device that the module has."""
+    vm.wait_for(f"ls {DRIVER} | grep -q :")
+    return vm.run(f"ls {DRIVER} | grep :").stdout.strip()
+
+
+def use(vm: Vm, *words: str, vectors: int = 3) -> Job:
+    """Have the device's node open; ``words``: ``late``, ``read``."""
+    vm.put("/tmp/node.py", PROGRAM.encode())
+    place = address(vm)
+    job = vm.spawn(["python3", "/tmp/node.py", place, str(vectors), *words])
+    wait_said(job, "open" if "late" in words else "armed")
+    return job
+
+
+def wait_said(job: Job, *texts: str) -> None:
+    """Wait until a program has said all that, in any order."""
+    wait_for(lambda: all(text in job.output() for text in texts), job.output, 30)

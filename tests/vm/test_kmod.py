@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The slave's kernel module, and a program that uses its node, for each kernel.
+
+ test (ivshmem server)            slave
+window 0 --- QMP --- root port --- uio_vhostpci --- a program
+"""
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.assumptions.test_hotplug import Slave, started
+from tests.vm import dmesg, image, kernels, node, qemu, wheels
+from tests.vm.harness import Job
+from tests.waiting import wait_for
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(200)]
+
+MIB = 2**20
+SIGBUS = -signal.SIGBUS
+LOW = ["-device", "pcie-root-port,id=low,chassis=1,slot=1"]
+"""A port that SeaBIOS gives a share of the address space below 4 GiB."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[kernels.BOOKWORM, kernels.BACKPORTS],
+    ids=lambda kernel: kernel.name,
+)
+def booted(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Slave]:
+    """A VM with ports, and the module loaded; its kernel has nothing to complain of."""
+    logs = tmp_path_factory.mktemp("kmod")
+    guest = image.build(wheels.guest_wheels(), request.param, module=True)
+    with started(logs, list(qemu.ports(2)), guest=guest) as slave:
+        slave.vm.run("mount -t debugfs debugfs /sys/kernel/debug")
+        slave.vm.run("modprobe uio_vhostpci")
+        yield slave
+        assert dmesg.complaints(slave.vm) == ""
+
+
+@pytest.fixture
+def slave(booted: Slave) -> Iterator[Slave]:
+    """The same, with a device that is bound; whatever was plugged goes at the end."""
+    booted.plug(0, 1024 * MIB, "port0", vectors=3)
+    yield booted
+    booted.close()
+
+
+def ring(slave: Slave, vector: int) -> None:
+    """Signal a vector of the slave's device."""
+    os.eventfd_write(slave.vectors[0][vector], 1)
+
+
+def unbind(slave: Slave) -> None:
+    """Take the device from the module."""
+    slave.vm.run(f"echo {node.address(slave.vm)} > {node.DRIVER}/unbind")
+
+
+def bind(slave: Slave) -> None:
+    """Have the kernel look for the device's driver."""
+    slave.vm.run(
+        "for device in /sys/bus/pci/devices/*; do grep -q 0x1110 $device/device && "
+        "basename $device > /sys/bus/pci/drivers_probe; done; true"
+    )
+
+
+def end(job: Job) -> int | None:
+    """How a program ended."""
+    return job.wait(10)
+
+
+def test_device_is_bound_by_its_alias(slave: Slave) -> None:
+    """As udev does it: modprobe, by what the kernel says of the device."""
+    place = node.address(slave.vm)
+    slave.vm.run("modprobe -r uio_vhostpci")
+    slave.vm.run(f'modprobe "$(cat /sys/bus/pci/devices/{place}/modalias)"')
+    assert node.address(slave.vm) == place
+
+
+def test_each_vector_signals_its_eventfd(slave: Slave) -> None:
+    job = node.use(slave.vm)
+    for vector in (2, 0, 1):
+        ring(slave, vector)
+        node.wait_said(job, f"vector {vector}")
+    said = re.findall(r"vector (\d)", job.output())
+    assert said == ["2", "0", "1"]
+
+
+def test_vector_that_fires_before_anyone_listens_is_not_lost(slave: Slave) -> None:
+    node.address(slave.vm)
+    ring(slave, 2)
+    job = node.use(slave.vm, "late")
+    ring(slave, 1)
+    time.sleep(0.5)
+    assert "vector" not in job.output()
+    job.send(signal.SIGUSR1)
+    node.wait_said(job, "vector 1", "vector 2")
+
+
+def test_vector_signals_the_eventfd_that_was_armed_last(slave: Slave) -> None:
+    job = node.use(slave.vm)
+    job.send(signal.SIGUSR1)
+    wait_for(lambda: job.output().count("armed") == 2, job.output)
+    ring(slave, 0)
+    node.wait_said(job, "vector 0")
+    time.sleep(0.2)
+    assert job.output().count("vector 0") == 1
+
+
+def test_vector_is_free_once_its_program_ends(slave: Slave) -> None:
+    job = node.use(slave.vm)
+    assert slave.vm.run("grep -c uio_vhostpci /proc/interrupts").stdout == "3\n"
+    job.send(signal.SIGKILL)
+    end(job)
+    slave.vm.wait_for("! grep uio_vhostpci /proc/interrupts")
+    ring(slave, 1)
+    node.wait_said(node.use(slave.vm), "vector 1")
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        ("3 << 20 | eventfd", "EINVAL"),
+        ("2047 << 20 | eventfd", "EINVAL"),
+        ("-1", "EINVAL"),
+        ("0 << 20 | node", "EINVAL"),
+        ("0 << 20 | 999", "EBADF"),
+    ],
+)
+def test_request_for_what_is_not_there_is_refused(
+    slave: Slave, request_: str, error: str
+) -> None:
+    tried = slave.vm.run(
+        ["python3", "-c", BAD_REQUEST, node.address(slave.vm), request_]
+    )
+    assert tried.stdout == f"{error}\n"
+
+
+BAD_REQUEST = """
+import errno, os, struct, sys
+from pathlib import Path
+name = next(Path(f"/sys/bus/pci/devices/{sys.argv[1]}/uio").iterdir()).name
+node, eventfd = os.open(f"/dev/{name}", os.O_RDWR), os.eventfd(0)
+try:
+    os.write(node, struct.pack("=i", eval(sys.argv[2])))
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
+
+
+def test_window_is_the_hypervisors_memory(slave: Slave) -> None:
+    job = node.use(slave.vm)
+    assert f"open, ID 0, {1024 * MIB} bytes" in job.output()
+
+
+def test_window_is_write_back_and_the_registers_are_not(slave: Slave) -> None:
+    """As the kernel has it reserved, and as the processor's page tables have it."""
+    job = node.use(slave.vm, "read")
+    (registers, window), (low, high) = bars(slave)
+    listed = slave.vm.run("cat /sys/kernel/debug/x86/pat_memtype_list").stdout
+    assert f"[mem {window:#018x}-{window + 1024 * MIB:#018x}] write-back" in listed
+    wait_for(lambda: user_pages(slave, low, high), lambda: "none mapped", 20)
+    pages = user_pages(slave, low, high)
+    assert pages, job.output()
+    assert all(not {"C", "T"} & set(flags) for flags in pages), "cached"
+    assert f"[mem {registers & ~0xFFF:#018x}" not in [
+        line for line in listed.splitlines() if "write-back" in line
+    ]
+
+
+def bars(slave: Slave) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Addresses of both BARs, and where the window begins and ends."""
+    path = f"/sys/bus/pci/devices/{node.address(slave.vm)}/resource"
+    rows = [line.split() for line in slave.vm.run(f"cat {path}").stdout.splitlines()]
+    registers, window = int(rows[0][0], 16), int(rows[2][0], 16)
+    return (registers, window), (window, int(rows[2][1], 16))
+
+
+def user_pages(slave: Slave, low: int, high: int) -> list[str]:
+    """Flags of the pages that the program which runs has mapped of the window."""
+    text = slave.vm.qmp("human-monitor-command", **{"command-line": "info tlb"})
+    found = re.findall(r"^0000([0-9a-f]{12}): ([0-9a-f]{16}) (\S+)", text, re.M)
+    return [flags for _, at, flags in found if low <= int(at, 16) <= high]
+
+
+def test_second_program_is_told_that_the_device_is_in_use(slave: Slave) -> None:
+    node.use(slave.vm)
+    second = slave.vm.run(
+        ["python3", "/tmp/node.py", node.address(slave.vm), "3"], check=False
+    )
+    assert "Device or resource busy" in second.stderr
+
+
+def test_private_mapping_is_refused(slave: Slave) -> None:
+    """One whose pages could be copied would make the kernel stop."""
+    tried = slave.vm.run(["python3", "-c", PRIVATE, node.address(slave.vm)])
+    assert tried.stdout == "EINVAL EINVAL\n"
+
+
+PRIVATE = """
+import errno, mmap, os, sys
+from pathlib import Path
+name = next(Path(f"/sys/bus/pci/devices/{sys.argv[1]}/uio").iterdir()).name
+node = os.open(f"/dev/{name}", os.O_RDWR)
+def attempt(**options):
+    try:
+        mmap.mmap(node, 4096, offset=4096, **options)[0]
+        return "mapped"
+    except OSError as error:
+        return errno.errorcode[error.errno]
+print(attempt(flags=mmap.MAP_PRIVATE), attempt(access=mmap.ACCESS_COPY))
+"""
+
+
+def test_mapping_may_be_split_moved_and_inherited(slave: Slave) -> None:
+    """Each part knows its pages, wherever it is, and whose process it is in."""
+    mapped = slave.vm.run(["python3", "-c", PARTS, node.address(slave.vm)])
+    assert mapped.stdout == "0 1 3 4 1\n"
+
+
+# The third of five pages is unmapped, the fourth read-only, the fifth moved; what is
+# printed is the page's number, that the hypervisor's memory got through another
+# mapping. The last is the second page, as a child has it after its parent's end.
+PARTS = """
+import ctypes, mmap, os, sys
+from pathlib import Path
+PAGE = mmap.PAGESIZE
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = libc.mremap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, *[ctypes.c_size_t] * 5]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+libc.mremap.argtypes = [*libc.mmap.argtypes[:4], ctypes.c_void_p]
+READ, WRITE, SHARED = mmap.PROT_READ, mmap.PROT_WRITE, mmap.MAP_SHARED
+MOVE_TO = 1 | 2  # MREMAP_MAYMOVE | MREMAP_FIXED
+name = next(Path(f"/sys/bus/pci/devices/{sys.argv[1]}/uio").iterdir()).name
+node = os.open(f"/dev/{name}", os.O_RDWR)
+with mmap.mmap(node, 5 * PAGE, offset=PAGE) as whole:
+    for page in range(5):
+        whole[page * PAGE] = page
+start = libc.mmap(None, 5 * PAGE, READ | WRITE, SHARED, node, PAGE)
+free = libc.mmap(None, PAGE, READ, SHARED | mmap.MAP_ANONYMOUS, -1, 0)
+at = lambda address: ctypes.c_ubyte.from_address(address).value
+assert libc.munmap(start + 2 * PAGE, PAGE) == 0
+assert libc.mprotect(start + 3 * PAGE, PAGE, READ) == 0
+print(at(start), at(start + PAGE), at(start + 3 * PAGE), end=" ")
+assert libc.mremap(start + 4 * PAGE, PAGE, PAGE, MOVE_TO, free) == free
+print(at(free), end=" ", flush=True)
+if not os.fork():
+    print(at(start + PAGE), flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_unbound_while_it_is_waited_for(slave: Slave) -> None:
+    job = node.use(slave.vm)
+    unbind(slave)
+    assert end(job) == 1
+    assert "gone" in job.output()
+    bind(slave)
+    ring(slave, 0)
+    node.wait_said(node.use(slave.vm), "vector 0")
+
+
+def test_unbound_while_it_is_read(slave: Slave) -> None:
+    """A page is taken away, not left to show what is next at that address."""
+    job = node.use(slave.vm, "read")
+    unbind(slave)
+    assert end(job) == SIGBUS, job.output()
+
+
+def test_unplugged_while_it_is_read(slave: Slave) -> None:
+    job = node.use(slave.vm, "read")
+    slave.ask_back(0)
+    assert slave.goes(0)
+    assert end(job) == SIGBUS, job.output()
+
+
+def test_unplugged_while_it_is_waited_for(slave: Slave) -> None:
+    job = node.use(slave.vm)
+    slave.ask_back(0)
+    assert slave.goes(0)
+    assert end(job) == 1
+    assert "gone" in job.output()
+
+
+def test_module_is_not_removed_while_in_use(slave: Slave) -> None:
+    job = node.use(slave.vm)
+    tried = slave.vm.run("rmmod uio_vhostpci", check=False)
+    assert "Module uio_vhostpci is in use" in tried.stderr
+    unbind(slave)
+    end(job)
+    slave.vm.run("rmmod uio_vhostpci && modprobe uio_vhostpci")
+    ring(slave, 1)
+    node.wait_said(node.use(slave.vm), "vector 1")
+
+
+def test_bound_again_a_hundred_times(slave: Slave) -> None:
+    """Whatever it takes, it gives back."""
+    place = node.address(slave.vm)
+    slave.vm.run(
+        f"for n in $(seq 100); do echo {place} > {node.DRIVER}/unbind && "
+        f"echo {place} > {node.DRIVER}/bind || exit 1; done",
+        timeout=60,
+    )
+    ring(slave, 2)
+    node.wait_said(node.use(slave.vm), "vector 2")
+
+
+def test_suspend_keeps_the_mapping_and_signals_each_vector(slave: Slave) -> None:
+    """What was signalled meanwhile is lost, so all is to be looked at."""
+    job = node.use(slave.vm)
+    slave.vm.run("echo devices > /sys/power/pm_test")
+    slave.vm.run("echo freeze > /sys/power/state", timeout=60)
+    node.wait_said(job, "vector 0", "vector 1", "vector 2")
+    before = job.output().count("vector 1")
+    ring(slave, 1)
+    wait_for(lambda: job.output().count("vector 1") > before, job.output)
+    assert job.poll() is None
+
+
+def test_window_below_4_gib_is_told(tmp_path: Path) -> None:
+    guest = image.build(wheels.guest_wheels(), module=True)
+    with started(tmp_path, LOW, guest=guest) as slave:
+        slave.vm.run("modprobe uio_vhostpci")
+        slave.plug(0, MIB, "low", vectors=3)
+        slave.vm.wait_for("dmesg | grep -q 'BAR 2 is below 4 GiB'")
+        node.use(slave.vm)
+
+
+def test_device_without_vectors_is_left_alone(slave: Slave) -> None:
+    """An ivshmem-plain has the same IDs, and other drivers."""
+    backend = {"qom-type": "memory-backend-ram", "id": "plain", "size": MIB}
+    slave.monitor.execute("object-add", backend)
+    device = {"driver": "ivshmem-plain", "id": "p", "memdev": "plain", "bus": "port1"}
+    slave.monitor.execute("device_add", device)
+    slave.vm.wait_for("dmesg | grep -q 'no MSI-X: ivshmem-plain'")
+    slave.monitor.execute("device_del", {"id": "p"})
+    assert slave.monitor.deleted("p", 5)
+    slave.monitor.execute("object-del", {"id": "plain"})
