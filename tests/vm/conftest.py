@@ -31,8 +31,8 @@ def logs(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def booted(logs: Path) -> Iterator[Pair]:
-    """Both VMs up for the whole run; no agent runs."""
-    with pair.booted(logs / "shared") as link:
+    """Both VMs up for the whole run; no agent runs, but each binding is possible."""
+    with pair.booted(logs / "shared", module=True) as link:
         yield link
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``make demo``: two real VMs, and packets across; or a switch VM and its masters.
 
-    python -m tests.vm.demo [--switch] [--bind vfio|uio|sysfs] [--json FILE] [--keep]
+    python -m tests.vm.demo [--switch] [--bind kmod|vfio|...] [--json FILE] [--keep]
 
 Exit status 0 if every step worked.  The drawings are in pair.py and switch.py.
 """
@@ -96,7 +96,7 @@ def _measure(link: Pair, report: Report, say: Callable[[str], None]) -> None:
 
 def run(report: Report, progress: Progress, keep: Keep) -> None:
     """Boot, perform, and call ``keep`` while all still runs."""
-    with pair.booted(LOGS, progress) as link:
+    with pair.booted(LOGS, progress, module=report.bind == "kmod") as link:
         report.kernel = link.slave.kernel
         progress(f"vhostpci-guest in the slave, bound by {report.bind}")
         with link.slave.agent(report.bind):
@@ -112,7 +112,10 @@ def run(report: Report, progress: Progress, keep: Keep) -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make demo ARGS=...")
     parser.add_argument(
-        "--bind", choices=("vfio", "uio", "sysfs"), default="vfio", help="default: vfio"
+        "--bind",
+        choices=("kmod", "vfio", "uio", "sysfs"),
+        default="vfio",
+        help="default: vfio; kmod builds our module for the slave",
     )
     parser.add_argument(
         "--switch", action="store_true", help="a switch VM with three masters"

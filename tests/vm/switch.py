@@ -131,10 +131,12 @@ class Switch:
 
 
 @contextmanager
-def booted(logs: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[Switch]:
+def booted(
+    logs: Path, say: Callable[[str], None] = lambda _: None, *, module: bool = False
+) -> Iterator[Switch]:
     """The switch VM without an agent, and the daemon with three devices."""
     say("booting the switch VM")
-    guest = image.build(wheels.guest_wheels())
+    guest = image.build(wheels.guest_wheels(), module=module)
     args = qemu.ports(PORTS, "512M")
     with ExitStack() as stack:
         vm = Slave("switch", guest, logs=logs, args=args, memory="384M", iommu=True)
@@ -203,7 +205,7 @@ def run(
     keep: Callable[[Sequence[Vm]], None] = lambda _: None,
 ) -> None:
     """Boot, perform, and call ``keep`` while all still runs."""
-    with booted(logs, progress) as switch:
+    with booted(logs, progress, module=report.bind == "kmod") as switch:
         report.kernel = switch.vm.kernel
         progress(f"vhostpci-guest in the switch, a bridge, bound by {report.bind}")
         with switch.vm.waiting_agent("--bind", report.bind, "--bridge", "br0"):

@@ -16,7 +16,9 @@ from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Pair
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
-each_bind = pytest.mark.parametrize("served", ["vfio", "uio", "sysfs"], indirect=True)
+each_bind = pytest.mark.parametrize(
+    "served", ["kmod", "vfio", "uio", "sysfs"], indirect=True
+)
 vfio = pytest.mark.parametrize("served", ["vfio"], indirect=True)
 
 SEND = """
