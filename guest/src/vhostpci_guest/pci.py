@@ -32,6 +32,7 @@ _STATUS, _STATUS_CAPABILITIES, _CAPABILITIES = 0x06, 0x10, 0x34
 _MSIX = 0x11
 _CONFIG_SIZE = 256
 
+_HIDDEN = "a process that is hidden from us"
 _ADDRESS = re.compile(r"([0-9a-f]{4,}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
 
@@ -130,8 +131,18 @@ class PciDevice:
                 f"bound to {driver}, which is not ours to unbind; to let us have it: "
                 f"echo {self.address} > /sys/bus/pci/drivers/{driver}/unbind"
             )
-        users = self.system.users(self._nodes())
+        users = self.system.users(self._nodes()) or self._hidden_users()
         return f"in use by {', '.join(users)} through {driver}" if users else None
+
+    def _hidden_users(self) -> list[str]:
+        """Return who has it though we see nobody: our own driver lets in but one."""
+        for node in self._uio_nodes() if self.driver == UIO_VHOSTPCI else ():
+            try:
+                os.close(self.system.open(node))
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    return [_HIDDEN]
+        return []
 
     def _uio_nodes(self) -> Iterator[Path]:
         for uio in (self.path / "uio").glob("uio*"):
@@ -168,7 +179,7 @@ class PciDevice:
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
-            users = self.system.users([node]) or ["a process that is hidden from us"]
+            users = self.system.users([node]) or [_HIDDEN]
             raise Unusable(
                 f"{self.address} is in use by {', '.join(users)} through {node}"
             ) from None

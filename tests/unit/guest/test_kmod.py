@@ -197,15 +197,29 @@ def test_process_that_has_the_node_is_named(
         assert "in use by testpmd (77)" in why_not(here)
 
 
-def test_node_that_somebody_unseen_has_open_is_left_alone(
-    system: FakeSystem, here: PciDevice
+@pytest.mark.parametrize("way", ["auto", "kmod", "sysfs"])
+def test_device_that_somebody_unseen_has_is_left_alone(
+    system: FakeSystem, here: PciDevice, way: str
 ) -> None:
     system.load_now(DRIVER)
     with here.bound(DRIVER):
         system.busy.add("uio0")
-        assert "in use by a process that is hidden from us" in why_not(here)
+        before = list(system.writes)
+        with pytest.raises(Unusable, match="hidden from us"):
+            bindings.bind(here, way)
         with pytest.raises(Unusable, match="hidden from us"):
             bindings.position(here)
+        assert system.writes == before
+
+
+def test_node_that_was_opened_between_is_somebodys(
+    system: FakeSystem, here: PciDevice
+) -> None:
+    system.load_now(DRIVER)
+    with here.bound(DRIVER), here.claimed():
+        system.busy.add("uio0")
+        with pytest.raises(Unusable, match="hidden from us"):
+            here.uio_node().__enter__()
 
 
 @pytest.mark.parametrize(
