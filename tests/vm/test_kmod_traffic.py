@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packets through uio_vhostpci, in a slave without a vIOMMU, for each kernel.
+
+  master            vhostpci-host            slave
+virtio-net ------ vhost-user, ivshmem ------ uio_vhostpci, vhostpci-guest run -- TAP
+10.77.0.1                                    10.77.0.2
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.vm import dmesg, image, kernels, node, traffic, wheels
+from tests.vm.daemon import Daemon
+from tests.vm.harness import Job
+from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, TAP, Master, Pair, Slave
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(200)]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[kernels.BOOKWORM, kernels.BACKPORTS],
+    ids=lambda kernel: kernel.name,
+)
+def link(request: pytest.FixtureRequest, logs: Path) -> Iterator[Pair]:
+    """Both VMs; the slave's kernel has nothing to complain of in the end."""
+    logs /= f"kmod-{request.param.name}"
+    guest = image.build(wheels.guest_wheels(), request.param, module=True)
+    with (
+        Daemon("card", memory="512M", logs=logs) as daemon,
+        Slave("slave", guest, logs=logs, args=daemon.qemu_args("slave")) as slave,
+        Master(
+            "master", image.build(), logs=logs, args=daemon.qemu_args("master")
+        ) as master,
+    ):
+        slave.wait_ready()
+        master.wait_ready()
+        yield Pair(daemon, master, slave)
+        assert dmesg.complaints(slave) == ""
+
+
+@contextmanager
+def served(link: Pair, bind: str = "kmod") -> Iterator[Job]:
+    """The agent runs, and a first packet has crossed."""
+    with link.slave.agent(bind) as job:
+        link.master.configure()
+        link.wait_link()
+        yield job
+
+
+def status(link: Pair) -> Any:
+    """What the agent says of its device."""
+    (device,) = json.loads(link.slave.run("vhostpci-guest status -j").stdout)
+    return device
+
+
+def test_agent_loads_the_module_and_prefers_it(link: Pair) -> None:
+    with served(link, "auto"):
+        found = status(link)
+        assert (found["binding"], found["interrupts"]) == ("kmod", True)
+        ping = link.ping_both_ways(count=20)
+        assert ping.received == ping.sent == 40
+
+
+def test_tcp_flows_both_ways(link: Pair) -> None:
+    with served(link):
+        with traffic.iperf_server(link.slave):
+            assert traffic.tcp(link.master, SLAVE_ADDRESS, seconds=3) > 1
+        with traffic.iperf_server(link.master):
+            assert traffic.tcp(link.slave, MASTER_ADDRESS, seconds=3) > 1
+
+
+def test_idle_agent_sleeps_until_its_vector_fires(link: Pair) -> None:
+    """Pings, far apart, each bring an interrupt; so nobody polls."""
+    with served(link):
+        before = interrupts(link.slave)
+        ping = traffic.ping(link.master, SLAVE_ADDRESS, count=10)
+        assert ping.received == 10
+        assert interrupts(link.slave) - before >= 10
+
+
+def interrupts(slave: Slave) -> int:
+    """How often the vectors of the queues have fired."""
+    lines = slave.run("grep 'uio_vhostpci.*-[12]$' /proc/interrupts").stdout
+    return sum(int(line.split()[1]) for line in lines.splitlines())
+
+
+def test_unbound_and_removed_under_traffic_and_loaded_again(link: Pair) -> None:
+    """The agent lets go of what is taken, and takes what is given back."""
+    slave = link.slave
+    with served(link, "kmod") as agent, traffic.iperf_server(slave):
+        place = node.address(slave)
+        flow = link.master.spawn(f"exec iperf3 -c {SLAVE_ADDRESS} -t 30")
+        link.master.run("sleep 1")
+        assert flow.poll() is None, flow.output()
+        tried = slave.run("rmmod uio_vhostpci", check=False)
+        assert "Module uio_vhostpci is in use" in tried.stderr
+        slave.run(f"echo {place} > {node.DRIVER}/unbind")
+        slave.wait_for(f"! ip link show {TAP}")
+        slave.run("rmmod uio_vhostpci")
+        flow.stop()
+        node.wait_said(agent, f"{place} was taken from uio_vhostpci")
+        slave.run("modprobe uio_vhostpci")
+        slave.wait_tap(agent)
+        link.wait_link()
+        ping = link.ping_both_ways()
+        assert ping.received == ping.sent == 20, agent.output()
+
+
+def test_second_agent_is_told_who_has_the_device(link: Pair) -> None:
+    with served(link):
+        place = node.address(link.slave)
+        second = link.slave.run(f"vhostpci-guest run --device {place}", check=False)
+        assert second.rc == 1
+        assert f"{place} is in use by another vhostpci-guest" in second.stderr
+
+
+def test_agent_is_told_what_else_has_the_node_open(link: Pair) -> None:
+    with served(link):
+        place = node.address(link.slave)
+    other = node.use(link.slave)
+    try:
+        second = link.slave.run(f"vhostpci-guest run --device {place}", check=False)
+    finally:
+        other.stop()
+    assert second.rc == 1
+    assert f"{place} is in use by python3" in second.stderr
+
+
+def test_device_stays_bound_and_is_taken_at_once_next_time(link: Pair) -> None:
+    """As udev has bound it: neither the agent's start nor its end unbinds it."""
+    link.slave.run("modprobe uio_vhostpci")
+    place = node.address(link.slave)
+    with served(link, "auto"):
+        assert node.address(link.slave) == place
+    assert node.address(link.slave) == place
