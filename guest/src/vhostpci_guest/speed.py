@@ -47,7 +47,7 @@ _MODULE = (
 )
 _MENDS = {
     "kmod": "its BAR is likely below 4 GiB, where firmware lets nothing be cached: a "
-    "window of 1 GiB or more is put above",
+    "window of 1 GiB or more is put above, as are all in a slave with such a port",
     "socket": "let the memory's file be on tmpfs or hugetlbfs",
 }
 """What to do, by binding; else there is the module."""
