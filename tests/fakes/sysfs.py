@@ -36,6 +36,8 @@ class FakeSystem(System):
         """Drivers that take no device."""
         self.refusals: dict[str, str] = {}
         """Drivers that the kernel refuses to load, and why."""
+        self.unsigned: set[str] = set()
+        """Drivers that nobody has signed."""
         self.busy: set[str] = set()
         """Nodes that somebody has open whom nobody sees."""
         self.low = False
@@ -111,6 +113,10 @@ class FakeSystem(System):
         if not dry:
             self.load_now(module)
         return None
+
+    def signer(self, module: str) -> str:
+        """Say whose key has signed a module."""
+        return "" if module in self.unsigned else "somebody"
 
     def write(self, path: Path, text: str) -> None:
         """Write an attribute, and do what the kernel does then."""

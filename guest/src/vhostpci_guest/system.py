@@ -82,6 +82,8 @@ class System:
         if path.exists():
             return None
         said = self.modprobe(driver, dry=dry)
+        if said is None and dry and driver in _SOURCES:
+            said = self._unsigned(driver)
         if said is not None:
             return self._why_not(driver, said)
         if dry or path.exists():
@@ -90,14 +92,21 @@ class System:
 
     def modprobe(self, module: str, *, dry: bool = False) -> str | None:
         """Have a module loaded; return what modprobe says if it is not."""
-        import subprocess  # slow to import, and seldom needed
+        out, error = _run("modprobe", *(["-n"] if dry else []), module)
+        return error if out is None else None
 
-        command = ["modprobe", *(["-n"] if dry else []), module]
-        try:
-            done = subprocess.run(command, check=False, capture_output=True, text=True)
-        except OSError as error:
-            return f"modprobe: {error.strerror}"
-        return done.stderr.strip() if done.returncode else None
+    def _unsigned(self, module: str) -> str | None:
+        """Return what modprobe would say of a module that has no signature at all.
+
+        Whether a key that signed one is known, only the kernel can say.
+        """
+        if not self.locked_down or self.signer(module) != "":
+            return None
+        return f"{_REFUSED}: it is not signed"
+
+    def signer(self, module: str) -> str | None:
+        """Return whose key has signed a module, if modinfo knows."""
+        return _run("modinfo", "-F", "signer", module)[0]
 
     def _why_not(self, driver: str, said: str) -> str:
         """Return what is wrong, and its mend, by what modprobe says."""
@@ -127,3 +136,14 @@ class System:
                     name = (process / "comm").read_text().strip()
                     found.append(f"{name} ({process.name})")
         return found
+
+
+def _run(*command: str) -> tuple[str | None, str]:
+    """Return what a program prints, None if it fails; and what it says of that."""
+    import subprocess  # slow to import, and seldom needed
+
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+    except OSError as error:
+        return None, f"{command[0]}: {error.strerror}"
+    return None if done.returncode else done.stdout.strip(), done.stderr.strip()

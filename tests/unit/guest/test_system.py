@@ -64,6 +64,34 @@ def test_module_that_the_kernel_refuses_tells_what_to_do(
     assert mend in why
 
 
+@pytest.mark.parametrize("unsigned", [True, False], ids=["unsigned", "signed"])
+@pytest.mark.parametrize("locked_down", [True, False], ids=["lockdown", "no lockdown"])
+def test_module_without_signature_is_told_beforehand(
+    system: FakeSystem, locked_down: bool, unsigned: bool
+) -> None:
+    if locked_down:
+        lock_down(system)
+    if unsigned:
+        system.unsigned.add(DRIVER)
+    why = system.load(DRIVER, dry=True)
+    assert (why is not None) == (locked_down and unsigned)
+    if why is not None:
+        assert "it is not signed" in why
+        assert "mokutil --import" in why
+
+
+def test_signer_is_what_modinfo_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "modinfo"
+    program.write_text('#!/bin/sh\necho "$*"\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert System(tmp_path).signer("foo") == "-F signer foo"
+    program.unlink()
+    assert System(tmp_path).signer("foo") is None
+
+
 def test_module_without_the_driver_is_said(
     system: FakeSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
