@@ -40,6 +40,7 @@ def fresh(target: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="new-") as name:
         path = Path(name) / target.name
         yield path
+        os.utime(path)  # of what an archive had, it would be an old one
         with suppress(OSError) if target.exists() else nullcontext():
             path.rename(target)  # unless somebody else was quicker
 
