@@ -23,7 +23,11 @@ settings.load_profile("vhostpci")
 
 
 NEEDS = {
-    "kmod": ("apt-get", "dpkg-deb", "gcc-12", "make", "pahole", "tar"),
+    "kmod": (
+        *("apt-get", "chroot", "depmod", "dkms", "dpkg-deb", "gcc-12", "make"),
+        *("modinfo", "nsenter", "openssl", "pahole", "perl", "sparse", "tar"),
+        "unshare",
+    ),
     "libvirt": ("libvirtd", "qemu-system-x86_64", "unshare", "virsh", "xmllint"),
     "process": (
         "/dev/net/tun",

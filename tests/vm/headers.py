@@ -17,13 +17,13 @@ from tests.vm.cache import (
     one_at_a_time,
     sums,
 )
-from tests.vm.kernels import Kernel
+from tests.vm.kernels import BOOKWORM, Kernel
 
 log = logging.getLogger(__name__)
 
 
 @one_at_a_time()
-def build_directory(kernel: Kernel) -> Path:
+def build_directory(kernel: Kernel = BOOKWORM) -> Path:
     """What /lib/modules/<release>/build is where the headers are installed."""
     return unpacked(kernel)
 

@@ -2,11 +2,14 @@
 """kmod/ as a module for one of Debian's kernels, made as a user makes it.
 
 Built in a copy: modpost and its like write beside the sources, and others build too.
+
+    python -m tests.vm.kmod     what compiler and sparse object to, with Debian's 6.1
 """
 
 import logging
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -16,6 +19,12 @@ from tests.vm.kernels import BOOKWORM, Kernel
 
 log = logging.getLogger(__name__)
 
+STRICT = ("W=1", "KCFLAGS=-Werror")
+"""Every warning of the compiler is an error."""
+
+SPARSE = ("C=2", "CF=-Wsparse-error")
+"""And sparse looks at what is compiled, where the headers come with its script."""
+
 NAME = "uio_vhostpci"
 SOURCE = Path(__file__).parents[2] / "kmod"
 
@@ -24,6 +33,10 @@ NOT_SOURCE = shutil.ignore_patterns(
     *("*.o", "*.ko", "*.mod", "*.mod.c", ".*.cmd", ".tmp*", "*.order", "*.symvers"),
     "*.md",
 )
+
+
+class BuildError(Exception):
+    """The module was not built, and what make and the compiler said."""
 
 
 @one_at_a_time()
@@ -44,20 +57,39 @@ def build(kernel: Kernel = BOOKWORM) -> Path:
     return target / f"{NAME}.ko"
 
 
+def check(kernel: Kernel = BOOKWORM) -> None:
+    """Refuse a module that compiler or sparse object to."""
+    directory = headers.build_directory(kernel)
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name) / "kmod"
+        copy_sources(copy)
+        report = make(copy, directory, *STRICT, *SPARSE)
+    if "CHECK" not in report:
+        raise BuildError(f"sparse did not run; tools/setup installs it:\n{report}")
+
+
 def copy_sources(target: Path) -> None:
     """Copy what the module is made of to a directory that is not there yet."""
     shutil.copytree(SOURCE, target, ignore=NOT_SOURCE)
 
 
-def make(directory: Path, headers: Path, *options: str) -> str:
+def make(directory: Path, kdir: Path, *options: str) -> str:
     """Build what lies in a directory; returns what make and the compiler said."""
     done = subprocess.run(
-        ["make", "-C", str(directory), f"KDIR={headers}", *options],
+        ["make", "-C", str(directory), f"KDIR={kdir}", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         timeout=600,
     )
     if done.returncode:
-        raise RuntimeError(f"{NAME} does not build with {headers}:\n{done.stdout}")
+        raise BuildError(f"{NAME} does not build with {kdir}:\n{done.stdout}")
     return done.stdout
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    try:
+        check()
+    except BuildError as error:
+        sys.exit(str(error))
