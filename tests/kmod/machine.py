@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A copy of this machine that may be changed, and is forgotten.
+
+    with Machine(tmp_path) as copy:
+        copy.run("dkms add kmod")
+
+An overlay over the root directory, in a mount namespace of its own: what packages
+installed is there, what is written goes to memory.
+"""
+
+import subprocess
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.vm.cache import cache_dir
+
+# The cache may be another file system, which the overlay does not show.
+MOUNTS = """
+mount -t tmpfs vhostpci "$0"
+mkdir "$0/upper" "$0/work" "$0/root"
+mount -t overlay -o "lowerdir=/,upperdir=$0/upper,workdir=$0/work" vhostpci "$0/root"
+for name in /dev /proc "$1"; do mount --rbind "$name" "$0/root$name"; done
+echo ready
+read -r end
+"""
+
+
+class Machine:
+    """The copy, for as long as a ``with`` block takes; its root is below ``place``."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        # It ends, and the mounts with it, when its input does.
+        self._process = self._stack.enter_context(
+            subprocess.Popen(
+                ["unshare", "--mount", "sh", "-ec", MOUNTS, self._place, cache_dir()],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+        )
+        assert self._process.stdout
+        if self._process.stdout.readline() != b"ready\n":
+            self._stack.close()
+            raise RuntimeError("no overlay over / could be mounted")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def run(self, command: str, cwd: Path = Path("/")) -> str:
+        """Run shell text; returns what it wrote, and fails with that."""
+        done = self.attempt(command, cwd)
+        assert done.returncode == 0, f"{command}\n{done.stdout}"
+        return done.stdout
+
+    def attempt(self, command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        """Run shell text that may fail."""
+        enter = ["nsenter", "--mount", "--target", str(self._process.pid)]
+        inside = ["chroot", f"{self._place}/root", "env", "-C", str(cwd)]
+        return subprocess.run(
+            [*enter, *inside, "sh", "-ec", command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+        )
