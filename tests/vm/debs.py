@@ -23,6 +23,11 @@ class Deb:
     size: int
     checksum: str
 
+    @property
+    def package(self) -> str:
+        """The name of what it is a version of."""
+        return self.filename.partition("_")[0]
+
 
 @dataclass(frozen=True, slots=True)
 class Archive:
@@ -37,9 +42,13 @@ MACHINE = Archive()
 
 def locate(packages: Sequence[str], archive: Archive = MACHINE) -> list[Deb]:
     """The files of ``packages`` in the versions that APT would install."""
-    listing = _query(archive, "apt-get", "download", "--print-uris", *packages)
-    lines = [line.split() for line in listing.splitlines() if line.startswith("'")]
-    return [Deb(name, int(size), checksum) for _, name, size, checksum in lines]
+    return _debs(_query(archive, "apt-get", "download", "--print-uris", *packages))
+
+
+def resolve(packages: Sequence[str], archive: Archive) -> list[Deb]:
+    """The files of ``packages`` and of all that they depend on."""
+    options = ("--print-uris", "--yes", "--no-install-recommends")
+    return _debs(_query(archive, "apt-get", "install", *options, *packages))
 
 
 @cache
@@ -105,6 +114,11 @@ def unpack(deb: Path, root: Path) -> None:
         )
     if reader.returncode:
         raise RuntimeError(f"{deb} is damaged; delete it and try again")
+
+
+def _debs(listing: str) -> list[Deb]:
+    lines = [line.split() for line in listing.splitlines() if line.startswith("'")]
+    return [Deb(name, int(size), checksum) for _, name, size, checksum in lines]
 
 
 def _query(archive: Archive, program: str, *argv: str) -> str:

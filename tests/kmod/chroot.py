@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A root directory of another suite's packages, to build with its compiler.
+
+The tools of a newer Debian need its C library as well.  As in a guest's image,
+packages are unpacked, not installed: their scripts do not run.
+"""
+
+import logging
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.vm import debs
+from tests.vm.cache import (
+    cache_dir,
+    digest,
+    discard_old,
+    fresh,
+    one_at_a_time,
+    sums,
+)
+
+log = logging.getLogger(__name__)
+
+# What packages leave to their scripts.
+LINKS = {"usr/bin/sh": "dash", "usr/bin/awk": "mawk"}
+
+BUILDS = "build"
+"""Where a directory is mounted to be built in."""
+
+
+@one_at_a_time()
+def make(packages: Sequence[str], archive: debs.Archive) -> Path:
+    """A root with ``packages`` and all that they depend on, from the cache if there."""
+    found = debs.resolve(packages, archive)
+    root = cache_dir() / "chroots" / digest([repr(found), *sums([Path(__file__)])])
+    if not root.exists():
+        directory = cache_dir() / "debs"
+        debs.download([deb.package for deb in found], found, directory, archive)
+        log.info("unpacking %d packages to build with", len(found))
+        with fresh(root) as path:
+            _make_skeleton(path)
+            for deb in found:
+                debs.unpack(directory / deb.filename, path)
+            for name, target in LINKS.items():
+                if not (path / name).exists():
+                    (path / name).symlink_to(target)
+        discard_old(root.parent.glob("*"), keep=1)
+    os.utime(root)  # in use: the last to be discarded
+    return root
+
+
+def run(root: Path, directory: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a root, and in a directory of ours that it sees as /build."""
+    # Mounts of its own, which end with it.
+    script = (
+        'for name in dev proc; do mount --rbind "/$name" "$0/$name" || exit; done; '
+        'mount --bind "$1" "$0/build" && shift && exec chroot "$0" env -C /build "$@"'
+    )
+    return subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, str(root), str(directory), *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
+    )
+
+
+def _make_skeleton(root: Path) -> None:
+    """Directories, and the links of a merged /usr that packages unpack through."""
+    for name in ("dev", "proc", "tmp", BUILDS):
+        (root / name).mkdir(parents=True)
+    for name in ("bin", "sbin", "lib", "lib64"):
+        (root / "usr" / name).mkdir(parents=True)
+        (root / name).symlink_to(f"usr/{name}")

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What takes a hundred megabytes and more to ask: the newest kernel, and checkpatch.
+
+By name, ``tox -e kmod``: Debian's newest kernel changes by the week, and may break what
+builds today without any change of ours.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from tests.kmod import checkpatch, chroot
+from tests.vm import kmod
+from tests.vm.kernels import NEWEST
+
+pytestmark = [pytest.mark.kmod, pytest.mark.downloads, pytest.mark.timeout(900)]
+
+# The headers' package brings the compiler that its kernel was built with.
+TOOLS = (
+    *("base-files", "bash", "coreutils", "dash", "diffutils", "findutils", "grep"),
+    *("linux-headers-amd64", "make", "mawk", "sed"),
+)
+
+
+def test_it_builds_without_a_warning_for_debians_newest_kernel(tmp_path: Path) -> None:
+    root = chroot.make(TOOLS, NEWEST.archive())
+    kmod.copy_sources(tmp_path / "kmod")
+    release = f"KERNEL={NEWEST.release()}"
+    done = chroot.run(root, tmp_path / "kmod", "make", release, *kmod.STRICT)
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / "kmod/uio_vhostpci.ko").exists()
+
+
+def test_checkpatch_objects_to_nothing() -> None:
+    assert checkpatch.report(*sorted(kmod.SOURCE.glob("*.[ch]"))) == ""
+
+
+def test_what_checkpatch_objects_to_is_reported(tmp_path: Path) -> None:
+    file = tmp_path / "bad.c"
+    file.write_text("int  x ;\n")
+    assert "bad.c:1: WARNING" in checkpatch.report(file)
