@@ -33,10 +33,11 @@ class Deb:
 class Archive:
     """What APT looks packages up in, by the options that say so."""
 
+    name: str
     options: tuple[str, ...] = ()
 
 
-MACHINE = Archive()
+MACHINE = Archive("this machine's")
 """What this machine's APT is configured for."""
 
 
@@ -70,9 +71,9 @@ def sites(codename: str) -> list[str]:
     return listing.split()
 
 
-def update(archive: Archive = MACHINE, of: str = "this machine's suites") -> None:
+def update(archive: Archive = MACHINE) -> None:
     """Fetch an archive's package lists."""
-    log.info("downloading Debian's package lists (%s)", of)
+    log.info("downloading Debian's package lists (%s)", archive.name)
     _run("apt-get", *archive.options, "update", "-q", *AS_ROOT)
 
 

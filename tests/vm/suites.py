@@ -25,11 +25,11 @@ LISTS_LAST = 24 * 3600.0
 def archive(suite: str) -> debs.Archive:
     """What ``suite`` has, by lists that are a day old at most."""
     home = cache_dir() / "apt" / suite
-    found = debs.Archive(_options(home))
+    found = debs.Archive(suite, _options(home))
     with one_at_a_time("apt.lock"):
         if not _is_recent(home / "updated"):
             _configure(home, suite)
-            debs.update(found, of=suite)
+            debs.update(found)
             (home / "updated").touch()
     return found
 
