@@ -46,6 +46,7 @@ NEEDS = {
         *("/dev/net/tun", "/usr/bin/python3.11", "apt-get", "depmod", "dpkg-deb"),
         *("ip", "ldconfig", "modprobe", "nsenter", "ping", "qemu-system-x86_64"),
         *("readelf", "setpriv", "tar", "unshare"),
+        *("gcc-12", "make", "pahole"),  # the slave has our module
     ),
 }
 """What the tests with these markers need of the machine, beside root."""
