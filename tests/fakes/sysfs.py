@@ -141,6 +141,11 @@ class FakeSystem(System):
         if driver != "(null)" and loaded.exists() and driver not in self.deaf:
             self._bind(device, driver)
 
+    def matches(self, address: str, driver: str) -> bool:
+        """Whether the kernel would offer a device to a driver that knows its ID."""
+        path = self.sys / "bus/pci/devices" / address / "driver_override"
+        return path.read_text().strip() in ("(null)", driver)
+
     def open(self, node: Path) -> int:
         """Open a node; what is written to it is kept at its end."""
         users = node.name in self.busy or self.users([node])

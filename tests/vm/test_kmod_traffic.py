@@ -139,3 +139,30 @@ def test_device_stays_bound_and_is_taken_at_once_next_time(link: Pair) -> None:
     with served(link, "auto"):
         assert node.address(link.slave) == place
     assert node.address(link.slave) == place
+
+
+def test_module_that_is_loaded_meanwhile_has_to_wait_for_the_next_agent(
+    link: Pair,
+) -> None:
+    """Bound beside the one of sysfs, its mapping would be as uncached as that."""
+    slave = link.slave
+    slave.run("modprobe -r uio_vhostpci")
+    with served(link, "sysfs"):
+        slave.run("modprobe uio_vhostpci")
+        slave.run(f"! ls {node.DRIVER} | grep :")
+        ping = link.ping_both_ways()
+        assert ping.received == ping.sent
+    with served(link, "auto"):
+        assert status(link)["binding"] == "kmod"
+        slave.run(
+            "grep -q debugfs /proc/mounts || mount -t debugfs d /sys/kernel/debug"
+        )
+        listed = slave.run("cat /sys/kernel/debug/x86/pat_memtype_list").stdout
+        assert f"[mem {window_range(slave)}] write-back" in listed
+
+
+def window_range(slave: Slave) -> str:
+    """Where BAR 2 is, as the list of memory types has it."""
+    path = f"/sys/bus/pci/devices/{node.address(slave)}/resource"
+    start, end, _ = slave.run(f"sed -n 3p {path}").stdout.split()
+    return f"{int(start, 16):#018x}-{int(end, 16) + 1:#018x}"

@@ -32,6 +32,8 @@ _STATUS, _STATUS_CAPABILITIES, _CAPABILITIES = 0x06, 0x10, 0x34
 _MSIX = 0x11
 _CONFIG_SIZE = 256
 
+_NOBODY = "vhostpci-guest"
+"""A driver that no kernel has."""
 _HIDDEN = "a process that is hidden from us"
 _ADDRESS = re.compile(r"([0-9a-f]{4,}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
@@ -213,6 +215,9 @@ class PciDevice:
     def bound(self, driver: str | None) -> Iterator[None]:
         """Have it bound to `driver` (None: to none), and as before at the end.
 
+        To none means that none takes it meanwhile, not even one that is loaded then:
+        it would map the window beside us, and as we have it, uncached.
+
         Raises:
             Unusable: the driver does not take it.
             OSError: sysfs refuses.
@@ -224,6 +229,8 @@ class PciDevice:
                 self._unbind()
                 if driver is not None:
                     self._probe(driver)
+            if driver is None:
+                undo.enter_context(self._reserved(_NOBODY))
             yield
 
     def _put_back(self, driver: str | None, before: str | None) -> None:
@@ -247,23 +254,31 @@ class PciDevice:
             self._probe(driver)
 
     def _probe(self, driver: str) -> None:
-        """Let `driver`, and no other, take it.
+        """Let `driver`, and no other, take it."""
+        with self._reserved(driver), suppress(OSError):  # what matters is the result
+            self.system.write(self.system.sys / "bus/pci/drivers_probe", self.address)
+        if self.driver != driver:
+            raise Unusable(f"{driver} does not take {self.address}; see dmesg")
+
+    @contextmanager
+    def _reserved(self, driver: str) -> Iterator[None]:
+        """Have the kernel offer it to no other driver.
 
         `driver_override` is for this device alone; `new_id` would be for all of
-        its kind, for ever.  The override is needed only while the kernel looks.
+        its kind, for ever.
         """
         override = self.path / "driver_override"
         before = override.read_text().strip()
         self.system.write(override, driver)
         try:
-            with suppress(OSError):  # what matters is whether it is bound then
-                self.system.write(
-                    self.system.sys / "bus/pci/drivers_probe", self.address
-                )
+            yield
         finally:
-            self.system.write(override, "\n" if before == "(null)" else before)
-        if self.driver != driver:
-            raise Unusable(f"{driver} does not take {self.address}; see dmesg")
+            # Our own is what an agent has left that was killed.
+            before = "\n" if before in ("(null)", _NOBODY) else before
+            # One that goes may have another in its place already.
+            with suppress(FileNotFoundError):  # it went unnoticed
+                if not self.going:
+                    self.system.write(override, before)
 
     @contextmanager
     def enabled(self) -> Iterator[None]:

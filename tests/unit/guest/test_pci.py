@@ -180,6 +180,33 @@ def test_override_of_the_user_is_put_back(system: FakeSystem) -> None:
     assert (here.path / "driver_override").read_text() == "ivshmem-net\n"
 
 
+def test_device_that_is_bound_to_none_is_kept_from_drivers_that_are_loaded_then(
+    system: FakeSystem,
+) -> None:
+    system.load("uio_vhostpci")
+    here = device(system)
+    with here.bound(None):
+        assert not system.matches(here.address, "uio_vhostpci")
+    assert system.matches(here.address, "uio_vhostpci")
+
+
+def test_what_a_killed_agent_kept_from_all_drivers_is_let_go_by_the_next_one(
+    system: FakeSystem,
+) -> None:
+    system.load("vfio-pci")
+    here = device(system)
+    (here.path / "driver_override").write_text("vhostpci-guest\n")
+    with here.bound("vfio-pci"):
+        pass
+    assert system.matches(here.address, "uio_vhostpci")
+
+
+def test_device_that_goes_has_nothing_to_put_back(system: FakeSystem) -> None:
+    here = device(system)
+    with here.bound(None):
+        system.unplug(here.address)
+
+
 def test_two_agents_never_share_a_device(system: FakeSystem) -> None:
     here = device(system)
     with here.claimed(), pytest.raises(Unusable, match="another vhostpci-guest"):
