@@ -78,7 +78,7 @@ static int uio_vhostpci_open(struct uio_info *info, struct inode *inode)
 {
 	struct uio_vhostpci *dev = info->priv;
 
-	if (dev->mapping)
+	if (dev->mapping || !info->uio_dev)	/* or is being registered */
 		return -EBUSY;
 	dev->mapping = inode->i_mapping;
 	return 0;
@@ -124,7 +124,7 @@ static int uio_vhostpci_mmap(struct uio_info *info, struct compat_area *area)
 {
 	const struct uio_mem *mem = &info->mem[compat_pgoff(area)];
 
-	if (!info->uio_dev || !compat_is_shared(area))
+	if (!compat_is_shared(area))
 		return -EINVAL;
 	if (mem->memtype == UIO_MEM_PHYS)
 		compat_prot(area) = pgprot_noncached(compat_prot(area));
