@@ -46,7 +46,7 @@ def play(tmp_path: Path) -> Played:
             qemu.port("small", 2 * MIB)
             vm = QmpVm(qemu.path)
             try:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(30):
                     await scenario(qemu, vm)
             finally:
                 await vm.close()
