@@ -64,6 +64,8 @@ class Slave:
         self.monitor = monitor
         self.vectors: dict[int, list[int]] = {}
         """Our ends of the vectors of what is plugged in, by its window."""
+        self.memory: dict[int, int] = {}
+        """The memory of the same."""
         self._directory = directory
         self._undo = ExitStack()
 
@@ -74,7 +76,7 @@ class Slave:
         fds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(vectors)]
         for fd in (memory, *fds):
             self._undo.callback(os.close, fd)
-        self.vectors[window] = fds
+        self.vectors[window], self.memory[window] = fds, memory
         server.hello(window, memory, fds)
         device = {"driver": "ivshmem-doorbell", "id": f"w{window}", "bus": bus}
         device |= {"chardev": f"c{window}"}
@@ -103,7 +105,7 @@ class Slave:
         if not self.monitor.deleted(f"w{window}", timeout):
             return False
         self.monitor.execute("chardev-remove", {"id": f"c{window}"})
-        del self.vectors[window]
+        del self.vectors[window], self.memory[window]
         return True
 
     def windows(self) -> dict[int, tuple[str, int]]:

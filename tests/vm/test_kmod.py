@@ -221,13 +221,15 @@ print(attempt(flags=mmap.MAP_PRIVATE), attempt(access=mmap.ACCESS_COPY))
 
 def test_mapping_may_be_split_moved_and_inherited(slave: Slave) -> None:
     """Each part knows its pages, wherever it is, and whose process it is in."""
+    for page in range(5):
+        os.pwrite(slave.memory[0], bytes([page]), page * 4096)
     mapped = slave.vm.run(["python3", "-c", PARTS, node.address(slave.vm)])
     assert mapped.stdout == "0 1 3 4 1\n"
 
 
 # The third of five pages is unmapped, the fourth read-only, the fifth moved; what is
-# printed is the page's number, that the hypervisor's memory got through another
-# mapping. The last is the second page, as a child has it after its parent's end.
+# printed is the page's number, which the hypervisor has put there.  The last is the
+# second page, as a child has it.
 PARTS = """
 import ctypes, mmap, os, sys
 from pathlib import Path
@@ -242,9 +244,6 @@ READ, WRITE, SHARED = mmap.PROT_READ, mmap.PROT_WRITE, mmap.MAP_SHARED
 MOVE_TO = 1 | 2  # MREMAP_MAYMOVE | MREMAP_FIXED
 name = next(Path(f"/sys/bus/pci/devices/{sys.argv[1]}/uio").iterdir()).name
 node = os.open(f"/dev/{name}", os.O_RDWR)
-with mmap.mmap(node, 5 * PAGE, offset=PAGE) as whole:
-    for page in range(5):
-        whole[page * PAGE] = page
 start = libc.mmap(None, 5 * PAGE, READ | WRITE, SHARED, node, PAGE)
 free = libc.mmap(None, PAGE, READ, SHARED | mmap.MAP_ANONYMOUS, -1, 0)
 at = lambda address: ctypes.c_ubyte.from_address(address).value
