@@ -30,6 +30,8 @@ def build_directory(kernel: Kernel = BOOKWORM) -> Path:
 
 def unpacked(kernel: Kernel) -> Path:
     """The same, for who holds the cache's lock."""
+    if made := kernel.build_directory():
+        return made
     packages, archive = kernel.header_packages(), kernel.archive()
     found = debs.locate(packages, archive)
     tree = cache_dir() / "headers" / digest([repr(found), *sums([Path(__file__)])])

@@ -84,7 +84,9 @@ def _base(kernel: Kernel) -> Path:
     found = {archive: debs.locate(wanted[archive], archive) for archive in wanted}
     requirements = guest_requirements()
     all_found = [deb for part in found.values() for deb in part]
-    key = digest([repr(all_found), repr(requirements), *sums(BASE_SOURCES)])
+    made = kernel.made_here()
+    seeds = [repr(all_found), repr(made), repr(requirements)]
+    key = digest([*seeds, *sums(BASE_SOURCES)])
     base = cache_dir() / "images" / key
     if not base.exists():
         for archive, part in found.items():
@@ -92,7 +94,7 @@ def _base(kernel: Kernel) -> Path:
         log.info("making the guest's base image, Linux %s", kernel.release())
         with fresh(base) as path:
             files = [cache_dir() / "debs" / deb.filename for deb in all_found]
-            _make_base(files, requirements, path)
+            _make_base([*files, *made], requirements, path)
         discard_old(base.parent.glob("*"), keep=6)
     os.utime(base)  # in use: the last to be discarded
     return base
@@ -101,7 +103,7 @@ def _base(kernel: Kernel) -> Path:
 def _packages(kernel: Kernel) -> dict[debs.Archive, list[str]]:
     """What the base is made of, and where each part of it comes from."""
     packages = {debs.MACHINE: rootfs.words("packages")}
-    packages.setdefault(kernel.archive(), []).append(kernel.package())
+    packages.setdefault(kernel.archive(), []).extend(kernel.image_packages())
     return packages
 
 

@@ -5,6 +5,7 @@ A new one is a line here: its suite says which it is, whatever its version by th
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.vm import debs, suites
 
@@ -30,6 +31,18 @@ class Kernel:
     def release(self) -> str:
         """What ``uname -r`` says where it runs."""
         return self.package().removeprefix("linux-image-")
+
+    def image_packages(self) -> list[str]:
+        """The packages of its image."""
+        return [self.package()]
+
+    def made_here(self) -> list[Path]:
+        """Package files that are in no archive."""
+        return []
+
+    def build_directory(self) -> Path | None:
+        """Its headers, where they are in no package."""
+        return None
 
     def header_packages(self) -> list[str]:
         """The packages that a module for it is built with, but for the compiler."""
