@@ -9,12 +9,25 @@ _BAD = re.compile(
     r"\b(BUG|Oops|WARNING|KASAN|UBSAN|Call Trace|general protection|inconsistent|"
     r"possible (circular|recursive) locking|suspicious RCU|unreferenced object|"
     r"scheduling while atomic|sleeping function|x86/PAT: .*(conflict|freeing)|"
-    r"nobody cared|refcount_t|list_(add|del) corruption)\b"
+    r"nobody cared|refcount_t|list_(add|del) corruption|"
+    r"non-static key|detected stalls|blocked for more than)\b"
 )
+
+# Twice: what is new is not reported yet.  Only a debug kernel has the file.
+_LEAKS = """
+file=/sys/kernel/debug/kmemleak
+test -e $file || exit 0
+for time in 1 2; do echo scan > $file; sleep 5; done
+cat $file
+"""
 
 
 def complaints(vm: Vm) -> str:
-    """The lines of the kernel's log that no clean kernel has, and what is around."""
-    lines = vm.run("dmesg").stdout.splitlines()
+    """The lines of the kernel's log that no clean kernel has, and what is around.
+
+    And memory that it has lost, where debugfs is mounted and it looks for that.
+    """
+    leaks = vm.run(_LEAKS, timeout=120).stdout
+    lines = [*vm.run("dmesg").stdout.splitlines(), *leaks.splitlines()]
     bad = [number for number, line in enumerate(lines) if _BAD.search(line)]
     return "\n".join(lines[bad[0] : bad[-1] + 25]) if bad else ""
