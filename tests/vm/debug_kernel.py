@@ -57,6 +57,10 @@ class DebugKernel(Kernel):
         """Its headers."""
         return _built() / "headers"
 
+    def qemu_args(self) -> list[str]:
+        """Memory: KASAN takes an eighth of it, and of a window that is mapped."""
+        return ["-m", "1G"]
+
 
 DEBUG = DebugKernel("debug")
 

@@ -6,10 +6,10 @@ import re
 from tests.vm.harness import Vm
 
 _BAD = re.compile(
-    r"\b(BUG|Oops|WARNING|KASAN|UBSAN|Call Trace|general protection|inconsistent|"
-    r"possible (circular|recursive) locking|suspicious RCU|unreferenced object|"
-    r"scheduling while atomic|sleeping function|x86/PAT: .*(conflict|freeing)|"
-    r"nobody cared|refcount_t|list_(add|del) corruption|"
+    r"\b(BUG|Oops|WARNING|KASAN|UBSAN|Call Trace|general protection|"
+    r"possible (circular|recursive) locking|inconsistent lock state|suspicious RCU|"
+    r"unreferenced object|scheduling while atomic|sleeping function|nobody cared|"
+    r"x86/PAT: .*(conflict|freeing)|refcount_t|list_(add|del) corruption|"
     r"non-static key|detected stalls|blocked for more than)\b"
 )
 

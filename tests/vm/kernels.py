@@ -44,6 +44,10 @@ class Kernel:
         """Its headers, where they are in no package."""
         return None
 
+    def qemu_args(self) -> list[str]:
+        """What a VM needs for it that others do not."""
+        return []
+
     def header_packages(self) -> list[str]:
         """The packages that a module for it is built with, but for the compiler."""
         name = f"linux-headers-{self.release()}"

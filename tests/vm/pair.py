@@ -106,9 +106,10 @@ def make(
     """Both VMs, not started yet; kernel and module are the slave's."""
     ours = wheels.guest_wheels()
     guest = image.build(ours, kernel, module=module)
+    args = [*daemon.qemu_args("slave"), *kernel.qemu_args()]
     return (
         Master("master", image.build(ours), logs=logs, args=daemon.qemu_args("master")),
-        Slave("slave", guest, logs=logs, args=daemon.qemu_args("slave"), iommu=True),
+        Slave("slave", guest, logs=logs, args=args, iommu=True),
     )
 
 

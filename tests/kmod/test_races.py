@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The module's ends and beginnings while programs use it, in a kernel that watches.
+
+ test (ivshmem server)            slave: KASAN, lockdep, kmemleak; two processors
+window 0 --- QMP --- root port --- uio_vhostpci --- programs that come and go
+
+And once with a master (Debian's kernel), our daemon, and our agent in that slave.
+
+By name, ``tox -e kmod-debug``: that kernel takes ten minutes to build.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.assumptions.test_hotplug import Slave, started
+from tests.vm import dmesg, image, node, pair, qemu, traffic
+from tests.vm.debug_kernel import DEBUG, under_test
+from tests.vm.harness import Job
+from tests.vm.pair import MASTER_ADDRESS
+
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.timeout(400),
+    pytest.mark.skipif(DEBUG not in under_test(), reason="by name: tox -e kmod-debug"),
+]
+
+MIB = 2**20
+SIGBUS = -7
+
+# Opens each node, maps a part of the window, arms vectors and has a child read, for so
+# many seconds; says how often.
+COME_AND_GO = """
+import glob, mmap, os, signal, struct, sys, time
+signal.alarm(120)
+end, times, eventfd = time.monotonic() + float(sys.argv[1]), 0, os.eventfd(0)
+
+def use(path):
+    node = os.open(path, os.O_RDWR)
+    try:
+        window = mmap.mmap(node, 4 * mmap.PAGESIZE, offset=mmap.PAGESIZE)
+        for vector in range(3):
+            os.write(node, struct.pack("=i", vector << 20 | eventfd))
+        if not os.fork():
+            window[0], os._exit(0)
+        os.wait()
+    finally:
+        os.close(node)
+
+while time.monotonic() < end:
+    for path in glob.glob("/dev/uio*"):
+        try:
+            use(path)
+            times += 1
+        except OSError:
+            pass  # somebody else has it, or it is just going
+print(f"used {times} times", flush=True)
+"""
+
+# Has the window mapped, and maps and reads it anew all the time.
+PUT_IN = """
+import mmap, os, signal, sys
+signal.alarm(120)
+node = os.open(sys.argv[1], os.O_RDWR)
+size = 16 * 2**20
+window = mmap.mmap(node, size, offset=mmap.PAGESIZE)
+print("maps", flush=True)
+while True:
+    try:
+        with mmap.mmap(node, size, offset=mmap.PAGESIZE) as again:
+            for at in range(0, size, 2**18):
+                again[at]
+    except OSError:
+        window[0]
+"""
+
+
+@pytest.fixture(scope="module")
+def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slave]:
+    """A VM with ports, and the module loaded; its kernel has nothing to complain of."""
+    logs = tmp_path_factory.mktemp("races")
+    guest = image.build(kernel=DEBUG, module=True)
+    with started(
+        logs, [*qemu.ports(1), *DEBUG.qemu_args(), "-smp", "2"], guest=guest
+    ) as slave:
+        slave.vm.run("mount -t debugfs debugfs /sys/kernel/debug")
+        slave.vm.run("modprobe uio_vhostpci")
+        yield slave
+        assert dmesg.complaints(slave.vm) == ""
+
+
+@pytest.fixture
+def slave(booted: Slave) -> Iterator[Slave]:
+    """The same, with a device that is bound; whatever was plugged goes at the end."""
+    booted.plug(0, 16 * MIB, "port0", vectors=3)
+    node.address(booted.vm)
+    yield booted
+    booted.close()
+
+
+@contextmanager
+def coming_and_going(slave: Slave, seconds: int = 15) -> Iterator[None]:
+    """Have two programs use the device while the block runs; both got it."""
+    slave.vm.put("/tmp/come.py", COME_AND_GO.encode())
+    jobs = [slave.vm.spawn(["python3", "/tmp/come.py", str(seconds)]) for _ in "12"]
+    yield
+    for job in jobs:
+        assert job.wait(100) == 0, job.output()
+        assert "used 0 times" not in job.output()
+
+
+def test_the_kernel_watches_itself(slave: Slave) -> None:
+    """Else what follows shows nothing; a first complaint turns lockdep off."""
+    vm = slave.vm
+    assert "debug_locks:                             1" in vm.run(
+        "cat /proc/lockdep_stats"
+    ).stdout.replace("\t", " ")
+    vm.run("dmesg | grep KernelAddressSanitizer && test -e /sys/kernel/debug/kmemleak")
+
+
+def test_bound_and_unbound_while_programs_come_and_go(slave: Slave) -> None:
+    place = node.address(slave.vm)
+    with coming_and_going(slave):
+        slave.vm.run(
+            f"for n in $(seq 60); do echo {place} > {node.DRIVER}/unbind && "
+            f"echo {place} > {node.DRIVER}/bind || exit 1; done",
+            timeout=100,
+        )
+
+
+def test_removed_and_loaded_while_programs_come_and_go(slave: Slave) -> None:
+    """Removed only where nobody has it open just then."""
+    with coming_and_going(slave):
+        slave.vm.run(
+            "for n in $(seq 40); do rmmod uio_vhostpci 2>&1 | grep -v 'in use'; "
+            "modprobe uio_vhostpci || exit 1; done",
+            timeout=100,
+        )
+
+
+def test_unbound_while_pages_are_put_in(slave: Slave) -> None:
+    place = node.address(slave.vm)
+    for _ in range(10):
+        job = putting_in(slave, place)
+        slave.vm.run(f"sleep 0.3; echo {place} > {node.DRIVER}/unbind")
+        assert job.wait(60) == SIGBUS, job.output()
+        slave.vm.run(f"echo {place} > {node.DRIVER}/bind")
+
+
+def putting_in(slave: Slave, place: str) -> Job:
+    """Have a program put in pages all the time."""
+    vm = slave.vm
+    vm.put("/tmp/put_in.py", PUT_IN.encode())
+    name = vm.run(f"ls /sys/bus/pci/devices/{place}/uio").stdout.strip()
+    job = vm.spawn(["python3", "/tmp/put_in.py", f"/dev/{name}"])
+    node.wait_said(job, "maps")
+    return job
+
+
+def test_bound_anew_and_removed_under_traffic(tmp_path: Path) -> None:
+    with pair.booted(tmp_path, kernel=DEBUG, module=True) as link:
+        vm = link.slave
+        vm.run("mount -t debugfs debugfs /sys/kernel/debug && modprobe uio_vhostpci")
+        place = node.address(vm)
+        with vm.agent("kmod"):
+            link.master.configure()
+            for _ in range(3):
+                link.wait_link()
+                with traffic.pinging(vm, MASTER_ADDRESS, interval=0.02):
+                    vm.run(f"sleep 1; echo {place} > {node.DRIVER}/unbind; sleep 1")
+                    vm.run(f"echo {place} > {node.DRIVER}/bind")
+            link.wait_link()
+        vm.run("modprobe -r uio_vhostpci")
+        assert dmesg.complaints(vm) == ""
