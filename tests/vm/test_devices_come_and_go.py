@@ -18,7 +18,7 @@ from tests import waiting
 from tests.assumptions.test_hotplug import Slave, started
 from tests.fakes.bar import FEATURES, pair
 from tests.fakes.pair import Background
-from tests.vm import qemu
+from tests.vm import image, qemu, wheels
 from tests.vm.harness import Job
 from vhostpci_shared import metadata as md
 from vhostpci_shared.access import Metadata, find
@@ -32,9 +32,10 @@ MEMORY = md.Region(guest_addr=0, size=MIB, window=W, offset=0)
 
 @pytest.fixture(scope="module")
 def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slave]:
-    """A VM with two ports."""
+    """A VM with two ports, and with the module, which is loaded when it is wanted."""
     logs = tmp_path_factory.mktemp("come-and-go")
-    with started(logs, list(qemu.ports(2))) as slave:
+    guest = image.build(wheels.guest_wheels(), module=True)
+    with started(logs, list(qemu.ports(2)), guest=guest) as slave:
         yield slave
 
 
@@ -134,15 +135,15 @@ def wait_for(condition: Callable[[], object], agent: Agent) -> None:
     waiting.wait_for(condition, agent.job.output, 30)
 
 
-@pytest.mark.parametrize("bind", ["vfio", "uio", "sysfs"])
+@pytest.mark.parametrize("bind", ["vfio", "uio", "sysfs", "kmod"])
 def test_devices_and_windows_may_go_at_any_time(slave: Slave, bind: str) -> None:
     with Agent(slave, bind) as agent:
-        for _ in range(2):
+        for times in (2, 1):
             with plugged(slave) as card:
                 wait_for(agent.status, agent)
                 card.publish(MEMORY)
                 wait_for(lambda: agent.windows() == [None], agent)
-                for _ in range(2):
+                for _ in range(times):
                     slave.plug(W, MIB, "port1")
                     wait_for(lambda: agent.windows() == [MIB], agent)
                     wait_for(lambda: agent.rings() == {"running"}, agent)
