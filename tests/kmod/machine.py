@@ -65,7 +65,7 @@ class Machine:
 
     def attempt(self, command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         """Run shell text that may fail."""
-        enter = ["nsenter", "--mount", "--target", str(self._process.pid)]
+        enter = ["nsenter", "--mount", "--root", "--target", str(self._process.pid)]
         inside = ["chroot", f"{self._place}/root", "env", "-C", str(cwd)]
         return subprocess.run(
             [*enter, *inside, "sh", "-ec", command],
