@@ -6,11 +6,23 @@ virtio-net ------ vhost-user, ivshmem ------ vhostpci-guest -- TAP
  rebooted
 """
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
+from tests.vm import pair
 from tests.vm.pair import Pair
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def booted(logs: Path) -> Iterator[Pair]:
+    """VMs of our own: without KVM a reboot after ten minutes takes two."""
+    with pair.booted(logs / "reboots", module=True) as link:
+        yield link
+
 
 vfio = pytest.mark.parametrize("served", ["vfio"], indirect=True)
 
