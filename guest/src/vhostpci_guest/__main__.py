@@ -247,7 +247,7 @@ def _status(arguments: argparse.Namespace) -> None:
 
 
 def _print_link(link: dict[str, Any]) -> None:
-    how = "interrupts" if link["interrupts"] else "polling"
+    how = bindings.signals(link["interrupts"])
     carrier = "on" if link["carrier"] else "off"
     print(
         f"{link['device']}  {link['name'] or '(no name yet)'}  {link['state']}"

@@ -36,11 +36,6 @@ class Binding:
     interrupts: bool
     cached: bool = False
 
-    @property
-    def signals(self) -> str:
-        """How one hears of news."""
-        return "interrupts" if self.interrupts else "polling"
-
     def caches(self, pci: PciDevice) -> bool:
         """Whether it gives a window of this device that the processor caches.
 
@@ -54,6 +49,11 @@ class Binding:
         if self.cached and not pci.bar_is_high(2):
             return "uncached (BAR 2 below 4 GiB)"
         return "cached" if self.cached else "uncached"
+
+
+def signals(interrupts: bool) -> str:
+    """Return how one hears of news, for people."""
+    return "interrupts" if interrupts else "polling"
 
 
 BINDINGS = {
@@ -92,7 +92,11 @@ def bind(pci: PciDevice, wanted: str = AUTO) -> PciBound:
 def _tell(pci: PciDevice, way: Binding, name: str, reasons: list[str]) -> None:
     """Say how we have it, and why not better."""
     log.info(
-        "%s: bound by %s (%s, %s)", pci.address, name, way.signals, way.caching(pci)
+        "%s: bound by %s (%s, %s)",
+        pci.address,
+        name,
+        signals(way.interrupts),
+        way.caching(pci),
     )
     for reason in reasons:
         log.info("%s: %s", pci.address, reason)

@@ -6,7 +6,7 @@ from typing import Any
 
 from vhostpci_shared import metadata as md
 
-from .bindings import BINDINGS, HIGHER, Binding, is_low
+from .bindings import BINDINGS, HIGHER, Binding, is_low, signals
 from .control import Status
 from .pci import PciDevice
 
@@ -96,7 +96,7 @@ def lines(device: dict[str, Any]) -> Iterator[str]:
 def _ways(ways: dict[str, dict[str, Any]]) -> Iterator[str]:
     width = max(len(way["caching"]) for way in ways.values())
     for name, way in ways.items():
-        how = "interrupts" if way["interrupts"] else "polling"
+        how = signals(way["interrupts"])
         yield (
             f"  {name:<6} {how:<11} {way['caching']:<{width}}  "
             f"{way['why_not'] or 'possible'}"
