@@ -14,13 +14,15 @@ from vhostpci_shared.wire import ProtocolError
 log = logging.getLogger(__name__)
 
 ALIVE = 2.0
-"""Seconds without a heartbeat after which nobody waits for the agent."""
+"""Seconds without a word of the agent after which nobody waits for it."""
 LOG_PAUSE = 1.0
 """Seconds between two lines about what the agent says."""
 
 
 class AgentView:
-    """What the agent said last, and since when its heart has beaten.
+    """What the agent said last, and when it was seen to say something new.
+
+    What it finds in the metadata at first may be from an agent that is long dead.
 
     Args:
         metadata: the region that it writes its part of.
@@ -32,43 +34,48 @@ class AgentView:
         self._metadata = metadata
         self._name = name
         self._vectors = vectors
-        self._beat_at: float | None = None
+        self._lived_at: float | None = None
         self._now = 0.0
-        self._known = False
         self._said: object = None
         self._said_at = 0.0
-        self.entry = Agent()
+        self.entry = self._read()
         self.late_at = 0
         """The generation that it missed, after a wait that timed out."""
 
     def forget(self) -> None:
-        """Its slave is gone: whatever is in the metadata is from before."""
-        self._beat_at = None
-        self._known = False
+        """Another slave: whatever is in the metadata is from before."""
+        self._lived_at = None
         self._said = None
+        self.entry = self._read()
         self.late_at = 0
 
     def sample(self, now: float) -> bool:
         """Look at what it says; return whether this is another agent than before."""
         before, self._now = self.entry, now
-        try:
-            self.entry = self._metadata.agent()
-        except ProtocolError as error:
-            self.entry = Agent(state=AgentState.FAILED, message=str(error))
-        if self._known and self.entry.heartbeat != before.heartbeat:
-            self._beat_at = now
-        self._known = True
+        self.entry = self._read()
+        if self.entry != before:
+            self._lived_at = now
         self._tell(now)
         ready = self.entry.state is AgentState.READY
         return ready and self.entry.instance != before.instance
 
+    def _read(self) -> Agent:
+        try:
+            return self._metadata.agent()
+        except ProtocolError as error:
+            return Agent(state=AgentState.FAILED, message=str(error))
+
     @property
     def present(self) -> bool:
-        """Whether it served the device when we looked last: worth waiting for."""
+        """Whether it served the device when we looked last: worth waiting for.
+
+        It is from its first word on.  It runs rings from then on, and its heart may
+        not have beaten yet.
+        """
         return (
             self.entry.state is AgentState.READY
-            and self._beat_at is not None
-            and self._now - self._beat_at < ALIVE
+            and self._lived_at is not None
+            and self._now - self._lived_at < ALIVE
             and self.entry.generation >= self.late_at
         )
 

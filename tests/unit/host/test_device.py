@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.agent import FakeAgent
 from tests.fakes.frontend import Dropped, FrontEnd, RingAt
 from tests.fakes.loop import ManualLoop
 from tests.fakes.windows import MIB
@@ -232,6 +233,20 @@ def test_ring_is_the_agents_until_it_has_let_go(scene: Scene) -> None:
         qemu.transport.receive()
         scene.start(qemu)
         assert sessions(scene)[0] != before
+
+
+def test_agent_is_waited_for_from_its_first_word_on(scene: Scene) -> None:
+    """It runs rings from then on, and its heart may not have beaten yet."""
+    slave = scene.slave()
+    qemu = scene.running()
+    with FakeAgent(scene.loop, slave, scene.device.store.file.fileno()) as agent:
+        agent.beats = agent.answers = False
+        agent.answer()
+        qemu.transport.send(vu.message(Request.GET_VRING_BASE, vu.VringState(0, 0)), ())
+        assert scene.device.backend is not None
+        assert scene.device.backend.waiting
+        agent.answer()
+        qemu.transport.receive()
 
 
 def test_agent_whose_heart_stopped_is_not_waited_for(scene: Scene) -> None:
