@@ -184,7 +184,7 @@ class Device:
         if not running:
             return False
         now = self._loop.time()
-        self.agent.sample(now)
+        self._sample_agent()
         present = self.agent.present
         for index in running:
             state = RingState.STOPPING if present else RingState.STOPPED
@@ -200,8 +200,7 @@ class Device:
     def _poll_agent(self) -> None:
         """The agent may have no interrupt to tell us with: look now and then."""
         self._wait_timer = self._loop.call_later(POLL, self._poll_agent)
-        self.agent.sample(self._loop.time())
-        self._check_wait()
+        self._look_at_agent()
 
     def _check_wait(self) -> None:
         """See whether the agent has let go, or had its time."""
@@ -450,8 +449,7 @@ class Device:
         It is looked at often: what it is told is put together only if that is new.
         """
         before = self._sessions.last
-        if self.agent.sample(self._loop.time()):
-            self._renew_all()
+        self._sample_agent()
         self._check_wait()
         for ring in self.leases:
             if ring.running:
@@ -461,6 +459,11 @@ class Device:
         if self.slave is not None:
             self.slave.retire(self.agent.entry.generation)
         self._retire_windows()
+
+    def _sample_agent(self) -> None:
+        """Look at what it says; another one than before gets all rings anew."""
+        if self.agent.sample(self._loop.time()):
+            self._renew_all()
 
     def _retire_windows(self) -> None:
         if self.backend is not None and self.backend.waiting:

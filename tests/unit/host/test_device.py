@@ -249,6 +249,18 @@ def test_agent_is_waited_for_from_its_first_word_on(scene: Scene) -> None:
         qemu.transport.receive()
 
 
+def test_agent_that_follows_another_is_seen_even_while_the_master_waits(
+    scene: Scene,
+) -> None:
+    """The one before may yet be there, and must find its sessions over."""
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running()
+        before = sessions(scene)[1]
+        agent.say(instance=agent.entry.instance + 1)
+        qemu.stop_ring(0)
+        assert sessions(scene)[1] != before
+
+
 def test_agent_whose_heart_stopped_is_not_waited_for(scene: Scene) -> None:
     with scene.agent(scene.slave()) as agent:
         qemu = scene.running()
