@@ -3,7 +3,6 @@
 
 import mmap
 import os
-from types import TracebackType
 from typing import Self
 
 from tests.fakes.loop import ManualLoop
@@ -40,12 +39,7 @@ class FakeAgent:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def snapshot(self) -> md.Snapshot:

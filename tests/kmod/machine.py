@@ -11,7 +11,6 @@ installed is there, what is written goes to memory.
 import subprocess
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from tests.vm.cache import cache_dir
@@ -49,12 +48,7 @@ class Machine:
             raise RuntimeError("no overlay over / could be mounted")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def run(self, command: str, cwd: Path = Path("/")) -> str:

@@ -8,7 +8,6 @@ import select
 import socket
 import time
 from contextlib import ExitStack, suppress
-from types import TracebackType
 from typing import Self
 
 PORT = 7
@@ -33,12 +32,7 @@ class Flows:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def round(self) -> int:

@@ -10,7 +10,6 @@ import subprocess
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
 from typing import Self
 from xml.etree import ElementTree as ET
 
@@ -115,12 +114,7 @@ class Libvirtd:
                 raise LibvirtError(f"libvirtd does not start:\n{self.log.read_text()}")
             time.sleep(0.1)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.kill()  # --kill-child, and with the first process all the others
         self._process.wait()
         self._keep_logs()

@@ -6,7 +6,6 @@ neither namespace, nor bridge, nor TAP behind.
 """
 
 import subprocess
-from types import TracebackType
 from typing import Self
 
 HOLDER = [
@@ -27,12 +26,7 @@ class Namespace:
             raise PermissionError("cannot make a network namespace; are we root?")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._holder.kill()
         self._holder.communicate()
 

@@ -10,7 +10,6 @@ import os
 import socket
 import stat
 import warnings
-from types import TracebackType
 from typing import Self
 
 from vhostpci_shared.wire import ProtocolError
@@ -67,12 +66,7 @@ class Fd:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:

@@ -2,7 +2,6 @@
 """One vhost-user message with the descriptors that came beside it."""
 
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Self
 
 from vhostpci_shared.vhost_user import Header, Payload, Request, Shape
@@ -49,10 +48,5 @@ class Message:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
