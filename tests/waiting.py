@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waiting for what another process does, but not for ever."""
+"""Waiting for what another process or task does, but not for ever."""
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -29,3 +30,20 @@ def wait_for(
             raise AssertionError(f"not within {timeout:g} s: {told}")
         time.sleep(max(now - looked, 0.01))
         looked = time.monotonic()
+
+
+def eventually(condition: Callable[[], bool], timeout: float = TIMEOUT) -> bool:
+    """Wait for a thread to make it true, and look often; return whether it did."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.0005)
+    return condition()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let other tasks run until `condition` is true; fail if it never is."""
+    async with asyncio.timeout(TIMEOUT):
+        while not condition():
+            await asyncio.sleep(0.001)

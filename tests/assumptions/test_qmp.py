@@ -20,6 +20,7 @@ import pytest
 
 from tests.assumptions import qtest
 from tests.vm.qmp import Qmp
+from tests.waiting import until
 from vhostpci_host import endpoint, farewell, qmp
 from vhostpci_host.fds import Fd
 from vhostpci_host.hotplug import Hotplug
@@ -133,12 +134,6 @@ async def until_done(work: Callable[[], Awaitable[Any]]) -> None:
             await asyncio.sleep(0.2)
         else:
             return
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.05)
 
 
 def reset(directory: Path) -> None:

@@ -8,13 +8,13 @@ apart, as on a TAP, and nobody needs to be root.
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Self, TypedDict, TypeVar, Unpack
 
 from tests.fakes.driver import Driver, Machine
+from tests.waiting import eventually
 from vhostpci_guest.ring import (
     Call,
     Eventfd,
@@ -179,16 +179,6 @@ class Pair:
             return os.eventfd_read(self.events_fd)
         except BlockingIOError:
             return 0
-
-
-def eventually(condition: Callable[[], bool], timeout: float = 5.0) -> bool:
-    """Wait for a thread to make it true."""
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.0005)
-    return condition()
 
 
 def wait_for(what: Callable[[], list[T]]) -> list[T]:

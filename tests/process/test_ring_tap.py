@@ -16,8 +16,9 @@ import pytest
 
 from tests.fakes.driver import Desc
 from tests.fakes.netns import private_network
-from tests.fakes.pair import RX, TX, Pair, eventually
+from tests.fakes.pair import RX, TX, Pair
 from tests.fakes.tap import HEADER, TUN_F_CSUM, TUN_F_TSO4, open_tap
+from tests.waiting import eventually
 from vhostpci_guest.ring import Fault, RingIndex, RingState
 
 pytestmark = [

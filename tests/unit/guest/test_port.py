@@ -11,7 +11,7 @@ from typing import TypedDict, Unpack
 import pytest
 
 from tests.fakes.netns import ip
-from tests.fakes.pair import eventually
+from tests.waiting import eventually
 from vhostpci_guest.bridge import Bridge
 from vhostpci_guest.device import Unusable
 from vhostpci_guest.net import options

@@ -14,7 +14,8 @@ from contextlib import ExitStack, contextmanager, suppress
 import pytest
 
 from tests.fakes.driver import Desc, Region
-from tests.fakes.pair import HDR, RX, TX, Pair, eventually
+from tests.fakes.pair import HDR, RX, TX, Pair
+from tests.waiting import eventually
 from vhostpci_guest.ring import (
     Fault,
     Guard,

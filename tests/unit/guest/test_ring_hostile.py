@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fakes.driver import INDIRECT, MIB, NEXT, WRITE, Desc, Driver
-from tests.fakes.pair import HDR, RX, TX, Background, Pair, eventually
+from tests.fakes.pair import HDR, RX, TX, Background, Pair
+from tests.waiting import eventually
 from vhostpci_guest.ring import Fault, RingState
 
 starts = pytest.mark.parametrize("start", [0, 2**16 - 2])

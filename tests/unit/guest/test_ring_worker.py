@@ -11,16 +11,8 @@ from dataclasses import fields
 import pytest
 
 from tests.fakes.driver import Desc
-from tests.fakes.pair import (
-    HDR,
-    RX,
-    TX,
-    Background,
-    Pair,
-    RingOptions,
-    eventually,
-    wait_for,
-)
+from tests.fakes.pair import HDR, RX, TX, Background, Pair, RingOptions, wait_for
+from tests.waiting import eventually
 from vhostpci_guest.ring import (
     Fault,
     RingError,

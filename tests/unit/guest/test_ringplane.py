@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fakes.driver import Driver, Machine
-from tests.fakes.pair import HDR, eventually
+from tests.fakes.pair import HDR
+from tests.waiting import eventually
 from vhostpci_guest import net
 from vhostpci_guest.dataplane import RingRefused, RingStart, used_index
 from vhostpci_guest.device import Eventfd, Mmio, drain

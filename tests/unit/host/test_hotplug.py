@@ -4,13 +4,14 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.slave_vm import FakeVm
+from tests.waiting import until
 from vhostpci_host import hotplug
 from vhostpci_host.hotplug import Hotplug
 from vhostpci_host.ports import Plug
@@ -36,12 +37,6 @@ def plug(window: int, *, vectors: int = 1, size: int = 1 << 30) -> Plug:
 
 def plugs(*windows: int) -> frozenset[Plug]:
     return frozenset(plug(window) for window in windows)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def nothing() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.qmp_server import GIB, MIB, FakeQemu
+from tests.waiting import until
 from vhostpci_host import hotplug, monitor, qmp
 from vhostpci_host.hotplug import Hotplug
 from vhostpci_host.ports import Plug
@@ -52,12 +53,6 @@ def play(tmp_path: Path) -> Played:
                 await vm.close()
 
     return lambda scenario: asyncio.run(run(scenario), debug=True)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def error_of(work: Awaitable[object]) -> str:
