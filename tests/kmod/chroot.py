@@ -34,13 +34,19 @@ BUILDS = "build"
 def make(packages: Sequence[str], archive: debs.Archive) -> Path:
     """A root with ``packages`` and all that they depend on, from the cache if there."""
     found = debs.resolve(packages, archive)
-    root = cache_dir() / "chroots" / digest([repr(found), *sums([Path(__file__)])])
+    root = (
+        cache_dir()
+        / "chroots"
+        / digest([repr(found), *sums([Path(__file__), Path(debs.__file__)])])
+    )
     if not root.exists():
         directory = cache_dir() / "debs"
         debs.download([deb.package for deb in found], found, directory, archive)
         log.info("unpacking %d packages to build with", len(found))
         with fresh(root) as path:
-            _make_skeleton(path)
+            for name in ("dev", "proc", "tmp", BUILDS):
+                (path / name).mkdir(parents=True)
+            debs.merge_usr(path)
             for deb in found:
                 debs.unpack(directory / deb.filename, path)
             for name, target in LINKS.items():
@@ -66,12 +72,3 @@ def run(root: Path, directory: Path, *argv: str) -> subprocess.CompletedProcess[
         timeout=600,
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
     )
-
-
-def _make_skeleton(root: Path) -> None:
-    """Directories, and the links of a merged /usr that packages unpack through."""
-    for name in ("dev", "proc", "tmp", BUILDS):
-        (root / name).mkdir(parents=True)
-    for name in ("bin", "sbin", "lib", "lib64"):
-        (root / "usr" / name).mkdir(parents=True)
-        (root / name).symlink_to(f"usr/{name}")

@@ -102,8 +102,15 @@ def is_complete(path: Path, deb: Deb) -> bool:
     return path.exists() and path.stat().st_size == deb.size
 
 
+def merge_usr(root: Path) -> None:
+    """Make the links of a merged /usr, for packages that still go by /bin and /lib."""
+    for name in ("bin", "sbin", "lib", "lib64"):
+        (root / "usr" / name).mkdir(parents=True)
+        (root / name).symlink_to(f"usr/{name}")
+
+
 def unpack(deb: Path, root: Path) -> None:
-    """Unpack a package's files below ``root``, through the links of a merged /usr."""
+    """Unpack a package's files below ``root``, through links that are there."""
     with subprocess.Popen(
         ["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE
     ) as reader:

@@ -83,12 +83,10 @@ def compile_python(directory: Path, root: Path, *, legacy: bool) -> None:
 
 
 def _make_skeleton(root: Path) -> None:
-    """Directories, and the links of a merged /usr that packages unpack through."""
+    """What is there before the packages."""
     for name in ("dev", "proc", "sys", "run", "tmp", "root", "etc"):
         (root / name).mkdir(parents=True)
-    for name in ("bin", "sbin", "lib", "lib64"):
-        (root / "usr" / name).mkdir(parents=True)
-        (root / name).symlink_to(f"usr/{name}")
+    debs.merge_usr(root)
     (root / "usr/bin/python3").symlink_to("python3.11")
     (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
     (root / "etc/group").write_text("root:x:0:\n")
