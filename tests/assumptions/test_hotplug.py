@@ -5,21 +5,15 @@ test (ivshmem server) ──unix socket──► QEMU ◄──QMP── test
                                         guest: Debian's kernel, no daemon
 """
 
-import os
-import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.assumptions import qtest
-from tests.vm import image, qemu, wheels
-from tests.vm.harness import Job, Vm
-from tests.vm.qmp import Qmp
-from tests.waiting import wait_for
+from tests.vm import qemu
+from tests.vm.bare_slave import Slave, mend, started
+from tests.vm.harness import Vm
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(200)]
 
@@ -29,153 +23,6 @@ SMALL = [
     *("-device", "pcie-root-port,id=crowded,chassis=9,slot=9"),
 ]
 """Ports as they come, without `pref64-reserve`."""
-
-# For each window: address, IVPosition, bytes of BAR 2.
-LOOK = """
-import ctypes, mmap, pathlib
-for device in pathlib.Path("/sys/bus/pci/devices").iterdir():
-    if (device / "device").read_text() != "0x1110\\n":
-        continue
-    bars = [line.split() for line in (device / "resource").read_text().splitlines()]
-    (start, _), (low, high) = ([int(word, 16) for word in bars[n][:2]] for n in (0, 2))
-    (device / "enable").write_text("1")
-    with (device / "resource0").open("r+b") as file:
-        registers = mmap.mmap(file.fileno(), 256)
-        page = ctypes.addressof(ctypes.c_char.from_buffer(registers))
-        own_id = ctypes.c_uint32.from_address(page + start % mmap.PAGESIZE + 8).value
-        print(device.name, own_id, high and high - low + 1)
-    (device / "enable").write_text("0")
-"""
-# As the agent takes a device.
-HOLD = """
-import sys, time
-from vhostpci_guest import pci, sysfs, vfio
-device = {"sysfs": sysfs, "vfio": vfio}[sys.argv[1]].bind(pci.at(sys.argv[2]))
-print("holds it", flush=True)
-time.sleep(60)
-"""
-
-
-class Slave:
-    """A running VM that windows are plugged into, with a memory and vectors each."""
-
-    def __init__(self, vm: Vm, directory: Path, monitor: Qmp) -> None:
-        self.vm = vm
-        self.monitor = monitor
-        self.vectors: dict[int, list[int]] = {}
-        """Our ends of the vectors of what is plugged in, by its window."""
-        self.memory: dict[int, int] = {}
-        """The memory of the same."""
-        self._directory = directory
-        self._undo = ExitStack()
-
-    def plug(self, window: int, size: int, bus: str, vectors: int = 1) -> int:
-        """Plug a window in; return its memory, which stays ours."""
-        server = self._connect(window)
-        memory = qtest.memory(size)
-        fds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(vectors)]
-        for fd in (memory, *fds):
-            self._undo.callback(os.close, fd)
-        self.vectors[window], self.memory[window] = fds, memory
-        server.hello(window, memory, fds)
-        device = {"driver": "ivshmem-doorbell", "id": f"w{window}", "bus": bus}
-        device |= {"chardev": f"c{window}"}
-        self.monitor.execute("device_add", device | {"vectors": vectors})
-        return memory
-
-    def _connect(self, window: int) -> qtest.Server:
-        """Have QEMU connect, which it does while it adds the chardev."""
-        path = str(self._directory / f"{window}.{time.monotonic_ns()}")
-        address = {"type": "unix", "data": {"path": path}}
-        backend = {"type": "socket", "data": {"addr": address, "server": False}}
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(path)
-            listener.listen(1)
-            self.monitor.execute(
-                "chardev-add", {"id": f"c{window}", "backend": backend}
-            )
-            return self._undo.enter_context(qtest.Server(listener.accept()[0]))
-
-    def ask_back(self, window: int) -> None:
-        """Ask the guest to let go of a window."""
-        self.monitor.execute("device_del", {"id": f"w{window}"})
-
-    def goes(self, window: int, timeout: float = 5) -> bool:
-        """Whether the guest lets go of a window in time."""
-        if not self.monitor.deleted(f"w{window}", timeout):
-            return False
-        self.monitor.execute("chardev-remove", {"id": f"c{window}"})
-        del self.vectors[window], self.memory[window]
-        return True
-
-    def windows(self) -> dict[int, tuple[str, int]]:
-        """Address and size of the guest's windows, by their IVPosition."""
-        rows = self.vm.run(["python3", "-c", LOOK]).stdout.splitlines()
-        words = [row.split() for row in rows]
-        return {int(word[1]): (word[0], int(word[2])) for word in words}
-
-    def wait_windows(self, *windows: int) -> dict[int, tuple[str, int]]:
-        """The same, once these are there."""
-        wait_for(lambda: set(windows) <= self.windows().keys(), self.windows)
-        return self.windows()
-
-    def hold(self, window: int, how: str) -> Job:
-        """Have a process of the guest that has a window mapped."""
-        address, _ = self.wait_windows(window)[window]
-        self.vm.put("/tmp/hold.py", HOLD.encode())
-        job = self.vm.spawn(f"exec python3 /tmp/hold.py {how} {address}")
-        wait_for(lambda: "holds it" in job.output(), job.output, 20)
-        return job
-
-    def close(self) -> None:
-        """Unplug all; the ports are free then, for the next test."""
-        for window in list(self.vectors):
-            self.ask_back(window)
-            assert self.goes(window)
-        mend(self.monitor)
-        self._undo.close()
-
-
-def mend(monitor: Qmp) -> None:
-    """Take away the handlers that QEMU has left behind.
-
-    A descriptor that QEMU is given gets the lowest free number, and a netdev of the
-    type "socket" registers a handler of its own for it, and takes it away.
-    """
-    names = [f"mend{number}" for number in range(16)]
-    with ExitStack() as stack:
-        for name in names:
-            pair = [
-                stack.enter_context(one)
-                for one in socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-            ]
-            monitor.execute("getfd", {"fdname": name}, [pair[0].fileno()])
-        for name in names:
-            monitor.execute("netdev_add", {"type": "socket", "id": name, "fd": name})
-            monitor.execute("netdev_del", {"id": name})
-
-
-@contextmanager
-def started(
-    logs: Path, args: list[str], chipset: str = "q35", guest: image.Image | None = None
-) -> Iterator[Slave]:
-    """Boot a VM with these ports; it has a vIOMMU on q35."""
-    with (
-        TemporaryDirectory() as name,
-        Vm(
-            *("slave", guest or image.build(wheels.guest_wheels())),
-            logs=logs,
-            args=args,
-            memory="384M",
-            iommu=chipset == "q35",
-            chipset=chipset,
-        ) as vm,
-    ):
-        vm.wait_ready()
-        with Qmp(vm.run_dir / "slave-qmp") as monitor:
-            slave = Slave(vm, Path(name), monitor)
-            yield slave
-            slave.close()
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.assumptions.test_hotplug import Slave, started
-from tests.vm import dmesg, image, node, pair, qemu, traffic
+from tests.vm import dmesg, node, pair, traffic
+from tests.vm.bare_slave import Slave, module_loaded
 from tests.vm.debug_kernel import DEBUG, under_test
 from tests.vm.harness import Job
 from tests.vm.pair import MASTER_ADDRESS
@@ -79,16 +79,10 @@ while True:
 
 @pytest.fixture(scope="module")
 def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slave]:
-    """A VM with ports, and the module loaded; its kernel has nothing to complain of."""
+    """A VM with two processors."""
     logs = tmp_path_factory.mktemp("races")
-    guest = image.build(kernel=DEBUG, module=True)
-    with started(
-        logs, [*qemu.ports(1), *DEBUG.qemu_args(), "-smp", "2"], guest=guest
-    ) as slave:
-        slave.vm.run("mount -t debugfs debugfs /sys/kernel/debug")
-        slave.vm.run("modprobe uio_vhostpci")
+    with module_loaded(logs, DEBUG, "-smp", "2") as slave:
         yield slave
-        assert dmesg.complaints(slave.vm) == ""
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from tests import waiting
-from tests.assumptions.test_hotplug import Slave, started
 from tests.fakes.bar import FEATURES, pair
 from tests.fakes.pair import Background
 from tests.vm import image, qemu, wheels
+from tests.vm.bare_slave import Slave, started
 from tests.vm.harness import Job
 from vhostpci_shared import metadata as md
 from vhostpci_shared.access import Metadata, find

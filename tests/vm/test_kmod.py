@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.assumptions.test_hotplug import Slave, started
-from tests.vm import debug_kernel, dmesg, image, node, qemu, wheels
+from tests.vm import debug_kernel, node
+from tests.vm.bare_slave import Slave, module_loaded
 from tests.vm.harness import Job
+from tests.vm.kernels import BOOKWORM
 from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(200)]
@@ -43,15 +44,9 @@ LOW = ["-device", "pcie-root-port,id=low,chassis=1,slot=1"]
 def booted(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Slave]:
-    """A VM with ports, and the module loaded; its kernel has nothing to complain of."""
     logs = tmp_path_factory.mktemp("kmod")
-    guest = image.build(wheels.guest_wheels(), request.param, module=True)
-    args = [*qemu.ports(2), *request.param.qemu_args()]
-    with started(logs, args, guest=guest) as slave:
-        slave.vm.run("mount -t debugfs debugfs /sys/kernel/debug")
-        slave.vm.run("modprobe uio_vhostpci")
+    with module_loaded(logs, request.param, ports=2) as slave:
         yield slave
-        assert dmesg.complaints(slave.vm) == ""
 
 
 @pytest.fixture
@@ -340,9 +335,7 @@ def test_suspend_keeps_the_mapping_and_signals_each_vector(slave: Slave) -> None
 
 
 def test_window_below_4_gib_is_told(tmp_path: Path) -> None:
-    guest = image.build(wheels.guest_wheels(), module=True)
-    with started(tmp_path, LOW, guest=guest) as slave:
-        slave.vm.run("modprobe uio_vhostpci")
+    with module_loaded(tmp_path, BOOKWORM, *LOW, ports=0) as slave:
         slave.plug(0, MIB, "low", vectors=3)
         slave.vm.wait_for("dmesg | grep -q 'BAR 2 is below 4 GiB'")
         node.use(slave.vm)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.assumptions.test_hotplug import Slave, started
 from tests.vm import image, qemu, wheels
+from tests.vm.bare_slave import Slave, started
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(200)]
 
