@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fakes.netns import private_network
+from tests.unit.guest.bench import Bench
 from vhostpci_guest.tap import NODE
 
 
@@ -17,3 +18,13 @@ def network() -> Iterator[None]:
         pytest.skip(f"needs root and {NODE}")
     with private_network():
         yield
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    """A link to a daemon that has no master yet."""
+    bench = Bench()
+    bench.daemon.publish()
+    bench.attach()
+    yield bench
+    bench.close()
