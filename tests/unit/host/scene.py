@@ -159,3 +159,14 @@ class Scene:
         agent.say(instance=self.agents, generation=agent.metadata.generation())
         self.loop.advance(1.0)
         return agent
+
+    def sessions(self) -> list[int]:
+        """The sessions that the agent is told of, by ring."""
+        snapshot = self.device.store.metadata.snapshot()
+        assert snapshot is not None
+        return [ring.session for ring in snapshot.rings]
+
+    def set_used(self, ring: RingAt, index: int) -> None:
+        """Write a ring's used index, as the agent does."""
+        fd = self.device.store.file.fileno()
+        os.pwrite(fd, index.to_bytes(2, "little"), ring.used + 2)
