@@ -32,6 +32,16 @@ HDR = bytes(12)
 T = TypeVar("T")
 
 
+class Negotiated(TypedDict):
+    """What both rings have in common."""
+
+    hdr_len: int
+    max_packet: int
+    event_idx: bool
+    indirect: bool
+    mergeable: bool
+
+
 class RingOptions(TypedDict, total=False):
     """What a test changes in a ring's conf()."""
 
@@ -74,13 +84,13 @@ class Pair:
         tap_fd: int | None = None,
     ) -> None:
         self.base = start
-        self._options = {
+        self._negotiated: Negotiated = {
+            "hdr_len": hdr_len,
+            "max_packet": max_packet,
             "event_idx": event_idx,
             "indirect": indirect,
             "mergeable": mergeable,
         }
-        self._hdr_len = hdr_len
-        self._max_packet = max_packet
         self._kicks = kicks
         with ExitStack() as stack:
             self.machine = stack.enter_context(
@@ -89,13 +99,7 @@ class Pair:
             self.memory = self.machine.memory
             self.rx, self.tx = self.machine.rx, self.machine.tx
             self.meta = {index: self.memory.allocate(64, 64) for index in RingIndex}
-            self.ours, self.tap = socket.socketpair(
-                socket.AF_UNIX, socket.SOCK_SEQPACKET
-            )
-            stack.callback(self.ours.close)
-            stack.callback(self.tap.close)
-            self.ours.setblocking(False)
-            self.tap.setblocking(False)
+            self.ours, self.tap = map(stack.enter_context, _packet_sockets())
             self.events_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             stack.callback(os.close, self.events_fd)
             self.worker = stack.enter_context(
@@ -131,14 +135,10 @@ class Pair:
             device=driver.used,
             size=driver.num,
             base=self.base,
-            hdr_len=self._hdr_len,
-            max_packet=self._max_packet,
-            event_idx=self._options["event_idx"],
-            indirect=self._options["indirect"],
-            mergeable=self._options["mergeable"],
             kick_fd=driver.kick_fd if self._kicks else None,
             call=Eventfd(driver.call_fd),
             meta_addr=self.memory.host_addr(self.meta[index]),
+            **self._negotiated,
         )
         return replace(conf, **options)
 
@@ -179,6 +179,14 @@ class Pair:
             return os.eventfd_read(self.events_fd)
         except BlockingIOError:
             return 0
+
+
+def _packet_sockets() -> tuple[socket.socket, socket.socket]:
+    """Two ends that keep packets apart, as a TAP does, and don't block."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        end.setblocking(False)
+    return ends
 
 
 def wait_for(what: Callable[[], list[T]]) -> list[T]:
