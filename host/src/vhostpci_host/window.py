@@ -57,7 +57,8 @@ class Shown:
         self._loop = loop
         self._wanted: frozenset[int] = frozenset()
         self._device_wanted = False
-        self._void: tuple[int, float] | None = None
+        self._void: dict[int, tuple[int, float]] = {}
+        """By which generation each was named no more, and when that was published."""
 
     def want(self, numbers: frozenset[int], *, device: bool) -> None:
         """Show these windows, and window 0 as well if `device`.
@@ -72,13 +73,15 @@ class Shown:
             self._host.show(number, self._store.files[number])
             self.numbers |= {number}
         self.device |= device
-        if not self._unwanted:
-            self._void = None
+        for number in self._void.keys() - self._unwanted:
+            del self._void[number]
         self._plug()
 
     @property
-    def _unwanted(self) -> bool:
-        return bool(self.numbers - self._wanted) or self.device > self._device_wanted
+    def _unwanted(self) -> frozenset[int]:
+        """Those that are shown, window 0 among them, and not wanted."""
+        device = {0} if self.device and not self._device_wanted else set()
+        return self.numbers - self._wanted | device
 
     def replug(self) -> None:
         """Have the slave's own device replaced by a new one, if we plug it at all."""
@@ -89,22 +92,26 @@ class Shown:
 
     def published(self, generation: int) -> None:
         """The metadata of `generation` names what is wanted, and nothing else."""
-        if self._unwanted and self._void is None:
-            self._void = generation, self._loop.time()
+        for number in self._unwanted - self._void.keys():
+            self._void[number] = generation, self._loop.time()
 
     def retire(self, reached: int, *, present: bool) -> None:
         """Hide what an agent at generation `reached`, if there is one, let go of."""
-        if self._void is None:
+        now = self._loop.time()
+        gone = {
+            number
+            for number, (generation, since) in self._void.items()
+            if not present or reached >= generation or now - since >= RETIRE
+        }
+        if not gone:
             return
-        generation, since = self._void
-        late = self._loop.time() - since >= RETIRE
-        if present and reached < generation and not late:
-            return
-        self._void = None
-        self.device = self._device_wanted
-        for number in sorted(self.numbers - self._wanted):
-            self._host.hide(number)
-        self.numbers &= self._wanted
+        for number in sorted(gone):
+            del self._void[number]
+            if number == 0:
+                self.device = False
+            else:
+                self._host.hide(number)
+        self.numbers -= gone
         self._plug()
 
     def _plug(self) -> None:

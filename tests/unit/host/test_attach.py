@@ -149,6 +149,30 @@ def test_window_goes_when_the_agent_has_let_go_of_it(
     assert list(scene.device.store.files) == [256]
 
 
+def test_each_window_waits_until_the_agent_has_let_go_of_that_very_one(
+    scene: Scene, file: MakeFile
+) -> None:
+    agent = scene.agent(scene.slave())
+    third = (region(16 * MIB, guest_addr=2 * HIGH), file())
+    qemu = scene.front_end([*two_nodes(file(), file()), third])
+    qemu.set_memory()  # no ring runs: nobody waits for the agent
+    scene.settle()
+    agent.answers = False
+    dropped = []
+    for _ in "12":
+        qemu.regions.pop()
+        qemu.set_memory()
+        scene.settle()
+        dropped.append(agent.metadata.generation())
+    assert sorted(scene.windows.shown) == [256, 257, 258]
+    agent.say(generation=dropped[0])
+    scene.loop.advance(0.001)
+    assert sorted(scene.windows.shown) == [256, 257]
+    agent.say(generation=dropped[1])
+    scene.loop.advance(0.001)
+    assert sorted(scene.windows.shown) == [256]
+
+
 def test_window_goes_after_a_while_if_the_agent_says_nothing(
     scene: Scene, file: MakeFile
 ) -> None:
