@@ -64,7 +64,7 @@ class FakeDevice:
         os.ftruncate(self.fd, size)
         mapping = Mapping(self.fd, size)
         self._undo.callback(mapping.close)
-        self.window = Window(window, mapping.address, mapping.view)
+        self.window = Window(window, mapping.address, mapping.view, name)
         self._vectors = [new_eventfd() for _ in range(vectors if interrupts else 0)]
         for vector in self._vectors:
             self._undo.callback(os.close, vector)

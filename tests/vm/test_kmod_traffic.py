@@ -120,6 +120,14 @@ def test_second_agent_is_told_who_has_the_device(link: Pair) -> None:
         assert f"{place} is in use by another vhostpci-guest" in second.stderr
 
 
+def test_devices_tells_what_only_the_agent_can_read(link: Pair) -> None:
+    with served(link):
+        text = link.slave.run("vhostpci-guest devices -j", timeout=60).stdout
+    (device,) = json.loads(text)
+    assert device["agent"] is not None
+    assert device["iv_position"] == 0
+
+
 def test_agent_is_told_what_else_has_the_node_open(link: Pair) -> None:
     with served(link):
         place = node.address(link.slave)

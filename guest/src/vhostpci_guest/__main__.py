@@ -261,8 +261,7 @@ def _print_link(link: dict[str, Any]) -> None:
     print(f"  TAP {link['tap'] or '(none yet)'}{bridge}, carrier {carrier}")
     print(f"  window {md.SLAVE_ID}: {_speed_text(link['speed'])}")
     for window in link["windows"]:
-        text = f"{window['size']} bytes, {_speed_text(window['speed'])}"
-        print(f"  window {window['id']}: {text if window['size'] else 'not there yet'}")
+        print(f"  window {window['id']}: {_window_text(window)}")
     for ring in link["rings"]:
         side = "receive" if ring["ring"] % 2 == 0 else "transmit"
         print(
@@ -272,6 +271,13 @@ def _print_link(link: dict[str, Any]) -> None:
         )
         if ring["reason"]:
             print(f"    {ring['reason']}")
+
+
+def _window_text(window: dict[str, Any]) -> str:
+    if window["device"] is None:
+        return "not there yet"
+    speed = _speed_text(window["speed"])
+    return f"{window['device']}, {window['size']} bytes, {speed}"
 
 
 def _speed_text(speed: dict[str, Any] | None) -> str:

@@ -155,7 +155,7 @@ class Client:
         self._mapping = mapping
         own_id = self._protocol.own_id
         assert own_id is not None  # it came before the memory
-        self._window = Window(own_id, mapping.address, mapping.view)
+        self._window = Window(own_id, mapping.address, mapping.view, self.name)
         self._connected_at = time.monotonic()
 
     def _pay(self, peer: int, vector: int) -> None:

@@ -52,11 +52,15 @@ Doorbell = Mmio | Eventfd
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """BAR 2: `id` is the device's IVPosition, `address` where this process has it."""
+    """BAR 2: `id` is the device's IVPosition, `address` where this process has it.
+
+    `device` is the name of what shows it: a PCI address, or the path of a socket.
+    """
 
     id: int
     address: int
     view: memoryview
+    device: str
 
     @property
     def size(self) -> int:
@@ -240,7 +244,9 @@ class PciBound:
         self._undo = undo
         self._registers = Registers(registers)
         undo.callback(self._registers.release)
-        self.window = Window(self._registers.iv_position, bar.address, bar.view)
+        self.window = Window(
+            self._registers.iv_position, bar.address, bar.view, self.name
+        )
 
     @property
     def lost(self) -> bool:

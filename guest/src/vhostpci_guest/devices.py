@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `vhostpci-guest devices` tells of a device.  It is only looked at."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from vhostpci_shared import metadata as md
@@ -18,17 +18,22 @@ def describe(pci: PciDevice, links: Status) -> dict[str, Any]:
         pci: the device.
         links: what the running agents serve.
     """
-    users = {link["device"]: link["pid"] for link in links}
-    position = pci.iv_position
+    agent = {link["device"]: link["pid"] for link in links}.get(pci.address)
+    window_of = {
+        link["device"]: window["id"]
+        for link in links
+        for window in link["windows"]
+        if window["device"] == pci.address
+    }
     whys = {name: way.why_not(pci) for name, way in BINDINGS.items()}
     return {
         "address": pci.address,
         "driver": pci.driver,
-        "iv_position": position,
-        "window_of": [link["device"] for link in links if _shows(link, position)],
+        "iv_position": _position(pci, agent, window_of.values()),
+        "window_of": list(window_of),
         "window": pci.bar_size(2),
         "vectors": pci.msix_vectors,
-        "agent": users.get(pci.address),
+        "agent": agent,
         "taken": pci.why_taken(),
         "bindings": {
             name: {
@@ -43,9 +48,12 @@ def describe(pci: PciDevice, links: Status) -> dict[str, Any]:
     }
 
 
-def _shows(link: dict[str, Any], position: int | None) -> bool:
-    """Whether a served device has its memory in the window of that number."""
-    return any(window["id"] == position for window in link["windows"])
+def _position(pci: PciDevice, agent: int | None, windows: Iterable[int]) -> int | None:
+    """Return the IVPosition; an agent that alone may read it has told by its use."""
+    position = pci.iv_position
+    if position is None and agent is not None:
+        return md.SLAVE_ID
+    return next(iter(windows), None) if position is None else position
 
 
 def _better(pci: PciDevice, possible: list[str]) -> str | None:

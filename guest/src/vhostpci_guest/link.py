@@ -425,6 +425,7 @@ class Link:
             "windows": [
                 {
                     "id": number,
+                    "device": window.device if window else None,
                     "size": window.size if window else None,
                     "speed": self._speeds.status(number),
                 }

@@ -159,12 +159,12 @@ def test_windows_are_let_go_when_we_leave(bench: Bench) -> None:
 
 def test_status_says_which_windows_are_there(bench: Bench) -> None:
     assert bench.link is not None
-    bench.windows.plug(THERE)
+    shows = bench.windows.plug(THERE)
     bench.publish(*pair(2), regions=(BELOW, ABOVE))
     status = json.loads(json.dumps(bench.link.status()))
     assert status["windows"] == [
-        {"id": THERE, "size": SIZE, "speed": None},
-        {"id": LATE, "size": None, "speed": None},
+        {"id": THERE, "device": shows.name, "size": SIZE, "speed": None},
+        {"id": LATE, "device": None, "size": None, "speed": None},
     ]
 
 

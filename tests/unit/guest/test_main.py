@@ -221,7 +221,10 @@ def test_devices_tells_which_are_windows(
     for slot, position in (("5", 0), ("6", 4711), ("7", 4712)):
         path = system.plug(f"0000:00:0{slot}.0")
         (path / "resource0").write_bytes(struct.pack("<8xI244x", position))
-    windows = [{"id": 4711, "size": 4096}]
+    windows = [
+        {"id": 4711, "device": "0000:00:06.0", "size": 4096},
+        {"id": 4712, "device": None, "size": None},  # another's, of the same number
+    ]
     links = [{"device": "0000:00:05.0", "pid": 77, "windows": windows}]
     monkeypatch.setattr(control, "ask", lambda: links)
     main(["devices"])
@@ -230,6 +233,28 @@ def test_devices_tells_which_are_windows(
     assert "window 4711 of 0000:00:05.0" in out
     assert "window 4712 of another device" in out
     assert "window 0" not in out
+
+
+def test_devices_tells_the_position_that_only_the_agent_can_read(
+    system: FakeSystem, capsys: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The module's node is one process's, and nobody else has the registers."""
+
+    def busy(device: pci.PciDevice) -> int:
+        raise Unusable(f"{device.address} is in use by vhostpci-guest (pid 77)")
+
+    monkeypatch.setattr(pci, "read_position", busy)
+    for slot in "567":
+        system.plug(f"0000:00:0{slot}.0", driver="uio_vhostpci")
+    windows = [{"id": 4711, "device": "0000:00:06.0", "size": 4096}]
+    links = [{"device": "0000:00:05.0", "pid": 77, "windows": windows}]
+    monkeypatch.setattr(control, "ask", lambda: links)
+    main(["devices"])
+    out = capsys.readouterr().out
+    assert "0000:00:05.0  1 MiB, 3 vectors, IVPosition 0, " in out
+    assert "0000:00:06.0  1 MiB, 3 vectors, IVPosition 4711, " in out
+    assert "window 4711 of 0000:00:05.0" in out
+    assert "0000:00:07.0  1 MiB, 3 vectors, driver" in out
 
 
 def test_devices_changes_nothing(system: FakeSystem, capsys: Say) -> None:
@@ -302,11 +327,12 @@ LINK: dict[str, Any] = {
     "windows": [
         {
             "id": 4711,
+            "device": "0000:00:06.0",
             "size": 4096,
             "speed": {"mbps": 12000.0, "own_mbps": 12345.6, "slow": False},
         },
-        {"id": 4712, "size": None, "speed": None},
-        {"id": 4713, "size": 100, "speed": None},
+        {"id": 4712, "device": None, "size": None, "speed": None},
+        {"id": 4713, "device": "0000:00:07.0", "size": 100, "speed": None},
     ],
     "rings": [
         {
@@ -333,9 +359,9 @@ def test_status_is_for_people(capsys: Say, monkeypatch: pytest.MonkeyPatch) -> N
         "region 3 is too long",
         "TAP vp0 in bridge br0, carrier off",
         "window 0: reads 91 MB/s (own memory 12346 MB/s): looks uncached\n",
-        "window 4711: 4096 bytes, reads 12000 MB/s (own memory 12346 MB/s)\n",
+        "window 4711: 0000:00:06.0, 4096 bytes, reads 12000 MB/s (own memory",
         "window 4712: not there yet",
-        "window 4713: 100 bytes, not measured",
+        "window 4713: 0000:00:07.0, 100 bytes, not measured",
         "ring 0 (receive) broken at 5: 4 packets, 400 bytes, 1 dropped",
         "a chain loops",
     ):

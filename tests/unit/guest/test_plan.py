@@ -25,7 +25,7 @@ from vhostpci_shared import metadata as md
 from vhostpci_shared.metadata import AgentRingState, DeviceFlag, RingFlag
 from vhostpci_shared.wire import ProtocolError
 
-WINDOW = Window(0, 0x7000_0000_0000, memoryview(bytearray(SIZE)))
+WINDOW = Window(0, 0x7000_0000_0000, memoryview(bytearray(SIZE)), "fake")
 RUNNING = AgentRingState.RUNNING
 
 
@@ -234,7 +234,7 @@ def test_region_that_is_not_ours_to_touch_is_refused(region: md.Region) -> None:
         check(snapshot(regions=(region,)), {0: WINDOW}, 3)
 
 
-OTHER = Window(4711, 0x6000_0000_0000, memoryview(bytearray(SIZE)))
+OTHER = Window(4711, 0x6000_0000_0000, memoryview(bytearray(SIZE)), "fake")
 
 
 def test_other_windows_may_be_used_to_their_end() -> None:

@@ -231,7 +231,7 @@ def test_window_that_comes_again_is_measured_again(device: FakeDevice) -> None:
     speeds.look({4711: device.window})
     speeds.look({4711: None})
     assert speeds.status(4711) is None
-    speeds.look({4711: Window(4711, again.address, again.view)})
+    speeds.look({4711: Window(4711, again.address, again.view, "fake")})
     assert meter.looks == 2
     again.close()
 
