@@ -36,6 +36,7 @@ class AgentView:
         self._vectors = vectors
         self._lived_at: float | None = None
         self._now = 0.0
+        self._instance: int | None = None  # which has served this slave's device
         self._said: object = None
         self._said_at = 0.0
         self.entry = self._read()
@@ -44,20 +45,25 @@ class AgentView:
 
     def forget(self) -> None:
         """Another slave: whatever is in the metadata is from before."""
-        self._lived_at = None
+        self._lived_at = self._instance = None
         self._said = None
         self.entry = self._read()
         self.late_at = 0
 
     def sample(self, now: float) -> bool:
-        """Look at what it says; return whether this is another agent than before."""
+        """Look at what it says; return whether it serves the slave after another.
+
+        The first one has the slave's sessions for itself.
+        """
         before, self._now = self.entry, now
         self.entry = self._read()
         if self.entry != before:
             self._lived_at = now
         self._tell(now)
-        ready = self.entry.state is AgentState.READY
-        return ready and self.entry.instance != before.instance
+        if self.entry.state is not AgentState.READY:
+            return False
+        last, self._instance = self._instance, self.entry.instance
+        return last not in (None, self._instance)
 
     def _read(self) -> Agent:
         try:

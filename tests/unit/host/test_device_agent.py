@@ -85,6 +85,15 @@ def test_agent_is_waited_for_from_its_first_word_on(scene: Scene) -> None:
         qemu.transport.receive()
 
 
+def test_first_agent_of_a_slave_keeps_the_sessions_that_it_finds(scene: Scene) -> None:
+    """It may be at a packet when it is heard of, and a new session would fence it."""
+    slave = scene.slave()
+    scene.running()
+    before = scene.sessions()
+    with scene.agent(slave):
+        assert scene.sessions() == before
+
+
 def test_agent_that_follows_another_is_seen_even_while_the_master_waits(
     scene: Scene,
 ) -> None:
