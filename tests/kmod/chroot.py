@@ -34,11 +34,8 @@ BUILDS = "build"
 def make(packages: Sequence[str], archive: debs.Archive) -> Path:
     """A root with ``packages`` and all that they depend on, from the cache if there."""
     found = debs.resolve(packages, archive)
-    root = (
-        cache_dir()
-        / "chroots"
-        / digest([repr(found), *sums([Path(__file__), Path(debs.__file__)])])
-    )
+    makers = sums([Path(__file__), Path(debs.__file__)])
+    root = cache_dir() / "chroots" / digest([repr(found), *makers])
     if not root.exists():
         directory = cache_dir() / "debs"
         debs.download([deb.package for deb in found], found, directory, archive)

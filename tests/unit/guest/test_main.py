@@ -359,7 +359,8 @@ def test_status_is_for_people(capsys: Say, monkeypatch: pytest.MonkeyPatch) -> N
         "region 3 is too long",
         "TAP vp0 in bridge br0, carrier off",
         "window 0: reads 91 MB/s (own memory 12346 MB/s): looks uncached\n",
-        "window 4711: 0000:00:06.0, 4096 bytes, reads 12000 MB/s (own memory",
+        "window 4711: 0000:00:06.0, 4096 bytes, reads 12000 MB/s "
+        "(own memory 12346 MB/s)\n",
         "window 4712: not there yet",
         "window 4713: 0000:00:07.0, 100 bytes, not measured",
         "ring 0 (receive) broken at 5: 4 packets, 400 bytes, 1 dropped",
