@@ -202,13 +202,20 @@ def test_devices_tells_how_each_could_be_bound(system: FakeSystem, capsys: Say) 
     assert "better: kmod, for interrupts and a cached window" in out
 
 
+def have_agent(
+    monkeypatch: pytest.MonkeyPatch, device: str, *windows: dict[str, Any]
+) -> None:
+    """Have an agent that serves a device, and says so."""
+    links = [{"device": device, "pid": 77, "windows": list(windows)}]
+    monkeypatch.setattr(control, "ask", lambda: links)
+
+
 def test_devices_tells_who_has_one(
     system: FakeSystem, capsys: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system.plug("0000:00:05.0", driver="ivshmem-net")
     system.plug("0000:00:06.0", driver="uio_pci_generic")
-    links = [{"device": "0000:00:06.0", "pid": 77, "windows": []}]
-    monkeypatch.setattr(control, "ask", lambda: links)
+    have_agent(monkeypatch, "0000:00:06.0")
     main(["devices"])
     out = capsys.readouterr().out
     assert "bound to ivshmem-net" in out
@@ -221,12 +228,11 @@ def test_devices_tells_which_are_windows(
     for slot, position in (("5", 0), ("6", 4711), ("7", 4712)):
         path = system.plug(f"0000:00:0{slot}.0")
         (path / "resource0").write_bytes(struct.pack("<8xI244x", position))
-    windows = [
+    have_agent(
+        *(monkeypatch, "0000:00:05.0"),
         {"id": 4711, "device": "0000:00:06.0", "size": 4096},
         {"id": 4712, "device": None, "size": None},  # another's, of the same number
-    ]
-    links = [{"device": "0000:00:05.0", "pid": 77, "windows": windows}]
-    monkeypatch.setattr(control, "ask", lambda: links)
+    )
     main(["devices"])
     out = capsys.readouterr().out
     assert "IVPosition 4711" in out
@@ -246,9 +252,8 @@ def test_devices_tells_the_position_that_only_the_agent_can_read(
     monkeypatch.setattr(pci, "read_position", busy)
     for slot in "567":
         system.plug(f"0000:00:0{slot}.0", driver="uio_vhostpci")
-    windows = [{"id": 4711, "device": "0000:00:06.0", "size": 4096}]
-    links = [{"device": "0000:00:05.0", "pid": 77, "windows": windows}]
-    monkeypatch.setattr(control, "ask", lambda: links)
+    window = {"id": 4711, "device": "0000:00:06.0", "size": 4096}
+    have_agent(monkeypatch, "0000:00:05.0", window)
     main(["devices"])
     out = capsys.readouterr().out
     assert "0000:00:05.0  1 MiB, 3 vectors, IVPosition 0, " in out
