@@ -60,7 +60,7 @@ class AgentView:
         if self.entry != before:
             self._lived_at = now
         self._tell(now)
-        if self.entry.state is not AgentState.READY:
+        if self._lived_at is None or self.entry.state is not AgentState.READY:
             return False
         last, self._instance = self._instance, self.entry.instance
         return last not in (None, self._instance)

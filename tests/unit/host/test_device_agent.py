@@ -94,6 +94,17 @@ def test_first_agent_of_a_slave_keeps_the_sessions_that_it_finds(scene: Scene) -
         assert scene.sessions() == before
 
 
+def test_what_a_dead_agent_left_makes_no_second_one_of_the_first(scene: Scene) -> None:
+    stale = md.Agent(instance=9, heartbeat=77, state=md.AgentState.READY)
+    scene.device.store.metadata.write_agent(stale)
+    slave = scene.slave()
+    scene.running()
+    scene.loop.advance(1.0)
+    before = scene.sessions()
+    with scene.agent(slave):
+        assert scene.sessions() == before
+
+
 def test_agent_that_follows_another_is_seen_even_while_the_master_waits(
     scene: Scene,
 ) -> None:
