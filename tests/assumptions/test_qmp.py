@@ -21,15 +21,17 @@ import pytest
 from tests.assumptions import qtest
 from tests.vm.qmp import Qmp
 from tests.waiting import until
-from vhostpci_host import endpoint, farewell, qmp
+from vhostpci_host import sockets
+from vhostpci_host.device.windows import WindowSocket
 from vhostpci_host.fds import Fd
-from vhostpci_host.hotplug import Hotplug
+from vhostpci_host.hotplug import qmp_vm
+from vhostpci_host.hotplug.qmp_vm import QmpVm
+from vhostpci_host.hotplug.reconciler import Hotplug
+from vhostpci_host.hotplug.vm import PlugError, VmAway
+from vhostpci_host.interfaces import Plug
+from vhostpci_host.ivshmem import linger
 from vhostpci_host.listener import Listener
-from vhostpci_host.memory import WindowFile
-from vhostpci_host.ports import Plug
-from vhostpci_host.qmp import QmpVm
-from vhostpci_host.slave_vm import PlugError, VmAway
-from vhostpci_host.window import WindowSocket
+from vhostpci_host.memory.regions import WindowFile
 
 pytestmark = pytest.mark.vm
 
@@ -99,7 +101,7 @@ class Shown:
         return Plug(window=window, socket=path, vectors=vectors, size=MIB)
 
     def _listen(self, path: Path, take: Callable[[socket.socket], None]) -> Listener:
-        server = endpoint.listen(path, 0o600, None)
+        server = sockets.listen(path, 0o600, None)
         loop = asyncio.get_running_loop()
         return Listener(server, loop, take, self.said.append, path)
 
@@ -108,7 +110,7 @@ class Shown:
         for window in list(self._shown):
             self.hide(window)
         self._undo.close()
-        farewell.end()
+        linger.end()
 
 
 @asynccontextmanager
@@ -328,7 +330,7 @@ def test_second_client_of_a_monitor_is_never_greeted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So all devices of a daemon share one connection, and the wait has an end."""
-    monkeypatch.setattr("vhostpci_host.monitor.GREETING_TIME", 1)
+    monkeypatch.setattr("vhostpci_host.hotplug.qmp_monitor.GREETING_TIME", 1)
 
     async def scenario() -> None:
         async with way_to(tmp_path):
@@ -357,7 +359,7 @@ def test_guest_without_a_driver_does_not_let_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second request, while the first has no answer, must not be taken amiss."""
-    monkeypatch.setattr(qmp, "GUEST_TIME", 0.5)
+    monkeypatch.setattr(qmp_vm, "GUEST_TIME", 0.5)
 
     async def scenario() -> None:
         async with way_to(tmp_path) as (vm, shown):

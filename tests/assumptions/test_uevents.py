@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vhostpci_guest.uevents import Overrun, Uevent, Uevents
+from vhostpci_guest.pci.uevents import Overrun, Uevent, Uevents
 
 DEVICES = Path("/sys/bus/pci/devices")
 

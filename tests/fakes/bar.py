@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Set
 from contextlib import ExitStack
 
-from vhostpci_guest.device import (
+from vhostpci_guest.pci.ivshmem import (
     Doorbell,
     Mapping,
     Mmio,

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
 
-from vhostpci_host.backend import Answer, Backend, Quiesce
 from vhostpci_host.fds import Fd
-from vhostpci_host.message import Message
+from vhostpci_host.vhost_user.backend import Answer, Backend, Quiesce
+from vhostpci_host.vhost_user.message import Message
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import HeaderFlag, ProtocolFeature, Request
 from vhostpci_shared.virtio import Feature

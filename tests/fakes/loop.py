@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An event loop whose clock is turned by hand (a `vhostpci_host.ports.Loop`)."""
+"""An event loop whose clock is turned by hand (a `vhostpci_host.interfaces.Loop`)."""
 
 import heapq
 import itertools

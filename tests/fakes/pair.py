@@ -15,7 +15,7 @@ from typing import Self, TypedDict, TypeVar, Unpack
 
 from tests.fakes.driver import Driver, Machine
 from tests.waiting import eventually
-from vhostpci_guest.ring import (
+from vhostpci_guest.dataplane.native import (
     Call,
     Eventfd,
     RingConf,

@@ -6,9 +6,9 @@ import select
 from typing import Any
 
 from vhostpci_host.errors import HostError
-from vhostpci_host.memory import WindowFile
-from vhostpci_host.peers import Outgoing
-from vhostpci_host.ports import Plug
+from vhostpci_host.interfaces import Plug
+from vhostpci_host.ivshmem.peers import Outgoing
+from vhostpci_host.memory.regions import WindowFile
 from vhostpci_shared.ivshmem import Client, OwnVector, PeerGone, PeerVector
 
 

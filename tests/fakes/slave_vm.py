@@ -4,8 +4,8 @@
 import asyncio
 from collections import Counter
 
-from vhostpci_host.ports import Plug
-from vhostpci_host.slave_vm import PlugError, VmAway
+from vhostpci_host.hotplug.vm import PlugError, VmAway
+from vhostpci_host.interfaces import Plug
 
 
 class FakeVm:

@@ -13,7 +13,7 @@ import struct
 from contextlib import suppress
 from pathlib import Path
 
-from vhostpci_guest.system import System
+from vhostpci_guest.pci.kernel import System
 
 CONFIG_SIZE = 256
 BAR0, BAR2 = 256, 1 << 20

@@ -6,8 +6,8 @@ import struct
 from pathlib import Path
 
 from tests.fakes.sysfs import FakeSystem
-from vhostpci_guest.device import drain, new_eventfd, signal
-from vhostpci_guest.uevents import Overrun, Uevent
+from vhostpci_guest.pci.ivshmem import drain, new_eventfd, signal
+from vhostpci_guest.pci.uevents import Overrun, Uevent
 
 
 class FakeEvents:

@@ -4,7 +4,7 @@
 import os
 
 from vhostpci_host.fds import Fd
-from vhostpci_host.memory import Placed
+from vhostpci_host.memory.regions import Placed
 from vhostpci_shared.vhost_user import MemRegion
 from vhostpci_shared.wire import ProtocolError
 

@@ -144,8 +144,8 @@ def test_device_that_cannot_be_served_is_listed_as_failed(directory: Path) -> No
 
 BREAKABLE = """
 import os, sys
-from vhostpci_host.__main__ import main
-from vhostpci_host.device import Device
+from vhostpci_host.cli.main import main
+from vhostpci_host.device.device import Device
 def may_break(method):
     def breaks(self, *args):
         if os.path.exists(self.config.run_dir / f"{self.config.name}.break"):

@@ -15,9 +15,9 @@ import pytest
 from tests.process.lab import Lab
 from tests.process.program import run
 from tests.vm.libvirtd import Libvirtd
-from vhostpci_host.libvirt import LibvirtVm
-from vhostpci_host.slave_vm import VmAway
-from vhostpci_host.virsh import Virsh
+from vhostpci_host.hotplug.libvirt_vm import LibvirtVm
+from vhostpci_host.hotplug.virsh import Virsh
+from vhostpci_host.hotplug.vm import VmAway
 
 pytestmark = [pytest.mark.process, pytest.mark.libvirt]
 

@@ -19,7 +19,7 @@ from tests.fakes.netns import private_network
 from tests.fakes.pair import RX, TX, Pair
 from tests.fakes.tap import HEADER, TUN_F_CSUM, TUN_F_TSO4, open_tap
 from tests.waiting import eventually
-from vhostpci_guest.ring import Fault, RingIndex, RingState
+from vhostpci_guest.dataplane.native import Fault, RingIndex, RingState
 
 pytestmark = [
     pytest.mark.process,

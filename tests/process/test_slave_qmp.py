@@ -13,7 +13,7 @@ import pytest
 
 from tests.process.lab import Lab
 from tests.waiting import wait_for
-from vhostpci_host.monitor import GREETING_TIME
+from vhostpci_host.hotplug.qmp_monitor import GREETING_TIME
 
 pytestmark = pytest.mark.process
 

@@ -39,8 +39,8 @@ for device in pathlib.Path("/sys/bus/pci/devices").iterdir():
 # As the agent takes a device.
 HOLD = """
 import sys, time
-from vhostpci_guest import pci, sysfs, vfio
-device = {"sysfs": sysfs, "vfio": vfio}[sys.argv[1]].bind(pci.at(sys.argv[2]))
+from vhostpci_guest.pci import sysfs, sysfs_device, vfio
+device = {"sysfs": sysfs, "vfio": vfio}[sys.argv[1]].bind(sysfs_device.at(sys.argv[2]))
 print("holds it", flush=True)
 time.sleep(60)
 """

@@ -38,13 +38,13 @@ with open("/tmp/received", "wb") as file:
 # of them goes through QEMU, as one of an uncached BAR goes to the memory.
 MEASURE = """
 import json, mmap
-from vhostpci_guest import speed
+from vhostpci_guest.serve import window_speed
 controller = "/sys/bus/pci/devices/0000:00:1f.2/"
 with open(controller + "enable", "w") as file:
     file.write("1")
 with open(controller + "resource5", "r+b") as file:
-    with mmap.mmap(file.fileno(), speed.PIECE) as registers:
-        print(json.dumps(speed.measure(memoryview(registers)).status()))
+    with mmap.mmap(file.fileno(), window_speed.PIECE) as registers:
+        print(json.dumps(window_speed.measure(memoryview(registers)).status()))
 """
 
 

@@ -19,12 +19,12 @@ from typing import Any
 
 from vhostpci_shared.wire import ProtocolError
 
-from .control import Control
-from .dataplane import PlaneMaker
-from .device import Device, Unusable
-from .link import TICK, Link
-from .port import Port
-from .sources import Source
+from .dataplane.interface import PlaneMaker
+from .pci.ivshmem import Device, Unusable
+from .serve.link import TICK, Link
+from .socket.source import Source
+from .status_socket import Control
+from .tap.tap_port import Port
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from . import endpoint
-from .ports import Loop
+from . import sockets
+from .interfaces import Loop
 
 ACCEPT_PAUSE = 1.0
 """Seconds to accept nothing when there are no descriptors left."""
@@ -40,7 +40,7 @@ class Listener:
 
     def _ready(self) -> None:
         try:
-            connection = endpoint.accept(self._server)
+            connection = sockets.accept(self._server)
         except OSError as error:
             self._pause(error)
             return

@@ -7,8 +7,8 @@ FakeDaemon ──metadata──► Link ──► FakePlane, FakePort
 
 from tests.fakes.bar import FakeDaemon, FakeDevice, FakeWindows
 from tests.fakes.plane import FakePlane, FakePort
-from vhostpci_guest.link import Link
-from vhostpci_guest.speed import Speed, Speeds
+from vhostpci_guest.serve.link import Link
+from vhostpci_guest.serve.window_speed import Speed, Speeds
 from vhostpci_shared import metadata as md
 
 

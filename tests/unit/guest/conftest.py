@@ -8,7 +8,7 @@ import pytest
 
 from tests.fakes.netns import private_network
 from tests.unit.guest.bench import Bench
-from vhostpci_guest.tap import NODE
+from vhostpci_guest.tap.tap import NODE
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ import pytest
 from tests.fakes.bar import FakeDaemon, FakeDevice, pair
 from tests.fakes.plane import FakePlane, FakePort
 from tests.fakes.source import FakeSource, beat_and_step
-from vhostpci_guest import control
+from vhostpci_guest import status_socket
 from vhostpci_guest.agent import Agent, stopped_by_signals
-from vhostpci_guest.control import Control
-from vhostpci_guest.device import Unusable
+from vhostpci_guest.pci.ivshmem import Unusable
+from vhostpci_guest.status_socket import Control
 from vhostpci_shared import metadata as md
 from vhostpci_shared.metadata import AgentState
 
@@ -336,7 +336,9 @@ def answering(tmp_path: Path) -> Iterator[Callable[[object], Path]]:
 
 def test_status_is_told_to_whom_asks(answering: Callable[[object], Path]) -> None:
     directory = answering([{"device": "0000:00:05.0"}])
-    assert control.ask(directory) == [{"pid": os.getpid(), "device": "0000:00:05.0"}]
+    assert status_socket.ask(directory) == [
+        {"pid": os.getpid(), "device": "0000:00:05.0"}
+    ]
 
 
 @pytest.fixture
@@ -349,7 +351,7 @@ def killed(tmp_path: Path) -> Path:
 
 
 def test_socket_of_a_killed_agent_is_removed_by_one_who_asks(killed: Path) -> None:
-    assert control.ask(killed.parent) == []
+    assert status_socket.ask(killed.parent) == []
     assert not killed.exists()
 
 
@@ -378,7 +380,7 @@ def test_socket_goes_with_the_agent(tmp_path: Path) -> None:
 
 
 def test_nobody_runs_where_there_is_no_directory(tmp_path: Path) -> None:
-    assert control.ask(tmp_path / "none") == []
+    assert status_socket.ask(tmp_path / "none") == []
 
 
 def test_status_of_a_link_is_json() -> None:

@@ -11,7 +11,7 @@ from tests.fakes.frontend import Direct, FrontEnd, region
 from tests.fakes.loop import ManualLoop
 from tests.fakes.windows import MIB, Ram
 from tests.unit.host.scene import MakeFile, Scene
-from vhostpci_host.backend import Backend
+from vhostpci_host.vhost_user.backend import Backend
 
 
 @pytest.fixture

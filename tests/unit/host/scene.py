@@ -21,12 +21,12 @@ from tests.fakes.ports import (
     RecordedWindows,
 )
 from tests.fakes.windows import MIB
-from vhostpci_host.arena import Arena
-from vhostpci_host.attach import Attached, WindowIds
-from vhostpci_host.config import DeviceConfig, Mode
-from vhostpci_host.device import Device
+from vhostpci_host.config.device import DeviceConfig, Mode
+from vhostpci_host.device.device import Device
 from vhostpci_host.fds import Fd
-from vhostpci_host.message import Message
+from vhostpci_host.memory.arena import Arena
+from vhostpci_host.memory.attach import Attached, WindowIds
+from vhostpci_host.vhost_user.message import Message
 from vhostpci_shared import vhost_user as vu
 
 SETTLED = 0.05

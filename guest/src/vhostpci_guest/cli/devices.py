@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `vhostpci-guest devices` tells of a device.  It is only looked at."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from vhostpci_shared import metadata as md
+
+from ..pci.bindings import BINDINGS, HIGHER, Binding, is_low, signals
+from ..pci.sysfs_device import PciDevice
+from ..status_socket import Status
+
+
+def describe(pci: PciDevice, links: Status) -> dict[str, Any]:
+    """Return all that can be known of a device, as JSON has it.
+
+    Args:
+        pci: the device.
+        links: what the running agents serve.
+    """
+    agent = {link["device"]: link["pid"] for link in links}.get(pci.address)
+    window_of = {
+        link["device"]: window["id"]
+        for link in links
+        for window in link["windows"]
+        if window["device"] == pci.address
+    }
+    whys = {name: way.why_not(pci) for name, way in BINDINGS.items()}
+    return {
+        "address": pci.address,
+        "driver": pci.driver,
+        "iv_position": _position(pci, agent, window_of.values()),
+        "window_of": list(window_of),
+        "window": pci.bar_size(2),
+        "vectors": pci.msix_vectors,
+        "agent": agent,
+        "taken": pci.why_taken(),
+        "bindings": {
+            name: {
+                "interrupts": way.interrupts,
+                "cached": way.caches(pci),
+                "caching": way.caching(pci),
+                "why_not": whys[name],
+            }
+            for name, way in BINDINGS.items()
+        },
+        "better": _better(pci, [name for name, why in whys.items() if why is None]),
+    }
+
+
+def _position(pci: PciDevice, agent: int | None, windows: Iterable[int]) -> int | None:
+    """Return the IVPosition; an agent that alone may read it has told by its use."""
+    position = pci.iv_position
+    if position is None and agent is not None:
+        return md.SLAVE_ID
+    return next(iter(windows), None) if position is None else position
+
+
+def _better(pci: PciDevice, possible: list[str]) -> str | None:
+    """Return how to have more of a device than the best that is possible now."""
+    if not possible:
+        return None
+    best = BINDINGS[possible[0]]
+    if best.cached:
+        return f"cached, with BAR 2 above 4 GiB: {HIGHER}" if is_low(pci) else None
+    for name, way in BINDINGS.items():
+        gains = _gains(way, best, pci)
+        if gains and name not in possible:
+            return f"{name}, for {' and '.join(gains)}: its line has what it takes"
+    return None
+
+
+def _gains(way: Binding, best: Binding, pci: PciDevice) -> list[str]:
+    """Return what one way gives that the other does not."""
+    gains = []
+    if way.interrupts and not best.interrupts:
+        gains.append("interrupts")
+    if way.caches(pci) and not best.caches(pci):
+        gains.append("a cached window")
+    return gains
+
+
+def lines(device: dict[str, Any]) -> Iterator[str]:
+    """Yield what `describe` returned for people."""
+    known = [f"{device['window'] >> 20} MiB"]
+    if device["vectors"] is not None:
+        known.append(f"{device['vectors']} vectors")
+    if device["iv_position"] is not None:
+        known.append(f"IVPosition {device['iv_position']}")
+    known.append(f"driver {device['driver'] or 'none'}")
+    yield f"{device['address']}  {', '.join(known)}"
+    if (device["iv_position"] or 0) >= md.FIRST_WINDOW:
+        others = ", ".join(device["window_of"]) or "another device"
+        yield f"  window {device['iv_position']} of {others}"
+    if device["agent"] is not None:
+        yield f"  served by vhostpci-guest (pid {device['agent']})"
+    elif device["taken"] is not None:
+        yield f"  {device['taken']}"
+    yield from _ways(device["bindings"])
+    if device["better"] is not None:
+        yield f"  better: {device['better']}"
+
+
+def _ways(ways: dict[str, dict[str, Any]]) -> Iterator[str]:
+    width = max(len(way["caching"]) for way in ways.values())
+    for name, way in ways.items():
+        how = signals(way["interrupts"])
+        yield (
+            f"  {name:<6} {how:<11} {way['caching']:<{width}}  "
+            f"{way['why_not'] or 'possible'}"
+        )

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices from PCI: finding, binding and watching the ivshmem functions."""

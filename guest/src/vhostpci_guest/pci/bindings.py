@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ways to a PCI device, the best first."""
+
+import logging
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+
+from vhostpci_shared import metadata as md
+
+from . import kmod, sysfs, uio, vfio
+from .ivshmem import PciBound, Unusable
+from .sysfs_device import PciDevice, read_position
+
+log = logging.getLogger(__name__)
+
+AUTO = "auto"
+HIGHER = (
+    "firmware puts windows from 1 GiB up there; give the master 512 MiB of memory or "
+    "more, in attach mode 1 GiB"
+)
+"""How to have BAR 2 above 4 GiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """One way: whether it can work, how to take it, and what it gives.
+
+    `cached` is whether it maps BAR 2 write-back, and not uncached.  It says what is
+    asked for: KVM caches the window for Intel's processors whatever the slave asks
+    for, and on AMD's it is as the slave has it.
+    """
+
+    why_not: Callable[[PciDevice], str | None]
+    bind: Callable[[PciDevice], PciBound]
+    interrupts: bool
+    cached: bool = False
+
+    def caches(self, pci: PciDevice) -> bool:
+        """Whether it gives a window of this device that the processor caches.
+
+        Below 4 GiB the firmware has made all that is PCI's uncached (by an MTRR), and
+        a write-back mapping does not help.
+        """
+        return self.cached and pci.bar_is_high(2)
+
+    def caching(self, pci: PciDevice) -> str:
+        """Return the same for people."""
+        if self.cached and not pci.bar_is_high(2):
+            return "uncached (BAR 2 below 4 GiB)"
+        return "cached" if self.cached else "uncached"
+
+
+def signals(interrupts: bool) -> str:
+    """Return how one hears of news, for people."""
+    return "interrupts" if interrupts else "polling"
+
+
+BINDINGS = {
+    kmod.NAME: Binding(kmod.why_not, kmod.bind, interrupts=True, cached=True),
+    vfio.NAME: Binding(vfio.why_not, vfio.bind, interrupts=True),
+    uio.NAME: Binding(uio.why_not, uio.bind, interrupts=False),
+    sysfs.NAME: Binding(sysfs.why_not, sysfs.bind, interrupts=False),
+}
+
+
+def bind(pci: PciDevice, wanted: str = AUTO) -> PciBound:
+    """Take a device the way that is wanted, or the best one that works.
+
+    Raises:
+        Unusable: none does; the text has the reason for each.
+    """
+    with pci.claimed():
+        pass  # said once, not for each way
+    reasons = []
+    for name in BINDINGS if wanted == AUTO else (wanted,):
+        try:
+            device = _bind(pci, name)
+        except PermissionError as error:
+            raise Unusable(
+                f"{pci.address}: no permission to bind it by {name} "
+                f"({error.filename}): run as root"
+            ) from None
+        except (Unusable, OSError) as why_not:
+            reasons.append(f"not {name}: {why_not}")
+            continue
+        _tell(pci, BINDINGS[name], name, reasons)
+        return device
+    raise Unusable(f"{pci.address} can't be bound: {'; '.join(reasons)}")
+
+
+def _tell(pci: PciDevice, way: Binding, name: str, reasons: list[str]) -> None:
+    """Say how we have it, and why not better."""
+    log.info(
+        "%s: bound by %s (%s, %s)",
+        pci.address,
+        name,
+        signals(way.interrupts),
+        way.caching(pci),
+    )
+    for reason in reasons:
+        log.info("%s: %s", pci.address, reason)
+    if way.cached and is_low(pci):
+        log.warning(
+            "%s: BAR 2 is not above 4 GiB, so it is uncached, which is slow on AMD "
+            "processors; %s",
+            pci.address,
+            HIGHER,
+        )
+
+
+def is_low(pci: PciDevice) -> bool:
+    """Whether a device has memory of the master's below 4 GiB.
+
+    In attach mode window 0 has the metadata and nothing else: it is fine anywhere.
+    """
+    return pci.bar_size(2) > md.SIZE and not pci.bar_is_high(2)
+
+
+def position(pci: PciDevice, wanted: str = AUTO) -> int:
+    """Return a device's IVPosition; the device is as before afterwards.
+
+    Raises:
+        Unusable: somebody has it, or no way to it works.
+        OSError: sysfs refuses.
+    """
+    if pci.driver == kmod.DRIVER:
+        with pci.claimed():
+            return read_position(pci)
+    if sysfs.why_not(pci) is None:
+        return sysfs.position(pci)
+    with closing(bind(pci, wanted)) as device:
+        return device.window.id
+
+
+def _bind(pci: PciDevice, name: str) -> PciBound:
+    binding = BINDINGS[name]
+    if why := binding.why_not(pci):
+        raise Unusable(why)
+    return binding.bind(pci)

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device through our own driver, uio_vhostpci: eventfds, and a cached window.
+
+It needs no vIOMMU, and is the only way to a mapping that the processor caches.  What
+its node does is said at the top of kmod/uio_vhostpci.c.
+"""
+
+import errno
+import mmap
+import os
+import struct
+from contextlib import ExitStack
+
+from .ivshmem import Mapping, PciBound, Registers, Unusable, new_eventfd
+from .sysfs_device import UIO_VHOSTPCI, PciDevice
+
+NAME = "kmod"
+DRIVER = UIO_VHOSTPCI
+
+_OLD = (errno.ENOSYS, errno.EIO)
+"""What UIO says where a driver takes no writes."""
+_arm = struct.Struct("=i")
+
+
+def why_not(pci: PciDevice) -> str | None:
+    """Return what keeps this way from working, as far as one can see beforehand."""
+    if (size := pci.bar_size(2)) < mmap.PAGESIZE:
+        return f"BAR 2 has {size} bytes, less than a page: it shows no memory"
+    if pci.msix_vectors == 0:
+        return "no MSI-X: it is an ivshmem-plain, take ivshmem-doorbell"
+    return pci.system.load(DRIVER, dry=True)
+
+
+def bind(pci: PciDevice) -> PciBound:
+    """Take the device.
+
+    Raises:
+        Unusable: somebody has it, or the kernel does not take the module.
+        OSError: the kernel refuses.
+    """
+    if why := pci.system.load(DRIVER):
+        raise Unusable(why)
+    with ExitStack() as stack:
+        stack.enter_context(pci.claimed())
+        stack.enter_context(pci.bound(DRIVER))
+        node = stack.enter_context(pci.uio_node())
+        registers = _map(pci, node, 0, stack)
+        bar = _map(pci, node, 1, stack)
+        vectors = _interrupts(pci, node, stack)
+        return PciBound(
+            place=pci,
+            binding=NAME,
+            registers=registers,
+            bar=bar,
+            vector_count=len(vectors),
+            vectors=vectors,
+            request=node,
+            undo=stack.pop_all(),
+        )
+
+
+def _map(pci: PciDevice, node: int, number: int, stack: ExitStack) -> Mapping:
+    """Map what UIO has under a number: page by page, whatever their sizes."""
+    bar = 2 * number
+    size = min(pci.bar_size(bar), Registers.SIZE) if bar == 0 else pci.bar_size(bar)
+    try:
+        mapping = Mapping(
+            node, size, offset=number * mmap.PAGESIZE, skip=pci.bar_skip(bar)
+        )
+    except OSError as error:
+        raise Unusable(
+            f"{pci.address}: {DRIVER} does not map BAR {bar} ({size} bytes): "
+            f"{error.strerror}; see dmesg"
+        ) from error
+    stack.callback(mapping.close)
+    return mapping
+
+
+def _interrupts(pci: PciDevice, node: int, stack: ExitStack) -> list[int]:
+    """Give each MSI-X vector an eventfd; what came before is pending, and comes."""
+    fds = []
+    for vector in range(pci.msix_vectors or 0):
+        fds.append(new_eventfd())
+        stack.callback(os.close, fds[-1])
+        try:
+            os.write(node, armed(vector, fds[-1]))
+        except OSError as error:
+            raise Unusable(_why_deaf(pci, vector, error)) from error
+    return fds
+
+
+def armed(vector: int, fd: int) -> bytes:
+    """Return what has a vector signal an eventfd from now on."""
+    return _arm.pack(vector << 20 | fd)
+
+
+def _why_deaf(pci: PciDevice, vector: int, error: OSError) -> str:
+    if error.errno in _OLD:
+        return (
+            f"{pci.address}: this {DRIVER} gives no interrupts: it is older than the "
+            f"agent, or another's; build it anew, rmmod {DRIVER} and modprobe {DRIVER}"
+        )
+    return (
+        f"{pci.address}: {DRIVER} refuses vector {vector}: {error.strerror}; see dmesg"
+    )

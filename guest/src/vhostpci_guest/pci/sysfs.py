@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device with no driver at all: its BARs from sysfs, no interrupts."""
+
+from contextlib import ExitStack
+
+from .ivshmem import PciBound, Registers, Unusable
+from .sysfs_device import PciDevice, mapped_resource, read_position
+
+NAME = "sysfs"
+
+
+def why_not(pci: PciDevice) -> str | None:
+    """Return what keeps this way from working, as far as one can see beforehand."""
+    if pci.system.locked_down:
+        return (
+            "kernel lockdown forbids to map BARs; with kmod or vfio it works, "
+            "or switch Secure Boot off"
+        )
+    return None
+
+
+def bind(pci: PciDevice) -> PciBound:
+    """Take the device.
+
+    Raises:
+        Unusable: somebody has it, or the kernel does not let us.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(pci.claimed())
+        stack.enter_context(pci.bound(None))
+        stack.enter_context(pci.enabled())
+        return mapped(pci, NAME, stack)
+
+
+def position(pci: PciDevice) -> int:
+    """Return the device's IVPosition; it is as before afterwards.
+
+    Raises:
+        Unusable: somebody has it.
+        OSError: the kernel does not let us.
+    """
+    with pci.claimed(), pci.bound(None), pci.enabled():
+        return read_position(pci)
+
+
+def mapped(pci: PciDevice, binding: str, stack: ExitStack) -> PciBound:
+    """Map the BARs of a device that is switched on.
+
+    Raises:
+        Unusable: the kernel does not let us.
+    """
+    try:
+        registers = stack.enter_context(mapped_resource(pci, 0, Registers.SIZE))
+        bar = stack.enter_context(mapped_resource(pci, 2, pci.bar_size(2)))
+    except OSError as error:
+        raise Unusable(
+            f"{pci.address}: its BARs can't be mapped: {error.strerror} "
+            "(kernel lockdown? another driver?)"
+        ) from error
+    return PciBound(
+        place=pci,
+        binding=binding,
+        registers=registers,
+        bar=bar,
+        vector_count=pci.msix_vectors or 0,
+        vectors=(),
+        undo=stack.pop_all(),
+    )

@@ -1,0 +1,422 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding, claiming and binding ivshmem's PCI devices, through sysfs.
+
+What was bound before is bound again at the end, whatever went wrong between; and a
+device that somebody else has is left alone.  Somebody else is: another agent (it has
+locked the device's `config`), a driver that is none of `SHAREABLE`, a process that
+has such a driver's node open.
+"""
+
+import errno
+import fcntl
+import mmap
+import os
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+
+from .ivshmem import Mapping, Registers, Unusable
+from .kernel import System
+
+VENDOR, DEVICE = "0x1af4", "0x1110"
+UIO_VHOSTPCI = "uio_vhostpci"
+"""Our own driver.  It has the BARs for itself: they are mapped from its node only."""
+SHAREABLE = ("vfio-pci", "uio_pci_generic", UIO_VHOSTPCI)
+"""Drivers that hold a device for user space: idle, it may be taken from them."""
+
+COMMAND = 0x04
+COMMAND_MEMORY, COMMAND_MASTER = 2, 4
+_STATUS, _STATUS_CAPABILITIES, _CAPABILITIES = 0x06, 0x10, 0x34
+_MSIX = 0x11
+_CONFIG_SIZE = 256
+
+_NOBODY = "vhostpci-guest"
+"""A driver that no kernel has."""
+_HIDDEN = "a process that is hidden from us"
+_ADDRESS = re.compile(r"([0-9a-f]{4,}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+
+
+class PciDevice:
+    """One ivshmem device, as the kernel shows it below /sys/bus/pci/devices."""
+
+    def __init__(self, address: str, system: System) -> None:
+        self.address = address
+        self.going = False
+        """Whether it goes, so that nothing is to be put back as it was."""
+        self.system = system
+        self.path = system.sys / "bus/pci/devices" / address
+
+    @property
+    def driver(self) -> str | None:
+        """Name of the driver that is bound to it."""
+        with suppress(FileNotFoundError):
+            return (self.path / "driver").readlink().name
+        return None
+
+    @property
+    def iommu_group(self) -> str | None:
+        """Number of its IOMMU group; without one there is no (v)IOMMU."""
+        with suppress(FileNotFoundError):
+            return (self.path / "iommu_group").readlink().name
+        return None
+
+    def bar_size(self, index: int) -> int:
+        """Return a BAR's length in bytes, 0 if the device has it not."""
+        start, end = self._bar(index)
+        return end - start + 1 if end else 0
+
+    def bar_skip(self, index: int) -> int:
+        """Return where in its first page a BAR begins.
+
+        Behind a port of its own it begins with the page.  Side by side on one bus,
+        sixteen devices have their 256 bytes of registers in one page, and the
+        kernel maps whole pages.
+        """
+        return self._bar(index)[0] % mmap.PAGESIZE
+
+    def bar_is_high(self, index: int) -> bool:
+        """Whether a BAR is above 4 GiB; below, x86 has nothing of PCI's cached."""
+        return self._bar(index)[0] >= 1 << 32
+
+    def _bar(self, index: int) -> tuple[int, int]:
+        """Return the first and the last address of a BAR."""
+        line = (self.path / "resource").read_text().splitlines()[index]
+        start, end, _flags = (int(word, 16) for word in line.split())
+        return start, end
+
+    @property
+    def complete(self) -> bool:
+        """Whether the kernel is done with it: its BARs have addresses and files.
+
+        It announces a device before that.
+        """
+        with suppress(OSError):
+            files = all((self.path / f"resource{bar}").exists() for bar in (0, 2))
+            return files and self.bar_size(0) > 0 and self.bar_size(2) > 0
+        return False
+
+    def config(self) -> bytes:
+        """Return its configuration space, of which others than root see 64 bytes."""
+        return (self.path / "config").read_bytes()[:_CONFIG_SIZE]
+
+    @property
+    def msix_vectors(self) -> int | None:
+        """Size of its MSI-X table; None if only root may know."""
+        config = self.config()
+        if len(config) < _CONFIG_SIZE:
+            return None
+        return _msix_vectors(config)
+
+    @property
+    def iv_position(self) -> int | None:
+        """Its IVPosition register; None while nobody may read it.
+
+        A device that is off is switched on for it, but only if nobody has it.
+        """
+        with suppress(OSError, Unusable), ExitStack() as undo:
+            (command,) = struct.unpack_from("<H", self.config(), COMMAND)
+            if not command & COMMAND_MEMORY:
+                undo.enter_context(self.claimed())
+                undo.enter_context(self.enabled())
+            return read_position(self)
+        return None
+
+    def why_taken(self) -> str | None:
+        """Return what keeps us from taking it: another's driver or process."""
+        driver = self.driver
+        if driver is None:
+            return None
+        if driver not in SHAREABLE:
+            return (
+                f"bound to {driver}, which is not ours to unbind; to let us have it: "
+                f"echo {self.address} > /sys/bus/pci/drivers/{driver}/unbind"
+            )
+        users = self.system.users(self._nodes()) or self._hidden_users()
+        return f"in use by {', '.join(users)} through {driver}" if users else None
+
+    def _hidden_users(self) -> list[str]:
+        """Return who has it though we see nobody: our own driver lets in but one."""
+        for node in self._uio_nodes() if self.driver == UIO_VHOSTPCI else ():
+            try:
+                os.close(self.system.open(node))
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    return [_HIDDEN]
+        return []
+
+    def _uio_nodes(self) -> Iterator[Path]:
+        for uio in (self.path / "uio").glob("uio*"):
+            yield self.system.dev / uio.name
+
+    def _nodes(self) -> Iterator[Path]:
+        """Device nodes through which a process may have it."""
+        yield from self._uio_nodes()
+        for vfio in (self.path / "vfio-dev").glob("vfio*"):
+            yield self.system.dev / "vfio/devices" / vfio.name
+        if self.iommu_group is not None:
+            yield self.system.dev / "vfio" / self.iommu_group
+
+    @contextmanager
+    def uio_node(self) -> Iterator[int]:
+        """Have the node of its UIO driver open.
+
+        Raises:
+            Unusable: there is none, or another has it and the driver has but one.
+            OSError: the driver refuses.
+        """
+        node = next(self._uio_nodes(), None)
+        if node is None:
+            raise Unusable(
+                f"{self.address}: {self.driver} made no UIO device; see dmesg"
+            )
+        try:
+            fd = self.system.open(node)
+        except FileNotFoundError:
+            raise Unusable(
+                f"{self.address}: there is no {node}: mount devtmpfs at /dev, or give "
+                "the node to this container"
+            ) from None
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            users = self.system.users([node]) or [_HIDDEN]
+            raise Unusable(
+                f"{self.address} is in use by {', '.join(users)} through {node}"
+            ) from None
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Have it to ourselves.
+
+        Raises:
+            Unusable: another agent, driver or process has it.
+        """
+        fd = os.open(self.path / "config", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Unusable(
+                    f"{self.address} is in use by another vhostpci-guest"
+                ) from None
+            if why := self.why_taken():
+                raise Unusable(f"{self.address} is {why}")
+            yield
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def bound(self, driver: str | None) -> Iterator[None]:
+        """Have it bound to `driver` (None: to none), and as before at the end.
+
+        To none means that none takes it meanwhile, not even one that is loaded then:
+        it would map the window beside us, and as we have it, uncached.
+
+        Raises:
+            Unusable: the driver does not take it.
+            OSError: sysfs refuses.
+        """
+        before = self.driver
+        with ExitStack() as undo:
+            if before != driver:
+                undo.callback(self._put_back, driver, before)
+                self._unbind()
+                if driver is not None:
+                    self._probe(driver)
+            if driver is None:
+                undo.enter_context(self._reserved(_NOBODY))
+            yield
+
+    def _put_back(self, driver: str | None, before: str | None) -> None:
+        """Take it from `driver` and give it to the one of before, unless it goes."""
+        if self.going:
+            return
+        try:
+            if self.driver == driver:
+                self._unbind()
+            self._bind(before)
+        except (OSError, Unusable):
+            if self.path.exists():
+                raise
+
+    def _unbind(self) -> None:
+        if self.driver is not None:
+            self.system.write(self.path / "driver/unbind", self.address)
+
+    def _bind(self, driver: str | None) -> None:
+        if driver is not None and self.driver is None and self.path.exists():
+            self._probe(driver)
+
+    def _probe(self, driver: str) -> None:
+        """Let `driver`, and no other, take it."""
+        with self._reserved(driver), suppress(OSError):  # what matters is the result
+            self.system.write(self.system.sys / "bus/pci/drivers_probe", self.address)
+        if self.driver != driver:
+            raise Unusable(f"{driver} does not take {self.address}; see dmesg")
+
+    @contextmanager
+    def _reserved(self, driver: str) -> Iterator[None]:
+        """Have the kernel offer it to no other driver.
+
+        `driver_override` is for this device alone; `new_id` would be for all of
+        its kind, for ever.
+        """
+        override = self.path / "driver_override"
+        before = override.read_text().strip()
+        self.system.write(override, driver)
+        try:
+            yield
+        finally:
+            # Our own is what an agent has left that was killed.
+            before = "\n" if before in ("(null)", _NOBODY) else before
+            # One that goes may have another in its place already.
+            with suppress(FileNotFoundError):  # it went unnoticed
+                if not self.going:
+                    self.system.write(override, before)
+
+    @contextmanager
+    def enabled(self) -> Iterator[None]:
+        """Have its memory switched on while no driver is bound.
+
+        The kernel counts the ones that want it on, so our turn is put back, not
+        the others'.
+
+        Raises:
+            OSError: sysfs refuses.
+        """
+        self.system.write(self.path / "enable", "1")
+        try:
+            yield
+        finally:
+            # One that goes may have another in its place already.
+            with suppress(OSError):  # unplugged, or bound by somebody meanwhile
+                if not self.going:
+                    self.system.write(self.path / "enable", "0")
+
+
+@contextmanager
+def mapped_resource(device: PciDevice, bar: int, size: int) -> Iterator[Mapping]:
+    """Map the start of a BAR from its file in sysfs.
+
+    Raises:
+        OSError: the kernel does not map it (lockdown; a driver has it for itself).
+    """
+    fd = os.open(device.path / f"resource{bar}", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        mapping = Mapping(fd, size, skip=device.bar_skip(bar))
+    finally:
+        os.close(fd)
+    try:
+        yield mapping
+    finally:
+        mapping.close()
+
+
+@contextmanager
+def _mapped_registers(device: PciDevice) -> Iterator[Mapping]:
+    if device.driver != UIO_VHOSTPCI:
+        with mapped_resource(device, 0, Registers.SIZE) as mapping:
+            yield mapping
+        return
+    with device.uio_node() as node:
+        mapping = Mapping(node, Registers.SIZE, skip=device.bar_skip(0))
+        with closing(mapping):
+            yield mapping
+
+
+def read_position(device: PciDevice) -> int:
+    """Return the IVPosition register of a device that is on.
+
+    Raises:
+        Unusable: another has it.
+        OSError: the kernel does not let us.
+    """
+    with _mapped_registers(device) as mapping:
+        registers = Registers(mapping)
+        try:
+            return registers.iv_position
+        finally:
+            registers.release()
+
+
+def find(
+    system: System | None = None, addresses: Iterable[str] | None = None
+) -> list[PciDevice]:
+    """Return this machine's ivshmem devices, in the order of their addresses.
+
+    Args:
+        system: where the kernel's files are.
+        addresses: PCI devices to look at, default: all that udev knows.
+    """
+    if addresses is None:
+        addresses = _udev_addresses()
+    system = system or System()
+    devices = [PciDevice(address, system) for address in sorted(addresses)]
+    return [device for device in devices if is_ivshmem(device)]
+
+
+def at(address: str, system: System | None = None) -> PciDevice:
+    """Return the device at a PCI address; the domain may be left out.
+
+    Raises:
+        Unusable: there is none, or it is no ivshmem device.
+    """
+    full = normal_address(address)
+    device = PciDevice(full, system or System())
+    if not device.path.exists():
+        raise Unusable(f"no PCI device {full}; vhostpci-guest devices lists them")
+    if not is_ivshmem(device):
+        raise Unusable(
+            f"{full} is no ivshmem device ({VENDOR[2:]}:{DEVICE[2:]}); "
+            "vhostpci-guest devices lists those that are"
+        )
+    return device
+
+
+def normal_address(address: str) -> str:
+    """Return a PCI address as sysfs spells it.
+
+    Raises:
+        Unusable: it is none.
+    """
+    address = address.lower()
+    if not _ADDRESS.fullmatch(address):
+        raise Unusable(f"{address!r} is no PCI address, as 0000:00:05.0")
+    return address if address.count(":") == 2 else f"0000:{address}"
+
+
+def _udev_addresses() -> list[str]:
+    import pyudev  # only where the address was not told: a tenth of a second in TCG
+
+    found = pyudev.Context().list_devices(subsystem="pci")
+    return [device.sys_name for device in found.match_attribute("vendor", VENDOR)]
+
+
+def is_ivshmem(device: PciDevice) -> bool:
+    """Whether a device is there, and one of ours by its IDs."""
+    with suppress(OSError):
+        vendor = (device.path / "vendor").read_text().strip()
+        kind = (device.path / "device").read_text().strip()
+        return (vendor, kind) == (VENDOR, DEVICE)
+    return False
+
+
+def _msix_vectors(config: bytes) -> int:
+    """Walk the capability list (PCI, "Capabilities List"), which a bug may loop."""
+    (status,) = struct.unpack_from("<H", config, _STATUS)
+    at = config[_CAPABILITIES] if status & _STATUS_CAPABILITIES else 0
+    for _ in range(_CONFIG_SIZE // 4):
+        at &= ~3
+        if at == 0:
+            return 0
+        kind, following, control = struct.unpack_from("<BBH", config, at)
+        if kind == _MSIX:
+            return int(control & 0x7FF) + 1
+        at = following
+    return 0

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device through vfio-pci: MSI-X vectors that arrive at eventfds.
+
+It needs a vIOMMU in the slave, though nothing is mapped for DMA: ivshmem does none.
+The ioctls and structures are those of linux/vfio.h.
+"""
+
+import fcntl
+import os
+import struct
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from .ivshmem import Mapping, PciBound, Registers, Unusable, new_eventfd
+from .sysfs_device import COMMAND, COMMAND_MASTER, COMMAND_MEMORY, PciDevice
+
+NAME = "vfio"
+DRIVER = "vfio-pci"
+
+_NO_IOMMU = (
+    "the slave VM has no vIOMMU; give its QEMU `-M q35,kernel-irqchip=split -device "
+    "intel-iommu,intremap=on` and its kernel `intel_iommu=on`"
+)
+
+
+def _io(number: int) -> int:
+    return ord(";") << 8 | 100 + number
+
+
+GET_API_VERSION = _io(0)
+CHECK_EXTENSION = _io(1)
+SET_IOMMU = _io(2)
+GROUP_GET_STATUS = _io(3)
+GROUP_SET_CONTAINER = _io(4)
+GROUP_GET_DEVICE_FD = _io(6)
+DEVICE_GET_REGION_INFO = _io(8)
+DEVICE_GET_IRQ_INFO = _io(9)
+DEVICE_SET_IRQS = _io(10)
+
+API_VERSION = 0
+TYPE1V2_IOMMU = 3
+GROUP_VIABLE = 1
+REGION_MMAP = 4
+MSIX_INDEX, REQUEST_INDEX = 2, 4
+CONFIG_REGION = 7
+IRQ_DATA_EVENTFD, IRQ_ACTION_TRIGGER = 4, 32
+
+_group_status = struct.Struct("=II")
+_region_info = struct.Struct("=IIIIQQ")
+_irq_info = struct.Struct("=IIII")
+_irq_set = struct.Struct("=IIIII")
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A BAR, or the configuration space, inside the device's descriptor."""
+
+    mappable: bool
+    size: int
+    offset: int
+
+
+def why_not(pci: PciDevice) -> str | None:
+    """Return what keeps this way from working, as far as one can see beforehand."""
+    if pci.iommu_group is None:
+        return _NO_IOMMU
+    return pci.system.load(DRIVER, dry=True)
+
+
+def bind(pci: PciDevice) -> PciBound:
+    """Take the device.
+
+    Raises:
+        Unusable: somebody has it, or the slave lacks what it takes.
+        OSError: the kernel refuses.
+    """
+    group = pci.iommu_group
+    if group is None:
+        raise Unusable(f"{pci.address}: {_NO_IOMMU}")
+    if why := pci.system.load(DRIVER):
+        raise Unusable(why)
+    with ExitStack() as stack:
+        stack.enter_context(pci.claimed())
+        stack.enter_context(pci.bound(DRIVER))
+        device = _open_device(pci, group, stack)
+        _switch_on(device)
+        registers = _map(pci, device, 0, stack)
+        bar = _map(pci, device, 2, stack)
+        vectors = _interrupts(device, stack)
+        return PciBound(
+            place=pci,
+            binding=NAME,
+            registers=registers,
+            bar=bar,
+            vector_count=len(vectors),
+            vectors=vectors,
+            request=_request(device, stack),
+            undo=stack.pop_all(),
+        )
+
+
+def _open(path: os.PathLike[str], stack: ExitStack) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _open_device(pci: PciDevice, group: str, stack: ExitStack) -> int:
+    """Return the device's descriptor, in a container of its own."""
+    container = _open(pci.system.dev / "vfio/vfio", stack)
+    if (
+        fcntl.ioctl(container, GET_API_VERSION) != API_VERSION
+        or fcntl.ioctl(container, CHECK_EXTENSION, TYPE1V2_IOMMU) != 1
+    ):
+        raise Unusable(
+            "the kernel's VFIO has no type 1 IOMMU: modprobe vfio_iommu_type1"
+        )
+    group_fd = _open(pci.system.dev / "vfio" / group, stack)
+    status = bytearray(_group_status.pack(_group_status.size, 0))
+    fcntl.ioctl(group_fd, GROUP_GET_STATUS, status)
+    if not _group_status.unpack(status)[1] & GROUP_VIABLE:
+        raise Unusable(
+            f"{pci.address} shares IOMMU group {group} with devices that other drivers "
+            "have: put it on a PCIe root port or bus of its own"
+        )
+    fcntl.ioctl(group_fd, GROUP_SET_CONTAINER, struct.pack("=i", container))
+    fcntl.ioctl(container, SET_IOMMU, TYPE1V2_IOMMU)
+    name = bytearray(pci.address.encode() + b"\0")
+    device: int = fcntl.ioctl(group_fd, GROUP_GET_DEVICE_FD, name)
+    stack.callback(os.close, device)
+    return device
+
+
+def _region(device: int, index: int) -> Region:
+    info = bytearray(_region_info.pack(_region_info.size, 0, index, 0, 0, 0))
+    fcntl.ioctl(device, DEVICE_GET_REGION_INFO, info)
+    _, flags, _, _, size, offset = _region_info.unpack(info)
+    return Region(bool(flags & REGION_MMAP), size, offset)
+
+
+def _switch_on(device: int) -> None:
+    """Let the device answer to its BARs, and send MSI-X messages.
+
+    An MSI-X message is a write to memory, so without the bus-master bit no
+    interrupt ever arrives; vfio-pci does not set it.
+    """
+    at = _region(device, CONFIG_REGION).offset + COMMAND
+    (command,) = struct.unpack("<H", os.pread(device, 2, at))
+    command |= COMMAND_MEMORY | COMMAND_MASTER
+    os.pwrite(device, struct.pack("<H", command), at)
+
+
+def _map(pci: PciDevice, device: int, bar: int, stack: ExitStack) -> Mapping:
+    region = _region(device, bar)
+    if not region.mappable:
+        raise Unusable(
+            f"{pci.address}: vfio does not map BAR {bar} ({region.size} bytes), "
+            "because it shares a page with another: use --bind uio or sysfs"
+        )
+    size = min(region.size, Registers.SIZE) if bar == 0 else region.size
+    mapping = Mapping(device, size, offset=region.offset)
+    stack.callback(mapping.close)
+    return mapping
+
+
+def _interrupts(device: int, stack: ExitStack) -> list[int]:
+    """Give each MSI-X vector an eventfd, in one call.
+
+    Vectors that are set later make the kernel switch MSI-X off and on again, and
+    an interrupt between is lost.
+    """
+    info = bytearray(_irq_info.pack(_irq_info.size, 0, MSIX_INDEX, 0))
+    fcntl.ioctl(device, DEVICE_GET_IRQ_INFO, info)
+    count = _irq_info.unpack(info)[3]
+    fds = []
+    for _ in range(count):
+        fds.append(new_eventfd())
+        stack.callback(os.close, fds[-1])
+    if fds:
+        fcntl.ioctl(device, DEVICE_SET_IRQS, irq_set(MSIX_INDEX, fds))
+    return fds
+
+
+def _request(device: int, stack: ExitStack) -> int:
+    """Return an eventfd by which the kernel says that it wants the device back.
+
+    It does when the device is unplugged or its driver unbound, and then waits, for
+    ever, until we have closed it.
+    """
+    fd = new_eventfd()
+    stack.callback(os.close, fd)
+    fcntl.ioctl(device, DEVICE_SET_IRQS, irq_set(REQUEST_INDEX, [fd]))
+    return fd
+
+
+def irq_set(index: int, fds: list[int]) -> bytes:
+    """Return a vfio_irq_set that lets each interrupt of `index` trigger an eventfd."""
+    data = struct.pack(f"={len(fds)}i", *fds)
+    flags = IRQ_DATA_EVENTFD | IRQ_ACTION_TRIGGER
+    head = _irq_set.pack(_irq_set.size + len(data), flags, index, 0, len(fds))
+    return head + data

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where devices come from; and one such place, a daemon's socket.
+
+The agent asks a source again and again which devices are there, so one that comes,
+goes, and comes back needs no more than an entry in a list.
+"""
+
+import errno
+import logging
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol
+
+from vhostpci_shared.wire import ProtocolError
+
+from ..pci.ivshmem import Device, Unusable
+from .client import HANDSHAKE, RETRY, Client, ServerGone
+from .windows import SocketWindows, Windows
+
+log = logging.getLogger(__name__)
+
+_ABSENT = (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN, errno.ECONNRESET)
+
+
+class Source(Protocol):
+    """Where devices come from."""
+
+    def look(self) -> None:
+        """See what has happened.
+
+        Raises:
+            Unusable: no device will ever come.
+        """
+
+    def devices(self) -> Iterable[Device]:
+        """Return the devices that are there; whoever takes one closes it."""
+
+    def windows(self, device: Device) -> Windows:
+        """Return what finds further windows for one of the devices."""
+
+    def fds(self) -> Iterable[int]:
+        """Return the descriptors at which something happens."""
+
+    @property
+    def interval(self) -> float | None:
+        """Seconds until the next look, if nothing happens before."""
+
+    @property
+    def single(self) -> bool:
+        """Whether it has one device ever: if that one fails, all is over.
+
+        Then its TAP stays while the device is away, too.
+        """
+
+    def refuse(self, device: Device) -> None:
+        """Offer a device no more: it cannot be served, and is closed next."""
+
+    def close(self) -> None:
+        """Give back all but the devices that somebody took."""
+
+
+class SocketSource:
+    """A daemon's socket, tried every second while nobody listens there.
+
+    The windows that the device names have sockets of their own beside it.
+
+    Args:
+        path: the socket.
+        now: a clock that only grows, in seconds.
+    """
+
+    single = True
+
+    def __init__(self, path: Path, now: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._now = now
+        self._windows = SocketWindows(path, now)
+        self._client: Client | None = None
+        self._due = 0.0
+        self._served = False
+        self._said = ""
+
+    def look(self) -> None:
+        """Connect, or see what the daemon sends.
+
+        Raises:
+            Unusable: the socket is none, or the daemon will not have us.
+        """
+        try:
+            if self._client is None and self._now() >= self._due:
+                self._due = self._now() + RETRY
+                self._client = Client(self._path)
+            if self._client is not None:
+                self._client.receive()
+                self._greet(self._client)
+                if not self._client.connected and self.interval == 0:
+                    raise ProtocolError(
+                        f"{self._path}: no handshake within {HANDSHAKE:g} s; is it the "
+                        "daemon's NAME.ivshmem?"
+                    )
+        except (ServerGone, ProtocolError) as why:
+            self._lose(str(why), fatal=isinstance(why, ProtocolError))
+        except OSError as error:
+            fatal = error.errno not in _ABSENT
+            self._lose(f"{self._path}: {error.strerror or error}", fatal=fatal)
+        if self._client is not None:  # a daemon that has died has no windows either
+            self._windows.look()
+
+    def _greet(self, client: Client) -> None:
+        if client.connected and not self._served:
+            self._served, self._said = True, ""
+
+    def _lose(self, why: str, *, fatal: bool) -> None:
+        """Start anew in a second; only what never worked is given up at once."""
+        client, self._client = self._client, None
+        if client is not None and not client.connected:
+            client.close()  # nobody has taken it
+        if fatal and not self._served:
+            raise Unusable(why)
+        if why != self._said:
+            log.warning("%s; trying again every second", why)
+            self._said = why
+
+    def devices(self) -> Iterable[Device]:
+        """Return the device, while the daemon shows it."""
+        if self._client is not None and self._client.connected:
+            yield self._client
+
+    def windows(self, device: Device) -> Windows:
+        """Return the windows of the only device."""
+        return self._windows
+
+    def fds(self) -> Iterable[int]:
+        """Return the connections."""
+        if self._client is not None:
+            yield self._client.fileno()
+            yield from self._client.alarms()
+            yield from self._windows.fds()
+
+    @property
+    def interval(self) -> float | None:
+        """Seconds until the next attempt, or until we wait no longer."""
+        if self._client is None:
+            return max(0.0, self._due - self._now())
+        if self._client.connected:
+            return self._windows.interval
+        return max(0.0, self._due - RETRY + HANDSHAKE - self._now())
+
+    def refuse(self, device: Device) -> None:
+        """Never happens: without its only device an agent ends."""
+
+    def close(self) -> None:
+        """Close a connection whose handshake is not over."""
+        if self._client is not None and not self._client.connected:
+            self._client.close()
+            self._client = None

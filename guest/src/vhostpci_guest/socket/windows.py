@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The windows of a device other than its own: the master's memory in attach mode.
+
+Theory of operation.  The daemon names windows in the region table, and each may come
+before its name does, seconds later, or go while rings use it.  So whoever finds
+windows (a PCI watch, a daemon's sockets) never takes one from under a ring: one that
+goes is not found any more, but stays mapped until its user says by `want` that it
+uses it no longer.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+from vhostpci_shared.wire import ProtocolError
+
+from ..pci.ivshmem import Window
+from .client import HANDSHAKE, RETRY, Client, ServerGone
+
+log = logging.getLogger(__name__)
+
+SOON = 0.02
+"""Seconds until the first of further attempts to open a window; then twice as many,
+up to `RETRY`."""
+
+
+class Windows(Protocol):
+    """Finds windows for one device."""
+
+    def find(self, number: int) -> Window | None:
+        """Return the window with this ID, if it is there."""
+
+    def want(self, numbers: Set[int]) -> None:
+        """Have these windows from now on, as far as they come, and no others.
+
+        The caller uses none of the others any more, and none that is not found.
+        """
+
+
+class Named:
+    """The windows that the regions of a device name, as its link sees them.
+
+    Args:
+        windows: finds them.
+    """
+
+    def __init__(self, windows: Windows) -> None:
+        self._windows = windows
+        self._seen: Mapping[int, Window | None] = {}
+
+    def find(self, numbers: Set[int]) -> dict[int, Window | None]:
+        """Return these windows, None for one that is not there."""
+        return {number: self._windows.find(number) for number in sorted(numbers)}
+
+    def keep(self, seen: Mapping[int, Window | None]) -> None:
+        """Act by what `find` returned: no ring uses any other window now."""
+        self._seen = seen
+        self._windows.want(seen.keys())
+
+    @property
+    def numbers(self) -> Set[int]:
+        """The windows that are named."""
+        return self._seen.keys()
+
+    @property
+    def seen(self) -> Mapping[int, Window | None]:
+        """What `keep` was told; all of it is still mapped."""
+        return self._seen
+
+    @property
+    def moved(self) -> bool:
+        """Whether one has come or gone since `keep`."""
+        return any(
+            self._windows.find(number) is not window
+            for number, window in self._seen.items()
+        )
+
+
+class SocketWindows:
+    """Windows that are sockets of the daemon's, beside the device's own.
+
+    Args:
+        path: the device's socket; window W's is this one with ``.W`` at its end.
+        now: a clock that only grows, in seconds.
+    """
+
+    def __init__(self, path: Path, now: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._now = now
+        self._sockets: dict[int, _WindowSocket] = {}
+
+    def find(self, number: int) -> Window | None:
+        """Return the window with this ID, if it is there."""
+        found = self._sockets.get(number)
+        return found.window if found else None
+
+    def want(self, numbers: Set[int]) -> None:
+        """Have these windows open from now on, as far as they come, and no others."""
+        for number in self._sockets.keys() - numbers:
+            self._sockets.pop(number).close()
+        for number in numbers - self._sockets.keys():
+            path = self._path.with_name(f"{self._path.name}.{number}")
+            self._sockets[number] = _WindowSocket(path, number, self._now)
+        for wanted in self._sockets.values():
+            wanted.let_go()
+
+    def look(self) -> None:
+        """Open what is due, and see what the daemon sends."""
+        for wanted in self._sockets.values():
+            wanted.look()
+
+    def fds(self) -> Iterator[int]:
+        """Return the connections."""
+        for wanted in self._sockets.values():
+            yield from wanted.fds()
+
+    @property
+    def interval(self) -> float | None:
+        """Seconds until the next look, if nothing happens before."""
+        return min(
+            (
+                wanted.interval
+                for wanted in self._sockets.values()
+                if wanted.interval is not None
+            ),
+            default=None,
+        )
+
+
+class _WindowSocket:
+    """One window's socket, tried again and again while nobody listens there."""
+
+    def __init__(self, path: Path, number: int, now: Callable[[], float]) -> None:
+        self._path = path
+        self._number = number
+        self._now = now
+        self._client: Client | None = None
+        self._lost = ExitStack()
+        """Closes connections that have ended, whose memory may be in use."""
+        self._due = now()
+        self._pause = SOON
+        self._said = ""
+
+    @property
+    def window(self) -> Window | None:
+        """The window, while the daemon shows it."""
+        client = self._client
+        if client is None or not client.connected or client.window.id != self._number:
+            return None
+        return client.window
+
+    def look(self) -> None:
+        """Connect, or see what the daemon sends."""
+        try:
+            if self._client is None and self._now() >= self._due:
+                self._client = Client(self._path)
+                self._due = self._now() + HANDSHAKE
+            if self._client is not None:
+                self._client.receive()
+                self._check(self._client)
+        except ServerGone as why:
+            self._lose(str(why))
+        except ProtocolError as why:
+            self._lose(f"{self._path}: {why}")
+        except OSError as error:
+            self._lose(f"{self._path}: {error.strerror or error}")
+
+    def _check(self, client: Client) -> None:
+        """See that the handshake is over in time, and is this window's."""
+        if self.window is not None:
+            self._pause, self._said = SOON, ""
+        elif client.connected:
+            number = client.window.id
+            raise ProtocolError(f"the server shows window {number}")
+        elif self._now() >= self._due:
+            raise ProtocolError(f"no handshake within {HANDSHAKE:g} s")
+
+    def _lose(self, why: str) -> None:
+        """Start anew in a while."""
+        if self._client is not None:
+            self._lost.callback(self._client.close)
+            if self.window is None:  # nobody has ever had it
+                self.let_go()
+            self._client = None
+        self._due = self._now() + self._pause
+        self._pause = min(2 * self._pause, RETRY)
+        if why != self._said:
+            log.warning("%s; trying again", why)
+            self._said = why
+
+    def let_go(self) -> None:
+        """Unmap what the daemon shows no more: nobody uses it."""
+        self._lost.close()
+
+    def fds(self) -> Iterator[int]:
+        """Return the connection."""
+        if self._client is not None:
+            yield self._client.fileno()
+            yield from self._client.alarms()
+
+    @property
+    def interval(self) -> float | None:
+        """Seconds until the next attempt, or until we wait no longer."""
+        if self.window is not None:
+            return None
+        return max(0.0, self._due - self._now())
+
+    def close(self) -> None:
+        """Close the connection, and unmap the window."""
+        with self._lost:
+            if self._client is not None:
+                self._client.close()
+                self._client = None

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the user wants of the TAPs: rules that give each device its own.
+
+A rule is a template, in which ``{name}`` is the device's name and ``{n}`` the smallest
+number that no other device of this agent has.  For MAC and addresses there may be
+exceptions, ``NAME=VALUE``, for the device of that name: they replace the rule.
+
+What can be seen at the start is refused there (ValueError, a usage error).  The rest
+depends on the devices that come, and is that device's trouble alone (Unusable).
+"""
+
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+from ..pci.ivshmem import Unusable
+from .tap import Address, TapConfig, parse_address, parse_mac, parse_name
+
+_NAME, _N = "name", "n"
+_MAC_N_MAX = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A text with ``{name}`` and ``{n}`` in it, or without; ``{{`` is a brace."""
+
+    text: str
+    fields: frozenset[str]
+
+    @classmethod
+    def parse(cls, text: str, *allowed: str) -> Self:
+        """Read a template in which only these fields may be.
+
+        Raises:
+            ValueError: another is, or the braces don't match.
+        """
+        wanted = " or ".join(f"{{{field}}}" for field in allowed)
+        try:
+            parts = list(string.Formatter().parse(text))
+        except ValueError as error:
+            raise ValueError(f"{text!r}: {error}: write {wanted}") from None
+        fields = set()
+        for _literal, name, spec, conversion in parts:
+            if name is None:
+                continue
+            if name not in allowed or spec or conversion:
+                raise ValueError(f"{text!r}: {{{name}}} is not known: write {wanted}")
+            fields.add(name)
+        return cls(text, frozenset(fields))
+
+    def fill(self, **values: object) -> str:
+        """Return the text with these in place of its fields."""
+        return self.text.format(**values)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What one device has instead of the rule."""
+
+    name: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.value}"
+
+
+Rule = Template | Own
+
+
+def parse_tap(text: str) -> Template:
+    """Read the rule for names.
+
+    Raises:
+        ValueError: no device's name, however short, would make it one of a TAP.
+    """
+    template = Template.parse(text, _NAME, _N)
+    parse_name(template.fill(name="x", n=0))
+    return template
+
+
+def parse_mac_rule(text: str) -> Rule:
+    """Read the rule for MACs, or one device's.
+
+    Raises:
+        ValueError: it makes none.
+    """
+    return _rule(text, parse_mac, "00")
+
+
+def parse_address_rule(text: str) -> Rule:
+    """Read the rule for an address, or one device's.
+
+    Raises:
+        ValueError: it makes none.
+    """
+    return _rule(text, parse_address, "0")
+
+
+def _rule(text: str, parse: Callable[[str], object], n: str) -> Rule:
+    name, equals, value = text.rpartition("=")
+    if equals:
+        if not name:
+            raise ValueError(f"{text!r} names no device: write NAME={value}")
+        parse(value)
+        return Own(name, value)
+    template = Template.parse(text, _N)
+    parse(template.fill(n=n))
+    return template
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What the user wants of all TAPs; None leaves it to the kernel or the master."""
+
+    tap: Template | None = None
+    mtu: int | None = None
+    mac: Template | None = None
+    own_macs: Mapping[str, str] = field(default_factory=dict)
+    addresses: tuple[Template, ...] = ()
+    own_addresses: Mapping[str, tuple[Address, ...]] = field(default_factory=dict)
+
+    def config(self, device: str, name: str, n: int) -> TapConfig:
+        """Return what one device's TAP is to be.
+
+        Args:
+            device: what the user knows it by, with its name.
+            name: its name.
+            n: its number.
+
+        Raises:
+            Unusable: a rule makes nonsense of them.
+        """
+        return TapConfig(
+            name=self._name(device, name, n),
+            mac=self.own_macs.get(name) or self._mac(device, n),
+            mtu=self.mtu,
+            addresses=self._addresses(device, name, n),
+        )
+
+    def _name(self, device: str, name: str, n: int) -> str | None:
+        if self.tap is None:
+            return None
+        made = self.tap.fill(name=name, n=n)
+        try:
+            return parse_name(made)
+        except ValueError as why:
+            raise Unusable(
+                f"{device}: --tap {self.tap}: {why}; shorten the template, write {{n}} "
+                "for {name}, or give the device another name on the hypervisor"
+            ) from None
+
+    def _mac(self, device: str, n: int) -> str | None:
+        if self.mac is None:
+            return None
+        if _N in self.mac.fields and n > _MAC_N_MAX:
+            raise Unusable(
+                f"{device}: --mac {self.mac} is for {_MAC_N_MAX + 1} devices, and this "
+                "is one more: leave --mac out, or start another agent"
+            )
+        return parse_mac(self.mac.fill(n=f"{n:02x}"))
+
+    def _addresses(self, device: str, name: str, n: int) -> tuple[Address, ...]:
+        if name in self.own_addresses:
+            return self.own_addresses[name]
+        return tuple(_address(device, rule, n) for rule in self.addresses)
+
+
+def _address(device: str, rule: Template, n: int) -> Address:
+    try:
+        return parse_address(rule.fill(n=n))
+    except ValueError as why:
+        raise Unusable(
+            f"{device}: --address {rule}: {why}: leave more room for {{n}}, or start "
+            "another agent"
+        ) from None
+
+
+def make_rules(
+    *,
+    tap: Template | None,
+    mtu: int | None,
+    macs: Sequence[Rule],
+    addresses: Sequence[Rule],
+) -> Rules:
+    """Sort the command line's rules from its exceptions.
+
+    Raises:
+        ValueError: there are two for the same.
+    """
+    own_macs: dict[str, str] = {}
+    for own in _owns(macs):
+        if own.name in own_macs:
+            raise ValueError(f"--mac {own}: {own.name} has one already")
+        own_macs[own.name] = parse_mac(own.value)
+    general = [rule for rule in macs if isinstance(rule, Template)]
+    if len(general) > 1:
+        raise ValueError(
+            f"--mac {general[0]} and --mac {general[1]}: there is one rule; for one "
+            "device's own write NAME=MAC"
+        )
+    own_addresses: dict[str, tuple[Address, ...]] = {}
+    for own in _owns(addresses):
+        before = own_addresses.get(own.name, ())
+        own_addresses[own.name] = (*before, parse_address(own.value))
+    return Rules(
+        tap=tap,
+        mtu=mtu,
+        mac=general[0] if general else None,
+        own_macs=own_macs,
+        addresses=tuple(rule for rule in addresses if isinstance(rule, Template)),
+        own_addresses=own_addresses,
+    )
+
+
+def _owns(rules: Sequence[Rule]) -> list[Own]:
+    return [rule for rule in rules if isinstance(rule, Own)]

@@ -1,0 +1,367 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop: the only file that waits.
+
+`Daemon` has devices by name, each with a `Server`.  A device that fails is closed,
+and stands there as failed until it is removed; the others go on.
+"""
+
+import asyncio
+import contextlib
+import logging
+import resource
+import signal
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import sockets
+from ..config import options
+from ..config.device import DeviceConfig, check_name, conflicts, daemon_control
+from ..config.file import ConfigFile
+from ..device.status import Json, describe, describe_failed, row
+from ..errors import HostError, InUse
+from ..fds import exhausted, no_descriptors
+from ..hotplug.pool import Slaves
+from ..interfaces import Plugger
+from ..ivshmem import linger
+from ..memory.arena import make_directory
+from ..memory.attach import WindowIds
+from . import control
+from .control import Commands, Control, Request
+from .server import Server
+
+log = logging.getLogger(__name__)
+
+UNPLUG = 5.0
+"""Seconds for a slave VM to let go of what is plugged; all have them at once."""
+COMPLAIN_PAUSE = 60.0
+
+
+@dataclass(slots=True)
+class Entry:
+    """A device by its name: served, or failed for a reason."""
+
+    config: DeviceConfig
+    server: Server | None = None
+    failure: str = ""
+    leaving: bool = False
+
+    def describe(self) -> Json:
+        """Return all that is known of it."""
+        if self.server is None:
+            return describe_failed(self.config, self.failure)
+        return describe(self.server.device)
+
+    def row(self) -> Json:
+        """Return what `list` says of it."""
+        device = self.server.device if self.server else None
+        found = row(self.config, device, self.failure)
+        return {**found, "state": "leaving"} if self.leaving else found
+
+
+class Daemon:
+    """The devices of this process, until it is told to end.
+
+    Args:
+        shared: options that an added device has unless it says otherwise; None for a
+            daemon with one device, which lives and fails with it.
+    """
+
+    def __init__(self, shared: Mapping[str, str] | None = None) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.window_ids = WindowIds()
+        self._shared = shared
+        self._entries: dict[str, Entry] = {}
+        self._pluggers: dict[str, Plugger] = {}
+        self._unplugging: dict[str, asyncio.Task[None]] = {}
+        self._slaves = Slaves()
+        self._control = Control()
+        self._complained_at = -COMPLAIN_PAUSE
+        self._stack = contextlib.ExitStack()
+        self._ended = self.loop.create_future()
+        self.loop.set_exception_handler(self._loop_failed)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.loop.add_signal_handler(number, self.stop)
+
+    # Its devices.
+
+    async def add(
+        self, config: DeviceConfig, inherited: socket.socket | None = None
+    ) -> None:
+        """Serve one more device.
+
+        Raises:
+            HostError: it cannot be served.
+        """
+        assert config.name not in self._entries, "two devices of one name"
+        entry = self._entries[config.name] = Entry(config)
+        try:
+            entry.server = Server(self, config, inherited)
+            await entry.server.serve_control()
+        except BaseException as error:
+            await self._unplug(config.name)
+            del self._entries[config.name]
+            if isinstance(error, OSError) and exhausted(error):
+                raise HostError(no_descriptors(error)) from error
+            raise
+        log.info(
+            "%s: waiting for the master at %s and the slave at %s",
+            config.name,
+            config.vhost_user if inherited is None else "the inherited socket",
+            config.ivshmem,
+        )
+
+    async def add_or_list(self, config: DeviceConfig) -> None:
+        """Serve one more device; one that cannot be is listed as failed."""
+        try:
+            await self.add(config)
+        except HostError as error:
+            log.error("%s: cannot be served: %s", config.name, error)
+            self._entries[config.name] = Entry(config, failure=str(error))
+
+    async def remove(self, name: str) -> None:
+        """Serve a device no more; the others notice nothing."""
+        entry = self._entries[name]
+        entry.leaving = True
+        await self._unplug(name)
+        self._close(entry)
+        del self._entries[name]
+        log.info("%s: removed", name)
+
+    def plugger(self, config: DeviceConfig) -> Plugger | None:
+        """Return who plugs into this device's slave VM; None if nobody is to."""
+        plugger = self._slaves.plugger(config)
+        if plugger is not None:
+            self._pluggers[config.name] = plugger
+        return plugger
+
+    def device_failed(self, name: str, error: Exception) -> None:
+        """A device's server failed, and has closed itself."""
+        entry = self._entries[name]
+        entry.server, entry.failure = None, f"{type(error).__name__}: {error}"
+        self._unplug_soon(name)
+        if self._shared is None and not self._ended.done():
+            self._ended.set_exception(HostError(f"{name}: failed: {entry.failure}"))
+
+    def _close(self, entry: Entry) -> None:
+        """Close a device; if even that fails, the others are to be closed still."""
+        server, entry.server = entry.server, None
+        try:
+            if server is not None:
+                server.close()
+        except Exception:
+            log.exception("%s: failed while it was closed", entry.config.name)
+
+    async def _unplug(self, name: str) -> None:
+        """Wait until the device's slave VM has let go, or had its time."""
+        self._unplug_soon(name)
+        if name in self._unplugging:
+            await asyncio.wait([self._unplugging[name]])
+
+    def _unplug_soon(self, name: str) -> None:
+        plugger = self._pluggers.pop(name, None)
+        if plugger is not None:
+            task = self.loop.create_task(_close_plugger(name, plugger))
+            self._unplugging[name] = task
+            task.add_done_callback(lambda _: self._unplugging.pop(name))
+
+    # Its end.
+
+    async def ended(self) -> None:
+        """Wait until a signal or an error of ours ends the daemon."""
+        await self._ended
+
+    def stop(self) -> None:
+        """End the daemon."""
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+    async def close(self) -> None:
+        """Unplug what is plugged, and close all devices."""
+        self._stack.close()
+        for name in list(self._pluggers):
+            self._unplug_soon(name)
+        if self._unplugging:
+            await asyncio.wait(self._unplugging.values())
+        while self._entries:
+            self._close(self._entries.popitem()[1])
+        linger.end()
+
+    def _loop_failed(
+        self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]
+    ) -> None:
+        """An error that is no device's: end, unless there are other devices.
+
+        asyncio itself goes on accepting when there are descriptors again.
+        """
+        error = context.get("exception")
+        if isinstance(error, OSError) and exhausted(error):
+            self._complain(f"control socket: {no_descriptors(error)}")
+        elif error is None or self._shared is not None or self._ended.done():
+            loop.default_exception_handler(context)
+        else:
+            self._ended.set_exception(error)
+
+    def _complain(self, text: str) -> None:
+        """Warn, but not for each of the connections that wait."""
+        now = self.loop.time()
+        if now - self._complained_at >= COMPLAIN_PAUSE:
+            self._complained_at = now
+            log.warning("%s", text)
+
+    # Its control sockets.
+
+    async def control(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Answer the lines of one connection to a device's control socket."""
+        await self._control.serve({"status": self._on_status}, reader, writer)
+
+    async def serve_control(self, run_dir: Path) -> None:
+        """Take and list devices at run time.
+
+        Raises:
+            HostError: another daemon does, in this directory.
+        """
+        make_directory(run_dir)
+        commands: Commands = {
+            "status": self._on_status,
+            "list": self._on_list,
+            "add": self._on_add,
+            "remove": self._on_remove,
+        }
+
+        async def connected(
+            reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        ) -> None:
+            await self._control.serve(commands, reader, writer)
+
+        listener = self._stack.enter_context(_daemon_control(run_dir))
+        server = await asyncio.start_unix_server(
+            connected, sock=listener, limit=control.MAX_LINE
+        )
+        self._stack.callback(server.close)
+        self._run_dir = run_dir
+
+    async def _on_status(self, request: Request) -> Json:
+        """Describe the device of the request's "name", or the only one."""
+        if request.get("name") is None and len(self._entries) == 1:
+            return next(iter(self._entries.values())).describe()
+        return self._entry(request).describe()
+
+    async def _on_list(self, request: Request) -> list[Json]:
+        return [entry.row() for entry in self._entries.values()]
+
+    async def _on_add(self, request: Request) -> None:
+        name = request.get("name")
+        check_name(name if isinstance(name, str) else "")
+        if name in self._entries:
+            raise HostError(f"device {name!r} is there already: remove it first")
+        given = {**(self._shared or {}), **_texts(request.get("options", {}))}
+        given[options.RUN_DIR.name] = str(self._run_dir)
+        device = options.device(str(name), given)
+        there = [entry.config for entry in self._entries.values()]
+        for *_, text in conflicts([*there, device]):
+            raise HostError(f"{name}: {text}")
+        await self.add(device)
+
+    async def _on_remove(self, request: Request) -> None:
+        entry = self._entry(request)
+        if entry.leaving:
+            raise HostError(f"device {entry.config.name!r} is being removed already")
+        await self.remove(entry.config.name)
+
+    def _entry(self, request: Request) -> Entry:
+        name = request.get("name")
+        entry = self._entries.get(name) if isinstance(name, str) else None
+        if entry is None:
+            there = ", ".join(self._entries) or "none"
+            raise HostError(f"no device {name!r}; there are: {there}")
+        return entry
+
+
+async def _close_plugger(name: str, plugger: Plugger) -> None:
+    try:
+        await asyncio.wait_for(plugger.close(), UNPLUG)
+    except TimeoutError:
+        log.warning("%s: the slave VM did not let go within %g s", name, UNPLUG)
+    except Exception:
+        log.exception("%s: cannot unplug", name)
+
+
+def _texts(given: object) -> dict[str, str]:
+    """Check the options of a request.
+
+    Raises:
+        HostError: they are no texts, or not for a device.
+    """
+    if not isinstance(given, dict):
+        raise HostError("options: write an object with texts")
+    for name, text in given.items():
+        if not isinstance(text, str):
+            raise HostError(f"{name} {text!r}: write a text")
+        if name == options.RUN_DIR.name:
+            raise HostError(f"{name} is for the whole daemon, not for a device")
+        option = options.OPTIONS.get(name)
+        if option and option.is_path and not text.startswith("/"):
+            raise HostError(f"{name} {text!r}: write an absolute path")
+    return given
+
+
+@contextlib.contextmanager
+def _daemon_control(run_dir: Path) -> Iterator[socket.socket]:
+    path = daemon_control(run_dir)
+    try:
+        listener = sockets.listen(path, 0o600, None)
+    except InUse:
+        raise HostError(
+            f"another daemon serves {run_dir} (it answers at {path}): give it devices "
+            "with `vhostpci-host add`, or choose another run-dir"
+        ) from None
+    with listener:
+        try:
+            yield listener
+        finally:
+            path.unlink(missing_ok=True)
+
+
+async def run(config: DeviceConfig, inherited: socket.socket | None = None) -> None:
+    """Serve one device until a signal comes.
+
+    Raises:
+        HostError: it cannot be served, or failed.
+    """
+    _raise_limit()
+    daemon = Daemon()
+    try:
+        await daemon.add(config, inherited)
+        await daemon.ended()
+    finally:
+        await daemon.close()
+
+
+async def run_file(file: ConfigFile) -> None:
+    """Serve the devices of a file, and those that come later, until a signal comes.
+
+    Raises:
+        HostError: another daemon has the directory.
+    """
+    _raise_limit()
+    daemon = Daemon(file.shared)
+    try:
+        await daemon.serve_control(file.run_dir)
+        for device in file.devices:
+            await daemon.add_or_list(device)
+        log.info("serving %d devices; more by `vhostpci-host add`", len(file.devices))
+        await daemon.ended()
+    finally:
+        await daemon.close()
+
+
+def _raise_limit() -> None:
+    """Have as many descriptors as we may: a ring takes five of them."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a device is doing, as JSON for programs and as text for people."""
+
+import os
+from typing import Any
+
+from vhostpci_shared import metadata as md
+from vhostpci_shared import virtio
+from vhostpci_shared.wire import ProtocolError
+
+from .. import __version__
+from ..config.device import DeviceConfig
+from .device import Device
+
+Json = dict[str, Any]
+FAILED = "failed"
+
+
+def describe(device: Device) -> Json:
+    """Return all that is known of `device`."""
+    config = device.config
+    return {
+        "name": config.name,
+        "state": state(device),
+        "daemon": {"pid": os.getpid(), "version": __version__},
+        "mode": config.mode.value,
+        "memory": device.store.describe(),
+        "windows": _windows(device),
+        "plugging": device.plugger.status() if device.plugger else None,
+        "queue_pairs": config.queue_pairs,
+        "vectors": config.vectors,
+        "sockets": {
+            "vhost_user": str(config.vhost_user),
+            "ivshmem": str(config.ivshmem),
+            "control": str(config.control),
+        },
+        "generation": device.generation,
+        "master": _master(device),
+        "slave": _slave(device),
+        "agent": _agent(device),
+        "rings": [_ring(device, index) for index in range(config.rings)],
+    }
+
+
+def describe_failed(config: DeviceConfig, reason: str) -> Json:
+    """Return all that is known of a device that failed."""
+    return {
+        "name": config.name,
+        "mode": config.mode.value,
+        "state": FAILED,
+        "reason": reason,
+    }
+
+
+def row(config: DeviceConfig, device: Device | None, reason: str) -> Json:
+    """Return a device as `list` has it; None is one that failed, for a reason."""
+    master = device.master if device else None
+    slave = device.slave if device else None
+    return {
+        "name": config.name,
+        "mode": config.mode.value,
+        "state": state(device) if device else FAILED,
+        "reason": reason or None,
+        "master_pid": master.pid if master else None,
+        "slave_pid": slave.port.pid if slave else None,
+    }
+
+
+def state(device: Device) -> str:
+    """Return the state in some words."""
+    if device.backend is None:
+        return "no master"
+    if device.backend.waiting:
+        return "stopping"
+    if not any(ring.running for ring in device.leases):
+        return "master's driver is not loaded"
+    if device.slave is None:
+        return "no slave"
+    if device.agent.entry.state is not md.AgentState.READY:
+        return "no agent"
+    return "running"
+
+
+def _windows(device: Device) -> list[Json]:
+    """Return the windows besides window 0."""
+    return [
+        {
+            "window": number,
+            "size": file.size,
+            "socket": str(device.config.window(number)),
+            "connected": device.windows.connected(number),
+        }
+        for number, file in sorted(device.store.files.items())
+    ]
+
+
+def _master(device: Device) -> Json | None:
+    backend = device.backend
+    if backend is None or device.master is None:
+        return None
+    return {
+        "pid": device.master.pid,
+        "features": virtio.names(backend.features),
+        "protocol_features": virtio.names(backend.protocol_features),
+        "mtu": backend.mtu,
+        "regions": [
+            {
+                "guest_addr": placed.region.guest_addr,
+                "size": placed.region.size,
+                "window": placed.window,
+                "offset": placed.offset,
+            }
+            for placed in backend.memory.regions
+        ],
+    }
+
+
+def _slave(device: Device) -> Json | None:
+    slave = device.slave
+    if slave is None:
+        return None
+    return {
+        "pid": slave.port.pid,
+        "call_peer": slave.peers.call_peer,
+        "call_peers_used": slave.peers.used,
+    }
+
+
+def _agent(device: Device) -> Json:
+    entry = device.agent.entry
+    return {
+        "present": device.agent.present,
+        "state": entry.state.name.lower(),
+        "binding": entry.binding,
+        "vectors": entry.vectors,
+        "generation": entry.generation,
+        "message": entry.message,
+    }
+
+
+def _ring(device: Device, index: int) -> Json:
+    lease = device.leases[index]
+    wish = device.backend.rings[index] if device.backend else None
+    return {
+        "index": index,
+        "queue": f"{'tx' if index % 2 else 'rx'}{index // 2}",
+        "state": lease.state.value,
+        "size": wish.size if wish else 0,
+        "enabled": bool(device.backend and device.backend.enabled(index)),
+        "base": wish.base if wish else 0,
+        "used_index": device.backend.used_index(index) if device.backend else 0,
+        "problem": wish.problem if wish else "",
+        "session": lease.session,
+        "kicks_relayed": lease.relayed(),
+        "kick_direct": bool(device.slave and device.slave.vectors.is_direct(index)),
+        "agent": _agent_ring(device, index),
+    }
+
+
+def _agent_ring(device: Device, index: int) -> Json | None:
+    """Return what the agent says of the ring, if it can be."""
+    try:
+        said = device.store.metadata.agent_ring(index)
+    except ProtocolError:
+        return None
+    return {
+        "state": said.state.name.lower(),
+        "current": said.session == device.leases[index].session,
+        "index": said.index,
+        "packets": said.packets,
+        "bytes": said.octets,
+        "drops": said.drops,
+        "kicks": said.kicks,
+        "calls": said.calls,
+    }
+
+
+def text(status: Json) -> str:
+    """Return the status for people."""
+    if status["state"] == FAILED:
+        return f"{status['name']}: failed: {status['reason']}"
+    lines = [f"{status['name']}: {status['state']}", _memory_line(status["memory"])]
+    lines += [_window_line(window) for window in status["windows"]]
+    lines += _connection_lines(status)
+    lines += _plugging_lines(status["plugging"])
+    lines += [_ring_line(ring) for ring in status["rings"]]
+    return "\n".join(lines)
+
+
+def table(rows: list[Json]) -> str:
+    """Return a list of devices for people."""
+    lines = [("NAME", "MODE", "STATE", "MASTER", "SLAVE")]
+    for one in rows:
+        state = one["state"] + (f": {one['reason']}" if one["reason"] else "")
+        pids = (str(one[key] or "-") for key in ("master_pid", "slave_pid"))
+        lines.append((one["name"], one["mode"], state, *pids))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _memory_line(memory: Json) -> str:
+    if memory["path"] is None:
+        return "  memory   the master's own (attach mode)"
+    return (
+        f"  memory   {memory['size'] >> 20} MiB in {memory['path']} "
+        f"({memory['filesystem']}, window {memory['window'] >> 20} MiB)"
+    )
+
+
+def _window_line(window: Json) -> str:
+    connected = "connected" if window["connected"] else "not connected"
+    return (
+        f"  window   {window['window']}: {window['size'] >> 20} MiB at "
+        f"{window['socket']}, {connected}"
+    )
+
+
+def _connection_lines(status: Json) -> list[str]:
+    master, slave, agent = status["master"], status["slave"], status["agent"]
+    lines = [f"  master   {'pid ' + str(master['pid']) if master else 'not connected'}"]
+    if master:
+        lines.append(f"  features {' '.join(master['features']) or 'none yet'}")
+        lines.append(
+            f"  protocol {' '.join(master['protocol_features']) or 'none yet'}"
+        )
+        lines += [_region_line(region) for region in master["regions"]]
+    lines.append(
+        f"  slave    {'pid ' + str(slave['pid']) if slave else 'not connected'}"
+    )
+    words = [agent["state"] if agent["present"] else "not present", agent["binding"]]
+    lines.append(f"  agent    {' '.join(filter(None, [*words, agent['message']]))}")
+    return lines
+
+
+def _plugging_lines(plugging: Json | None) -> list[str]:
+    """Tell what is plugged into the slave VM, and what stands in the way."""
+    if plugging is None:
+        return []
+    there, wanted = (
+        ", ".join(map(str, plugging[key])) or "none" for key in ("plugged", "wanted")
+    )
+    lines = [f"  plugged  {there} (wanted: {wanted}) in {plugging['slave']}"]
+    if plugging["problem"]:
+        lines.append(f"  problem  {plugging['problem']}")
+    return lines
+
+
+def _region_line(region: Json) -> str:
+    first, last = region["guest_addr"], region["guest_addr"] + region["size"] - 1
+    where = f"{region['offset']:#x} of window {region['window']}"
+    return f"  region   {first:#x}-{last:#x} at {where}"
+
+
+def _ring_line(ring: Json) -> str:
+    agent = ring["agent"] or {}
+    return (
+        f"  {ring['queue']:8} {ring['state']:8} "
+        f"{'enabled' if ring['enabled'] else 'disabled'}, size {ring['size']}, "
+        f"index {ring['used_index']}, {agent.get('packets', 0)} packets, "
+        f"{agent.get('drops', 0)} dropped {ring['problem']}"
+    ).rstrip()

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A slave VM that is asked over QMP.
+
+Plugging is `chardev-add`, which connects QEMU to the window's socket, then
+`device_add`, in which QEMU reads the ivshmem handshake with its main loop standing
+still.  That cannot deadlock: our sockets are served by the event loop while we await
+QMP's answer, and serving them never waits for QMP.  It is not even likely to wait:
+the handshake goes out when the chardev connects, before `device_add` is sent.
+
+Unplugging is `device_del`, which only asks the guest; the event DEVICE_DELETED tells
+when it has let go.  Then the chardev can be removed.
+"""
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+from ..interfaces import Plug
+from . import pci_ports
+from .ids import DEVICE, object_id, windows_of
+from .qmp_monitor import Monitor, Refused
+from .tcg_eventfds import Leftovers
+from .vm import PlugError, understood
+
+GUEST_TIME = 10.0
+"""Seconds that a guest has to let go of a device."""
+
+_PERIPHERAL = "/machine/peripheral"
+_ALREADY = "already in the process of unplug"
+
+
+class QmpVm:
+    """A QEMU with a QMP socket (a `SlaveVm`); devices share the connection."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._vm = f"the slave VM at {path}"
+        self._monitor: Monitor | None = None
+        self._opening: asyncio.Task[Monitor] | None = None
+        self._plugging = asyncio.Lock()
+        self._leftovers = Leftovers()
+
+    async def plugged(self, device: str) -> set[int]:
+        """Return which windows of `device` the VM has, and which halves of one."""
+        monitor = await self._connected()
+        names = [
+            *await self._chardevs(monitor),
+            *(
+                name.removesuffix(DEVICE)
+                for name in await self._devices(monitor)
+                if name.endswith(DEVICE)
+            ),
+        ]
+        return windows_of(device, names)
+
+    async def plug(self, device: str, plug: Plug) -> None:
+        """Plug one window, where it fits best; roll back if QEMU refuses."""
+        monitor = await self._connected()
+        async with self._plugging:  # or two devices would choose the same port
+            await self._clear(monitor)
+            place = await self._place(monitor, plug)
+            name = object_id(device, plug.window)
+            await self._add_chardev(monitor, name, plug.socket)
+            try:
+                await monitor.execute(
+                    "device_add",
+                    driver="ivshmem-doorbell",
+                    id=name + DEVICE,
+                    chardev=name,
+                    vectors=plug.vectors,
+                    **place,
+                )
+            except Refused:
+                with contextlib.suppress(PlugError):
+                    await monitor.execute("chardev-remove", id=name)
+                raise
+
+    async def _add_chardev(self, monitor: Monitor, name: str, path: Path) -> None:
+        address = {"type": "unix", "data": {"path": str(path)}}
+        backend = {"type": "socket", "data": {"addr": address, "server": False}}
+        try:
+            await monitor.execute("chardev-add", id=name, backend=backend)
+        except Refused as error:
+            if "Permission denied" not in error.reason:
+                raise
+            raise PlugError(
+                f"{error}: let the user that this QEMU runs as connect, with "
+                "--socket-group or --socket-mode"
+            ) from error
+
+    async def unplug(self, device: str, window: int) -> None:
+        """Unplug one window; return when the guest has let go and all of it is gone."""
+        monitor = await self._connected()
+        name = object_id(device, window)
+        if name + DEVICE in await self._devices(monitor):
+            with understood(self._vm, "query-kvm"):
+                leaves = await self._leftovers.expect(monitor, name + DEVICE)
+            if leaves:
+                async with self._plugging:  # nothing new before that is cleared
+                    await self._eject(monitor, name + DEVICE)
+                    await self._clear(monitor)
+            else:
+                await self._eject(monitor, name + DEVICE)
+        if name in await self._chardevs(monitor):
+            await monitor.execute("chardev-remove", id=name)
+
+    async def _clear(self, monitor: Monitor) -> None:
+        await self._leftovers.clear(monitor, set(await self._devices(monitor)))
+
+    async def unassigned(self, device: str) -> set[int]:
+        """Return which of the plugged windows have no address in the guest."""
+        answer = await (await self._connected()).execute("query-pci")
+        with understood(self._vm, "query-pci"):
+            without = pci_ports.unassigned(answer)
+        return windows_of(device, (name.removesuffix(DEVICE) for name in without))
+
+    async def gone(self) -> None:
+        """Return when the VM that was asked last has ended; at once if none is."""
+        if self._monitor is not None:
+            await self._monitor.wait_closed()
+
+    async def close(self) -> None:
+        """Close the connection; what is plugged stays plugged."""
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait([self._opening])
+        if self._monitor is not None:
+            await self._monitor.close()
+
+    async def _connected(self) -> Monitor:
+        """Return the connection, or a new one: whoever needs one waits for the same."""
+        if self._monitor is not None and not self._monitor.closed:
+            return self._monitor
+        if self._opening is None:
+            self._opening = asyncio.create_task(Monitor.open(self._path))
+            self._opening.add_done_callback(self._opened)
+        return await asyncio.shield(self._opening)
+
+    def _opened(self, task: asyncio.Task[Monitor]) -> None:
+        self._opening = None
+        if not task.cancelled() and task.exception() is None:
+            self._monitor = task.result()
+
+    async def _devices(self, monitor: Monitor) -> dict[str, str]:
+        """Return the types of the VM's devices, by ID."""
+        answer = await monitor.execute("qom-list", path=_PERIPHERAL)
+        with understood(self._vm, "qom-list"):
+            return {
+                child["name"]: child["type"].removeprefix("child<").removesuffix(">")
+                for child in answer
+            }
+
+    async def _chardevs(self, monitor: Monitor) -> set[str]:
+        answer = await monitor.execute("query-chardev")
+        with understood(self._vm, "query-chardev"):
+            return {chardev["label"] for chardev in answer}
+
+    async def _place(self, monitor: Monitor, plug: Plug) -> dict[str, object]:
+        """Return the arguments that say where to plug.
+
+        i440fx has no ports, and takes devices on its one bus.
+        """
+        types = await self._devices(monitor)
+        answer = await monitor.execute("query-pci")
+        with understood(self._vm, "query-pci"):
+            ports = pci_ports.ports(answer, types)
+        for port in pci_ports.best(ports, plug.size):
+            if await self._takes(monitor, port.name):
+                return {"bus": port.name}
+        machine = await monitor.execute("qom-get", path="/machine", property="type")
+        if "i440fx" in str(machine):
+            return {}
+        raise self._no_place(ports, plug)
+
+    async def _takes(self, monitor: Monitor, port: str) -> bool:
+        """Whether devices may be plugged into a port (its property `hotplug`)."""
+        path = f"{_PERIPHERAL}/{port}"
+        try:
+            return bool(await monitor.execute("qom-get", path=path, property="hotplug"))
+        except Refused:
+            return True  # ioh3420 has no such property
+
+    def _no_place(self, ports: list[pci_ports.Port], plug: Plug) -> PlugError:
+        if pci_ports.unset(ports):
+            return PlugError(
+                f"the firmware of {self._vm} has not "
+                "set up its PCI ports yet: waiting for it"
+            )
+        size, room = pci_ports.size_text(plug.size), pci_ports.size_text(2 * plug.size)
+        return PlugError(
+            f"{self._vm} has no free PCI port for the {size} of "
+            f"window {plug.window} (free: {pci_ports.free_text(ports)}): start it with "
+            f"one more -device pcie-root-port,id=vp1,chassis=101,slot=101,"
+            f"pref64-reserve={room}, and with other numbers for each further one; it "
+            f"is twice the size since it need not begin at a multiple of {size}"
+        )
+
+    async def _eject(self, monitor: Monitor, name: str) -> None:
+        """Ask the guest to let go of a device, and wait until it has."""
+        with monitor.unplugged(name) as deleted:
+            try:
+                await monitor.execute("device_del", id=name)
+            except Refused as error:
+                if _ALREADY not in error.reason:
+                    raise self._fixed(name, error) from error
+            try:
+                async with asyncio.timeout(GUEST_TIME):
+                    if await deleted:
+                        return
+            except TimeoutError:
+                if name not in await self._devices(monitor):
+                    return
+        raise PlugError(
+            f"the guest of {self._vm} does not let go of {name}: no "
+            "new one is plugged until it has; the guest needs a driver for PCI "
+            "hot-plug, and the agent must not be stopped"
+        )
+
+    def _fixed(self, name: str, error: Refused) -> PlugError:
+        return PlugError(
+            f"{self._vm} cannot unplug {name}: {error.reason}; if "
+            "that is on its QEMU's command line, leave it out: we plug it"
+        )

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""libvirt's own command line, within a time limit, and what its errors mean."""
+
+import asyncio
+import os
+
+from .vm import PlugError, VmAway
+
+ANSWER_TIME = 10.0
+"""Seconds that libvirt has to answer a question."""
+FILE = "/dev/fd/%d"
+"""Stands among a command's words for the file that it is given."""
+
+
+class Virsh:
+    """Runs virsh.
+
+    Args:
+        uri: which libvirt; None is what LIBVIRT_DEFAULT_URI says, else that of the
+            whole machine, as virsh alone would choose for root only.
+        answer_time: seconds that it has to answer.
+    """
+
+    def __init__(
+        self, uri: str | None = None, *, answer_time: float = ANSWER_TIME
+    ) -> None:
+        self.uri = uri or os.environ.get("LIBVIRT_DEFAULT_URI", "qemu:///system")
+        self._answer_time = answer_time
+
+    async def run(
+        self, *words: str, more_time: float = 0, file: str = "", fd: int | None = None
+    ) -> str:
+        """Run a command; return what it prints.
+
+        Args:
+            words: the command.
+            more_time: seconds that it may take beside those to answer.
+            file: what is in the file that it reads.
+            fd: a descriptor that it may use.
+
+        Raises:
+            VmAway: libvirt cannot be asked, or does not answer.
+            PlugError: it refuses; the text is its reason.
+        """
+        with open(os.memfd_create("vhostpci"), "w") as stream:
+            stream.write(file)
+            stream.flush()
+            name = FILE % stream.fileno()
+            argv = [name if word == FILE else word for word in words]
+            fds = [stream.fileno()] if fd is None else [stream.fileno(), fd]
+            process = await self._start(argv, fds)
+            return await self._finish(process, self._answer_time + more_time)
+
+    async def _start(
+        self, argv: list[str], fds: list[int]
+    ) -> asyncio.subprocess.Process:
+        try:
+            return await asyncio.create_subprocess_exec(
+                *("virsh", "-q", "-c", self.uri, *argv),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=os.environ | {"LC_ALL": "C"},
+                pass_fds=fds,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise VmAway(
+                f"cannot run virsh: {error.strerror}; install it (libvirt-clients), "
+                "or give the slave's QMP socket if libvirt does not manage it"
+            ) from error
+
+    async def _finish(self, process: asyncio.subprocess.Process, limit: float) -> str:
+        try:
+            async with asyncio.timeout(limit):
+                out, err = await process.communicate()
+        except TimeoutError:
+            raise VmAway(
+                f"libvirt at {self.uri} does not answer within {limit:g} s: does its "
+                "daemon hang, or the slave's QEMU?"
+            ) from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.communicate()
+        if process.returncode:
+            raise self._error(_reason(err.decode(errors="replace")))
+        return out.decode(errors="replace")
+
+    def _error(self, reason: str) -> PlugError:
+        if "failed to connect to the hypervisor" not in reason:
+            return PlugError(reason)
+        return VmAway(
+            f"libvirt at {self.uri} does not answer: {reason}; start libvirtd (or "
+            f"virtqemud), and let uid {os.geteuid()} use it (group libvirt)"
+        )
+
+
+def _reason(err: str) -> str:
+    """Return virsh's words on one line; where a command failed, only the cause."""
+    lines = [line.removeprefix("error: ").strip() for line in err.splitlines()]
+    said = [line for line in lines if line]
+    if len(said) > 1 and said[0].startswith("Failed to "):
+        said = said[1:]
+    return "; ".join(said) or "it gives no reason"

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The master's regions, and where each lies in a window that the slave has.
+
+The same byte has up to four addresses: the guest's physical one (descriptors), the
+front-end's own one (SET_VRING_ADDR), the offset in the front-end's file, and the
+offset in a window.  A `MemoryMap` turns the second into the first, and the first
+into the last, for whole ranges only.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from vhostpci_shared import metadata as md
+from vhostpci_shared.access import Metadata
+from vhostpci_shared.vhost_user import MemRegion
+from vhostpci_shared.wire import ProtocolError
+
+from ..fds import Fd
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A region of the front-end, and the window and offset where the slave has it."""
+
+    region: MemRegion
+    window: int
+    offset: int
+
+    def __str__(self) -> str:
+        first = self.region.guest_addr
+        return f"{first:#x}-{first + self.region.size - 1:#x}"
+
+
+class Windows(Protocol):
+    """Where the slave has the memory of one front-end."""
+
+    def place(self, region: MemRegion, fd: Fd) -> Placed:
+        """Say where in a window the region of `fd` is.
+
+        Raises:
+            ProtocolError: it is in no window; the text says what to change.
+        """
+        ...
+
+    def read(self, window: int, offset: int, size: int) -> bytes:
+        """Read from a window; less comes back where the window ends."""
+        ...
+
+
+class Store(Protocol):
+    """The ways to give the slave the master's memory: the arena, or attach mode."""
+
+    @property
+    def metadata(self) -> Metadata:
+        """The metadata region, which is in window 0."""
+        ...
+
+    @property
+    def file(self) -> Fd:
+        """Window 0, to be given away."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes of window 0."""
+        ...
+
+    def windows(self, pid: int, for_vm: Callable[[], bool]) -> Windows:
+        """Return the windows of a front-end of process `pid`, 0 if unknown.
+
+        `for_vm` says whether the slave is a VM, or will be one.
+        """
+        ...
+
+    @property
+    def files(self) -> "Mapping[int, WindowFile]":
+        """The windows besides window 0, by their numbers."""
+        ...
+
+    def keep(self, numbers: frozenset[int]) -> None:
+        """Let go of all windows but these."""
+
+    def restore(self) -> bool:
+        """Mend what somebody has cut; say whether there was anything to mend."""
+        ...
+
+    def cut(self) -> list[str]:
+        """Say what somebody has cut that is not ours to mend, each once."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return the device's memory for the status."""
+        ...
+
+    def close(self) -> None:
+        """Let go of all."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowFile:
+    """A memory file of the master's, and its size in bytes when it came."""
+
+    file: Fd
+    size: int
+    key: tuple[int, int, int]
+    """Its st_dev, st_ino and st_size."""
+
+    @property
+    def fits_bar(self) -> bool:
+        """Whether it can be a PCI device's BAR; QEMU aborts where it cannot."""
+        return self.size.bit_count() == 1
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryMap:
+    """All regions of a front-end; no two overlap."""
+
+    regions: tuple[Placed, ...] = ()
+
+    def add(self, placed: Placed) -> "MemoryMap":
+        """Return the map with one more region; one that is there is no news.
+
+        QEMU 7.2 tells of a region once for each queue pair.
+
+        Raises:
+            ProtocolError: it overlaps another, or the table is full.
+        """
+        if placed in self.regions:
+            return self
+        if len(self.regions) >= md.MAX_REGIONS:
+            raise ProtocolError(f"more than {md.MAX_REGIONS} memory regions")
+        for other in self.regions:
+            if _overlap(placed.region, other.region):
+                raise ProtocolError(f"memory region {placed} overlaps {other}")
+        return MemoryMap((*self.regions, placed))
+
+    def remove(self, region: MemRegion) -> "MemoryMap":
+        """Return the map without `region`, whose mmap_offset is ignored.
+
+        One that is not there may have gone when another queue pair said so.
+        """
+        return MemoryMap(tuple(p for p in self.regions if not _same(p.region, region)))
+
+    def guest_addr(self, user_addr: int, size: int) -> int:
+        """Return the guest physical address of a range at the front-end's address.
+
+        Raises:
+            ProtocolError: the range does not lie in one region.
+        """
+        for placed in self.regions:
+            region = placed.region
+            if _inside(user_addr, size, region.user_addr, region.size):
+                return region.guest_addr + (user_addr - region.user_addr)
+        raise ProtocolError(
+            f"address {user_addr:#x} with {size} bytes is in none of the "
+            f"{len(self.regions)} memory regions"
+        )
+
+    def locate(self, guest_addr: int, size: int) -> tuple[int, int]:
+        """Return window and offset of a range at a guest physical address.
+
+        Raises:
+            ProtocolError: the range does not lie in one region.
+        """
+        for placed in self.regions:
+            region = placed.region
+            if _inside(guest_addr, size, region.guest_addr, region.size):
+                return placed.window, placed.offset + (guest_addr - region.guest_addr)
+        raise ProtocolError(f"guest address {guest_addr:#x} is in no memory region")
+
+    @property
+    def windows(self) -> frozenset[int]:
+        """The windows that the regions are in."""
+        return frozenset(placed.window for placed in self.regions)
+
+    def metadata(self) -> tuple[md.Region, ...]:
+        """Return the regions as the slave is to see them."""
+        return tuple(
+            md.Region(p.region.guest_addr, p.region.size, p.window, p.offset)
+            for p in self.regions
+        )
+
+
+def _inside(start: int, size: int, outer: int, outer_size: int) -> bool:
+    """Whether a range lies in another; nothing here can wrap: Python's numbers."""
+    return outer <= start and size <= outer_size - (start - outer)
+
+
+def _overlap(one: MemRegion, other: MemRegion) -> bool:
+    return _meet(one.guest_addr, one.size, other.guest_addr, other.size) or _meet(
+        one.user_addr, one.size, other.user_addr, other.size
+    )
+
+
+def _meet(start: int, size: int, other: int, other_size: int) -> bool:
+    return start < other + other_size and other < start + size
+
+
+def _same(one: MemRegion, other: MemRegion) -> bool:
+    return (one.guest_addr, one.user_addr, one.size) == (
+        other.guest_addr,
+        other.user_addr,
+        other.size,
+    )
+
+
+def mapped_private(pid: int, info: os.stat_result) -> bool:
+    """Whether process `pid` maps the file of `info`, and only privately.
+
+    False where that cannot be known: the process is another user's, or the file is
+    mapped by a process that `pid` merely connected for.
+    """
+    wanted = (f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}", info.st_ino)
+    modes = set()
+    try:
+        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
+            for line in maps:
+                _, mode, _, device, inode = line.split(maxsplit=5)[:5]
+                if (device, int(inode)) == wanted:
+                    modes.add(mode[3])
+    except OSError:
+        return False
+    return modes == {"p"}

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One virtqueue, as the front-end has described it so far.
+
+The requests that describe a ring may come in any order.  A ring is `ready` once
+they add up: size, addresses that translate, and a kick.  It is stopped again by
+taking the kick away.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+from vhostpci_shared import virtio
+from vhostpci_shared.vhost_user import VringAddr
+from vhostpci_shared.wire import ProtocolError
+
+from ..fds import Notifier
+from ..memory.regions import MemoryMap
+
+
+@dataclass(frozen=True, slots=True)
+class Areas:
+    """Guest physical addresses of a ring's three areas, checked in full."""
+
+    desc: int
+    driver: int
+    device: int
+
+    @classmethod
+    def translate(cls, memory: MemoryMap, addr: VringAddr, size: int) -> Self:
+        """Translate the front-end's addresses (VIRTIO, "Split Virtqueues").
+
+        Raises:
+            ProtocolError: an area is not aligned, or not wholly in one region.
+        """
+        extra = virtio.RING_EXTRA
+        return cls(
+            _area(memory, "descriptor table", addr.desc, virtio.DESC_SIZE * size, 16),
+            _area(
+                memory, "avail ring", addr.avail, extra + virtio.AVAIL_ENTRY * size, 2
+            ),
+            _area(memory, "used ring", addr.used, extra + virtio.USED_ENTRY * size, 4),
+        )
+
+
+def _area(memory: MemoryMap, name: str, user_addr: int, size: int, align: int) -> int:
+    try:
+        guest_addr = memory.guest_addr(user_addr, size)
+    except ProtocolError as error:
+        raise ProtocolError(f"{name}: {error}") from None
+    if guest_addr % align:
+        raise ProtocolError(f"{name} at {guest_addr:#x} is not aligned to {align}")
+    return guest_addr
+
+
+@dataclass(slots=True)
+class Vring:
+    """What the front-end said of one ring, and its notifiers, which it owns."""
+
+    size: int = 0
+    base: int = 0
+    addr: VringAddr | None = None
+    areas: Areas | None = None
+    kicked: bool = False
+    """Whether SET_VRING_KICK came, be it with a descriptor or without."""
+    enable: bool | None = None
+    """What SET_VRING_ENABLE said, if it came."""
+    problem: str = ""
+    """Why a ring that is kicked cannot run."""
+    kick: Notifier | None = None
+    call: Notifier | None = None
+    err: Notifier | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can run."""
+        return self.kicked and self.areas is not None
+
+    def translate(self, memory: MemoryMap) -> None:
+        """Find the areas anew, once size, addresses and kick are all there.
+
+        Raises:
+            ProtocolError: they are, and the ring is not in memory.
+        """
+        self.areas, self.problem = None, ""
+        if not (self.kicked and self.size and self.addr and memory.regions):
+            return
+        try:
+            self.areas = Areas.translate(memory, self.addr, self.size)
+        except ProtocolError as error:
+            self.problem = str(error)
+            raise
+
+    def set_notifier(self, name: str, notifier: Notifier | None) -> None:
+        """Replace `kick`, `call` or `err`, and close the one before it."""
+        before: Notifier | None = getattr(self, name)
+        if before is not None:
+            before.close()
+        setattr(self, name, notifier)
+
+    def stop(self) -> None:
+        """Forget kick and call: each start brings new ones."""
+        self.kicked, self.areas, self.problem = False, None, ""
+        self.set_notifier("kick", None)
+        self.set_notifier("call", None)
+
+    def reset(self) -> None:
+        """Forget everything, for a device that is reset or gone."""
+        self.stop()
+        self.set_notifier("err", None)
+        self.size, self.base, self.addr, self.enable = 0, 0, None, None

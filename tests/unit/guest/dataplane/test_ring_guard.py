@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory that is taken away while it is mapped: the process lives on, and knows."""
+
+import mmap
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+
+import pytest
+
+from tests.fakes.driver import Desc, Region
+from tests.fakes.pair import HDR, RX, TX, Pair
+from tests.waiting import eventually
+from vhostpci_guest.dataplane.native import (
+    Fault,
+    Guard,
+    RingError,
+    RingIndex,
+    RingState,
+    address_of,
+)
+
+PAGE = mmap.PAGESIZE
+SESSION = 7
+
+each = pytest.mark.parametrize("index", [RX, TX], ids=["rx", "tx"])
+
+
+@contextmanager
+def region(size: int = 4 * PAGE) -> Iterator[Region]:
+    region = Region(0, size)
+    try:
+        yield region
+    finally:
+        region.close()
+
+
+@contextmanager
+def guarded(*regions: Region) -> Iterator[list[Guard]]:
+    with ExitStack() as stack:
+        guards = [Guard(region.host_addr, region.size) for region in regions]
+        for guard in guards:
+            stack.callback(guard.close)
+        yield guards
+
+
+def readable(guard: Guard) -> bool:
+    return bool(select.select([guard], [], [], 0)[0])
+
+
+# Reading and writing in Python, as the agent does with the metadata.
+
+
+def test_a_file_that_stays_is_not_lost() -> None:
+    with region() as memory, guarded(memory) as [guard]:
+        memory.bytes[0] = 1
+        assert memory.bytes[0] == 1
+        assert not guard.lost
+        assert not readable(guard)
+
+
+def test_a_file_that_shrinks_reads_as_zeros_and_is_lost() -> None:
+    with region() as memory, guarded(memory) as [guard]:
+        memory.bytes[0] = 1
+        memory.cut()
+        assert memory.words[4][0] == 0
+        assert guard.lost
+        assert readable(guard)
+
+
+def test_a_file_that_shrinks_may_be_written_to() -> None:
+    with region() as memory, guarded(memory) as [guard]:
+        memory.cut()
+        memory.words[8][1] = 5
+        assert memory.words[8][1] == 5
+        assert guard.lost
+
+
+def test_the_whole_of_it_is_zeros_at_the_first_access() -> None:
+    with region() as memory, guarded(memory) as [guard]:
+        memory.bytes[:] = b"x" * memory.size
+        memory.cut()
+        assert bytes(memory.bytes[PAGE : PAGE + 1]) == b"\0"
+        assert not any(memory.bytes)
+        assert os.eventfd_read(guard.fileno()) == 1
+
+
+def test_a_file_that_ends_within_a_page_is_guarded_to_that_pages_end() -> None:
+    with region(PAGE + 100) as memory, guarded(memory) as [guard]:
+        memory.cut()
+        assert memory.bytes[PAGE + 99] == 0
+        assert guard.lost
+
+
+def test_huge_pages_that_are_gone_are_zeros() -> None:
+    """No machine needs to have any: without MAP_NORESERVE there would be ENOMEM."""
+    huge, no_reserve = 2 << 20, 0x4000
+    fd = os.memfd_create("huge", os.MFD_HUGETLB | os.MFD_HUGE_2MB)
+    try:
+        os.ftruncate(fd, 2 * huge)
+        with mmap.mmap(fd, 2 * huge, mmap.MAP_SHARED | no_reserve) as memory:
+            os.ftruncate(fd, 0)
+            guard = Guard(address_of(memory), len(memory))
+            assert memory[huge + 5] == 0
+            assert guard.lost
+            guard.close()
+    finally:
+        os.close(fd)
+
+
+def test_only_what_shrank_is_lost() -> None:
+    with region() as one, region() as two, guarded(one, two) as [first, second]:
+        one.bytes[0] = two.bytes[0] = 1
+        two.cut()
+        assert (one.bytes[0], two.bytes[0]) == (1, 0)
+        assert (first.lost, second.lost) == (False, True)
+        assert not readable(first)
+
+
+def test_a_guard_may_come_again_for_other_memory() -> None:
+    for _ in range(3):
+        with region() as memory, guarded(memory) as [guard]:
+            assert not guard.lost
+            memory.cut()
+            assert memory.bytes[0] == 0
+            assert guard.lost
+
+
+@pytest.mark.parametrize(
+    ("address", "size"),
+    [(0, PAGE), (PAGE + 1, PAGE), (PAGE, 0), (2**64 - PAGE, 2 * PAGE)],
+    ids=["nowhere", "within a page", "empty", "wraps"],
+)
+def test_what_cannot_be_a_mapping_is_refused(address: int, size: int) -> None:
+    with pytest.raises(RingError, match="are no mapping"):
+        Guard(address, size)
+
+
+def test_too_many_guards_are_refused() -> None:
+    def take_all(stack: ExitStack) -> None:
+        for _ in range(4097):
+            stack.callback(Guard(memory.host_addr, memory.size).close)
+
+    # On some machines one has not so many descriptors.
+    refusal = pytest.raises(OSError, match=r"there are too many|Too many open files")
+    with region() as memory, ExitStack() as stack, refusal:
+        take_all(stack)
+
+
+# The worker.
+
+
+@contextmanager
+def pair(*, threaded: bool) -> Iterator[tuple[Pair, list[Guard]]]:
+    """Rings in a session that runs, in guarded memory."""
+    with (
+        Pair(num=64, threaded=threaded, running=False) as pair,
+        guarded(*pair.memory.regions) as guards,
+    ):
+        for index in RingIndex:
+            pair.memory.store(pair.meta[index], 8, SESSION)
+            pair.start(index, session=SESSION)
+        yield pair, guards
+
+
+class Traffic:
+    """Keeps both rings busy, with a driver that does not mind what it reads."""
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+        self._buffers = [Desc(pair.memory.allocate(200), 200) for _ in range(64)]
+
+    def step(self) -> None:
+        for driver in (self._pair.tx, self._pair.rx):
+            with suppress(AssertionError, LookupError):
+                driver.collect()
+                driver.offer(self._buffers[driver.avail_idx % 64])
+            os.eventfd_write(driver.kick_fd, 1)
+        with suppress(BlockingIOError):
+            self._pair.tap.send(HDR + bytes(100))
+        self._pair.packets()
+
+
+def test_rings_that_lose_their_memory_in_mid_flight_stop() -> None:
+    with pair(threaded=True) as (pair_, guards):
+        traffic = Traffic(pair_)
+        for _ in range(500):
+            traffic.step()
+        assert all(pair_.status(index).stats.packets for index in RingIndex)
+        pair_.memory.regions[-1].cut()
+
+        def both_stopped() -> bool:
+            traffic.step()
+            states = {pair_.state(index) for index in RingIndex}
+            return states <= {RingState.FENCED, RingState.BROKEN}
+
+        assert eventually(both_stopped)
+        assert [guard.lost for guard in guards] == [False, False, True]
+        assert pair_.events() >= 1
+
+
+def test_a_worker_meets_the_loss_by_itself() -> None:
+    """Its thread must take the signal, though it leaves all others to its owner."""
+    with pair(threaded=True) as (pair_, guards):
+        pair_.memory.regions[-1].cut()
+        os.eventfd_write(pair_.tx.kick_fd, 1)
+        assert eventually(lambda: pair_.state(TX) == RingState.FENCED)
+        assert pair_.status(TX).fault == Fault.SESSION
+        assert guards[-1].lost
+
+
+def test_two_workers_may_lose_the_same_memory_at_once() -> None:
+    with pair(threaded=True) as (pair_, guards), Pair(threaded=True) as other:
+        other.worker.stop(TX)
+        other.worker.stop(RX)
+        other.worker.set_memory(pair_.memory.table())
+        for _ in range(50):
+            other.worker.start(RX, pair_.conf(RX, session=SESSION, kick_fd=None))
+            assert other.state(RX) == RingState.RUNNING
+            other.worker.stop(RX)
+        other.worker.start(RX, pair_.conf(RX, session=SESSION, kick_fd=None))
+        pair_.memory.regions[-1].cut()
+        os.eventfd_write(pair_.tx.kick_fd, 1)
+        assert eventually(lambda: pair_.state(TX) == RingState.FENCED)
+        assert eventually(lambda: other.state(RX) == RingState.FENCED)
+        assert guards[-1].lost
+
+
+@each
+def test_a_system_call_on_lost_buffers_breaks_the_ring(index: RingIndex) -> None:
+    """The kernel gets EFAULT, not a signal; the rings lie in another region."""
+    with Pair() as pair:
+        buffers = pair.memory.regions[0]
+        pair.driver(index).offer(Desc(buffers.guest_addr, 200))
+        if index == RX:
+            pair.tap.send(HDR + b"x")
+        buffers.cut()
+        pair.settle()
+        status = pair.status(index)
+        assert (status.state, status.fault) == (RingState.BROKEN, Fault.MEMORY)
+        assert "memory is gone" in status.reason
+        assert pair.worker.step() == 0  # at rest: it does not try for ever
+
+
+def test_a_thread_that_met_lost_buffers_does_not_spin() -> None:
+    with Pair(threaded=True) as pair:
+        pair.memory.regions[0].cut()
+        pair.tx.offer(Desc(pair.memory.regions[0].guest_addr, 200))
+        pair.tx.kick()
+        assert eventually(lambda: pair.state(TX) == RingState.BROKEN)
+        began = time.process_time()
+        time.sleep(0.3)
+        assert time.process_time() - began < 0.1
+
+
+# What is not ours, and what a process of its own is needed for.
+
+START = """
+import faulthandler, mmap, os, resource, signal
+from vhostpci_guest.dataplane.native import Guard, address_of
+
+def memory(size=4096):
+    fd = os.memfd_create("memory")
+    os.ftruncate(fd, size)
+    return fd, mmap.mmap(fd, size)
+
+fd, ours = memory()
+"""
+GUARD = "guard = Guard(address_of(ours), len(ours))\n"
+FOREIGN = """
+fd, theirs = memory()
+os.ftruncate(fd, 0)
+theirs[0]
+"""
+
+
+def run(program: str) -> subprocess.CompletedProcess[str]:
+    """Run a program in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", START + program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def died_of_it(process: subprocess.CompletedProcess[str]) -> bool:
+    """Whether a SIGBUS has ended it, or a sanitizer when it saw one."""
+    return (
+        process.returncode == -signal.SIGBUS
+        or "AddressSanitizer: BUS" in process.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        GUARD + FOREIGN,
+        GUARD + "guard.close()\nos.ftruncate(fd, 0)\nours[0]\n",
+        GUARD + "os.kill(os.getpid(), signal.SIGBUS)\nsignal.pause()\n",
+        GUARD + "os.ftruncate(fd, 0)\nours[0]\n" + FOREIGN,
+    ],
+    ids=["other memory", "guard closed", "sent by somebody", "after one of ours"],
+)
+def test_any_other_bus_error_ends_the_process(program: str) -> None:
+    assert died_of_it(run(program))
+
+
+@pytest.mark.parametrize(
+    "program",
+    ["faulthandler.enable()\n" + GUARD, GUARD + "faulthandler.enable()\n" + GUARD],
+    ids=["before", "between"],
+)
+def test_faulthandler_tells_of_any_other_bus_error(program: str) -> None:
+    process = run(program + FOREIGN)
+    assert "Fatal Python error: Bus error" in process.stderr
+    assert died_of_it(process)
+
+
+@pytest.mark.parametrize("first", ["", "faulthandler.enable()\n"])
+def test_faulthandler_says_nothing_of_ours(first: str) -> None:
+    process = run(first + GUARD + "os.ftruncate(fd, 0)\nassert ours[0] == 0\n")
+    assert (process.returncode, process.stderr) == (0, "")
+
+
+def test_more_than_there_may_be_of_memory_is_replaced_page_by_page() -> None:
+    process = run(
+        """
+fd, ours = memory(1 << 40)
+guard = Guard(address_of(ours), len(ours))
+ours[5 << 30] = 1
+status = open("/proc/self/status").read()
+limit = int(status.split("VmData:")[1].split()[0]) * 1024 + (1 << 30)
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+os.ftruncate(fd, 0)
+assert [ours[at << 30] for at in (5, 0, 1000)] == [0, 0, 0]
+assert guard.lost
+"""
+    )
+    assert process.returncode == 0, process.stderr

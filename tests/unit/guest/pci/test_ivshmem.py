@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A device's memory in this process."""
+
+import os
+import select
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from vhostpci_guest.pci.ivshmem import Mapping, PciBound, new_eventfd, signal
+
+SIZE = 1 << 16
+
+
+@pytest.fixture
+def fd() -> Iterator[int]:
+    fd = os.memfd_create("window")
+    os.ftruncate(fd, SIZE)
+    yield fd
+    os.close(fd)
+
+
+def test_a_mapping_whose_file_shrinks_is_lost(fd: int) -> None:
+    mapping = Mapping(fd, SIZE)
+    mapping.view[0] = 1
+    assert not mapping.lost
+    os.ftruncate(fd, 0)
+    assert mapping.view[0] == 0
+    assert mapping.lost
+    assert select.select([mapping], [], [], 0)[0] == [mapping]
+    mapping.close()
+
+
+def test_a_mapping_that_cannot_be_closed_stays_guarded(fd: int) -> None:
+    mapping = Mapping(fd, SIZE)
+    part = mapping.view[:8]
+    words = part.cast("I")
+    part.release()
+    with pytest.raises(BufferError):
+        mapping.close()
+    os.ftruncate(fd, 0)
+    assert words[0] == 0
+    words.release()
+    mapping.close()
+
+
+class Slot:
+    """Where a PCI device is."""
+
+    address = "0000:00:05.0"
+    going = False
+
+
+@pytest.fixture
+def slot() -> Slot:
+    return Slot()
+
+
+@pytest.fixture
+def request_fd() -> int:
+    return new_eventfd()
+
+
+@pytest.fixture
+def bound(fd: int, slot: Slot, request_fd: int) -> Iterator[PciBound]:
+    """A device whose kernel may want it back."""
+    with ExitStack() as undo:
+        undo.callback(os.close, request_fd)
+        mappings = [Mapping(fd, SIZE) for _ in range(2)]
+        for mapping in mappings:
+            undo.callback(mapping.close)
+        device = PciBound(
+            place=slot,
+            binding="vfio",
+            registers=mappings[0],
+            bar=mappings[1],
+            vector_count=1,
+            vectors=(),
+            request=request_fd,
+            undo=undo.pop_all(),
+        )
+    yield device
+    device.close()
+
+
+def test_device_that_the_kernel_wants_back_is_lost(
+    bound: PciBound, slot: Slot, request_fd: int
+) -> None:
+    assert not bound.lost
+    assert request_fd in bound.alarms()
+    signal(request_fd)
+    assert bound.lost
+    bound.close()
+    assert slot.going
+
+
+def test_device_whose_memory_is_gone_is_lost(
+    bound: PciBound, slot: Slot, fd: int
+) -> None:
+    os.ftruncate(fd, 0)
+    assert bound.window.view[0] == 0
+    assert bound.lost
+    bound.close()
+    assert slot.going
+
+
+def test_device_that_we_let_go_ourselves_does_not_go(
+    bound: PciBound, slot: Slot
+) -> None:
+    bound.close()
+    assert not slot.going

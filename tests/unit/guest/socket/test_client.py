@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent as an ivshmem client, with a server that says what the test wants."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fakes.clock import Clock
+from tests.fakes.ivshmem_server import SIZE, FakeServer
+from vhostpci_guest.pci.ivshmem import Eventfd, Unusable, drain, new_eventfd, signal
+from vhostpci_guest.socket.client import (
+    HANDSHAKE,
+    MAX_DOORBELLS,
+    RETRY,
+    Client,
+    ServerGone,
+)
+from vhostpci_guest.socket.source import SocketSource
+from vhostpci_shared import ivshmem
+from vhostpci_shared import metadata as md
+from vhostpci_shared.wire import ProtocolError
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "net0.ivshmem"
+
+
+@pytest.fixture
+def server(path: Path) -> Iterator[FakeServer]:
+    server = FakeServer(path)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def client(server: FakeServer, path: Path) -> Iterator[Client]:
+    client = Client(path)
+    server.accept()
+    yield client
+    client.close()
+
+
+def test_handshake_gives_a_device(server: FakeServer, client: Client) -> None:
+    server.greet(vectors=3)
+    client.receive()
+    assert client.connected
+    assert client.window.id == md.SLAVE_ID
+    assert client.window.size == SIZE
+    assert client.vector_count == 3
+
+
+def test_server_knows_us_from_a_qemu_by_our_sockets_name(
+    server: FakeServer, client: Client
+) -> None:
+    assert isinstance(server.client_name, bytes)
+    assert server.client_name.startswith(b"\0")
+
+
+def test_window_is_the_servers_memory(server: FakeServer, client: Client) -> None:
+    server.greet()
+    client.receive()
+    client.window.view[7] = 42
+    assert server.mapping.view[7] == 42
+
+
+def test_vector_is_signalled_by_the_server(server: FakeServer, client: Client) -> None:
+    server.greet()
+    client.receive()
+    signal(server.vectors[2])
+    vector = client.vector(2)
+    assert vector is not None
+    assert drain(vector)
+    assert client.vector(3) is None
+
+
+def test_programs_that_we_start_inherit_no_descriptor(
+    server: FakeServer, client: Client
+) -> None:
+    server.greet()
+    client.receive()
+    ours = [client.vector(index) for index in range(client.vector_count)]
+    assert not any(fd is None or os.get_inheritable(fd) for fd in ours)
+
+
+def test_doorbell_rings_at_the_peer(server: FakeServer, client: Client) -> None:
+    server.greet()
+    client.receive()
+    client.ring(md.DAEMON_PEER, 0)
+    assert server.rung(server.doorbell)
+
+
+def test_doorbell_outlives_its_peer(server: FakeServer, client: Client) -> None:
+    server.greet()
+    (ours,) = server.introduce(2)
+    client.receive()
+    doorbell = client.doorbell(2, 0)
+    server.say(2)
+    client.receive()
+    assert isinstance(doorbell, Eventfd)
+    signal(doorbell.fd)
+    os.close(doorbell.fd)
+    assert server.rung(ours)
+    assert client.doorbell(2, 0) is None
+
+
+def test_peers_come_at_run_time(server: FakeServer, client: Client) -> None:
+    server.greet()
+    client.receive()
+    assert client.doorbell(2, 1) is None
+    ours = server.introduce(2, 2)
+    client.receive()
+    client.ring(2, 1)
+    assert [server.rung(fd) for fd in ours] == [False, True]
+
+
+def test_doorbell_rung_too_early_rings_when_the_peer_comes(
+    server: FakeServer, client: Client
+) -> None:
+    client.ring(7, 0)
+    server.greet()
+    (ours,) = server.introduce(7)
+    client.receive()
+    assert server.rung(ours)
+
+
+def test_message_in_pieces_is_put_together(server: FakeServer, client: Client) -> None:
+    server.say(ivshmem.VERSION)
+    server.say(md.SLAVE_ID)
+    memory = ivshmem.encode(ivshmem.SHARED_MEMORY)
+    server.say_bytes(memory[:3], server.memory)
+    client.receive()
+    assert not client.connected
+    server.say_bytes(memory[3:])
+    client.receive()
+    assert client.connected
+
+
+def test_messages_that_come_together_are_taken_apart(
+    server: FakeServer, client: Client
+) -> None:
+    start = ivshmem.encode(ivshmem.VERSION) + ivshmem.encode(md.SLAVE_ID)
+    server.say_bytes(start)
+    server.say(ivshmem.SHARED_MEMORY, server.memory)
+    client.receive()
+    assert client.connected
+
+
+def test_further_descriptors_of_a_message_are_closed(
+    server: FakeServer, client: Client
+) -> None:
+    server.greet()
+    extra = new_eventfd()
+    server.say(2, server.doorbell, extra, extra)
+    client.receive()
+    os.close(extra)
+    client.ring(2, 0)
+    assert server.rung(server.doorbell)  # and the leak check sees the rest
+
+
+def test_server_that_hangs_up_is_gone(server: FakeServer, client: Client) -> None:
+    server.greet()
+    server.hang_up()
+    with pytest.raises(ServerGone):
+        client.receive()
+    assert client.window.view[0] == 0  # the memory stays until `close`
+
+
+def test_memory_that_is_no_memory_is_refused(
+    server: FakeServer, client: Client
+) -> None:
+    server.say(ivshmem.VERSION)
+    server.say(md.SLAVE_ID)
+    fd = new_eventfd()
+    server.say(ivshmem.SHARED_MEMORY, fd)
+    os.close(fd)
+    with pytest.raises(ProtocolError, match="no memory file"):
+        client.receive()
+
+
+def test_empty_memory_is_refused(server: FakeServer, client: Client) -> None:
+    server.say(ivshmem.VERSION)
+    server.say(md.SLAVE_ID)
+    os.ftruncate(server.memory, 0)
+    server.say(ivshmem.SHARED_MEMORY, server.memory)
+    with pytest.raises(ProtocolError, match="no memory file"):
+        client.receive()
+
+
+def test_flood_of_doorbells_has_an_end(server: FakeServer, client: Client) -> None:
+    server.greet()
+    client.receive()
+    client._vectors.extend([server.doorbell] * MAX_DOORBELLS)
+    server.introduce(2)
+    with pytest.raises(ProtocolError, match="over 1024"):
+        client.receive()
+    del client._vectors[3:]
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), max_size=12))
+def test_any_messages_are_taken_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, messages: list[tuple[int, bool]]
+) -> None:
+    path = tmp_path_factory.mktemp("s") / "s"
+    server = FakeServer(path)
+    client = Client(path)
+    server.accept()
+    for message, with_fd in messages:
+        server.say(message, *([server.memory] if with_fd else []))
+    server.hang_up()
+    with pytest.raises((ProtocolError, ServerGone)):
+        client.receive()
+    client.close()
+    server.close()
+
+
+def test_source_waits_for_a_daemon(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    source = SocketSource(path, clock)
+    for _ in range(3):
+        source.look()
+        clock.seconds += RETRY
+    assert caplog.text.count("trying again every second") == 1
+    server = FakeServer(path)
+    source.look()
+    server.accept()
+    server.greet()
+    source.look()
+    (device,) = source.devices()
+    assert device.vector_count == 3
+    device.close()
+    server.close()
+
+
+def test_source_finds_the_daemon_again(server: FakeServer, path: Path) -> None:
+    clock = Clock()
+    source = SocketSource(path, clock)
+    source.look()
+    server.accept()
+    server.greet()
+    source.look()
+    (first,) = source.devices()
+    server.hang_up()
+    source.look()
+    assert list(source.devices()) == []
+    assert source.interval == RETRY
+    first.close()
+    clock.seconds += RETRY
+    source.look()
+    server.accept()
+    server.greet()
+    source.look()
+    (second,) = source.devices()
+    assert second is not first
+    second.close()
+
+
+def test_source_ends_if_the_first_daemon_refuses_us(
+    server: FakeServer, path: Path
+) -> None:
+    source = SocketSource(path, Clock())
+    source.look()
+    server.accept()
+    server.say(ivshmem.REFUSED)
+    with pytest.raises(Unusable, match="another slave is connected"):
+        source.look()
+
+
+def test_source_keeps_trying_if_a_later_daemon_refuses_us(
+    server: FakeServer, path: Path
+) -> None:
+    clock = Clock()
+    source = SocketSource(path, clock)
+    source.look()
+    server.accept()
+    server.greet()
+    source.look()
+    (device,) = source.devices()
+    server.hang_up()
+    source.look()
+    device.close()
+    clock.seconds += RETRY
+    source.look()
+    server.accept()
+    server.say(ivshmem.REFUSED)
+    source.look()
+    assert source.interval == RETRY
+
+
+def test_silent_server_is_given_up(server: FakeServer, path: Path) -> None:
+    clock = Clock()
+    source = SocketSource(path, clock)
+    source.look()
+    assert source.interval == HANDSHAKE
+    clock.seconds += HANDSHAKE
+    with pytest.raises(Unusable, match="no handshake"):
+        source.look()
+    assert list(source.fds()) == []
+
+
+def test_path_that_is_no_socket_ends_the_source(path: Path) -> None:
+    datagrams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    datagrams.bind(str(path))
+    with pytest.raises(Unusable, match=str(path)):
+        SocketSource(path, Clock()).look()
+    datagrams.close()

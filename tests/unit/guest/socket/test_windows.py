@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The windows of a slave that is a process: a socket for each."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.clock import Clock
+from tests.fakes.ivshmem_server import SIZE, FakeServer
+from vhostpci_guest.socket.client import HANDSHAKE, RETRY
+from vhostpci_guest.socket.source import SocketSource
+from vhostpci_guest.socket.windows import SOON, SocketWindows
+from vhostpci_shared import ivshmem
+
+W, V = 4711, 4712
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def windows(tmp_path: Path, clock: Clock) -> Iterator[SocketWindows]:
+    windows = SocketWindows(tmp_path / "net0.ivshmem", clock)
+    yield windows
+    windows.want(set())
+
+
+Serve = Callable[[int], FakeServer]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Makes the daemon's server of a window."""
+    with ExitStack() as undo:
+
+        def serve(number: int) -> FakeServer:
+            path = tmp_path / f"net0.ivshmem.{number}"
+            path.unlink(missing_ok=True)
+            server = FakeServer(path, window=number)
+            undo.callback(server.close)
+            return server
+
+        yield serve
+
+
+def shown(windows: SocketWindows, server: FakeServer) -> None:
+    """Let the daemon show a window that is wanted."""
+    windows.look()
+    server.accept()
+    server.greet_window()
+    windows.look()
+
+
+def test_wanted_window_is_opened(windows: SocketWindows, serve: Serve) -> None:
+    server = serve(W)
+    windows.want({W})
+    assert windows.interval == 0
+    shown(windows, server)
+    window = windows.find(W)
+    assert window is not None
+    assert window.size == SIZE
+    window.view[7] = 42
+    assert server.mapping.view[7] == 42
+    assert windows.interval is None
+
+
+def test_window_that_nobody_wants_is_not_opened(
+    windows: SocketWindows, serve: Serve
+) -> None:
+    serve(W)
+    windows.look()
+    assert windows.find(W) is None
+    assert list(windows.fds()) == []
+    assert windows.interval is None
+
+
+def test_window_that_is_not_there_is_tried_again_ever_more_slowly(
+    windows: SocketWindows,
+    serve: Serve,
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    windows.want({W})
+    pauses = []
+    for _ in range(8):
+        windows.look()
+        pause = windows.interval
+        assert pause is not None
+        pauses.append(pause)
+        clock.seconds += pause
+    assert pauses[0] == pytest.approx(SOON)
+    assert pauses[-1] == pytest.approx(RETRY)
+    assert caplog.text.count("net0.ivshmem.4711") == 1
+    shown(windows, serve(W))
+    assert windows.find(W) is not None
+
+
+def test_window_that_is_no_longer_wanted_is_closed(
+    windows: SocketWindows, serve: Serve
+) -> None:
+    servers = {number: serve(number) for number in (W, V)}
+    windows.want({W, V})
+    windows.look()
+    for server in servers.values():
+        server.accept()
+        server.greet_window()
+    windows.look()
+    kept = windows.find(V)
+    windows.want({V})
+    assert servers[W].hung_up()
+    assert not servers[V].hung_up()
+    assert windows.find(W) is None
+    assert windows.find(V) is kept
+
+
+def test_window_that_the_daemon_closes_stays_mapped_until_it_is_let_go(
+    windows: SocketWindows, serve: Serve
+) -> None:
+    server = serve(W)
+    windows.want({W})
+    shown(windows, server)
+    window = windows.find(W)
+    assert window is not None
+    server.hang_up()
+    windows.look()
+    assert windows.find(W) is None
+    assert list(windows.fds()) == []
+    assert window.view[0] == 0
+    windows.want({W})
+    with pytest.raises(ValueError, match="released"):
+        _ = window.view[0]
+
+
+def test_window_that_comes_back_is_another(
+    windows: SocketWindows, serve: Serve, clock: Clock
+) -> None:
+    server = serve(W)
+    windows.want({W})
+    shown(windows, server)
+    first = windows.find(W)
+    server.hang_up()
+    windows.look()
+    clock.seconds += RETRY
+    shown(windows, server)
+    second = windows.find(W)
+    assert second is not None
+    assert second is not first
+
+
+def test_server_that_shows_another_window_is_refused(
+    windows: SocketWindows, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = serve(W)
+    server.window = V
+    windows.want({W})
+    shown(windows, server)
+    assert windows.find(W) is None
+    assert "net0.ivshmem.4711: the server shows window 4712" in caplog.text
+    assert server.hung_up()
+
+
+def test_server_that_refuses_us_is_tried_again(
+    windows: SocketWindows, serve: Serve, clock: Clock
+) -> None:
+    server = serve(W)
+    windows.want({W})
+    windows.look()
+    server.accept()
+    server.say(ivshmem.REFUSED)
+    windows.look()
+    assert windows.find(W) is None
+    clock.seconds += RETRY
+    shown(windows, server)
+    assert windows.find(W) is not None
+
+
+def test_server_that_is_silent_is_tried_again(
+    windows: SocketWindows, serve: Serve, clock: Clock
+) -> None:
+    server = serve(W)
+    windows.want({W})
+    windows.look()
+    server.accept()
+    clock.seconds += HANDSHAKE
+    windows.look()
+    assert server.hung_up()
+
+
+def test_window_whose_file_is_cut_off_is_opened_anew(
+    windows: SocketWindows, serve: Serve, clock: Clock
+) -> None:
+    server = serve(W)
+    windows.want({W})
+    shown(windows, server)
+    window = windows.find(W)
+    assert window is not None
+    os.ftruncate(server.memory, SIZE // 2)
+    assert window.view[SIZE - 1] == 0  # as a ring finds out
+    windows.look()
+    assert windows.find(W) is None
+    windows.want({W})
+    clock.seconds += RETRY
+    shown(windows, server)
+    again = windows.find(W)
+    assert again is not None
+    assert again.size == SIZE // 2
+
+
+def test_source_opens_windows_beside_its_socket(
+    tmp_path: Path, serve: Serve, clock: Clock
+) -> None:
+    device_server = FakeServer(tmp_path / "net0.ivshmem")
+    source = SocketSource(tmp_path / "net0.ivshmem", clock)
+    source.look()
+    device_server.accept()
+    device_server.greet()
+    source.look()
+    (device,) = source.devices()
+    windows = source.windows(device)
+    windows.want({W})
+    assert source.interval == 0
+    server = serve(W)
+    source.look()
+    server.accept()
+    server.greet_window()
+    before = set(source.fds())
+    source.look()
+    assert windows.find(W) is not None
+    assert set(source.fds()) > before
+    assert source.interval is None
+    windows.want(set())
+    device.close()
+    device_server.close()

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bridge that TAPs join, in a kernel."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.fakes.netns import ip
+from vhostpci_guest.pci.ivshmem import Unusable
+from vhostpci_guest.tap.bridge import Bridge, parse_bridge
+from vhostpci_guest.tap.tap import Tap
+
+pytestmark = pytest.mark.usefixtures("network")
+
+
+def link(name: str) -> Any:
+    """What ip(8) says of an interface."""
+    return json.loads(ip("-j", "-d", "link", "show", name))[0]
+
+
+def test_bridge_is_made_so_that_ports_forward_at_once() -> None:
+    Bridge("br0").make()
+    shown = link("br0")
+    options = shown["linkinfo"]["info_data"]
+    assert "UP" in shown["flags"]
+    assert (options["stp_state"], options["forward_delay"]) == (0, 0)
+
+
+def test_bridge_keeps_its_mac_whoever_joins() -> None:
+    bridge = Bridge("br0")
+    bridge.make()
+    before = link("br0")["address"]
+    tap = Tap("tap0", 1)
+    ip("link", "set", "tap0", "address", "00:00:00:00:00:01")
+    bridge.join("tap0")
+    assert link("br0")["address"] == before
+    tap.close()
+
+
+def test_bridge_of_the_user_is_left_as_it_is() -> None:
+    ip("link", "add", "br0", "type", "bridge", "stp_state", "1")
+    before = link("br0")
+    Bridge("br0").make()
+    assert link("br0") == before
+
+
+@pytest.mark.parametrize(("name", "kind"), [("lo", "a card"), ("tap0", "tun")])
+def test_what_is_no_bridge_is_refused(name: str, kind: str) -> None:
+    ip("tuntap", "add", "tap0", "mode", "tap")
+    for do in (Bridge(name).make, lambda: Bridge(name).join("lo")):
+        with pytest.raises(Unusable, match=f"{name} is no bridge but {kind}: choose"):
+            do()
+
+
+def test_bridge_that_is_gone_is_not_made_again_by_a_tap() -> None:
+    tap = Tap("tap0", 1)
+    with pytest.raises(Unusable, match=r"br0 is gone: make it again \(ip link add"):
+        Bridge("br0").join("tap0")
+    tap.close()
+
+
+@pytest.mark.parametrize("name", ["", "a" * 16, "a/b", "br%d"])
+def test_name_of_no_bridge_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="no name of a bridge"):
+        parse_bridge(name)

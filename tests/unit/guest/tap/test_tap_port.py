@@ -1,0 +1,383 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ports of an agent: TAPs by the user's rules, and the bridge that they join."""
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from typing import TypedDict, Unpack
+
+import pytest
+
+from tests.fakes.netns import ip
+from tests.waiting import eventually
+from vhostpci_guest.pci.ivshmem import Unusable
+from vhostpci_guest.serve.features import options
+from vhostpci_guest.tap.bridge import Bridge
+from vhostpci_guest.tap.naming import (
+    Rules,
+    make_rules,
+    parse_address_rule,
+    parse_mac_rule,
+    parse_tap,
+)
+from vhostpci_guest.tap.tap_port import Port, Ports
+
+
+class Options(TypedDict, total=False):
+    """What the user wants."""
+
+    name: str | None
+    mtu: int
+    macs: tuple[str, ...]
+    addresses: tuple[str, ...]
+
+
+def rules(**options: Unpack[Options]) -> Rules:
+    name = options.get("name")
+    return make_rules(
+        tap=None if name is None else parse_tap(name),
+        mtu=options.get("mtu"),
+        macs=list(map(parse_mac_rule, options.get("macs", ()))),
+        addresses=list(map(parse_address_rule, options.get("addresses", ()))),
+    )
+
+
+def a_port(**options: Unpack[Options]) -> Port:
+    """The port of an agent's only device."""
+    return Ports(rules(**options)).make("0000:00:05.0")
+
+
+def test_port_has_the_devices_name_if_it_is_free(network: None) -> None:
+    port = a_port()
+    port.open(1, "net0")
+    assert port.name == "net0"
+    port.close()
+
+
+@pytest.mark.parametrize("name", ["lo", "much too long a name", "a/b", ""])
+def test_port_has_another_name_if_it_is_not(network: None, name: str) -> None:
+    port = a_port()
+    port.open(1, name)
+    assert port.name == "vp0"
+    port.close()
+
+
+def test_port_has_the_name_that_the_user_wants(network: None) -> None:
+    port = a_port(name="mine")
+    port.open(1, "net0")
+    assert port.name == "mine"
+    port.close()
+
+
+def mac(name: str) -> str:
+    """The MAC of an interface."""
+    return ip("link", "show", name).split("link/ether ")[1][:17]
+
+
+def test_new_agent_has_the_same_mac(network: None) -> None:
+    macs = []
+    for _ in range(2):
+        port = a_port()
+        port.open(1, "net0")
+        macs.append(mac("net0"))
+        port.close()
+    assert macs[0] == macs[1]
+
+
+def test_tap_of_the_user_keeps_its_mac(network: None) -> None:
+    ip("tuntap", "add", "mine", "mode", "tap")
+    ip("link", "set", "mine", "address", "02:00:00:00:00:09")
+    port = a_port(name="mine")
+    port.open(1, "net0")
+    assert "02:00:00:00:00:09" in ip("link", "show", "mine")
+    port.close()
+
+
+def test_port_keeps_its_tap_until_the_queues_change(network: None) -> None:
+    port = a_port(name="mine")
+    assert port.open(1, "") == port.open(1, "")
+    port.set_options(options(0, 1500))
+    assert len(port.open(2, "")) == 2
+    port.close()
+
+
+def test_packets_go_to_queues_that_are_used_and_no_others(network: None) -> None:
+    port = a_port(name="mine", addresses=("192.0.2.1/24",))
+    fds = port.open(4, "")
+    port.set_carrier(True)
+    assert eventually(lambda: is_sent_to(fds)), "the kernel has seen the cable"
+    try:
+        for pairs in ({0, 1, 2, 3}, {0}, {0, 2}, {0}, {0, 1, 2, 3}):
+            port.use_queues(pairs)
+            drained(fds)
+            send_from_many_ports()
+            assert drained(fds) == pairs
+    finally:
+        port.close()
+
+
+def test_queues_of_a_tap_that_is_deleted_say_so(network: None) -> None:
+    port = a_port(name="mine")
+    port.open(2, "")
+    ip("link", "del", "mine")
+    with pytest.raises(Unusable, match="somebody deleted it"):
+        port.use_queues(set())
+    port.close()
+
+
+def send_from_many_ports() -> None:
+    """Send datagrams of so many flows that each queue gets some."""
+    for _ in range(200):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            sock.sendto(b"", ("192.0.2.255", 9))
+
+
+def is_sent_to(fds: tuple[int, ...]) -> bool:
+    """Whether packets come: a moment after the carrier, not with it."""
+    send_from_many_ports()
+    return bool(drained(fds))
+
+
+def drained(fds: tuple[int, ...]) -> set[int]:
+    """Take all packets; return the queues that had any."""
+    found = set()
+    for index, fd in enumerate(fds):
+        with suppress(BlockingIOError):
+            while os.read(fd, 1 << 16):
+                found.add(index)
+    return found
+
+
+def test_port_follows_the_masters_mtu(network: None) -> None:
+    port = a_port()
+    port.open(1, "net0")
+    port.follow_mtu(1400)
+    assert port.mtu == 1400
+    port.follow_mtu(0)
+    assert port.mtu == 1400
+    port.close()
+
+
+def test_port_keeps_the_mtu_that_the_user_wants(network: None) -> None:
+    port = a_port(mtu=9000)
+    port.open(1, "net0")
+    port.follow_mtu(1400)
+    assert port.mtu == 9000
+    port.close()
+
+
+def test_impossible_mtu_of_the_master_is_said_and_left(
+    network: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = a_port()
+    port.open(1, "net0")
+    for _ in range(2):
+        port.follow_mtu(65535)
+    assert port.mtu == 1500
+    assert caplog.text.count("MTU 65535") == 1
+    port.close()
+
+
+# Several devices.
+
+
+@pytest.fixture
+def two(network: None) -> Iterator[Callable[..., tuple[Port, Port]]]:
+    """Make the ports of an agent's two devices by the same rules."""
+    with ExitStack() as undo:
+
+        def make(**options: Unpack[Options]) -> tuple[Port, Port]:
+            ports = Ports(rules(**options))
+            first, second = ports.make("0000:00:05.0"), ports.make("0000:00:06.0")
+            undo.callback(first.close)
+            undo.callback(second.close)
+            return first, second
+
+        yield make
+
+
+Two = Callable[..., tuple[Port, Port]]
+
+
+@pytest.mark.parametrize(
+    ("template", "names"),
+    [
+        (None, ("net0", "net1")),
+        ("{name}x", ("net0x", "net1x")),
+        ("vp{n}", ("vp0", "vp1")),
+        ("vp%d", ("vp0", "vp1")),
+    ],
+)
+def test_each_device_has_a_tap_of_its_own(
+    two: Two, template: str | None, names: tuple[str, str]
+) -> None:
+    first, second = two(name=template)
+    first.open(1, "net0")
+    second.open(1, "net1")
+    assert (first.name, second.name) == names
+
+
+def test_devices_of_one_name_have_taps_of_their_own(two: Two) -> None:
+    first, second = two()
+    first.open(1, "net0")
+    second.open(1, "net0")
+    assert (first.name, second.name) == ("net0", "vp0")
+    macs = [
+        ip("link", "show", name).split("ether ")[1][:17] for name in ("net0", "vp0")
+    ]
+    assert macs[0] != macs[1]
+
+
+@pytest.mark.parametrize(
+    ("template", "names"), [("vp0", ("net0", "net1")), ("{name}", ("net0", "net0"))]
+)
+def test_template_that_gives_one_name_twice_is_the_seconds_trouble(
+    two: Two, template: str, names: tuple[str, str]
+) -> None:
+    first, second = two(name=template)
+    fds = first.open(1, names[0])
+    with pytest.raises(Unusable) as refusal:
+        second.open(1, names[1])
+    said = str(refusal.value)
+    for part in (
+        f"0000:00:05.0 ('{names[0]}')",
+        f"0000:00:06.0 ('{names[1]}')",
+        f"--tap {template}",
+        f"{first.name}, which",
+        "as in --tap vp{n}",
+    ):
+        assert part in said
+    first.check()
+    assert first.open(1, names[0]) == fds
+
+
+def test_name_is_free_when_its_device_is_gone(two: Two) -> None:
+    first, second = two(name="vp0")
+    first.open(1, "net0")
+    first.close()
+    second.open(1, "net1")
+    assert second.name == "vp0"
+
+
+def test_one_mac_for_two_devices_is_the_seconds_trouble(two: Two) -> None:
+    first, second = two(macs=("02:00:00:00:00:01",))
+    first.open(1, "net0")
+    with pytest.raises(Unusable, match=r"--mac .* which 0000:00:05\.0 \('net0'\) has"):
+        second.open(1, "net1")
+
+
+def test_number_is_the_smallest_that_is_free(network: None) -> None:
+    ports = Ports(rules(name="vp{n}"))
+    made = [ports.make(f"0000:00:0{slot}.0") for slot in range(3)]
+    for port in made:
+        port.open(1, "")
+    made[1].close()
+    again = ports.make("0000:00:07.0")
+    again.open(1, "")
+    assert again.name == "vp1"
+    for port in (*made, again):
+        port.close()
+
+
+def test_number_stays_when_the_queues_change(two: Two) -> None:
+    first, second = two(name="vp{n}")
+    first.open(1, "net0")
+    second.open(1, "net1")
+    first.close()
+    second.open(2, "net1")
+    assert second.name == "vp1"
+
+
+def test_device_in_another_slot_keeps_its_mac(two: Two) -> None:
+    macs = []
+    for port in two():
+        port.open(1, "net0")
+        macs.append(mac("net0"))
+        port.close()
+    assert macs[0] == macs[1]
+
+
+# A bridge.
+
+
+@pytest.fixture
+def bridged(network: None) -> Iterator[Port]:
+    """A port whose TAP, vp0, has joined bridge br0."""
+    bridge = Bridge("br0")
+    bridge.make()
+    port = Ports(rules(name="vp0"), bridge).make("0000:00:05.0")
+    port.open(1, "net0")
+    yield port
+    port.close()
+
+
+def state() -> str:
+    """The state of vp0 as a port of br0; empty if it is none."""
+    shown = json.loads(ip("-j", "-d", "link", "show", "vp0"))[0]
+    if shown.get("master") != "br0":
+        return ""
+    return str(shown["linkinfo"]["info_slave_data"]["state"])
+
+
+def test_tap_forwards_while_it_has_a_carrier(bridged: Port) -> None:
+    assert state() == "disabled"
+    bridged.set_carrier(True)
+    assert eventually(lambda: state() == "forwarding")
+    bridged.set_carrier(False)
+    assert eventually(lambda: state() == "disabled")
+
+
+def test_bridge_takes_the_smallest_mtu(bridged: Port) -> None:
+    bridged.follow_mtu(1400)
+    assert "mtu 1400" in ip("link", "show", "br0")
+
+
+def test_tap_is_in_the_bridge_again_when_the_queues_change(bridged: Port) -> None:
+    bridged.open(2, "net0")
+    assert state()
+
+
+def test_bridge_stays_when_the_last_tap_goes(bridged: Port) -> None:
+    bridged.close()
+    assert "br0" in ip("link")
+
+
+def test_status_names_the_bridge_while_it_is_there(bridged: Port) -> None:
+    assert bridged.bridge == "br0"
+    ip("link", "delete", "br0")
+    bridged.follow_bridge()
+    assert bridged.bridge is None
+
+
+def test_bridge_that_is_deleted_is_said_once_and_joined_again(
+    bridged: Port, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    ip("link", "del", "br0")
+    for _ in range(3):
+        bridged.follow_bridge()
+    assert caplog.text.count("bridge br0 is gone: make it again") == 1
+    ip("link", "add", "br0", "type", "bridge")
+    for _ in range(3):
+        bridged.follow_bridge()
+    assert state()
+    assert caplog.text.count("joined bridge br0 again") == 1
+
+
+def test_what_comes_in_place_of_the_bridge_is_said_once(
+    bridged: Port, caplog: pytest.LogCaptureFixture
+) -> None:
+    ip("link", "del", "br0")
+    ip("tuntap", "add", "br0", "mode", "tap")
+    for _ in range(3):
+        bridged.follow_bridge()
+    assert caplog.text.count("br0 is no bridge but tun") == 1
+
+
+def test_tap_that_the_user_takes_out_stays_out(bridged: Port) -> None:
+    ip("link", "set", "vp0", "nomaster")
+    bridged.follow_bridge()
+    assert not state()

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""libvirt's XML: what is in it, and that nothing in a name or a path breaks it."""
+
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from vhostpci_host.cli import libvirt_xml, qemu_args
+from vhostpci_host.config.device import DeviceConfig, Mode
+from vhostpci_host.errors import HostError
+from vhostpci_host.interfaces import Plug
+
+ARENA = DeviceConfig(name="web", memory=2**30)
+ATTACH = DeviceConfig(name="web", mode=Mode.ATTACH)
+PLUGGED = DeviceConfig(name="web", memory=2**30, slave_libvirt="switch")
+MANY = DeviceConfig(name="web", memory=2**30, queue_pairs=4)
+
+QEMU = {"qemu": libvirt_xml.QEMU}
+
+
+def read(element: ET.Element) -> ET.Element:
+    """Read what is printed, as libvirt does."""
+    return ET.fromstring(libvirt_xml.text(element))
+
+
+def attributes(element: ET.Element, path: str) -> dict[str, str]:
+    found = element.find(path, QEMU)
+    assert found is not None, f"no {path}"
+    return found.attrib
+
+
+def words(element: ET.Element) -> list[str]:
+    """Return what goes to QEMU's command line as it is."""
+    return [arg.attrib["value"] for arg in element.iterfind(".//qemu:arg", QEMU)]
+
+
+def overridden(element: ET.Element) -> dict[str, dict[str, str]]:
+    """Return the overridden properties, by alias and name."""
+    return {
+        device.attrib["alias"]: {
+            one.attrib["name"]: one.attrib["value"]
+            for one in device.iterfind(".//qemu:property", QEMU)
+        }
+        for device in element.iterfind(".//qemu:device", QEMU)
+    }
+
+
+def test_master_has_the_arena_as_its_memory() -> None:
+    master = read(libvirt_xml.master(ARENA))
+    assert master.findtext("memory") == "1024"
+    assert words(master) == [
+        *("-machine", "memory-backend=vhostpci-web-memory"),
+        "-object",
+        "memory-backend-file,id=vhostpci-web-memory,size=1024M,"
+        "mem-path=/dev/shm/vhostpci/web,share=on",
+    ]
+    assert master.find("memoryBacking") is None
+
+
+def test_master_in_attach_mode_shares_memory_of_libvirts() -> None:
+    master = read(libvirt_xml.master(ATTACH, 2**31))
+    assert attributes(master, "memoryBacking/source") == {"type": "memfd"}
+    assert attributes(master, "memoryBacking/access") == {"mode": "shared"}
+    assert words(master) == []
+
+
+def test_master_comes_back_and_keeps_its_offloads() -> None:
+    master = read(libvirt_xml.master(ARENA))
+    source = "devices/interface/source"
+    assert attributes(master, source)["path"] == "/run/vhostpci/web.vhost-user"
+    assert attributes(master, f"{source}/reconnect")["enabled"] == "yes"
+    alias = attributes(master, "devices/interface/alias")["name"]
+    assert overridden(master) == {alias: {"ctrl_guest_offloads": "false"}}
+
+
+def test_master_has_the_same_address_under_libvirt() -> None:
+    mac = attributes(read(libvirt_xml.master(ARENA)), "devices/interface/mac")
+    assert mac["address"] == qemu_args.mac("web")
+
+
+def test_masters_card_has_its_queues_and_no_driver_element_for_one() -> None:
+    driver = "devices/interface/driver"
+    assert attributes(read(libvirt_xml.master(MANY)), driver)["queues"] == "4"
+    assert read(libvirt_xml.master(ARENA)).find(driver) is None
+
+
+def test_master_without_msix_for_qemu_7_2_under_tcg() -> None:
+    master = read(libvirt_xml.master(ARENA, kind="qemu", vectors=0))
+    assert master.attrib["type"] == "qemu"
+    assert overridden(master)["ua-vhostpci-web"]["vectors"] == "0"
+
+
+def test_slave_in_arena_mode_has_the_device_from_its_start() -> None:
+    slave = read(libvirt_xml.slave(MANY))
+    shmem = "devices/shmem"
+    assert attributes(slave, f"{shmem}/model") == {"type": "ivshmem-doorbell"}
+    assert attributes(slave, f"{shmem}/server")["path"] == "/run/vhostpci/web.ivshmem"
+    assert attributes(slave, f"{shmem}/msi")["vectors"] == "9"
+    assert attributes(slave, f"{shmem}/address")["bus"] == "0x00"
+    assert slave.find("devices/controller") is None
+
+
+def ports(slave: ET.Element) -> dict[str, int]:
+    """Return the ports for windows, and what they have for them."""
+    reserves = {
+        alias: int(properties["pref64-reserve"])
+        for alias, properties in overridden(slave).items()
+    }
+    found = slave.iterfind("devices/controller/alias")
+    assert [one.attrib["name"] for one in found] == list(reserves)
+    return reserves
+
+
+def test_slave_in_attach_mode_has_ports_for_windows_and_for_the_metadata() -> None:
+    slave = read(libvirt_xml.slave(ATTACH, 2**32, windows=2))
+    assert slave.find("devices/shmem") is None
+    assert list(ports(slave).values()) == [2**33] * 3
+
+
+def test_slave_that_an_arena_is_plugged_into_has_a_port_for_it() -> None:
+    slave = read(libvirt_xml.slave(PLUGGED))
+    assert slave.find("devices/shmem") is None
+    assert list(ports(slave).values()) == [2**32]
+
+
+def test_memory_of_a_master_in_attach_mode_is_asked_for() -> None:
+    assert read(libvirt_xml.master(ATTACH, 2**32)).findtext("memory") == "4096"
+    for of in (libvirt_xml.master, libvirt_xml.slave):
+        with pytest.raises(HostError, match="--memory 4G"):
+            of(ATTACH)
+
+
+def test_ports_for_windows_come_last() -> None:
+    controllers = read(libvirt_xml.slave(PLUGGED)).findall("devices/controller")
+    assert controllers[0].attrib["model"] == "pcie-root"
+    found = [port.find("alias") is not None for port in controllers[1:]]
+    assert found == [False] * libvirt_xml.OTHER_PORTS + [True]
+
+
+@pytest.mark.parametrize("config", [ARENA, ATTACH], ids=["arena", "attach"])
+def test_slave_has_an_iommu_that_remaps_interrupts(config: DeviceConfig) -> None:
+    slave = read(libvirt_xml.slave(config, 2**30))
+    assert attributes(slave, "devices/iommu/driver") == {"intremap": "on"}
+    assert attributes(slave, "features/ioapic") == {"driver": "qemu"}
+
+
+def test_window_is_at_a_port_of_its_own() -> None:
+    plug = Plug(window=300, socket=Path("/run/w.300"), vectors=1, size=2**30)
+    shmem = read(libvirt_xml.shmem("w.300", plug, bus=12))
+    assert attributes(shmem, "server")["path"] == "/run/w.300"
+    assert attributes(shmem, "msi")["vectors"] == "1"
+    assert attributes(shmem, "address")["bus"] == "0x0c"
+    assert attributes(shmem, "address")["slot"] == "0x00"
+
+
+def test_no_two_names_have_one_alias() -> None:
+    names = ["a.b", "a_b", "a-b", "a_-b", "a__b", "a_.b"]
+    aliases = set()
+    for name in names:
+        (alias,) = overridden(libvirt_xml.master(DeviceConfig(name=name, memory=2**30)))
+        assert alias.replace("-", "").replace("_", "").isalnum()
+        aliases.add(alias)
+    assert len(aliases) == len(names)
+
+
+def test_any_path_survives_libvirt_and_qemu() -> None:
+    odd = Path("""/a, <b> & "c's" """)
+    device = DeviceConfig(name="web", memory=2**30, run_dir=odd, memory_dir=odd)
+    master = read(libvirt_xml.master(device))
+    path = str(device.vhost_user)
+    assert attributes(master, "devices/interface/source")["path"] == path
+    assert f"mem-path={odd}/web".replace(",", ",,") in words(master)[-1]

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: QEMU's conventions, and one line for what is wrong."""
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+import vhostpci_host
+from vhostpci_host.cli.main import main
+
+
+def failure(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    """Run the command, which must fail with one line."""
+    assert main([str(word) for word in argv]) == 1
+    text = capsys.readouterr().err
+    assert text.startswith("vhostpci-host: ")
+    assert text.count("\n") == 1
+    return text
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--print-capabilities"],
+        ["run", "--print-capabilities"],
+        ["run", "--socket-path", "/nowhere", "--print-capabilities", "nonsense"],
+    ],
+    ids=" ".join,
+)
+def test_capabilities_are_printed_whatever_else_is_said(
+    capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert end.value.code == 0
+    assert json.loads(capsys.readouterr().out) == {"type": "net", "features": []}
+
+
+def test_version_is_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.strip() == vhostpci_host.__version__
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        ([], "required: COMMAND"),
+        (["run", "a", "--mode", "dance"], "mode 'dance': write arena or attach"),
+        (["run", "a/b", "--memory", "1G"], "name 'a/b': use 1 to 64 letters"),
+        (["run", "a", "--memory", "1"], "multiple of 1M"),
+        (["run", "a", "--memory", "1G", "--queue-pairs", "99"], "from 1 to 32"),
+        (["run", "a", "--memory", "1G", "--socket-mode", "x"], "octal digits"),
+        (["run", "a", "--memory-dir", ""], "memory-dir '': write a path"),
+        (["qemu-args", "a"], "--role"),
+        (["add"], "NAME"),
+        (["check-config"], "FILE"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_wrong_arguments_are_named_with_status_2(
+    capsys: pytest.CaptureFixture[str], argv: list[str], text: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert end.value.code == 2
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["run"], "give a device's NAME, or --config FILE"),
+        (["run", "a"], "memory is missing"),
+        (["run", "a", "--mode", "attach", "--memory", "1G"], "leave it out"),
+        (["run", "a", "--config", "/x", "--memory", "1G"], "out --memory, NAME"),
+        (
+            ["run", "a", "--memory", "1M", "--fd", "3", "--socket-path", "/x"],
+            "exclude each other",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_arguments_that_do_not_go_together_are_told_with_status_2(
+    capsys: pytest.CaptureFixture[str], argv: list[str], text: str
+) -> None:
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert text in err
+    assert err.count("\n") == 1
+
+
+def test_group_that_does_not_exist_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    argv = ["run", "a", "--memory", "1M", "--socket-group", "no-such-group"]
+    assert "socket-group 'no-such-group': there is no such" in failure(capsys, *argv)
+
+
+@pytest.mark.parametrize("number", [0, 987654])
+def test_fd_that_is_no_socket_is_named(
+    capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    assert f"--fd {number}" in failure(
+        capsys, "run", "a", "--memory", "1M", "--fd", number
+    )
+
+
+def test_file_in_a_sockets_place_is_named_and_stays(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    stray = tmp_path / "a.ivshmem"
+    stray.write_text("mine")
+    dirs = ["--run-dir", tmp_path, "--memory-dir", tmp_path / "memory"]
+    text = failure(capsys, "run", "a", "--memory", "1M", *dirs)
+    assert f"{stray} is there and is no socket" in text
+    assert stray.read_text() == "mine"
+    assert list((tmp_path / "memory").iterdir()) == []
+    assert not (tmp_path / "a.control").exists()
+
+
+def test_run_dir_that_cannot_be_made_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    argv = ["run", "a", "--memory", "1M", "--run-dir", tmp_path / "file" / "sub"]
+    assert "cannot make" in failure(capsys, *argv)
+
+
+def test_qemu_args_need_a_daemon_or_the_memory(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    argv = ["qemu-args", "a", "--role", "slave", "--run-dir", tmp_path]
+    assert "or give --memory" in failure(capsys, *argv)
+    assert main([str(word) for word in (*argv, "--memory", "1G")]) == 0
+    out = capsys.readouterr()
+    assert "-device ivshmem-doorbell" in out.out
+    assert "intel_iommu=on" in out.err
+
+
+def test_xml_is_printed_alone_and_its_hints_aside(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["xml", "a", "--role", "slave", "--memory", "1G"]) == 0
+    out = capsys.readouterr()
+    assert ET.fromstring(out.out).findtext("name") == "a-slave"
+    assert "intel_iommu=on" in out.err
+
+
+@pytest.mark.parametrize(
+    ("role", "mode", "text"),
+    [
+        ("master", "arena", "<memory>.\n# The arena is all of its RAM: no <numa>"),
+        ("master", "attach", "<memoryBacking>.\n# Where the slave is a VM"),
+        ("slave", "attach", "<features>.\n# For interrupts"),
+    ],
+)
+def test_xml_hints_say_what_to_take_over(
+    capsys: pytest.CaptureFixture[str], role: str, mode: str, text: str
+) -> None:
+    assert main(["xml", "a", "--role", role, "--mode", mode, "--memory", "1G"]) == 0
+    assert text in capsys.readouterr().err
+
+
+def test_xml_has_no_port_for_a_window_that_no_vm_can_have(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    argv = ["xml", "a", "--mode", "attach", "--memory", "3G", "--role"]
+    assert "no power of two" in failure(capsys, *argv, "slave")
+
+
+@pytest.mark.parametrize(
+    "argv", [["add", "a", "--memory", "1M"], ["remove", "a"], ["list"]], ids=" ".join
+)
+def test_devices_come_and_go_in_a_daemon_with_a_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, argv: list[str]
+) -> None:
+    text = failure(capsys, *argv, "--run-dir", tmp_path)
+    assert f"no daemon at {tmp_path}/control" in text
+    assert "run --config FILE" in text
+
+
+def test_good_file_is_said_to_be_so(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "vms.toml"
+    file.write_text('[device.a]\nmemory = "1G"\n')
+    assert main(["check-config", str(file)]) == 0
+    assert capsys.readouterr().out == f"{file}: 1 device, no errors\n"
+
+
+@pytest.mark.parametrize("argv", [["check-config"], ["run", "--config"]], ids=" ".join)
+def test_bad_file_is_told_line_by_line_with_status_1(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, argv: list[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    file = tmp_path / "vms.toml"
+    file.write_text(f'run-dir = "{run_dir}"\n[device.a]\n[device.b]\nmemory = "x"')
+    assert main([*argv, str(file)]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"{file}:2: a: memory is missing: in arena mode give the master's RAM, such "
+        "as 1G",
+        f"{file}:4: b: memory 'x': write a size such as 512M or 4G",
+    ]
+    assert not run_dir.exists()
+
+
+def test_missing_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "/nowhere/vms.toml" in failure(capsys, "check-config", "/nowhere/vms.toml")
+
+
+def test_status_of_no_device_is_no_error(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["status", "--run-dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "no devices\n"

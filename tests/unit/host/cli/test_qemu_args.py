@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QEMU's arguments: ready to paste."""
+
+from dataclasses import replace
+from pathlib import Path
+from subprocess import run
+
+import pytest
+
+from vhostpci_host.cli import qemu_args
+from vhostpci_host.config.device import DeviceConfig, Mode
+from vhostpci_host.errors import HostError
+
+DEVICE = DeviceConfig(name="web", memory=2**30)
+ATTACHED = DeviceConfig(name="web", mode=Mode.ATTACH)
+MANY = DeviceConfig(name="web", memory=2**30, queue_pairs=4)
+
+
+def pasted(text: str) -> list[str]:
+    """Return the words that a shell makes of it."""
+    command = ["sh", "-c", f"printf '%s\\n' {text}"]
+    return run(command, capture_output=True, text=True).stdout.splitlines()
+
+
+def values(args: qemu_args.Args, option: str) -> list[str]:
+    return [value for name, value in args if name == option]
+
+
+def test_master_has_the_arena_as_its_memory() -> None:
+    args = qemu_args.master(DEVICE)
+    assert values(args, "-m") == ["1024M"]
+    assert values(args, "-machine") == ["memory-backend=vhostpci-web-memory"]
+    assert values(args, "-object") == [
+        "memory-backend-file,id=vhostpci-web-memory,size=1024M,"
+        "mem-path=/dev/shm/vhostpci/web,share=on"
+    ]
+
+
+def test_master_comes_back_and_keeps_its_offloads() -> None:
+    args = qemu_args.master(DEVICE)
+    assert values(args, "-chardev")[0].endswith(",reconnect=1")
+    assert "ctrl_guest_offloads=off" in values(args, "-device")[0]
+    assert "vectors=" not in values(args, "-device")[0]
+    assert "queues=" not in values(args, "-netdev")[0]
+
+
+def test_master_with_queue_pairs_has_vectors_for_all() -> None:
+    args = qemu_args.master(MANY)
+    assert values(args, "-netdev")[0].endswith(",queues=4")
+    assert values(args, "-device")[0].endswith(",mq=on,vectors=10")
+
+
+def test_master_without_msix_for_qemu_7_2_under_tcg() -> None:
+    assert values(qemu_args.master(DEVICE, vectors=0), "-device")[0].endswith(
+        ",vectors=0"
+    )
+
+
+def test_slave_has_a_vector_for_each_ring_and_one() -> None:
+    assert values(qemu_args.slave(MANY), "-device")[0].endswith(",vectors=9")
+
+
+def test_master_in_attach_mode_has_memory_that_can_be_shared() -> None:
+    args = qemu_args.master(ATTACHED, 2**32)
+    assert values(args, "-m") == ["4096M"]
+    assert values(args, "-object") == [
+        "memory-backend-memfd,id=vhostpci-web-memory,size=4096M,share=on"
+    ]
+
+
+def test_master_in_attach_mode_has_memory_of_a_size_that_only_the_user_knows() -> None:
+    with pytest.raises(HostError, match="give its size"):
+        qemu_args.master(ATTACHED)
+
+
+def test_slave_has_a_port_for_the_doorbells_and_each_window() -> None:
+    args = qemu_args.slave(replace(ATTACHED, slave_qmp=Path("/q")), 2**32, windows=2)
+    ports = values(args, "-device")
+    assert len(ports) == 3
+    assert len({port.split("slot=")[1] for port in ports}) == 3
+    assert all(port.endswith("pref64-reserve=8192M") for port in ports)
+    assert values(args, "-qmp") == ["unix:/q,server=on,wait=off"]
+
+
+def test_slave_that_is_plugged_the_arena_has_one_port() -> None:
+    args = qemu_args.slave(replace(DEVICE, slave_qmp=Path("/q")))
+    assert [port.split(",")[-1] for port in values(args, "-device")] == [
+        "pref64-reserve=4096M"
+    ]
+
+
+def test_slave_vm_is_told_of_memory_that_it_cannot_have() -> None:
+    with pytest.raises(HostError, match="give the master 2048M or 4096M"):
+        qemu_args.slave(replace(ATTACHED, slave_qmp=Path("/q")), 3 * 2**30)
+
+
+def test_slave_in_attach_mode_is_plugged_or_a_process() -> None:
+    with pytest.raises(HostError, match="--slave-qmp"):
+        qemu_args.slave(ATTACHED)
+
+
+def test_two_devices_differ_in_every_id_and_address() -> None:
+    other = DeviceConfig(name="db", memory=2**30)
+    assert not {v for _, v in qemu_args.slave(DEVICE)} & {
+        v for _, v in qemu_args.slave(other)
+    }
+    assert qemu_args.mac("web") != qemu_args.mac("db")
+    assert qemu_args.mac("web").startswith("52:54:00:")
+
+
+def test_comma_and_space_in_a_path_survive_qemu_and_the_shell() -> None:
+    device = DeviceConfig(name="web", memory=2**30, run_dir=Path("/a, b"))
+    args = qemu_args.slave(device)
+    assert "path=/a,, b/web.ivshmem" in values(args, "-chardev")[0]
+    assert pasted(qemu_args.text(args)) == qemu_args.flat(args)
+
+
+def test_text_is_one_option_a_line_and_one_command_when_pasted() -> None:
+    args = qemu_args.master(DEVICE)
+    assert len(qemu_args.text(args).splitlines()) == len(args)
+    assert pasted(qemu_args.text(args)) == qemu_args.flat(args)

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user may configure, and what is said of the rest."""
+
+import grp
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vhostpci_host.config.device import (
+    MAX_SUN_PATH,
+    MIB,
+    RUN_DIR,
+    ConfigError,
+    DeviceConfig,
+    Mode,
+    check_name,
+    conflicts,
+    group_id,
+    parse_domain,
+    parse_mode,
+    parse_queue_pairs,
+    parse_size,
+    window_size,
+)
+from vhostpci_host.errors import HostError
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize("name", ["a", "web-1", "A.b_c", "9", "x" * 64])
+def test_name_may_be_letters_digits_and_some_signs(name: str) -> None:
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".a", "-a", "a/b", "a b", "ä", "a\n", "x" * 65, "a,b"]
+)
+def test_name_that_could_be_a_path_or_an_option_is_refused(name: str) -> None:
+    with pytest.raises(HostError, match=r"name .*: use 1 to 64 letters"):
+        check_name(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1M", 2**20),
+        ("512m", 2**29),
+        ("4G", 2**32),
+        ("4GiB", 2**32),
+        ("1048576", 2**20),
+    ],
+)
+def test_size_has_a_suffix_or_none(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "0M", "1", "1K", "1000000", "-1G", "1.5G", "G", "1X", "17T", "٣M"]
+)
+def test_size_that_no_vm_can_have_is_refused(text: str) -> None:
+    with pytest.raises(HostError, match="memory "):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("memory", "window"),
+    [(2**20, 2**21), (GIB, 2 * GIB), (GIB - 2**20, GIB), (3 * GIB, 4 * GIB)],
+)
+def test_window_is_the_power_of_two_with_room_for_the_metadata(
+    memory: int, window: int
+) -> None:
+    assert window_size(memory) == window
+
+
+@pytest.mark.parametrize("text", ["0", "33", "-1", "x", "", "²", "1.0"])
+def test_queue_pairs_that_cannot_be_are_refused(text: str) -> None:
+    with pytest.raises(HostError, match="queue-pairs"):
+        parse_queue_pairs(text)
+
+
+def test_queue_pairs_may_be_up_to_the_metadatas_room() -> None:
+    assert parse_queue_pairs("32") == 32
+
+
+@pytest.mark.parametrize(("text", "mode"), [("660", 0o660), ("0600", 0o600)])
+def test_mode_is_octal(text: str, mode: int) -> None:
+    assert parse_mode(text) == mode
+
+
+@pytest.mark.parametrize("text", ["", "rw", "0777", "8", "01660", "-660", "0o660"])
+def test_mode_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(HostError, match="socket-mode"):
+        parse_mode(text)
+
+
+def test_group_is_found_or_missed_by_name() -> None:
+    assert group_id(grp.getgrgid(0).gr_name) == 0
+    with pytest.raises(HostError, match="groupadd no-such-group"):
+        group_id("no-such-group")
+
+
+def test_socket_path_that_is_too_long_is_refused_before_anything_is_made() -> None:
+    with pytest.raises(HostError, match="more than 107: use a shorter name"):
+        DeviceConfig(name="a", memory=2**20, run_dir=Path("/" + "d" * 100))
+
+
+def test_window_socket_path_that_is_too_long_is_refused_too() -> None:
+    run_dir = Path("/" + "d" * (MAX_SUN_PATH - len("//a.vhost-user")))
+    with pytest.raises(HostError) as refusal:
+        DeviceConfig(name="a", mode=Mode.ATTACH, run_dir=run_dir)
+    assert "the window's socket" in str(refusal.value)
+    assert "a.vhost-user" not in str(refusal.value)
+
+
+def test_all_that_does_not_go_together_is_told_at_once() -> None:
+    with pytest.raises(ConfigError) as refusal:
+        DeviceConfig(
+            name="a", slave_qmp=Path("/x"), slave_libvirt="vm", run_dir=Path("/r")
+        )
+    assert [one.option for one in refusal.value.problems] == ["memory", "slave-qmp"]
+
+
+def test_attach_mode_has_no_memory_of_its_own() -> None:
+    DeviceConfig(name="a", mode=Mode.ATTACH)
+    with pytest.raises(ConfigError, match="leave it out"):
+        DeviceConfig(name="a", mode=Mode.ATTACH, memory=MIB)
+
+
+@pytest.mark.parametrize("text", ["", "-shutdown", "a/b"])
+def test_domain_that_could_be_an_option_is_refused(text: str) -> None:
+    with pytest.raises(HostError, match=r"slave-libvirt .*: write a domain's name"):
+        parse_domain(text)
+
+
+def test_two_devices_share_no_file() -> None:
+    one = DeviceConfig(name="a", memory=MIB)
+    assert not [*conflicts([one, replace(one, name="b")])]
+    stolen = replace(one, name="b", socket_path=RUN_DIR / "x" / ".." / "a.control")
+    ((device, other, text),) = conflicts([one, stolen])
+    assert (device, other) == (stolen, one)
+    assert "a.control is the control socket of a too" in text
+
+
+def test_no_device_takes_the_daemons_control_socket() -> None:
+    device = DeviceConfig(name="control", memory=MIB, memory_dir=RUN_DIR)
+    ((_, other, text),) = conflicts([device])
+    assert other is None
+    assert "the daemon's control socket" in text
+
+
+def test_rings_and_vectors_follow_from_the_queue_pairs() -> None:
+    device = DeviceConfig(name="a", memory=2**20, queue_pairs=4)
+    assert (device.rings, device.vectors) == (8, 9)

@@ -1,0 +1,410 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attach mode: which file is which window, and when a window comes and goes."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.frontend import Dropped, Refused, RingAt, region
+from tests.fakes.loop import ManualLoop
+from tests.fakes.windows import MIB
+from tests.unit.host.scene import MakeFile, Scene
+from vhostpci_host.errors import HostError
+from vhostpci_host.ivshmem.slave import KEPT_MAX
+from vhostpci_host.memory.attach import WindowIds
+from vhostpci_shared import metadata as md
+from vhostpci_shared import vhost_user as vu
+from vhostpci_shared.vhost_user import ProtocolFeature, Request
+
+Memory = list[tuple[vu.MemRegion, int]]
+SLOTS = ProtocolFeature.REPLY_ACK | ProtocolFeature.CONFIGURE_MEM_SLOTS
+HIGH = 1 << 32
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    with Scene(tmp_path, ManualLoop()) as scene:
+        yield scene
+
+
+@pytest.fixture
+def plugged(tmp_path: Path) -> Iterator[Scene]:
+    """A device whose slave is a VM that is plugged into."""
+    with Scene(tmp_path, ManualLoop(), slave_qmp=tmp_path / "qmp") as scene:
+        yield scene
+
+
+def regions(scene: Scene) -> tuple[md.Region, ...]:
+    snapshot = scene.device.store.metadata.snapshot()
+    assert snapshot is not None
+    return snapshot.regions
+
+
+def two_nodes(one: int, other: int) -> Memory:
+    return [
+        (region(16 * MIB), one),
+        (region(16 * MIB, guest_addr=HIGH), other),
+    ]
+
+
+def test_device_that_will_be_unplugged_keeps_its_old_peers(
+    plugged: Scene, file: MakeFile
+) -> None:
+    """QEMU would free them a second time when it is."""
+    memory = [(region(16 * MIB), file(16 * MIB))]
+    slave = plugged.slave()
+    qemu = plugged.front_end(memory)
+    for _ in range(2):
+        plugged.start(qemu)
+    plugged.loop.advance(1.5)
+    assert set(slave.peers) == {md.DAEMON_PEER, 2, 3}
+    qemu.close()
+    plugged.loop.advance(1.5)
+    assert set(slave.peers) == {md.DAEMON_PEER, 2, 3}
+
+
+def test_each_file_of_the_master_is_a_window(scene: Scene, file: MakeFile) -> None:
+    scene.running(two_nodes(file(16 * MIB), file(32 * MIB)))
+    assert regions(scene) == (
+        md.Region(0, 16 * MIB, 256, 0),
+        md.Region(HIGH, 16 * MIB, 257, 0),
+    )
+    assert scene.windows.shown == {256: 16 * MIB, 257: 32 * MIB}
+
+
+def test_regions_of_one_file_are_in_one_window(scene: Scene, file: MakeFile) -> None:
+    fd = file(16 * MIB)
+    low, high = region(MIB), region(4 * MIB, guest_addr=HIGH, offset=8 * MIB)
+    other = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
+    scene.running([(low, fd), (high, other)])
+    os.close(other)
+    assert regions(scene) == (
+        md.Region(0, MIB, 256, 0),
+        md.Region(HIGH, 4 * MIB, 256, 8 * MIB),
+    )
+
+
+def test_window_0_is_the_metadata_and_cannot_be_cut(scene: Scene) -> None:
+    fd = scene.device.store.file.fileno()
+    assert os.fstat(fd).st_size == md.SIZE
+    with pytest.raises(PermissionError):
+        os.ftruncate(fd, 0)
+
+
+def test_agent_is_never_told_of_a_window_that_has_no_socket(
+    scene: Scene, file: MakeFile
+) -> None:
+    qemu = scene.front_end([(region(16 * MIB), file())])
+    qemu.driver_ok([RingAt.nth(0)])
+    while not regions(scene):
+        assert not scene.windows.shown
+        scene.loop.advance(0.001)
+    assert scene.windows.shown
+
+
+def test_table_that_comes_a_thousand_times_is_one_window(
+    scene: Scene, file: MakeFile
+) -> None:
+    scene.agent(scene.slave())
+    qemu = scene.running([(region(16 * MIB), file())])
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(1000):
+        qemu.set_memory()
+    scene.settle()
+    assert scene.windows.ever == 1
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert all(ring.running for ring in scene.device.leases)
+
+
+def test_memory_that_is_plugged_in_while_rings_run(
+    scene: Scene, file: MakeFile
+) -> None:
+    agent = scene.agent(scene.slave())
+    qemu = scene.running([(region(16 * MIB), file())])
+    sessions = [ring.session for ring in agent.snapshot().rings]
+    qemu.regions.append((region(16 * MIB, guest_addr=HIGH), file()))
+    qemu.set_memory()
+    scene.settle()
+    assert [one.window for one in agent.snapshot().regions] == [256, 257]
+    for before, ring in zip(sessions, agent.snapshot().rings, strict=True):
+        assert ring.runs
+        assert ring.session != before
+
+
+def test_window_goes_when_the_agent_has_let_go_of_it(
+    scene: Scene, file: MakeFile
+) -> None:
+    agent = scene.agent(scene.slave())
+    qemu = scene.running(two_nodes(file(), file()))
+    qemu.regions.pop()
+    qemu.set_memory()  # the rings are stopped; that they may go on is yet to come
+    agent.answers = False
+    scene.loop.advance(0.5)
+    assert 257 in scene.windows.shown
+    agent.answer()
+    scene.loop.advance(0.001)
+    assert list(scene.windows.shown) == [256]
+    assert list(scene.device.store.files) == [256]
+
+
+def test_each_window_waits_until_the_agent_has_let_go_of_that_very_one(
+    scene: Scene, file: MakeFile
+) -> None:
+    agent = scene.agent(scene.slave())
+    third = (region(16 * MIB, guest_addr=2 * HIGH), file())
+    qemu = scene.front_end([*two_nodes(file(), file()), third])
+    qemu.set_memory()  # no ring runs: nobody waits for the agent
+    scene.settle()
+    agent.answers = False
+    dropped = []
+    for _ in "12":
+        qemu.regions.pop()
+        qemu.set_memory()
+        scene.settle()
+        dropped.append(agent.metadata.generation())
+    assert sorted(scene.windows.shown) == [256, 257, 258]
+    agent.say(generation=dropped[0])
+    scene.loop.advance(0.001)
+    assert sorted(scene.windows.shown) == [256, 257]
+    agent.say(generation=dropped[1])
+    scene.loop.advance(0.001)
+    assert sorted(scene.windows.shown) == [256]
+
+
+def test_window_goes_after_a_while_if_the_agent_says_nothing(
+    scene: Scene, file: MakeFile
+) -> None:
+    scene.agent(scene.slave()).answers = False
+    qemu = scene.running([(region(16 * MIB), file())])
+    qemu.close()
+    assert scene.windows.shown
+    scene.loop.advance(1.5)
+    assert not scene.windows.shown
+    assert not scene.device.store.files
+
+
+def test_master_that_comes_back_at_once_has_the_window_that_it_had(
+    scene: Scene, file: MakeFile
+) -> None:
+    scene.agent(scene.slave()).answers = False
+    memory = [(region(16 * MIB), file())]
+    scene.running(memory).close()
+    scene.running(memory)
+    scene.loop.advance(1.5)
+    assert scene.windows.shown == {256: 16 * MIB}
+    assert scene.windows.ever == 1
+
+
+def test_refused_table_leaves_no_window(scene: Scene, file: MakeFile) -> None:
+    qemu = scene.front_end()
+    qemu.regions = [
+        (region(16 * MIB), file()),
+        (region(32 * MIB, guest_addr=HIGH), file(16 * MIB)),
+    ]
+    with pytest.raises(Refused):
+        qemu.driver_ok([RingAt.nth(0)])
+    scene.settle()
+    assert not scene.device.store.files
+    assert not scene.windows.shown
+
+
+def test_window_that_waits_for_the_agent_is_kept(scene: Scene, file: MakeFile) -> None:
+    """The new table's files are in no table while the rings are being stopped."""
+    agent = scene.agent(scene.slave())
+    agent.answers = False
+    qemu = scene.running([(region(16 * MIB), file())])
+    qemu.regions.append((region(16 * MIB, guest_addr=HIGH), file()))
+    qemu.set_memory()  # the heart beats, and a tick passes, before the time is over
+    scene.settle()
+    assert sorted(scene.windows.shown) == [256, 257]
+
+
+def test_file_that_is_too_short_for_its_region(
+    scene: Scene, file: MakeFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    qemu = scene.front_end([(region(16 * MIB, offset=MIB), file(16 * MIB))])
+    with pytest.raises(Refused):
+        qemu.set_memory()
+    assert "beyond the end of its file" in caplog.text
+
+
+def test_file_that_may_not_be_written(
+    scene: Scene, file: MakeFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    read_only = os.open(f"/proc/self/fd/{file()}", os.O_RDONLY)
+    qemu = scene.front_end([(region(MIB), read_only)])
+    with pytest.raises(Refused):
+        qemu.set_memory()
+    os.close(read_only)
+    assert "may not be written" in caplog.text
+
+
+def test_descriptor_that_is_no_memory(scene: Scene) -> None:
+    read, write = os.pipe()
+    qemu = scene.front_end([(region(MIB), read)])
+    with pytest.raises(Refused):
+        qemu.set_memory()
+    os.close(read)
+    os.close(write)
+
+
+def test_file_that_is_cut_is_told_of_once_and_ends_nothing(
+    scene: Scene, file: MakeFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    fd = file(16 * MIB)
+    qemu = scene.running([(region(16 * MIB), fd)])
+    os.ftruncate(fd, 0)
+    scene.loop.advance(2.0)
+    said = f"window 256 was cut from {16 * MIB} to 0 bytes"
+    assert caplog.text.count(said) == 1
+    assert qemu.stop_ring(0) == 0
+
+
+# What a slave VM can have.
+
+
+def test_odd_size_is_fine_for_a_process(scene: Scene, file: MakeFile) -> None:
+    scene.slave(is_process=True)
+    scene.running([(region(24 * MIB), file(24 * MIB))])
+    assert scene.windows.shown == {256: 24 * MIB}
+
+
+def test_odd_size_is_refused_for_a_slave_vm_with_what_to_change(
+    scene: Scene, file: MakeFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene.slave()
+    qemu = scene.front_end([(region(24 * MIB), file(24 * MIB))])
+    with pytest.raises(Refused):
+        qemu.set_memory()
+    assert "24 MiB" in caplog.text
+    assert "size=32M" in caplog.text
+
+
+def test_odd_size_is_refused_before_the_slave_vm_is_plugged(
+    plugged: Scene, file: MakeFile
+) -> None:
+    qemu = plugged.front_end([(region(24 * MIB), file(24 * MIB))])
+    with pytest.raises(Refused):
+        qemu.set_memory()
+    assert not plugged.plugger.wanted
+
+
+# Plugging.
+
+
+def test_nothing_is_plugged_before_the_masters_driver_is_up(
+    plugged: Scene, file: MakeFile
+) -> None:
+    qemu = plugged.front_end([(region(16 * MIB), file())])
+    plugged.settle()
+    assert not plugged.plugger.wanted
+    plugged.start(qemu)
+    assert plugged.plugger.windows == {0, 256}
+    for plug in plugged.plugger.wanted:
+        assert plug.vectors == (1 if plug.window else 3)
+        assert plug.size == (16 * MIB if plug.window else md.SIZE)
+        assert plug.socket == plugged.config.window(plug.window)
+
+
+def test_drivers_reload_leaves_the_devices_plugged(
+    plugged: Scene, file: MakeFile
+) -> None:
+    qemu = plugged.running([(region(16 * MIB), file())])
+    qemu.stop_ring(0)
+    qemu.stop_ring(1)
+    plugged.loop.advance(3.0)
+    assert plugged.plugger.windows == {0, 256}
+
+
+def test_all_is_unplugged_when_the_master_goes(plugged: Scene, file: MakeFile) -> None:
+    agent = plugged.agent(plugged.slave())
+    qemu = plugged.running([(region(16 * MIB), file())])
+    agent.answers = False
+    qemu.close()
+    plugged.loop.advance(0.1)
+    assert plugged.plugger.windows == {0, 256}, "the agent still has them"
+    agent.answer()
+    plugged.loop.advance(0.001)
+    assert not plugged.plugger.wanted
+
+
+def test_device_with_too_many_old_peers_is_plugged_anew(
+    plugged: Scene, file: MakeFile
+) -> None:
+    """They cannot be taken back, and a master may reload its driver for ever."""
+    slave = plugged.slave()
+    qemu = plugged.running([(region(16 * MIB), file())])
+    while not plugged.plugger.left_out:
+        for index in range(2):
+            qemu.stop_ring(index)
+        plugged.start(qemu)
+        doorbell, present = 1, 2
+        assert sum(map(len, slave.peers.values())) <= KEPT_MAX + present + doorbell
+    assert plugged.plugger.left_out == {0}
+    assert plugged.plugger.windows == {0, 256}
+    assert not any(ring.running for ring in plugged.device.leases)
+    plugged.slave()
+    plugged.settle()
+    assert all(ring.running for ring in plugged.device.leases)
+
+
+def test_arena_is_plugged_too(tmp_path: Path) -> None:
+    qmp = tmp_path / "qmp"
+    with Scene(tmp_path, ManualLoop(), memory=16 * MIB, slave_qmp=qmp) as scene:
+        qemu = scene.running()
+        (plug,) = scene.plugger.wanted
+        assert (plug.window, plug.size) == (0, 32 * MIB)
+        qemu.close()
+        scene.settle()
+        assert not scene.plugger.wanted
+
+
+def test_window_without_a_socket_ends_the_connection(
+    scene: Scene, file: MakeFile
+) -> None:
+    scene.windows.full = True
+    qemu = scene.front_end([(region(16 * MIB), file())])
+    qemu.driver_ok([RingAt.nth(0)])
+    scene.settle()
+    with pytest.raises(Dropped, match="no socket for you"):
+        qemu.send(Request.SET_OWNER)
+
+
+# Slots.
+
+
+def test_region_by_region(scene: Scene, file: MakeFile) -> None:
+    memory = two_nodes(file(), file())
+    qemu = scene.front_end([], acks=SLOTS)
+    for one, fd in memory:
+        qemu.send(Request.ADD_MEM_REG, vu.SingleRegion(one), fd, need_reply=True)
+    scene.settle()
+    assert sorted(scene.windows.shown) == [256, 257]
+    qemu.send(Request.REM_MEM_REG, vu.SingleRegion(memory[0][0]), need_reply=True)
+    scene.loop.advance(2.0)
+    assert list(scene.windows.shown) == [257]
+
+
+# Numbers.
+
+
+def test_window_numbers_come_back_as_late_as_can_be() -> None:
+    ids = WindowIds(md.LAST_WINDOW)
+    assert [ids.new(), ids.new(), ids.new()] == [
+        md.LAST_WINDOW,
+        md.FIRST_WINDOW,
+        md.FIRST_WINDOW + 1,
+    ]
+    ids.free(md.FIRST_WINDOW)
+    assert ids.new() == md.FIRST_WINDOW + 2
+
+
+def test_window_number_in_use_is_left_out() -> None:
+    ids = WindowIds(md.LAST_WINDOW)
+    kept = ids.new()
+    others = [ids.new() for _ in range(md.LAST_WINDOW - md.FIRST_WINDOW)]
+    assert kept not in others
+    with pytest.raises(HostError, match="remove a device"):
+        ids.new()

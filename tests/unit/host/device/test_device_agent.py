@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent says of itself, how long it is waited for, and what it is given."""
+
+import os
+
+import pytest
+
+from tests.fakes.agent import FakeAgent
+from tests.fakes.frontend import RingAt
+from tests.unit.host.scene import Scene
+from vhostpci_host.device.device import QUIESCE
+from vhostpci_shared import metadata as md
+from vhostpci_shared import vhost_user as vu
+from vhostpci_shared.metadata import AgentRingState
+from vhostpci_shared.vhost_user import Request
+
+RX = RingAt.nth(0)
+
+
+def test_answer_waits_for_the_agent_and_is_true(scene: Scene) -> None:
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running()
+        generation = agent.metadata.generation()
+        scene.set_used(RX, 321)
+        started = scene.loop.now
+        assert qemu.stop_ring(0) == 321
+        assert scene.loop.now - started < 0.01
+        assert agent.entry.generation > generation
+        assert not agent.snapshot().rings[0].runs
+        assert agent.snapshot().rings[1].runs
+
+
+@pytest.mark.parametrize("slave", [False, True], ids=["no slave", "no agent"])
+def test_without_an_agent_the_master_never_waits(scene: Scene, slave: bool) -> None:
+    """QEMU holds its lock meanwhile."""
+    if slave:
+        scene.slave()
+    qemu = scene.running()
+    started = scene.loop.now
+    qemu.stop_ring(0)
+    assert scene.loop.now == started
+
+
+def test_agent_that_says_nothing_delays_the_master_for_a_second_once(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running()
+        agent.answers = False
+        before = scene.sessions()
+        started = scene.loop.now
+        assert [qemu.stop_ring(0), qemu.stop_ring(1)] == [0, 0]
+        assert QUIESCE <= scene.loop.now - started < QUIESCE + 0.1
+        assert all(new > old for new, old in zip(scene.sessions(), before, strict=True))
+    assert "did not stop within" in caplog.text
+
+
+def test_ring_is_the_agents_until_it_has_let_go(scene: Scene) -> None:
+    """It may yet report as used what it has sent; a new session would forbid that."""
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running()
+        agent.answers = False
+        before = scene.sessions()[0]
+        qemu.transport.send(vu.message(Request.GET_VRING_BASE, vu.VringState(0, 0)), ())
+        assert not agent.snapshot().rings[0].runs
+        assert scene.sessions()[0] == before
+        agent.answer()
+        scene.loop.advance()
+        qemu.transport.receive()
+        scene.start(qemu)
+        assert scene.sessions()[0] != before
+
+
+def test_agent_is_waited_for_from_its_first_word_on(scene: Scene) -> None:
+    """It runs rings from then on, and its heart may not have beaten yet."""
+    slave = scene.slave()
+    qemu = scene.running()
+    with FakeAgent(scene.loop, slave, scene.device.store.file.fileno()) as agent:
+        agent.beats = agent.answers = False
+        agent.answer()
+        qemu.transport.send(vu.message(Request.GET_VRING_BASE, vu.VringState(0, 0)), ())
+        assert scene.device.backend is not None
+        assert scene.device.backend.waiting
+        agent.answer()
+        qemu.transport.receive()
+
+
+def test_first_agent_of_a_slave_keeps_the_sessions_that_it_finds(scene: Scene) -> None:
+    """It may be at a packet when it is heard of, and a new session would fence it."""
+    slave = scene.slave()
+    scene.running()
+    before = scene.sessions()
+    with scene.agent(slave):
+        assert scene.sessions() == before
+
+
+def test_what_a_dead_agent_left_makes_no_second_one_of_the_first(scene: Scene) -> None:
+    stale = md.Agent(instance=9, heartbeat=77, state=md.AgentState.READY)
+    scene.device.store.metadata.write_agent(stale)
+    slave = scene.slave()
+    scene.running()
+    scene.loop.advance(1.0)
+    before = scene.sessions()
+    with scene.agent(slave):
+        assert scene.sessions() == before
+
+
+def test_agent_that_follows_another_is_seen_even_while_the_master_waits(
+    scene: Scene,
+) -> None:
+    """The one before may yet be there, and must find its sessions over."""
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running()
+        before = scene.sessions()[1]
+        agent.say(instance=agent.entry.instance + 1)
+        qemu.stop_ring(0)
+        assert scene.sessions()[1] != before
+
+
+def test_agent_whose_heart_stopped_is_not_waited_for(scene: Scene) -> None:
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running()
+        agent.beats = agent.answers = False
+        scene.loop.advance(3.0)
+        started = scene.loop.now
+        qemu.stop_ring(0)
+        assert scene.loop.now == started
+
+
+def test_agent_that_failed_is_not_waited_for(scene: Scene) -> None:
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running()
+        agent.answers = False
+        agent.say(state=md.AgentState.FAILED, message="no TAP")
+        scene.loop.advance()
+        started = scene.loop.now
+        qemu.stop_ring(0)
+        assert scene.loop.now == started
+
+
+def test_agent_of_a_dead_daemons_days_is_not_waited_for(scene: Scene) -> None:
+    """What is READY in a reused arena may be nobody: its heart has to beat first."""
+    stale = md.Agent(instance=9, heartbeat=77, state=md.AgentState.READY)
+    scene.device.store.metadata.write_agent(stale)
+    scene.slave()
+    qemu = scene.running()
+    scene.loop.advance(1.0)
+    started = scene.loop.now
+    qemu.stop_ring(0)
+    assert scene.loop.now == started
+
+
+def test_slave_that_goes_while_the_master_waits_frees_it(scene: Scene) -> None:
+    slave = scene.slave()
+    with scene.agent(slave) as agent:
+        qemu = scene.running()
+        agent.answers = False
+        before = scene.sessions()[0]
+        scene.loop.call_later(0.1, scene.device.slave_gone)
+        started = scene.loop.now
+        qemu.stop_ring(0)
+        assert scene.loop.now - started < 0.2
+        assert scene.sessions()[0] != before, "it may live on, and is fenced"
+
+
+def test_front_end_that_goes_while_it_waits_leaves_all_in_order(scene: Scene) -> None:
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running()
+        agent.answers = False
+        qemu.transport.send(vu.message(Request.GET_VRING_BASE, vu.VringState(0, 0)), ())
+        assert scene.device.backend is not None
+        assert scene.device.backend.waiting
+        scene.device.master_gone()
+        scene.loop.advance(2.0)
+        assert agent.snapshot().device.flags == 0
+
+
+def test_new_agent_gets_the_rings_anew_from_where_they_stand(scene: Scene) -> None:
+    with scene.agent(scene.slave()) as agent:
+        scene.running()
+        before = agent.snapshot().rings[0]
+        scene.set_used(RX, 50)
+        agent.say(instance=77)
+        scene.loop.advance()
+        after = agent.snapshot().rings[0]
+        assert after.session > before.session
+        assert after.base == 50
+
+
+def test_fenced_ring_is_given_anew_but_not_in_a_hurry(scene: Scene) -> None:
+    with scene.agent(scene.slave()) as agent:
+        scene.running()
+        scene.loop.advance(2.0)
+        seen = {agent.snapshot().rings[0].session}
+        for _ in range(90):
+            agent.say_ring(0, AgentRingState.FENCED)
+            scene.loop.advance(0.01)
+            seen.add(agent.snapshot().rings[0].session)
+        assert len(seen) == 2
+
+
+def test_broken_ring_is_told_to_the_user_once_and_to_qemu(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    err = os.eventfd(0, os.EFD_NONBLOCK)
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running()
+        qemu.send(Request.SET_VRING_ERR, vu.VringFd(0), err)
+        for _ in range(3):
+            agent.say_ring(0, AgentRingState.BROKEN)
+            scene.loop.advance(1.0)
+    assert caplog.text.count("broke ring 0") == 1
+    assert os.eventfd_read(err) == 1
+    os.close(err)
+
+
+def test_agents_complaint_is_told_once(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    with scene.agent(scene.slave()) as agent:
+        agent.say(state=md.AgentState.FAILED, message="no /dev/net/tun")
+        scene.loop.advance(3.0)
+    assert caplog.text.count("agent failed: no /dev/net/tun") == 1
+
+
+def test_agent_that_says_something_new_each_time_cannot_fill_the_log(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    with scene.agent(scene.slave()) as agent:
+        for number in range(1000):
+            agent.say(state=md.AgentState.FAILED, message=str(number))
+            scene.loop.advance(0.001)
+    assert caplog.text.count("agent failed") <= 3
+
+
+def test_too_few_vectors_are_told_with_what_to_change(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    with scene.agent(scene.slave()) as agent:
+        agent.say(vectors=1)
+        scene.loop.advance(2.0)
+    assert "has 1 vectors and needs 3" in caplog.text
+    assert "ivshmem-doorbell,vectors=3" in caplog.text

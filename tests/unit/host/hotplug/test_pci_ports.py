@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A window goes into the smallest port that it fits into."""
+
+from typing import Any
+
+import pytest
+
+from vhostpci_host.hotplug import pci_ports
+from vhostpci_host.hotplug.pci_ports import Port
+
+MIB, GIB = 2**20, 2**30
+
+
+def port(
+    name: str,
+    share: int,
+    *,
+    base: int = 4 * GIB,
+    ready: bool = True,
+    taken: bool = False,
+) -> Port:
+    return Port(name=name, base=base, limit=base + share - 1, ready=ready, taken=taken)
+
+
+def names(ports: list[Port]) -> list[str]:
+    return [port.name for port in ports]
+
+
+def test_smallest_port_that_is_large_enough_comes_first() -> None:
+    ports = [port("large", 8 * GIB), port("small", 2 * MIB), port("fits", 4 * GIB)]
+    assert names(pci_ports.best(ports, 4 * GIB)) == ["fits", "large"]
+    assert names(pci_ports.best(ports, 64 * 1024))[0] == "small"
+
+
+def test_port_that_is_taken_or_not_set_up_is_none() -> None:
+    ports = [port("taken", GIB, taken=True), port("not yet", GIB, ready=False)]
+    assert pci_ports.best(ports, MIB) == []
+
+
+@pytest.mark.parametrize(("base", "fits"), [(4 * GIB, True), (5 * GIB, False)])
+def test_bar_needs_a_multiple_of_its_size(base: int, fits: bool) -> None:
+    assert port("port", 2 * GIB, base=base).fits(2 * GIB) is fits
+
+
+def test_port_without_a_share_fits_nothing() -> None:
+    """So a bridge looks before firmware: the base is above the limit."""
+    nothing = Port(name="p", base=0xFFF00000, limit=0xFFFFF, ready=True, taken=False)
+    assert not nothing.fits(64 * 1024)
+    assert nothing.share == 0
+
+
+def bridge(name: str, behind: list[Any]) -> dict[str, Any]:
+    share = {"base": 4 * GIB, "limit": 5 * GIB - 1}
+    return {
+        "qdev_id": name,
+        "class_info": {"class": 0x0604},
+        "regions": [],
+        "pci_bridge": {
+            "bus": {"secondary": 1, "prefetchable_range": share},
+            "devices": behind,
+        },
+    }
+
+
+def card(name: str, address: int) -> dict[str, Any]:
+    return {
+        "qdev_id": name,
+        "class_info": {"class": 0x0500},
+        "regions": [{"bar": 1, "address": -1}, {"bar": 2, "address": address}],
+    }
+
+
+def test_ports_behind_a_switch_are_found_and_other_bridges_are_not() -> None:
+    tree = [{"devices": [bridge("up", [bridge("down", []), bridge("old", [])])]}]
+    types = {"up": "x3130-upstream", "down": "xio3130-downstream", "old": "pci-bridge"}
+    assert names(pci_ports.ports(tree, types)) == ["down"]
+
+
+def test_port_with_a_device_behind_it_is_taken() -> None:
+    tree = [{"devices": [bridge("a", [card("x", 0)]), bridge("b", [])]}]
+    types = dict.fromkeys("ab", "pcie-root-port")
+    assert [port.taken for port in pci_ports.ports(tree, types)] == [True, False]
+
+
+def test_device_whose_window_has_no_address_is_found_behind_a_port() -> None:
+    tree = [{"devices": [bridge("a", [card("x", -1)]), card("y", 4 * GIB)]}]
+    assert pci_ports.unassigned(tree) == {"x"}

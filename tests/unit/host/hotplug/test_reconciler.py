@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wanted becomes what is plugged, whatever the slave VM does meanwhile."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.slave_vm import FakeVm
+from tests.waiting import until
+from vhostpci_host.hotplug import reconciler
+from vhostpci_host.hotplug.reconciler import Hotplug
+from vhostpci_host.interfaces import Plug
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    for pause in (
+        *("FIRST_PAUSE", "LONGEST_PAUSE", "AWAY_PAUSE", "UNPLUG_EVERY"),
+        *("CHECK_AFTER", "CLOSE_TIME"),
+    ):
+        monkeypatch.setattr(reconciler, pause, getattr(reconciler, pause) / 100)
+
+
+def plug(window: int, *, vectors: int = 1, size: int = 1 << 30) -> Plug:
+    return Plug(
+        window=window,
+        socket=Path(f"/run/vhostpci/web.ivshmem.{window}"),
+        vectors=vectors,
+        size=size,
+    )
+
+
+def plugs(*windows: int) -> frozenset[Plug]:
+    return frozenset(plug(window) for window in windows)
+
+
+async def nothing() -> None:
+    """Release nothing."""
+
+
+@asynccontextmanager
+async def hotplugged(vm: FakeVm) -> AsyncIterator[Hotplug]:
+    plugger = Hotplug("web", "the slave VM at /run/slave.qmp", vm, nothing)
+    try:
+        yield plugger
+    finally:
+        await plugger.close()
+
+
+def test_windows_are_plugged_before_the_one_with_the_metadata() -> None:
+    async def scenario() -> None:
+        vm = FakeVm()
+        async with hotplugged(vm) as plugger:
+            plugger.want(plugs(0, 256, 300))
+            await until(lambda: len(vm.steps) == 3)
+            assert vm.steps == ["plug 300", "plug 256", "plug 0"]
+            assert plugger.status() == {
+                "slave": "the slave VM at /run/slave.qmp",
+                "connected": True,
+                "plugged": [0, 256, 300],
+                "wanted": [0, 256, 300],
+                "problem": "",
+            }
+
+    asyncio.run(scenario())
+
+
+def test_what_is_not_wanted_any_more_is_unplugged() -> None:
+    async def scenario() -> None:
+        vm = FakeVm()
+        async with hotplugged(vm) as plugger:
+            plugger.want(plugs(0, 256))
+            await until(lambda: vm.windows == {0, 256})
+            plugger.want(plugs(0, 257))
+            await until(lambda: vm.windows == {0, 257})
+            assert "unplug 0" not in vm.steps
+
+    asyncio.run(scenario())
+
+
+def test_wish_that_changes_all_the_time_ends_with_the_last() -> None:
+    async def scenario() -> None:
+        vm = FakeVm()
+        async with hotplugged(vm) as plugger:
+            for window in range(256, 1256):
+                plugger.want(plugs(0, window))
+                if window % 100 == 0:
+                    await asyncio.sleep(0)
+            await until(lambda: vm.windows == {0, 1255})
+
+    asyncio.run(scenario())
+
+
+def test_what_a_daemon_before_us_left_is_unplugged_before_it_is_plugged_anew() -> None:
+    async def scenario() -> None:
+        vm = FakeVm()
+        vm.windows = {0, 999}
+        async with hotplugged(vm) as plugger:
+            plugger.want(plugs(0))
+            await until(lambda: "plug 0" in vm.steps)
+            await until(lambda: vm.windows == {0})
+            assert vm.steps.index("unplug 0") < vm.steps.index("plug 0")
+
+    asyncio.run(scenario())
+
+
+def test_window_that_was_left_out_for_a_moment_is_plugged_anew() -> None:
+    async def scenario() -> None:
+        vm = FakeVm()
+        async with hotplugged(vm) as plugger:
+            plugger.want(plugs(0))
+            await until(lambda: plugger.status()["plugged"] == [0])
+            plugger.want(frozenset())
+            plugger.want(plugs(0))
+            await until(lambda: vm.steps == ["plug 0", "unplug 0", "plug 0"])
+
+    asyncio.run(scenario())
+
+
+def test_window_with_other_vectors_is_plugged_anew() -> None:
+    async def scenario() -> None:
+        vm = FakeVm()
+        async with hotplugged(vm) as plugger:
+            plugger.want(plugs(0))
+            await until(lambda: plugger.status()["plugged"] == [0])
+            plugger.want(frozenset({plug(0, vectors=5)}))
+            await until(lambda: vm.steps == ["plug 0", "unplug 0", "plug 0"])
+
+    asyncio.run(scenario())
+
+
+def test_window_that_the_guest_holds_is_asked_for_again_and_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        vm = FakeVm()
+        async with hotplugged(vm) as plugger:
+            plugger.want(plugs(0, 256))
+            await until(lambda: plugger.status()["plugged"] == [0, 256])
+            vm.hold_on(256)
+            plugger.want(plugs(0))
+            await until(lambda: vm.asked[256] == 3)
+            assert plugger.status()["problem"].endswith("not let go of window 256")
+            vm.hold_on()
+            await until(lambda: vm.windows == {0})
+            await until(lambda: plugger.status()["problem"] == "")
+
+    asyncio.run(scenario())
+    warned = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warned) == 1
+
+
+def test_new_one_of_a_window_waits_until_the_old_one_is_gone_others_do_not() -> None:
+    async def scenario() -> None:
+        vm = FakeVm()
+        async with hotplugged(vm) as plugger:
+            plugger.want(plugs(0))
+            await until(lambda: plugger.status()["plugged"] == [0])
+            vm.hold_on(0)
+            plugger.want(frozenset({plug(0, vectors=5), plug(256)}))
+            await until(lambda: vm.asked[0] == 3)
+            assert vm.steps == ["plug 0", "plug 256"]
+            vm.hold_on()
+            await until(lambda: vm.steps[2:] == ["unplug 0", "plug 0"])
+
+    asyncio.run(scenario())
+
+
+def test_window_that_is_refused_is_told_once_tried_again_and_keeps_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        vm = FakeVm()
+        vm.refuse(256)
+        async with hotplugged(vm) as plugger:
+            plugger.want(plugs(0, 256))
+            await until(lambda: vm.looks > 3)
+            assert plugger.status()["plugged"] == [0]
+            assert "no port is free for window 256" in plugger.status()["problem"]
+            vm.refuse()
+            await until(lambda: plugger.status()["plugged"] == [0, 256])
+            assert plugger.status()["problem"] == ""
+
+    asyncio.run(scenario())
+    warned = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warned) == 1
+
+
+def test_window_that_would_abort_the_vm_is_never_plugged() -> None:
+    async def scenario() -> None:
+        vm = FakeVm()
+        async with hotplugged(vm) as plugger:
+            plugger.want(frozenset({plug(0), plug(256, size=3 << 30)}))
+            await until(lambda: vm.looks > 3)
+            assert vm.steps == ["plug 0"]
+            assert "no power of two" in plugger.status()["problem"]
+
+    asyncio.run(scenario())
+
+
+def test_same_wish_again_asks_the_vm_nothing() -> None:
+    async def scenario() -> None:
+        vm = FakeVm()
+        async with hotplugged(vm) as plugger:
+            plugger.want(plugs(0))
+            await until(lambda: plugger.status()["plugged"] == [0])
+            looks = vm.looks
+            for _ in range(1000):
+                plugger.want(plugs(0))
+                await asyncio.sleep(0)
+            assert vm.looks == looks
+
+    asyncio.run(scenario())
+
+
+def test_error_of_ours_is_the_loops_and_told() -> None:
+    async def scenario() -> None:
+        vm = FakeVm()
+        failures: list[BaseException] = []
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, context: failures.append(context["exception"])
+        )
+        async with hotplugged(vm) as plugger:
+            vm.have_a_bug()
+            plugger.want(plugs(0))
+            await until(lambda: bool(failures))
+            assert "a bug of ours" in plugger.status()["problem"]
+
+    asyncio.run(scenario())
+
+
+def test_vm_that_comes_later_gets_all_that_is_wanted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        vm = FakeVm()
+        vm.die()
+        async with hotplugged(vm) as plugger:
+            plugger.want(plugs(0, 256))
+            await until(lambda: vm.looks > 3)
+            assert plugger.status()["connected"] is False
+            assert plugger.status()["problem"] == "waiting for the slave VM"
+            vm.come_back()
+            await until(lambda: plugger.status()["plugged"] == [0, 256])
+
+    asyncio.run(scenario())
+    warned = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warned) == 1
+
+
+def test_vm_that_dies_and_comes_back_is_plugged_into_anew() -> None:
+    async def scenario() -> None:
+        vm = FakeVm()
+        async with hotplugged(vm) as plugger:
+            plugger.want(plugs(0))
+            await until(lambda: plugger.status()["plugged"] == [0])
+            vm.die()
+            await until(lambda: plugger.status()["connected"] is False)
+            assert plugger.status()["plugged"] == []
+            vm.come_back()
+            await until(lambda: vm.steps == ["plug 0", "plug 0"])
+
+    asyncio.run(scenario())
+
+
+def test_window_without_an_address_is_told_until_it_has_one() -> None:
+    async def scenario() -> None:
+        vm = FakeVm()
+        vm.without_address = {256}
+        async with hotplugged(vm) as plugger:
+            plugger.want(plugs(0, 256))
+            await until(lambda: "window 256 an address" in plugger.status()["problem"])
+            vm.without_address = set()
+            await until(lambda: plugger.status()["problem"] == "")
+
+    asyncio.run(scenario())
+
+
+def test_close_unplugs_all() -> None:
+    async def scenario() -> None:
+        vm = FakeVm()
+        async with hotplugged(vm) as plugger:
+            plugger.want(plugs(0, 256))
+            await until(lambda: vm.windows == {0, 256})
+        assert vm.windows == set()
+
+    asyncio.run(scenario())
+
+
+def test_close_with_nothing_plugged_waits_for_nobody() -> None:
+    async def scenario() -> None:
+        vm = FakeVm()
+        async with hotplugged(vm) as plugger:
+            plugger.want(plugs(0))
+            await until(lambda: vm.windows == {0})
+            plugger.want(frozenset())
+            await until(lambda: vm.windows == set())
+            await asyncio.sleep(0.05)
+            start = time.monotonic()
+        assert time.monotonic() - start < reconciler.CLOSE_TIME / 2
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("trouble", ["hangs", "holds on", "is away"])
+def test_close_ends_in_time_whatever_the_vm_does(trouble: str) -> None:
+    async def scenario() -> None:
+        vm = FakeVm()
+        async with hotplugged(vm) as plugger:
+            plugger.want(plugs(0))
+            await until(lambda: vm.windows == {0})
+            if trouble == "hangs":
+                vm.hang()
+            elif trouble == "holds on":
+                vm.hold_on(0)
+            else:
+                vm.die()
+            start = time.monotonic()
+        assert time.monotonic() - start < 1
+
+    asyncio.run(scenario())
+
+
+def test_nothing_is_plugged_after_close() -> None:
+    async def scenario() -> None:
+        vm = FakeVm()
+        async with hotplugged(vm) as plugger:
+            pass
+        plugger.want(plugs(0))
+        await asyncio.sleep(0.05)
+        assert vm.steps == []
+
+    asyncio.run(scenario())

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A mapping whose file is cut: we go on, on pages of our own, until it is renewed."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+
+import pytest
+
+from vhostpci_host.fds import Fd
+from vhostpci_host.memory.sigbus import SharedMap
+
+PAGE = 4096
+SIZE = 4 * PAGE
+
+
+@pytest.fixture
+def file() -> Iterator[Fd]:
+    with Fd(os.memfd_create("cut")) as file:
+        os.pwrite(file.fileno(), b"x" * SIZE, 0)
+        yield file
+
+
+@pytest.fixture
+def shared(file: Fd) -> Iterator[SharedMap]:
+    """All but the first page of it."""
+    with closing(SharedMap(file, offset=PAGE, length=SIZE - PAGE)) as shared:
+        yield shared
+
+
+def cut(file: Fd, size: int = 0) -> None:
+    os.ftruncate(file.fileno(), size)
+
+
+def test_file_that_is_whole_is_shared(file: Fd, shared: SharedMap) -> None:
+    with shared.view() as view:
+        view[0] = ord("y")
+        assert os.pread(file.fileno(), 2, PAGE) == b"yx"
+    assert not shared.lost
+
+
+def test_what_was_cut_reads_as_zeros_and_can_be_written(
+    file: Fd, shared: SharedMap
+) -> None:
+    with shared.view() as view, view.cast("Q") as words:
+        cut(file)
+        assert words[3] == 0
+        assert shared.lost
+        words[3] = 7
+        view[100:200] = b"z" * 100
+        assert (words[3], bytes(view[99:101])) == (7, b"\0z")
+
+
+@pytest.mark.parametrize("size", [0, 1, PAGE, PAGE + 1, SIZE - PAGE])
+def test_renewed_mapping_shows_the_file_to_the_same_view(
+    file: Fd, shared: SharedMap, size: int
+) -> None:
+    with shared.view() as view:
+        cut(file, size)
+        view[-1] = 1
+        os.ftruncate(file.fileno(), SIZE)
+        assert os.pread(file.fileno(), 1, SIZE - 1) == b"\0"
+        shared.renew()
+        assert not shared.lost
+        view[-1] = 2
+        assert os.pread(file.fileno(), 1, SIZE - 1) == b"\2"
+
+
+def test_other_mappings_are_left_alone(file: Fd, shared: SharedMap) -> None:
+    with Fd(os.memfd_create("whole")) as other:
+        os.ftruncate(other.fileno(), PAGE)
+        with (
+            closing(SharedMap(other, offset=0, length=PAGE)) as whole,
+            shared.view() as view,
+        ):
+            cut(file)
+            assert view[0] == 0
+            assert (shared.lost, whole.lost) == (True, False)
+
+
+def test_every_cut_is_survived_whatever_we_do_with_the_mapping(
+    file: Fd, shared: SharedMap
+) -> None:
+    end = threading.Event()
+
+    def cut_and_grow() -> None:
+        while not end.is_set():
+            cut(file)
+            os.ftruncate(file.fileno(), SIZE)
+
+    with running(cut_and_grow, end):
+        lost = 0
+        with shared.view() as view, view.cast("Q") as words:
+            deadline = time.monotonic() + 1.0
+            while time.monotonic() < deadline:
+                view[: 2 * PAGE] = bytes(2 * PAGE)
+                words[5] = (words[6] + 1) % 2**64
+                assert len(bytes(view)) == SIZE - PAGE
+                lost += shared.lost
+                if shared.lost:
+                    with suppress(OSError):
+                        shared.renew()
+    assert lost > 10
+
+
+@contextmanager
+def running(target: Callable[[], None], end: threading.Event) -> Iterator[None]:
+    """Run a thread as long as the block."""
+    thread = threading.Thread(target=target)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+
+
+def test_fault_in_another_thread_is_survived_too(file: Fd, shared: SharedMap) -> None:
+    found = []
+
+    def look() -> None:
+        with shared.view() as view:
+            found.append(view[0])
+
+    cut(file)
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert found == [0]
+
+
+STRAY = """
+import mmap, os
+from vhostpci_host.fds import Fd
+from vhostpci_host.memory.sigbus import SharedMap
+files = [Fd(os.memfd_create("cut")) for _ in range(2)]
+for file in files:
+    os.ftruncate(file.fileno(), 8192)
+ours = SharedMap(files[0], offset=0, length=8192)
+stray = mmap.mmap(files[1].fileno(), 8192)
+for file in files:
+    os.ftruncate(file.fileno(), 0)
+assert ours.view()[0] == 0
+print("alive", flush=True)
+stray[0]
+print("still alive")
+"""
+
+
+def test_fault_elsewhere_ends_the_process_as_it_would_have() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STRAY], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGBUS, "alive\n"), done.stderr

@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vhost-user sessions, whole, without a socket."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.fakes.frontend import (
+    Direct,
+    FrontEnd,
+    Refused,
+    RingAt,
+    region,
+)
+from tests.fakes.windows import MIB, Ram
+from vhostpci_host.vhost_user.backend import Answer, Backend, Quiesce
+from vhostpci_host.vhost_user.message import Message
+from vhostpci_shared import vhost_user as vu
+from vhostpci_shared.vhost_user import ProtocolFeature, Request
+from vhostpci_shared.virtio import Feature
+from vhostpci_shared.wire import ProtocolError
+
+RX, TX = RingAt.nth(0), RingAt.nth(1)
+
+
+@contextmanager
+def eventfd() -> Iterator[int]:
+    fd = os.eventfd(0, os.EFD_NONBLOCK)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def test_qemu_session_from_connect_to_stop(
+    qemu: FrontEnd, backend: Backend, ram: Ram
+) -> None:
+    qemu.driver_ok([RX, TX])
+    assert [backend.runs(0), backend.runs(1)] == [True, True]
+    ram.use(TX.used, 17)
+    assert [qemu.stop_ring(0), qemu.stop_ring(1)] == [0, 17]
+    assert [backend.runs(0), backend.runs(1)] == [False, False]
+
+
+def test_driver_that_comes_back_starts_where_it_stopped(
+    qemu: FrontEnd, backend: Backend, ram: Ram
+) -> None:
+    for base in (0, 65535, 3):
+        qemu.driver_ok([RingAt.nth(0, base=base)])
+        assert backend.rings[0].base == base
+        ram.use(RX.used, (base + 5) % 2**16)
+        assert qemu.stop_ring(0) == (base + 5) % 2**16
+
+
+def test_offer_is_what_the_ring_driver_can_do(backend: Backend) -> None:
+    offered = backend.offered
+    assert Feature.F_VERSION_1 | Feature.NET_F_MRG_RXBUF in offered
+    assert not offered & (Feature.F_RING_PACKED | Feature.F_ACCESS_PLATFORM)
+    assert Feature.NET_F_MQ not in offered
+
+
+def test_multiqueue_is_offered_with_several_pairs(ram: Ram) -> None:
+    backend = Backend(4, ram)
+    assert Feature.NET_F_MQ in backend.offered
+    with FrontEnd(Direct(backend), [], 4) as qemu:
+        qemu.connect()
+        assert vu.U64.parse(qemu.ask(Request.GET_QUEUE_NUM)).value == 4
+
+
+def test_ring_is_not_disturbed_by_what_changes_nothing(
+    ram: Ram, backend: Backend
+) -> None:
+    quiesced: list[frozenset[int]] = []
+    with FrontEnd(
+        Direct(backend, quiesced.append), [(region(ram.size), ram.fd)]
+    ) as qemu:
+        qemu.connect()
+        qemu.driver_ok([RX, TX])
+        qemu.enable()
+        qemu.send(Request.SET_FEATURES, vu.U64(qemu.features))
+        qemu.send(Request.SET_VRING_NUM, vu.VringState(0, RX.size))
+        qemu.send(Request.SET_VRING_ADDR, qemu.address(RX))
+        qemu.send(Request.SET_OWNER)
+        qemu.send(Request.RESET_OWNER)
+    assert quiesced == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "payload", "rings"),
+    [
+        (Request.GET_VRING_BASE, vu.VringState(1, 0), {1}),
+        (Request.SET_VRING_ENABLE, vu.VringState(0, 0), {0}),
+        (Request.SET_FEATURES, vu.U64(Feature.F_VERSION_1), {0, 1}),
+        (Request.SET_VRING_NUM, vu.VringState(0, 128), {0}),
+        (Request.SET_VRING_BASE, vu.VringState(1, 9), {1}),
+        (Request.RESET_DEVICE, None, {0, 1}),
+        (Request.REM_MEM_REG, vu.SingleRegion(region(16 * MIB)), {0, 1}),
+    ],
+    ids=lambda value: value.name if isinstance(value, Request) else None,
+)
+def test_change_of_a_ready_ring_waits_until_nobody_touches_it(
+    qemu: FrontEnd,
+    backend: Backend,
+    request_: Request,
+    payload: vu.Payload | None,
+    rings: set[int],
+) -> None:
+    qemu.driver_ok([RX, TX])
+    before = [(r.size, r.base, r.kicked, r.enable) for r in backend.rings]
+    outcome = backend.receive(Message.of(request_, payload))
+    assert outcome == Quiesce(frozenset(rings))
+    assert backend.waiting
+    assert [(r.size, r.base, r.kicked, r.enable) for r in backend.rings] == before
+    assert isinstance(backend.resume(), Answer)
+    assert not backend.waiting
+
+
+def test_index_is_read_after_the_agent_has_let_go(
+    ram: Ram, backend: Backend, qemu: FrontEnd
+) -> None:
+    qemu.driver_ok([RX])
+    request = Message.of(Request.GET_VRING_BASE, vu.VringState(0, 0))
+    assert isinstance(backend.receive(request), Quiesce)
+    ram.use(RX.used, 42)  # the agent's last packets
+    answer = backend.resume()
+    assert answer == Answer(vu.reply(Request.GET_VRING_BASE, vu.VringState(0, 42)))
+
+
+def test_ring_goes_on_from_its_index_after_new_memory(
+    qemu: FrontEnd, backend: Backend, ram: Ram
+) -> None:
+    qemu.driver_ok([RX])
+    ram.use(RX.used, 7)
+    qemu.set_memory()
+    assert backend.runs(0)
+    assert backend.rings[0].base == 7
+
+
+def test_front_end_that_goes_while_we_wait_leaves_nothing(
+    qemu: FrontEnd, backend: Backend
+) -> None:
+    qemu.driver_ok([RX, TX])
+    table = vu.MemTable(())
+    assert isinstance(
+        backend.receive(Message.of(Request.SET_MEM_TABLE, table)), Quiesce
+    )
+    backend.close()
+    assert not backend.waiting
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "enable features memory num base addr kick call",  # QEMU
+        "features memory num base addr call kick enable",  # cloud-hypervisor
+        "features memory call num base addr kick enable",  # DPDK
+        "kick addr num enable memory features",  # nobody
+        "memory enable kick call base addr num features",  # nobody
+    ],
+)
+def test_ring_runs_once_it_is_described_in_whatever_order(
+    qemu: FrontEnd, backend: Backend, order: str
+) -> None:
+    steps: dict[str, Callable[[], None]] = {
+        "enable": qemu.enable,
+        "features": lambda: qemu.send(Request.SET_FEATURES, vu.U64(qemu.features)),
+        "memory": qemu.set_memory,
+        "num": lambda: qemu.send(Request.SET_VRING_NUM, vu.VringState(0, RX.size)),
+        "base": lambda: qemu.send(Request.SET_VRING_BASE, vu.VringState(0, 0)),
+        "addr": lambda: qemu.send(Request.SET_VRING_ADDR, qemu.address(RX)),
+        "kick": lambda: qemu._new_kick(0),
+        "call": lambda: qemu._new_call(0),
+    }
+    backend.rings[0].enable = None  # this front-end has not said so yet
+    names = order.split()
+    qemu.send(Request.SET_FEATURES, vu.U64(Feature.F_PROTOCOL_FEATURES))
+    for name in names[:-1]:
+        steps[name]()
+    steps[names[-1]]()
+    assert backend.runs(0)
+    assert not backend.runs(1)
+
+
+def test_ring_without_protocol_features_starts_enabled(
+    ram: Ram, backend: Backend
+) -> None:
+    with FrontEnd(Direct(backend), [(region(ram.size), ram.fd)]) as old:
+        old.features = Feature.F_VERSION_1
+        old.driver_ok([RX])
+        assert backend.runs(0)
+
+
+def test_ring_is_polled_where_there_is_no_descriptor(
+    qemu: FrontEnd, backend: Backend
+) -> None:
+    qemu.driver_ok([RX])
+    qemu.send(Request.SET_VRING_KICK, vu.VringFd(0, nofd=True))
+    qemu.send(Request.SET_VRING_CALL, vu.VringFd(0, nofd=True))
+    assert backend.runs(0)
+    assert backend.rings[0].kick is None
+    assert backend.rings[0].call is None
+
+
+def test_memory_may_come_in_single_regions(ram: Ram) -> None:
+    backend = Backend(1, ram)
+    low, high = region(MIB), region(MIB, guest_addr=8 * MIB, offset=MIB)
+    with FrontEnd(Direct(backend), [], acks=~ProtocolFeature(0)) as qemu:
+        qemu.connect()
+        assert vu.U64.parse(qemu.ask(Request.GET_MAX_MEM_SLOTS)).value == 256
+        for one in (low, high):
+            qemu.send(Request.ADD_MEM_REG, vu.SingleRegion(one), ram.fd)
+        qemu.start_ring(RX)
+        qemu.enable()
+        qemu.send(Request.REM_MEM_REG, vu.SingleRegion(high))
+        assert backend.runs(0)
+        assert [p.region for p in backend.memory.regions] == [low]
+
+
+def test_memory_told_once_for_each_queue_pair_disturbs_no_ring(ram: Ram) -> None:
+    """QEMU 7.2 adds, and removes, each region for each of its vhost devices."""
+    backend = Backend(2, ram)
+    quiesced: list[frozenset[int]] = []
+    one = vu.SingleRegion(region(ram.size))
+    direct = Direct(backend, quiesced.append)
+    with FrontEnd(direct, [], queue_pairs=2, acks=~ProtocolFeature(0)) as qemu:
+        qemu.connect()
+        qemu.send(Request.ADD_MEM_REG, one, ram.fd, need_reply=True)
+        qemu.start_ring(RX)
+        qemu.enable()
+        qemu.send(Request.ADD_MEM_REG, one, ram.fd, need_reply=True)
+        assert backend.runs(0)
+        assert quiesced == []
+        qemu.send(Request.REM_MEM_REG, one, need_reply=True)
+        qemu.send(Request.REM_MEM_REG, one, need_reply=True)
+        assert quiesced == [{0}]
+        assert direct.refusals == []
+
+
+def test_ring_waits_while_its_region_is_away(
+    ram: Ram, backend: Backend, qemu: FrontEnd
+) -> None:
+    """QEMU removes and adds regions one by one when the layout changes."""
+    qemu.driver_ok([RX])
+    ram.use(RX.used, 5)
+    qemu.send(Request.REM_MEM_REG, vu.SingleRegion(region(ram.size)))
+    assert not backend.runs(0)
+    qemu.send(Request.ADD_MEM_REG, vu.SingleRegion(region(ram.size)), ram.fd)
+    assert backend.runs(0)
+    assert backend.rings[0].base == 5
+
+
+def test_region_to_remove_may_bring_a_descriptor_as_old_qemu_does(
+    qemu: FrontEnd, backend: Backend, ram: Ram
+) -> None:
+    qemu.set_memory()
+    qemu.send(Request.REM_MEM_REG, vu.SingleRegion(region(ram.size)), ram.fd)
+    assert backend.memory.regions == ()
+
+
+def test_user_mode_linux_is_answered_from_the_negotiation_on(
+    ram: Ram, backend: Backend
+) -> None:
+    """It wants a reply to the very request that negotiates replies."""
+    with FrontEnd(
+        Direct(backend), [(region(ram.size), ram.fd)], need_reply=True
+    ) as uml:
+        uml.connect()
+        left, right = os.pipe()
+        try:
+            uml.send(Request.SET_BACKEND_REQ_FD, None, left)
+            uml.driver_ok([RX, TX])
+            uml.send(Request.SET_VRING_CALL, vu.VringFd(0), right)
+        finally:
+            os.close(left)
+            os.close(right)
+        assert backend.runs(0)
+
+
+def test_mtu_is_taken_if_it_can_be(qemu: FrontEnd, backend: Backend) -> None:
+    qemu.send(Request.NET_SET_MTU, vu.U64(9000), need_reply=True)
+    assert backend.mtu == 9000
+    for mtu in (0, 67, 65536, 2**64 - 1):
+        with pytest.raises(Refused):
+            qemu.send(Request.NET_SET_MTU, vu.U64(mtu), need_reply=True)
+    assert backend.mtu == 9000
+
+
+def test_rarp_is_accepted(qemu: FrontEnd) -> None:
+    qemu.send(Request.SEND_RARP, vu.U64(0x123456), need_reply=True)
+
+
+def test_reset_forgets_rings_and_keeps_memory(qemu: FrontEnd, backend: Backend) -> None:
+    qemu.driver_ok([RX])
+    qemu.send(Request.RESET_DEVICE)
+    assert backend.features == 0
+    assert not backend.rings[0].kicked
+    assert not backend.enabled(0)
+    assert len(backend.memory.regions) == 1
+
+
+def test_refusal_is_answered_where_the_front_end_can_hear_it(
+    qemu: FrontEnd, backend: Backend
+) -> None:
+    transport = qemu.transport
+    assert isinstance(transport, Direct)
+    with pytest.raises(Refused):
+        qemu.send(Request.SET_VRING_NUM, vu.VringState(0, 3), need_reply=True)
+    assert transport.refusals == [
+        "SET_VRING_NUM: ring size 3, not a power of two from 1 to 32768"
+    ]
+
+
+def test_refusal_ends_the_session_where_it_cannot(qemu: FrontEnd) -> None:
+    with pytest.raises(ProtocolError, match="SET_VRING_NUM: ring size 3"):
+        qemu.send(Request.SET_VRING_NUM, vu.VringState(0, 3))
+
+
+def test_feature_that_was_not_offered_is_refused_by_name(qemu: FrontEnd) -> None:
+    extra = qemu.features | Feature.F_RING_PACKED
+    with pytest.raises(ProtocolError, match="F_RING_PACKED"):
+        qemu.send(Request.SET_FEATURES, vu.U64(extra))
+    with pytest.raises(ProtocolError, match="INFLIGHT_SHMFD"):
+        qemu.send(Request.SET_PROTOCOL_FEATURES, vu.U64(ProtocolFeature.INFLIGHT_SHMFD))
+
+
+@pytest.mark.parametrize(
+    ("name", "offset"), [("desc", 8), ("avail", 1), ("used", 2)], ids=str
+)
+def test_misaligned_area_is_refused(qemu: FrontEnd, name: str, offset: int) -> None:
+    qemu.driver_ok([])
+    moved = {name: getattr(RX, name) + offset}
+    areas = {"desc": RX.desc, "avail": RX.avail, "used": RX.used} | moved
+    qemu.send(Request.SET_VRING_NUM, vu.VringState(0, 256))
+    qemu.send(Request.SET_VRING_ADDR, qemu.address(RingAt(0, **areas)))
+    with pytest.raises(ProtocolError, match="aligned"):
+        qemu._new_kick(0)
+
+
+@pytest.mark.parametrize("index", range(2))
+def test_err_descriptor_replaces_the_one_before(
+    qemu: FrontEnd, backend: Backend, index: int
+) -> None:
+    with eventfd() as first, eventfd() as second:
+        for fd in (first, second):
+            qemu.send(Request.SET_VRING_ERR, vu.VringFd(index), fd)
+        assert backend.rings[index].err is not None
+
+
+def test_question_that_cannot_be_answered_ends_the_session(qemu: FrontEnd) -> None:
+    """GET_VRING_BASE has a reply of its own: a plain no would be read as one."""
+    data = vu.message(
+        Request.GET_VRING_BASE, vu.VringState(9, 0), vu.HeaderFlag.NEED_REPLY
+    )
+    with pytest.raises(ProtocolError, match="vring 9"):
+        qemu.transport.send(data, ())
+
+
+def test_question_that_also_asks_for_a_yes_is_answered_once(qemu: FrontEnd) -> None:
+    data = vu.message(Request.GET_FEATURES, flags=vu.HeaderFlag.NEED_REPLY)
+    qemu.transport.send(data, ())
+    assert len(qemu.transport.receive()) == 20

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections over socket pairs: pieces, floods, and peers that do not read."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import open_descriptors
+from tests.fakes.loop import ManualLoop
+from vhostpci_host import sockets
+from vhostpci_host.fds import Notifier
+from vhostpci_host.ivshmem.peers import Outgoing
+from vhostpci_host.vhost_user.connection import (
+    MAX_QUEUE,
+    MasterConnection,
+    SlaveConnection,
+)
+from vhostpci_host.vhost_user.message import Message
+from vhostpci_shared import vhost_user as vu
+from vhostpci_shared.vhost_user import Request
+from vhostpci_shared.wire import ProtocolError
+
+
+class Owner:
+    """Notes what it hears."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[str, int]] = []
+        self.said: list[str] = []
+        self.closed = 0
+
+    def receive(self, message: Message) -> None:
+        with message:
+            self.messages.append((message.header.name, len(message.fds)))
+
+    def master_closed(self) -> None:
+        self.closed += 1
+
+    def slave_closed(self) -> None:
+        self.closed += 1
+
+    def say_once(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, theirs:
+        yield ours, theirs
+
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+def master(pair: Pair) -> tuple[ManualLoop, Owner, MasterConnection]:
+    loop, owner = ManualLoop(), Owner()
+    connection = MasterConnection(owner, pair[0], loop)
+    connection.start()
+    return loop, owner, connection
+
+
+def test_messages_in_one_piece_are_told_apart_with_their_descriptors(
+    pair: Pair,
+) -> None:
+    loop, owner, connection = master(pair)
+    kick = vu.message(Request.SET_VRING_KICK, vu.VringFd(0))
+    pair[1].send(vu.message(Request.SET_OWNER))
+    with closing(Notifier.new()) as fd:
+        socket.send_fds(pair[1], [kick], [fd.fileno()])
+        socket.send_fds(pair[1], [kick], [fd.fileno()])
+    pair[1].send(vu.message(Request.GET_FEATURES))
+    loop.advance()
+    assert owner.messages == [
+        *(("SET_OWNER", 0), ("SET_VRING_KICK", 1)),
+        *(("SET_VRING_KICK", 1), ("GET_FEATURES", 0)),
+    ]
+    connection.close()
+
+
+def test_paused_connection_reads_nothing_until_it_is_resumed(pair: Pair) -> None:
+    loop, owner, connection = master(pair)
+    connection.pause()
+    pair[1].send(vu.message(Request.SET_OWNER))
+    loop.advance(1.0)
+    assert owner.messages == []
+    connection.resume()
+    loop.advance()
+    assert owner.messages == [("SET_OWNER", 0)]
+    connection.close()
+
+
+def test_connection_that_closed_while_it_was_paused_is_not_resumed(
+    pair: Pair,
+) -> None:
+    loop, _, connection = master(pair)
+    connection.pause()
+    connection.close()
+    connection.resume()
+    assert loop.watched() == set()
+
+
+def test_half_a_message_leaves_no_descriptor(pair: Pair) -> None:
+    before = len(open_descriptors())
+    loop, owner, _ = master(pair)
+    with closing(Notifier.new()) as fd:
+        socket.send_fds(pair[1], [b"\x0c"], [fd.fileno()] * 8)
+    loop.advance()
+    pair[1].close()
+    loop.advance()
+    assert owner.closed == 1
+    assert len(open_descriptors()) == before - 2
+
+
+def test_descriptors_that_trickle_in_are_bounded(pair: Pair) -> None:
+    loop, owner, _ = master(pair)
+    with closing(Notifier.new()) as fd:
+        for _ in range(9):
+            socket.send_fds(pair[1], [b"\x01"], [fd.fileno()])
+    loop.advance()
+    reason = "more than 8 descriptors in one message"
+    assert owner.said == [f"front-end (pid {os.getpid()}) dropped: {reason}"]
+
+
+def test_front_end_that_reads_no_reply_is_dropped(pair: Pair) -> None:
+    _, owner, connection = master(pair)
+    reply = vu.reply(Request.GET_FEATURES, vu.U64(0))
+    for _ in range(100_000):
+        if owner.closed:
+            break
+        connection.send(reply)
+    assert "does not read our replies" in owner.said[0]
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_messages_or_end_the_connection(data: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, theirs:
+        loop, owner, connection = master((ours, theirs))
+        theirs.send(data)
+        loop.advance()
+        assert owner.closed == len(owner.said)
+        connection.close()
+
+
+def slave(pair: Pair) -> tuple[ManualLoop, Owner, SlaveConnection]:
+    loop, owner = ManualLoop(), Owner()
+    connection = SlaveConnection(owner, pair[0], loop)
+    connection.start()
+    return loop, owner, connection
+
+
+def test_handshake_is_sent_whole_before_anybody_reads(pair: Pair) -> None:
+    """64 rings are 32 queue pairs: the most that a device can have."""
+    loop, owner, connection = slave(pair)
+    with closing(Notifier.new()) as fd:
+        connection.send([Outgoing(0, fd) for _ in range(200)])
+    assert connection.unread()
+    seen = 0
+    while connection.unread():
+        data, fds, _, _ = socket.recv_fds(pair[1], 8, 4)
+        assert len(data) == 8
+        assert len(fds) == 1
+        os.close(fds[0])
+        seen += 1
+        loop.advance(0.1)
+    assert seen == 200
+    assert owner.closed == 0
+    connection.close()
+
+
+def test_what_does_not_fit_waits_in_its_order(pair: Pair) -> None:
+    pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    loop, _, connection = slave(pair)
+    connection.send([Outgoing(number) for number in range(1000)])
+    seen: list[int] = []
+    while connection.unread():
+        seen.append(int.from_bytes(pair[1].recv(8), "little"))
+        loop.advance(0.05)
+    assert seen == list(range(1000))
+    connection.close()
+
+
+def test_slave_that_never_reads_is_dropped_at_last(pair: Pair) -> None:
+    before = len(open_descriptors())
+    loop, owner, connection = slave(pair)
+    with closing(Notifier.new()) as fd:
+        for _ in range(MAX_QUEUE // 50):
+            connection.send([Outgoing(2, fd)] * 20 + [Outgoing(2)] * 80)
+    loop.advance(1.0)
+    assert "unread" in owner.said[0]
+    assert owner.closed == 1
+    pair[1].close()
+    loop.advance()
+    assert len(open_descriptors()) == before - 2
+
+
+def test_slave_that_talks_is_not_listened_to(pair: Pair) -> None:
+    loop, owner, connection = slave(pair)
+    with closing(Notifier.new()) as fd:
+        socket.send_fds(pair[1], [b"hello"], [fd.fileno()])
+    before = len(open_descriptors())
+    loop.advance()
+    assert (owner.closed, len(open_descriptors())) == (0, before)
+    connection.close()
+
+
+def test_slave_that_goes_in_the_handshake_is_noticed_later(pair: Pair) -> None:
+    """Not in the middle of it: the device is still telling it things."""
+    loop, owner, connection = slave(pair)
+    pair[1].close()
+    connection.send([Outgoing(0), Outgoing(0)])
+    assert owner.closed == 0
+    loop.advance()
+    assert owner.closed == 1
+
+
+def test_reply_to_one_who_is_gone_is_an_end(pair: Pair) -> None:
+    pair[1].close()
+    with pytest.raises(EOFError):
+        sockets.send(pair[0], b"x")
+
+
+def test_received_descriptor_is_given_to_no_child(pair: Pair) -> None:
+    with closing(Notifier.new()) as fd:
+        os.set_inheritable(fd.fileno(), True)
+        socket.send_fds(pair[1], [b"x"], [fd.fileno()])
+    _, fds = sockets.receive(pair[0], 1)
+    with fds[0] as received:
+        assert not os.get_inheritable(received.fileno())
+
+
+def test_more_descriptors_than_there_is_room_for_are_refused(pair: Pair) -> None:
+    before = len(open_descriptors())
+    with closing(Notifier.new()) as fd:
+        socket.send_fds(pair[1], [b"x"], [fd.fileno()] * 50)
+    with pytest.raises(ProtocolError, match="descriptors"):
+        sockets.receive(pair[0], 1)
+    assert len(open_descriptors()) == before
