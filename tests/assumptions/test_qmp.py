@@ -22,7 +22,6 @@ from tests.assumptions import qtest
 from tests.vm.qmp import Qmp
 from tests.waiting import until
 from vhostpci_host import sockets
-from vhostpci_host.device.windows import WindowSocket
 from vhostpci_host.fds import Fd
 from vhostpci_host.hotplug import qmp_vm
 from vhostpci_host.hotplug.qmp_vm import QmpVm
@@ -30,8 +29,9 @@ from vhostpci_host.hotplug.reconciler import Hotplug
 from vhostpci_host.hotplug.vm import PlugError, VmAway
 from vhostpci_host.interfaces import Plug
 from vhostpci_host.ivshmem import linger
-from vhostpci_host.listener import Listener
+from vhostpci_host.ivshmem.window_socket import WindowSocket
 from vhostpci_host.memory.regions import WindowFile
+from vhostpci_host.sockets import Listener
 
 pytestmark = pytest.mark.vm
 

@@ -9,15 +9,9 @@ import os
 from collections.abc import Callable, Iterator, Set
 from contextlib import ExitStack
 
-from vhostpci_guest.pci.ivshmem import (
-    Doorbell,
-    Mapping,
-    Mmio,
-    Window,
-    drain,
-    new_eventfd,
-    signal,
-)
+from vhostpci_guest.dataplane.mapping import Mapping
+from vhostpci_guest.eventfds import drain, new_eventfd, signal
+from vhostpci_guest.interfaces import Doorbell, Mmio, Window
 from vhostpci_shared import metadata as md
 from vhostpci_shared.access import Metadata, find
 from vhostpci_shared.metadata import DeviceFlag, RingFlag

@@ -6,7 +6,8 @@ import socket
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from vhostpci_guest.pci.ivshmem import Mapping, drain, new_eventfd
+from vhostpci_guest.dataplane.mapping import Mapping
+from vhostpci_guest.eventfds import drain, new_eventfd
 from vhostpci_shared import ivshmem
 from vhostpci_shared import metadata as md
 from vhostpci_shared.access import Metadata, find

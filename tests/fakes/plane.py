@@ -5,10 +5,15 @@ import os
 from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 
-from vhostpci_guest.dataplane.interface import RingRefused, RingReport, RingStart
-from vhostpci_guest.pci.ivshmem import Unusable, new_eventfd, signal
-from vhostpci_guest.serve.features import NetOptions
-from vhostpci_guest.serve.plan import Memory
+from vhostpci_guest.dataplane.interface import (
+    Memory,
+    RingRefused,
+    RingReport,
+    RingStart,
+)
+from vhostpci_guest.errors import Unusable
+from vhostpci_guest.eventfds import new_eventfd, signal
+from vhostpci_guest.net_options import NetOptions
 from vhostpci_guest.tap.naming import Rules
 from vhostpci_guest.tap.tap_port import Port, Ports
 from vhostpci_shared.metadata import AgentRingState

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from tests.fakes.bar import FakeDaemon, FakeWindows
 from vhostpci_guest.agent import Agent
-from vhostpci_guest.pci.ivshmem import Device
+from vhostpci_guest.interfaces import Device
 
 
 class FakeSource:

@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 
 from tests.fakes.sysfs import FakeSystem
-from vhostpci_guest.pci.ivshmem import drain, new_eventfd, signal
+from vhostpci_guest.eventfds import drain, new_eventfd, signal
 from vhostpci_guest.pci.uevents import Overrun, Uevent
 
 

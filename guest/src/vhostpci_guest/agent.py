@@ -20,9 +20,9 @@ from typing import Any
 from vhostpci_shared.wire import ProtocolError
 
 from .dataplane.interface import PlaneMaker
-from .pci.ivshmem import Device, Unusable
+from .errors import Unusable
+from .interfaces import Device, Source
 from .serve.link import TICK, Link
-from .socket.source import Source
 from .status_socket import Control
 from .tap.tap_port import Port
 

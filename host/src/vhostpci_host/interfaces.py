@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from .ivshmem.peers import Outgoing
-from .memory.regions import WindowFile
-
 
 class Timer(Protocol):
     """Something that was asked to happen later."""
@@ -58,48 +55,6 @@ class MasterPort(Protocol):
 
     def drop(self, reason: str) -> None:
         """Close it for what it did; the device is told by `master_gone`."""
-
-
-class SlavePort(Protocol):
-    """The ivshmem connection, as the device sees it."""
-
-    @property
-    def pid(self) -> int:
-        """The slave's QEMU, or the agent itself; 0 if unknown."""
-        ...
-
-    @property
-    def is_process(self) -> bool:
-        """Whether it is an agent itself, not the QEMU of a slave VM."""
-        ...
-
-    def send(self, messages: list[Outgoing]) -> None:
-        """Send messages, in this order, however long it takes."""
-
-    def unread(self) -> bool:
-        """Whether the other side has not read all of them."""
-        ...
-
-    def drop(self, reason: str) -> None:
-        """Close it for `reason`; the device is told by `slave_gone`."""
-
-
-class WindowHost(Protocol):
-    """Who shows windows with the master's memory to the slave."""
-
-    def show(self, number: int, window: WindowFile) -> None:
-        """Show the window to whoever connects for it.
-
-        Raises:
-            HostError: there cannot be a socket for it.
-        """
-
-    def hide(self, number: int) -> None:
-        """Show it no longer."""
-
-    def connected(self, number: int) -> bool:
-        """Whether somebody has it."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

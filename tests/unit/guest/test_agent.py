@@ -18,7 +18,7 @@ from tests.fakes.plane import FakePlane, FakePort
 from tests.fakes.source import FakeSource, beat_and_step
 from vhostpci_guest import status_socket
 from vhostpci_guest.agent import Agent, stopped_by_signals
-from vhostpci_guest.pci.ivshmem import Unusable
+from vhostpci_guest.errors import Unusable
 from vhostpci_guest.status_socket import Control
 from vhostpci_shared import metadata as md
 from vhostpci_shared.metadata import AgentState

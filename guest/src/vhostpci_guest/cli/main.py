@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 from vhostpci_shared import metadata as md
 
 from .. import __version__, status_socket
+from ..errors import Unusable
+from ..interfaces import Source
 from ..pci import bindings, sysfs_device
-from ..pci.ivshmem import Unusable
 from ..pci.uevents import Uevents
 from ..pci.watch import PciWatch
 from ..socket import source
@@ -194,7 +195,7 @@ def _control(undo: ExitStack) -> status_socket.Control | None:
     return socket
 
 
-def _source(arguments: argparse.Namespace) -> source.Source:
+def _source(arguments: argparse.Namespace) -> Source:
     if arguments.socket is not None:
         return source.SocketSource(arguments.socket)
     if arguments.device is not None:

@@ -9,9 +9,17 @@ from typing import Protocol
 from vhostpci_shared import metadata as md
 from vhostpci_shared.metadata import AgentRingState
 
-from ..pci.ivshmem import Doorbell
-from ..serve.features import NetOptions
-from ..serve.plan import Memory
+from ..interfaces import Doorbell
+from ..net_options import NetOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A piece of the master's memory, and its address in this process."""
+
+    guest_addr: int
+    size: int
+    address: int
 
 
 class RingRefused(Exception):

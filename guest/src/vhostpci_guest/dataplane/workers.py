@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from vhostpci_shared import metadata as md
 from vhostpci_shared.metadata import AgentRingState
 
-from ..pci.ivshmem import Doorbell, Eventfd, Mmio, new_eventfd
-from ..serve.plan import Memory
+from ..eventfds import new_eventfd
+from ..interfaces import Doorbell, Eventfd, Mmio
 from . import native as c
-from .interface import RingRefused, RingReport, RingStart, used_index
+from .interface import Memory, RingRefused, RingReport, RingStart, used_index
 
 _STOP = 0.4
 """Seconds that a worker may take to let go of a ring; it needs microseconds."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from vhostpci_shared import metadata as md
 
+from ..errors import Unusable
 from . import kmod, sysfs, uio, vfio
-from .ivshmem import PciBound, Unusable
+from .ivshmem import PciBound
 from .sysfs_device import PciDevice, read_position
 
 log = logging.getLogger(__name__)

@@ -5,162 +5,15 @@ A device shows one window.  Window 0 is the slave's own device and carries the
 metadata; further windows are further devices (attach mode).
 """
 
-import ctypes
-import mmap
-import os
 import select
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack
 from typing import Protocol
 
-from ..dataplane.native import Guard
+from ..dataplane.mapping import Mapping
+from ..interfaces import Mmio, Window
 
 MAX_DOORBELL = 2**16 - 1
-
-
-class Unusable(Exception):
-    """This machine, as it is, cannot do what was asked; the text says what to change.
-
-    Neither our fault nor a peer's: one line for the user, exit status 1.
-    """
-
-
-@dataclass(frozen=True, slots=True)
-class Mmio:
-    """A doorbell that is rung by one 32-bit store of `value` at `address`."""
-
-    address: int
-    peer: int
-    vector: int
-
-    @property
-    def value(self) -> int:
-        """What to store."""
-        return self.peer << 16 | self.vector
-
-
-@dataclass(frozen=True, slots=True)
-class Eventfd:
-    """A doorbell that is an eventfd; whoever asked for it closes it."""
-
-    fd: int
-
-
-Doorbell = Mmio | Eventfd
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """BAR 2: `id` is the device's IVPosition, `address` where this process has it.
-
-    `device` is the name of what shows it: a PCI address, or the path of a socket.
-    """
-
-    id: int
-    address: int
-    view: memoryview
-    device: str
-
-    @property
-    def size(self) -> int:
-        """Length in bytes."""
-        return len(self.view)
-
-
-class Device(Protocol):
-    """An ivshmem device that is ours until `close`."""
-
-    @property
-    def name(self) -> str:
-        """Its PCI address, or the path of its socket."""
-
-    @property
-    def binding(self) -> str:
-        """How we have it: ``vfio``, ``uio``, ``sysfs`` or ``socket``."""
-
-    @property
-    def window(self) -> Window:
-        """What its BAR 2 shows."""
-
-    @property
-    def vector_count(self) -> int:
-        """Vectors that the device has."""
-
-    @property
-    def settled(self) -> bool:
-        """Whether no more vectors will come."""
-
-    @property
-    def lost(self) -> bool:
-        """Whether it is gone, or wanted back: it is to be closed."""
-
-    def alarms(self) -> Iterable[int]:
-        """Return descriptors that are readable once it is lost."""
-
-    def vector(self, index: int) -> int | None:
-        """Return the eventfd of a vector; None where there are no interrupts."""
-
-    def doorbell(self, peer: int, vector: int) -> Doorbell | None:
-        """Return a peer's doorbell; None if that peer is not there (yet)."""
-
-    def ring(self, peer: int, vector: int) -> None:
-        """Ring a peer's doorbell; nothing happens if the peer is not there."""
-
-    def close(self) -> None:
-        """Give the device back as it was found."""
-
-
-class Mapping:
-    """Memory of a device in this process, shared and writable.
-
-    It is guarded: if the file shrinks, or the device is unplugged, there are zeros
-    instead, and `lost` is set.
-
-    Args:
-        fd: what to map; it may be closed afterwards.
-        size: bytes.
-        offset: where in `fd` to start, a multiple of the page size.
-        skip: bytes of the first page that are somebody else's.
-
-    Raises:
-        OSError: the kernel does not map it.
-    """
-
-    def __init__(self, fd: int, size: int, *, offset: int = 0, skip: int = 0) -> None:
-        self._mmap = mmap.mmap(fd, size, offset=offset)
-        base = ctypes.addressof(ctypes.c_char.from_buffer(self._mmap))
-        self.address = base + skip
-        self.view = memoryview(self._mmap)
-        if skip:
-            # The kernel maps the page, Python shows no more than the file's size.
-            here = (ctypes.c_char * size).from_address(self.address)
-            self.view = memoryview(here).cast("B")
-        try:
-            self._guard = Guard(base, skip + size)
-        except BaseException:
-            self.view.release()
-            self._mmap.close()
-            raise
-
-    def fileno(self) -> int:
-        """Return a descriptor that is readable when the memory is lost."""
-        return self._guard.fileno()
-
-    @property
-    def lost(self) -> bool:
-        """Whether the memory is gone, and there are zeros in its place."""
-        return self._guard.lost
-
-    def close(self) -> None:
-        """Unmap it.
-
-        Raises:
-            BufferError: somebody still has a part of `view`.
-        """
-        self.view.release()
-        self._mmap.close()
-        self._guard.close()  # not before: who still has a part may use it
 
 
 class Registers:
@@ -279,26 +132,7 @@ class PciBound:
         self._undo.close()
 
 
-def new_eventfd() -> int:
-    """Return a new eventfd that never blocks."""
-    return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-
-
 def _readable(fd: int) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(0))
-
-
-def drain(fd: int) -> bool:
-    """Take what an eventfd holds; return whether it held anything."""
-    with suppress(BlockingIOError):
-        os.eventfd_read(fd)
-        return True
-    return False
-
-
-def signal(fd: int) -> None:
-    """Add one to an eventfd; one that is full needs no more."""
-    with suppress(BlockingIOError):
-        os.eventfd_write(fd, 1)

@@ -11,7 +11,10 @@ import os
 import struct
 from contextlib import ExitStack
 
-from .ivshmem import Mapping, PciBound, Registers, Unusable, new_eventfd
+from ..dataplane.mapping import Mapping
+from ..errors import Unusable
+from ..eventfds import new_eventfd
+from .ivshmem import PciBound, Registers
 from .sysfs_device import UIO_VHOSTPCI, PciDevice
 
 NAME = "kmod"

@@ -3,7 +3,8 @@
 
 from contextlib import ExitStack
 
-from .ivshmem import PciBound, Registers, Unusable
+from ..errors import Unusable
+from .ivshmem import PciBound, Registers
 from .sysfs_device import PciDevice, mapped_resource, read_position
 
 NAME = "sysfs"

@@ -17,7 +17,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
-from .ivshmem import Mapping, Registers, Unusable
+from ..dataplane.mapping import Mapping
+from ..errors import Unusable
+from .ivshmem import Registers
 from .kernel import System
 
 VENDOR, DEVICE = "0x1af4", "0x1110"

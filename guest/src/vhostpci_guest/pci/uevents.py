@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from .ivshmem import Unusable
+from ..errors import Unusable
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ to be read from its node.  It is open all the same: so others see that it is in 
 
 from contextlib import ExitStack
 
+from ..errors import Unusable
 from . import sysfs
-from .ivshmem import PciBound, Unusable
+from .ivshmem import PciBound
 from .sysfs_device import PciDevice
 
 NAME = "uio"

@@ -11,7 +11,10 @@ import struct
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from .ivshmem import Mapping, PciBound, Registers, Unusable, new_eventfd
+from ..dataplane.mapping import Mapping
+from ..errors import Unusable
+from ..eventfds import new_eventfd
+from .ivshmem import PciBound, Registers
 from .sysfs_device import COMMAND, COMMAND_MASTER, COMMAND_MEMORY, PciDevice
 
 NAME = "vfio"

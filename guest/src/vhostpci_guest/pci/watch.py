@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 
 from vhostpci_shared import metadata as md
 
-from ..socket.windows import Windows
-from .ivshmem import Device, Unusable, Window
+from ..errors import Unusable
+from ..interfaces import Device, Window, Windows
 from .kernel import System
 from .sysfs_device import PciDevice, is_ivshmem
 from .uevents import Events, Overrun

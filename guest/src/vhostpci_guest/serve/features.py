@@ -1,30 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the virtio-net features that the master's driver acknowledged mean for us."""
 
-from dataclasses import dataclass
-
 from vhostpci_shared.virtio import Feature
 
-from ..tap.tap import Offload
+from ..net_options import NetOptions, Offload
 
 MAX_IP_PACKET = 65535
 ETHERNET = 18  # header, and a VLAN tag
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetOptions:
-    """How packets look in the master's buffers.
-
-    `header_length` is in bytes, as is `max_packet`: the longest that the master takes,
-    without that header.
-    """
-
-    header_length: int
-    max_packet: int
-    offloads: Offload
-    mergeable: bool
-    event_idx: bool
-    indirect: bool
 
 
 def options(features: int, mtu: int) -> NetOptions:

@@ -35,9 +35,11 @@ from vhostpci_shared.metadata import AgentState
 from vhostpci_shared.wire import ProtocolError
 
 from ..dataplane.interface import PlaneMaker, RingReport
-from ..pci.ivshmem import Device, Unusable, Window, drain
-from ..socket.windows import Named, Windows
+from ..errors import Unusable
+from ..eventfds import drain
+from ..interfaces import Device, Window, Windows
 from ..tap.tap_port import Port
+from .named_windows import Named
 from .plan import NOTHING, Want, check, named
 from .rings import Rings
 from .window_speed import Speeds

@@ -29,16 +29,9 @@ from vhostpci_shared import metadata as md
 from vhostpci_shared.metadata import AgentRingState, DeviceFlag, RingFlag
 from vhostpci_shared.wire import ProtocolError
 
-from ..pci.ivshmem import Unusable, Window
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """A piece of the master's memory, and its address in this process."""
-
-    guest_addr: int
-    size: int
-    address: int
+from ..dataplane.interface import Memory
+from ..errors import Unusable
+from ..interfaces import Window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

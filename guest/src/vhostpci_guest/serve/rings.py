@@ -23,7 +23,10 @@ from ..dataplane.interface import (
     RingStart,
     used_index,
 )
-from ..pci.ivshmem import Device, Unusable, drain
+from ..errors import Unusable
+from ..eventfds import drain
+from ..interfaces import Device
+from ..net_options import NetOptions
 from ..tap.tap_port import Port
 from . import features
 from .plan import NOTHING, Run, Want, base, inherited, place, plan
@@ -182,9 +185,7 @@ class Rings:
         self._port.use_queues(pairs)
         self._pairs = pairs
 
-    def _start(
-        self, plane: DataPlane, index: int, options: features.NetOptions
-    ) -> None:
+    def _start(self, plane: DataPlane, index: int, options: NetOptions) -> None:
         start = self._needs(index, self.wanted.rings[index], options)
         if start is None:
             self.waiting = True
@@ -197,7 +198,7 @@ class Rings:
         self._runs[index] = Run(session=ring.session, state=state, place=place(ring))
 
     def _needs(
-        self, index: int, ring: md.Ring, options: features.NetOptions
+        self, index: int, ring: md.Ring, options: NetOptions
     ) -> RingStart | None:
         """Gather what a ring needs; None if the peer it is to call is not there yet."""
         start = base(ring, self._runs.get(index))

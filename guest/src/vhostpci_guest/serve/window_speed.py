@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from vhostpci_shared import metadata as md
 
-from ..pci.ivshmem import Device, Window
+from ..interfaces import Device, Window
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,9 @@ from pathlib import Path
 from vhostpci_shared import ivshmem
 from vhostpci_shared.wire import ProtocolError
 
-from ..pci.ivshmem import Doorbell, Eventfd, Mapping, Window, signal
+from ..dataplane.mapping import Mapping
+from ..eventfds import signal
+from ..interfaces import Doorbell, Eventfd, Window
 
 NAME = "socket"
 RETRY = 1.0

@@ -10,54 +10,17 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
 
 from vhostpci_shared.wire import ProtocolError
 
-from ..pci.ivshmem import Device, Unusable
+from ..errors import Unusable
+from ..interfaces import Device, Windows
 from .client import HANDSHAKE, RETRY, Client, ServerGone
-from .windows import SocketWindows, Windows
+from .windows import SocketWindows
 
 log = logging.getLogger(__name__)
 
 _ABSENT = (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN, errno.ECONNRESET)
-
-
-class Source(Protocol):
-    """Where devices come from."""
-
-    def look(self) -> None:
-        """See what has happened.
-
-        Raises:
-            Unusable: no device will ever come.
-        """
-
-    def devices(self) -> Iterable[Device]:
-        """Return the devices that are there; whoever takes one closes it."""
-
-    def windows(self, device: Device) -> Windows:
-        """Return what finds further windows for one of the devices."""
-
-    def fds(self) -> Iterable[int]:
-        """Return the descriptors at which something happens."""
-
-    @property
-    def interval(self) -> float | None:
-        """Seconds until the next look, if nothing happens before."""
-
-    @property
-    def single(self) -> bool:
-        """Whether it has one device ever: if that one fails, all is over.
-
-        Then its TAP stays while the device is away, too.
-        """
-
-    def refuse(self, device: Device) -> None:
-        """Offer a device no more: it cannot be served, and is closed next."""
-
-    def close(self) -> None:
-        """Give back all but the devices that somebody took."""
 
 
 class SocketSource:

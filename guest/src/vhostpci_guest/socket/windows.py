@@ -10,14 +10,13 @@ uses it no longer.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Set
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
 
 from vhostpci_shared.wire import ProtocolError
 
-from ..pci.ivshmem import Window
+from ..interfaces import Window
 from .client import HANDSHAKE, RETRY, Client, ServerGone
 
 log = logging.getLogger(__name__)
@@ -25,58 +24,6 @@ log = logging.getLogger(__name__)
 SOON = 0.02
 """Seconds until the first of further attempts to open a window; then twice as many,
 up to `RETRY`."""
-
-
-class Windows(Protocol):
-    """Finds windows for one device."""
-
-    def find(self, number: int) -> Window | None:
-        """Return the window with this ID, if it is there."""
-
-    def want(self, numbers: Set[int]) -> None:
-        """Have these windows from now on, as far as they come, and no others.
-
-        The caller uses none of the others any more, and none that is not found.
-        """
-
-
-class Named:
-    """The windows that the regions of a device name, as its link sees them.
-
-    Args:
-        windows: finds them.
-    """
-
-    def __init__(self, windows: Windows) -> None:
-        self._windows = windows
-        self._seen: Mapping[int, Window | None] = {}
-
-    def find(self, numbers: Set[int]) -> dict[int, Window | None]:
-        """Return these windows, None for one that is not there."""
-        return {number: self._windows.find(number) for number in sorted(numbers)}
-
-    def keep(self, seen: Mapping[int, Window | None]) -> None:
-        """Act by what `find` returned: no ring uses any other window now."""
-        self._seen = seen
-        self._windows.want(seen.keys())
-
-    @property
-    def numbers(self) -> Set[int]:
-        """The windows that are named."""
-        return self._seen.keys()
-
-    @property
-    def seen(self) -> Mapping[int, Window | None]:
-        """What `keep` was told; all of it is still mapped."""
-        return self._seen
-
-    @property
-    def moved(self) -> bool:
-        """Whether one has come or gone since `keep`."""
-        return any(
-            self._windows.find(number) is not window
-            for number, window in self._seen.items()
-        )
 
 
 class SocketWindows:

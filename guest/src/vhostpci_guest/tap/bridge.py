@@ -9,7 +9,7 @@ he meant to; when there is one of its name again, the TAPs join that.
 import logging
 import socket
 
-from ..pci.ivshmem import Unusable
+from ..errors import Unusable
 from .netlink import netlink
 from .tap import is_name, stable_mac
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
-from ..pci.ivshmem import Unusable
+from ..errors import Unusable
 from .tap import Address, TapConfig, parse_address, parse_mac, parse_name
 
 _NAME, _N = "name", "n"

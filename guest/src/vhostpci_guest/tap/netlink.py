@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..pci.ivshmem import Unusable
+from ..errors import Unusable
 
 
 def preload() -> None:

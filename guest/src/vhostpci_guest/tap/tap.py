@@ -15,10 +15,10 @@ import socket
 import struct
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from enum import IntFlag
 from pathlib import Path
 
-from ..pci.ivshmem import Unusable
+from ..errors import Unusable
+from ..net_options import Offload
 from .netlink import netlink
 
 NODE = Path("/dev/net/tun")
@@ -49,15 +49,6 @@ IFF_VNET_HDR = 0x4000
 IFF_TUN_EXCL = 0x8000
 
 _ifreq = struct.Struct("=16sH22x")
-
-
-class Offload(IntFlag):
-    """What the TAP may leave to its reader (TUN_F_*)."""
-
-    CSUM = 0x01
-    TSO4 = 0x02
-    TSO6 = 0x04
-    TSO_ECN = 0x08
 
 
 _MACHINE = (Path("/etc/machine-id"), Path("/proc/sys/kernel/random/boot_id"))

@@ -12,8 +12,8 @@ import struct
 from collections.abc import Set
 from dataclasses import dataclass, replace
 
-from ..pci.ivshmem import Unusable
-from ..serve.features import NetOptions
+from ..errors import Unusable
+from ..net_options import NetOptions
 from .bridge import Bridge
 from .naming import Rules
 from .tap import DEFAULT_NAME, MTU_MAX, MTU_MIN, Tap, TapConfig, is_name, stable_mac

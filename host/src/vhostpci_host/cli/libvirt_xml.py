@@ -15,6 +15,7 @@ from xml.etree import ElementTree as ET
 
 from ..config.device import MIB, DeviceConfig, Mode, window_size
 from ..hotplug.ids import object_id
+from ..hotplug.shmem_xml import add_element, shmem
 from ..interfaces import Plug
 from . import qemu_args
 
@@ -60,9 +61,9 @@ def master(
     domain = _domain(f"{config.name}-master", kind, size)
     if not arena:
         domain.append(_shared_memory())
-    _add(_add(domain, "features"), "acpi")
+    add_element(add_element(domain, "features"), "acpi")
     alias = _alias(config.name)
-    _add(domain, "devices").append(_interface(config, alias))
+    add_element(domain, "devices").append(_interface(config, alias))
     if arena:
         domain.append(_arena(config))
     properties: Properties = {"ctrl_guest_offloads": False}
@@ -95,29 +96,17 @@ def slave(
     """
     name = config.slave_libvirt or f"{config.name}-slave"
     domain = _domain(name, kind, GIB)
-    features = _add(domain, "features")
-    _add(features, "acpi")
-    _add(features, "apic")
-    _add(features, "ioapic", driver="qemu")
-    devices = _add(domain, "devices")
+    features = add_element(domain, "features")
+    add_element(features, "acpi")
+    add_element(features, "apic")
+    add_element(features, "ioapic", driver="qemu")
+    devices = add_element(domain, "devices")
     if config.plugged or config.mode is Mode.ATTACH:
         domain.append(_override(_add_ports(devices, config, ram, windows)))
     else:
         devices.append(_static(config))
-    _add(_add(devices, "iommu", model="intel"), "driver", intremap="on")
+    add_element(add_element(devices, "iommu", model="intel"), "driver", intremap="on")
     return domain
-
-
-def shmem(name: str, plug: Plug, *, bus: int | None, slot: int = 0) -> ET.Element:
-    """Return a window's device, at a place of a PCI bus, or at one libvirt chooses."""
-    element = ET.Element("shmem", name=name)
-    _add(element, "model", type="ivshmem-doorbell")
-    _add(element, "server", path=str(plug.socket))
-    _add(element, "msi", vectors=str(plug.vectors), ioeventfd="on")
-    if bus is not None:
-        place = {"domain": "0x0000", "bus": f"{bus:#04x}", "slot": f"{slot:#04x}"}
-        _add(element, "address", type="pci", **place, function="0x0")
-    return element
 
 
 def hint(config: DeviceConfig, role: str) -> str:
@@ -142,26 +131,22 @@ ATTACH_HINT = """\
 # Where the slave is a VM, each file of the RAM must have a power of two of bytes."""
 
 
-def text(element: ET.Element) -> str:
-    """Return it indented, as virsh does."""
-    ET.indent(element)
-    return ET.tostring(element, encoding="unicode")
-
-
 def _domain(name: str, kind: str, memory: int) -> ET.Element:
     domain = ET.Element("domain", type=kind)
-    _add(domain, "name").text = name
-    _add(domain, "memory", unit="MiB").text = str(memory // MIB)
-    _add(domain, "vcpu").text = "1"
-    _add(_add(domain, "os"), "type", arch="x86_64", machine="q35").text = "hvm"
+    add_element(domain, "name").text = name
+    add_element(domain, "memory", unit="MiB").text = str(memory // MIB)
+    add_element(domain, "vcpu").text = "1"
+    add_element(
+        add_element(domain, "os"), "type", arch="x86_64", machine="q35"
+    ).text = "hvm"
     return domain
 
 
 def _shared_memory() -> ET.Element:
     """Return what makes the master's RAM a file that others can map."""
     backing = ET.Element("memoryBacking")
-    _add(backing, "source", type="memfd")
-    _add(backing, "access", mode="shared")
+    add_element(backing, "source", type="memfd")
+    add_element(backing, "access", mode="shared")
     return backing
 
 
@@ -169,22 +154,22 @@ def _arena(config: DeviceConfig) -> ET.Element:
     """Return what makes the arena the master's RAM."""
     commandline = ET.Element(f"{{{QEMU}}}commandline")
     for word in qemu_args.flat(qemu_args.arena(config)):
-        _add(commandline, f"{{{QEMU}}}arg", value=word)
+        add_element(commandline, f"{{{QEMU}}}arg", value=word)
     return commandline
 
 
 def _interface(config: DeviceConfig, alias: str) -> ET.Element:
     """Return the card; libvirt itself finds `mq=on` and the vectors for its queues."""
     card = ET.Element("interface", type="vhostuser")
-    _add(card, "mac", address=qemu_args.mac(config.name))
-    source = _add(
+    add_element(card, "mac", address=qemu_args.mac(config.name))
+    source = add_element(
         card, "source", type="unix", path=str(config.vhost_user), mode="client"
     )
-    _add(source, "reconnect", enabled="yes", timeout="1")
-    _add(card, "model", type="virtio")
+    add_element(source, "reconnect", enabled="yes", timeout="1")
+    add_element(card, "model", type="virtio")
     if config.queue_pairs > 1:
-        _add(card, "driver", queues=str(config.queue_pairs))
-    _add(card, "alias", name=alias)
+        add_element(card, "driver", queues=str(config.queue_pairs))
+    add_element(card, "alias", name=alias)
     return card
 
 
@@ -198,14 +183,14 @@ def _add_ports(
     devices: ET.Element, config: DeviceConfig, ram: int | None, windows: int
 ) -> dict[str, Properties]:
     """Add a port for each window; return what must be overridden in them."""
-    _add(devices, "controller", type="pci", index="0", model="pcie-root")
+    add_element(devices, "controller", type="pci", index="0", model="pcie-root")
     for _ in range(OTHER_PORTS):
-        _add(devices, "controller", type="pci", model="pcie-root-port")
+        add_element(devices, "controller", type="pci", model="pcie-root-port")
     size, count = qemu_args.room(config, ram, windows)
     aliases = [f"{_alias(config.name)}_port{i}" for i in range(count)]
     for alias in aliases:
-        port = _add(devices, "controller", type="pci", model="pcie-root-port")
-        _add(port, "alias", name=alias)
+        port = add_element(devices, "controller", type="pci", model="pcie-root-port")
+        add_element(port, "alias", name=alias)
     return {alias: {"pref64-reserve": size} for alias in aliases}
 
 
@@ -213,19 +198,15 @@ def _override(devices: dict[str, Properties]) -> ET.Element:
     """Return the properties that the devices with these aliases get from us."""
     override = ET.Element(f"{{{QEMU}}}override")
     for alias, properties in devices.items():
-        device = _add(override, f"{{{QEMU}}}device", alias=alias)
-        frontend = _add(device, f"{{{QEMU}}}frontend")
+        device = add_element(override, f"{{{QEMU}}}device", alias=alias)
+        frontend = add_element(device, f"{{{QEMU}}}frontend")
         for name, value in properties.items():
             kind = "bool" if isinstance(value, bool) else "unsigned"
             words = {"name": name, "type": kind, "value": str(value).lower()}
-            _add(frontend, f"{{{QEMU}}}property", **words)
+            add_element(frontend, f"{{{QEMU}}}property", **words)
     return override
 
 
 def _alias(name: str) -> str:
     """Return the alias that `name` gives: it can have no '.', and stays unique."""
     return "ua-vhostpci-" + name.replace("_", "__").replace(".", "_-")
-
-
-def _add(parent: ET.Element, tag: str, **attributes: str) -> ET.Element:
-    return ET.SubElement(parent, tag, attributes)

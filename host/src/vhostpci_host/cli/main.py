@@ -27,10 +27,11 @@ from ..config.device import (
     parse_size,
 )
 from ..config.file import FileError, load
-from ..daemon import daemon
+from ..daemon import control_client, daemon
 from ..device import status
 from ..errors import HostError, NoDaemon
-from . import libvirt_xml, qemu_args
+from ..hotplug import shmem_xml
+from . import libvirt_xml, print_status, qemu_args
 
 _Value = TypeVar("_Value")
 
@@ -225,14 +226,16 @@ def _list(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(rows, indent=2))
     else:
-        print(status.table(rows) if rows else "no devices")
+        print(print_status.table(rows) if rows else "no devices")
 
 
 def _ask_daemon(args: argparse.Namespace, request: dict[str, Any]) -> Any:
     """Ask the daemon that has many devices."""
     path = daemon_control(_run_dir(args))
     try:
-        return sockets.ask(path, request, sockets.ASK_TIMEOUT + 2 * daemon.UNPLUG)
+        return control_client.ask(
+            path, request, control_client.ASK_TIMEOUT + 2 * daemon.UNPLUG
+        )
     except NoDaemon:
         raise HostError(
             f"no daemon at {path}: devices are added and removed in one that was "
@@ -280,7 +283,7 @@ def _xml(args: argparse.Namespace) -> None:
         element = libvirt_xml.master(device, ram, kind=args.type, vectors=args.vectors)
     else:
         element = libvirt_xml.slave(device, ram, kind=args.type, windows=args.windows)
-    print(libvirt_xml.text(element))
+    print(shmem_xml.text(element))
     print(libvirt_xml.hint(device, args.role), file=sys.stderr)
 
 
@@ -301,7 +304,7 @@ def _running_config(args: argparse.Namespace) -> DeviceConfig:
     except HostError as error:
         raise HostError(f"{error}; or give --memory") from error
     if running["state"] == status.FAILED:
-        raise HostError(f"{status.text(running)}; give --memory")
+        raise HostError(f"{print_status.text(running)}; give --memory")
     mode = Mode(running["mode"])
     attach = mode is Mode.ATTACH
     slave = (running["plugging"] or {}).get("slave", "")
@@ -324,7 +327,7 @@ def _status(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(found[0] if args.name else found, indent=2))
     else:
-        print("\n".join(status.text(one) for one in found) or "no devices")
+        print("\n".join(print_status.text(one) for one in found) or "no devices")
 
 
 def _names(run_dir: Path, name: str | None) -> list[str]:
@@ -333,7 +336,7 @@ def _names(run_dir: Path, name: str | None) -> list[str]:
         return [name]
     names = {path.stem for path in run_dir.glob("*.control")}
     with contextlib.suppress(NoDaemon):
-        rows = sockets.ask(daemon_control(run_dir), {"command": "list"})
+        rows = control_client.ask(daemon_control(run_dir), {"command": "list"})
         names |= {row["name"] for row in rows}
     return sorted(names)
 
@@ -343,10 +346,10 @@ def _ask_status(run_dir: Path, name: str) -> dict[str, Any]:
     request = {"command": "status", "name": name}
     answer: dict[str, Any]
     try:
-        answer = sockets.ask(run_dir / f"{name}.control", request)
+        answer = control_client.ask(run_dir / f"{name}.control", request)
     except NoDaemon as error:
         try:
-            answer = sockets.ask(daemon_control(run_dir), request)
+            answer = control_client.ask(daemon_control(run_dir), request)
         except NoDaemon:
             raise error from None
     return answer

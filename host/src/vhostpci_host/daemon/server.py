@@ -16,15 +16,16 @@ from typing import Protocol
 from .. import sockets
 from ..config.device import DeviceConfig, Mode
 from ..device.device import Device
-from ..device.windows import WindowSocket
 from ..fds import exhausted, no_descriptors
 from ..interfaces import Plugger
 from ..ivshmem import linger
-from ..listener import Listener
+from ..ivshmem.connection import SlaveConnection
+from ..ivshmem.window_socket import WindowSocket
 from ..memory.arena import Arena, make_directory
 from ..memory.attach import Attached, WindowIds
 from ..memory.regions import Store, WindowFile
-from ..vhost_user.connection import MasterConnection, SlaveConnection
+from ..sockets import Listener
+from ..vhost_user.connection import MasterConnection
 from ..vhost_user.message import Message
 from . import control
 from .isolated_loop import GuardedLoop

@@ -23,17 +23,17 @@ from vhostpci_shared.wire import ProtocolError
 from ..config.device import DeviceConfig
 from ..errors import HostError
 from ..fds import Notifier
-from ..interfaces import Loop, MasterPort, Plugger, SlavePort, Timer, WindowHost
+from ..interfaces import Loop, MasterPort, Plugger, Timer
 from ..ivshmem.doorbells import VectorSet
 from ..ivshmem.peers import PeersExhausted
-from ..ivshmem.slave import Slave
+from ..ivshmem.slave import Slave, SlavePort
 from ..memory.regions import Store
 from ..vhost_user.backend import Answer, Backend, Quiesce
 from ..vhost_user.message import Message
 from .agent_view import AgentView
 from .debounce import Settling
 from .ring_lease import Lease, RingState, Sessions
-from .windows import Shown
+from .windows import Shown, WindowHost
 
 log = logging.getLogger(__name__)
 

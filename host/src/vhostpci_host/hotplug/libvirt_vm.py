@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 from xml.etree import ElementTree as ET
 
-from ..cli import libvirt_xml
 from ..interfaces import Plug
-from . import pci_ports
+from . import pci_ports, shmem_xml
 from .ids import object_id, windows_of
 from .tcg_eventfds import Leftovers
 from .virsh import FILE, Virsh
@@ -109,12 +108,12 @@ class LibvirtVm:
             live = await self._live()
             await self._clear(live)
             name = object_id(device, plug.window)
-            element = libvirt_xml.shmem(name, plug, bus=await self._bus(live, plug))
+            element = shmem_xml.shmem(name, plug, bus=await self._bus(live, plug))
             try:
                 await self._ask(
                     *("attach-device", "--file", FILE, "--live"),
                     more_time=PLUG_TIME,
-                    file=libvirt_xml.text(element),
+                    file=shmem_xml.text(element),
                 )
             except VmAway:
                 raise

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from .. import sockets
 from ..interfaces import Loop
+from . import wire
 from .peers import refusal
 
 LINGER = 30.0
@@ -24,7 +25,7 @@ MOST = 64
 def leave(connection: socket.socket, loop: Loop) -> None:
     """Close a connection once nobody can be hurt; a process's own at once."""
     if (
-        sockets.is_process(connection)
+        wire.is_process(connection)
         or sockets.hung_up(connection)
         or len(Farewell.waiting) >= MOST
     ):
@@ -35,7 +36,7 @@ def leave(connection: socket.socket, loop: Loop) -> None:
 
 def refuse(connection: socket.socket, loop: Loop) -> None:
     """Tell a peer that it cannot have what it connected for."""
-    sockets.send_last(connection, refusal())
+    wire.send_last(connection, refusal())
     leave(connection, loop)
 
 

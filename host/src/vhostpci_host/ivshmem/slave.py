@@ -2,11 +2,12 @@
 """The slave's connection: its peers, and the master's call notifiers behind them."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from ..fds import Fd, Notifier
-from ..interfaces import Loop, SlavePort
+from ..interfaces import Loop
 from .doorbells import CallSet, VectorSet
-from .peers import Peers, PeersExhausted
+from .peers import Outgoing, Peers, PeersExhausted
 
 UNREAD_MAX = 0.100
 """Seconds to wait for the slave's QEMU to read of a new peer."""
@@ -17,6 +18,30 @@ A QEMU may have 1024 descriptors, if nobody gave it more.
 """
 RETIRE = 1.0
 """Seconds after which an old peer goes, even if the agent says nothing."""
+
+
+class SlavePort(Protocol):
+    """The ivshmem connection, as the device sees it."""
+
+    @property
+    def pid(self) -> int:
+        """The slave's QEMU, or the agent itself; 0 if unknown."""
+        ...
+
+    @property
+    def is_process(self) -> bool:
+        """Whether it is an agent itself, not the QEMU of a slave VM."""
+        ...
+
+    def send(self, messages: list[Outgoing]) -> None:
+        """Send messages, in this order, however long it takes."""
+
+    def unread(self) -> bool:
+        """Whether the other side has not read all of them."""
+        ...
+
+    def drop(self, reason: str) -> None:
+        """Close it for `reason`; the device is told by `slave_gone`."""
 
 
 class Slave:

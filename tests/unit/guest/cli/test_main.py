@@ -18,8 +18,8 @@ from tests.fakes.uevents import FakeEvents
 from vhostpci_guest import __version__, status_socket
 from vhostpci_guest.cli import main as command
 from vhostpci_guest.cli.main import main, parser
+from vhostpci_guest.errors import Unusable
 from vhostpci_guest.pci import sysfs_device, watch
-from vhostpci_guest.pci.ivshmem import Unusable
 from vhostpci_guest.pci.uevents import Uevents
 from vhostpci_guest.tap import tap
 

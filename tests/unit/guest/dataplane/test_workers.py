@@ -12,11 +12,16 @@ import pytest
 from tests.fakes.driver import Driver, Machine
 from tests.fakes.pair import HDR
 from tests.waiting import eventually
-from vhostpci_guest.dataplane.interface import RingRefused, RingStart, used_index
+from vhostpci_guest.dataplane.interface import (
+    Memory,
+    RingRefused,
+    RingStart,
+    used_index,
+)
 from vhostpci_guest.dataplane.workers import RingPlane
-from vhostpci_guest.pci.ivshmem import Eventfd, Mmio, drain
+from vhostpci_guest.eventfds import drain
+from vhostpci_guest.interfaces import Eventfd, Mmio
 from vhostpci_guest.serve import features
-from vhostpci_guest.serve.plan import Memory
 from vhostpci_shared import metadata as md
 from vhostpci_shared.metadata import AgentRingState, RingFlag
 from vhostpci_shared.virtio import Feature

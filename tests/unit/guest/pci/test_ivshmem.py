@@ -8,7 +8,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from vhostpci_guest.pci.ivshmem import Mapping, PciBound, new_eventfd, signal
+from vhostpci_guest.dataplane.mapping import Mapping
+from vhostpci_guest.eventfds import new_eventfd, signal
+from vhostpci_guest.pci.ivshmem import PciBound
 
 SIZE = 1 << 16
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.sysfs import BAR2, FakeSystem, config
+from vhostpci_guest.errors import Unusable
 from vhostpci_guest.pci import bindings, ivshmem, sysfs_device
-from vhostpci_guest.pci.ivshmem import PciBound, Unusable
+from vhostpci_guest.pci.ivshmem import PciBound
 from vhostpci_guest.pci.sysfs_device import PciDevice
 
 HERE = "0000:00:05.0"

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes.sysfs import BAR2, FakeSystem, config
+from vhostpci_guest.errors import Unusable
 from vhostpci_guest.pci import bindings, sysfs_device
-from vhostpci_guest.pci.ivshmem import Unusable
 from vhostpci_guest.pci.sysfs_device import PciDevice
 
 HERE = "0000:00:05.0"

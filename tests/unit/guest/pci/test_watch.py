@@ -10,12 +10,12 @@ import pytest
 from tests.fakes.clock import Clock
 from tests.fakes.sysfs import FakeSystem
 from tests.fakes.uevents import FakeEvents
+from vhostpci_guest.errors import Unusable
+from vhostpci_guest.interfaces import Device, Windows
 from vhostpci_guest.pci import bindings
 from vhostpci_guest.pci import ivshmem as device_module
-from vhostpci_guest.pci.ivshmem import Device, Unusable
 from vhostpci_guest.pci.sysfs_device import PciDevice
 from vhostpci_guest.pci.watch import PATIENCE, RETRY, SOON, PciWatch
-from vhostpci_guest.socket.windows import Windows
 
 A, B, C, D = (f"0000:00:0{n}.0" for n in range(4, 8))
 W = 4711

@@ -3,8 +3,8 @@
 
 import pytest
 
+from vhostpci_guest.net_options import Offload
 from vhostpci_guest.serve.features import options
-from vhostpci_guest.tap.tap import Offload
 from vhostpci_shared.virtio import Feature as F
 
 CSUM, TSO4, TSO6 = F.NET_F_GUEST_CSUM, F.NET_F_GUEST_TSO4, F.NET_F_GUEST_TSO6

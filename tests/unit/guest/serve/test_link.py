@@ -19,7 +19,7 @@ from tests.fakes.bar import (
 from tests.fakes.plane import FakePlane, FakePort
 from tests.unit.guest.bench import Bench
 from vhostpci_guest.dataplane.interface import RingRefused
-from vhostpci_guest.pci.ivshmem import Unusable
+from vhostpci_guest.errors import Unusable
 from vhostpci_guest.serve.link import FAST, SLOW, TICK, Link
 from vhostpci_shared import metadata as md
 from vhostpci_shared.metadata import AgentRingState, AgentState, RingFlag

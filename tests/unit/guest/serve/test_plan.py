@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes.bar import FEATURES, MEMORY, RUNS, SIZE, ring
-from vhostpci_guest.pci.ivshmem import Unusable, Window
+from vhostpci_guest.errors import Unusable
+from vhostpci_guest.interfaces import Window
 from vhostpci_guest.serve.plan import (
     NOTHING,
     Plan,

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fakes.bar import SIZE, FakeDevice
-from vhostpci_guest.pci.ivshmem import Mapping, Window
+from vhostpci_guest.dataplane.mapping import Mapping
+from vhostpci_guest.interfaces import Window
 from vhostpci_guest.serve.window_speed import (
     LOOKS,
     PIECE,

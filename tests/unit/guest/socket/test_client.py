@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from tests.fakes.clock import Clock
 from tests.fakes.ivshmem_server import SIZE, FakeServer
-from vhostpci_guest.pci.ivshmem import Eventfd, Unusable, drain, new_eventfd, signal
+from vhostpci_guest.errors import Unusable
+from vhostpci_guest.eventfds import drain, new_eventfd, signal
+from vhostpci_guest.interfaces import Eventfd
 from vhostpci_guest.socket.client import (
     HANDSHAKE,
     MAX_DOORBELLS,

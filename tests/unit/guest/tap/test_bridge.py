@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.netns import ip
-from vhostpci_guest.pci.ivshmem import Unusable
+from vhostpci_guest.errors import Unusable
 from vhostpci_guest.tap.bridge import Bridge, parse_bridge
 from vhostpci_guest.tap.tap import Tap
 

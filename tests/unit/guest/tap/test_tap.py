@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes.netns import ip
-from vhostpci_guest.pci.ivshmem import Unusable
+from vhostpci_guest.errors import Unusable
+from vhostpci_guest.net_options import Offload
 from vhostpci_guest.tap import tap
-from vhostpci_guest.tap.tap import Offload, Tap, TapConfig
+from vhostpci_guest.tap.tap import Tap, TapConfig
 
 
 @pytest.mark.parametrize(

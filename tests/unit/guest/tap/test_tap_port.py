@@ -12,7 +12,7 @@ import pytest
 
 from tests.fakes.netns import ip
 from tests.waiting import eventually
-from vhostpci_guest.pci.ivshmem import Unusable
+from vhostpci_guest.errors import Unusable
 from vhostpci_guest.serve.features import options
 from vhostpci_guest.tap.bridge import Bridge
 from vhostpci_guest.tap.naming import (

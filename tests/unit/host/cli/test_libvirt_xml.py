@@ -9,6 +9,7 @@ import pytest
 from vhostpci_host.cli import libvirt_xml, qemu_args
 from vhostpci_host.config.device import DeviceConfig, Mode
 from vhostpci_host.errors import HostError
+from vhostpci_host.hotplug import shmem_xml
 from vhostpci_host.interfaces import Plug
 
 ARENA = DeviceConfig(name="web", memory=2**30)
@@ -21,7 +22,7 @@ QEMU = {"qemu": libvirt_xml.QEMU}
 
 def read(element: ET.Element) -> ET.Element:
     """Read what is printed, as libvirt does."""
-    return ET.fromstring(libvirt_xml.text(element))
+    return ET.fromstring(shmem_xml.text(element))
 
 
 def attributes(element: ET.Element, path: str) -> dict[str, str]:
@@ -147,7 +148,7 @@ def test_slave_has_an_iommu_that_remaps_interrupts(config: DeviceConfig) -> None
 
 def test_window_is_at_a_port_of_its_own() -> None:
     plug = Plug(window=300, socket=Path("/run/w.300"), vectors=1, size=2**30)
-    shmem = read(libvirt_xml.shmem("w.300", plug, bus=12))
+    shmem = read(shmem_xml.shmem("w.300", plug, bus=12))
     assert attributes(shmem, "server")["path"] == "/run/w.300"
     assert attributes(shmem, "msi")["vectors"] == "1"
     assert attributes(shmem, "address")["bus"] == "0x0c"

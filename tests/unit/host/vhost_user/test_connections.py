@@ -12,14 +12,11 @@ from hypothesis import strategies as st
 
 from tests.conftest import open_descriptors
 from tests.fakes.loop import ManualLoop
-from vhostpci_host import sockets
 from vhostpci_host.fds import Notifier
+from vhostpci_host.ivshmem.connection import MAX_QUEUE, SlaveConnection
 from vhostpci_host.ivshmem.peers import Outgoing
-from vhostpci_host.vhost_user.connection import (
-    MAX_QUEUE,
-    MasterConnection,
-    SlaveConnection,
-)
+from vhostpci_host.vhost_user import wire
+from vhostpci_host.vhost_user.connection import MasterConnection
 from vhostpci_host.vhost_user.message import Message
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import Request
@@ -225,14 +222,14 @@ def test_slave_that_goes_in_the_handshake_is_noticed_later(pair: Pair) -> None:
 def test_reply_to_one_who_is_gone_is_an_end(pair: Pair) -> None:
     pair[1].close()
     with pytest.raises(EOFError):
-        sockets.send(pair[0], b"x")
+        wire.send(pair[0], b"x")
 
 
 def test_received_descriptor_is_given_to_no_child(pair: Pair) -> None:
     with closing(Notifier.new()) as fd:
         os.set_inheritable(fd.fileno(), True)
         socket.send_fds(pair[1], [b"x"], [fd.fileno()])
-    _, fds = sockets.receive(pair[0], 1)
+    _, fds = wire.receive(pair[0], 1)
     with fds[0] as received:
         assert not os.get_inheritable(received.fileno())
 
@@ -242,5 +239,5 @@ def test_more_descriptors_than_there_is_room_for_are_refused(pair: Pair) -> None
     with closing(Notifier.new()) as fd:
         socket.send_fds(pair[1], [b"x"], [fd.fileno()] * 50)
     with pytest.raises(ProtocolError, match="descriptors"):
-        sockets.receive(pair[0], 1)
+        wire.receive(pair[0], 1)
     assert len(open_descriptors()) == before

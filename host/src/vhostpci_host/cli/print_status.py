@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `status` and `list` print for people."""
+
+from ..device.status import FAILED, Json
+
+
+def text(status: Json) -> str:
+    """Return the status for people."""
+    if status["state"] == FAILED:
+        return f"{status['name']}: failed: {status['reason']}"
+    lines = [f"{status['name']}: {status['state']}", _memory_line(status["memory"])]
+    lines += [_window_line(window) for window in status["windows"]]
+    lines += _connection_lines(status)
+    lines += _plugging_lines(status["plugging"])
+    lines += [_ring_line(ring) for ring in status["rings"]]
+    return "\n".join(lines)
+
+
+def table(rows: list[Json]) -> str:
+    """Return a list of devices for people."""
+    lines = [("NAME", "MODE", "STATE", "MASTER", "SLAVE")]
+    for one in rows:
+        state = one["state"] + (f": {one['reason']}" if one["reason"] else "")
+        pids = (str(one[key] or "-") for key in ("master_pid", "slave_pid"))
+        lines.append((one["name"], one["mode"], state, *pids))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _memory_line(memory: Json) -> str:
+    if memory["path"] is None:
+        return "  memory   the master's own (attach mode)"
+    return (
+        f"  memory   {memory['size'] >> 20} MiB in {memory['path']} "
+        f"({memory['filesystem']}, window {memory['window'] >> 20} MiB)"
+    )
+
+
+def _window_line(window: Json) -> str:
+    connected = "connected" if window["connected"] else "not connected"
+    return (
+        f"  window   {window['window']}: {window['size'] >> 20} MiB at "
+        f"{window['socket']}, {connected}"
+    )
+
+
+def _connection_lines(status: Json) -> list[str]:
+    master, slave, agent = status["master"], status["slave"], status["agent"]
+    lines = [f"  master   {'pid ' + str(master['pid']) if master else 'not connected'}"]
+    if master:
+        lines.append(f"  features {' '.join(master['features']) or 'none yet'}")
+        lines.append(
+            f"  protocol {' '.join(master['protocol_features']) or 'none yet'}"
+        )
+        lines += [_region_line(region) for region in master["regions"]]
+    lines.append(
+        f"  slave    {'pid ' + str(slave['pid']) if slave else 'not connected'}"
+    )
+    words = [agent["state"] if agent["present"] else "not present", agent["binding"]]
+    lines.append(f"  agent    {' '.join(filter(None, [*words, agent['message']]))}")
+    return lines
+
+
+def _plugging_lines(plugging: Json | None) -> list[str]:
+    """Tell what is plugged into the slave VM, and what stands in the way."""
+    if plugging is None:
+        return []
+    there, wanted = (
+        ", ".join(map(str, plugging[key])) or "none" for key in ("plugged", "wanted")
+    )
+    lines = [f"  plugged  {there} (wanted: {wanted}) in {plugging['slave']}"]
+    if plugging["problem"]:
+        lines.append(f"  problem  {plugging['problem']}")
+    return lines
+
+
+def _region_line(region: Json) -> str:
+    first, last = region["guest_addr"], region["guest_addr"] + region["size"] - 1
+    where = f"{region['offset']:#x} of window {region['window']}"
+    return f"  region   {first:#x}-{last:#x} at {where}"
+
+
+def _ring_line(ring: Json) -> str:
+    agent = ring["agent"] or {}
+    return (
+        f"  {ring['queue']:8} {ring['state']:8} "
+        f"{'enabled' if ring['enabled'] else 'disabled'}, size {ring['size']}, "
+        f"index {ring['used_index']}, {agent.get('packets', 0)} packets, "
+        f"{agent.get('drops', 0)} dropped {ring['problem']}"
+    ).rstrip()
