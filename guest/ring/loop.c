@@ -28,7 +28,7 @@ enum {
 static bool loop_running(const struct worker_ring *ring)
 {
 	/* Acquire: pairs with the release in worker_set_state(). */
-	return __atomic_load_n(&ring->state, __ATOMIC_ACQUIRE) == RING_RUNNING;
+	return load_acquire(&ring->state) == RING_RUNNING;
 }
 
 /* A fault ends the ring, and only the ring. */
@@ -52,7 +52,7 @@ bool loop_control(struct worker *w)
 	bool quit;
 
 	pthread_mutex_lock(&w->lock);
-	__atomic_store_n(&w->control, 0, __ATOMIC_RELAXED);
+	write_once(&w->control, 0);
 	quit = w->quit;
 	for (int i = 0; i < RING_COUNT; i++) {
 		struct worker_ring *ring = &w->ring[i];
@@ -98,7 +98,7 @@ static bool loop_has_more(const struct worker *w)
 		if (loop_waits_for_kick(&w->ring[i]) &&
 		    vq_has_more(&w->ring[i].q->vq))
 			return true;
-	return __atomic_load_n(&w->control, __ATOMIC_RELAXED);
+	return read_once(&w->control);
 }
 
 static void loop_relax(void)
@@ -307,8 +307,7 @@ void *loop_main(void *arg)
 	bool ready;
 
 	for (;;) {
-		if (__atomic_load_n(&w->control, __ATOMIC_RELAXED) &&
-		    !loop_control(w))
+		if (read_once(&w->control) && !loop_control(w))
 			break;
 		loop_round(w, &ready);
 		if (ready)

@@ -28,7 +28,7 @@ static_assert(offsetof(struct ring_meta, reserved) == 50, "layout");
 /* Relaxed: the number says whose the ring is, and orders nothing. */
 static inline uint64_t meta_session(const struct ring_meta *meta)
 {
-	return le64toh(__atomic_load_n(&meta->session, __ATOMIC_RELAXED));
+	return le64toh(read_once(&meta->session));
 }
 
 #endif

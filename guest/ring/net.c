@@ -49,8 +49,7 @@ static void net_call(struct net_queue *q)
 	RING_COUNT_ADD(q->stats.calls, 1);
 	if (q->call_addr)
 		/* Release: the used ring first, for a doorbell in memory. */
-		__atomic_store_n(q->call_addr, htole32(q->call_value),
-				 __ATOMIC_RELEASE);
+		store_release(q->call_addr, htole32(q->call_value));
 	else if (q->call_fd >= 0)
 		/* EAGAIN: the counter is full, so the call is pending. */
 		(void)!write(q->call_fd, &one, sizeof(one));

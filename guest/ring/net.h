@@ -57,7 +57,7 @@ uint64_t net_now(void);
 
 static inline bool net_interrupted(const struct net_queue *q)
 {
-	return __atomic_load_n(q->interrupt, __ATOMIC_RELAXED);
+	return read_once(q->interrupt);
 }
 
 /* The pass ends here, and goes on after the wait. */

@@ -85,12 +85,12 @@ static_assert(offsetof(struct vring_used, ring) == 4, "VIRTIO");
 
 static uint16_t load16(const uint16_t *p)
 {
-	return le16toh(__atomic_load_n(p, __ATOMIC_RELAXED));
+	return le16toh(read_once(p));
 }
 
 static void store16(uint16_t *p, uint16_t value)
 {
-	__atomic_store_n(p, htole16(value), __ATOMIC_RELAXED);
+	write_once(p, htole16(value));
 }
 
 static const uint16_t *used_event(const struct vq *vq)
@@ -112,7 +112,7 @@ static int vq_fault(struct vq *vq, enum ring_fault fault)
 /* Acquire: pairs with the driver's barrier before it raises avail idx. */
 static uint16_t load_avail_idx(const struct vq *vq)
 {
-	return le16toh(__atomic_load_n(&vq->avail->idx, __ATOMIC_ACQUIRE));
+	return le16toh(load_acquire(&vq->avail->idx));
 }
 
 static void *ring_part(const struct mem *mem, uint64_t addr, uint64_t len,
@@ -229,8 +229,8 @@ static void desc_read(const struct vring_desc *p, struct vring_desc *d)
 	} else {
 		const uint64_t *q = (const void *)p;
 
-		word[0] = __atomic_load_n(&q[0], __ATOMIC_RELAXED);
-		word[1] = __atomic_load_n(&q[1], __ATOMIC_RELAXED);
+		word[0] = read_once(&q[0]);
+		word[1] = read_once(&q[1]);
 		memcpy(d, word, sizeof(*d));
 	}
 	d->addr = le64toh(d->addr);
@@ -375,7 +375,7 @@ static bool vq_wants_call(struct vq *vq, uint16_t old)
 	 * Pairs with the driver's barrier between asking for an interrupt and
 	 * looking at used idx: either it sees our idx, or we its wish.
 	 */
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	full_fence();
 	vq->called = true;
 	if (!vq->event_idx)
 		return !(load16(&vq->avail->flags) &
@@ -403,17 +403,14 @@ int vq_publish(struct vq *vq)
 		uint16_t slot = (uint16_t)(old + i) & (vq->num - 1);
 		struct vring_used_elem *elem = &vq->used_ring->ring[slot];
 
-		__atomic_store_n(&elem->id, htole32(vq->done[i].id),
-				 __ATOMIC_RELAXED);
-		__atomic_store_n(&elem->len, htole32(vq->done[i].len),
-				 __ATOMIC_RELAXED);
+		write_once(&elem->id, htole32(vq->done[i].id));
+		write_once(&elem->len, htole32(vq->done[i].len));
 	}
 	/* Atomic, as worker_read_ring() may look on. */
-	__atomic_store_n(&vq->used, old + vq->n_done, __ATOMIC_RELAXED);
+	write_once(&vq->used, old + vq->n_done);
 	vq->n_done = 0;
 	/* Release: the driver reads the entries after it has seen idx. */
-	__atomic_store_n(&vq->used_ring->idx, htole16(vq->used),
-			 __ATOMIC_RELEASE);
+	store_release(&vq->used_ring->idx, htole16(vq->used));
 	return vq_wants_call(vq, old);
 }
 
@@ -440,7 +437,7 @@ int vq_enable_kicks(struct vq *vq)
 		 * Pairs with the driver's barrier between raising avail idx
 		 * and reading this: either it kicks, or we see its idx.
 		 */
-		__atomic_thread_fence(__ATOMIC_SEQ_CST);
+		full_fence();
 	}
 	return vq_has_more(vq);
 }

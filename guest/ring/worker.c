@@ -113,7 +113,7 @@ int worker_create(const struct worker_conf *conf, struct worker **ret)
 
 static void worker_poke(struct worker *w)
 {
-	__atomic_store_n(&w->control, 1, __ATOMIC_RELAXED);
+	write_once(&w->control, 1);
 	worker_signal(w->wake_fd);
 }
 
@@ -296,7 +296,7 @@ static void worker_copy_stats(const struct ring_stats *from,
 	uint64_t *q = (void *)to;
 
 	for (size_t i = 0; i < sizeof(*from) / sizeof(*p); i++)
-		q[i] = __atomic_load_n(&p[i], __ATOMIC_RELAXED);
+		q[i] = read_once(&p[i]);
 }
 
 /**
@@ -317,7 +317,7 @@ int worker_read_ring(struct worker *w, uint32_t index, struct ring_status *ret)
 	memset(ret, 0, sizeof(*ret));
 	pthread_mutex_lock(&w->lock);
 	ret->state = ring->state;
-	ret->index = __atomic_load_n(&ring->q->vq.used, __ATOMIC_RELAXED);
+	ret->index = read_once(&ring->q->vq.used);
 	if (ring->state != RING_RUNNING) {
 		ret->fault = ring->q->vq.fault;
 		ret->error = ring->q->error;

@@ -58,7 +58,7 @@ static inline void worker_set_state(struct worker *w, struct worker_ring *ring,
 				    enum ring_state state)
 {
 	/* Release: pairs with the acquire in loop_running(). */
-	__atomic_store_n(&ring->state, state, __ATOMIC_RELEASE);
+	store_release(&ring->state, state);
 	ring->stop = false;
 	pthread_cond_broadcast(&w->changed);
 }
