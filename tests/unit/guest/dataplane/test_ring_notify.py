@@ -188,10 +188,11 @@ def test_a_ring_may_have_no_call(start: int, event_idx: bool) -> None:
 
 
 @both
-def test_a_chain_that_comes_while_kicks_are_being_asked_for_is_seen(
+def test_a_chain_that_comes_after_kicks_were_asked_for_is_taken_without_a_kick(
     start: int, event_idx: bool
 ) -> None:
-    # step() ends by asking for kicks; the next one must look again itself.
+    # settle() ends by asking for kicks; the next step() must look again itself.
+    # Chains that come while the ring asks: test_ring_order.py.
     with Pair(start=start, event_idx=event_idx) as pair:
         pair.settle()
         send(pair)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the C programs of this folder with the ring code of guest/ring."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+RING = HERE.parents[1] / "guest" / "ring"
+
+WARNINGS = ("-Wall", "-Wextra", "-Werror")
+# GCC warns that ThreadSanitizer takes no notice of fences: race.c knows that.
+THREAD = ("-fsanitize=thread", "-Wno-tsan")
+
+
+def build_on_machine(program: Path, source: str) -> Path:
+    """Build a program whose ring code runs on the machine of machine.c."""
+    objects = []
+    for name in ("split", "mem"):
+        objects.append(program.with_name(f"{program.name}-{name}.o"))
+        _compile(objects[-1], *THREAD, "-c", str(RING / f"{name}.c"))
+    # Linked without -fsanitize=thread: machine.c stands in for its library.
+    sources = (str(HERE / source), str(HERE / "machine.c"))
+    return _compile(program, *sources, *map(str, objects))
+
+
+def build_race(program: Path, *options: str) -> Path:
+    """Build race.c, with more compiler options if there are any."""
+    sources = (HERE / "race.c", RING / "split.c", RING / "mem.c")
+    return _compile(program, "-pthread", *options, *map(str, sources))
+
+
+def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # What the environment preloads and suppresses for Python is wrong for these.
+    unwanted = {"LD_PRELOAD", "TSAN_OPTIONS"}
+    return subprocess.run(
+        [*_steady_addresses(), program, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        env={k: v for k, v in os.environ.items() if k not in unwanted},
+    )
+
+
+def _steady_addresses() -> list[str]:
+    """ThreadSanitizer of GCC 12 knows no mappings that 32 random bits lead to.
+
+    Where the kernel has no more than 28, the default of Debian 12, nothing is
+    needed, and setarch may be forbidden in a container.
+    """
+    bits = int(Path("/proc/sys/vm/mmap_rnd_bits").read_text())
+    return ["setarch", "-R"] if bits > 28 else []
+
+
+def _compile(output: Path, *arguments: str) -> Path:
+    compiler = shutil.which("gcc")
+    if not compiler:
+        pytest.skip("gcc: not installed")
+    language = ("-std=gnu11", "-O2", "-g", "-D_GNU_SOURCE", f"-I{RING}")
+    subprocess.run(
+        [compiler, *language, *WARNINGS, *arguments, "-o", str(output)], check=True
+    )
+    return output
