@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A master that maps its memory privately is refused: no packet would reach it.
+
+The master is a process of its own here, as its QEMU is: this process maps parts of the
+same files itself, and shared.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.windows import MIB
+from vhostpci_host.config.device import DeviceConfig
+from vhostpci_host.fds import Fd
+from vhostpci_host.memory.arena import Arena, ArenaWindows
+from vhostpci_host.memory.attach import Attached, AttachedWindows, WindowIds
+from vhostpci_shared.vhost_user import MemRegion
+from vhostpci_shared.wire import ProtocolError
+
+MASTER = """
+import mmap, sys
+path, *flags = sys.argv[1:]
+with open(path, "r+b") as file:
+    maps = [mmap.mmap(file.fileno(), 0, getattr(mmap, flag)) for flag in flags]
+print("mapped", flush=True)
+sys.stdin.read()
+"""
+REGION = MemRegion(0, MIB, 0, 0)
+
+
+@contextmanager
+def master(path: Path, *flags: str) -> Iterator[int]:
+    """Start a process that maps the file once with each of `flags`; its pid."""
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", MASTER, path, *flags],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"mapped\n"
+        yield process.pid
+        process.stdin.close()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> DeviceConfig:
+    return DeviceConfig(
+        name="dev", memory=16 * MIB, run_dir=tmp_path, memory_dir=tmp_path
+    )
+
+
+@pytest.fixture
+def arena(config: DeviceConfig) -> Iterator[Arena]:
+    with closing(Arena(config)) as arena:
+        yield arena
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Path:
+    """A memory file of the master's own, as in attach mode."""
+    path = tmp_path / "memory"
+    path.write_bytes(bytes(MIB))
+    return path
+
+
+@contextmanager
+def attached(config: DeviceConfig, pid: int) -> Iterator[AttachedWindows]:
+    with closing(Attached(config, WindowIds(256))) as store:
+        yield store.windows(pid, lambda: False)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Fd]:
+    with Fd(os.open(path, os.O_RDWR)) as fd:
+        yield fd
+
+
+def test_arena_that_the_master_maps_privately_is_refused(arena: Arena) -> None:
+    with (
+        master(arena.path, "MAP_PRIVATE") as pid,
+        opened(arena.path) as fd,
+        pytest.raises(ProtocolError, match=rf"pid {pid}\) maps .* privately.*share=on"),
+    ):
+        ArenaWindows(arena, pid).place(REGION, fd)
+
+
+def test_memory_that_the_master_maps_privately_is_refused(
+    config: DeviceConfig, memory: Path
+) -> None:
+    with (
+        master(memory, "MAP_PRIVATE") as pid,
+        attached(config, pid) as windows,
+        opened(memory) as fd,
+        pytest.raises(ProtocolError, match=rf"pid {pid}\) maps .* privately.*share=on"),
+    ):
+        windows.place(REGION, fd)
+
+
+SHARED = [("MAP_SHARED",), ("MAP_PRIVATE", "MAP_SHARED"), ()]
+
+
+@pytest.mark.parametrize("flags", SHARED)
+def test_arena_with_a_shared_mapping_or_none_is_taken(
+    arena: Arena, flags: tuple[str, ...]
+) -> None:
+    with master(arena.path, *flags) as pid, opened(arena.path) as fd:
+        assert ArenaWindows(arena, pid).place(REGION, fd).window == 0
+
+
+@pytest.mark.parametrize("flags", SHARED)
+def test_memory_with_a_shared_mapping_or_none_is_taken(
+    config: DeviceConfig, memory: Path, flags: tuple[str, ...]
+) -> None:
+    with (
+        master(memory, *flags) as pid,
+        attached(config, pid) as windows,
+        opened(memory) as fd,
+    ):
+        assert windows.place(REGION, fd).window == 256
