@@ -3,21 +3,25 @@
  * The ring under a master that does what the input says.
  *
  * An input is a small program: it writes descriptors, indices and raw bytes,
- * lets the queues run, makes the TAP fail, and changes the rings in the middle
- * of a packet.  Any input must end, touch nothing outside the regions, and
- * leave each queue running, broken or fenced with a reason.
+ * lets the queues run, makes the TAP fail, and changes the rings while they
+ * run: in the middle of a packet, before a sleep, and after any load from the
+ * master's memory (fuzz_barrier.h), so between a check and the use of what was
+ * checked.  Any input must end, touch nothing outside the regions, and leave
+ * each queue running, broken or fenced with a reason.
  *
  * With libFuzzer:
  *	clang -fsanitize=fuzzer,address,undefined -D_GNU_SOURCE -std=gnu11 \
- *		fuzz.c mem.c split.c net.c rx.c tx.c
- * Without, by itself: add -DFUZZ_MAIN, and run it on files, or with the number
- * of pseudo-random inputs, and the first of their seeds.  tap.c is left out:
- * what stands in for it here checks what a kernel would silently overwrite.
+ *		-include fuzz_barrier.h fuzz.c mem.c split.c net.c rx.c tx.c
+ * Without it: add -DFUZZ_MAIN, and run the program on files, or give it the
+ * number of pseudo-random inputs and the first of their seeds.  tap.c is left
+ * out: the functions in its place check what a kernel would silently overwrite.
  */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 #include "rx.h"
 #include "tap.h"
 #include "tx.h"
@@ -52,10 +56,14 @@ struct fuzz {
 	uint32_t interrupt;
 	uint8_t error; /* of the TAP's next call */
 	uint8_t scribbles; /* changes during it */
+	uint8_t loads; /* so many more, then the master acts; 0: never */
+	bool meddled; /* it has acted after a load */
 	uint32_t packet; /* length of the TAP's next packet */
+	uint32_t burst; /* packets of that length behind it */
+	int call_fd; /* eventfd, or -1 */
 };
 
-/* One input at a time; the TAP has no other way to it. */
+/* One input at a time; the TAP and the loads have no other way to it. */
 static struct fuzz *fuzz_now;
 
 static uint8_t fuzz_byte(struct fuzz *f)
@@ -203,6 +211,39 @@ static void fuzz_scribble(struct fuzz *f)
 	}
 }
 
+/* Most often the master changes the very value that was just read. */
+static void fuzz_meddle(struct fuzz *f, const uint8_t *p, size_t size)
+{
+	uint8_t what = fuzz_byte(f);
+
+	f->meddled = true;
+	if (what < 0x40) {
+		fuzz_scribble(f);
+		return;
+	}
+	for (uint32_t i = 0; i < f->mem.n; i++) {
+		uint64_t host = f->mem.region[i].host_addr;
+
+		if ((uintptr_t)p - host >= f->mem.region[i].size)
+			continue;
+		memset((uint8_t *)(uintptr_t)p + what % size, fuzz_byte(f),
+		       1 + (what >> 4) % (size - what % size));
+	}
+}
+
+/**
+ * fuzz_loaded() - Let the master act after a load
+ * @p:		What was loaded, in its memory or not
+ * @size:	Its size
+ */
+void fuzz_loaded(const void *p, size_t size)
+{
+	struct fuzz *f = fuzz_now;
+
+	if (f->loads && !--f->loads)
+		fuzz_meddle(f, p, size);
+}
+
 static void fuzz_put(uint8_t *at, uint64_t addr, uint32_t len, uint16_t flags,
 		     uint16_t next)
 {
@@ -291,7 +332,10 @@ ssize_t tap_read(int fd, const struct iovec *iov, int n)
 		return error;
 	if (!packet)
 		return -EAGAIN;
-	f->packet = packet > 3000 ? packet - 1000 : 0;
+	if (f->burst)
+		f->burst--;
+	else
+		f->packet = packet > 3000 ? packet - 1000 : 0;
 	return fuzz_tap(iov, n, packet, true);
 }
 
@@ -325,9 +369,12 @@ static void fuzz_arm(struct fuzz *f, int ring)
 
 	for (; f->scribbles; f->scribbles--)
 		fuzz_scribble(f);
+	f->meddled = false;
 	r = vq_enable_kicks(vq);
 	f->dead[ring] = r < 0;
-	fuzz_check(r < 0 || r == (fuzz_get_word(avail + 2) != vq->last_avail),
+	/* A chain offered after the last look is announced by a kick. */
+	fuzz_check(r < 0 || f->meddled ||
+			   r == (fuzz_get_word(avail + 2) != vq->last_avail),
 		   "asleep with work to do");
 }
 
@@ -343,6 +390,49 @@ static void fuzz_run(struct fuzz *f, int ring)
 		fuzz_arm(f, ring);
 }
 
+/* Fill the receive ring with buffers of 512 bytes, or post tables of 700. */
+static void fuzz_post(struct fuzz *f, bool tables)
+{
+	const struct mem_region *big = &fuzz_layout[FUZZ_REGIONS - 1];
+	const uint8_t *idx = fuzz_ring(f, RING_RX) + fuzz_avail(f) + 2;
+	uint8_t *table = mem_at(&f->mem, big->guest_addr, 16 * 700);
+	uint32_t num = f->conf[0].size, n = tables && num > 8 ? 8 : num;
+
+	for (uint16_t i = 0; tables && i < 700; i++)
+		fuzz_put(table + 16 * i, big->guest_addr + 0x8000 + i, 1,
+			 i < 699 ? 3 : 2, i + 1);
+	for (uint32_t i = 0; i < n; i++) {
+		uint16_t avail = fuzz_get_word(idx), slot = avail & (num - 1);
+		uint8_t *at = fuzz_ring(f, RING_RX) + 16 * slot;
+
+		if ((uint16_t)(avail - f->rx.q.vq.used) >= num)
+			break;
+		if (tables)
+			fuzz_put(at, big->guest_addr, 16 * 700, 4, 0);
+		else
+			fuzz_put(at, big->guest_addr + 0x8000, 512, 2, 0);
+		fuzz_offer(f, RING_RX, slot);
+	}
+}
+
+/* Many packets for many buffers: batches, and what rx.c learns from them. */
+static void fuzz_burst(struct fuzz *f)
+{
+	uint8_t what = fuzz_byte(f);
+	bool tables = what & 8;
+	int rounds = what >> 4;
+
+	if (tables) /* slow, and the first round has it all */
+		rounds %= 2;
+	for (; rounds && !f->dead[RING_RX]; rounds--) {
+		fuzz_post(f, tables);
+		f->packet = 64 + (what & 7) * 128;
+		f->burst = f->conf[0].size;
+		fuzz_run(f, RING_RX);
+	}
+	f->burst = 0;
+}
+
 /* A successor goes on at the used index, with an empty ring. */
 static void fuzz_start(struct fuzz *f, int ring)
 {
@@ -355,6 +445,7 @@ static void fuzz_start(struct fuzz *f, int ring)
 	f->conf[ring].session = f->meta.session;
 	if (ring == RING_RX)
 		rx_stop(&f->rx);
+	f->loads = 0; /* a master that acts now may well prevent the start */
 	fuzz_check(!net_init(q, &f->mem, &f->conf[ring], ring == RING_RX),
 		   "a ring that is right does not start");
 	if (ring == RING_RX)
@@ -369,8 +460,10 @@ static void fuzz_init(struct fuzz *f)
 {
 	struct mem_region region[FUZZ_REGIONS];
 	uint8_t pick = fuzz_byte(f);
-	uint16_t base = fuzz_byte(f) & 1 ? UINT16_MAX - 1 : 0;
+	uint8_t how = fuzz_byte(f);
+	uint16_t base = how & 1 ? UINT16_MAX - 1 : 0;
 
+	f->call_fd = how & 2 ? eventfd(0, EFD_NONBLOCK) : -1;
 	for (int i = 0; i < FUZZ_REGIONS; i++) {
 		region[i] = fuzz_layout[i];
 		region[i].host_addr =
@@ -386,8 +479,8 @@ static void fuzz_init(struct fuzz *f)
 		conf->flags = pick & 7;
 		conf->hdr_len = pick & (RING_MRG_RXBUF | 8) ? 12 : 10;
 		conf->max_packet = RING_MAX_PACKET;
-		conf->call_fd = -1;
-		conf->call_addr = (uintptr_t)&f->doorbell;
+		conf->call_fd = f->call_fd;
+		conf->call_addr = how & 2 ? 0 : (uintptr_t)&f->doorbell;
 		conf->meta_addr = (uintptr_t)&f->meta;
 	}
 	for (int i = 0; i < RING_COUNT; i++) {
@@ -430,13 +523,33 @@ static void fuzz_step(struct fuzz *f)
 	case 9:
 		fuzz_good(f);
 		break;
-	case 10: /* whatever is held has waited long enough, or may wait */
+	case 11:
+		f->loads = fuzz_byte(f) % 32;
+		break;
+	case 12:
+		fuzz_burst(f);
+		break;
+	case 10: /* what is held has waited long enough, or may wait */
 		f->rx.hold_ns = op & 16 ? 0 : UINT32_MAX;
 		f->rx.held_until = op & 16 ? 1 : 0;
 		break;
 	default:
 		fuzz_scribble(f);
 	}
+}
+
+/* Each call by eventfd has arrived, and no other. */
+static void fuzz_check_calls(struct fuzz *f)
+{
+	uint64_t count = 0;
+
+	if (f->call_fd < 0)
+		return;
+	if (read(f->call_fd, &count, sizeof(count)) < 0)
+		count = 0;
+	fuzz_check(count == f->rx.q.stats.calls + f->tx.q.stats.calls,
+		   "calls that the eventfd has not got");
+	close(f->call_fd);
 }
 
 /**
@@ -458,6 +571,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		fuzz_step(f);
 	fuzz_run(f, RING_RX);
 	fuzz_run(f, RING_TX);
+	fuzz_check_calls(f);
 	for (uint32_t i = 0; i < f->mem.n; i++)
 		free((void *)(uintptr_t)f->mem.region[i].host_addr);
 	free(f);

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ring's fuzzer, built with sanitizers and run by itself.
+"""The ring's fuzzer, built with sanitizers and run without libFuzzer.
 
-guest/ring/fuzz.c says how to build it with libFuzzer; an input that it finds
-goes into corpus/ring, and is run here ever after.  VHOSTPCI_FUZZ_RUNS says how
-many pseudo-random inputs to try beside those.
+guest/ring/fuzz.c says how to build it with libFuzzer.  An input with which libFuzzer
+finds a bug goes into corpus/ring, and this test runs it from then on.
+VHOSTPCI_FUZZ_RUNS says how many pseudo-random inputs to try as well.
 """
 
 import os
@@ -38,6 +38,7 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "-fno-sanitize-recover=all",
             "-D_GNU_SOURCE",
             "-DFUZZ_MAIN",
+            f"-include{RING / 'fuzz_barrier.h'}",
             *(str(RING / name) for name in sources),
             "-o",
             str(program),
@@ -53,7 +54,7 @@ def run(fuzzer: Path, *arguments: str, timeout: float) -> None:
         capture_output=True,
         text=True,
         timeout=timeout,
-        # An address sanitizer that somebody preloaded comes too late for this.
+        # The fuzzer has its own address sanitizer; one preloaded for Python breaks it.
         env={k: v for k, v in os.environ.items() if k != "LD_PRELOAD"},
     )
     assert done.returncode == 0, done.stderr
