@@ -328,6 +328,44 @@ def test_faulthandler_says_nothing_of_ours(first: str) -> None:
     assert (process.returncode, process.stderr) == (0, "")
 
 
+def test_a_guard_covers_the_whole_of_its_last_page() -> None:
+    process = run(
+        """
+fd, ours = memory(2 * mmap.PAGESIZE)
+guard = Guard(address_of(ours), mmap.PAGESIZE + 100)
+os.ftruncate(fd, 0)
+assert ours[2 * mmap.PAGESIZE - 1] == 0
+assert guard.lost
+"""
+    )
+    assert (process.returncode, process.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["lower first", "upper first"])
+@pytest.mark.parametrize("at", ["PAGE", "2 * PAGE - 1"])
+def test_a_guard_ends_where_the_next_one_begins(first: int, at: str) -> None:
+    """Two guards side by side; the file keeps the pages of the lower one.
+
+    Each takes the first free slot, and the handler asks them in that order.  One that
+    claims a byte too many would serve the same access for ever: hence the alarm.
+    """
+    process = run(
+        f"""
+PAGE = mmap.PAGESIZE
+fd, ours = memory(2 * PAGE)
+start = address_of(ours)
+guards = [Guard(start + i * PAGE, PAGE) for i in ({first}, {1 - first})]
+lower, upper = guards[{first}], guards[{1 - first}]
+ours[PAGE - 1] = ours[{at}] = 1
+os.ftruncate(fd, PAGE)
+signal.alarm(5)
+assert (ours[{at}], ours[PAGE - 1]) == (0, 1)
+assert (lower.lost, upper.lost) == (False, True)
+"""
+    )
+    assert (process.returncode, process.stderr) == (0, "")
+
+
 def test_more_than_there_may_be_of_memory_is_replaced_page_by_page() -> None:
     process = run(
         """

@@ -77,6 +77,31 @@ def test_num_buffers_lands_right_across_chains(
         delivered(pair.rx.collect(), 50)
 
 
+def test_num_buffers_does_not_run_over_the_end_of_a_buffer(start: int) -> None:
+    """The first buffer ends in the middle of num_buffers; memory follows it."""
+    with Pair(start=start) as pair:
+        addr = pair.memory.allocate(300)
+        pair.memory.write(addr, b"#" * 300)
+        pair.rx.offer(Desc(addr, 11))
+        pair.rx.offer(Desc(addr + 100, 100))
+        pair.tap.send(packet(50))
+        pair.settle()
+        delivered(pair.rx.collect(), 50)
+        memory = pair.memory.read(addr, 300)
+        assert memory[11:100] + memory[151:] == b"#" * 238
+
+
+def test_a_packet_that_fills_its_buffers_to_the_last_byte_is_delivered_at_once(
+    start: int,
+) -> None:
+    with Pair(start=start, hold=100) as pair:
+        pair.rx.post(40)
+        pair.rx.post(22)
+        pair.tap.send(packet(50))
+        pair.settle()
+        delivered(pair.rx.collect(), 50)
+
+
 @pytest.mark.parametrize("indirect", [False, True])
 def test_big_packets_spread_over_many_buffers(start: int, indirect: bool) -> None:
     with Pair(start=start, num=256) as pair:
@@ -136,6 +161,17 @@ def test_a_burst_is_published_in_batches(start: int) -> None:
         for i in range(60):
             delivered(used[3 * i : 3 * i + 3], 50 + i % 2)
         assert pair.status(RX).stats.publications == 3
+
+
+def test_a_batch_that_is_full_is_published_before_the_next_packet(start: int) -> None:
+    with Pair(start=start, num=256) as pair:
+        for _ in range(66):
+            pair.rx.post(40)
+        for _ in range(33):
+            pair.tap.send(packet(50))
+        assert pair.worker.step() == 33
+        # 32 packets fill 64 chains, a batch; the last packet makes the second one.
+        assert pair.status(RX).stats.publications == 2
 
 
 @pytest.mark.parametrize("hdr_len", [10, 12])
@@ -423,3 +459,21 @@ def test_small_packets_are_offered_few_buffers_and_big_ones_are_not_lost(
                 pair.rx.offer(buffers[u.head])
         stats = pair.status(RX).stats
         assert (stats.spilled, stats.dropped) == (2, 0)
+
+
+def test_packets_of_one_length_are_offered_all_the_buffers_they_need(
+    start: int,
+) -> None:
+    with Pair(start=start, num=256) as pair:
+        # Three buffers are one byte short of a packet with its header.
+        buffers = [Desc(pair.memory.allocate(337), 337) for _ in range(256)]
+        for buffer in buffers:
+            pair.rx.offer(buffer)
+        for _ in range(600):
+            pair.tap.send(packet(1000))
+            pair.settle()
+            used = pair.rx.collect()
+            delivered(used, 1000)
+            for u in used:
+                pair.rx.offer(buffers[u.head])
+        assert pair.status(RX).stats.spilled == 0

@@ -14,6 +14,7 @@ from tests.fakes.driver import Desc
 from tests.fakes.pair import HDR, RX, TX, Background, Pair, RingOptions, wait_for
 from tests.waiting import eventually
 from vhostpci_guest.dataplane.native import (
+    Doorbell,
     Fault,
     RingError,
     RingIndex,
@@ -280,6 +281,25 @@ def test_impossible_options_are_refused(start: int, wrong: RingOptions) -> None:
         conf = pair.conf(TX, **wrong)
         with pytest.raises(RingError) as caught:
             pair.worker.start(TX, conf)
+        assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.parametrize("hdr_len", [0, 9, 11, 13])
+def test_a_net_header_of_a_length_that_virtio_does_not_have_is_refused(
+    start: int, hdr_len: int
+) -> None:
+    with Pair(start=start, running=False, mergeable=False) as pair:
+        with pytest.raises(RingError) as caught:
+            pair.start(TX, hdr_len=hdr_len)
+        assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.parametrize("offset", [1, 2])
+def test_a_misaligned_doorbell_is_refused(start: int, offset: int) -> None:
+    with Pair(start=start, running=False) as pair:
+        register = pair.memory.host_addr(pair.memory.allocate(8, 4))
+        with pytest.raises(RingError) as caught:
+            pair.start(TX, call=Doorbell(register + offset, peer=1, vector=0))
         assert caught.value.errno == errno.EINVAL
 
 
