@@ -8,7 +8,8 @@
  * release or a fence says what it pairs with.
  *
  * A test build may replace the five: it has the compiler read a header with its
- * own definitions first (-include), which defines BARRIER_H.  See fuzz_barrier.h.
+ * own definitions first (-include), which defines BARRIER_H.  See
+ * fuzz_barrier.h.
  */
 #ifndef BARRIER_H
 #define BARRIER_H

@@ -23,12 +23,12 @@
  *
  * The signal's action is the process's, and so is the table below: these are
  * the ring driver's only globals.  guard_open() and guard_close() exclude each
- * other by a lock, which the handler must not take: it may interrupt its holder.
- * Instead a slot counts once its address is not 0, and is emptied by
+ * other by a lock, which the handler must not take: it may interrupt its
+ * holder.  Instead a slot counts once its address is not 0, and is emptied by
  * guard_close(), which then waits until no handler is under way.  So no handler
- * maps anything over a range after that.  Two threads
- * may well have faults in one range at once: each maps zeros, and that does
- * nothing but discard what the other has written in vain.
+ * maps anything over a range after that.  Two threads may well have faults in
+ * one range at once: each maps zeros, and that does nothing but discard what
+ * the other has written in vain.
  */
 #include <assert.h>
 #include <errno.h>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Guest-physical addresses to pointers: the only place where an address of
- * the master becomes one of ours.  All bounds are checked by subtraction, so
- * that no sum can wrap.
+ * Turns guest-physical addresses into pointers.  No other file does, so all of
+ * the master's addresses are checked here.  Bounds are checked by subtraction:
+ * a sum of an address and a length could wrap.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -17,6 +17,7 @@ static int mem_compare(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
+/* The last byte counts: a region may end where the address space does. */
 static bool mem_region_wraps(const struct mem_region *r)
 {
 	return !r->size || !r->host_addr ||
@@ -30,7 +31,7 @@ static bool mem_region_wraps(const struct mem_region *r)
  * @regions:	Regions in any order
  * @n:		Number of @regions
  *
- * Return: 0, -E2BIG, or -EINVAL: a region is empty, wraps, or overlaps
+ * Return: 0; -E2BIG: too many; -EINVAL: a region is empty, wraps, or overlaps
  */
 int mem_set(struct mem *m, const struct mem_region *regions, uint32_t n)
 {
@@ -73,12 +74,12 @@ static const struct mem_region *mem_find(const struct mem *m, uint64_t addr)
 }
 
 /**
- * mem_at() - Pointer to a range which lies in one region
+ * mem_at() - Find a range that must lie in one region
  * @m:		Regions
  * @addr:	Guest-physical address
  * @len:	Length; not 0
  *
- * Return: pointer, NULL unless the whole range is inside one region
+ * Return: pointer; NULL if the range does not lie in one region
  */
 void *mem_at(const struct mem *m, uint64_t addr, uint64_t len)
 {
@@ -94,20 +95,22 @@ void *mem_at(const struct mem *m, uint64_t addr, uint64_t len)
 }
 
 /**
- * mem_iov() - Vectors for a buffer, which may go on from region to region
+ * mem_iov() - Find a buffer, which may go on from one region to the next
  * @m:		Regions
  * @addr:	Guest-physical address; not looked at if @len is 0
  * @len:	Length
  * @iov:	Where to put the vectors
  * @room:	Number of free @iov
  *
- * Return: number of vectors, -EFAULT if a byte is in no region, -E2BIG
+ * Return: number of vectors; -EFAULT: a byte is in no region; -E2BIG: @room is
+ *	   too small
  */
 int mem_iov(const struct mem *m, uint64_t addr, uint64_t len, struct iovec *iov,
 	    unsigned int room)
 {
 	int n = 0;
 
+	/* A buffer that wraps could go on in a region at guest address 0. */
 	if (len && len - 1 > UINT64_MAX - addr)
 		return -EFAULT;
 	while (len) {
@@ -119,6 +122,7 @@ int mem_iov(const struct mem *m, uint64_t addr, uint64_t len, struct iovec *iov,
 		if (!room--)
 			return -E2BIG;
 		offset = addr - r->guest_addr;
+		/* mem_find() has seen that offset is less than the size. */
 		part = len < r->size - offset ? len : r->size - offset;
 		iov[n].iov_base = (void *)(uintptr_t)(r->host_addr + offset);
 		iov[n].iov_len = part;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The daemon's entry for a ring, in a page that the daemon may write at any
- * time.  Only the session number is read while packets move; the rest is for
- * Python, which turns it into a struct ring_conf.
+ * A ring's entry in the metadata, which the daemon may write at any time.  C
+ * reads only the session number, while packets move.  The agent reads the rest
+ * and makes a struct ring_conf of it.
  */
 #ifndef META_H
 #define META_H
@@ -25,7 +25,10 @@ static_assert(offsetof(struct ring_meta, call_peer) == 46, "layout");
 static_assert(offsetof(struct ring_meta, call_vector) == 48, "layout");
 static_assert(offsetof(struct ring_meta, reserved) == 50, "layout");
 
-/* Relaxed: the number says whose the ring is, and orders nothing. */
+/*
+ * Relaxed: the number only says who may use the ring.  It does not announce
+ * other data, so no load after it must be kept behind it.
+ */
 static inline uint64_t meta_session(const struct ring_meta *meta)
 {
 	return le64toh(read_once(&meta->session));

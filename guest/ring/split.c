@@ -1,42 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * The split virtqueue, from the device's side (VIRTIO, "Split Virtqueues").
+ * Implements vq.h with the split virtqueue (VIRTIO, "Split Virtqueues"), from
+ * the device's side.
  *
  * Theory of operation
  * -------------------
  * Three parts lie in the master's memory: the descriptor table and the avail
- * ring, which the master writes, and the used ring, which we write.  Another
- * VM may change any of it at any time, on purpose too.  So each value is read
- * once, by an atomic load, into a local; checked; and then only the local is
- * used.  The indices we go by are our own.  A chain becomes an array of
- * iovecs in our memory, all inside the master's regions, before anybody
- * touches a buffer; what the master does to the descriptors afterwards does
- * not matter.
+ * ring, which the master writes, and the used ring, which we write.  The master
+ * may change any of it at any time, also on purpose.  So each value is read
+ * once, by an atomic load, into a local variable; the local is checked; and
+ * only the local is used.  The indices that count are our own copies.  A chain
+ * becomes an array of iovecs in our memory, all of them inside the master's
+ * regions, before any buffer is touched; later changes of the descriptors have
+ * no effect.
  *
  * A value that no correct driver writes breaks the ring: vq->fault says how,
- * the function returns -EPROTO, and the ring is used no more.
+ * the function returns -EPROTO, and the caller must not use the ring any more.
  *
- * Chains complete in the order in which they came.  Nobody tracks chains in
- * flight for vhost-user-net, so the used index is where a successor goes on,
- * and it is right at every moment.  Completions are collected in vq->done and
- * written in one go by vq_publish(), after it has looked whether the ring is
- * still ours: QEMU takes it over, and moves the used index, as soon as the
- * vhost-user connection breaks, and the daemon gives it away by a new session
- * number.  Then -ESTALE, and nothing more is written.
+ * Chains complete in the order in which they came, and vhost-user-net does not
+ * track the chains in flight.  So the used index alone tells a successor where
+ * to go on, and it is right at every moment.  Completions are collected in
+ * vq->done, and vq_publish() writes them together.
  *
- * Barriers, and what each pairs with in the driver (Linux: virtio_ring.c):
- *
- *   load avail idx, acquire	virtio_wmb() between filling avail->ring[] and
- *				the table, and raising avail->idx
- *   store used idx, release	virtio_rmb() between reading used->idx and
- *				used->ring[]
- *   fence in vq_publish()	virtio_mb() between writing used_event (or
- *				flags) and looking at used->idx once more
- *   fence in vq_enable_kicks()	virtio_mb() between raising avail->idx and
- *				reading avail_event (or flags)
- *
- * The last two are the same pattern twice: both sides store, fence, load, so
- * one of them sees the other's store, and no wake-up is lost.
+ * The ring can be taken from us at any time.  QEMU takes it over, and moves the
+ * used index, as soon as the vhost-user connection breaks; the daemon takes it
+ * by writing another session number to the metadata.  vq_check_fence() sees
+ * both, and nothing is written to the ring after that.
  */
 #include <assert.h>
 #include <endian.h>
@@ -93,11 +82,13 @@ static void store16(uint16_t *p, uint16_t value)
 	write_once(p, htole16(value));
 }
 
+/* Behind the avail ring: the driver wants a call once used idx passes this. */
 static const uint16_t *used_event(const struct vq *vq)
 {
 	return &vq->avail->ring[vq->num];
 }
 
+/* Behind the used ring: we want a kick once avail idx passes this. */
 static uint16_t *avail_event(const struct vq *vq)
 {
 	return (uint16_t *)(void *)&vq->used_ring->ring[vq->num];
@@ -109,7 +100,11 @@ static int vq_fault(struct vq *vq, enum ring_fault fault)
 	return -EPROTO;
 }
 
-/* Acquire: pairs with the driver's barrier before it raises avail idx. */
+/*
+ * Acquire: the driver fills descriptors and slots first, and raises avail idx
+ * after a write barrier (virtio_wmb() in Linux).  So that they are seen with
+ * it, they must be read after it.
+ */
 static uint16_t load_avail_idx(const struct vq *vq)
 {
 	return le16toh(load_acquire(&vq->avail->idx));
@@ -133,7 +128,7 @@ static bool vq_conf_valid(const struct ring_conf *conf)
 /**
  * vq_init() - Start with a ring
  * @vq:		Queue
- * @mem:	The master's memory; must stay as it is while @vq is used
+ * @mem:	The master's memory; must not change while @vq is used
  * @conf:	Where the ring lies, and its index
  * @writable:	The buffers are to be written (receive queue)
  *
@@ -149,6 +144,7 @@ int vq_init(struct vq *vq, const struct mem *mem, const struct ring_conf *conf,
 	if (!vq_conf_valid(conf))
 		return -EINVAL;
 
+	/* done[] is large, and n_done says how much of it counts. */
 	memset(vq, 0, offsetof(struct vq, done));
 	vq->desc = ring_part(mem, conf->desc, 16 * num, 16);
 	vq->avail = ring_part(mem, conf->driver, 4 + 2 * num + event, 2);
@@ -166,6 +162,7 @@ int vq_init(struct vq *vq, const struct mem *mem, const struct ring_conf *conf,
 	vq->write_flag = writable ? VRING_DESC_F_WRITE : 0;
 	vq->event_idx = conf->flags & RING_EVENT_IDX;
 	vq->indirect = conf->flags & RING_INDIRECT;
+	/* A base that is not the used idx would complete the wrong chains. */
 	return vq_check_fence(vq);
 }
 
@@ -187,10 +184,12 @@ int vq_check_fence(struct vq *vq)
 }
 
 /**
- * vq_has_more() - Would vq_next() find something?  For a look while idle
+ * vq_has_more() - Check for chains without taking one
  * @vq:		Queue
  *
- * Return: true if the master's avail idx is not where we stand
+ * A wrong avail idx counts too: vq_next() then reports it.
+ *
+ * Return: true if the master's avail idx is not the index of our next chain
  */
 bool vq_has_more(const struct vq *vq)
 {
@@ -198,13 +197,14 @@ bool vq_has_more(const struct vq *vq)
 }
 
 /*
- * The master cannot have more chains out than the ring has entries, counted
- * from what we gave back, nor take back what we have taken.
+ * Read avail idx.  Counted from the chains that we gave back, the master cannot
+ * have offered more than the ring has entries, nor less than we have taken.
  */
 static int vq_look(struct vq *vq)
 {
 	uint16_t idx = load_avail_idx(vq);
-	uint16_t out = idx - vq->used; /* wraps at 2^16, as idx does */
+	/* In 16 bits: the difference is right although idx wraps at 2^16. */
+	uint16_t out = idx - vq->used;
 	uint16_t taken = vq->last_avail - vq->used;
 
 	if (out > vq->num || out < taken)
@@ -214,8 +214,9 @@ static int vq_look(struct vq *vq)
 }
 
 /*
- * Reads each byte once.  An indirect table need not be aligned ("Indirect
- * Descriptors" asks for nothing), but practically always is.
+ * Copy a descriptor, and read each byte of it once.  An indirect table need not
+ * be aligned ("Indirect Descriptors" does not ask for it), but drivers align
+ * it.
  */
 static void desc_read(const struct vring_desc *p, struct vring_desc *d)
 {
@@ -224,6 +225,7 @@ static void desc_read(const struct vring_desc *p, struct vring_desc *d)
 	uint64_t word[2];
 
 	if ((uintptr_t)p % sizeof(uint64_t)) {
+		/* Volatile: the compiler may neither repeat nor merge these. */
 		for (size_t i = 0; i < sizeof(*d); i++)
 			to[i] = from[i];
 	} else {
@@ -249,18 +251,20 @@ static int chain_add(struct vq *vq, const struct vring_desc *d,
 
 	n = mem_iov(vq->mem, d->addr, d->len, iov + chain->n_iov,
 		    VQ_CHAIN_IOVS - chain->n_iov);
+	/* A piece that crosses from one region to the next is two. */
 	if (n == -E2BIG)
 		return vq_fault(vq, RING_FAULT_PIECES);
 	if (n < 0)
 		return vq_fault(vq, RING_FAULT_ADDRESS);
 	chain->n_iov += n;
-	chain->len += d->len; /* at most 2^16 times 2^32 */
+	chain->len += d->len; /* fits: at most 2^16 times 2^32 */
 	return 0;
 }
 
 /*
- * The table must lie in one region, as the ring's parts do.  The WRITE flag of
- * the descriptor that points to it means nothing ("Indirect Descriptors").
+ * Find the indirect table that a descriptor points to.  It must lie in one
+ * region, as the parts of the ring must.  The descriptor's WRITE flag is
+ * ignored, as "Indirect Descriptors" says.
  */
 static const struct vring_desc *
 indirect_table(struct vq *vq, const struct vring_desc *d, uint32_t *num)
@@ -272,6 +276,7 @@ indirect_table(struct vq *vq, const struct vring_desc *d, uint32_t *num)
 		vq->fault = RING_FAULT_INDIRECT;
 		return NULL;
 	}
+	/* A longer table could not be read or written by one system call. */
 	if (!*num || d->len % sizeof(*d) || *num > VQ_CHAIN_IOVS) {
 		vq->fault = RING_FAULT_INDIRECT_SIZE;
 		return NULL;
@@ -283,15 +288,17 @@ indirect_table(struct vq *vq, const struct vring_desc *d, uint32_t *num)
 }
 
 /*
- * A chain is direct descriptors, of which the last may point to an indirect
- * table.  Neither part can have more descriptors than its table: so loops end.
+ * Follow a chain: direct descriptors, of which the last may point to an
+ * indirect table.  Neither part may have more descriptors than its table, so
+ * that a chain which leads back to itself ends too.
  */
 static int chain_walk(struct vq *vq, uint16_t i, struct iovec *iov,
 		      struct vq_chain *chain)
 {
 	const struct vring_desc *table = vq->desc;
 	uint32_t num = vq->num, left = num;
-	bool nested = false; /* a table may well lie where vq->desc does */
+	/* Not `table != vq->desc`: the master may place a table there. */
+	bool nested = false;
 	struct vring_desc d;
 	int r;
 
@@ -320,11 +327,11 @@ static int chain_walk(struct vq *vq, uint16_t i, struct iovec *iov,
 	}
 }
 
-/* While there is work, kicks would only cost the master time. */
+/* While there is work we poll anyway, and a kick costs the master a VM exit. */
 static void vq_disable_kicks(struct vq *vq)
 {
 	vq->kicks = VQ_KICKS_OFF;
-	/* With EVENT_IDX an avail_event that we have passed is enough. */
+	/* With EVENT_IDX the old avail_event is passed, and has no effect. */
 	if (!vq->event_idx)
 		store16(&vq->used_ring->flags, VRING_USED_F_NO_NOTIFY);
 }
@@ -367,20 +374,24 @@ static bool event_passed(uint16_t event, uint16_t now, uint16_t old)
 	return (uint16_t)(now - event - 1) < (uint16_t)(now - old);
 }
 
+/* Does the driver want an interrupt for used idx going from old to vq->used? */
 static bool vq_wants_call(struct vq *vq, uint16_t old)
 {
 	bool first = !vq->called;
 
 	/*
-	 * Pairs with the driver's barrier between asking for an interrupt and
-	 * looking at used idx: either it sees our idx, or we its wish.
+	 * Our store of used idx must be visible before we read the driver's
+	 * wish.  Pairs with the driver's barrier (virtio_mb() in Linux) between
+	 * writing its wish and looking at used idx: both sides store, fence,
+	 * load, so one of them sees the other's store.  Without the fence each
+	 * may miss it, and the driver sleeps with a used chain in the ring.
 	 */
 	full_fence();
 	vq->called = true;
 	if (!vq->event_idx)
 		return !(load16(&vq->avail->flags) &
 			 VRING_AVAIL_F_NO_INTERRUPT);
-	/* A predecessor may have published and not lived to call. */
+	/* A predecessor may have published, and ended before it called. */
 	return first || event_passed(load16(used_event(vq)), vq->used, old);
 }
 
@@ -406,10 +417,14 @@ int vq_publish(struct vq *vq)
 		write_once(&elem->id, htole32(vq->done[i].id));
 		write_once(&elem->len, htole32(vq->done[i].len));
 	}
-	/* Atomic, as worker_read_ring() may look on. */
+	/* Atomic, because worker_read_ring() reads it from another thread. */
 	write_once(&vq->used, old + vq->n_done);
 	vq->n_done = 0;
-	/* Release: the driver reads the entries after it has seen idx. */
+	/*
+	 * Release: the entries must be visible before idx is.  Pairs with the
+	 * driver's barrier (virtio_rmb() in Linux) between reading used idx and
+	 * reading the entries.
+	 */
 	store_release(&vq->used_ring->idx, htole16(vq->used));
 	return vq_wants_call(vq, old);
 }
@@ -418,7 +433,8 @@ int vq_publish(struct vq *vq)
  * vq_enable_kicks() - Ask the master for a kick with its next chain
  * @vq:		Queue; all available chains are taken
  *
- * Return: 0: sleep; 1: chains have come meanwhile; -ESTALE: not ours
+ * Return: 0: the caller may sleep; 1: chains have come meanwhile; -ESTALE: the
+ *	   ring is no longer ours
  */
 int vq_enable_kicks(struct vq *vq)
 {
@@ -434,10 +450,17 @@ int vq_enable_kicks(struct vq *vq)
 		else
 			store16(&vq->used_ring->flags, 0);
 		/*
-		 * Pairs with the driver's barrier between raising avail idx
-		 * and reading this: either it kicks, or we see its idx.
+		 * What we ask for must be visible before we look at avail idx.
+		 * Pairs with the driver's barrier (virtio_mb() in Linux)
+		 * between raising avail idx and reading avail_event, or flags:
+		 * either the driver sees that we want a kick, or we see its
+		 * idx.
 		 */
 		full_fence();
 	}
+	/*
+	 * Each time, also if kicks were enabled already: a chain that came
+	 * before the master saw what we ask for comes without a kick.
+	 */
 	return vq_has_more(vq);
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A virtqueue from the device's side, as net.c sees it: chains come, and go
- * back in the same order.  How they lie in memory is split.c's business.
+ * A virtqueue from the device's side, for rx.c and tx.c: chains come, and go
+ * back in the same order.  split.c knows how they lie in memory; a packed
+ * virtqueue would be another file with the same functions.
  */
 #ifndef VQ_H
 #define VQ_H
@@ -12,9 +13,9 @@
 #include "ring.h"
 
 enum {
-	/* Vectors of one chain: UIO_MAXIOV less one for net.c's spill. */
+	/* Vectors of one chain: UIO_MAXIOV less one for the spill of rx.c. */
 	VQ_CHAIN_IOVS = 1023,
-	/* Chains that may be completed before they are published. */
+	/* Chains that may be completed before they are published: see rx.c. */
 	VQ_MAX_DONE = 1024 + 64
 };
 
@@ -22,9 +23,9 @@ struct vring_desc;
 struct vring_avail;
 struct vring_used;
 
-/* What the master last heard from us about kicks. */
+/* What we last told the master about kicks. */
 enum vq_kicks {
-	VQ_KICKS_UNKNOWN = 0,
+	VQ_KICKS_UNKNOWN = 0, /* a predecessor's wish is still in memory */
 	VQ_KICKS_OFF,
 	VQ_KICKS_ON
 };
@@ -43,8 +44,8 @@ struct vq_chain {
 };
 
 /*
- * One thread at a time.  All indices are our own copies: what is in memory
- * is compared with them, never taken for them.
+ * For one thread at a time.  All indices are our own copies: an index in the
+ * master's memory is compared with them, and never used in their place.
  */
 struct vq {
 	const struct vring_desc *desc;
@@ -62,7 +63,7 @@ struct vq {
 	bool event_idx;
 	bool indirect;
 	enum vq_kicks kicks;
-	bool called; /* there is a previous publication to compare with */
+	bool called; /* this session has published before */
 	enum ring_fault fault;
 	struct vq_done done[VQ_MAX_DONE];
 };
@@ -89,10 +90,11 @@ static inline void vq_complete(struct vq *vq, uint16_t head, uint32_t len)
 }
 
 /**
- * vq_all_taken() - Has the master no chain left that it could still offer?
+ * vq_all_taken() - Check whether the master can offer no further chain
  * @vq:		Queue
  *
- * Return: true if as many chains as the ring has entries are in our hands
+ * Return: true if we hold as many chains as the ring has entries; false if some
+ *	   wait to be published, since the master can offer those again
  */
 static inline bool vq_all_taken(const struct vq *vq)
 {

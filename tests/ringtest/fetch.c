@@ -83,7 +83,7 @@ static void direct_then_indirect(void)
 	put(&desc[2], master_buffer(2), 10, MASTER_NEXT, 7);
 }
 
-/* Values that a check lets pass, but that would be used wrongly if read twice. */
+/* Values that fail a check: read twice, the first or the second may pass. */
 static void bad_head(void)
 {
 	master_put(&m, 2);

@@ -3,8 +3,8 @@
  * A machine that makes use of all the freedom that memory orders leave to it.
  *
  * The ring code under test is compiled with -fsanitize=thread, so it calls a
- * function of machine.c before, or in place of, each access to memory.  Accesses
- * to the master's memory are numbered from machine_start() on:
+ * function of machine.c before, or in place of, each access to memory.
+ * Accesses to the master's memory are numbered from machine_start() on:
  *
  *  - Before access number `at`, or after the last one, the master acts.
  *  - Stores stay in a buffer, unseen by the master, until a full fence.  One
@@ -32,7 +32,7 @@ struct machine {
 	/* The master's memory: other accesses are none of our business. */
 	uint8_t *memory;
 	size_t size;
-	/* Before access number `at`, or in machine_stop(), act(arg) is called. */
+	/* act(arg) is called before access number `at`, or at the end. */
 	int at;
 	void (*act)(void *arg);
 	/* Called when a store to `eager` has become visible. */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Memory orders and wake-ups of the split virtqueue, on the machine of machine.h.
+ * Memory orders and wake-ups of the split virtqueue, on machine.h.
  *
  * order CASE flags|event_idx START: exit status 0, or 1 and a line on stderr.
  *

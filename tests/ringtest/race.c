@@ -12,9 +12,9 @@
  *
  * Exit status 0, or 1 and a line on stderr.  Prints the number of rounds.
  *
- * The sleeps are relaxed atomics, and the driver's accesses to descriptors, used
- * elements and buffers are plain: only the ring's own barriers order them.  So
- * with -fsanitize=thread a missing acquire or release is a reported race.
+ * The sleeps are relaxed atomics, and the driver's accesses to descriptors,
+ * used elements and buffers are plain: only the ring's own barriers order them.
+ * So with -fsanitize=thread a missing acquire or release is a reported race.
  */
 #include <errno.h>
 #include <pthread.h>
