@@ -252,6 +252,7 @@ def test_window_below_4_gib_is_a_warning(
 def test_metadata_alone_may_be_anywhere(
     system: FakeSystem, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("WARNING")
     system.low = True
     path = system.plug(HERE)
     lines = (path / "resource").read_text().splitlines()
