@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.descriptors import open_descriptors
+
 # Machines under emulation are slow now and then; pytest-timeout bounds a test.
 settings.register_profile(
     "vhostpci",
@@ -70,17 +72,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             stop(f"missing: {', '.join(lacks)} (tools/setup installs what it can)")
 
 
-def open_descriptors() -> dict[int, str]:
-    """This process's descriptors, and what each is."""
-    found = {}
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            found[int(entry.name)] = os.readlink(entry)
-        except FileNotFoundError:
-            continue  # the one that lists the directory
-    return found
-
-
 @pytest.fixture(autouse=True)
 def no_descriptor_leaks() -> Iterator[None]:
     """Fail a test that leaves a descriptor open, and say which."""
@@ -90,5 +81,6 @@ def no_descriptor_leaks() -> Iterator[None]:
     if after != before:
         gc.collect()  # what is in a cycle warns of itself now, and closes
         after = open_descriptors()
-    leaked = {fd: what for fd, what in after.items() if fd not in before}
+    # The number of a descriptor is used again: compare what it is, too.
+    leaked = {fd: what for fd, what in after.items() if before.get(fd) != what}
     assert not leaked, f"left open: {leaked}"

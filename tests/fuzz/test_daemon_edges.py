@@ -17,7 +17,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import open_descriptors
+from tests.descriptors import open_descriptors
 from tests.fakes.frontend import (
     USER_BASE,
     Dropped,

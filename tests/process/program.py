@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from tests.descriptors import open_descriptors
 from tests.waiting import TIMEOUT, wait_for
 
 
@@ -72,7 +73,11 @@ class Program:
 
     def descriptors(self) -> int:
         """How many descriptors it has open."""
-        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+        return len(self.open_files())
+
+    def open_files(self) -> dict[int, str]:
+        """Return the descriptors that it has open, and what each is."""
+        return open_descriptors(self.process.pid)
 
     def close(self) -> None:
         """Make sure that it is gone."""

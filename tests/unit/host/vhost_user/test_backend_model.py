@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.conftest import open_descriptors
+from tests.descriptors import open_descriptors
 from tests.fakes.frontend import RingAt, region
 from tests.fakes.windows import MIB, Ram
 from vhostpci_host.fds import Fd

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import open_descriptors
+from tests.descriptors import open_descriptors
 from tests.fakes.loop import ManualLoop
 from vhostpci_host.fds import Notifier
 from vhostpci_host.ivshmem.connection import MAX_QUEUE, SlaveConnection

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import open_descriptors
+from tests.descriptors import open_descriptors
 from tests.fakes.frontend import USER_BASE, Direct, FrontEnd, RingAt, region
 from tests.fakes.windows import MIB, Ram
 from vhostpci_host.fds import Fd
