@@ -28,7 +28,7 @@ from vhostpci_host.hotplug.qmp_vm import QmpVm
 from vhostpci_host.hotplug.reconciler import Hotplug
 from vhostpci_host.hotplug.vm import PlugError, VmAway
 from vhostpci_host.interfaces import Plug
-from vhostpci_host.ivshmem import linger
+from vhostpci_host.ivshmem.linger import Linger
 from vhostpci_host.ivshmem.window_socket import WindowSocket
 from vhostpci_host.memory.regions import WindowFile
 from vhostpci_host.sockets import Listener
@@ -65,6 +65,7 @@ class Shown:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._undo = ExitStack()
+        self._linger = Linger(asyncio.get_running_loop())
         self._shown: dict[int, WindowSocket] = {}
         self.said: list[str] = []
 
@@ -76,7 +77,7 @@ class Shown:
         file = WindowFile(memory, size, (0, window, size))
         listen = partial(self._listen, path)
         loop = asyncio.get_running_loop()
-        shown = WindowSocket(window, file, listen, loop, self.said.append)
+        shown = WindowSocket(window, file, listen, loop, self._linger, self.said.append)
         self._shown[window] = shown
         return Plug(window=window, socket=path, vectors=1, size=size)
 
@@ -110,7 +111,7 @@ class Shown:
         for window in list(self._shown):
             self.hide(window)
         self._undo.close()
-        linger.end()
+        self._linger.close()
 
 
 @asynccontextmanager

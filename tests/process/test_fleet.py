@@ -11,12 +11,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.bench import devices
 from tests.fakes.frontend import Dropped, RingAt
+from tests.fakes.slave_client import SlaveClient
 from tests.process.fleet import Fleet, kicks_arrive
 from tests.waiting import TIMEOUT, wait_for
 from vhostpci_shared import access
@@ -95,6 +97,47 @@ def test_removed_device_may_come_back(fleet: Fleet) -> None:
         assert fleet.command("add", "b", "--memory", "16M").returncode == 0
         counts.append(fleet.descriptors())
     assert max(counts) <= min(counts) + 1
+
+
+@pytest.mark.parametrize(
+    ("options", "windows"),
+    [(("--memory", "16M"), 0), (("--mode", "attach"), 1)],
+    ids=["arena", "attach"],
+)
+def test_removed_device_costs_no_descriptor_once_its_slave_has_closed(
+    fleet: Fleet, options: tuple[str, ...], windows: int
+) -> None:
+    """Each connection of the slave's QEMU stays open until QEMU closes it.
+
+    If the daemon closed it first, a QEMU that has not read the handshake yet would
+    stand still; see `vhostpci_host.ivshmem.linger`.
+    """
+    fleet.pair("a")  # one slave stays connected to a device that stays
+    before = fleet.open_files()
+    with contextlib.ExitStack() as connections:
+        for _ in range(3):
+            assert fleet.command("add", "c", *options).returncode == 0
+            connect_all(fleet, "c", windows, connections)
+            assert fleet.command("remove", "c").returncode == 0
+        left = fleet.open_files()
+        assert len(left) == len(before) + 3 * (1 + windows), left
+    wait_for(lambda: fleet.open_files() == before, fleet.open_files)
+
+
+def connect_all(
+    fleet: Fleet, name: str, windows: int, stack: contextlib.ExitStack
+) -> None:
+    """Connect a master, and a slave's QEMU to the device and to each of its windows."""
+    slave = SlaveClient(fleet.run_dir / f"{name}.ivshmem")
+    stack.callback(slave.close)
+    slave.handshake()
+    fleet.master(name).driver_ok([RingAt.nth(0), RingAt.nth(1)])
+    sockets = partial(fleet.run_dir.glob, f"{name}.ivshmem.*")
+    wait_for(lambda: len(list(sockets())) == windows, f"sockets of {windows} windows")
+    for path in sockets():
+        window = SlaveClient(path)
+        stack.callback(window.close)
+        window.handshake(vectors=1)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from ..errors import HostError, InUse
 from ..fds import exhausted, no_descriptors
 from ..hotplug.pool import Slaves
 from ..interfaces import Plugger
-from ..ivshmem import linger
+from ..ivshmem.linger import Linger
 from ..memory.arena import make_directory
 from ..memory.attach import WindowIds
 from . import control
@@ -72,6 +72,7 @@ class Daemon:
     def __init__(self, shared: Mapping[str, str] | None = None) -> None:
         self.loop = asyncio.get_running_loop()
         self.window_ids = WindowIds()
+        self.linger = Linger(self.loop)
         self._shared = shared
         self._entries: dict[str, Entry] = {}
         self._pluggers: dict[str, Plugger] = {}
@@ -187,7 +188,7 @@ class Daemon:
             await asyncio.wait(self._unplugging.values())
         while self._entries:
             self._close(self._entries.popitem()[1])
-        linger.end()
+        self.linger.close()
 
     def _loop_failed(
         self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]

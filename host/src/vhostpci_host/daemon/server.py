@@ -18,8 +18,8 @@ from ..config.device import DeviceConfig, Mode
 from ..device.device import Device
 from ..fds import exhausted, no_descriptors
 from ..interfaces import Plugger
-from ..ivshmem import linger
 from ..ivshmem.connection import SlaveConnection
+from ..ivshmem.linger import Linger
 from ..ivshmem.window_socket import WindowSocket
 from ..memory.arena import Arena, make_directory
 from ..memory.attach import Attached, WindowIds
@@ -44,6 +44,11 @@ class Owner(Protocol):
     @property
     def window_ids(self) -> WindowIds:
         """Where windows get their numbers."""
+        ...
+
+    @property
+    def linger(self) -> Linger:
+        """What keeps connections that outlive their device."""
         ...
 
     async def control(
@@ -166,7 +171,12 @@ class Server:
         """
         path = self._config.window(number)
         self._windows[number] = WindowSocket(
-            number, window, partial(self._listen, path), self.loop, self.say_once
+            number,
+            window,
+            partial(self._listen, path),
+            self.loop,
+            self._owner.linger,
+            self.say_once,
         )
 
     def hide(self, number: int) -> None:
@@ -210,7 +220,8 @@ class Server:
         if self._slave is not None:
             self._refuse_slave(connection)
             return
-        self._slave = SlaveConnection(self, connection, self.loop)
+        linger = self._owner.linger
+        self._slave = SlaveConnection(self, connection, self.loop, linger)
         self._slave.start()
         try:
             self.device.slave_connected(self._slave)
@@ -222,7 +233,7 @@ class Server:
     def _refuse_slave(self, connection: socket.socket) -> None:
         assert self._slave is not None, "refused for nobody"
         pid = sockets.peer_pid(connection)
-        linger.refuse(connection, self.loop)
+        self._owner.linger.refuse(connection)
         self.say_once(f"slave (pid {pid}) refused: pid {self._slave.pid} is connected")
 
     def receive(self, message: Message) -> None:

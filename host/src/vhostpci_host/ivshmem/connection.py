@@ -9,7 +9,8 @@ from typing import Protocol
 from .. import sockets
 from ..fds import exhausted, no_descriptors
 from ..interfaces import Loop, Timer
-from . import linger, wire
+from . import wire
+from .linger import Linger
 from .peers import Outgoing, refusal
 
 MAX_QUEUE = 4096
@@ -36,12 +37,17 @@ class SlaveConnection:
     """
 
     def __init__(
-        self, owner: SlaveOwner, connection: socket.socket, loop: Loop
+        self,
+        owner: SlaveOwner,
+        connection: socket.socket,
+        loop: Loop,
+        linger: Linger,
     ) -> None:
         self.pid = sockets.peer_pid(connection)
         self.is_process = wire.is_process(connection)
         self._owner = owner
         self._loop = loop
+        self._linger = linger
         self._connection = connection
         self._queue: deque[Outgoing] = deque()
         self._retry: Timer | None = None
@@ -121,7 +127,7 @@ class SlaveConnection:
             self._retry.cancel()
         self._release_all()
         self._loop.remove_reader(self._connection.fileno())
-        linger.leave(self._connection, self._loop)
+        self._linger.leave(self._connection)
         self._owner.slave_closed()
 
     def _release_all(self) -> None:

@@ -1,69 +1,71 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The end of an ivshmem connection with a QEMU: it is QEMU who closes it.
+"""Connections that the daemon has finished with, kept open until QEMU closes them.
 
 A running QEMU connects in `chardev-add`, or in libvirt's attach, and reads the
-handshake only in `device_add`.  If we close the connection in between, QEMU's chardev
-drops what it has not read; `device_add` then reads nothing, again and again, with
-the whole VM standing still, for ever.  So a connection that we want no more, be it
-refused or of a window that is gone, stays open until QEMU closes its end.
+handshake only in `device_add`.  If the daemon closes the connection in between, QEMU's
+chardev drops what it has not read; `device_add` then reads nothing, again and again,
+with the whole VM standing still, for ever.  So a connection that was refused, or whose
+device or window is gone, stays open until QEMU closes its end.
 """
 
 import socket
-from typing import ClassVar
+from functools import partial
 
 from .. import sockets
-from ..interfaces import Loop
+from ..interfaces import Loop, Timer
 from . import wire
 from .peers import refusal
 
 LINGER = 30.0
-"""Seconds after which nobody is between those two steps any more."""
+"""Seconds after which no QEMU is still between those two steps."""
 MOST = 64
-"""Connections that wait at a time; beyond that, somebody plays with us."""
+"""Connections that are kept at a time; more than that come from a hostile peer."""
 
 
-def leave(connection: socket.socket, loop: Loop) -> None:
-    """Close a connection once nobody can be hurt; a process's own at once."""
-    if (
-        wire.is_process(connection)
-        or sockets.hung_up(connection)
-        or len(Farewell.waiting) >= MOST
-    ):
-        connection.close()
-    else:
-        Farewell.waiting.add(Farewell(connection, loop))
+class Linger:
+    """The connections that wait for their QEMU to close them.
 
+    Args:
+        loop: the daemon's own loop.  The loop of one device will not do: it calls
+            nothing back once the device is removed, and the connections stay longer.
+    """
 
-def refuse(connection: socket.socket, loop: Loop) -> None:
-    """Tell a peer that it cannot have what it connected for."""
-    wire.send_last(connection, refusal())
-    leave(connection, loop)
-
-
-def end() -> None:
-    """Wait no longer."""
-    for one in list(Farewell.waiting):
-        one.close()
-
-
-class Farewell:
-    """A connection that waits for its other end."""
-
-    waiting: ClassVar[set["Farewell"]] = set()
-
-    def __init__(self, connection: socket.socket, loop: Loop) -> None:
-        self._connection = connection
+    def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._late = loop.call_later(LINGER, self.close)
-        loop.add_reader(connection.fileno(), self._readable)
+        self._waiting: dict[socket.socket, Timer] = {}
 
-    def _readable(self) -> None:
-        if sockets.at_end(self._connection):
-            self.close()
+    def leave(self, connection: socket.socket) -> None:
+        """Take a connection over, and close it as soon as that harms no QEMU.
+
+        A process (an agent with --socket) copes with a closed connection at once.
+        """
+        if (
+            wire.is_process(connection)
+            or sockets.hung_up(connection)
+            or len(self._waiting) >= MOST
+        ):
+            connection.close()
+            return
+        late = self._loop.call_later(LINGER, partial(self._close, connection))
+        self._waiting[connection] = late
+        readable = partial(self._readable, connection)
+        self._loop.add_reader(connection.fileno(), readable)
+
+    def refuse(self, connection: socket.socket) -> None:
+        """Tell a peer that it cannot have what it connected for."""
+        wire.send_last(connection, refusal())
+        self.leave(connection)
 
     def close(self) -> None:
-        """Close it now."""
-        self.waiting.discard(self)
-        self._late.cancel()
-        self._loop.remove_reader(self._connection.fileno())
-        self._connection.close()
+        """Close all connections now: the daemon ends."""
+        for connection in list(self._waiting):
+            self._close(connection)
+
+    def _readable(self, connection: socket.socket) -> None:
+        if sockets.at_end(connection):
+            self._close(connection)
+
+    def _close(self, connection: socket.socket) -> None:
+        self._waiting.pop(connection).cancel()
+        self._loop.remove_reader(connection.fileno())
+        connection.close()

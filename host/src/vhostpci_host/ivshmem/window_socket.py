@@ -10,8 +10,9 @@ from ..fds import Notifier
 from ..interfaces import Loop
 from ..memory.regions import WindowFile
 from ..sockets import Listener
-from . import linger, wire
+from . import wire
 from .connection import SlaveConnection
+from .linger import Linger
 from .peers import window_handshake
 
 
@@ -22,7 +23,8 @@ class WindowSocket:
         number: the window's.
         window: its file.
         listen: makes the listening socket that calls what it is given.
-        loop: the daemon's.
+        loop: the device's.
+        linger: keeps the connections that are refused, or that outlive the window.
         say_once: warns of a peer.
     """
 
@@ -32,6 +34,7 @@ class WindowSocket:
         window: WindowFile,
         listen: Callable[[Callable[[socket.socket], None]], Listener],
         loop: Loop,
+        linger: Linger,
         say_once: Callable[[str], None],
     ) -> None:
         self.say_once = say_once
@@ -39,6 +42,7 @@ class WindowSocket:
         self._size = window.size
         self._fits_bar = window.fits_bar
         self._loop = loop
+        self._linger = linger
         self._connection: SlaveConnection | None = None
         with ExitStack() as undo:
             self._file = undo.enter_context(window.file.copy())
@@ -56,10 +60,10 @@ class WindowSocket:
             self._connection.close()
         why = self._why_not(connection)
         if why is not None:
-            linger.refuse(connection, self._loop)
+            self._linger.refuse(connection)
             self.say_once(why)
             return
-        self._connection = SlaveConnection(self, connection, self._loop)
+        self._connection = SlaveConnection(self, connection, self._loop, self._linger)
         self._connection.start()
         self._connection.send(window_handshake(self._number, self._file, self._vector))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.loop import ManualLoop
-from vhostpci_host.ivshmem import linger
+from vhostpci_host.ivshmem.linger import LINGER, MOST, Linger
 from vhostpci_shared import ivshmem
 
 Pair = tuple[socket.socket, socket.socket]
@@ -27,15 +27,14 @@ def qemu() -> Iterator[Pair]:
     ours, theirs = pair()
     with ours, theirs:
         yield ours, theirs
-    linger.end()
 
 
 def test_refusal_stays_to_be_read_until_qemu_closes(qemu: Pair) -> None:
     """In device_add, which may come long after chardev-add has connected."""
     ours, theirs = qemu
     loop = ManualLoop()
-    linger.refuse(ours, loop)
-    loop.advance(linger.LINGER / 2)
+    Linger(loop).refuse(ours)
+    loop.advance(LINGER / 2)
     assert theirs.recv(8) != ivshmem.encode(ivshmem.VERSION)
     with pytest.raises(BlockingIOError):
         theirs.recv(1)
@@ -47,15 +46,15 @@ def test_refusal_stays_to_be_read_until_qemu_closes(qemu: Pair) -> None:
 
 def test_qemu_that_stays_for_ever_is_left_at_last(qemu: Pair) -> None:
     loop = ManualLoop()
-    linger.leave(qemu[0], loop)
-    loop.advance(linger.LINGER + 1)
+    Linger(loop).leave(qemu[0])
+    loop.advance(LINGER + 1)
     assert qemu[0].fileno() < 0
     assert loop.watched() == set()
 
 
 def test_what_qemu_still_says_is_no_end(qemu: Pair) -> None:
     loop = ManualLoop()
-    linger.leave(qemu[0], loop)
+    Linger(loop).leave(qemu[0])
     qemu[1].send(b"?")
     loop.advance()
     assert qemu[0].fileno() >= 0
@@ -71,19 +70,19 @@ def test_process_finds_its_connection_closed_at_once(tmp_path: Path) -> None:
         agent.bind("")
         agent.connect(str(tmp_path / "socket"))
         connection, _ = listener.accept()
-        linger.refuse(connection, ManualLoop())
+        Linger(ManualLoop()).refuse(connection)
         agent.settimeout(1)
         assert len(agent.recv(8)) == 8
         assert agent.recv(1) == b""
 
 
 def test_connections_that_wait_are_bounded() -> None:
-    loop = ManualLoop()
-    pairs = [pair() for _ in range(linger.MOST + 1)]
+    linger = Linger(ManualLoop())
+    pairs = [pair() for _ in range(MOST + 1)]
     for ours, _ in pairs:
-        linger.leave(ours, loop)
-    assert [ours.fileno() >= 0 for ours, _ in pairs] == [True] * linger.MOST + [False]
-    linger.end()
+        linger.leave(ours)
+    assert [ours.fileno() >= 0 for ours, _ in pairs] == [True] * MOST + [False]
+    linger.close()
     for ours, theirs in pairs:
         assert ours.fileno() < 0
         theirs.close()

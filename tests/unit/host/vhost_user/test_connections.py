@@ -14,6 +14,7 @@ from tests.descriptors import open_descriptors
 from tests.fakes.loop import ManualLoop
 from vhostpci_host.fds import Notifier
 from vhostpci_host.ivshmem.connection import MAX_QUEUE, SlaveConnection
+from vhostpci_host.ivshmem.linger import Linger
 from vhostpci_host.ivshmem.peers import Outgoing
 from vhostpci_host.vhost_user import wire
 from vhostpci_host.vhost_user.connection import MasterConnection
@@ -149,7 +150,7 @@ def test_any_bytes_are_messages_or_end_the_connection(data: bytes) -> None:
 
 def slave(pair: Pair) -> tuple[ManualLoop, Owner, SlaveConnection]:
     loop, owner = ManualLoop(), Owner()
-    connection = SlaveConnection(owner, pair[0], loop)
+    connection = SlaveConnection(owner, pair[0], loop, Linger(loop))
     connection.start()
     return loop, owner, connection
 
