@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds vhostpci_guest._ring, from guest/: see cffi_modules in setup.py.
+"""Builds vhostpci_guest._ring; cffi_modules in guest/setup.py names this file.
 
-Warnings become errors through CFLAGS in tox, never here: a newer compiler must
-not break an installation.
+Only the CFLAGS of tox turn warnings into errors: a newer compiler, with new
+warnings, must not break an installation.
 """
 
 from pathlib import Path

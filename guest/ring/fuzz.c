@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * The ring under a master that does what the input says.
+ * A fuzzer: the ring code with a master that does what the input says.
  *
  * An input is a small program: it writes descriptors, indices and raw bytes,
  * lets the queues run, makes the TAP fail, and changes the rings while they
@@ -100,7 +100,7 @@ static struct net_queue *fuzz_queue(struct fuzz *f, int ring)
 	return ring == RING_RX ? &f->rx.q : &f->tx.q;
 }
 
-/* Addresses and lengths of which a good part is next to some border. */
+/* An address; many are next to the start or the end of a region. */
 static uint64_t fuzz_addr(struct fuzz *f)
 {
 	uint8_t pick = fuzz_byte(f);
@@ -253,7 +253,7 @@ static void fuzz_put(uint8_t *at, uint64_t addr, uint32_t len, uint16_t flags,
 	fuzz_put_word(at + 14, next);
 }
 
-/* A chain that is right: one buffer, or a table of many small ones. */
+/* Offer a correct chain: one buffer, or a table of many small ones. */
 static void fuzz_good(struct fuzz *f)
 {
 	const struct mem_region *big = &fuzz_layout[FUZZ_REGIONS - 1];
@@ -360,7 +360,7 @@ static void fuzz_after_pass(struct fuzz *f, int ring, int r)
 	f->dead[ring] = r < 0;
 }
 
-/* The master may well offer a chain at the last moment before a sleep. */
+/* Enable kicks; the master may offer a chain at the last moment before. */
 static void fuzz_arm(struct fuzz *f, int ring)
 {
 	const uint8_t *avail = fuzz_ring(f, ring) + fuzz_avail(f);
@@ -433,7 +433,7 @@ static void fuzz_burst(struct fuzz *f)
 	f->burst = 0;
 }
 
-/* A successor goes on at the used index, with an empty ring. */
+/* Start a ring again, as a successor does: at the used index, and empty. */
 static void fuzz_start(struct fuzz *f, int ring)
 {
 	uint8_t *at = fuzz_ring(f, ring);

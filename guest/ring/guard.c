@@ -1,34 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Memory that somebody else may take away while it is mapped here.
+ * Survive a SIGBUS when mapped memory is taken away.
  *
  * Theory of operation
  * -------------------
- * A window is a file of another process, or a BAR.  The file may shrink, the
- * device may be unplugged, and then each access to the mapping is a SIGBUS: in
- * a worker's thread, or in Python as it reads the metadata.  No check can come
- * before each of these accesses, so they must be allowed to fail.
+ * A window is a file of another process, or a BAR.  The file may shrink, and
+ * the device may be unplugged; then each access to the mapping raises SIGBUS,
+ * in a worker's thread, or in Python when it reads the metadata.  No check can
+ * come before each of these accesses, so they must be allowed to fail.
  *
- * A guard is a range that such memory is mapped at.  The handler of a SIGBUS
- * within it maps zeros over the whole range, notes that the memory is lost, and
- * signals the guard's eventfd.  The access then goes on, as does its thread:
- * what it reads are zeros, what it writes is seen by nobody.  A ring whose used
- * index or whose session is 0 all of a sudden is fenced (split.c); one that
- * stood at 0 by chance is merely idle.  A loop that finds the eventfd readable
- * lets go of the mapping.  The kernel gets no signal: readv() and writev() on
- * lost memory are an EFAULT, and RING_FAULT_MEMORY.
+ * A guard watches the range of addresses where such memory is mapped.  When an
+ * access in that range raises SIGBUS, the handler maps zeros over the whole
+ * range, notes that the memory is lost, and signals the guard's eventfd.  The
+ * access is then made again, and the thread goes on: it reads zeros, and what
+ * it writes reaches no other process.  A ring whose used index or session
+ * number turns into 0 is fenced (split.c); a ring where both were 0 stays idle.
+ * The agent's loop finds the eventfd readable and unmaps the memory.
  *
- * Any other SIGBUS is none of ours, and goes to whoever had it before: nobody,
- * faulthandler, a sanitizer.
+ * The kernel gets no signal: readv() and writev() on lost memory return EFAULT,
+ * which becomes RING_FAULT_MEMORY.  A SIGBUS outside all guards goes to the
+ * action that was set before ours: the default, faulthandler's, or a
+ * sanitizer's.
  *
- * The signal's action is the process's, and so is the table below: these are
- * the ring driver's only globals.  guard_open() and guard_close() exclude each
- * other by a lock, which the handler must not take: it may interrupt its
- * holder.  Instead a slot counts once its address is not 0, and is emptied by
- * guard_close(), which then waits until no handler is under way.  So no handler
- * maps anything over a range after that.  Two threads may well have faults in
- * one range at once: each maps zeros, and that does nothing but discard what
- * the other has written in vain.
+ * A signal's action belongs to the whole process, and so does the table of
+ * guards: these are the only globals of the ring driver.
  */
 #include <assert.h>
 #include <errno.h>
@@ -51,21 +46,29 @@ enum {
 struct guard_slot {
 	uintptr_t address; /* 0: free */
 	size_t size;
-	int fd; /* eventfd of the owner's */
+	int fd; /* eventfd of the owner */
 	uint32_t lost;
 };
 
 static struct guard_slot guard_slots[GUARD_SLOTS];
-static uint32_t guard_handlers; /* under way */
+static uint32_t guard_handlers; /* handlers that are running now */
 static size_t guard_page;
 static struct sigaction guard_before;
+/*
+ * For guard_open() and guard_close() only.  The handler must not take it: it
+ * may have interrupted the thread that holds it.
+ */
 static pthread_mutex_t guard_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static struct guard_slot *guard_find(uintptr_t fault)
 {
 	for (int i = 0; i < GUARD_SLOTS; i++) {
 		struct guard_slot *slot = &guard_slots[i];
-		/* Pairs with both stores in guard_open() and guard_close(). */
+		/*
+		 * Pairs with the store in guard_take(): a slot whose address is
+		 * set has its size and fd; and with the store in guard_close(),
+		 * which waits for us if we have missed it.
+		 */
 		uintptr_t address =
 			__atomic_load_n(&slot->address, __ATOMIC_SEQ_CST);
 
@@ -76,8 +79,9 @@ static struct guard_slot *guard_find(uintptr_t fault)
 }
 
 /*
- * The system call itself: libc's mmap() is not meant for signal handlers, and a
- * sanitizer's is more than a call.
+ * Map zeros over a range.  By the system call itself:  POSIX does not list
+ * mmap() among the functions that a signal handler may call, and a sanitizer
+ * replaces it by a function that does more.
  */
 static bool guard_zero(uintptr_t address, size_t size)
 {
@@ -87,13 +91,15 @@ static bool guard_zero(uintptr_t address, size_t size)
 }
 
 /*
- * A range may be larger than all the memory we may have (RLIMIT_DATA, or
- * vm.overcommit_memory=2, which knows no MAP_NORESERVE).  Then it is replaced
- * page by page, as far as anybody still looks at it.
+ * Replace the whole range of a guard.  The range may be larger than the memory
+ * that this process may have (RLIMIT_DATA, or vm.overcommit_memory=2, which
+ * ignores MAP_NORESERVE); then replace only the page of this access.  Two
+ * threads may run this for one range at once: the later one discards what the
+ * other has written to its zeros, which is lost in any case.
  */
 static bool guard_replace(struct guard_slot *slot, uintptr_t fault)
 {
-	/* First of all: whoever reads zeros must find this set. */
+	/* Before the zeros are there: a thread that reads them finds this. */
 	__atomic_store_n(&slot->lost, 1, __ATOMIC_SEQ_CST);
 	if (!guard_zero(slot->address, slot->size) &&
 	    !guard_zero(fault & ~(uintptr_t)(guard_page - 1), guard_page))
@@ -103,14 +109,18 @@ static bool guard_replace(struct guard_slot *slot, uintptr_t fault)
 }
 
 /*
- * After the handler the access is made again, and meets the action of before.
- * A signal that somebody sent (si_code up to 0) must be sent again.  If that
- * action comes back to us (faulthandler restores what it found), it has done
- * what it could.
+ * Give a signal that is not ours to the action that was set before.  After the
+ * handler the access is made again, and raises SIGBUS again.  A signal sent by
+ * kill() (si_code up to 0) would not come again: send it.
  */
 static void guard_pass_on(const siginfo_t *info)
 {
 	sigaction(SIGBUS, &guard_before, NULL);
+	/*
+	 * faulthandler reports, and then restores the action that it found,
+	 * which may be ours.  If so, the second time the signal ends the
+	 * process.
+	 */
 	guard_before.sa_handler = SIG_DFL;
 	guard_before.sa_flags = 0;
 	if (info->si_code <= 0)
@@ -125,7 +135,7 @@ static void guard_handle(int signal, siginfo_t *info, void *context)
 
 	(void)signal;
 	(void)context;
-	/* Before any look at a slot: pairs with the load in guard_close(). */
+	/* Before we read a slot.  Pairs with the load in guard_close(). */
 	__atomic_add_fetch(&guard_handlers, 1, __ATOMIC_SEQ_CST);
 	if (info->si_code > 0)
 		slot = guard_find(fault);
@@ -135,7 +145,10 @@ static void guard_handle(int signal, siginfo_t *info, void *context)
 	errno = error;
 }
 
-/* Again with each guard: somebody may have set an action of his own. */
+/*
+ * Set our action, unless it is set.  guard_open() calls this each time:  Python
+ * code may have set another action since (faulthandler.enable()).
+ */
 static int guard_install(void)
 {
 	struct sigaction ours = {.sa_sigaction = guard_handle,
@@ -151,6 +164,7 @@ static int guard_install(void)
 	return sigaction(SIGBUS, &ours, NULL) < 0 ? -errno : 0;
 }
 
+/* Under the lock. */
 static int guard_take(uintptr_t address, size_t size, int fd)
 {
 	for (int i = 0; i < GUARD_SLOTS; i++) {
@@ -161,6 +175,7 @@ static int guard_take(uintptr_t address, size_t size, int fd)
 		slot->size = size;
 		slot->fd = fd;
 		slot->lost = 0;
+		/* Last: from here on another thread's handler uses the slot. */
 		__atomic_store_n(&slot->address, address, __ATOMIC_SEQ_CST);
 		return i;
 	}
@@ -168,13 +183,13 @@ static int guard_take(uintptr_t address, size_t size, int fd)
 }
 
 /**
- * guard_open() - Survive the loss of a mapping
+ * guard_open() - Guard a mapping
  * @address:	Where it starts
  * @size:	Its length; the last page counts in full
- * @fd:		Eventfd to be written to when it is lost; stays the caller's
+ * @fd:		Eventfd to be written to when it is lost; the caller closes it
  *
- * Return: number of the guard; -EINVAL: @address is not a page's or the range
- *	   is empty or wraps; -ENOSPC: there are 4096 already
+ * Return: number of the guard; -EINVAL: @address is not the start of a page, or
+ *	   the range is empty or wraps; -ENOSPC: there are 4096 guards already
  */
 int guard_open(uint64_t address, uint64_t size, int32_t fd)
 {
@@ -195,10 +210,11 @@ int guard_open(uint64_t address, uint64_t size, int32_t fd)
 }
 
 /**
- * guard_close() - Watch over a mapping no longer
+ * guard_close() - Guard a mapping no longer
  * @number:	The guard
  *
- * After the last access to it, and before anything else is mapped there.
+ * Call it after the last access to the mapping, and before the range is mapped
+ * again: from its return on no handler changes that range.
  *
  * Return: 0 or -EINVAL
  */
@@ -208,7 +224,10 @@ int guard_close(uint32_t number)
 		return -EINVAL;
 	pthread_mutex_lock(&guard_lock);
 	__atomic_store_n(&guard_slots[number].address, 0, __ATOMIC_SEQ_CST);
-	/* A handler that missed the store above has raised this before. */
+	/*
+	 * A handler that did not see the store above had raised this before it
+	 * read the slot, and may be about to map zeros: wait for it.
+	 */
 	while (__atomic_load_n(&guard_handlers, __ATOMIC_SEQ_CST))
 		sched_yield();
 	pthread_mutex_unlock(&guard_lock);
@@ -216,10 +235,10 @@ int guard_close(uint32_t number)
 }
 
 /**
- * guard_lost() - Is what was mapped lost?
+ * guard_lost() - Check whether the memory of a guard is lost
  * @number:	The guard
  *
- * Return: 1 if so, and zeros are there now; 0; -EINVAL
+ * Return: 1: lost, the mapping holds zeros now; 0: not lost; -EINVAL
  */
 int guard_lost(uint32_t number)
 {

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * The thread of a queue pair: both rings, one TAP queue, one place to wait.
+ * The thread of a queue pair: two rings, one TAP queue, and one ppoll() for
+ * all.
  *
- * It looks at `control` after each packet, so a stop is honoured within one
- * system call.  It blocks in loop_sleep() and nowhere else.
+ * The thread reads `control` after each packet, so it stops within one system
+ * call.  It blocks only in loop_sleep(), in ppoll().
  *
- * Kicks are off while there is work.  A round that found none (after a short
- * spin, if one is wanted) asks for kicks, looks once more, and sleeps.  A ring
- * without a kick eventfd never asks for kicks; instead the thread wakes by
- * itself, after poll_min_ns, then twice that, up to poll_max_ns.  The TAP wakes
- * it at once in any case.
+ * Kicks are disabled while there is work.  A round that finds no work spins for
+ * a short time if spin_ns says so, then enables kicks, looks for work once
+ * more, and sleeps.  For a ring without a kick eventfd it enables no kicks; it
+ * sleeps for poll_min_ns, then twice as long each time, up to poll_max_ns.  A
+ * packet in the TAP wakes the thread at once in either case.
  */
 #include <errno.h>
 #include <poll.h>
@@ -27,11 +28,11 @@ enum {
 
 static bool loop_running(const struct worker_ring *ring)
 {
-	/* Acquire: pairs with the release in worker_set_state(). */
+	/* Acquire: then we see the queue.  Pairs with worker_set_state(). */
 	return load_acquire(&ring->state) == RING_RUNNING;
 }
 
-/* A fault ends the ring, and only the ring. */
+/* End a ring after a fault.  The other ring runs on. */
 static void loop_fail(struct worker *w, struct worker_ring *ring, int error)
 {
 	pthread_mutex_lock(&w->lock);
@@ -42,7 +43,7 @@ static void loop_fail(struct worker *w, struct worker_ring *ring, int error)
 }
 
 /**
- * loop_control() - Do what the owner asked for
+ * loop_control() - Do what the owner asks for
  * @w:		Worker
  *
  * Return: false if the thread is to end
@@ -52,6 +53,7 @@ bool loop_control(struct worker *w)
 	bool quit;
 
 	pthread_mutex_lock(&w->lock);
+	/* Under the lock, so no request can come between this and the rest. */
 	write_once(&w->control, 0);
 	quit = w->quit;
 	for (int i = 0; i < RING_COUNT; i++) {
@@ -67,7 +69,7 @@ bool loop_control(struct worker *w)
 	return !quit;
 }
 
-/* One pass over each ring.  Returns the number of chains and packets. */
+/* Run one pass of each ring.  Returns the number of chains and packets. */
 static int loop_pass(struct worker *w)
 {
 	int n = 0;
@@ -110,7 +112,11 @@ static void loop_relax(void)
 #endif
 }
 
-/* The next chain often comes within microseconds: no kick, no sleep. */
+/*
+ * Look for work for a short time: the next chain often comes within
+ * microseconds, and then costs neither a kick nor a wake-up.  Returns true if
+ * work has come.
+ */
 static bool loop_spin(struct worker *w)
 {
 	uint64_t end;
@@ -129,7 +135,7 @@ static bool loop_spin(struct worker *w)
 	return false;
 }
 
-/* Ask for kicks where they are waited for.  Returns true if work has come. */
+/* Enable kicks where a ring waits for them.  Returns true if work has come. */
 static bool loop_arm(struct worker *w)
 {
 	bool more = false;
@@ -139,7 +145,7 @@ static bool loop_arm(struct worker *w)
 		int r;
 
 		if (loop_running(ring) && ring->q->wait == NET_WAIT_NOT)
-			more = true; /* interrupted, or failed in between */
+			more = true; /* its pass was interrupted */
 		if (!loop_waits_for_kick(ring) || ring->kick_fd < 0)
 			continue;
 		r = vq_enable_kicks(&ring->q->vq);
@@ -151,7 +157,7 @@ static bool loop_arm(struct worker *w)
 	return more;
 }
 
-/* How long to sleep at most; UINT64_MAX: until something happens. */
+/* How long to sleep at most; UINT64_MAX: until a descriptor is ready. */
 static uint64_t loop_timeout(const struct worker *w)
 {
 	uint64_t timeout = UINT64_MAX, now;
@@ -185,8 +191,9 @@ static short loop_tap_events(const struct worker *w)
 }
 
 /*
- * A descriptor which nobody waits for is not polled at all: it could be ready,
- * or in error, all the time.
+ * Choose the descriptors to poll.  One that no ring waits for is left out: it
+ * could be ready, or in error, all the time, and then the thread would never
+ * sleep.
  */
 static void loop_poll_set(const struct worker *w, struct pollfd *fds)
 {
@@ -206,8 +213,9 @@ static void loop_poll_set(const struct worker *w, struct pollfd *fds)
 }
 
 /*
- * Empty an eventfd that poll() found ready.  Do not wait even if it is empty
- * by now: it may be blocking, since its file is shared with others.
+ * Empty an eventfd that ppoll() found ready.  RWF_NOWAIT, because another
+ * process may have emptied it meanwhile, and may have made the file that it
+ * shares with us blocking.
  */
 static int loop_drain(int fd)
 {
@@ -238,7 +246,7 @@ static void loop_kicked(struct worker *w, struct worker_ring *ring,
 	loop_fail(w, ring, -EPROTO);
 }
 
-/* Time passed, and no kick: sleep longer next time. */
+/* The sleep ended without an event: sleep longer next time. */
 static void loop_polled(struct worker *w)
 {
 	for (int i = 0; i < RING_COUNT; i++)
@@ -261,6 +269,7 @@ static void loop_sleep(struct worker *w)
 	ts.tv_nsec = timeout % 1000000000;
 	r = ppoll(fds, LOOP_POLL_COUNT, timeout == UINT64_MAX ? NULL : &ts,
 		  NULL);
+	/* EINTR: the next round looks at everything anyway. */
 	if (r < 0)
 		return;
 	if (!r)
@@ -274,11 +283,12 @@ static void loop_sleep(struct worker *w)
 }
 
 /**
- * loop_round() - Both rings once, and all that comes before a sleep
+ * loop_round() - Run one pass of both rings, and prepare for a sleep
  * @w:		Worker
- * @ready:	Set if there is nothing to do, and kicks are asked for
+ * @ready:	Set to true if the thread may sleep: there is nothing to do, and
+ *		kicks are enabled
  *
- * Return: number of chains and packets dealt with
+ * Return: number of chains and packets handled
  */
 int loop_round(struct worker *w, bool *ready)
 {
@@ -296,7 +306,7 @@ int loop_round(struct worker *w, bool *ready)
 }
 
 /**
- * loop_main() - The thread
+ * loop_main() - Run the thread
  * @arg:	Worker
  *
  * Return: NULL

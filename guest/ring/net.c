@@ -7,12 +7,13 @@
 
 /**
  * net_init() - Start with a queue
- * @q:		Queue; keeps its stats
+ * @q:		Queue; its stats go on counting
  * @mem:	The master's memory
  * @conf:	The ring
- * @writable:	It is the receive queue
+ * @writable:	The queue is the receive queue
  *
- * Return: 0 or -errno, as vq_init()
+ * Return: 0; -EINVAL: the header's or the packet's length, or the doorbell's
+ *	   alignment is wrong; or as vq_init()
  */
 int net_init(struct net_queue *q, const struct mem *mem,
 	     const struct ring_conf *conf, bool writable)
@@ -22,6 +23,7 @@ int net_init(struct net_queue *q, const struct mem *mem,
 
 	if (conf->hdr_len != NET_HDR_LEN && conf->hdr_len != NET_HDR_MRG_LEN)
 		return -EINVAL;
+	/* num_buffers is in the longer header only. */
 	if (mergeable && conf->hdr_len != NET_HDR_MRG_LEN)
 		return -EINVAL;
 	if (!conf->max_packet || conf->max_packet > RING_MAX_PACKET ||
@@ -48,7 +50,7 @@ static void net_call(struct net_queue *q)
 
 	RING_COUNT_ADD(q->stats.calls, 1);
 	if (q->call_addr)
-		/* Release: the used ring first, for a doorbell in memory. */
+		/* Release: the used ring must be visible before the call. */
 		store_release(q->call_addr, htole32(q->call_value));
 	else if (q->call_fd >= 0)
 		/* EAGAIN: the counter is full, so the call is pending. */
@@ -56,7 +58,7 @@ static void net_call(struct net_queue *q)
 }
 
 /**
- * net_flush() - Publish what is completed, and call the master if it wants
+ * net_flush() - Publish completed chains, and call the master if it wants that
  * @q:		Queue
  *
  * Return: 0 or -ESTALE
@@ -77,19 +79,20 @@ int net_flush(struct net_queue *q)
 }
 
 /**
- * net_end_pass() - Publish, and work out what the pass returns
+ * net_end_pass() - Publish completed chains, and decide what the pass returns
  * @q:		Queue
  * @r:		How the last packet ended: 0 or -errno
- * @n:		Chains and packets dealt with
+ * @n:		Number of chains or packets handled
  *
- * What was completed before a fault was in order, so it is published too.
+ * Chains completed before a fault are published too: they were correct.
  *
- * Return: @n, or -errno if the ring is at an end
+ * Return: @n; or -errno if the ring must not be used any more
  */
 int net_end_pass(struct net_queue *q, int r, int n)
 {
 	int flushed;
 
+	/* The ring belongs to another back-end: it must not be written to. */
 	if (r == -ESTALE)
 		return r;
 	flushed = net_flush(q);
@@ -99,12 +102,12 @@ int net_end_pass(struct net_queue *q, int r, int n)
 }
 
 /**
- * net_tap_fault() - The TAP cannot work any more
+ * net_tap_fault() - Record an error of the TAP that ends the ring
  * @q:		Queue
- * @error:	What it said
+ * @error:	errno
  *
- * EFAULT is not the TAP's doing: all buffers lie in the master's memory, and
- * where the kernel finds none it has been taken away.
+ * EFAULT is not the fault of the TAP: all buffers lie in the master's memory,
+ * so that memory has been taken away (guard.c).
  *
  * Return: -EPROTO
  */
@@ -116,7 +119,7 @@ int net_tap_fault(struct net_queue *q, int error)
 }
 
 /**
- * net_now() - Time for deadlines
+ * net_now() - Read the clock for deadlines
  *
  * Return: CLOCK_MONOTONIC in ns
  */

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the two directions of a pair, rx.c and tx.c, have in common.
+ * What the two directions of a queue pair, rx.c and tx.c, have in common.
  *
- * The net header passes as it is (IFF_VNET_HDR, TUNSETVNETHDRSZ): the kernel
- * reads it from the master's memory, once, and checks it.  A packet that is
- * malformed is dropped and counted, and its chain given back; only a malformed
- * ring is a fault.
+ * The net header passes unchanged (IFF_VNET_HDR, TUNSETVNETHDRSZ): the kernel
+ * reads it once from the master's memory, and checks it.  A malformed packet is
+ * dropped and counted, and its chain is given back; only a malformed ring is a
+ * fault.
  *
- * A pass works off what is there, up to a batch, and says in q->wait what to
- * wait for.  It returns how many chains or packets it dealt with, -ESTALE if
- * the ring was taken from us, or -EPROTO and a fault in q->vq.fault: then it
- * must not be called again.
+ * A pass handles the packets that are there, up to a batch, and sets q->wait to
+ * what the caller should wait for.  It returns the number of chains or packets
+ * handled; -ESTALE if the ring was taken from us; or -EPROTO, with the fault in
+ * q->vq.fault.  After an error it must not be called again.
  */
 #ifndef NET_H
 #define NET_H
@@ -44,7 +44,7 @@ struct net_queue {
 	uint32_t hdr_len;
 	uint32_t max_packet;
 	bool mergeable;
-	const uint32_t *interrupt; /* not 0: come back after this packet */
+	const uint32_t *interrupt; /* not 0: end the pass after this packet */
 	struct ring_stats stats;
 };
 
@@ -57,10 +57,11 @@ uint64_t net_now(void);
 
 static inline bool net_interrupted(const struct net_queue *q)
 {
+	/* Relaxed: what the owner asks for is read later, under its lock. */
 	return read_once(q->interrupt);
 }
 
-/* The pass ends here, and goes on after the wait. */
+/* End the pass; the caller starts another one after the wait. */
 static inline int net_set_wait(struct net_queue *q, enum net_wait wait)
 {
 	q->wait = wait;

@@ -9,7 +9,10 @@
 
 #define RING_CACHELINE 64
 
-/* Counters have one writer, the worker; worker_read_ring() may look on. */
+/*
+ * Only the worker writes its counters, so load and store need not be one step.
+ * Atomic, because worker_read_ring() reads them from another thread.
+ */
 #define RING_COUNT_ADD(counter, n) write_once(&(counter), (counter) + (n))
 
 #endif

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * All that Python may call and see.  cffi's cdef() reads this file as the
- * compiler does, so it has neither #include nor #if: C includes it through
+ * All that Python may call and see.  Both the compiler and cffi's cdef() read
+ * this file, so it must have neither #include nor #if; C includes it through
  * ring.h.  The functions are documented at their definitions in worker.c and
  * guard.c and, for Python, in _ring.pyi.
  */
 
-/* The queues of a pair, numbered as the virtio-net device numbers them. */
+/* The rings of a queue pair, numbered as virtio-net numbers its queues. */
 enum ring_index {
 	RING_RX = 0, /* TAP to master: the master's receive queue */
 	RING_TX = 1, /* master to TAP: the master's transmit queue */
@@ -16,19 +16,19 @@ enum ring_index {
 enum ring_state {
 	RING_STOPPED = 0,
 	RING_RUNNING = 1,
-	RING_BROKEN = 2, /* the master, or the TAP, broke it: see fault */
-	RING_FENCED = 3 /* the ring is somebody else's now: see fault */
+	RING_BROKEN = 2, /* by the master, the TAP or an eventfd: see fault */
+	RING_FENCED = 3 /* another back-end has the ring now: see fault */
 };
 
 enum ring_fault {
 	RING_FAULT_NONE = 0,
-	RING_FAULT_AVAIL_IDX = 1, /* avail idx too far ahead, or went back */
+	RING_FAULT_AVAIL_IDX = 1, /* avail idx is too far ahead, or went back */
 	RING_FAULT_HEAD = 2, /* chain starts outside the descriptor table */
 	RING_FAULT_NEXT = 3, /* chain goes on outside its table */
 	RING_FAULT_LOOP = 4, /* chain longer than its table */
 	RING_FAULT_PIECES = 5, /* chain of more pieces than a system call has */
 	RING_FAULT_ADDRESS = 6, /* buffer or table outside the memory regions */
-	RING_FAULT_DIRECTION = 7, /* to be written in TX, to be read in RX */
+	RING_FAULT_DIRECTION = 7, /* a buffer to write in TX, to read in RX */
 	RING_FAULT_INDIRECT = 8, /* INDIRECT: not negotiated, or with NEXT */
 	RING_FAULT_INDIRECT_SIZE = 9, /* table's length is wrong */
 	RING_FAULT_NESTED = 10, /* INDIRECT inside an indirect table */
@@ -36,7 +36,7 @@ enum ring_fault {
 	RING_FAULT_KICK = 12, /* the kick eventfd cannot be read: see error */
 	RING_FAULT_USED_MOVED = 13, /* used idx is not what we wrote last */
 	RING_FAULT_SESSION = 14, /* the daemon started another session */
-	RING_FAULT_MEMORY = 15 /* the master's memory is lost: see guard.c */
+	RING_FAULT_MEMORY = 15 /* the master's memory was taken: see guard.c */
 };
 
 enum ring_flags {
@@ -51,7 +51,7 @@ enum ring_limits {
 	RING_MAX_PACKET = 65600 /* 65535, Ethernet and VLAN headers, slack */
 };
 
-/* A range of the master's guest-physical addresses, and where it is here. */
+/* A region of the master's guest-physical memory, and where we have it. */
 struct mem_region {
 	uint64_t guest_addr;
 	uint64_t size;
@@ -78,10 +78,10 @@ struct worker_conf {
 	int32_t events_fd; /* eventfd: a ring broke or was fenced; -1 none */
 	uint32_t pair; /* names the thread, nothing else */
 	uint32_t manual; /* no thread: the caller calls worker_step() */
-	uint64_t spin_ns; /* look for work so long before sleeping */
-	uint64_t poll_min_ns; /* without kicks: first sleep, ... */
-	uint64_t poll_max_ns; /* ... doubled up to this */
-	uint64_t hold_ns; /* a packet waits so long for buffers */
+	uint64_t spin_ns; /* how long to look for work before sleeping */
+	uint64_t poll_min_ns; /* first sleep without kicks, ... */
+	uint64_t poll_max_ns; /* ... whose length doubles up to this */
+	uint64_t hold_ns; /* how long a packet waits for buffers */
 };
 
 struct ring_conf {
@@ -89,16 +89,16 @@ struct ring_conf {
 	uint64_t driver;
 	uint64_t device;
 	uint32_t size;
-	uint32_t base; /* go on at this index; the used idx must be there */
+	uint32_t base; /* index to start at; the used idx must equal it */
 	uint32_t flags; /* enum ring_flags */
 	uint32_t hdr_len; /* of the net header: 10 or 12 */
 	uint32_t max_packet; /* longest packet without the net header */
 	int32_t kick_fd; /* eventfd, or -1: poll */
 	int32_t call_fd; /* eventfd, or -1 */
 	uint32_t call_value; /* stored at call_addr: peer << 16 | vector */
-	uint64_t call_addr; /* the doorbell register here, or 0 */
-	uint64_t meta_addr; /* the ring's struct ring_meta here, or 0 */
-	uint64_t session; /* what it must say */
+	uint64_t call_addr; /* pointer to the doorbell register, or 0 */
+	uint64_t meta_addr; /* pointer to the ring's struct ring_meta, or 0 */
+	uint64_t session; /* the session number that must be there */
 };
 
 /* Counted from the worker's creation, over all its sessions. */
@@ -106,13 +106,13 @@ struct ring_stats {
 	uint64_t packets;
 	uint64_t bytes; /* without the net header */
 	uint64_t kicks; /* wake-ups by the kick eventfd */
-	uint64_t polls; /* wake-ups by time, for want of a kick eventfd */
+	uint64_t polls; /* wake-ups by time, without a kick eventfd */
 	uint64_t calls; /* interrupts sent to the master */
-	uint64_t publications; /* times that used idx was moved */
-	uint64_t tap_full; /* TX: waited until the TAP took more */
-	uint64_t no_buffers; /* RX: waited until the master gave buffers */
+	uint64_t publications; /* how often used idx was moved */
+	uint64_t tap_full; /* TX: times it waited for room in the TAP */
+	uint64_t no_buffers; /* RX: times it waited for the master's buffers */
 	uint64_t spilled; /* RX: packets whose tail was copied */
-	uint64_t bad_chains; /* RX: given back unused: too short */
+	uint64_t bad_chains; /* RX: chains too short, given back unused */
 	uint64_t drop_bad; /* TX: no header, or longer than max_packet */
 	uint64_t drop_refused; /* TX: the TAP said EINVAL: bad header */
 	uint64_t drop_memory; /* TX: the kernel had no memory */
@@ -120,8 +120,8 @@ struct ring_stats {
 	uint64_t drop_other; /* TX: any other error of the TAP */
 	uint64_t drop_runt; /* RX: shorter than the net header */
 	uint64_t drop_long; /* RX: longer than max_packet */
-	uint64_t drop_no_room; /* RX: fits no buffers the master has given */
-	uint64_t drop_stop; /* RX: waited for buffers when the ring stopped */
+	uint64_t drop_no_room; /* RX: too long for the master's buffers */
+	uint64_t drop_stop; /* RX: held for buffers when the ring stopped */
 	uint64_t faults;
 };
 
@@ -129,7 +129,7 @@ struct ring_status {
 	uint32_t state; /* enum ring_state */
 	uint32_t fault; /* enum ring_fault */
 	int32_t error; /* errno that came with the fault, or 0 */
-	uint32_t index; /* used idx: where a successor goes on */
+	uint32_t index; /* used idx: a successor starts there */
 	struct ring_stats stats;
 };
 

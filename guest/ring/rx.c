@@ -2,18 +2,18 @@
 /*
  * From the TAP to the master's receive queue: one readv() per packet.
  *
- * A TAP does not say how long its next packet is.  So a read is offered
- * buffers for the longest one, and behind them the spill, private memory: a
- * packet which is longer than its buffers is never cut.  Its tail is copied as
- * soon as there are buffers for it; meanwhile the packet is held, until it is
- * clear that there will be none.  To be clear: all chains of the ring are here
- * and do not suffice; or hold_ns has passed.  (A driver that refills its ring
- * only when half of it is used would otherwise wait for us, and we for it.)
+ * A TAP does not say how long its next packet is.  So each read is offered the
+ * master's buffers, and behind them the spill, which is private memory: a
+ * packet that is longer than the buffers is never cut.  Its tail is copied from
+ * the spill as soon as the master gives more buffers.  Until then the packet is
+ * held.  It is dropped when we hold all chains of the ring and they do not
+ * suffice, or when hold_ns has passed: a driver may refill its ring only when
+ * half of it is used, and would otherwise wait for us while we wait for it.
  *
- * "The longest one" is that of late: of the last RX_WINDOW packets.  64 KiB in
- * buffers of 1.5 KiB are 44 iovecs, which cost the kernel a tenth of the time
- * of a small packet.  The first longer packet has its tail copied, and then the
- * longest possible one is offered again.
+ * A read is offered buffers for `want` bytes, the longest of the last RX_WINDOW
+ * packets.  64 KiB in buffers of 1.5 KiB are 44 iovecs, which cost the kernel a
+ * tenth of the time of a small packet.  After a packet that was longer than
+ * `want`, buffers for the longest possible packet are offered again.
  */
 #include <assert.h>
 #include <endian.h>
@@ -30,7 +30,7 @@ static_assert(RX_IOVS > 2 * VQ_CHAIN_IOVS,
 	      "a chain, and the spill, behind a store which is not full");
 
 /**
- * rx_start() - After net_init(): no chains, no packet
+ * rx_start() - Begin with no chains and no packet; call it after net_init()
  * @rx:		Receive queue
  */
 void rx_start(struct rx *rx)
@@ -49,8 +49,10 @@ void rx_start(struct rx *rx)
 }
 
 /**
- * rx_stop() - Drop the packet that was held; chains were never completed
+ * rx_stop() - Drop the packet that is held, and forget the chains
  * @rx:		Receive queue
+ *
+ * The chains were not completed, so a successor finds them in the ring.
  */
 void rx_stop(struct rx *rx)
 {
@@ -69,7 +71,7 @@ static uint32_t rx_iovs(const struct rx *rx)
 	return rx->iov_end - rx->iov_first;
 }
 
-/* Room for another chain, in one piece, and for the spill behind it. */
+/* Make room for another chain, in one piece, and for the spill behind it. */
 static void rx_make_room(struct rx *rx)
 {
 	uint32_t n = rx_iovs(rx);
@@ -81,6 +83,7 @@ static void rx_make_room(struct rx *rx)
 	rx->iov_end = n;
 }
 
+/* A read takes VQ_CHAIN_IOVS vectors at most: more would be of no use. */
 static bool rx_full(const struct rx *rx)
 {
 	return rx->n_chains == RX_CHAINS || rx_iovs(rx) >= VQ_CHAIN_IOVS;
@@ -95,6 +98,7 @@ static int rx_fill(struct rx *rx, uint64_t want)
 	while (rx->cap < want && !rx_full(rx)) {
 		rx_make_room(rx);
 		chain = rx_chain(rx, rx->n_chains);
+		/* There is room for the VQ_CHAIN_IOVS vectors it may fill. */
 		r = vq_next(&rx->q.vq, rx->iov + rx->iov_end, chain);
 		if (r)
 			return r == -EAGAIN ? 0 : r;
@@ -117,7 +121,7 @@ static void rx_pop(struct rx *rx, uint32_t len)
 	rx->n_chains--;
 }
 
-/* Copy to @offset of the buffers, wherever that is; they are long enough. */
+/* Copy to an offset in the buffers, which must be long enough. */
 static void rx_put(const struct iovec *iov, uint64_t offset,
 		   const uint8_t *data, size_t len)
 {
@@ -138,7 +142,7 @@ static void rx_put(const struct iovec *iov, uint64_t offset,
 	}
 }
 
-/* Which chains the next read may fill: one, or enough for what we want. */
+/* Choose the chains that the next read may fill: one, or enough for `want`. */
 static void rx_gather(struct rx *rx)
 {
 	const struct vq_chain *chain = rx_chain(rx, 0);
@@ -157,7 +161,7 @@ static void rx_gather(struct rx *rx)
 	}
 }
 
-/* Learn from a packet how much to offer to the next ones. */
+/* Learn from a packet how much to offer to the next reads. */
 static void rx_learn(struct rx *rx)
 {
 	if (rx->longest < rx->held)
@@ -172,12 +176,12 @@ static void rx_learn(struct rx *rx)
 	}
 }
 
-/* Read a packet, its tail into the spill if it must be. */
+/* Read a packet; what the buffers cannot take goes into the spill. */
 static ssize_t rx_read_spill(struct rx *rx)
 {
 	struct iovec *iov = rx->iov + rx->iov_first;
 	struct iovec *end = &iov[rx->read_iov];
-	struct iovec next = *end; /* belongs to a chain not offered now */
+	struct iovec next = *end; /* may belong to a chain not offered now */
 	ssize_t n;
 
 	end->iov_base = rx->spill;
@@ -192,6 +196,7 @@ static int rx_read(struct rx *rx)
 	struct net_queue *q = &rx->q;
 	ssize_t n = rx_read_spill(rx);
 
+	/* ENOMEM: the kernel had no room for the vectors; the packet stays. */
 	if (n == -EAGAIN || n == -ENOMEM)
 		return net_set_wait(q, NET_WAIT_TAP_IN);
 	if (n < 0)
@@ -215,7 +220,10 @@ static int rx_starve(struct rx *rx)
 	return net_set_wait(&rx->q, NET_WAIT_KICK);
 }
 
-/* Does the packet fit into what we have, or can get now? */
+/*
+ * Check whether the held packet fits into the chains that we have or can take
+ * now.  Returns 0; -EMSGSIZE: drop it; -EAGAIN: hold it; -EPROTO.
+ */
 static int rx_fits(struct rx *rx)
 {
 	uint64_t now;
@@ -226,6 +234,7 @@ static int rx_fits(struct rx *rx)
 	r = rx_fill(rx, rx->held);
 	if (r || rx->cap >= rx->held)
 		return r;
+	/* The master cannot add buffers before it gets some back. */
 	if (rx_full(rx) || vq_all_taken(&rx->q.vq))
 		return -EMSGSIZE;
 
@@ -237,7 +246,7 @@ static int rx_fits(struct rx *rx)
 	return rx_starve(rx);
 }
 
-/* The packet is in the buffers but for its tail: finish it. */
+/* Copy the tail of the held packet, and complete its chains. */
 static void rx_finish(struct rx *rx)
 {
 	const struct iovec *iov = rx->iov + rx->iov_first;
@@ -256,6 +265,7 @@ static void rx_finish(struct rx *rx)
 		left -= n;
 		num_buffers++;
 	}
+	/* iov still points to the first buffer: rx_pop() only moves indices. */
 	if (rx->q.hdr_len == NET_HDR_MRG_LEN) {
 		num_buffers = htole16(num_buffers);
 		rx_put(iov, NET_HDR_NUM_BUFFERS, (void *)&num_buffers,
@@ -281,9 +291,9 @@ static int rx_deliver(struct rx *rx)
 }
 
 /*
- * Make sure that there is a chain which can take a packet.  Those at the head
- * that cannot are given back: then that is all for this time (and returns 1),
- * since vq->done has room for RX_CHAINS only.
+ * Make sure that the first chain can take a packet.  Give back chains that are
+ * too short, and return 1 then, so that the pass publishes a full batch before
+ * it goes on: vq->done has room for RX_CHAINS chains behind a batch, not more.
  */
 static int rx_prepare(struct rx *rx)
 {
@@ -323,7 +333,7 @@ static int rx_one(struct rx *rx)
  * rx_pass() - Deliver what the TAP has, up to a batch
  * @rx:		Receive queue
  *
- * Return: number of packets dealt with, or -errno: see net.h
+ * Return: number of packets handled, or -errno: see net.h
  */
 int rx_pass(struct rx *rx)
 {
@@ -334,6 +344,7 @@ int rx_pass(struct rx *rx)
 	while (!r && n < NET_BATCH && !net_interrupted(q)) {
 		r = rx_one(rx);
 		n += !r;
+		/* A packet may have completed many chains: see VQ_MAX_DONE. */
 		if (q->vq.n_done >= NET_BATCH && !r)
 			r = net_flush(q);
 	}

@@ -7,21 +7,21 @@
 enum {
 	RX_CHAINS = 1024, /* parsed ahead; power of two */
 	RX_IOVS = 4096,
-	RX_WINDOW = 256, /* packets, of which the longest says what to offer */
-	/* Takes what exceeds the buffers: at least a byte over any packet. */
+	RX_WINDOW = 256, /* the longest of so many packets sets `want` */
+	/* For what exceeds the buffers: a byte or more above any packet. */
 	RX_SPILL = RING_MAX_PACKET + 64
 };
 
 /*
- * Chains wait here in the order in which they came, so that one readv() may
- * fill as many of them as a packet needs.  Their iovecs lie one behind the
- * other in iov[], from iov_first to iov_end.
+ * Chains are taken ahead and kept in the order in which they came, so that one
+ * readv() can fill as many of them as a packet needs.  Their iovecs lie one
+ * behind the other in iov[], from iov_first to iov_end.
  */
 struct rx {
 	struct net_queue q;
-	bool starved; /* and counted as such */
+	bool starved; /* it has no buffers, and that is counted */
 	uint32_t held; /* length of a packet that waits for buffers, or 0 */
-	uint64_t held_until; /* CLOCK_MONOTONIC, or 0 */
+	uint64_t held_until; /* CLOCK_MONOTONIC; 0: not set yet */
 	uint64_t hold_ns;
 	uint32_t want; /* bytes to offer to the next read */
 	uint32_t longest; /* packet in this window, with its header */

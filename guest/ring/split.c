@@ -458,9 +458,6 @@ int vq_enable_kicks(struct vq *vq)
 		 */
 		full_fence();
 	}
-	/*
-	 * Each time, also if kicks were enabled already: a chain that came
-	 * before the master saw what we ask for comes without a kick.
-	 */
+	/* Chains offered before the master saw our wish have no kick. */
 	return vq_has_more(vq);
 }

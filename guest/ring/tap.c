@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * One packet, one system call: a TAP has neither recvmmsg() nor sendmmsg().
- * What an error means is net.c's decision.
+ * One system call for each packet: a TAP has neither recvmmsg() nor sendmmsg().
+ * rx.c and tx.c decide what an error means.
  */
 #include <errno.h>
 #include "tap.h"
@@ -12,8 +12,8 @@
  * @iov:	Where to put it
  * @n:		Number of @iov
  *
- * Return: its length, or -errno; -EPIPE at the end of file, which a TAP does
- *	   not have but a socket in its place does
+ * Return: its length, or -errno; -EPIPE at the end of the file, which a TAP
+ *	   never has, but a socket that stands in for one
  */
 ssize_t tap_read(int fd, const struct iovec *iov, int n)
 {

@@ -7,7 +7,7 @@
 #include "tx.h"
 
 /**
- * tx_start() - After net_init(): nothing is pending
+ * tx_start() - Begin with no chain pending; call it after net_init()
  * @tx:		Transmit queue
  */
 void tx_start(struct tx *tx)
@@ -15,13 +15,16 @@ void tx_start(struct tx *tx)
 	tx->pending = false;
 }
 
-/* The TAP did not take it: wait, drop, or give up. */
+/*
+ * Decide what follows from an error of the TAP: wait (-EAGAIN), drop the packet
+ * (0), or end the ring (-EPROTO).
+ */
 static int tx_error(struct net_queue *q, int error)
 {
 	switch (error) {
 	case EAGAIN:
 		return net_set_wait(q, NET_WAIT_TAP_OUT);
-	case EINVAL: /* header: csum_start, gso_size, hdr_len ... */
+	case EINVAL: /* a field of the net header: csum_start, gso_size ... */
 	case EMSGSIZE:
 		RING_COUNT_ADD(q->stats.drop_refused, 1);
 		return 0;
@@ -29,12 +32,13 @@ static int tx_error(struct net_queue *q, int error)
 	case ENOMEM:
 		RING_COUNT_ADD(q->stats.drop_memory, 1);
 		return 0;
-	case EIO:
+	case EIO: /* the TAP is down */
 		RING_COUNT_ADD(q->stats.drop_down, 1);
 		return 0;
-	case EBADF: /* these will not go away: */
-	case EBADFD: /* the device was deleted */
-	case EFAULT:
+	/* The next packet would meet these again. */
+	case EBADF:
+	case EBADFD: /* the TAP was deleted */
+	case EFAULT: /* the master's memory is gone */
 	case EPIPE:
 		return net_tap_fault(q, error);
 	default:
@@ -50,6 +54,7 @@ static int tx_one(struct tx *tx)
 	int r = 0;
 	ssize_t n;
 
+	/* A pending chain keeps its vectors: the master may have changed it. */
 	if (!tx->pending)
 		r = vq_next(&q->vq, tx->iov, chain);
 	if (r == -EAGAIN)
@@ -80,7 +85,7 @@ static int tx_one(struct tx *tx)
  * tx_pass() - Send what the master has queued, up to a batch
  * @tx:		Transmit queue
  *
- * Return: number of chains dealt with, or -errno: see net.h
+ * Return: number of chains handled, or -errno: see net.h
  */
 int tx_pass(struct tx *tx)
 {

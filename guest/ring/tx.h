@@ -6,7 +6,7 @@
 
 struct tx {
 	struct net_queue q;
-	bool pending; /* chain waits for the TAP */
+	bool pending; /* `chain` waits until the TAP takes it */
 	struct vq_chain chain;
 	struct iovec iov[VQ_CHAIN_IOVS];
 };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * The owner's side of a worker: all that ring_api.h declares.
+ * The owner's side of a worker: the functions that ring_api.h declares.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -13,8 +13,9 @@
 #include "worker.h"
 
 /*
- * Signals are for the owner's threads, but for those that our own accesses
- * cause: one that is blocked then ends the process, whatever its handler.
+ * Start the thread.  Signals go to the owner's threads, except those that
+ * accesses of this thread cause: if such a signal is blocked when it occurs,
+ * the kernel ends the process without calling the handler.
  */
 static int worker_spawn(struct worker *w, uint32_t pair)
 {
@@ -27,6 +28,7 @@ static int worker_spawn(struct worker *w, uint32_t pair)
 	sigdelset(&all, SIGSEGV);
 	sigdelset(&all, SIGFPE);
 	sigdelset(&all, SIGILL);
+	/* Here, as the thread inherits the mask: it must never run without. */
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	r = pthread_create(&w->thread, NULL, loop_main, w);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
@@ -83,10 +85,11 @@ static void worker_free(struct worker *w)
 
 /**
  * worker_create() - Make a worker, and start its thread
- * @conf:	Options; the descriptors stay the caller's, and stay open
+ * @conf:	Options; the caller keeps the descriptors open, and closes them
  * @ret:	The worker
  *
- * Return: 0; -EINVAL: options, or the TAP's descriptor is blocking; -errno
+ * Return: 0; -EINVAL: options are wrong, or the TAP's descriptor is blocking;
+ *	   -errno
  */
 int worker_create(const struct worker_conf *conf, struct worker **ret)
 {
@@ -111,8 +114,10 @@ int worker_create(const struct worker_conf *conf, struct worker **ret)
 	return 0;
 }
 
+/* Have the thread run loop_control(), whether it is busy or asleep. */
 static void worker_poke(struct worker *w)
 {
+	/* Relaxed: the thread reads the request itself under the lock. */
 	write_once(&w->control, 1);
 	worker_signal(w->wake_fd);
 }
@@ -134,9 +139,9 @@ static struct timespec worker_deadline(uint32_t timeout_ms)
 /**
  * worker_destroy() - Stop the rings, end the thread, free everything
  * @w:		Worker
- * @timeout_ms:	Wait so long for the thread
+ * @timeout_ms:	How long to wait for the thread
  *
- * Return: 0, or -ETIMEDOUT: then @w is still there, try again
+ * Return: 0; -ETIMEDOUT: @w still exists, and the caller may try again
  */
 int worker_destroy(struct worker *w, uint32_t timeout_ms)
 {
@@ -161,11 +166,11 @@ int worker_destroy(struct worker *w, uint32_t timeout_ms)
 
 /**
  * worker_set_memory() - Replace the master's memory regions
- * @w:		Worker; no ring is running
- * @regions:	Regions; stay mapped until the next call
+ * @w:		Worker
+ * @regions:	Regions; they must stay mapped until the next call
  * @n:		Number of @regions
  *
- * Return: 0, -EBUSY, or as mem_set()
+ * Return: 0; -EBUSY: a ring is running; or as mem_set()
  */
 int worker_set_memory(struct worker *w, const struct mem_region *regions,
 		      uint32_t n)
@@ -180,7 +185,10 @@ int worker_set_memory(struct worker *w, const struct mem_region *regions,
 	return r;
 }
 
-/* Others share the file, so this may not last: see loop_drain(). */
+/*
+ * Make an eventfd non-blocking.  The flag belongs to the open file, so a
+ * process that shares it may clear the flag again: see loop_drain().
+ */
 static int worker_unblock(int fd)
 {
 	int flags;
@@ -220,13 +228,14 @@ static int worker_start(struct worker *w, uint32_t index,
 }
 
 /**
- * worker_start_ring() - Let the worker run a ring
+ * worker_start_ring() - Have the worker run a ring
  * @w:		Worker
  * @index:	enum ring_index
- * @conf:	The ring; its eventfds are made non-blocking and stay open
+ * @conf:	The ring; its eventfds become non-blocking, and the caller keeps
+ *		them open
  *
- * Return: 0; -EBUSY if it is running; -EINVAL, -EFAULT, -ESTALE as
- *	   net_init(); -errno
+ * Return: 0; -EBUSY: it is running; -EINVAL, -EFAULT, -ESTALE as net_init();
+ *	   -errno
  */
 int worker_start_ring(struct worker *w, uint32_t index,
 		      const struct ring_conf *conf)
@@ -253,14 +262,14 @@ static int worker_wait_stopped(struct worker *w, struct worker_ring *ring,
 }
 
 /**
- * worker_stop_ring() - Take a ring back; it is not touched after this
+ * worker_stop_ring() - Stop a ring; the worker does not touch it after this
  * @w:		Worker
  * @index:	enum ring_index
- * @timeout_ms:	Wait so long.  The worker needs microseconds, unless the
- *		kernel does not come back from the TAP
+ * @timeout_ms:	How long to wait.  The worker needs microseconds, unless a
+ *		system call on the TAP does not return
  *
- * Return: index at which a successor goes on; -ETIMEDOUT: the worker still
- *	   has the ring, ask again; -ENOENT: it was never started
+ * Return: index at which a successor starts; -ETIMEDOUT: the worker still has
+ *	   the ring, and the caller may try again; -ENOENT: it was never started
  */
 int worker_stop_ring(struct worker *w, uint32_t index, uint32_t timeout_ms)
 {
@@ -274,6 +283,7 @@ int worker_stop_ring(struct worker *w, uint32_t index, uint32_t timeout_ms)
 	if (ring->known) {
 		ring->stop = true;
 		worker_poke(w);
+		/* Without a thread we do its part; it takes the lock itself. */
 		if (w->manual) {
 			pthread_mutex_unlock(&w->lock);
 			loop_control(w);
@@ -300,10 +310,10 @@ static void worker_copy_stats(const struct ring_stats *from,
 }
 
 /**
- * worker_read_ring() - What a ring does, and has done
+ * worker_read_ring() - Read the state of a ring and its counters
  * @w:		Worker
  * @index:	enum ring_index
- * @ret:	Status; fault and error only if it is not running
+ * @ret:	Status; fault and error are 0 while it is running
  *
  * Return: 0 or -EINVAL
  */
@@ -328,11 +338,11 @@ int worker_read_ring(struct worker *w, uint32_t index, struct ring_status *ret)
 }
 
 /**
- * worker_step() - One round of a worker without a thread, without its sleep
+ * worker_step() - Run one round of a worker that has no thread; do not sleep
  * @w:		Worker made with conf.manual
  *
- * Return: number of chains and packets dealt with; 0: nothing to do, and
- *	   kicks are asked for; -EINVAL: the worker has a thread
+ * Return: number of chains and packets handled; 0: there was nothing to do, and
+ *	   kicks are enabled; -EINVAL: the worker has a thread
  */
 int worker_step(struct worker *w)
 {

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A worker: a thread (loop.c) for a queue pair, and its owner (worker.c).
+ * A worker: a thread for a queue pair (loop.c), and the functions that its
+ * owner calls from other threads (worker.c).
  *
- * They share little.  A ring's state says whose its queue is: the thread's
- * while RUNNING, else the owner's.  The owner makes it RUNNING; the thread
- * takes it out of that, because it was asked to stop or because the ring
- * broke, and both do so under the lock.
+ * The state of a ring says who may use its queue: the thread while it is
+ * RUNNING, the owner otherwise.  The owner makes it RUNNING; the thread ends
+ * that, because it was asked to stop or because the ring broke.  Both do so
+ * under the lock.
  */
 #ifndef WORKER_H
 #define WORKER_H
@@ -18,13 +19,13 @@
 struct worker_ring {
 	struct net_queue *q;
 	uint32_t state; /* enum ring_state; changes under worker.lock */
-	bool stop; /* wanted; under worker.lock */
-	bool known; /* was started once; under worker.lock */
+	bool stop; /* the owner asks for a stop; under worker.lock */
+	bool known; /* it was started before; under worker.lock */
 	int kick_fd;
 };
 
 struct worker {
-	/* The thread's own. */
+	/* For the thread only. */
 	struct worker_ring ring[RING_COUNT];
 	int tap_fd;
 	int events_fd;
@@ -32,10 +33,10 @@ struct worker {
 	uint64_t spin_ns;
 	uint64_t poll_min_ns;
 	uint64_t poll_max_ns;
-	uint64_t sleep_ns; /* next sleep for want of kicks */
-	bool spun; /* since there was work last */
+	uint64_t sleep_ns; /* length of the next sleep without kicks */
+	bool spun; /* it has spun since it last had work */
 
-	/* Shared.  control: not 0 if the thread is to look at the rest. */
+	/* Shared.  control: 1 tells the thread to run loop_control(). */
 	uint32_t control __attribute__((aligned(RING_CACHELINE)));
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
@@ -53,11 +54,14 @@ void *loop_main(void *arg);
 bool loop_control(struct worker *w);
 int loop_round(struct worker *w, bool *ready);
 
-/* Under the lock. */
+/* Call it under the lock. */
 static inline void worker_set_state(struct worker *w, struct worker_ring *ring,
 				    enum ring_state state)
 {
-	/* Release: pairs with the acquire in loop_running(). */
+	/*
+	 * Release: the queue that the owner has set up must be visible before
+	 * RUNNING is.  Pairs with the acquire in loop_running().
+	 */
 	store_release(&ring->state, state);
 	ring->stop = false;
 	pthread_cond_broadcast(&w->changed);
@@ -68,7 +72,7 @@ static inline void worker_signal(int fd)
 	uint64_t one = 1;
 
 	if (fd >= 0)
-		/* EAGAIN: the counter is full, so it is signalled. */
+		/* EAGAIN: the counter is full, so the eventfd is signalled. */
 		(void)!write(fd, &one, sizeof(one));
 }
 
