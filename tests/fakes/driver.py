@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The master's side: its memory, and the driver of one split virtqueue.
 
-It keeps the rules unless told otherwise: ``send``, ``post`` and ``collect`` do
-what Linux's virtio_ring.c does; ``put_desc``, ``publish``, ``move_used`` and
-``Memory`` write anything.
+``send``, ``post`` and ``collect`` do what Linux's virtio_ring.c does, by the rules;
+``put_desc``, ``publish``, ``move_used`` and ``Memory`` write anything a test wants.
 """
 
 import mmap
@@ -23,7 +22,10 @@ MIB = 1 << 20
 
 
 class Region:
-    """A memfd, or another file, mapped on its own: neighbours are none here."""
+    """A memfd, or another file, mapped by itself.
+
+    Regions that are side by side for the master are not so here.
+    """
 
     def __init__(self, guest_addr: int, size: int, fd: int | None = None) -> None:
         self.guest_addr = guest_addr
@@ -44,7 +46,7 @@ class Region:
         os.close(self._fd)
 
     def cut(self) -> None:
-        """Let the file shrink to nothing: who has no guard dies at the next access."""
+        """Cut the file to nothing: without a guard the next access ends the process."""
         os.ftruncate(self._fd, 0)
 
 
@@ -225,7 +227,7 @@ class Driver:
         return done
 
     def forget(self, index: int) -> None:
-        """Go on with an empty ring at ``index``, as a driver that is loaded anew."""
+        """Go on with an empty ring at ``index``, as a driver that was loaded again."""
         self.avail_idx = self.last_used = self._kicked = index
         self._free = list(range(self.num))
         self._chains.clear()
@@ -273,7 +275,7 @@ class Driver:
     def avail_event(self) -> int:
         return self.used + 4 + 8 * self.num
 
-    # What only a hostile one does by itself.
+    # Steps of the above, which only a hostile driver takes alone.
 
     def put_desc(self, index: int, desc: Desc) -> None:
         self.memory.write(self.desc + 16 * index, bytes(desc))
@@ -302,7 +304,7 @@ class Driver:
         self.publish(self.avail_idx)
 
     def move_used(self, idx: int) -> None:
-        """Somebody else completes chains."""
+        """Move the used index, as another back-end does that completes chains."""
         self.memory.store(self.used + 2, 2, idx % 2**16)
 
     def bytes_of_ring(self) -> bytes:

@@ -2,7 +2,7 @@
 """A queue pair under test: a worker between a fake master and a fake TAP.
 
 The TAP is a SOCK_SEQPACKET socket pair: readv() and writev() keep packets
-apart, as on a TAP, and nobody needs to be root.
+apart, as on a TAP, and a test needs no root.
 """
 
 import os

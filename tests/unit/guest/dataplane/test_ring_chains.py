@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chains of descriptors: the shapes that are right, and those that break the ring."""
+"""Chains of descriptors: the valid shapes, and those that break the ring."""
 
 from itertools import pairwise
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.parametrize("start", [0, 2**16 - 2])
 
 
 def broken(pair: Pair) -> Fault:
-    """Let it run into the fault; nothing of the chain may have gone out."""
+    """Run the transmit ring into its fault; no part of the chain may have been sent."""
     pair.settle()
     status = pair.status(TX)
     assert status.state == RingState.BROKEN
@@ -264,7 +264,7 @@ def test_the_descriptor_table_as_its_own_indirect_table_breaks_the_ring(
 
 def test_an_indirect_table_may_be_longer_than_the_queue(start: int) -> None:
     with Pair(start=start, num=2) as pair:
-        # As long as can be: with the packet's tail a system call has 1024 pieces.
+        # The longest chain: one more vector of a system call is for the spill.
         pair.tx.send(HDR, *[b"%d" % (i % 7) for i in range(1022)], indirect=True)
         pair.settle()
         assert pair.packets() == [HDR + b"0123456" * 146]
@@ -276,7 +276,7 @@ def test_more_pieces_than_a_system_call_takes_break_the_ring(start: int) -> None
         assert broken(pair) == Fault.PIECES
 
 
-def test_direct_and_indirect_pieces_count_together(start: int) -> None:
+def test_direct_and_indirect_pieces_are_counted_together(start: int) -> None:
     with Pair(start=start, num=8) as pair:
         table = pair.memory.allocate(16 * 1023)
         pair.tx.put_table(table, *[Desc(0x10000, 1)] * 1023)
@@ -319,7 +319,7 @@ def test_a_broken_ring_can_be_started_again(start: int) -> None:
 
 
 @pytest.mark.parametrize("fault", list(Fault))
-def test_each_fault_has_a_reason_and_a_mend(start: int, fault: Fault) -> None:
+def test_each_fault_has_a_reason_and_a_remedy(start: int, fault: Fault) -> None:
     with Pair(start=start) as pair:
         status = pair.status(TX)
         told = type(status)(status.state, fault, 0, start, status.stats).reason

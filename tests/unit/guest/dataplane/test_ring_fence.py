@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fence: a ring that is somebody else's by now is not touched."""
+"""The fence: the worker does not touch a ring that another back-end has taken over."""
 
 import pytest
 
@@ -30,7 +30,7 @@ def fenced(pair: Pair, index: RingIndex) -> Fault:
 
 @each
 @pytest.mark.parametrize("by", [1, 2**16 - 1, 2**15])
-def test_a_used_idx_that_somebody_moved_fences_the_ring(
+def test_a_used_idx_that_another_back_end_moved_fences_the_ring(
     start: int, index: RingIndex, by: int
 ) -> None:
     with Pair(start=start) as pair:
@@ -79,7 +79,7 @@ def test_a_fenced_ring_stays_untouched(start: int, index: RingIndex) -> None:
         driver = pair.driver(index)
         work(pair, index)
         ring = driver.bytes_of_ring()
-        pair.memory.store(pair.meta[index], 8, 0)  # and coming back does not help
+        pair.memory.store(pair.meta[index], 8, 0)  # the old number again
         pair.settle()
         assert driver.bytes_of_ring() == ring
         assert pair.packets() == []
@@ -98,7 +98,7 @@ def test_one_ring_fenced_leaves_the_other_running(start: int, index: RingIndex) 
         assert pair.status(other).stats.packets == 1
 
 
-def test_the_used_idx_is_looked_at_once_more_before_a_publication(start: int) -> None:
+def test_the_used_idx_is_checked_again_before_a_publication(start: int) -> None:
     with Pair(start=start) as pair:
         # The packet itself overwrites the used idx, in the middle of the pass.
         pair.rx.hand_over(Desc(pair.rx.used - 12, 16, WRITE))
@@ -109,7 +109,7 @@ def test_the_used_idx_is_looked_at_once_more_before_a_publication(start: int) ->
         assert pair.rx.calls() == 0
 
 
-def test_the_used_idx_is_looked_at_once_more_before_kicks_are_asked_for(
+def test_the_used_idx_is_checked_again_before_kicks_are_enabled(
     start: int,
 ) -> None:
     with Pair(start=start, hold=100) as pair:
@@ -160,7 +160,7 @@ def test_a_fenced_ring_can_be_started_in_its_new_session(
 
 
 @each
-def test_a_fence_while_idle_is_seen_before_kicks_are_asked_for(
+def test_an_idle_ring_is_fenced_before_kicks_are_enabled(
     start: int, index: RingIndex
 ) -> None:
     with Pair(start=start) as pair:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory that is taken away while it is mapped: the process lives on, and knows."""
+"""Guards: a process survives the loss of memory that it has mapped, and sees it."""
 
 import mmap
 import os
@@ -53,7 +53,7 @@ def readable(guard: Guard) -> bool:
     return bool(select.select([guard], [], [], 0)[0])
 
 
-# Reading and writing in Python, as the agent does with the metadata.
+# Reading and writing in Python, as the agent does with the metadata region.
 
 
 def test_a_file_that_stays_is_not_lost() -> None:
@@ -81,7 +81,7 @@ def test_a_file_that_shrinks_may_be_written_to() -> None:
         assert guard.lost
 
 
-def test_the_whole_of_it_is_zeros_at_the_first_access() -> None:
+def test_the_whole_range_is_zeros_after_the_first_access() -> None:
     with region() as memory, guarded(memory) as [guard]:
         memory.bytes[:] = b"x" * memory.size
         memory.cut()
@@ -98,7 +98,7 @@ def test_a_file_that_ends_within_a_page_is_guarded_to_that_pages_end() -> None:
 
 
 def test_huge_pages_that_are_gone_are_zeros() -> None:
-    """No machine needs to have any: without MAP_NORESERVE there would be ENOMEM."""
+    """The machine needs no huge pages: MAP_NORESERVE does not reserve them."""
     huge, no_reserve = 2 << 20, 0x4000
     fd = os.memfd_create("huge", os.MFD_HUGETLB | os.MFD_HUGE_2MB)
     try:
@@ -122,7 +122,7 @@ def test_only_what_shrank_is_lost() -> None:
         assert not readable(first)
 
 
-def test_a_guard_may_come_again_for_other_memory() -> None:
+def test_a_guard_can_be_used_again_for_other_memory() -> None:
     for _ in range(3):
         with region() as memory, guarded(memory) as [guard]:
             assert not guard.lost
@@ -136,7 +136,7 @@ def test_a_guard_may_come_again_for_other_memory() -> None:
     [(0, PAGE), (PAGE + 1, PAGE), (PAGE, 0), (2**64 - PAGE, 2 * PAGE)],
     ids=["nowhere", "within a page", "empty", "wraps"],
 )
-def test_what_cannot_be_a_mapping_is_refused(address: int, size: int) -> None:
+def test_a_range_that_cannot_be_a_mapping_is_refused(address: int, size: int) -> None:
     with pytest.raises(RingError, match="are no mapping"):
         Guard(address, size)
 
@@ -146,7 +146,7 @@ def test_too_many_guards_are_refused() -> None:
         for _ in range(4097):
             stack.callback(Guard(memory.host_addr, memory.size).close)
 
-    # On some machines one has not so many descriptors.
+    # A machine may allow a process fewer descriptors than there can be guards.
     refusal = pytest.raises(OSError, match=r"there are too many|Too many open files")
     with region() as memory, ExitStack() as stack, refusal:
         take_all(stack)
@@ -169,7 +169,7 @@ def pair(*, threaded: bool) -> Iterator[tuple[Pair, list[Guard]]]:
 
 
 class Traffic:
-    """Keeps both rings busy, with a driver that does not mind what it reads."""
+    """Keeps both rings busy; the driver ignores errors in what it reads."""
 
     def __init__(self, pair: Pair) -> None:
         self._pair = pair
@@ -204,8 +204,8 @@ def test_rings_that_lose_their_memory_in_mid_flight_stop() -> None:
         assert pair_.events() >= 1
 
 
-def test_a_worker_meets_the_loss_by_itself() -> None:
-    """Its thread must take the signal, though it leaves all others to its owner."""
+def test_the_thread_of_a_worker_survives_the_loss_of_its_ring() -> None:
+    """The thread must not block SIGBUS, although it blocks other signals."""
     with pair(threaded=True) as (pair_, guards):
         pair_.memory.regions[-1].cut()
         os.eventfd_write(pair_.tx.kick_fd, 1)
@@ -258,7 +258,7 @@ def test_a_thread_that_met_lost_buffers_does_not_spin() -> None:
         assert time.process_time() - began < 0.1
 
 
-# What is not ours, and what a process of its own is needed for.
+# A SIGBUS outside all guards ends a process, so these tests start another one.
 
 START = """
 import faulthandler, mmap, os, resource, signal
@@ -280,7 +280,7 @@ theirs[0]
 
 
 def run(program: str) -> subprocess.CompletedProcess[str]:
-    """Run a program in a process of its own."""
+    """Run a program in another process."""
     return subprocess.run(
         [sys.executable, "-c", START + program],
         capture_output=True,
@@ -290,7 +290,7 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
 
 
 def died_of_it(process: subprocess.CompletedProcess[str]) -> bool:
-    """Whether a SIGBUS has ended it, or a sanitizer when it saw one."""
+    """Whether a SIGBUS ended the process, or a sanitizer that saw one."""
     return (
         process.returncode == -signal.SIGBUS
         or "AddressSanitizer: BUS" in process.stderr
@@ -305,9 +305,9 @@ def died_of_it(process: subprocess.CompletedProcess[str]) -> bool:
         GUARD + "os.kill(os.getpid(), signal.SIGBUS)\nsignal.pause()\n",
         GUARD + "os.ftruncate(fd, 0)\nours[0]\n" + FOREIGN,
     ],
-    ids=["other memory", "guard closed", "sent by somebody", "after one of ours"],
+    ids=["other memory", "guard closed", "sent by kill", "after one of ours"],
 )
-def test_any_other_bus_error_ends_the_process(program: str) -> None:
+def test_a_bus_error_outside_all_guards_ends_the_process(program: str) -> None:
     assert died_of_it(run(program))
 
 
@@ -316,14 +316,14 @@ def test_any_other_bus_error_ends_the_process(program: str) -> None:
     ["faulthandler.enable()\n" + GUARD, GUARD + "faulthandler.enable()\n" + GUARD],
     ids=["before", "between"],
 )
-def test_faulthandler_tells_of_any_other_bus_error(program: str) -> None:
+def test_faulthandler_reports_a_bus_error_outside_all_guards(program: str) -> None:
     process = run(program + FOREIGN)
     assert "Fatal Python error: Bus error" in process.stderr
     assert died_of_it(process)
 
 
 @pytest.mark.parametrize("first", ["", "faulthandler.enable()\n"])
-def test_faulthandler_says_nothing_of_ours(first: str) -> None:
+def test_faulthandler_does_not_report_a_bus_error_inside_a_guard(first: str) -> None:
     process = run(first + GUARD + "os.ftruncate(fd, 0)\nassert ours[0] == 0\n")
     assert (process.returncode, process.stderr) == (0, "")
 
@@ -366,7 +366,7 @@ assert (lower.lost, upper.lost) == (False, True)
     assert (process.returncode, process.stderr) == (0, "")
 
 
-def test_more_than_there_may_be_of_memory_is_replaced_page_by_page() -> None:
+def test_a_range_above_the_memory_limit_is_replaced_page_by_page() -> None:
     process = run(
         """
 fd, ours = memory(1 << 40)

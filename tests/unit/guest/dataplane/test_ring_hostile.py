@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A master that changes everything at any time: nothing of ours may suffer.
+"""A master that changes anything at any time does no harm outside its own rings.
 
-What "suffer" means is mostly for the sanitizers to say (tox -e asan); here it
-is that each ring runs, or is BROKEN or FENCED with a reason, that the worker
-comes to rest, and that no byte outside the regions changes.
+These tests check that each ring is running, or is BROKEN or FENCED with a reason, that
+the worker comes to rest, and that no byte outside the regions changes.  Under tox -e
+asan the sanitizers check every access of the ring code as well.
 """
 
 import random
@@ -115,7 +115,7 @@ def test_any_bytes_in_the_rings_are_survived(data: bytes, seed: int) -> None:
 
 
 class Scribbler:
-    """Writes over a driver's ring all the time; mostly what might pass checks."""
+    """Writes over a driver's ring all the time, mostly values that pass the checks."""
 
     def __init__(self, driver: Driver, buffer: int, table: int, seed: int) -> None:
         self.driver, self.buffer, self.table = driver, buffer, table
@@ -208,7 +208,7 @@ def test_an_avail_idx_that_changes_all_the_time_is_survived(start: int) -> None:
 
 @starts
 def test_nothing_outside_the_regions_is_written(start: int) -> None:
-    """The regions are windows into a larger mapping, whose rest must stay."""
+    """The region is a part of a larger mapping, and the rest must not change."""
     with Pair((1 << 32, 4 * MIB), start=start, num=64, running=False) as pair:
         (region,) = pair.memory.table()
         fence = 64 * 1024

@@ -69,7 +69,7 @@ def test_more_regions_than_the_table_holds_are_refused(start: int) -> None:
 
 
 @pytest.mark.parametrize("index", [RX, TX])
-def test_the_table_stays_while_a_ring_runs(start: int, index: int) -> None:
+def test_the_table_cannot_be_replaced_while_a_ring_runs(start: int, index: int) -> None:
     with Pair(start=start, running=False) as pair:
         pair.start(RX if index == RX else TX)
         with pytest.raises(RingError, match="it is running; stop it first"):

@@ -20,7 +20,7 @@ def send(pair: Pair, count: int = 1) -> None:
 @both
 def test_an_idle_ring_asks_for_kicks(start: int, event_idx: bool) -> None:
     with Pair(start=start, event_idx=event_idx) as pair:
-        # What a predecessor left behind says no.
+        # What a predecessor left in the ring says that it wants no kick.
         pair.memory.store(pair.tx.used, 2, NO_NOTIFY)
         pair.memory.store(pair.tx.avail_event, 2, (start - 5) % 2**16)
         pair.settle()
@@ -47,7 +47,7 @@ def test_a_ring_with_work_asks_for_no_kicks(start: int, event_idx: bool) -> None
         pair.settle()
         send(pair)
         assert pair.tx.kick()
-        assert pair.worker.step() == 1  # it has not been idle since
+        assert pair.worker.step() == 1  # there was work, so it did not enable kicks
         for _ in range(3):
             send(pair)
             assert not pair.tx.kick()
@@ -101,7 +101,8 @@ def test_without_a_kick_eventfd_no_kick_is_ever_asked_for(
             kicks += pair.tx.kick()
             pair.settle()
             pair.tx.collect()
-        # EVENT_IDX has no "never", only "not before": see 65,536 chains later.
+        # EVENT_IDX cannot say "never": the index that asks for a kick comes round
+        # once in 65,536 chains.
         assert kicks <= event_idx
 
 
@@ -118,7 +119,9 @@ def test_a_batch_is_published_and_called_for_once(start: int, event_idx: bool) -
 
 
 @both
-def test_no_call_is_sent_that_nobody_wants(start: int, event_idx: bool) -> None:
+def test_no_call_is_sent_that_the_driver_did_not_ask_for(
+    start: int, event_idx: bool
+) -> None:
     with Pair(start=start, event_idx=event_idx) as pair:
         send(pair)
         pair.settle()
@@ -154,7 +157,7 @@ def test_a_call_comes_when_the_chain_asked_for_is_back(start: int) -> None:
 
 
 def test_the_first_call_of_a_ring_is_always_sent(start: int) -> None:
-    # A predecessor may have published, and died before it called.  (Without
+    # A predecessor may have published, and ended before it called.  (Without
     # EVENT_IDX each publication looks at the flags.)
     with Pair(start=start, event_idx=True) as pair:
         pair.tx.ask_for_calls(False)

@@ -11,16 +11,16 @@ from vhostpci_guest.dataplane.native import Fault, RingState
 
 pytestmark = pytest.mark.parametrize("start", [0, 2**16 - 2])
 
-TAP_HDR = bytes(range(1, 11))  # the kernel writes 10 bytes, whatever the length
+TAP_HDR = bytes(range(1, 11))  # the kernel writes 10 bytes of any header
 
 
 def packet(length: int) -> bytes:
-    """A packet as it comes from the TAP, of which each byte says where it is."""
+    """Make a packet as it comes from the TAP; each byte tells its place."""
     return TAP_HDR + b"??" + bytes(i % 251 for i in range(length))
 
 
 def delivered(used: list[Used], length: int) -> None:
-    """The buffers hold the whole packet, and the first says how many they are."""
+    """Check that the buffers hold the whole packet, and that num_buffers is right."""
     data = b"".join(u.data for u in used)
     assert data[:10] == TAP_HDR
     assert int.from_bytes(data[10:12], "little") == len(used)
@@ -361,7 +361,7 @@ def test_a_packet_over_the_longest_is_dropped(start: int, length: int) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 11, 12])
-def test_what_is_no_packet_is_dropped(start: int, length: int) -> None:
+def test_a_read_too_short_for_a_packet_is_dropped(start: int, length: int) -> None:
     with Pair(start=start) as pair:
         pair.rx.post(100)
         pair.tap.send(bytes(length))

@@ -137,7 +137,7 @@ def test_what_the_tap_refuses_is_dropped_and_the_rest_goes_on(start: int) -> Non
 def test_a_tap_that_is_gone_breaks_the_ring(start: int) -> None:
     with Pair(start=start) as pair:
         pair.tap.close()
-        pair.tx.send(HDR, b"nobody there")
+        pair.tx.send(HDR, b"no TAP")
         pair.settle()
         status = pair.status(TX)
         assert (status.state, status.fault) == (RingState.BROKEN, Fault.TAP)

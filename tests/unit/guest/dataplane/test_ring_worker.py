@@ -30,7 +30,7 @@ both = pytest.mark.parametrize("event_idx", [False, True], ids=["flags", "event_
 
 
 class Traffic:
-    """Keeps both rings busy for as long as they run; buffers are used again."""
+    """Keeps both rings busy while they run, with the same buffers again and again."""
 
     def __init__(self, pair: Pair, length: int = 200) -> None:
         self.pair = pair
@@ -97,7 +97,7 @@ def test_no_wake_up_is_lost_in_a_ping_pong(start: int, event_idx: bool) -> None:
 
 
 @both
-def test_a_stop_is_honoured_at_once_under_load(start: int, event_idx: bool) -> None:
+def test_a_ring_stops_at_once_under_load(start: int, event_idx: bool) -> None:
     with Pair(start=start, num=64, event_idx=event_idx, threaded=True) as pair:
         traffic = Traffic(pair)
         with Background(traffic.step):
@@ -128,7 +128,7 @@ def test_a_stopped_ring_is_not_touched(start: int) -> None:
         pair.tx.publish(pair.tx.avail_idx)
         rings = pair.rx.bytes_of_ring(), pair.tx.bytes_of_ring()
         pair.rx.calls(), pair.tx.calls()
-        with suppress(BlockingIOError):  # then it is full, as good
+        with suppress(BlockingIOError):  # the socket is full: no packet more is needed
             pair.tap.send(HDR + b"stays in the TAP")
         pair.rx.kick()
         pair.tx.kick()
@@ -153,7 +153,9 @@ def test_memory_may_be_replaced_between_two_sessions(start: int) -> None:
 
 
 @pytest.mark.parametrize("index", [RX, TX])
-def test_a_broken_ring_tells_its_owner(start: int, index: RingIndex) -> None:
+def test_a_broken_ring_signals_the_eventfd_of_its_owner(
+    start: int, index: RingIndex
+) -> None:
     with Pair(start=start, threaded=True) as pair:
         pair.driver(index).put_avail(99)
         pair.driver(index).publish(pair.driver(index).avail_idx)
@@ -228,7 +230,7 @@ def test_polling_backs_off(start: int) -> None:
         assert 5 <= pair.status(TX).stats.polls - before <= 105
 
 
-def test_a_held_packet_is_dropped_in_time_by_itself(start: int) -> None:
+def test_a_sleeping_worker_drops_a_held_packet_in_time(start: int) -> None:
     with Pair(start=start, threaded=True, hold=0.03) as pair:
         pair.rx.post(100)
         pair.rx.kick()
@@ -243,7 +245,7 @@ def test_a_ring_starts_once(start: int) -> None:
         assert caught.value.errno == errno.EBUSY
 
 
-def test_a_ring_stops_as_often_as_one_likes(start: int) -> None:
+def test_a_stopped_ring_can_be_stopped_again(start: int) -> None:
     with Pair(start=start, threaded=True) as pair:
         pair.tx.send(HDR, b"x")
         pair.tx.kick()
@@ -315,7 +317,7 @@ def test_misaligned_rings_are_refused(start: int) -> None:
                 pair.worker.start(TX, conf)
 
 
-def test_a_closed_worker_says_so(start: int) -> None:
+def test_a_closed_worker_refuses_to_be_used(start: int) -> None:
     with Pair(start=start, threaded=True) as pair:
         pair.worker.close()
         pair.worker.close()
@@ -348,7 +350,7 @@ def test_the_owner_may_read_stats_all_the_time(start: int) -> None:
                 last = packets
 
 
-def test_starting_and_stopping_is_never_too_fast(start: int) -> None:
+def test_rings_can_be_started_and_stopped_in_quick_succession(start: int) -> None:
     with Pair(start=start, num=64, threaded=True) as pair:
         traffic = Traffic(pair)
         with Background(traffic.step):
@@ -390,6 +392,6 @@ def thread_names() -> dict[str, str]:
 
 
 def cpu_time(name: str) -> float:
-    """Seconds for which a thread of ours has run."""
+    """Return for how many seconds a thread of this process has run."""
     with open(f"/proc/self/task/{thread_names()[name]}/schedstat") as stat:
         return int(stat.read().split()[0]) / 1e9
