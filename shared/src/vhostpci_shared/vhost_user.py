@@ -24,7 +24,6 @@ MAX_TABLE_REGIONS = 8
 """Regions of SET_MEM_TABLE at most: one descriptor each."""
 MAX_PAYLOAD = 4096
 """More than any request has; what claims more is no vhost-user message."""
-MAX_CONFIG = 256
 
 
 class Request(IntEnum):
@@ -73,19 +72,6 @@ class Request(IntEnum):
     GET_SHARED_OBJECT = 41
     SET_DEVICE_STATE_FD = 42
     CHECK_DEVICE_STATE = 43
-
-
-class BackendRequest(IntEnum):
-    """Requests of the back-end ("Back-end message types")."""
-
-    IOTLB_MSG = 1
-    CONFIG_CHANGE_MSG = 2
-    VRING_HOST_NOTIFIER_MSG = 3
-    VRING_CALL = 4
-    VRING_ERR = 5
-    SHARED_OBJECT_ADD = 6
-    SHARED_OBJECT_REMOVE = 7
-    SHARED_OBJECT_LOOKUP = 8
 
 
 class ProtocolFeature(IntFlag):
@@ -186,13 +172,6 @@ def message(request: int, payload: Payload | None = None, flags: int = 0) -> byt
 def reply(request: int, payload: Payload) -> bytes:
     """Return the reply to `request`; it says NEED_REPLY to nobody."""
     return message(request, payload, HeaderFlag.REPLY)
-
-
-def _unpadded(layout: Struct, data: bytes) -> bytes:
-    """Drop what a C compiler puts behind a struct: QEMU sends `sizeof`."""
-    if len(data) < layout.size or len(data) - layout.size >= 8:
-        raise ProtocolError(f"{len(data)} bytes where {layout.size} are needed")
-    return data[: layout.size]
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,118 +384,6 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
-class Iotlb:
-    """ "An IOTLB message"."""
-
-    iova: int
-    size: int
-    user_addr: int
-    permissions: int
-    type: int
-
-    layout: ClassVar = Struct("=QQQBB")
-
-    @classmethod
-    def parse(cls, data: bytes) -> Self:
-        """Parse, or raise ProtocolError."""
-        return cls(*cls.layout.unpack(_unpadded(cls.layout, data)))
-
-    def __bytes__(self) -> bytes:
-        return self.layout.pack(
-            self.iova, self.size, self.user_addr, self.permissions, self.type
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """ "Virtio device config space"."""
-
-    offset: int
-    flags: int
-    data: bytes
-
-    layout: ClassVar = Struct("=III")
-
-    @classmethod
-    def parse(cls, data: bytes) -> Self:
-        """Check that the size is the payload's, and within a config space.
-
-        Raises:
-            ProtocolError: it is not.
-        """
-        head, rest = data[: cls.layout.size], data[cls.layout.size :]
-        offset, size, flags = unpack(cls.layout, head)
-        if size != len(rest) or offset > MAX_CONFIG or size > MAX_CONFIG - offset:
-            raise ProtocolError(f"config space access of {size} bytes at {offset}")
-        return cls(offset, flags, rest)
-
-    def __bytes__(self) -> bytes:
-        return self.layout.pack(self.offset, len(self.data), self.flags) + self.data
-
-
-@dataclass(frozen=True, slots=True)
-class Inflight:
-    """ "Inflight description"."""
-
-    mmap_size: int
-    mmap_offset: int
-    num_queues: int
-    queue_size: int
-
-    layout: ClassVar = Struct("=QQHH")
-
-    @classmethod
-    def parse(cls, data: bytes) -> Self:
-        """Check that the area does not wrap.
-
-        Raises:
-            ProtocolError: it does.
-        """
-        inflight = cls(*cls.layout.unpack(_unpadded(cls.layout, data)))
-        if inflight.mmap_size > 2**64 - inflight.mmap_offset:
-            raise ProtocolError(f"inflight area wraps: {inflight}")
-        return inflight
-
-    def __bytes__(self) -> bytes:
-        return self.layout.pack(
-            self.mmap_size, self.mmap_offset, self.num_queues, self.queue_size
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class TransferState:
-    """ "Device state transfer parameters"."""
-
-    direction: int
-    phase: int
-
-    layout: ClassVar = Struct("=II")
-
-    @classmethod
-    def parse(cls, data: bytes) -> Self:
-        """Parse, or raise ProtocolError."""
-        return cls(*unpack(cls.layout, data))
-
-    def __bytes__(self) -> bytes:
-        return self.layout.pack(self.direction, self.phase)
-
-
-@dataclass(frozen=True, slots=True)
-class Opaque:
-    """A payload of a device that is none of ours (crypto, shared objects)."""
-
-    data: bytes
-
-    @classmethod
-    def parse(cls, data: bytes) -> Self:
-        """Take it as it is; `Header.parse` has bounded it."""
-        return cls(data)
-
-    def __bytes__(self) -> bytes:
-        return self.data
-
-
-@dataclass(frozen=True, slots=True)
 class Shape:
     """What a request carries: its payload, and how many descriptors."""
 
@@ -554,29 +421,11 @@ SHAPES: dict[Request, Shape] = {
     Request.SEND_RARP: Shape(U64),
     Request.NET_SET_MTU: Shape(U64),
     Request.SET_BACKEND_REQ_FD: Shape(Empty, 1, 1),
-    Request.IOTLB_MSG: Shape(Iotlb),
-    Request.SET_VRING_ENDIAN: Shape(VringState),
-    Request.GET_CONFIG: Shape(Config),
-    Request.SET_CONFIG: Shape(Config),
-    Request.CREATE_CRYPTO_SESSION: Shape(Opaque),
-    Request.CLOSE_CRYPTO_SESSION: Shape(U64),
-    Request.POSTCOPY_ADVISE: Shape(Empty),
-    Request.POSTCOPY_LISTEN: Shape(Empty),
-    Request.POSTCOPY_END: Shape(Empty),
-    Request.GET_INFLIGHT_FD: Shape(Inflight),
-    Request.SET_INFLIGHT_FD: Shape(Inflight, 1, 1),
-    Request.GPU_SET_SOCKET: Shape(Empty, 1, 1),
     Request.RESET_DEVICE: Shape(Empty),
-    Request.VRING_KICK: Shape(VringState),
     Request.GET_MAX_MEM_SLOTS: Shape(Empty),
     Request.ADD_MEM_REG: Shape(SingleRegion, 1, 1),
     # "the back-end MAY accept messages with one file descriptor": QEMU 5 and 6.
     Request.REM_MEM_REG: Shape(SingleRegion, 0, 1),
-    Request.SET_STATUS: Shape(U64),
-    Request.GET_STATUS: Shape(Empty),
-    Request.GET_SHARED_OBJECT: Shape(Opaque),
-    Request.SET_DEVICE_STATE_FD: Shape(TransferState, 1, 1),
-    Request.CHECK_DEVICE_STATE: Shape(Empty),
 }
 
 REPLIES: frozenset[Request] = frozenset(
