@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The messages of vhost-user (QEMU's docs/interop/vhost-user.rst).
 
-A message is a header, a payload, and file descriptors beside it.  The front-end
-(the master's QEMU) sends requests; the back-end (we) replies.  All numbers are in
-native byte order, as the specification says.  Names are the specification's.
+A message is a header, a payload, and file descriptors that the socket carries beside
+the bytes.  The front-end (the master's QEMU) sends requests, and the back-end (the
+daemon) replies.  Requests, flags and payloads have the specification's names.
 
 `SHAPES` says for each request which payload and how many descriptors it carries.
-Every parser raises `ProtocolError` or returns, whatever the bytes.
+Every parser takes any bytes: it returns a checked value or raises `ProtocolError`.
 """
 
 from collections.abc import Sized
@@ -17,13 +17,19 @@ from typing import ClassVar, Protocol, Self
 
 from .wire import ProtocolError, unpack
 
+# Every layout below starts with "=": the specification wants numbers in the byte
+# order of the machine, since both ends of a Unix socket are on one machine.  "=" also
+# turns off the padding that "@" would add; where the specification has padding, the
+# layout says so with "4x" or "8x".
+
 VERSION = 1
+# A message carries at most eight descriptors, one for each region of SET_MEM_TABLE
+# (QEMU's VHOST_MEMORY_BASELINE_NREGIONS).
 MAX_FDS = 8
-"""Descriptors in one message at most ("Back-end communication", baseline regions)."""
 MAX_TABLE_REGIONS = 8
-"""Regions of SET_MEM_TABLE at most: one descriptor each."""
+# No request of the specification has a payload as large as this.  The bound keeps a
+# front-end from making the daemon wait for, and buffer, four gigabytes.
 MAX_PAYLOAD = 4096
-"""More than any request has; what claims more is no vhost-user message."""
 
 
 class Request(IntEnum):
@@ -100,7 +106,7 @@ class ProtocolFeature(IntFlag):
 
 
 class HeaderFlag(IntFlag):
-    """The flags word, above the two bits of the version."""
+    """Bits of the header's flags; bits 0 and 1 are the version, not flags."""
 
     REPLY = 1 << 2
     NEED_REPLY = 1 << 3
@@ -108,7 +114,7 @@ class HeaderFlag(IntFlag):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What every message starts with ("Header")."""
+    """The twelve bytes that every message starts with ("Header")."""
 
     request: int
     flags: int
@@ -118,12 +124,14 @@ class Header:
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Check the version, and that the payload's size is one that can be.
+        """Parse a header, and check its version and the size of its payload.
 
         Raises:
-            ProtocolError: another version, or a payload larger than any.
+            ProtocolError: the version is not 1, or no request has so large a payload.
         """
         header = cls(*unpack(cls.layout, data))
+        # Flags that we do not know are allowed: they do not change how a message is
+        # parsed, and a newer front-end may set some.
         if header.flags & 3 != VERSION:
             raise ProtocolError(
                 f"vhost-user message of version {header.flags & 3}, not {VERSION}"
@@ -137,12 +145,12 @@ class Header:
 
     @property
     def need_reply(self) -> bool:
-        """Whether the sender waits for an answer (see REPLY_ACK)."""
+        """Whether the sender waits for a reply, as REPLY_ACK lets it ask."""
         return bool(self.flags & HeaderFlag.NEED_REPLY)
 
     @property
     def name(self) -> str:
-        """The request's name, for messages to people."""
+        """The request's name for logs and errors; its number if it has none."""
         try:
             return Request(self.request).name
         except ValueError:
@@ -153,34 +161,39 @@ class Header:
 
 
 class Payload(Protocol):
-    """What the payload classes have in common."""
+    """The interface of all payload classes: from bytes, and to bytes."""
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Parse, or raise ProtocolError."""
+        """Parse a whole payload, or raise ProtocolError."""
         ...
 
     def __bytes__(self) -> bytes: ...
 
 
 def message(request: int, payload: Payload | None = None, flags: int = 0) -> bytes:
-    """Return a whole message; `flags` go on top of the version."""
+    """Return the bytes of a whole message; the header adds the version to `flags`."""
     data = b"" if payload is None else bytes(payload)
     return bytes(Header(request, VERSION | flags, len(data))) + data
 
 
 def reply(request: int, payload: Payload) -> bytes:
-    """Return the reply to `request`; it says NEED_REPLY to nobody."""
+    """Return the bytes of the reply to `request`."""
+    # No other flag may be set: QEMU compares the flags with exactly version and REPLY.
     return message(request, payload, HeaderFlag.REPLY)
 
 
 @dataclass(frozen=True, slots=True)
 class Empty:
-    """No payload."""
+    """The payload of a request that has none."""
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Raise ProtocolError if there is one."""
+        """Check that there are no bytes.
+
+        Raises:
+            ProtocolError: there are some.
+        """
         if data:
             raise ProtocolError(f"{len(data)} bytes where none are needed")
         return cls()
@@ -208,8 +221,10 @@ class U64:
 
 @dataclass(frozen=True, slots=True)
 class VringState:
-    """ "A vring state description": the index is 32 bits wide, and so checked."""
+    """ "A vring state description": a ring's index, and a number for it."""
 
+    # 32 bits wide, so it may be far beyond the rings of the device: the back-end
+    # compares the whole number before it uses it as an index.
     index: int
     num: int
 
@@ -226,7 +241,10 @@ class VringState:
 
 @dataclass(frozen=True, slots=True)
 class VringFd:
-    """The number in SET_VRING_KICK, _CALL and _ERR: an index, and "no descriptor"."""
+    """The payload of SET_VRING_KICK, SET_VRING_CALL and SET_VRING_ERR.
+
+    `nofd` says that no descriptor comes with the message: the ring is to be polled.
+    """
 
     index: int
     nofd: bool = False
@@ -235,14 +253,14 @@ class VringFd:
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Check that no bit is set that has no meaning.
-
-        An index past 255 would set one, and must not be cut to fit.
+        """Parse the index (bits 0 to 7) and the "invalid FD" flag (bit 8).
 
         Raises:
-            ProtocolError: it has such a bit, or another length.
+            ProtocolError: a bit above those is set, or the length is not 8.
         """
         (value,) = unpack(cls.layout, data)
+        # Masking alone would turn index 256 + 1 into index 1, and the descriptor
+        # would go to another ring than the front-end meant.
         if value >> 9:
             raise ProtocolError(f"vring index and flags {value:#x} use unknown bits")
         return cls(value & 0xFF, bool(value & 0x100))
@@ -253,11 +271,15 @@ class VringFd:
 
 @dataclass(frozen=True, slots=True)
 class VringAddr:
-    """ "A vring address description": user addresses of the ring's three areas."""
+    """ "A vring address description": where the three areas of a ring lie.
+
+    The addresses count from `MemRegion.user_addr`, not from `MemRegion.guest_addr`.
+    """
 
     index: int
-    flags: int
+    flags: int  # bit 0: log writes to the used ring, from guest address `log` on
     desc: int
+    # The specification has `used` before `avail`, unlike VIRTIO's own order.
     used: int
     avail: int
     log: int = 0
@@ -277,10 +299,10 @@ class VringAddr:
 
 @dataclass(frozen=True, slots=True)
 class MemRegion:
-    """One of the "Memory regions description".
+    """One region of the master's memory ("Memory regions description").
 
-    Descriptors hold addresses counted from `guest_addr`.  Only SET_VRING_ADDR
-    counts from `user_addr`: the same bytes, where QEMU itself has them.
+    Descriptors of a ring hold addresses that count from `guest_addr`.  Only
+    SET_VRING_ADDR counts from `user_addr`, where QEMU itself maps the same bytes.
     """
 
     guest_addr: int
@@ -292,12 +314,14 @@ class MemRegion:
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Check that none of the three ranges is empty or wraps.
+        """Parse a region, and check its three ranges.
 
         Raises:
-            ProtocolError: one is empty or wraps.
+            ProtocolError: a range is empty, or goes beyond 2^64.
         """
         region = cls(*unpack(cls.layout, data))
+        # The same `size` follows each of the three starts, so the highest start
+        # decides.  A range may end exactly at 2^64.
         last = max(region.guest_addr, region.user_addr, region.mmap_offset)
         if not 0 < region.size <= 2**64 - last:
             raise ProtocolError(f"memory region is empty or wraps: {region}")
@@ -311,7 +335,7 @@ class MemRegion:
 
 @dataclass(frozen=True, slots=True)
 class MemTable:
-    """ "Memory regions description": a count, and as many regions."""
+    """The payload of SET_MEM_TABLE: a count, and an array of regions."""
 
     regions: tuple[MemRegion, ...]
 
@@ -319,16 +343,17 @@ class MemTable:
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Parse as many regions as are counted; the rest of the array is ignored.
-
-        User Mode Linux sends its whole array, used or not.
+        """Parse as many regions as the table counts.
 
         Raises:
-            ProtocolError: more regions than can be, or than there are.
+            ProtocolError: the table counts more regions than it has or than a
+                message has descriptors, or ends within a region.
         """
         start, size = cls.layout.size, MemRegion.layout.size
         (count,) = unpack(cls.layout, data[:start])
         room, rest = divmod(len(data) - start, size)
+        # Entries beyond the count are allowed and ignored: User Mode Linux sends its
+        # whole array, used or not.
         if count > room or room > MAX_TABLE_REGIONS or rest:
             raise ProtocolError(
                 f"memory table of {count} regions in {len(data)} bytes; "
@@ -343,15 +368,17 @@ class MemTable:
 
 @dataclass(frozen=True, slots=True)
 class SingleRegion:
-    """ "Single memory region description"."""
+    """The payload of ADD_MEM_REG and REM_MEM_REG: padding, and one region."""
 
     region: MemRegion
 
+    # The specification has a 64-bit padding word where SET_MEM_TABLE has its count.
     layout: ClassVar = Struct("=8x")
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
         """Parse, or raise ProtocolError."""
+        # Without the padding, the rest is shorter than a region and is refused.
         return cls(MemRegion.parse(data[cls.layout.size :]))
 
     def __bytes__(self) -> bytes:
@@ -360,7 +387,7 @@ class SingleRegion:
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """ "Log description"."""
+    """ "Log description": where the dirty log lies in its descriptor's file."""
 
     size: int
     offset: int
@@ -369,10 +396,10 @@ class Log:
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Check that the log is not empty and does not wrap.
+        """Parse a log description, and check its range.
 
         Raises:
-            ProtocolError: it is empty or wraps.
+            ProtocolError: the range is empty, or goes beyond 2^64.
         """
         log = cls(*unpack(cls.layout, data))
         if not 0 < log.size <= 2**64 - log.offset:
@@ -385,32 +412,43 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a request carries: its payload, and how many descriptors."""
+    """What a request carries: the type of its payload, and how many descriptors."""
 
     payload: type[Payload]
     min_fds: int = 0
     max_fds: int = 0
 
     def check_fds(self, fds: Sized) -> None:
-        """Raise ProtocolError if there are too few or too many."""
+        """Check the number of descriptors that came with the request.
+
+        Raises:
+            ProtocolError: there are too few or too many.
+        """
+        # Too many matter as much as too few: a handler takes the first, and the
+        # others would only be closed, which hides a front-end's mistake.
         if not self.min_fds <= len(fds) <= self.max_fds:
             raise ProtocolError(
                 f"{len(fds)} descriptors where {self.min_fds} to {self.max_fds} belong"
             )
 
 
+# Only the requests that the daemon can serve.  SET_LOG_BASE and SET_LOG_FD have no
+# handler yet: the dirty log, which live migration needs, is to come.
 SHAPES: dict[Request, Shape] = {
     Request.GET_FEATURES: Shape(Empty),
     Request.SET_FEATURES: Shape(U64),
     Request.SET_OWNER: Shape(Empty),
     Request.RESET_OWNER: Shape(Empty),
+    # Exactly one descriptor for each region; the handler compares the two counts.
     Request.SET_MEM_TABLE: Shape(MemTable, 0, MAX_TABLE_REGIONS),
+    # The descriptor comes only if LOG_SHMFD was negotiated.
     Request.SET_LOG_BASE: Shape(Log, 0, 1),
     Request.SET_LOG_FD: Shape(Empty, 1, 1),
     Request.SET_VRING_NUM: Shape(VringState),
     Request.SET_VRING_ADDR: Shape(VringAddr),
     Request.SET_VRING_BASE: Shape(VringState),
     Request.GET_VRING_BASE: Shape(VringState),
+    # No descriptor belongs to a payload with `nofd` set; the handler compares them.
     Request.SET_VRING_KICK: Shape(VringFd, 0, 1),
     Request.SET_VRING_CALL: Shape(VringFd, 0, 1),
     Request.SET_VRING_ERR: Shape(VringFd, 0, 1),
@@ -424,10 +462,13 @@ SHAPES: dict[Request, Shape] = {
     Request.RESET_DEVICE: Shape(Empty),
     Request.GET_MAX_MEM_SLOTS: Shape(Empty),
     Request.ADD_MEM_REG: Shape(SingleRegion, 1, 1),
-    # "the back-end MAY accept messages with one file descriptor": QEMU 5 and 6.
+    # QEMU 5 and 6 send a descriptor here too, and the specification lets a back-end
+    # take it ("the back-end MAY accept messages with one file descriptor").
     Request.REM_MEM_REG: Shape(SingleRegion, 0, 1),
 }
 
+# These requests have a reply of their own.  NEED_REPLY changes nothing for them: a
+# second reply, with a plain yes or no, would be taken for the next request's.
 REPLIES: frozenset[Request] = frozenset(
     {
         Request.GET_FEATURES,
@@ -440,4 +481,3 @@ REPLIES: frozenset[Request] = frozenset(
         Request.GET_STATUS,
     }
 )
-"""Requests with a reply of their own, which NEED_REPLY does not change."""
