@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The byte formats that vhostpci's host daemon and guest agent share.
 
-No input or output, no state: bytes in, frozen dataclasses out, and back.
+The modules turn bytes into frozen dataclasses and back.  None of them opens, reads or
+waits for anything.
 
 * `vhost_user`: the messages of a vhost-user front-end (QEMU) and their replies
-* `virtio`: feature bits, sizes of a ring's areas
+* `virtio`: feature bits, and the sizes of a virtqueue's areas
 * `ivshmem`: the messages of an ivshmem server
-* `metadata`: the region in window 0 that daemon and agent talk through
-* `access`: how that region is read and written while the other side may write
+* `metadata`: the layout of the region in window 0 that daemon and agent talk through
+* `access`: reading and writing that region while the other side writes it too
+* `wire`: the error that all of them raise for bad bytes
 """
 
 __version__ = "0.1.0"

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metadata region in memory that the other side writes at the same time.
+"""Reading and writing the metadata region while the other side writes it too.
 
-Theory of operation.  The daemon's part is a seqlock: `generation` is odd while
-the daemon writes, so a reader that sees an even value, copies the part, and sees
-the same value again has a consistent copy.  The agent's part needs no lock: the
-daemon acts on single 64-bit words there.
+Theory of operation.  The daemon's part of the region is a seqlock.  `generation` is odd
+while the daemon writes.  A reader that sees an even value, copies the part, and then
+sees the same value again has a consistent copy.  The agent's part needs no lock: the
+daemon decides by one 64-bit word of it, `Agent.generation`, which is written last.
 
-A generation, heartbeat or session is one aligned 64-bit word, stored and loaded
-whole by `memoryview.cast("Q")`.  Order between the stores rests on x86-64, where
-stores are seen in program order and CPython puts opaque calls between them; it is
-the one architecture that vhostpci supports today.
+Every store and load whose order matters is one aligned 64-bit word, through
+`memoryview.cast("Q")`: CPython copies such a word with one instruction.  The order of
+two of them rests on x86-64, which makes stores visible, and does loads, in program
+order.  (CPython calls a function that the compiler cannot see into between any two, so
+the compiler does not change the order either.)  vhostpci supports no other architecture
+today; one with a weaker memory model needs a barrier at each line that says "order".
 """
 
 import sys
@@ -18,28 +20,35 @@ from dataclasses import replace
 from . import metadata as md
 from .wire import ProtocolError
 
+# How often a reader tries to get a copy.  The daemon publishes within a millisecond; if
+# it takes longer, it was preempted or killed while it wrote, or has published nothing
+# yet, and it is better to look again later than to spin.
 _RETRIES = 1000
 
 
 class Metadata:
-    """The 64 KiB of one metadata region.
+    """The 64 KiB of one metadata region, for the daemon or for the agent.
 
     Args:
         view: writable bytes, `metadata.SIZE` long, usually a slice of a mapping.
 
     Raises:
-        ValueError: the view has another length.
+        ValueError: the view has another length, or the machine is big-endian.
     """
 
     def __init__(self, view: memoryview) -> None:
+        # The words that are stored alone have the machine's byte order, all other
+        # fields are packed as little-endian: on other machines the two would differ.
         if len(view) != md.SIZE or sys.byteorder != "little":
             raise ValueError(f"a metadata region has {md.SIZE:#x} bytes")
         self._view = view.cast("B")
         self._words = self._view.cast("Q")
+        # The daemon's own count.  It never reads its generation back: the slave can
+        # write the region, and could make it go backwards.
         self._generation = 0
 
     def release(self) -> None:
-        """Let go of the mapping, so that it can be closed."""
+        """Release the memoryviews; a mapping that has any cannot be closed."""
         self._words.release()
         self._view.release()
 
@@ -58,20 +67,27 @@ class Metadata:
     # The daemon's side.
 
     def format(self) -> None:
-        """Start the region anew; the generation goes on from what was there.
+        """Write the header and clear the rest of the daemon's part.
 
-        It is odd until the first `publish`.  A second time it goes on from what we
-        wrote last, whatever has become of that.
+        The generation is odd until the first `publish`, so nothing is read before.
         """
+        # A region that an earlier daemon left has a generation that an agent may have
+        # answered.  Starting above it keeps that answer from counting as one to us.
+        # The remainder bounds what a slave wrote there, so that it cannot overflow.
         before = self._generation or self._word(md.GENERATION_OFFSET) % 2**62
         self._generation = before | 1
+        # Order: odd before anything is cleared, as in `publish`.
         self._set_word(md.GENERATION_OFFSET, self._generation)
         self._write(md.DEVICE, bytes(md.DAEMON_END - md.DEVICE))
         header = md.Header(md.MAGIC, md.VERSION, md.SIZE, self._generation, 1)
         self._write(md.HEADER, bytes(header))
 
     def formatted(self) -> bool:
-        """Whether it still begins as `format` has left it."""
+        """Whether the region still begins with the magic that `format` wrote.
+
+        It does not after another process has cut the file: the daemon asks this to
+        find out whether it must write everything again.
+        """
         return self._read(md.HEADER, len(md.MAGIC)) == md.MAGIC
 
     def publish(
@@ -80,38 +96,45 @@ class Metadata:
         regions: tuple[md.Region, ...],
         rings: tuple[md.Ring, ...],
     ) -> int:
-        """Write the daemon's part; return the new, even generation.
-
-        The slave can write here too, so nothing is read back.
-        """
+        """Write the daemon's part; return the new, even generation."""
         device = replace(device, region_count=len(regions), ring_count=len(rings))
+        # Order: odd before the first byte changes.  Pairs with the second load of the
+        # generation in `snapshot`: a reader whose copy overlaps these stores sees it.
+        # (After `format` it is odd already.)
         self._generation |= 1
         self._set_word(md.GENERATION_OFFSET, self._generation)
         self._write(md.DEVICE, bytes(device))
         self._write(md.REGIONS, b"".join(map(bytes, regions)))
+        # The ring driver (C) also reads the `session` of a ring outside the lock, to
+        # stop as early as possible.  It compares that word with its own and reads no
+        # other, so it needs no order between `session` and the ring's other fields.
         self._write(md.RINGS, b"".join(map(bytes, rings)))
+        # Order: even after the last byte.  Pairs with the first load in `snapshot`: a
+        # reader that sees this value sees everything that was stored before it.
         self._generation += 1
         self._set_word(md.GENERATION_OFFSET, self._generation)
         return self._generation
 
     def beat(self) -> None:
-        """Say that the daemon lives."""
+        """Raise the heartbeat, so that the agent sees that the daemon lives."""
+        # Outside the seqlock, and read back although the slave may have written it:
+        # the agent only asks whether the number has changed.
         beat = self._word(md.HEARTBEAT_OFFSET)
         self._set_word(md.HEARTBEAT_OFFSET, (beat + 1) % 2**64)
 
     def agent(self) -> md.Agent:
-        """Read what the agent says of itself.
+        """Read the agent's own entry.
 
         Raises:
-            ProtocolError: it says what nobody can.
+            ProtocolError: the entry is invalid.
         """
         return md.Agent.parse(self._read(md.AGENT, md.Agent.layout.size))
 
     def agent_ring(self, index: int) -> md.AgentRing:
-        """Read where the agent stands in ring `index`.
+        """Read the agent's entry of ring `index`.
 
         Raises:
-            ProtocolError: it says what nobody can.
+            ProtocolError: the entry is invalid.
         """
         size = md.AgentRing.layout.size
         return md.AgentRing.parse(self._read(md.AGENT_RINGS + index * size, size))
@@ -122,12 +145,12 @@ class Metadata:
         """Read the header.
 
         Raises:
-            ProtocolError: it is no metadata region of our version.
+            ProtocolError: the memory has no metadata region of version 1.
         """
         return md.Header.parse(self._read(md.HEADER, md.Header.layout.size))
 
     def generation(self) -> int:
-        """Read the generation alone: one load, to see whether anything changed."""
+        """Read the generation alone: one load shows whether anything changed."""
         return self._word(md.GENERATION_OFFSET)
 
     def heartbeat(self) -> int:
@@ -135,35 +158,41 @@ class Metadata:
         return self._word(md.HEARTBEAT_OFFSET)
 
     def snapshot(self) -> md.Snapshot | None:
-        """Copy the daemon's part; None while it is being written (try again).
+        """Return a consistent copy of the daemon's part.
+
+        None if the daemon was writing it all the time: then try again later.
 
         Raises:
-            ProtocolError: the copy is consistent, and impossible.
+            ProtocolError: the copy is consistent, but an entry is invalid.
         """
         for _ in range(_RETRIES):
+            # Order: this load before the copy.  Pairs with the last store in `publish`.
             before = self.generation()
             if before % 2:
-                continue  # a copy is dear where the window is not cached
+                # Do not copy 16 KiB that would be thrown away: through sysfs or vfio
+                # on AMD the window is uncached, and each load goes over the bus.
+                continue
             data = self._read(0, md.DAEMON_END)
+            # Order: this load after the copy.  Pairs with the first store in `publish`.
             if self.generation() == before:
                 self.header()
                 return md.Snapshot.parse(before, data)
         return None
 
     def write_agent(self, agent: md.Agent) -> None:
-        """Write the agent's own entry, its generation last.
-
-        The daemon takes the generation for an answer, so all that belongs to
-        the answer is in place before it.
-        """
+        """Write the agent's own entry, its generation last."""
         data = bytes(agent)
-        at = md.AGENT + 16
-        self._write(md.AGENT, data[:16])
-        self._write(at + 8, data[24:])
-        self._set_word(at, agent.generation)
+        generation = md.AGENT_GENERATION_OFFSET - md.AGENT
+        after = generation + 8
+        self._write(md.AGENT, data[:generation])
+        self._write(md.AGENT + after, data[after:])
+        # Order: the generation after everything else, the entries of the rings too,
+        # which the caller has written before.  The daemon takes this word as the
+        # answer to its own generation: from here on it gives rings to other owners.
+        self._set_word(md.AGENT_GENERATION_OFFSET, agent.generation)
 
     def write_agent_ring(self, index: int, ring: md.AgentRing) -> None:
-        """Write the agent's entry of ring `index`."""
+        """Write the agent's entry of ring `index`; call this before `write_agent`."""
         self._write(md.AGENT_RINGS + index * md.AgentRing.layout.size, bytes(ring))
 
 
@@ -171,7 +200,7 @@ def find(window: memoryview) -> memoryview:
     """Return the metadata region of window 0: its last 64 KiB.
 
     Raises:
-        ProtocolError: the window is too small to have one.
+        ProtocolError: the window is smaller than a metadata region.
     """
     if len(window) < md.SIZE:
         raise ProtocolError(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The messages of an ivshmem server (QEMU's docs/specs/ivshmem-spec.rst).
 
-Only the server sends.  A message is one little-endian 64-bit number with at most
-one file descriptor beside it; what it means depends on what came before::
+Only the server sends.  A message is one little-endian 64-bit number with at most one
+file descriptor beside it.  What a message means depends on those before it::
 
     0              the protocol's version
     ID             the client's own ID
@@ -10,7 +10,8 @@ one file descriptor beside it; what it means depends on what came before::
     PEER    + fd   peer PEER's next vector (the client's own: its next interrupt)
     PEER           peer PEER is gone
 
-`Client` is the client's half of it, without a socket.
+The daemon is the server; QEMU's ivshmem-doorbell device, or an agent that runs as a
+process, is the client.  `Client` understands the messages without touching a socket.
 """
 
 from collections import Counter
@@ -21,14 +22,15 @@ from struct import Struct
 from .wire import ProtocolError, unpack
 
 VERSION = 0
+# A version that no client knows, sent to a client that must not connect.  QEMU then
+# ends the realize() of its device with a clean error.  If the server closed the socket
+# instead, QEMU would read from it for ever, with the whole VM standing still (QEMU 7.2
+# until at least 10.2).
 REFUSED = -2
-"""Version that no client knows: what a client that we do not want is told.
-
-QEMU then ends its realize() with a clean error.  Closing the socket instead would
-leave it reading for ever ("QEMU 7.2 ... until": not mended in 10.2).
-"""
 SHARED_MEMORY = -1
+# An ID is the upper half of the 32-bit doorbell register.
 MAX_ID = 65535
+# Little-endian, as the specification says, and signed: -1 is the shared memory.
 LAYOUT = Struct("<q")
 SIZE = LAYOUT.size
 
@@ -39,10 +41,10 @@ def encode(message: int) -> bytes:
 
 
 def decode(data: bytes) -> int:
-    """Return the number in one message's bytes.
+    """Return the number in the bytes of one message; `Client.feed` checks its value.
 
     Raises:
-        ProtocolError: another length, or neither an ID nor -1.
+        ProtocolError: the bytes are not exactly one message.
     """
     message: int = unpack(LAYOUT, data)[0]
     return message
@@ -55,7 +57,7 @@ class SharedMemory:
 
 @dataclass(frozen=True, slots=True)
 class OwnVector:
-    """The descriptor is signalled when somebody interrupts us on `vector`."""
+    """The descriptor is signalled when a peer interrupts the client on `vector`."""
 
     vector: int
 
@@ -70,7 +72,7 @@ class PeerVector:
 
 @dataclass(frozen=True, slots=True)
 class PeerGone:
-    """All vectors of `peer` are void."""
+    """The peer is gone, and descriptors for its vectors interrupt nothing any more."""
 
     peer: int
 
@@ -79,7 +81,7 @@ Event = SharedMemory | OwnVector | PeerVector | PeerGone
 
 
 class _Expect(Enum):
-    """What comes next; each step leads to the one below it."""
+    """Which message comes next; each step leads to the one below it."""
 
     VERSION = "the protocol's version"
     ID = "our own ID"
@@ -88,30 +90,32 @@ class _Expect(Enum):
 
 
 class Client:
-    """What the server's messages mean, one after the other.
+    """Interprets the server's messages, one after the other.
 
-    The descriptor itself stays with the caller: `feed` says what it is for, and
-    an error means that the caller closes it.
+    The descriptor beside a message stays with the caller.  `feed` returns what it is
+    for; if it raises an error, the caller closes the descriptor.
     """
 
     def __init__(self) -> None:
         self.own_id: int | None = None
         self._expect = _Expect.VERSION
+        # How many vectors each peer has so far: a message does not number its own.
         self._vectors: Counter[int] = Counter()
 
     @property
     def connected(self) -> bool:
-        """Whether the handshake is over: ID and memory are known."""
+        """Whether the handshake is over: own ID and shared memory are known."""
         return self._expect is _Expect.PEERS
 
     def feed(self, message: int, fd_present: bool) -> Event | None:
-        """Take one message; say what its descriptor is for, if it means anything.
+        """Interpret one message; None if the caller has nothing to do for it.
 
         Raises:
-            ProtocolError: the server broke the protocol, or wants no client.
+            ProtocolError: the server broke the protocol, or refused the client.
         """
         if self._expect is _Expect.PEERS:
             return self._peer(message, fd_present)
+        # In the handshake, the shared memory has a descriptor and nothing else has.
         if fd_present != (self._expect is _Expect.MEMORY):
             raise ProtocolError(
                 f"ivshmem message {message} with{'' if fd_present else 'out'} a "
@@ -145,8 +149,10 @@ class Client:
     def _peer(self, message: int, fd_present: bool) -> Event | None:
         peer = _check_id(message)
         if not fd_present:
-            # As QEMU: a peer that we never heard of may go, too.
+            # Like QEMU, ignore the end of a peer that was never there: the server need
+            # not remember which peers it has told this client of.
             return PeerGone(peer) if self._vectors.pop(peer, 0) else None
+        # The k-th message with a descriptor for a peer is that peer's vector k.
         vector = self._vectors[peer]
         self._vectors[peer] += 1
         return OwnVector(vector) if peer == self.own_id else PeerVector(peer, vector)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metadata region, version 1: the one thing daemon and agent agree on.
+"""The layout of the metadata region, version 1.
 
-It fills the last 64 KiB of window 0.  `docs/metadata.md` is its normative text;
-this module is the only place that lays it out in Python, and
-`guest/ring/ring_api.h` holds the one entry that C reads (a test compares them)::
+The region is how the daemon tells the agent which device to serve, and how the agent
+tells the daemon how far it has come.  It fills the last 64 KiB of window 0.
+`docs/metadata.md` specifies it, and a test compares this module with that text.
+`guest/ring/ring_api.h` repeats `Ring`, the one entry that C reads (a test compares the
+two)::
 
     0x0000  Header          magic, version, generation, heartbeat   daemon writes
     0x0040  Device          what holds for the whole device             "
@@ -12,9 +14,9 @@ this module is the only place that lays it out in Python, and
     0x8000  Agent           who serves the device, and how far          agent writes
     0x9000  AgentRing[64]   where each ring stands                      "
 
-All values are little-endian and naturally aligned.  What is not named is zero,
-and not read.  Each side takes what the other wrote for hostile input: parsers
-here raise `ProtocolError` or return, whatever the bytes.
+Bytes that have no name are written as zero and never read, so that a later version
+can use them.  Each side treats what the other wrote as hostile: every parser here takes
+any bytes, and returns a checked value or raises `ProtocolError`.
 """
 
 from dataclasses import dataclass
@@ -22,12 +24,19 @@ from enum import IntEnum, IntFlag
 from struct import Struct
 from typing import ClassVar, Self, TypeVar
 
+from .virtio import MAX_SPLIT_SIZE
 from .wire import ProtocolError, unpack
+
+# Every layout below starts with "<": little-endian, without padding that is not
+# spelled out: unlike vhost-user's, the byte order is part of the format.  Each field is
+# aligned to its size within its entry, and each entry to eight bytes, so that a 64-bit
+# word can be stored and loaded whole.
 
 MAGIC = b"VHOSTPCI"
 VERSION = 1
 SIZE = 0x10000
 
+# What the daemon writes and what the agent writes lie in different pages.
 HEADER = 0x0000
 DEVICE = 0x0040
 REGIONS = 0x1000
@@ -38,37 +47,42 @@ AGENT_RINGS = 0x9000
 
 MAX_REGIONS = 256
 MAX_RINGS = 64
-MAX_RING_SIZE = 32768
-"""Largest queue size (VIRTIO, "Split Virtqueues")."""
+MAX_RING_SIZE = MAX_SPLIT_SIZE
 
+# IVPosition of the slave's ivshmem device with window 0; its agent is ivshmem peer 0.
 SLAVE_ID = 0
-"""IVPosition of the device that carries window 0."""
+# Numbers of the further windows.  A window's number is the IVPosition of the ivshmem
+# device that shows it, and 65535 is the highest one that the ivshmem protocol has.
+# Numbers below 256 are left to window 0 and to the peers that have no window.
 FIRST_WINDOW, LAST_WINDOW = 256, 65535
-"""IDs of further windows, and so IVPositions of their devices."""
+# The ivshmem peer whose doorbell tells the daemon that the agent's part has changed.
 DAEMON_PEER = 1
-"""Peer whose doorbell tells the daemon that the agent's part has changed."""
+# The first peer ID for a set of the master's call eventfds.  Each new set gets a new
+# ID: QEMU frees the array of a peer twice if its ID comes back (2.5 to at least 10.2).
 FIRST_CALL_PEER = 2
-"""First peer ID for a set of the master's call eventfds."""
+# The slave's interrupt vector for "the metadata has changed".
 METADATA_VECTOR = 0
-"""The slave's vector that says: the metadata changed."""
+# The slave's interrupt vector for a kick of ring 0; ring i has this number plus i.
 FIRST_KICK_VECTOR = 1
-"""The slave's vector for ring 0's kick; ring i's is this plus i."""
 
+# Words that are loaded or stored alone, outside the entry that they belong to.
 GENERATION_OFFSET = HEADER + 0x10
 HEARTBEAT_OFFSET = HEADER + 0x18
+AGENT_GENERATION_OFFSET = AGENT + 0x10
 
 
 class RingFlag(IntFlag):
     """State of a ring, as the daemon knows it from the front-end."""
 
-    STARTED = 1  # set up and kicked: addresses are valid
+    STARTED = 1  # the front-end has set the ring up: its addresses are valid
     ENABLED = 2  # SET_VRING_ENABLE 1
     CALL = 4  # call_peer and call_vector are valid; without it the driver polls
-    PACKED = 8  # VIRTIO_F_RING_PACKED layout
+    PACKED = 8  # the ring has the layout of VIRTIO_F_RING_PACKED
 
     @classmethod
     def known(cls, value: int) -> Self:
-        """Return `value` as flags; a bit that version 1 does not know is dropped."""
+        """Return the flags in `value` that version 1 has."""
+        # A later daemon of version 1 may set more bits; they must not be an error.
         return cls(value & 15)
 
 
@@ -79,52 +93,53 @@ class DeviceFlag(IntFlag):
 
     @classmethod
     def known(cls, value: int) -> Self:
-        """Return `value` as flags; a bit that version 1 does not know is dropped."""
+        """Return the flags in `value` that version 1 has."""
         return cls(value & 1)
 
 
 class AgentState(IntEnum):
-    """What the agent says of itself."""
+    """Whether an agent serves the device, in its own words."""
 
-    NONE = 0  # nobody, or left in good order
-    READY = 1  # serves the device
-    FAILED = 2  # cannot serve it; the message says why
+    NONE = 0  # no agent yet, or it has ended and let the daemon know
+    READY = 1  # it serves the device
+    FAILED = 2  # it cannot serve the device; `Agent.message` says why
 
 
 class AgentRingState(IntEnum):
-    """What the agent says of one ring."""
+    """What the agent does with one ring."""
 
-    IDLE = 0  # never ran in this session
+    IDLE = 0  # it has not served the ring in this session
     RUNNING = 1
-    STOPPED = 2  # stopped in good order; index says where
-    BROKEN = 3  # the master's guest broke the ring's rules
-    FENCED = 4  # somebody else moved the used index, or the session is over
+    STOPPED = 2  # the daemon wanted it to stop; `AgentRing.index` says where it did
+    BROKEN = 3  # the master's driver broke the rules of the ring
+    FENCED = 4  # the ring has another owner: a new session, or a moved used index
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The fixed start; only these words are read before the version is known.
-
-    `generation` is the seqlock: odd while the daemon writes, and two more after
-    each change.  `heartbeat` grows while the daemon lives; it is outside the lock.
-    """
+    """The start of the region, which has this layout in every version."""
 
     magic: bytes
     version: int
     length: int
+    # The seqlock: odd while the daemon writes, and two more after each change.
     generation: int
+    # Grows while the daemon lives; outside the seqlock.
     heartbeat: int
 
     layout: ClassVar = Struct("<8sIIQQ")
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Check magic, version and length, in that order.
+        """Parse the header, and check magic, version and length.
 
         Raises:
-            ProtocolError: not a metadata region, or of a version we don't know.
+            ProtocolError: the memory is no metadata region, or one of a version other
+                than 1.
         """
         header = cls(*unpack(cls.layout, data))
+        # In this order, so that the error names the real cause: memory of another
+        # ivshmem device has an arbitrary version, a later version another length.
         if header.magic != MAGIC:
             raise ProtocolError(
                 f"no vhostpci metadata: it starts with {header.magic!r}, "
@@ -153,35 +168,37 @@ def _state(kind: type[_State], value: int) -> _State:
     try:
         return kind(value)
     except ValueError:
-        raise ProtocolError(f"no such {kind.__name__}: {value}") from None
+        known = ", ".join(f"{state.value} {state.name}" for state in kind)
+        raise ProtocolError(
+            f"{kind.__name__} {value} is none of those in the metadata's version "
+            f"{VERSION}: {known}"
+        ) from None
 
 
 def _text(data: bytes) -> str:
-    """Return the printable text before the first NUL."""
+    """Return the text before the first NUL, made safe for a terminal and a log."""
+    # The other side chose the bytes.  Escape sequences and line ends would let it
+    # write log lines of other devices.
     text = data.split(b"\0", 1)[0].decode("utf-8", "replace")
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _bytes(text: str, size: int) -> bytes:
-    """Encode, cut at `size` without splitting a character."""
+    """Encode `text`, cut to at most `size` bytes between two characters."""
     return text.encode()[:size].decode("utf-8", "ignore").encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """What holds for the whole device.
+    """What the daemon tells of the device as a whole."""
 
-    `instance` is new for each daemon; `features` are the virtio feature bits the
-    driver acknowledged, 0 before that; `mtu` is in bytes, 0 if not told.
-    """
-
-    instance: int
-    features: int
+    instance: int  # random, new for each daemon process
+    features: int  # virtio features that the master's driver acknowledged; 0 before
     flags: DeviceFlag
     queue_pairs: int
-    vectors: int
+    vectors: int  # how many the slave's ivshmem device must have
     daemon_peer: int
-    mtu: int
+    mtu: int  # in bytes; 0 if the front-end sent none
     region_count: int
     ring_count: int
     name: str
@@ -190,10 +207,11 @@ class Device:
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Check the counts against the tables' sizes.
+        """Parse the entry, and check the counts against the sizes of the tables.
 
         Raises:
-            ProtocolError: a count is past its table, or the vectors too few.
+            ProtocolError: a table is too small for its count, the number of rings is
+                not twice that of queue pairs, or there are too few vectors.
         """
         fields = unpack(cls.layout, data)
         instance, features, flags, pairs, vectors, peer, mtu, regions, rings = fields[
@@ -204,6 +222,8 @@ class Device:
                 f"metadata counts {regions} regions (at most {MAX_REGIONS}) and "
                 f"{rings} rings of {pairs} queue pairs (at most {MAX_RINGS})"
             )
+        # Each ring has a kick vector behind that of the metadata.  With fewer, the
+        # agent would wait for kicks on vectors that its device does not have.
         if vectors < FIRST_KICK_VECTOR + rings:
             raise ProtocolError(f"metadata has {vectors} vectors for {rings} rings")
         return cls(
@@ -236,23 +256,29 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A piece of the master's memory: where its guest, and where we, have it."""
+    """One range of the master's memory: its guest address, and its place in a window.
+
+    Whether the range lies within its window is for the agent to check: only it knows
+    the sizes of its windows.
+    """
 
     guest_addr: int
     size: int
     window: int
     offset: int
 
+    # Four bytes of padding keep `offset` aligned to its own eight bytes.
     layout: ClassVar = Struct("<QQI4xQ")
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Check that neither address range is empty or wraps.
+        """Parse the entry, and check both ranges.
 
         Raises:
-            ProtocolError: it is empty, or wraps.
+            ProtocolError: a range is empty, or goes beyond 2^64.
         """
         region = cls(*unpack(cls.layout, data))
+        # The same `size` follows both starts, so the higher one decides.
         if not 0 < region.size <= 2**64 - max(region.guest_addr, region.offset):
             raise ProtocolError(f"region is empty or wraps: {region}")
         return region
@@ -263,35 +289,40 @@ class Region:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ring:
-    """A virtqueue of the master.
+    """A virtqueue of the master, and who may use it.
 
-    `desc`, `driver` and `device` are guest physical addresses of the three areas
-    (VIRTIO, "Split Virtqueues").  `base` is where to start, as SET_VRING_BASE
-    counts.  `session` is new whenever the ring may be owned by somebody else.
+    `desc`, `driver` and `device` are the guest physical addresses of its three areas
+    (VIRTIO, "Split Virtqueues").
     """
 
+    # First in the entry, where the ring driver compares it for each batch of packets.
+    # The daemon gives the ring a new session whenever the owner may change.
     session: int
     flags: RingFlag
     size: int
     desc: int
     driver: int
     device: int
-    base: int
+    base: int  # where to start, as SET_VRING_BASE counts
     kick_vector: int
     call_peer: int
     call_vector: int
 
+    # 64 bytes, a cache line: the words of two rings never share one.
     layout: ClassVar = Struct("<QIIQQQIHHH14x")
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Check the size of a ring that is started; its addresses are the ring's.
+        """Parse the entry, and check the size of a ring that is started.
+
+        The addresses are checked by the ring driver, which knows the master's memory.
 
         Raises:
-            ProtocolError: the ring is started, and its size is impossible.
+            ProtocolError: the ring is started, and no virtqueue has that size.
         """
         session, flags, size, *rest = unpack(cls.layout, data)
         desc, driver, device, base, kick_vector, call_peer, call_vector = rest
+        # A ring that is not started yet has size 0.
         if flags & RingFlag.STARTED and not 0 < size <= MAX_RING_SIZE:
             raise ProtocolError(f"ring size {size}, not 1 to {MAX_RING_SIZE}")
         return cls(
@@ -309,7 +340,7 @@ class Ring:
 
     @property
     def runs(self) -> bool:
-        """Whether the agent is to serve it."""
+        """Whether the agent is to serve the ring: it is started and enabled."""
         wanted = RingFlag.STARTED | RingFlag.ENABLED
         return self.flags & wanted == wanted
 
@@ -330,7 +361,7 @@ class Ring:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that the daemon says, as of one even `generation`."""
+    """The daemon's whole part, as it was at one even `generation`."""
 
     generation: int
     device: Device
@@ -339,11 +370,12 @@ class Snapshot:
 
     @classmethod
     def parse(cls, generation: int, data: bytes) -> Self:
-        """Parse the daemon's part, `DAEMON_END` bytes read under the seqlock.
+        """Parse the first `DAEMON_END` bytes of the region, copied under the seqlock.
 
         Raises:
-            ProtocolError: any entry is impossible.
+            ProtocolError: an entry is invalid.
         """
+        # The device comes first: it checks the counts by which the tables are cut.
         device = Device.parse(data[DEVICE : DEVICE + Device.layout.size])
         regions = _table(Region, data, REGIONS, device.region_count)
         rings = _table(Ring, data, RINGS, device.ring_count)
@@ -356,6 +388,7 @@ _Entry = TypeVar("_Entry", Region, Ring)
 def _table(
     kind: type[_Entry], data: bytes, start: int, count: int
 ) -> tuple[_Entry, ...]:
+    """Parse the first `count` entries of the table at `start`."""
     size = kind.layout.size
     return tuple(
         kind.parse(data[at : at + size])
@@ -365,29 +398,27 @@ def _table(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
-    """What the agent says of itself.
+    """What the agent tells of itself."""
 
-    `instance` is new for each agent process; `heartbeat` grows while it lives;
-    `generation` is the daemon's that it acts by: no ring which that one does not
-    run is touched any more.
-    """
-
-    instance: int = 0
-    heartbeat: int = 0
+    instance: int = 0  # random, new for each agent process
+    heartbeat: int = 0  # grows while the agent lives
+    # The agent's answer: it touches no ring that is not to run in this generation of
+    # the daemon's.
     generation: int = 0
     state: AgentState = AgentState.NONE
-    vectors: int = 0
-    binding: str = ""
+    vectors: int = 0  # how many its ivshmem device has
+    binding: str = ""  # how it reaches the device: kmod, vfio, uio, sysfs or socket
     message: str = ""
 
+    # 256 bytes: the texts fill the entry up.
     layout: ClassVar = Struct("<QQQIH2x16s208s")
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Parse what the slave wrote.
+        """Parse the entry; the agent's state is all that can be invalid in it.
 
         Raises:
-            ProtocolError: the state is none we know.
+            ProtocolError: version 1 has no such state.
         """
         fields = unpack(cls.layout, data)
         instance, heartbeat, generation, state, vectors, binding, message = fields
@@ -415,16 +446,13 @@ class Agent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentRing:
-    """Where the agent stands in one ring; the counts are since its start.
+    """How far the agent has come in one ring; the counts start with the agent."""
 
-    `index` is the used index (16 bits) that it wrote last in `session`.
-    """
-
-    session: int = 0
+    session: int = 0  # the session of the ring that the rest is about
     state: AgentRingState = AgentRingState.IDLE
-    index: int = 0
+    index: int = 0  # the used index (16 bits) that it wrote last
     packets: int = 0
-    octets: int = 0
+    octets: int = 0  # of the packets, without their virtio-net headers
     drops: int = 0
     kicks: int = 0
     calls: int = 0
@@ -433,11 +461,13 @@ class AgentRing:
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Parse what the slave wrote.
+        """Parse the entry; the ring's state is all that can be invalid in it.
 
         Raises:
-            ProtocolError: the state is none we know.
+            ProtocolError: version 1 has no such state.
         """
+        # The daemon only shows the other numbers, so none of them needs a check: it
+        # reads the used index that it answers GET_VRING_BASE with from the ring itself.
         session, state, index, packets, size, drops, kicks, calls = unpack(
             cls.layout, data
         )

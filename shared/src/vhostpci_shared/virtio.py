@@ -1,24 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Virtio's feature bits, under the names of the VIRTIO specification."""
+"""VIRTIO's feature bits, and the sizes of a split virtqueue's areas.
+
+The names are those of the VIRTIO specification.
+"""
 
 from enum import IntFlag
 
 from .wire import ProtocolError
 
+# Bytes of one entry of the descriptor table, the avail ring and the used ring.
 DESC_SIZE = 16
-"""Bytes of one entry of a split ring's descriptor table."""
 AVAIL_ENTRY = 2
 USED_ENTRY = 8
+# Bytes that an avail or used ring has beside its entries: flags and idx before them,
+# and the event index after them.  VIRTIO counts the event index into the area even if
+# F_EVENT_IDX was not negotiated.
 RING_EXTRA = 6
-"""Bytes of flags, idx and the event index around an avail or used ring."""
+# Bytes before the used ring's idx: its flags.
 USED_IDX_OFFSET = 2
+# The largest queue size (VIRTIO, "Split Virtqueues").  Indices have 16 bits and wrap at
+# 65536; with at most half of that, "full" and "empty" are never the same difference.
 MAX_SPLIT_SIZE = 32768
-"""Largest queue size (VIRTIO, "Split Virtqueues")."""
 
 
 class Feature(IntFlag):
-    """Feature bits of a network device, and those of every device from 24 on."""
+    """Feature bits of a network device.
 
+    Bits 24 to 49 mean the same for every kind of device; the others are the network
+    device's own ("Feature Bits").
+    """
+
+    # Direction: HOST_* lets the driver send such packets to the device, GUEST_* lets
+    # the device give such packets to the driver.
     NET_F_CSUM = 1 << 0
     NET_F_GUEST_CSUM = 1 << 1
     NET_F_CTRL_GUEST_OFFLOADS = 1 << 2
@@ -43,13 +56,13 @@ class Feature(IntFlag):
     NET_F_MQ = 1 << 22
     NET_F_CTRL_MAC_ADDR = 1 << 23
     F_NOTIFY_ON_EMPTY = 1 << 24
-    F_LOG_ALL = 1 << 26  # vhost's own, not virtio's
+    F_LOG_ALL = 1 << 26  # vhost's, not in VIRTIO: log writes to the master's memory
     F_ANY_LAYOUT = 1 << 27
     F_INDIRECT_DESC = 1 << 28
     F_EVENT_IDX = 1 << 29
-    F_PROTOCOL_FEATURES = 1 << 30  # vhost-user's own, not virtio's
+    F_PROTOCOL_FEATURES = 1 << 30  # vhost-user's, not in VIRTIO: no driver sees it
     F_VERSION_1 = 1 << 32
-    F_ACCESS_PLATFORM = 1 << 33  # once IOMMU_PLATFORM
+    F_ACCESS_PLATFORM = 1 << 33  # QEMU's name for it is IOMMU_PLATFORM
     F_RING_PACKED = 1 << 34
     F_IN_ORDER = 1 << 35
     F_ORDER_PLATFORM = 1 << 36
@@ -72,18 +85,19 @@ class Feature(IntFlag):
 
 
 def names(flags: IntFlag) -> list[str]:
-    """Name each bit of `flags`, lowest first; one without a name is "bit N"."""
+    """Name each bit of `flags`, lowest first; a bit without a name is "bit N"."""
     kind = type(flags)
     bits = (bit for bit in range(flags.bit_length()) if flags >> bit & 1)
     return [kind(1 << bit).name or f"bit {bit}" for bit in bits]
 
 
 def check_split_size(num: int) -> int:
-    """Return `num` if a split ring can have it as its size.
+    """Return `num` if it can be the size of a split virtqueue.
 
     Raises:
-        ProtocolError: it is no power of two, or too large.
+        ProtocolError: it is not a power of two from 1 to 32768.
     """
+    # A power of two, because an index that wraps at 2^16 is used modulo the size.
     if not 0 < num <= MAX_SPLIT_SIZE or num & (num - 1):
         raise ProtocolError(
             f"ring size {num}, not a power of two from 1 to {MAX_SPLIT_SIZE}"

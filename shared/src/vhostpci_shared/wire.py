@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all the formats need: one error for bad bytes, and one way to unpack."""
+"""The error that all formats raise for bad bytes, and how they unpack good ones."""
 
 from struct import Struct
 from typing import Any
 
 
 class ProtocolError(Exception):
-    """The peer sent what its protocol does not allow.
+    """The peer broke its protocol: what it sent, or wrote, is not allowed.
 
-    The fault is the peer's: drop that peer, log one line, serve on.
+    Whoever catches this drops that peer, logs one line, and serves the others.
     """
 
 
 def unpack(layout: Struct, data: bytes) -> tuple[Any, ...]:
-    """Unpack `data`, which must be exactly one `layout`.
+    """Unpack `data`, which must be exactly as long as `layout`.
 
     Raises:
         ProtocolError: `data` has another length.
     """
+    # struct would raise its own error, which means a bug of ours, not of the peer.
     if len(data) != layout.size:
         raise ProtocolError(f"{len(data)} bytes where {layout.size} are needed")
     return layout.unpack(data)

@@ -21,7 +21,7 @@ from tests.unit.shared.test_metadata import DEVICE, REGION, RING
 from vhostpci_shared import access
 from vhostpci_shared import metadata as md
 
-AGENT_GENERATION = md.AGENT + 16
+AGENT_GENERATION = md.AGENT + 0x10
 """Where docs/metadata.md has the generation that the agent answers."""
 
 
