@@ -354,7 +354,7 @@ static void fuzz_after_pass(struct fuzz *f, int ring, int r)
 	fuzz_check(r <= NET_BATCH, "more than a batch");
 	fuzz_check((uint16_t)(vq->last_avail - vq->used) <= vq->num,
 		   "more chains in our hands than the ring has");
-	fuzz_check(r < 0 || !vq->n_done, "completed and not published");
+	fuzz_check(r < 0 || !vq->n_done, "completed, and not in the used ring");
 	fuzz_check((r < 0) == (vq->fault != RING_FAULT_NONE),
 		   "a fault without a reason");
 	f->dead[ring] = r < 0;

@@ -58,7 +58,7 @@ static void net_call(struct net_queue *q)
 }
 
 /**
- * net_flush() - Publish completed chains, and call the master if it wants that
+ * net_flush() - Give completed chains back, and call the master if it asked
  * @q:		Queue
  *
  * Return: 0 or -ESTALE
@@ -69,22 +69,22 @@ int net_flush(struct net_queue *q)
 
 	if (!q->vq.n_done)
 		return 0;
-	r = vq_publish(&q->vq);
+	r = vq_update_used(&q->vq);
 	if (r < 0)
 		return r;
-	RING_COUNT_ADD(q->stats.publications, 1);
+	RING_COUNT_ADD(q->stats.used_updates, 1);
 	if (r)
 		net_call(q);
 	return 0;
 }
 
 /**
- * net_end_pass() - Publish completed chains, and decide what the pass returns
+ * net_end_pass() - Give completed chains back, and decide what the pass returns
  * @q:		Queue
  * @r:		How the last packet ended: 0 or -errno
  * @n:		Number of chains or packets handled
  *
- * Chains completed before a fault are published too: they were correct.
+ * Chains completed before a fault are given back too: they were correct.
  *
  * Return: @n; or -errno if the ring must not be used any more
  */

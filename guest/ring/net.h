@@ -19,7 +19,7 @@
 #include "vq.h"
 
 enum {
-	NET_BATCH = 64, /* chains completed before they are published */
+	NET_BATCH = 64, /* chains completed before used idx is updated */
 	NET_HDR_LEN = 10, /* struct virtio_net_hdr, legacy */
 	NET_HDR_MRG_LEN = 12, /* with num_buffers behind it */
 	NET_HDR_NUM_BUFFERS = 10 /* offset */

@@ -108,7 +108,7 @@ struct ring_stats {
 	uint64_t kicks; /* wake-ups by the kick eventfd */
 	uint64_t polls; /* wake-ups by time, without a kick eventfd */
 	uint64_t calls; /* interrupts sent to the master */
-	uint64_t publications; /* how often used idx was moved */
+	uint64_t used_updates; /* how often used idx was moved */
 	uint64_t tap_full; /* TX: times it waited for room in the TAP */
 	uint64_t no_buffers; /* RX: times it waited for the master's buffers */
 	uint64_t spilled; /* RX: packets whose tail was copied */

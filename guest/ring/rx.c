@@ -23,7 +23,7 @@
 #include "tap.h"
 
 static_assert(VQ_MAX_DONE >= NET_BATCH - 1 + RX_CHAINS,
-	      "what one packet completes fits behind an unpublished batch");
+	      "the chains of one packet fit behind an unflushed batch");
 static_assert(RX_SPILL > RING_MAX_PACKET + NET_HDR_MRG_LEN,
 	      "a packet that is too long is seen to be");
 static_assert(RX_IOVS > 2 * VQ_CHAIN_IOVS,
@@ -292,7 +292,7 @@ static int rx_deliver(struct rx *rx)
 
 /*
  * Make sure that the first chain can take a packet.  Give back chains that are
- * too short, and return 1 then, so that the pass publishes a full batch before
+ * too short, and return 1 then, so that the pass flushes a full batch before
  * it goes on: vq->done has room for RX_CHAINS chains behind a batch, not more.
  */
 static int rx_prepare(struct rx *rx)

@@ -20,7 +20,7 @@
  * Chains complete in the order in which they came, and vhost-user-net does not
  * track the chains in flight.  So the used index alone tells a successor where
  * to go on, and it is right at every moment.  Completions are collected in
- * vq->done, and vq_publish() writes them together.
+ * vq->done, and vq_update_used() writes them together.
  *
  * The ring can be taken from us at any time.  QEMU takes it over, and moves the
  * used index, as soon as the vhost-user connection breaks; the daemon takes it
@@ -167,10 +167,10 @@ int vq_init(struct vq *vq, const struct mem *mem, const struct ring_conf *conf,
 }
 
 /**
- * vq_check_fence() - Is the ring still ours?
+ * vq_check_fence() - Check that the ring is still ours
  * @vq:		Queue
  *
- * Return: 0, or -ESTALE: write nothing more
+ * Return: 0; -ESTALE: it is not, and nothing may be written to it any more
  */
 int vq_check_fence(struct vq *vq)
 {
@@ -391,18 +391,18 @@ static bool vq_wants_call(struct vq *vq, uint16_t old)
 	if (!vq->event_idx)
 		return !(load16(&vq->avail->flags) &
 			 VRING_AVAIL_F_NO_INTERRUPT);
-	/* A predecessor may have published, and ended before it called. */
+	/* A predecessor may have updated it, and ended before it called. */
 	return first || event_passed(load16(used_event(vq)), vq->used, old);
 }
 
 /**
- * vq_publish() - Show the master the completed chains
+ * vq_update_used() - Write the completed chains to the used ring
  * @vq:		Queue; at least one chain is completed
  *
  * Return: 1 if the master wants an interrupt, 0 if not, -ESTALE if the ring
  *	   is no longer ours
  */
-int vq_publish(struct vq *vq)
+int vq_update_used(struct vq *vq)
 {
 	uint16_t old = vq->used;
 	int r = vq_check_fence(vq);

@@ -15,7 +15,7 @@
 enum {
 	/* Vectors of one chain: UIO_MAXIOV less one for the spill of rx.c. */
 	VQ_CHAIN_IOVS = 1023,
-	/* Chains that may be completed before they are published: see rx.c. */
+	/* Chains that may be completed before an update: see rx.c. */
 	VQ_MAX_DONE = 1024 + 64
 };
 
@@ -30,7 +30,7 @@ enum vq_kicks {
 	VQ_KICKS_ON
 };
 
-/* What a chain's completion will say, kept here until it is published. */
+/* A completed chain, kept here until it goes into the used ring. */
 struct vq_done {
 	uint32_t id;
 	uint32_t len;
@@ -57,13 +57,13 @@ struct vq {
 	uint16_t num;
 	uint16_t last_avail; /* next chain to take */
 	uint16_t avail_idx; /* as we last read it */
-	uint16_t used; /* as we last published it */
-	uint16_t n_done; /* completed and not yet published */
+	uint16_t used; /* as we last wrote it to the used ring */
+	uint16_t n_done; /* completed, and not yet in the used ring */
 	uint16_t write_flag; /* what VRING_DESC_F_WRITE has to be */
 	bool event_idx;
 	bool indirect;
 	enum vq_kicks kicks;
-	bool called; /* this session has published before */
+	bool called; /* this session has updated used idx before */
 	enum ring_fault fault;
 	struct vq_done done[VQ_MAX_DONE];
 };
@@ -73,12 +73,12 @@ int vq_init(struct vq *vq, const struct mem *mem, const struct ring_conf *conf,
 int vq_check_fence(struct vq *vq);
 bool vq_has_more(const struct vq *vq);
 int vq_next(struct vq *vq, struct iovec *iov, struct vq_chain *chain);
-int vq_publish(struct vq *vq);
+int vq_update_used(struct vq *vq);
 int vq_enable_kicks(struct vq *vq);
 
 /**
- * vq_complete() - Give a chain back to the master; seen at vq_publish()
- * @vq:		Queue; less than %VQ_MAX_DONE chains wait to be published
+ * vq_complete() - Give a chain back to the master; seen at vq_update_used()
+ * @vq:		Queue; less than %VQ_MAX_DONE chains wait in done[]
  * @head:	The chain
  * @len:	Bytes written to it
  */
@@ -94,7 +94,7 @@ static inline void vq_complete(struct vq *vq, uint16_t head, uint32_t len)
  * @vq:		Queue
  *
  * Return: true if we hold as many chains as the ring has entries; false if some
- *	   wait to be published, since the master can offer those again
+ *	   wait in done[], since the master can soon offer those again
  */
 static inline bool vq_all_taken(const struct vq *vq)
 {

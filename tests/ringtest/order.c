@@ -60,7 +60,7 @@ static void warm_up(void)
 	master_publish(&m);
 	m.kicked = m.avail_idx;
 	take(1);
-	vq_publish(&m.vq);
+	vq_update_used(&m.vq);
 	m.last_used++;
 	master_ask_for_call(&m, false);
 }
@@ -102,8 +102,7 @@ static void kicks(void)
 
 		check_kick(warm, MACHINE_NEVER, &n);
 		if (n < 2)
-			die("vq_enable_kicks() stores and looks in %d accesses",
-			    n);
+			die("vq_enable_kicks() makes only %d accesses", n);
 		for (int at = 0; at <= n; at++)
 			check_kick(warm, at, &(int){0});
 	}
@@ -128,7 +127,7 @@ static void check_call(int at, int *n)
 	master_publish(&m);
 	take(2);
 	machine_start(&machine);
-	r = vq_publish(&m.vq);
+	r = vq_update_used(&m.vq);
 	*n = machine_stop();
 	if (acts != (at >= 0))
 		die("the master has acted %d times", acts);
@@ -146,7 +145,7 @@ static void calls(void)
 
 	check_call(MACHINE_NEVER, &n);
 	if (n < 4)
-		die("vq_publish() writes a chain and looks in %d accesses", n);
+		die("vq_update_used() makes only %d accesses", n);
 	for (int at = 0; at <= n; at++)
 		check_call(at, &(int){0});
 }
@@ -226,7 +225,7 @@ static void used(void)
 	machine.eager = &ring->used.idx;
 	machine.seen = read_used;
 	machine_start(&machine);
-	vq_publish(&m.vq);
+	vq_update_used(&m.vq);
 	machine_stop();
 	if (acts != 1 || m.last_used != (uint16_t)(start + 4))
 		die("the driver has seen used idx move %d times", acts);

@@ -5,7 +5,7 @@
  * race flags|event_idx START SECONDS
  *
  * The driver offers a few chains, kicks if it must, and sleeps until all have
- * come back; the device takes chains, publishes them, calls if it must, and
+ * come back; the device takes chains, gives them back, calls if it must, and
  * sleeps when there are none.  Both wait a random moment before each step, so
  * that each goes to sleep just as the other wakes it.  A side that sleeps while
  * it has work to do has lost a wake-up.
@@ -113,7 +113,7 @@ static void *device(void *arg)
 		r = vq_next(&m.vq, iov, &chain);
 		if (!r) {
 			device_take(iov, &chain);
-			r = vq_publish(&m.vq);
+			r = vq_update_used(&m.vq);
 			if (r == 1)
 				event_set(&call);
 		} else if (r == -EAGAIN) {

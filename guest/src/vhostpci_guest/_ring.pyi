@@ -17,7 +17,7 @@ class _RingStats(_Struct):
     kicks: int
     polls: int
     calls: int
-    publications: int
+    used_updates: int
     tap_full: int
     no_buffers: int
     spilled: int

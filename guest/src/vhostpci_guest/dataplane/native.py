@@ -211,7 +211,7 @@ class Stats:
     kicks: int
     polls: int
     calls: int
-    publications: int
+    used_updates: int
     tap_full: int
     no_buffers: int
     spilled: int

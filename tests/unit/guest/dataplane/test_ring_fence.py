@@ -98,7 +98,7 @@ def test_one_ring_fenced_leaves_the_other_running(start: int, index: RingIndex) 
         assert pair.status(other).stats.packets == 1
 
 
-def test_the_used_idx_is_checked_again_before_a_publication(start: int) -> None:
+def test_the_used_idx_is_checked_again_before_it_is_updated(start: int) -> None:
     with Pair(start=start) as pair:
         # The packet itself overwrites the used idx, in the middle of the pass.
         pair.rx.hand_over(Desc(pair.rx.used - 12, 16, WRITE))

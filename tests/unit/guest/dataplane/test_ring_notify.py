@@ -107,7 +107,9 @@ def test_without_a_kick_eventfd_no_kick_is_ever_asked_for(
 
 
 @both
-def test_a_batch_is_published_and_called_for_once(start: int, event_idx: bool) -> None:
+def test_a_batch_is_given_back_at_once_with_one_call(
+    start: int, event_idx: bool
+) -> None:
     with Pair(start=start, event_idx=event_idx, num=64) as pair:
         pair.tx.ask_for_calls(True)
         send(pair, 30)
@@ -115,7 +117,7 @@ def test_a_batch_is_published_and_called_for_once(start: int, event_idx: bool) -
         assert len(pair.tx.collect()) == 30
         assert pair.tx.calls() == 1
         stats = pair.status(TX).stats
-        assert (stats.publications, stats.calls) == (1, 1)
+        assert (stats.used_updates, stats.calls) == (1, 1)
 
 
 @both
@@ -157,8 +159,8 @@ def test_a_call_comes_when_the_chain_asked_for_is_back(start: int) -> None:
 
 
 def test_the_first_call_of_a_ring_is_always_sent(start: int) -> None:
-    # A predecessor may have published, and ended before it called.  (Without
-    # EVENT_IDX each publication looks at the flags.)
+    # A predecessor may have updated the used index, and ended before it called.
+    # (Without EVENT_IDX each update looks at the flags.)
     with Pair(start=start, event_idx=True) as pair:
         pair.tx.ask_for_calls(False)
         send(pair)

@@ -41,7 +41,7 @@ def test_a_chain_offered_at_any_moment_of_falling_asleep_is_seen_or_kicked_for(
 
 @starts
 @both
-def test_an_interrupt_asked_for_at_any_moment_of_a_publication_is_sent_or_not_needed(
+def test_an_interrupt_asked_for_at_any_moment_of_an_update_is_sent_or_not_needed(
     order: Path, mode: str, start: str
 ) -> None:
     check(order, "calls", mode, start)

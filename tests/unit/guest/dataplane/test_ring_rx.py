@@ -150,7 +150,7 @@ def test_the_store_of_chains_taken_ahead_never_runs_full(start: int) -> None:
         assert pair.status(RX).stats.dropped == 0
 
 
-def test_a_burst_is_published_in_batches(start: int) -> None:
+def test_a_burst_is_given_back_in_batches(start: int) -> None:
     with Pair(start=start, num=256) as pair:
         for _ in range(256):
             pair.rx.post(30)
@@ -160,10 +160,10 @@ def test_a_burst_is_published_in_batches(start: int) -> None:
         used = pair.rx.collect()
         for i in range(60):
             delivered(used[3 * i : 3 * i + 3], 50 + i % 2)
-        assert pair.status(RX).stats.publications == 3
+        assert pair.status(RX).stats.used_updates == 3
 
 
-def test_a_batch_that_is_full_is_published_before_the_next_packet(start: int) -> None:
+def test_a_full_batch_is_given_back_before_the_next_packet(start: int) -> None:
     with Pair(start=start, num=256) as pair:
         for _ in range(66):
             pair.rx.post(40)
@@ -171,7 +171,7 @@ def test_a_batch_that_is_full_is_published_before_the_next_packet(start: int) ->
             pair.tap.send(packet(50))
         assert pair.worker.step() == 33
         # 32 packets fill 64 chains, a batch; the last packet makes the second one.
-        assert pair.status(RX).stats.publications == 2
+        assert pair.status(RX).stats.used_updates == 2
 
 
 @pytest.mark.parametrize("hdr_len", [10, 12])
