@@ -309,6 +309,22 @@ def test_a_packet_that_all_buffers_of_the_ring_cannot_take_is_dropped(
         assert pair.status(RX).stats.drop_no_room == 1
 
 
+def test_a_packet_waits_for_the_buffers_that_the_same_pass_gives_back(
+    start: int,
+) -> None:
+    with Pair(start=start, num=4, hold=100) as pair:
+        for _ in range(4):
+            pair.rx.post(100)
+        pair.tap.send(packet(80))
+        pair.tap.send(packet(400))  # one buffer more than are left
+        pair.settle()
+        delivered(pair.rx.collect(), 80)
+        pair.rx.post(200)
+        pair.settle()
+        delivered(pair.rx.collect(), 400)
+        assert pair.status(RX).stats.dropped == 0
+
+
 def test_a_packet_for_which_no_buffers_come_is_dropped_in_time(start: int) -> None:
     with Pair(start=start, num=16, hold=0.02) as pair:
         pair.rx.post(100)
