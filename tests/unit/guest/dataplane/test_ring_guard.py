@@ -376,7 +376,7 @@ status = open("/proc/self/status").read()
 limit = int(status.split("VmData:")[1].split()[0]) * 1024 + (1 << 30)
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 os.ftruncate(fd, 0)
-assert [ours[at << 30] for at in (5, 0, 1000)] == [0, 0, 0]
+assert [ours[(at << 30) + 5] for at in (5, 0, 1000)] == [0, 0, 0]
 assert guard.lost
 """
     )
