@@ -13,11 +13,16 @@ enum ring_index {
 	RING_COUNT = 2
 };
 
+/*
+ * The metadata has the same numbers (docs/metadata.md, "Agent ring"): the agent
+ * copies them.  test_ring_layout.py compares both.
+ */
 enum ring_state {
-	RING_STOPPED = 0,
+	RING_IDLE = 0, /* never started */
 	RING_RUNNING = 1,
-	RING_BROKEN = 2, /* by the master, the TAP or an eventfd: see fault */
-	RING_FENCED = 3 /* another back-end has the ring now: see fault */
+	RING_STOPPED = 2, /* by worker_stop_ring() */
+	RING_BROKEN = 3, /* by the master, the TAP or an eventfd: see fault */
+	RING_FENCED = 4 /* another back-end has the ring now: see fault */
 };
 
 enum ring_fault {

@@ -221,7 +221,6 @@ static int worker_start(struct worker *w, uint32_t index,
 	else
 		tx_start(&w->tx);
 	ring->kick_fd = conf->kick_fd;
-	ring->known = true;
 	worker_set_state(w, ring, RING_RUNNING);
 	worker_poke(w);
 	return 0;
@@ -280,7 +279,7 @@ int worker_stop_ring(struct worker *w, uint32_t index, uint32_t timeout_ms)
 		return -EINVAL;
 	ring = &w->ring[index];
 	pthread_mutex_lock(&w->lock);
-	if (ring->known) {
+	if (ring->state != RING_IDLE) {
 		ring->stop = true;
 		worker_poke(w);
 		/* Without a thread we do its part; it takes the lock itself. */

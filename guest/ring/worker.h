@@ -20,7 +20,6 @@ struct worker_ring {
 	struct net_queue *q;
 	uint32_t state; /* enum ring_state; changes under worker.lock */
 	bool stop; /* the owner asks for a stop; under worker.lock */
-	bool known; /* it was started before; under worker.lock */
 	int kick_fd;
 };
 

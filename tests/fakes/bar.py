@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 from vhostpci_guest.dataplane.mapping import Mapping
 from vhostpci_guest.eventfds import drain, new_eventfd, signal
-from vhostpci_guest.interfaces import Doorbell, Mmio, Window
+from vhostpci_guest.interfaces import Call, Doorbell, Window
 from vhostpci_shared import metadata as md
 from vhostpci_shared.access import Metadata, find
 from vhostpci_shared.metadata import DeviceFlag, RingFlag
@@ -79,9 +79,9 @@ class FakeDevice:
         """Take what one of our vectors holds; return whether it held anything."""
         return drain(self._vectors[index])
 
-    def doorbell(self, peer: int, vector: int) -> Doorbell | None:
+    def doorbell(self, peer: int, vector: int) -> Call | None:
         """Return a peer's doorbell."""
-        return None if peer in self.absent else Mmio(DOORBELLS, peer, vector)
+        return None if peer in self.absent else Doorbell(DOORBELLS, peer, vector)
 
     def ring(self, peer: int, vector: int) -> None:
         """Write down that a doorbell was rung."""

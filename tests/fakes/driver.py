@@ -13,7 +13,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Self
 
-from vhostpci_guest.dataplane.native import MemRegion, address_of
+from vhostpci_guest.dataplane.interface import MemRegion
+from vhostpci_guest.dataplane.native import address_of
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 NO_INTERRUPT = NO_NOTIFY = 1

@@ -15,15 +15,10 @@ from typing import Self, TypedDict, TypeVar, Unpack
 
 from tests.fakes.driver import Driver, Machine
 from tests.waiting import eventually
-from vhostpci_guest.dataplane.native import (
-    Call,
-    Eventfd,
-    RingConf,
-    RingIndex,
-    RingState,
-    RingStatus,
-    Worker,
-)
+from vhostpci_guest.dataplane.interface import RingConf, RingStatus
+from vhostpci_guest.dataplane.native import RingIndex, Worker
+from vhostpci_guest.interfaces import Call, Eventfd
+from vhostpci_shared.metadata import AgentRingState
 
 RX, TX = RingIndex.RX, RingIndex.TX
 
@@ -161,7 +156,7 @@ class Pair:
     def status(self, index: RingIndex) -> RingStatus:
         return self.worker.status(index)
 
-    def state(self, index: RingIndex) -> RingState:
+    def state(self, index: RingIndex) -> AgentRingState:
         return self.worker.status(index).state
 
     def packets(self) -> list[bytes]:

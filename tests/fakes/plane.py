@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 
 from vhostpci_guest.dataplane.interface import (
-    Memory,
+    MemRegion,
+    RingConf,
     RingRefused,
-    RingReport,
-    RingStart,
+    RingStatus,
+    Stats,
 )
 from vhostpci_guest.errors import Unusable
 from vhostpci_guest.eventfds import new_eventfd, signal
@@ -24,8 +25,8 @@ class FakePlane:
 
     def __init__(self, tap_fds: Sequence[int] = (0,)) -> None:
         self.tap_fds = tuple(tap_fds)
-        self.memory: tuple[Memory, ...] = ()
-        self.running: dict[int, RingStart] = {}
+        self.memory: tuple[MemRegion, ...] = ()
+        self.running: dict[int, RingConf] = {}
         self.starts: list[tuple[int, int]] = []
         """Each start: ring, and the index it starts at."""
         self.stops: list[int] = []
@@ -38,18 +39,18 @@ class FakePlane:
         """Is told of each start and stop, when it happens."""
         self.closed = False
         self._events = new_eventfd()
-        self._reports: dict[int, RingReport] = {}
+        self._statuses: dict[int, RingStatus] = {}
 
     def fileno(self) -> int:
         """Return the eventfd of rings that fell."""
         return self._events
 
-    def set_memory(self, memory: Sequence[Memory]) -> None:
+    def set_memory(self, regions: Sequence[MemRegion]) -> None:
         """Remember it; a plane whose rings run must not be asked."""
         assert not self.running, "memory changes while rings run"
-        self.memory = tuple(memory)
+        self.memory = tuple(regions)
 
-    def start(self, index: int, start: RingStart) -> None:
+    def start(self, index: int, conf: RingConf) -> None:
         """Run a ring."""
         assert index not in self.running, f"ring {index} is started twice"
         if self.refuse_once is not None:
@@ -58,9 +59,9 @@ class FakePlane:
         if index in self.refuses:
             raise self.refuses[index]
         self.watch("start", index)
-        self.running[index] = start
-        self.starts.append((index, start.base))
-        self.move(index, start.base)
+        self.running[index] = conf
+        self.starts.append((index, conf.base))
+        self.move(index, conf.base)
 
     def stop(self, index: int) -> int:
         """Stop a ring."""
@@ -69,21 +70,22 @@ class FakePlane:
         self.watch("stop", index)
         self.stops.append(index)
         self.running.pop(index, None)
-        return self._reports[index].index
+        return self._statuses[index].index
 
-    def report(self, index: int) -> RingReport:
+    def status(self, index: int) -> RingStatus:
         """Return how a ring stands."""
-        return self._reports.get(index, RingReport())
+        return self._statuses.get(index, RingStatus())
 
     def move(self, index: int, at: int, packets: int = 0) -> None:
         """Let a ring get to an index."""
-        self._reports[index] = RingReport(
-            state=AgentRingState.RUNNING, index=at, packets=packets
+        self._statuses[index] = RingStatus(
+            state=AgentRingState.RUNNING, index=at, stats=Stats(packets=packets)
         )
 
     def fall(self, index: int, state: AgentRingState, reason: str) -> None:
         """Let a ring stop by itself."""
-        self._reports[index] = replace(self._reports[index], state=state, reason=reason)
+        status = self._statuses[index]
+        self._statuses[index] = replace(status, state=state, reason=reason)
         signal(self._events)
 
     def close(self) -> None:

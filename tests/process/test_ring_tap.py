@@ -19,7 +19,9 @@ from tests.fakes.netns import private_network
 from tests.fakes.pair import RX, TX, Pair
 from tests.fakes.tap import HEADER, TUN_F_CSUM, TUN_F_TSO4, open_tap
 from tests.waiting import eventually
-from vhostpci_guest.dataplane.native import Fault, RingIndex, RingState
+from vhostpci_guest.dataplane.faults import Fault
+from vhostpci_guest.dataplane.native import RingIndex
+from vhostpci_shared.metadata import AgentRingState
 
 pytestmark = [
     pytest.mark.process,
@@ -93,7 +95,7 @@ def test_an_impossible_header_is_dropped_and_the_next_packet_passes(
         assert len(pair.tx.collect()) == 2
         stats = pair.status(TX).stats
         assert (stats.packets, stats.drop_refused) == (1, 1)
-        assert pair.state(TX) == RingState.RUNNING
+        assert pair.state(TX) == AgentRingState.RUNNING
 
 
 @pytest.mark.parametrize("length", [0, 1, 13])
@@ -119,7 +121,7 @@ def test_a_tap_that_is_down_drops_and_counts(start: int, tap: int) -> None:
 
 
 def is_broken(pair: Pair, index: RingIndex) -> bool:
-    return pair.state(index) == RingState.BROKEN
+    return pair.state(index) == AgentRingState.BROKEN
 
 
 @pytest.mark.parametrize("threaded", [False, True])
@@ -138,7 +140,7 @@ def test_a_tap_that_is_deleted_breaks_both_rings(
             assert eventually(partial(is_broken, pair, index))
             status = pair.status(index)
             assert status.fault == Fault.TAP
-            assert "make the TAP anew" in status.reason
+            assert "create the TAP again" in status.reason
 
 
 @pytest.mark.parametrize("header", [True, False], ids=["all", "but the header"])

@@ -3,7 +3,7 @@
 
 Every function returns 0 (or what it says) or -errno, is bounded in time, and
 runs without the GIL.  A worker's owner calls from one thread at a time.  Only
-ring.py imports this.
+dataplane/native.py imports this.
 """
 
 from collections.abc import Sequence
@@ -56,6 +56,7 @@ class _Field:
 
 class _Type:
     fields: Sequence[tuple[str, _Field]]
+    relements: dict[str, int]
 
 class _FFI:
     @overload

@@ -7,27 +7,31 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
-class Mmio:
-    """A doorbell that is rung by one 32-bit store of `value` at `address`."""
+class Doorbell:
+    """A peer's doorbell in the doorbell register of our ivshmem function.
 
-    address: int
+    One 32-bit store of `value` at `host_addr`, where the register is mapped, rings it.
+    """
+
+    host_addr: int
     peer: int
     vector: int
 
     @property
     def value(self) -> int:
-        """What to store."""
+        """What to store: the register has the peer in its upper 16 bits."""
         return self.peer << 16 | self.vector
 
 
 @dataclass(frozen=True, slots=True)
 class Eventfd:
-    """A doorbell that is an eventfd; whoever asked for it closes it."""
+    """A peer's doorbell as an eventfd: a write of 1 rings it."""
 
     fd: int
 
 
-Doorbell = Mmio | Eventfd
+Call = Doorbell | Eventfd
+"""How to interrupt a peer: what vhost-user calls the call eventfd."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +85,11 @@ class Device(Protocol):
     def vector(self, index: int) -> int | None:
         """Return the eventfd of a vector; None where there are no interrupts."""
 
-    def doorbell(self, peer: int, vector: int) -> Doorbell | None:
-        """Return a peer's doorbell; None if that peer is not there (yet)."""
+    def doorbell(self, peer: int, vector: int) -> Call | None:
+        """Return a peer's doorbell; None if that peer is not there (yet).
+
+        An `Eventfd` is a duplicate, which the caller must close.
+        """
 
     def ring(self, peer: int, vector: int) -> None:
         """Ring a peer's doorbell; nothing happens if the peer is not there."""

@@ -18,11 +18,11 @@ class Offload(IntFlag):
 class NetOptions:
     """How packets look in the master's buffers.
 
-    `header_length` is in bytes, as is `max_packet`: the longest that the master takes,
+    `hdr_len` is in bytes, as is `max_packet`: the longest that the master takes,
     without that header.
     """
 
-    header_length: int
+    hdr_len: int
     max_packet: int
     offloads: Offload
     mergeable: bool

@@ -145,7 +145,7 @@ def _add_addresses(run: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     # Imported here because `devices` and `status` need neither C nor netlink.
     from ..agent import Agent, stopped_by_signals
-    from ..dataplane.workers import RingPlane
+    from ..dataplane.workers import Workers
     from ..tap.tap_port import Ports
 
     wanted, joined = _rules(arguments), _bridge(arguments)
@@ -156,7 +156,7 @@ def _run(arguments: argparse.Namespace) -> None:
             joined.make()
         control = _control(undo)
         source = _source(arguments)
-        agent = Agent(source, Ports(wanted, joined).make, RingPlane, control)
+        agent = Agent(source, Ports(wanted, joined).make, Workers, control)
         undo.callback(agent.close)
         netlink.preload()
         agent.run(stop, wakeup)

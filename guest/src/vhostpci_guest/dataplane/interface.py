@@ -1,33 +1,128 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What moves the packets, as the control plane sees it."""
+"""What a data plane must do, and the types that it takes and returns.
+
+A data plane moves packets between the master's rings and the slave.  `workers.py` is
+ours: threads in C, on a TAP.  Another one would hand the rings to the slave's kernel
+(vhost-net) or to another process (vhost-user): `RingConf` has what each of them needs.
+"""
 
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from vhostpci_shared import metadata as md
 from vhostpci_shared.metadata import AgentRingState
 
-from ..interfaces import Doorbell
-from ..net_options import NetOptions
+from ..interfaces import Call
+from .faults import Fault
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """A piece of the master's memory, and its address in this process."""
+class MemRegion:
+    """A range of the master's guest-physical memory, mapped here at `host_addr`."""
 
     guest_addr: int
     size: int
-    address: int
+    host_addr: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RingConf:
+    """A ring to run: struct ring_conf of ring_api.h, and the features."""
+
+    desc: int
+    """Guest-physical address, as are `driver` and `device`."""
+    driver: int
+    device: int
+    size: int
+    base: int
+    """Where to start: the used index in memory must be this, else the start is
+    refused as FENCED.  Two back-ends on one ring would corrupt the master's memory."""
+    hdr_len: int
+    """Length of the net header: 12 with VERSION_1 or MRG_RXBUF, else 10."""
+    max_packet: int
+    """Longest packet to the master: 65,600 if it takes segments, else its MTU."""
+    features: int = 0
+    """Virtio feature bits that the master's driver acknowledged.  The next three are
+    taken from them; a plane that runs another back-end passes all of them on."""
+    event_idx: bool = False
+    indirect: bool = False
+    mergeable: bool = False
+    kick_fd: int | None = None
+    """Eventfd that stays the device's; None: poll."""
+    call: Call | None = None
+    """Belongs to the data plane from the start on; None: never interrupt."""
+    meta_addr: int = 0
+    """Where the ring's metadata entry is mapped; 0: there is no session."""
+    session: int = 0
+    """What the metadata entry must say, now and at each use of the ring."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """Counts since the data plane was made: struct ring_stats of ring_api.h.
+
+    A data plane leaves at 0 what it does not count.
+    """
+
+    packets: int = 0
+    bytes: int = 0
+    kicks: int = 0
+    polls: int = 0
+    calls: int = 0
+    used_updates: int = 0
+    tap_full: int = 0
+    no_buffers: int = 0
+    spilled: int = 0
+    bad_chains: int = 0
+    drop_bad: int = 0
+    drop_refused: int = 0
+    drop_memory: int = 0
+    drop_down: int = 0
+    drop_other: int = 0
+    drop_runt: int = 0
+    drop_long: int = 0
+    drop_no_room: int = 0
+    drop_stop: int = 0
+    faults: int = 0
+
+    @property
+    def dropped(self) -> int:
+        """Packets lost, for any reason."""
+        return (
+            self.drop_bad
+            + self.drop_refused
+            + self.drop_memory
+            + self.drop_down
+            + self.drop_other
+            + self.drop_runt
+            + self.drop_long
+            + self.drop_no_room
+            + self.drop_stop
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RingStatus:
+    """State, position and counts of one ring."""
+
+    state: AgentRingState = AgentRingState.IDLE
+    index: int = 0
+    """The used index that was written last: where a successor goes on."""
+    reason: str = ""
+    """Why the ring is BROKEN or FENCED and what to do; else empty."""
+    fault: Fault = Fault.NONE
+    """The same as the C ring driver reports it, with its errno in `error`."""
+    error: int = 0
+    stats: Stats = Stats()
 
 
 class RingRefused(Exception):
-    """A ring cannot start, because of what its entry says; the text says what.
+    """A ring cannot start, because of what its metadata entry says.
 
     Args:
-        why: the text.
-        state: how the ring stands now.
+        why: what is wrong.
+        state: the ring's state from now on.
     """
 
     def __init__(self, why: str, state: AgentRingState = AgentRingState.BROKEN) -> None:
@@ -35,86 +130,62 @@ class RingRefused(Exception):
         self.state = state
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RingStart:
-    """All that a ring needs to run.
-
-    `kick` is an eventfd that stays the device's, None: poll.  `call` is the data
-    plane's to close when the ring has stopped, None: never interrupt.  `entry` is
-    the address of the ring's entry in the metadata, where its session is.
-    """
-
-    ring: md.Ring
-    base: int
-    kick: int | None
-    call: Doorbell | None
-    entry: int
-    options: NetOptions
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RingReport:
-    """How a ring stands; the counts are since the data plane was made."""
-
-    state: AgentRingState = AgentRingState.IDLE
-    index: int = 0
-    reason: str = ""
-    packets: int = 0
-    octets: int = 0
-    drops: int = 0
-    kicks: int = 0
-    calls: int = 0
-
-
 class DataPlane(Protocol):
     """Serves the rings of one device: 2i is pair i's receive, 2i+1 its transmit ring.
 
-    Called by one thread.  No method waits for long.
+    One thread calls it.  No method waits for long: the agent's loop, which all devices
+    share, waits for it.
     """
 
     def fileno(self) -> int:
         """Return an eventfd that is readable when a ring broke or was fenced."""
 
-    def set_memory(self, memory: Sequence[Memory]) -> None:
-        """Set where the master's memory is; no ring runs."""
+    def set_memory(self, regions: Sequence[MemRegion]) -> None:
+        """Replace the master's memory regions; the caller has stopped all rings."""
 
-    def start(self, index: int, start: RingStart) -> None:
+    def start(self, index: int, conf: RingConf) -> None:
         """Start a ring that does not run.
 
         Raises:
-            RingRefused: its entry says what cannot be, or it is somebody else's;
-                then `start.call` is closed, too.
+            RingRefused: its entry is impossible, or another back-end has the ring;
+                then the data plane has closed `conf.call`.
         """
 
     def stop(self, index: int) -> int:
         """Stop a ring, and return the used index that was written last.
 
-        After it, neither the ring nor a buffer of it is touched.
+        After it, the data plane touches neither the ring nor a buffer of it.
 
         Raises:
-            TimeoutError: it did not stop; ask again.
+            TimeoutError: the ring did not stop; ask again.
         """
 
-    def report(self, index: int) -> RingReport:
-        """Return how a ring stands."""
+    def status(self, index: int) -> RingStatus:
+        """Return state, position and counts of a ring."""
 
     def close(self) -> None:
-        """Stop everything."""
+        """Stop all rings and free everything."""
 
 
 PlaneMaker = Callable[[Sequence[int]], DataPlane]
 """Makes a data plane on a TAP's descriptors, one for each queue pair."""
 
 
-def used_index(ring: md.Ring, memory: Sequence[Memory]) -> int:
+def used_index(device: int, regions: Sequence[MemRegion]) -> int:
     """Read a split ring's used index from the master's memory.
 
+    Args:
+        device: guest-physical address of the used ring.
+        regions: the master's memory.
+
     Raises:
-        RingRefused: it does not lie there.
+        RingRefused: the used ring does not lie in the memory.
     """
-    at = ring.device + 2  # VIRTIO, "The Virtqueue Used Ring": le16 flags, le16 idx
-    for piece in memory:
-        inside = at - piece.guest_addr
-        if at % 2 == 0 and 0 <= inside <= piece.size - 2:
-            return ctypes.c_uint16.from_address(piece.address + inside).value
-    raise RingRefused(f"its used ring at {ring.device:#x} is not in the memory table")
+    at = device + 2  # VIRTIO, "The Virtqueue Used Ring": le16 flags, le16 idx
+    for region in regions:
+        inside = at - region.guest_addr
+        # An odd address is refused: only an aligned 16-bit load is a single one, and
+        # the index may change while it is read.
+        if at % 2 == 0 and 0 <= inside <= region.size - 2:
+            return ctypes.c_uint16.from_address(region.host_addr + inside).value
+    raise RingRefused(f"its used ring at {device:#x} is not in the memory table")

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ring driver: worker threads in C that carry the packets of a queue pair.
+"""The C ring driver: worker threads that move the packets of a queue pair.
 
-This is the only module that imports ``_ring``.  It turns dataclasses into C
-structs and -errno into :class:`RingError`; it decides nothing.
+This is the only module that imports ``_ring``.  It turns dataclasses into C structs
+and -errno into `RingError`; it decides nothing.
 
-A ring's states, and what leads from one to the next::
+A ring's states, and the steps between them::
 
-    STOPPED --start()--> RUNNING --stop()--> STOPPED
-                            |
-                            |-- the master or the TAP broke it --> BROKEN
-                            '-- it is somebody else's by now ----> FENCED
+    IDLE, STOPPED --start()--> RUNNING --stop()--> STOPPED
+                                  |
+                                  |-- the master or the TAP broke it ------> BROKEN
+                                  '-- its session or used index is another -> FENCED
 
-``start()`` and ``stop()`` lead out of BROKEN and FENCED too.  A worker writes to
-its ``events_fd`` when a ring became one of them.
+``start()`` and ``stop()`` lead out of BROKEN and FENCED too.  A worker writes to its
+``events_fd`` when a ring becomes BROKEN or FENCED.
 """
 
 import errno
@@ -22,13 +22,19 @@ from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import Self
 
-from vhostpci_guest._ring import ffi, lib
+from vhostpci_shared.metadata import AgentRingState
+
+from .._ring import ffi, lib
+from ..interfaces import Doorbell, Eventfd
+from .faults import Fault, RingError, check, reason
+from .interface import MemRegion, RingConf, RingStatus, Stats
 
 MAX_PACKET = lib.RING_MAX_PACKET
 MAX_REGIONS = lib.RING_MAX_REGIONS
 MAX_SIZE = lib.RING_MAX_SIZE
 
 _NS = 1_000_000_000
+_COUNTS = fields(Stats)
 
 
 class RingIndex(IntEnum):
@@ -38,227 +44,27 @@ class RingIndex(IntEnum):
     TX = 1  # master to TAP
 
 
-class RingState(IntEnum):
-    STOPPED = 0
-    RUNNING = 1
-    BROKEN = 2
-    FENCED = 3
-
-
-class Fault(IntEnum):
-    """Why a ring is BROKEN or FENCED: enum ring_fault."""
-
-    NONE = 0
-    AVAIL_IDX = 1
-    HEAD = 2
-    NEXT = 3
-    LOOP = 4
-    PIECES = 5
-    ADDRESS = 6
-    DIRECTION = 7
-    INDIRECT = 8
-    INDIRECT_SIZE = 9
-    NESTED = 10
-    TAP = 11
-    KICK = 12
-    USED_MOVED = 13
-    SESSION = 14
-    MEMORY = 15
-
-
-_MASTER = "the master's driver broke it: reload that driver"
-
-_FAULTS: Mapping[Fault, tuple[str, str]] = {
-    Fault.NONE: ("nothing is wrong", "nothing to do"),
-    Fault.AVAIL_IDX: ("the avail index jumped ahead or went back", _MASTER),
-    Fault.HEAD: ("a chain starts outside the descriptor table", _MASTER),
-    Fault.NEXT: ("a chain goes on outside its table", _MASTER),
-    Fault.LOOP: ("a chain is longer than its table", _MASTER),
-    Fault.PIECES: ("a chain has more than 1023 pieces", _MASTER),
-    Fault.ADDRESS: ("an address is outside the master's memory", _MASTER),
-    Fault.DIRECTION: ("a buffer has the wrong direction", _MASTER),
-    Fault.INDIRECT: ("an indirect descriptor is not allowed there", _MASTER),
-    Fault.INDIRECT_SIZE: ("an indirect table has a wrong length", _MASTER),
-    Fault.NESTED: ("an indirect table points to another", _MASTER),
-    Fault.TAP: ("the TAP failed", "make the TAP anew and start the ring again"),
-    Fault.KICK: ("the kick eventfd failed", "start the ring again"),
-    Fault.USED_MOVED: (
-        "somebody else moved the used index",
-        "wait for the daemon's next session",
-    ),
-    Fault.SESSION: ("its session is over", "wait for the daemon's next session"),
-    Fault.MEMORY: (
-        "the master's memory is gone: its file shrank, or the device was unplugged",
-        "wait for the daemon's next session",
-    ),
-}
-
-_MENDS: Mapping[int, tuple[str, str]] = {
-    errno.EBUSY: ("it is running", "stop it first"),
-    errno.EINVAL: (
-        "size, index, alignment, header or packet length are wrong",
-        "the metadata is at fault; have the daemon start a new session",
-    ),
-    errno.EFAULT: (
-        "it does not lie within one memory region",
-        "the metadata is at fault; have the daemon start a new session",
-    ),
-    errno.ESTALE: (
-        "its used index or its session is not the one expected",
-        "read the metadata again",
-    ),
-    errno.ETIMEDOUT: (
-        "the worker did not let go of it in time",
-        "the kernel may hang in the TAP; try again",
-    ),
-    errno.ENOENT: ("it was never started", "start it first"),
-    errno.ENOSPC: ("there are too many", "serve fewer devices with one agent"),
-}
-
-
-class RingError(OSError):
-    """The C ring driver said no.  The message says what to change."""
-
-
-def _check(result: int, doing: str) -> int:
-    if result >= 0:
-        return result
-    why, mend = _MENDS.get(
-        -result, (os.strerror(-result), "see the system's log for its reason")
-    )
-    raise RingError(-result, f"cannot {doing}: {why}; {mend}")
-
-
-@dataclass(frozen=True, slots=True)
-class MemRegion:
-    """A range of the master's guest-physical memory, mapped at host_addr."""
-
-    guest_addr: int
-    size: int
-    host_addr: int
-
-
-@dataclass(frozen=True, slots=True)
-class Doorbell:
-    """The slave's doorbell register, where it is mapped."""
-
-    host_addr: int
-    peer: int
-    vector: int
-
-
-@dataclass(frozen=True, slots=True)
-class Eventfd:
-    """An eventfd that somebody else owns, and keeps open while the ring runs."""
-
-    fd: int
-
-
-Call = Doorbell | Eventfd
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RingConf:
-    """A ring to run.  Addresses of its parts are guest-physical."""
-
-    desc: int
-    driver: int
-    device: int
-    size: int
-    base: int
-    hdr_len: int
-    """Length of the net header: 12 with VERSION_1 or MRG_RXBUF, else 10."""
-    max_packet: int
-    """Longest packet to the master: 65,600 if it takes segments, else its MTU."""
-    event_idx: bool = False
-    indirect: bool = False
-    mergeable: bool = False
-    kick_fd: int | None = None
-    """None: poll."""
-    call: Call | None = None
-    meta_addr: int = 0
-    """Where the ring's metadata entry is mapped; 0: there is no session."""
-    session: int = 0
-
-    def _c(self) -> dict[str, int]:
-        doorbell = self.call if isinstance(self.call, Doorbell) else None
-        return {
-            "desc": self.desc,
-            "driver": self.driver,
-            "device": self.device,
-            "size": self.size,
-            "base": self.base,
-            "flags": self.event_idx * lib.RING_EVENT_IDX
-            | self.indirect * lib.RING_INDIRECT
-            | self.mergeable * lib.RING_MRG_RXBUF,
-            "hdr_len": self.hdr_len,
-            "max_packet": self.max_packet,
-            "kick_fd": -1 if self.kick_fd is None else self.kick_fd,
-            "call_fd": self.call.fd if isinstance(self.call, Eventfd) else -1,
-            "call_value": doorbell.peer << 16 | doorbell.vector if doorbell else 0,
-            "call_addr": doorbell.host_addr if doorbell else 0,
-            "meta_addr": self.meta_addr,
-            "session": self.session,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """struct ring_stats: counted since the worker was made."""
-
-    packets: int
-    bytes: int
-    kicks: int
-    polls: int
-    calls: int
-    used_updates: int
-    tap_full: int
-    no_buffers: int
-    spilled: int
-    bad_chains: int
-    drop_bad: int
-    drop_refused: int
-    drop_memory: int
-    drop_down: int
-    drop_other: int
-    drop_runt: int
-    drop_long: int
-    drop_no_room: int
-    drop_stop: int
-    faults: int
-
-    @property
-    def dropped(self) -> int:
-        """Packets lost, for whatever reason."""
-        return (
-            self.drop_bad
-            + self.drop_refused
-            + self.drop_memory
-            + self.drop_down
-            + self.drop_other
-            + self.drop_runt
-            + self.drop_long
-            + self.drop_no_room
-            + self.drop_stop
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class RingStatus:
-    state: RingState
-    fault: Fault
-    error: int
-    """errno that came with the fault, or 0."""
-    index: int
-    """The used index that was written last: where a successor goes on."""
-    stats: Stats
-
-    @property
-    def reason(self) -> str:
-        """What is wrong, and what to do about it."""
-        what, mend = _FAULTS[self.fault]
-        detail = f" ({os.strerror(self.error)})" if self.error else ""
-        return f"{what}{detail}; {mend}"
+def _ring_conf(conf: RingConf) -> dict[str, int]:
+    """Return the members of a struct ring_conf."""
+    doorbell = conf.call if isinstance(conf.call, Doorbell) else None
+    return {
+        "desc": conf.desc,
+        "driver": conf.driver,
+        "device": conf.device,
+        "size": conf.size,
+        "base": conf.base,
+        "flags": conf.event_idx * lib.RING_EVENT_IDX
+        | conf.indirect * lib.RING_INDIRECT
+        | conf.mergeable * lib.RING_MRG_RXBUF,
+        "hdr_len": conf.hdr_len,
+        "max_packet": conf.max_packet,
+        "kick_fd": -1 if conf.kick_fd is None else conf.kick_fd,
+        "call_fd": conf.call.fd if isinstance(conf.call, Eventfd) else -1,
+        "call_value": doorbell.value if doorbell else 0,
+        "call_addr": doorbell.host_addr if doorbell else 0,
+        "meta_addr": conf.meta_addr,
+        "session": conf.session,
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +85,11 @@ def c_layout(struct: str) -> CLayout:
             for name, member in ctype.fields
         },
     )
+
+
+def c_enum(name: str) -> dict[str, int]:
+    """Return the names of an enum of ring_api.h, and their numbers."""
+    return dict(ffi.typeof(f"enum {name}").relements)
 
 
 def address_of(buffer: object) -> int:
@@ -310,7 +121,7 @@ class Guard:
                 raise RingError(
                     errno.EINVAL, f"{size} bytes at {address:#x} are no mapping"
                 )
-            self._number = _check(number, "guard a mapping")
+            self._number = check(number, "guard a mapping")
         except BaseException:
             os.close(self._fd)
             raise
@@ -379,7 +190,7 @@ class Worker:
                 f"{self._name}: descriptor {tap_fd} is not a non-blocking TAP queue,"
                 f" or polling from {poll_min} to {poll_max} s makes no sense",
             )
-        _check(result, f"start a thread for {self._name}")
+        check(result, f"start a thread for {self._name}")
         self._worker = out[0]
 
     def __enter__(self) -> Self:
@@ -392,7 +203,7 @@ class Worker:
         """Stop the rings and end the thread.  May be repeated."""
         if self._closed:
             return
-        _check(
+        check(
             lib.worker_destroy(self._worker, round(timeout * 1000)),
             f"end the thread of {self._name}",
         )
@@ -414,18 +225,18 @@ class Worker:
                 f"{self._name}: memory regions are empty, wrap or overlap;"
                 " have the daemon start a new session",
             )
-        _check(result, f"replace the memory of {self._name}")
+        check(result, f"replace the memory of {self._name}")
 
     def start(self, index: RingIndex, conf: RingConf) -> None:
         """Run a ring."""
         self._open()
         try:
-            c_conf = ffi.new("struct ring_conf *", conf._c())
+            c_conf = ffi.new("struct ring_conf *", _ring_conf(conf))
         except OverflowError as error:
             raise RingError(
                 errno.EINVAL, f"cannot start {self._ring(index)}: {error}"
             ) from None
-        _check(
+        check(
             lib.worker_start_ring(self._worker, index, c_conf),
             f"start {self._ring(index)}",
         )
@@ -436,7 +247,7 @@ class Worker:
         Returns the index at which a successor goes on.
         """
         self._open()
-        return _check(
+        return check(
             lib.worker_stop_ring(self._worker, index, round(timeout * 1000)),
             f"stop {self._ring(index)}",
         )
@@ -445,16 +256,19 @@ class Worker:
         """What a ring does, and has done."""
         self._open()
         c_status = ffi.new("struct ring_status *")
-        _check(
+        check(
             lib.worker_read_ring(self._worker, index, c_status),
             f"read {self._ring(index)}",
         )
+        fault, error = Fault(c_status.fault), c_status.error
+        stats = {field.name: getattr(c_status.stats, field.name) for field in _COUNTS}
         return RingStatus(
-            RingState(c_status.state),
-            Fault(c_status.fault),
-            c_status.error,
-            c_status.index,
-            Stats(*(getattr(c_status.stats, field.name) for field in fields(Stats))),
+            state=AgentRingState(c_status.state),
+            index=c_status.index,
+            reason=reason(fault, error),
+            fault=fault,
+            error=error,
+            stats=Stats(**stats),
         )
 
     def step(self) -> int:
@@ -463,7 +277,7 @@ class Worker:
         Returns how many packets it dealt with; 0: kicks are asked for.
         """
         self._open()
-        return _check(lib.worker_step(self._worker), f"step {self._name}")
+        return check(lib.worker_step(self._worker), f"step {self._name}")
 
     def _open(self) -> None:
         if self._closed:

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import Protocol
 
 from ..dataplane.mapping import Mapping
-from ..interfaces import Mmio, Window
+from ..interfaces import Doorbell, Window
 
 MAX_DOORBELL = 2**16 - 1
 
@@ -33,7 +33,7 @@ class Registers:
         """The device's own ID among its peers."""
         return self._words[self.IV_POSITION // 4]
 
-    def doorbell(self, peer: int, vector: int) -> Mmio:
+    def doorbell(self, peer: int, vector: int) -> Doorbell:
         """Return where and what to store to signal `vector` of `peer`.
 
         Raises:
@@ -41,7 +41,7 @@ class Registers:
         """
         if not (0 <= peer <= MAX_DOORBELL and 0 <= vector <= MAX_DOORBELL):
             raise ValueError(f"no such doorbell: peer {peer}, vector {vector}")
-        return Mmio(self._address + self.DOORBELL, peer, vector)
+        return Doorbell(self._address + self.DOORBELL, peer, vector)
 
     def ring(self, peer: int, vector: int) -> None:
         """Signal `vector` of `peer`."""
@@ -118,7 +118,7 @@ class PciBound:
         """Return the eventfd of a vector; None where there are no interrupts."""
         return self._vectors[index] if index < len(self._vectors) else None
 
-    def doorbell(self, peer: int, vector: int) -> Mmio:
+    def doorbell(self, peer: int, vector: int) -> Doorbell:
         """Return a peer's doorbell; QEMU ignores one of a peer that is not there."""
         return self._registers.doorbell(peer, vector)
 

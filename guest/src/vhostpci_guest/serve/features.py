@@ -18,7 +18,7 @@ def options(features: int, mtu: int) -> NetOptions:
     offloads = _offloads(features)
     large = offloads & (Offload.TSO4 | Offload.TSO6)
     return NetOptions(
-        header_length=12
+        hdr_len=12
         if features & (Feature.F_VERSION_1 | Feature.NET_F_MRG_RXBUF)
         else 10,
         max_packet=(MAX_IP_PACKET if large else mtu) + ETHERNET,

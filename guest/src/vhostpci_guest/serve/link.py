@@ -34,7 +34,7 @@ from vhostpci_shared.access import Metadata, find
 from vhostpci_shared.metadata import AgentState
 from vhostpci_shared.wire import ProtocolError
 
-from ..dataplane.interface import PlaneMaker, RingReport
+from ..dataplane.interface import PlaneMaker, RingStatus
 from ..errors import Unusable
 from ..eventfds import drain
 from ..interfaces import Device, Window, Windows
@@ -368,19 +368,19 @@ class Link:
         except Unusable as why:
             self._give_up(str(why))
             raise
-        for index, report in fallen:
-            self._tell_fallen(index, report)
+        for index, status in fallen:
+            self._tell_fallen(index, status)
         if fallen:
             self._tell_rings()
 
-    def _tell_fallen(self, index: int, report: RingReport) -> None:
+    def _tell_fallen(self, index: int, status: RingStatus) -> None:
         log.warning(
             "%s: ring %d is %s at %d: %s",
             self.device.name,
             index,
-            report.state.name.lower(),
-            report.index,
-            report.reason,
+            status.state.name.lower(),
+            status.index,
+            status.reason,
         )
 
     def _tell_rings(self) -> None:

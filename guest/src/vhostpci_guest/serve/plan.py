@@ -29,7 +29,7 @@ from vhostpci_shared import metadata as md
 from vhostpci_shared.metadata import AgentRingState, DeviceFlag, RingFlag
 from vhostpci_shared.wire import ProtocolError
 
-from ..dataplane.interface import Memory
+from ..dataplane.interface import MemRegion
 from ..errors import Unusable
 from ..interfaces import Window
 
@@ -40,7 +40,7 @@ class Want:
 
     features: int = 0
     queue_pairs: int = 0
-    memory: tuple[Memory, ...] = ()
+    memory: tuple[MemRegion, ...] = ()
     rings: tuple[md.Ring, ...] = ()
     master: bool = False
     absent: tuple[int, ...] = ()
@@ -136,7 +136,7 @@ def _check_overlap(regions: Sequence[md.Region]) -> None:
             raise ProtocolError(f"regions overlap: {low} and {high}")
 
 
-def _locate(region: md.Region, windows: Mapping[int, Window]) -> Memory:
+def _locate(region: md.Region, windows: Mapping[int, Window]) -> MemRegion:
     """Find a region in its window, outside the metadata."""
     window = windows[region.window]
     room = window.size - (md.SIZE if window.id == md.SLAVE_ID else 0)
@@ -145,7 +145,7 @@ def _locate(region: md.Region, windows: Mapping[int, Window]) -> Memory:
             f"region of {region.size:#x} bytes at {region.offset:#x} does not fit "
             f"window {window.id}, which has {room:#x} for it"
         )
-    return Memory(region.guest_addr, region.size, window.address + region.offset)
+    return MemRegion(region.guest_addr, region.size, window.address + region.offset)
 
 
 def place(ring: md.Ring) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ Here things are done; what is to be done `plan` says, and when, `link`.
 import logging
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from vhostpci_shared import metadata as md
@@ -18,9 +18,10 @@ from vhostpci_shared.wire import ProtocolError
 from ..dataplane.interface import (
     DataPlane,
     PlaneMaker,
+    RingConf,
     RingRefused,
-    RingReport,
-    RingStart,
+    RingStatus,
+    Stats,
     used_index,
 )
 from ..errors import Unusable
@@ -32,8 +33,6 @@ from . import features
 from .plan import NOTHING, Run, Want, base, inherited, place, plan
 
 log = logging.getLogger(__name__)
-
-_COUNTS = ("index", "packets", "octets", "drops", "kicks", "calls")
 
 
 class Rings:
@@ -115,7 +114,7 @@ class Rings:
         self._runs[index] = replace(run, state=AgentRingState.STOPPED, index=at)
         return True
 
-    def fallen(self) -> list[tuple[int, RingReport]]:
+    def fallen(self) -> list[tuple[int, RingStatus]]:
         """Return the rings that have stopped by themselves, each once.
 
         Raises:
@@ -126,11 +125,11 @@ class Rings:
         for index, run in self._runs.items():
             if run.state is not AgentRingState.RUNNING or self._plane is None:
                 continue
-            report = self._plane.report(index)
-            if report.state is not AgentRingState.RUNNING:
+            status = self._plane.status(index)
+            if status.state is not AgentRingState.RUNNING:
                 self._port.check()
-                self._runs[index] = replace(run, state=report.state, index=report.index)
-                found.append((index, report))
+                self._runs[index] = replace(run, state=status.state, index=status.index)
+                found.append((index, status))
                 with suppress(TimeoutError):
                     self._plane.stop(index)
         return found
@@ -186,24 +185,22 @@ class Rings:
         self._pairs = pairs
 
     def _start(self, plane: DataPlane, index: int, options: NetOptions) -> None:
-        start = self._needs(index, self.wanted.rings[index], options)
-        if start is None:
+        conf = self._conf(index, self.wanted.rings[index], options)
+        if conf is None:
             self.waiting = True
             return
-        plane.start(index, start)
+        plane.start(index, conf)
         self._note(index, AgentRingState.RUNNING)
 
     def _note(self, index: int, state: AgentRingState) -> None:
         ring = self.wanted.rings[index]
         self._runs[index] = Run(session=ring.session, state=state, place=place(ring))
 
-    def _needs(
-        self, index: int, ring: md.Ring, options: NetOptions
-    ) -> RingStart | None:
+    def _conf(self, index: int, ring: md.Ring, options: NetOptions) -> RingConf | None:
         """Gather what a ring needs; None if the peer it is to call is not there yet."""
         start = base(ring, self._runs.get(index))
         if start is None:
-            start = used_index(ring, self.wanted.memory)
+            start = used_index(ring.device, self.wanted.memory)
         call = None
         if ring.flags & RingFlag.CALL:
             call = self._device.doorbell(ring.call_peer, ring.call_vector)
@@ -211,13 +208,22 @@ class Rings:
                 return None
         window = self._device.window
         metadata = window.address + window.size - md.SIZE
-        return RingStart(
-            ring=ring,
+        return RingConf(
+            desc=ring.desc,
+            driver=ring.driver,
+            device=ring.device,
+            size=ring.size,
             base=start,
-            kick=self._device.vector(ring.kick_vector),
+            hdr_len=options.hdr_len,
+            max_packet=options.max_packet,
+            features=self.wanted.features,
+            event_idx=options.event_idx,
+            indirect=options.indirect,
+            mergeable=options.mergeable,
+            kick_fd=self._device.vector(ring.kick_vector),
             call=call,
-            entry=metadata + md.RINGS + index * md.Ring.layout.size,
-            options=options,
+            meta_addr=metadata + md.RINGS + index * md.Ring.layout.size,
+            session=ring.session,
         )
 
     # Telling.
@@ -225,28 +231,37 @@ class Rings:
     def report(self, metadata: Metadata) -> None:
         """Write into the metadata how the rings stand."""
         for index, run in self._runs.items():
-            report = self._report(index, run)
-            counts = {name: getattr(report, name) for name in _COUNTS}
-            entry = md.AgentRing(session=run.session, state=run.state, **counts)
+            status = self._status(index, run)
+            entry = md.AgentRing(
+                session=run.session,
+                state=run.state,
+                index=status.index,
+                **_counts(status.stats),
+            )
             metadata.write_agent_ring(index, entry)
 
     def status(self) -> list[dict[str, Any]]:
         """Return how the rings stand, as `vhostpci-guest status -j` prints it."""
         return [
-            {
-                "ring": index,
-                "session": run.session,
-                **asdict(self._report(index, run)),
-                "state": run.state.name.lower(),
-            }
-            for index, run in sorted(self._runs.items())
+            self._status_entry(index, run) for index, run in sorted(self._runs.items())
         ]
 
-    def _report(self, index: int, run: Run) -> RingReport:
-        report = self._plane.report(index) if self._plane else RingReport()
+    def _status_entry(self, index: int, run: Run) -> dict[str, Any]:
+        status = self._status(index, run)
+        return {
+            "ring": index,
+            "session": run.session,
+            "state": run.state.name.lower(),
+            "index": status.index,
+            "reason": status.reason,
+            **_counts(status.stats),
+        }
+
+    def _status(self, index: int, run: Run) -> RingStatus:
+        status = self._plane.status(index) if self._plane else RingStatus()
         if run.state is AgentRingState.RUNNING:
-            return report
-        return replace(report, index=run.index)
+            return status
+        return replace(status, index=run.index)
 
     def close(self) -> None:
         """Let go of the data plane, and with it of all rings."""
@@ -258,3 +273,14 @@ class Rings:
                 state = AgentRingState.STOPPED
                 self._runs[index] = replace(run, state=state, sure=False)
         self.wanted, self.waiting = NOTHING, False
+
+
+def _counts(stats: Stats) -> dict[str, int]:
+    """Return what both the metadata and the status show of a ring's counts."""
+    return {
+        "packets": stats.packets,
+        "octets": stats.bytes,
+        "drops": stats.dropped,
+        "kicks": stats.kicks,
+        "calls": stats.calls,
+    }

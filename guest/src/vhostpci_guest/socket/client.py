@@ -22,7 +22,7 @@ from vhostpci_shared.wire import ProtocolError
 
 from ..dataplane.mapping import Mapping
 from ..eventfds import signal
-from ..interfaces import Doorbell, Eventfd, Window
+from ..interfaces import Call, Eventfd, Window
 
 NAME = "socket"
 RETRY = 1.0
@@ -207,7 +207,7 @@ class Client:
         """Return the eventfd of a vector; None if it has not come."""
         return self._vectors[index] if index < len(self._vectors) else None
 
-    def doorbell(self, peer: int, vector: int) -> Doorbell | None:
+    def doorbell(self, peer: int, vector: int) -> Call | None:
         """Return a peer's doorbell, to be closed; None if that peer is not there.
 
         It is a duplicate: the peer may go while a ring still uses it.

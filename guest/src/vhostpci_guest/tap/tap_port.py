@@ -202,7 +202,7 @@ class Port:
     def set_options(self, options: NetOptions) -> None:
         """Let packets look as the master's driver wants them."""
         if self._tap and options != self._options:
-            self._tap.set_header_length(options.header_length)
+            self._tap.set_header_length(options.hdr_len)
             self._tap.set_offloads(options.offloads)
             self._options = options
 

@@ -5,7 +5,9 @@ import pytest
 
 from tests.fakes.driver import WRITE, Desc
 from tests.fakes.pair import HDR, RX, TX, Pair
-from vhostpci_guest.dataplane.native import Fault, RingError, RingIndex, RingState
+from vhostpci_guest.dataplane.faults import Fault, RingError
+from vhostpci_guest.dataplane.native import RingIndex
+from vhostpci_shared.metadata import AgentRingState
 
 pytestmark = pytest.mark.parametrize("start", [0, 2**16 - 2])
 
@@ -23,7 +25,7 @@ def work(pair: Pair, index: RingIndex) -> None:
 
 def fenced(pair: Pair, index: RingIndex) -> Fault:
     status = pair.status(index)
-    assert status.state == RingState.FENCED
+    assert status.state == AgentRingState.FENCED
     assert pair.events() == 1
     return status.fault
 
@@ -84,7 +86,7 @@ def test_a_fenced_ring_stays_untouched(start: int, index: RingIndex) -> None:
         assert driver.bytes_of_ring() == ring
         assert pair.packets() == []
         assert driver.calls() == 0
-        assert pair.state(index) == RingState.FENCED
+        assert pair.state(index) == AgentRingState.FENCED
 
 
 @each
@@ -94,7 +96,7 @@ def test_one_ring_fenced_leaves_the_other_running(start: int, index: RingIndex) 
         other = TX if index == RX else RX
         work(pair, other)
         pair.settle()
-        assert pair.state(index) == RingState.FENCED
+        assert pair.state(index) == AgentRingState.FENCED
         assert pair.status(other).stats.packets == 1
 
 
@@ -127,7 +129,7 @@ def test_a_start_at_another_index_is_refused(start: int, index: RingIndex) -> No
         with pytest.raises(RingError, match="used index or its session") as caught:
             pair.start(index, base=(start + 1) % 2**16)
         assert "read the metadata again" in str(caught.value)
-        assert pair.state(index) == RingState.STOPPED
+        assert pair.state(index) == AgentRingState.IDLE
         pair.start(index)
 
 
@@ -149,7 +151,7 @@ def test_a_fenced_ring_can_be_started_in_its_new_session(
         driver = pair.driver(index)
         driver.move_used(start + 3)
         pair.settle()
-        assert pair.state(index) == RingState.FENCED
+        assert pair.state(index) == AgentRingState.FENCED
         driver.avail_idx = driver.last_used = (start + 3) % 2**16
         driver.publish(driver.avail_idx)
         pair.start(index, base=driver.avail_idx, session=7)
@@ -168,5 +170,5 @@ def test_an_idle_ring_is_fenced_before_kicks_are_enabled(
         pair.memory.store(driver.used, 2, 1)
         driver.move_used(start + 1)
         pair.settle()
-        assert pair.state(index) == RingState.FENCED
+        assert pair.state(index) == AgentRingState.FENCED
         assert pair.memory.load(driver.used, 2) == 1

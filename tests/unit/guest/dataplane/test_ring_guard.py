@@ -16,14 +16,9 @@ import pytest
 from tests.fakes.driver import Desc, Region
 from tests.fakes.pair import HDR, RX, TX, Pair
 from tests.waiting import eventually
-from vhostpci_guest.dataplane.native import (
-    Fault,
-    Guard,
-    RingError,
-    RingIndex,
-    RingState,
-    address_of,
-)
+from vhostpci_guest.dataplane.faults import Fault, RingError
+from vhostpci_guest.dataplane.native import Guard, RingIndex, address_of
+from vhostpci_shared.metadata import AgentRingState
 
 PAGE = mmap.PAGESIZE
 SESSION = 7
@@ -197,7 +192,7 @@ def test_rings_that_lose_their_memory_in_mid_flight_stop() -> None:
         def both_stopped() -> bool:
             traffic.step()
             states = {pair_.state(index) for index in RingIndex}
-            return states <= {RingState.FENCED, RingState.BROKEN}
+            return states <= {AgentRingState.FENCED, AgentRingState.BROKEN}
 
         assert eventually(both_stopped)
         assert [guard.lost for guard in guards] == [False, False, True]
@@ -209,7 +204,7 @@ def test_the_thread_of_a_worker_survives_the_loss_of_its_ring() -> None:
     with pair(threaded=True) as (pair_, guards):
         pair_.memory.regions[-1].cut()
         os.eventfd_write(pair_.tx.kick_fd, 1)
-        assert eventually(lambda: pair_.state(TX) == RingState.FENCED)
+        assert eventually(lambda: pair_.state(TX) == AgentRingState.FENCED)
         assert pair_.status(TX).fault == Fault.SESSION
         assert guards[-1].lost
 
@@ -221,13 +216,13 @@ def test_two_workers_may_lose_the_same_memory_at_once() -> None:
         other.worker.set_memory(pair_.memory.table())
         for _ in range(50):
             other.worker.start(RX, pair_.conf(RX, session=SESSION, kick_fd=None))
-            assert other.state(RX) == RingState.RUNNING
+            assert other.state(RX) == AgentRingState.RUNNING
             other.worker.stop(RX)
         other.worker.start(RX, pair_.conf(RX, session=SESSION, kick_fd=None))
         pair_.memory.regions[-1].cut()
         os.eventfd_write(pair_.tx.kick_fd, 1)
-        assert eventually(lambda: pair_.state(TX) == RingState.FENCED)
-        assert eventually(lambda: other.state(RX) == RingState.FENCED)
+        assert eventually(lambda: pair_.state(TX) == AgentRingState.FENCED)
+        assert eventually(lambda: other.state(RX) == AgentRingState.FENCED)
         assert guards[-1].lost
 
 
@@ -242,7 +237,7 @@ def test_a_system_call_on_lost_buffers_breaks_the_ring(index: RingIndex) -> None
         buffers.cut()
         pair.settle()
         status = pair.status(index)
-        assert (status.state, status.fault) == (RingState.BROKEN, Fault.MEMORY)
+        assert (status.state, status.fault) == (AgentRingState.BROKEN, Fault.MEMORY)
         assert "memory is gone" in status.reason
         assert pair.worker.step() == 0  # at rest: it does not try for ever
 
@@ -252,7 +247,7 @@ def test_a_thread_that_met_lost_buffers_does_not_spin() -> None:
         pair.memory.regions[0].cut()
         pair.tx.offer(Desc(pair.memory.regions[0].guest_addr, 200))
         pair.tx.kick()
-        assert eventually(lambda: pair.state(TX) == RingState.BROKEN)
+        assert eventually(lambda: pair.state(TX) == AgentRingState.BROKEN)
         began = time.process_time()
         time.sleep(0.3)
         assert time.process_time() - began < 0.1

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from tests.fakes.driver import INDIRECT, MIB, NEXT, WRITE, Desc, Driver
 from tests.fakes.pair import HDR, RX, TX, Background, Pair
 from tests.waiting import eventually
-from vhostpci_guest.dataplane.native import Fault, RingState
+from vhostpci_guest.dataplane.faults import Fault
+from vhostpci_shared.metadata import AgentRingState
 
 starts = pytest.mark.parametrize("start", [0, 2**16 - 2])
 
@@ -55,7 +56,7 @@ rings = st.lists(descs, min_size=1, max_size=8)
 def check(pair: Pair) -> None:
     for index in (RX, TX):
         status = pair.status(index)
-        if status.state == RingState.RUNNING:
+        if status.state == AgentRingState.RUNNING:
             assert status.fault == Fault.NONE
         else:
             assert status.fault in MASTERS
@@ -157,7 +158,7 @@ def test_descriptors_that_change_all_the_time_are_survived(
             """Go on after a fault, as the agent would in a new session."""
             nonlocal restarts
             for index in (RX, TX):
-                if pair.state(index) != RingState.RUNNING:
+                if pair.state(index) != AgentRingState.RUNNING:
                     pair.restart(index)
                     restarts += 1
 
@@ -225,7 +226,7 @@ def test_nothing_outside_the_regions_is_written(start: int) -> None:
             )
             pair.tap.send(HDR + b"!" * length)
             pair.settle()
-            if pair.state(RX) == RingState.BROKEN:
+            if pair.state(RX) == AgentRingState.BROKEN:
                 assert pair.status(RX).fault == Fault.ADDRESS
                 pair.restart(RX)
         assert pair.memory.read(end, fence) == b"#" * fence

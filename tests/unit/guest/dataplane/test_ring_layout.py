@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one layout that C and Python both have: a ring's entry in the metadata."""
+"""What C and Python both declare: a ring's entry in the metadata, enums, counts."""
 
 from dataclasses import fields
+from enum import IntEnum
 from typing import Any
 
-from vhostpci_guest.dataplane.native import c_layout
+from vhostpci_guest.dataplane.faults import Fault
+from vhostpci_guest.dataplane.interface import Stats
+from vhostpci_guest.dataplane.native import RingIndex, c_enum, c_layout
 from vhostpci_shared import metadata as md
 
 C = c_layout("ring_meta")
@@ -27,3 +30,24 @@ def test_fields_of_a_ring_are_where_c_has_them_and_as_wide() -> None:
         at, size = C.members[name]
         expected = bytes(at) + b"\xff" * size + bytes(C.size - at - size)
         assert packed(name, size) == expected, name
+
+
+def numbers(enum: type[IntEnum], prefix: str) -> dict[str, int]:
+    """Return a Python enum as C declares it, with this prefix to each name."""
+    return {prefix + member.name: member.value for member in enum}
+
+
+def test_states_of_a_ring_have_the_same_numbers_in_c_and_in_the_metadata() -> None:
+    assert c_enum("ring_state") == numbers(md.AgentRingState, "RING_")
+
+
+def test_faults_have_the_same_numbers_in_c_and_in_python() -> None:
+    assert c_enum("ring_fault") == numbers(Fault, "RING_FAULT_")
+
+
+def test_rings_of_a_pair_have_the_same_numbers_in_c_and_in_python() -> None:
+    assert c_enum("ring_index") == {**numbers(RingIndex, "RING_"), "RING_COUNT": 2}
+
+
+def test_counts_have_the_same_names_in_c_and_in_python() -> None:
+    assert list(c_layout("ring_stats").members) == [one.name for one in fields(Stats)]

@@ -7,13 +7,10 @@ import pytest
 
 from tests.fakes.driver import MIB, Desc
 from tests.fakes.pair import HDR, RX, TX, Pair
-from vhostpci_guest.dataplane.native import (
-    Fault,
-    MemRegion,
-    RingError,
-    RingState,
-    Worker,
-)
+from vhostpci_guest.dataplane.faults import Fault, RingError
+from vhostpci_guest.dataplane.interface import MemRegion
+from vhostpci_guest.dataplane.native import Worker
+from vhostpci_shared.metadata import AgentRingState
 
 pytestmark = pytest.mark.parametrize("start", [0, 2**16 - 2])
 
@@ -122,7 +119,7 @@ def test_a_buffer_outside_breaks_the_ring(
         driver.offer(Desc(inside, 64), Desc(addr, length), indirect=indirect)
         pair.settle()
         status = pair.status(RX if index == RX else TX)
-        assert (status.state, status.fault) == (RingState.BROKEN, Fault.ADDRESS)
+        assert (status.state, status.fault) == (AgentRingState.BROKEN, Fault.ADDRESS)
         assert pair.packets() == []
 
 
@@ -145,7 +142,7 @@ def test_an_empty_descriptor_may_point_anywhere(
         driver.offer(Desc(addr, 0), Desc(buffer, 64), Desc(addr, 0))
         pair.tap.send(HDR + b"in")
         pair.settle()
-        assert pair.state(RX if index == RX else TX) == RingState.RUNNING
+        assert pair.state(RX if index == RX else TX) == AgentRingState.RUNNING
         assert len(driver.collect()) == 1
 
 
@@ -163,7 +160,7 @@ def test_each_part_of_a_ring_must_lie_in_one_region(start: int, addr: int) -> No
         ):
             with pytest.raises(RingError, match="not lie within one memory region"):
                 pair.worker.start(TX, conf)
-            assert pair.state(TX) == RingState.STOPPED
+            assert pair.state(TX) == AgentRingState.IDLE
 
 
 def test_a_ring_may_fill_its_region_to_the_last_byte(start: int) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from tests.fakes.driver import NO_NOTIFY
 from tests.fakes.pair import HDR, RX, TX, Pair
-from vhostpci_guest.dataplane.native import Doorbell
+from vhostpci_guest.interfaces import Doorbell
 
 pytestmark = pytest.mark.parametrize("start", [0, 2**16 - 2])
 

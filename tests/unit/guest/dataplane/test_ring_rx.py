@@ -7,7 +7,8 @@ import pytest
 
 from tests.fakes.driver import Desc, Used
 from tests.fakes.pair import HDR, RX, Pair
-from vhostpci_guest.dataplane.native import Fault, RingState
+from vhostpci_guest.dataplane.faults import Fault
+from vhostpci_shared.metadata import AgentRingState
 
 pytestmark = pytest.mark.parametrize("start", [0, 2**16 - 2])
 
@@ -243,7 +244,7 @@ def test_a_ring_of_empty_chains_does_not_overrun_the_worker(start: int) -> None:
         for _ in range(3):
             pair.tap.send(packet(150))  # two of the full ones, 999 between
         pair.settle()
-        assert pair.state(RX) == RingState.RUNNING
+        assert pair.state(RX) == AgentRingState.RUNNING
         assert pair.status(RX).stats.packets == 3
         assert pair.status(RX).index == pair.rx.used_idx()
 
@@ -409,7 +410,7 @@ def test_chains_of_many_pieces_do_not_overrun_the_store(start: int) -> None:
         pair.settle()
         assert [u.len for u in pair.rx.collect()] == [912, 1000, 912, 812]
         assert pair.status(RX).stats.drop_no_room == 1  # 2,045 pieces at most
-        assert pair.state(RX) == RingState.RUNNING
+        assert pair.state(RX) == AgentRingState.RUNNING
 
 
 def test_the_store_makes_room_for_chains_of_many_pieces(start: int) -> None:
@@ -453,7 +454,7 @@ def test_a_tap_that_is_gone_breaks_the_ring(start: int) -> None:
         pair.tap.close()
         pair.settle()
         status = pair.status(RX)
-        assert (status.state, status.fault) == (RingState.BROKEN, Fault.TAP)
+        assert (status.state, status.fault) == (AgentRingState.BROKEN, Fault.TAP)
         assert HDR not in pair.memory.read(pair.rx.desc, 1)
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from tests.fakes.driver import Desc
 from tests.fakes.pair import HDR, TX, Pair
-from vhostpci_guest.dataplane.native import Fault, RingState
+from vhostpci_guest.dataplane.faults import Fault
+from vhostpci_shared.metadata import AgentRingState
 
 pytestmark = pytest.mark.parametrize("start", [0, 2**16 - 2])
 
@@ -61,7 +62,7 @@ def test_a_packet_over_the_longest_is_dropped(
         pair.settle()
         assert len(pair.packets()) == sent
         assert pair.status(TX).stats.drop_bad == 1 - sent
-        assert pair.state(TX) == RingState.RUNNING
+        assert pair.state(TX) == AgentRingState.RUNNING
         assert len(pair.tx.collect()) == 1
 
 
@@ -103,7 +104,7 @@ def test_a_chain_that_waits_for_the_tap_is_not_read_again(start: int) -> None:
         while got < 100:
             pair.settle()
             got += len(pair.packets())
-            assert pair.state(TX) == RingState.RUNNING
+            assert pair.state(TX) == AgentRingState.RUNNING
 
 
 def test_a_stop_while_the_tap_is_full_leaves_the_rest_to_a_successor(
@@ -140,6 +141,6 @@ def test_a_tap_that_is_gone_breaks_the_ring(start: int) -> None:
         pair.tx.send(HDR, b"no TAP")
         pair.settle()
         status = pair.status(TX)
-        assert (status.state, status.fault) == (RingState.BROKEN, Fault.TAP)
+        assert (status.state, status.fault) == (AgentRingState.BROKEN, Fault.TAP)
         assert "Broken pipe" in status.reason
         assert pair.tx.collect() == []

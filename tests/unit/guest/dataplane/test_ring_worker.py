@@ -13,16 +13,11 @@ import pytest
 from tests.fakes.driver import Desc
 from tests.fakes.pair import HDR, RX, TX, Background, Pair, RingOptions, wait_for
 from tests.waiting import eventually
-from vhostpci_guest.dataplane.native import (
-    Doorbell,
-    Fault,
-    RingError,
-    RingIndex,
-    RingState,
-    Stats,
-    Worker,
-    c_layout,
-)
+from vhostpci_guest.dataplane.faults import Fault, RingError
+from vhostpci_guest.dataplane.interface import Stats
+from vhostpci_guest.dataplane.native import RingIndex, Worker, c_layout
+from vhostpci_guest.interfaces import Doorbell
+from vhostpci_shared.metadata import AgentRingState
 
 pytestmark = pytest.mark.parametrize("start", [0, 2**16 - 2])
 
@@ -110,7 +105,7 @@ def test_a_ring_stops_at_once_under_load(start: int, event_idx: bool) -> None:
                     assert base == pair.driver(index).used_idx()
                     pair.start(index, base=base)
         for index in (TX, RX):
-            assert pair.state(index) == RingState.RUNNING
+            assert pair.state(index) == AgentRingState.RUNNING
             assert pair.status(index).stats.packets > 0
 
 
@@ -162,7 +157,7 @@ def test_a_broken_ring_signals_the_eventfd_of_its_owner(
         pair.driver(index).kick()
         assert eventually(lambda: pair.events() > 0)
         status = pair.status(index)
-        assert (status.state, status.fault) == (RingState.BROKEN, Fault.HEAD)
+        assert (status.state, status.fault) == (AgentRingState.BROKEN, Fault.HEAD)
         assert pair.worker.stop(index) == start
 
 
@@ -170,7 +165,7 @@ def test_a_kick_eventfd_that_does_not_work_breaks_the_ring(start: int) -> None:
     with Pair(start=start, threaded=True, running=False) as pair:
         with open("/dev/null") as null:
             pair.worker.start(TX, pair.conf(TX, kick_fd=null.fileno()))
-            assert eventually(lambda: pair.state(TX) == RingState.BROKEN)
+            assert eventually(lambda: pair.state(TX) == AgentRingState.BROKEN)
         assert pair.status(TX).fault == Fault.KICK
 
 

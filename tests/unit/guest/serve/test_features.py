@@ -15,7 +15,7 @@ CSUM, TSO4, TSO6 = F.NET_F_GUEST_CSUM, F.NET_F_GUEST_TSO4, F.NET_F_GUEST_TSO6
     [(0, 10), (F.NET_F_MRG_RXBUF, 12), (F.F_VERSION_1, 12), (F.F_EVENT_IDX, 10)],
 )
 def test_header_is_longer_with_num_buffers(features: int, length: int) -> None:
-    assert options(features, 1500).header_length == length
+    assert options(features, 1500).hdr_len == length
 
 
 @pytest.mark.parametrize(

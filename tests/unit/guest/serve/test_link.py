@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fakes.bar import (
+    FEATURES,
     MEMORY,
     RUNS,
     FakeDevice,
@@ -472,12 +473,14 @@ def test_ring_without_call_never_interrupts(bench: Bench) -> None:
 
 def test_ring_knows_its_vector_its_doorbell_and_its_entry(bench: Bench) -> None:
     bench.publish(*pair(2))
-    start = bench.plane.running[1]
+    conf = bench.plane.running[1]
     window = bench.device.window
     entry = window.size - md.SIZE + md.RINGS + md.Ring.layout.size
-    assert start.kick == bench.device.vector(2)
-    assert start.call == bench.device.doorbell(md.FIRST_CALL_PEER, 1)
-    assert start.entry == window.address + entry
+    assert conf.kick_fd == bench.device.vector(2)
+    assert conf.call == bench.device.doorbell(md.FIRST_CALL_PEER, 1)
+    assert conf.meta_addr == window.address + entry
+    assert conf.session == 2
+    assert conf.features == FEATURES
 
 
 def test_more_queue_pairs_get_a_new_plane(bench: Bench) -> None:

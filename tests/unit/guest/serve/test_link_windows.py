@@ -21,7 +21,7 @@ def test_memory_may_be_in_any_windows(bench: Bench) -> None:
     windows = [bench.windows.plug(number).window for number in (THERE, LATE)]
     bench.publish(*pair(2), regions=(BELOW, ABOVE))
     assert bench.running == {0, 1}
-    addresses = [piece.address for piece in bench.plane.memory]
+    addresses = [piece.host_addr for piece in bench.plane.memory]
     assert addresses == [window.address for window in windows]
 
 
@@ -137,7 +137,7 @@ def test_window_that_comes_anew_is_used_where_it_is_now(bench: Bench) -> None:
     again = bench.windows.plug(THERE)
     bench.look()
     assert bench.running == {0, 1}
-    assert [piece.address for piece in bench.plane.memory] == [again.window.address]
+    assert [piece.host_addr for piece in bench.plane.memory] == [again.window.address]
 
 
 def test_region_past_the_end_of_its_window_is_the_daemons_fault(bench: Bench) -> None:

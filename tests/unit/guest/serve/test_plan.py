@@ -213,7 +213,7 @@ def test_memory_is_where_the_window_is() -> None:
     (piece,) = check(snapshot(regions=regions), {0: WINDOW}, 3).memory
     assert piece.guest_addr == 0x1000
     assert piece.size == 0x2000
-    assert piece.address == WINDOW.address + 0x5000
+    assert piece.host_addr == WINDOW.address + 0x5000
 
 
 ROOM = SIZE - md.SIZE
@@ -241,7 +241,7 @@ OTHER = Window(4711, 0x6000_0000_0000, memoryview(bytearray(SIZE)), "fake")
 def test_other_windows_may_be_used_to_their_end() -> None:
     regions = (md.Region(0, SIZE, OTHER.id, 0),)
     (piece,) = check(snapshot(regions=regions), {0: WINDOW, OTHER.id: OTHER}, 3).memory
-    assert (piece.address, piece.size) == (OTHER.address, SIZE)
+    assert (piece.host_addr, piece.size) == (OTHER.address, SIZE)
 
 
 def test_nothing_past_the_end_of_another_window_is_used() -> None:
@@ -301,7 +301,7 @@ def test_any_bytes_are_a_plan_or_refused(
     except (ProtocolError, Unusable):
         return
     for piece in wanted.memory:
-        start = piece.address - WINDOW.address
+        start = piece.host_addr - WINDOW.address
         assert 0 <= start < start + piece.size <= ROOM
 
 
@@ -320,7 +320,7 @@ def test_no_region_ever_leaves_its_window(regions: list[md.Region]) -> None:
         return
     for piece in wanted.memory:
         window, room = (
-            (WINDOW, ROOM) if piece.address >= WINDOW.address else (OTHER, SIZE)
+            (WINDOW, ROOM) if piece.host_addr >= WINDOW.address else (OTHER, SIZE)
         )
-        start = piece.address - window.address
+        start = piece.host_addr - window.address
         assert 0 <= start <= start + piece.size <= room
