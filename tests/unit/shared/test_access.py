@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metadata in memory that the other side writes at the same time."""
+"""The metadata region in memory: what one side writes, the other side reads."""
 
 import threading
 from collections.abc import Iterator
@@ -72,7 +72,7 @@ def test_formatted_region_cannot_be_read_before_it_is_published() -> None:
 
 
 @given(st.integers(0, 255))
-def test_generation_goes_on_from_what_was_there(fill: int) -> None:
+def test_generation_goes_on_from_what_an_earlier_daemon_wrote(fill: int) -> None:
     with region(fill) as (_, metadata):
         before = metadata.generation() % 2**62
         metadata.format()
@@ -81,13 +81,36 @@ def test_generation_goes_on_from_what_was_there(fill: int) -> None:
     assert after % 2 == 0
 
 
-def test_publishing_trusts_nothing_that_the_slave_wrote() -> None:
+def test_daemon_does_not_read_back_what_the_slave_wrote() -> None:
     with region() as (memory, metadata):
         metadata.format()
         first = metadata.publish(DEVICE, (REGION,), (RING,) * 4)
         memory[:] = b"\xff" * len(memory)
         second = metadata.publish(DEVICE, (REGION,), (RING,) * 4)
     assert second == first + 2
+
+
+def test_region_that_the_slave_overwrote_is_formatted_with_the_next_generation() -> (
+    None
+):
+    with region() as (memory, metadata):
+        metadata.format()
+        first = metadata.publish(DEVICE, (REGION,), (RING,) * 4)
+        memory[:] = bytes(len(memory))
+        assert not metadata.formatted()
+        metadata.format()
+        assert metadata.formatted()
+        assert metadata.generation() == first + 1
+        assert metadata.publish(DEVICE, (REGION,), (RING,) * 4) == first + 2
+
+
+def test_header_is_checked_whenever_the_rest_is_read() -> None:
+    with region() as (memory, metadata):
+        metadata.format()
+        metadata.publish(DEVICE, (REGION,), (RING,) * 4)
+        memory[0] ^= 1
+        with pytest.raises(ProtocolError, match="no vhostpci metadata"):
+            metadata.snapshot()
 
 
 def test_heartbeat_wraps_and_does_not_stop() -> None:
@@ -149,7 +172,7 @@ class Interrupted(access.Metadata):
         return first + super()._read(offset + half, size - half)
 
 
-def test_copy_that_was_torn_is_made_again() -> None:
+def test_torn_copy_is_thrown_away_and_copied_again() -> None:
     with region() as (memory, writer):
         writer.format()
         writer.publish(*numbered(1))
@@ -162,7 +185,7 @@ def test_copy_that_was_torn_is_made_again() -> None:
     assert {ring.session for ring in snapshot.rings} == {2}
 
 
-def test_writer_that_never_rests_is_left_for_later() -> None:
+def test_reader_gives_up_while_the_writer_does_not_finish() -> None:
     with region() as (_, metadata):
         metadata.format()
         metadata.publish(*numbered(1))
@@ -199,9 +222,10 @@ def test_concurrent_writer_never_shows_half_of_two_generations() -> None:
     assert seen == sorted(seen)
 
 
-def test_view_of_another_length_is_refused() -> None:
+@pytest.mark.parametrize("size", [0, md.SIZE - 1, md.SIZE + 8])
+def test_view_of_another_length_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match="metadata region"):
-        access.Metadata(memoryview(bytearray(md.SIZE - 1)))
+        access.Metadata(memoryview(bytearray(size)))
 
 
 def test_metadata_is_at_the_end_of_the_window() -> None:
@@ -209,6 +233,7 @@ def test_metadata_is_at_the_end_of_the_window() -> None:
     window[2 * md.SIZE] = 7
     assert access.find(window)[0] == 7
     assert len(access.find(window)) == md.SIZE
+    assert len(access.find(window[: md.SIZE])) == md.SIZE
 
 
 def test_window_that_is_too_small_is_refused() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ivshmem client's half: what each message of a server means."""
+"""The ivshmem client: what each message of a server means, and which are refused."""
 
 import pytest
 from hypothesis import given
@@ -47,6 +47,14 @@ def test_handshake_gives_id_and_memory() -> None:
     assert client.own_id == 7
 
 
+@pytest.mark.parametrize("number", [0, 65535])
+def test_lowest_and_highest_id_are_taken(number: int) -> None:
+    client = Client()
+    client.feed(0, False)
+    client.feed(number, False)
+    assert client.own_id == number
+
+
 def test_vectors_are_counted_in_the_order_in_which_they_come() -> None:
     client = connected()
     events = [client.feed(peer, True) for peer in (7, 1, 7, 1, 7)]
@@ -59,14 +67,14 @@ def test_vectors_are_counted_in_the_order_in_which_they_come() -> None:
     ]
 
 
-def test_peer_that_goes_takes_its_vectors_along() -> None:
+def test_vectors_of_a_peer_that_is_gone_are_forgotten() -> None:
     client = connected()
     client.feed(3, True)
     assert client.feed(3, False) == PeerGone(3)
     assert client.feed(3, False) is None
 
 
-def test_refusal_says_that_there_is_another_slave() -> None:
+def test_refused_client_learns_that_another_slave_is_connected() -> None:
     with pytest.raises(ProtocolError, match="another slave"):
         Client().feed(ivshmem.REFUSED, False)
 

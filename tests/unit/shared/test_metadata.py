@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metadata's entries: round trips, and any bytes from the other side."""
+"""The metadata's entries: to bytes and back, their bounds, and arbitrary bytes."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -47,7 +47,7 @@ ENTRIES: list[Any] = [
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: type(entry).__name__)
-def test_entry_survives_the_way_through_bytes(entry: Any) -> None:
+def test_entry_is_the_same_after_its_way_through_bytes(entry: Any) -> None:
     assert len(bytes(entry)) == entry.layout.size
     assert type(entry).parse(bytes(entry)) == entry
 
@@ -90,30 +90,50 @@ def test_any_daemon_part_is_a_snapshot_or_refused(data: bytes) -> None:
     assert len(snapshot.rings) == snapshot.device.ring_count
 
 
-def test_foreign_region_is_told_by_its_magic() -> None:
+@pytest.mark.parametrize("magic", [bytes(8), b"VHOSTPCJ", b"vHOSTPCI"])
+def test_memory_with_another_magic_is_no_metadata(magic: bytes) -> None:
+    header = md.Header(magic, md.VERSION, md.SIZE, 0, 0)
     with pytest.raises(ProtocolError, match="no vhostpci metadata"):
-        md.Header.parse(bytes(md.Header.layout.size))
+        md.Header.parse(bytes(header))
 
 
-def test_other_version_is_named_with_ours() -> None:
-    header = md.Header(md.MAGIC, 2, md.SIZE, 0, 0)
-    with pytest.raises(ProtocolError, match="metadata version 2, we know version 1"):
+@pytest.mark.parametrize("version", [0, 2])
+def test_other_version_is_named_with_ours(version: int) -> None:
+    header = md.Header(md.MAGIC, version, md.SIZE, 0, 0)
+    expected = f"metadata version {version}, we know version 1"
+    with pytest.raises(ProtocolError, match=expected):
+        md.Header.parse(bytes(header))
+
+
+@pytest.mark.parametrize("length", [0, md.SIZE - 1, md.SIZE + 1])
+def test_other_length_is_refused(length: int) -> None:
+    header = md.Header(md.MAGIC, md.VERSION, length, 0, 0)
+    with pytest.raises(ProtocolError, match=f"metadata length {length:#x}"):
         md.Header.parse(bytes(header))
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "complaint"),
     [
-        {"region_count": md.MAX_REGIONS + 1},
-        {"ring_count": md.MAX_RINGS + 2, "queue_pairs": md.MAX_RINGS // 2 + 1},
-        {"ring_count": 3},
-        {"vectors": 4},
+        ({"region_count": 257}, "counts 257 regions"),
+        ({"ring_count": 66, "queue_pairs": 33, "vectors": 67}, "and 66 rings"),
+        ({"ring_count": 3}, "3 rings of 2 queue pairs"),
+        ({"ring_count": 2}, "2 rings of 2 queue pairs"),
+        ({"ring_count": 4, "queue_pairs": 1}, "4 rings of 1 queue pairs"),
+        ({"vectors": 4}, "4 vectors for 4 rings"),
     ],
     ids=str,
 )
-def test_device_whose_counts_do_not_fit_is_refused(change: dict[str, int]) -> None:
-    with pytest.raises(ProtocolError):
-        md.Device.parse(bytes(replace(DEVICE, **change)))  # type: ignore[arg-type]
+def test_device_whose_counts_do_not_fit_is_refused(
+    change: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ProtocolError, match=complaint):
+        md.Device.parse(bytes(replace(DEVICE, **change)))
+
+
+def test_device_may_have_as_many_entries_as_the_tables() -> None:
+    most = replace(DEVICE, region_count=256, ring_count=64, queue_pairs=32, vectors=65)
+    assert md.Device.parse(bytes(most)) == most
 
 
 @pytest.mark.parametrize("field", ["guest_addr", "offset"])
@@ -125,10 +145,31 @@ def test_region_that_wraps_is_refused(field: str) -> None:
         md.Region.parse(bytes(wraps))
 
 
-@pytest.mark.parametrize("size", [0, md.MAX_RING_SIZE + 1])
-def test_started_ring_of_an_impossible_size_is_refused(size: int) -> None:
+def test_empty_region_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="empty"):
+        md.Region.parse(bytes(replace(REGION, size=0)))
+
+
+@pytest.mark.parametrize("size", [0, 32769])
+def test_started_ring_has_a_size_from_1_to_32768(size: int) -> None:
+    largest = replace(RING, size=32768)
+    assert md.Ring.parse(bytes(largest)) == largest
     with pytest.raises(ProtocolError, match="ring size"):
         md.Ring.parse(bytes(replace(RING, size=size)))
+
+
+def test_ring_that_is_not_started_needs_no_size() -> None:
+    ring = replace(RING, flags=md.RingFlag.ENABLED, size=0)
+    assert md.Ring.parse(bytes(ring)) == ring
+
+
+def test_flags_of_a_later_version_are_ignored() -> None:
+    """Bits 0 to 3 of a ring's flags, and bit 0 of the device's, are version 1's."""
+    every = 2**32 - 1
+    ring = replace(RING, flags=cast(md.RingFlag, every))
+    assert int(md.Ring.parse(bytes(ring)).flags) == 0b1111
+    device = replace(DEVICE, flags=cast(md.DeviceFlag, every))
+    assert int(md.Device.parse(bytes(device)).flags) == 0b1
 
 
 def test_ring_runs_only_if_started_and_enabled() -> None:
@@ -138,13 +179,25 @@ def test_ring_runs_only_if_started_and_enabled() -> None:
 
 
 def test_text_that_is_too_long_is_cut_between_characters() -> None:
-    agent = md.Agent(binding="äöüäöüäöü", message="x" * 500)
+    agent = md.Agent(binding="xäöüäöüäöü", message="x" * 500)
     parsed = md.Agent.parse(bytes(agent))
-    assert parsed.binding == "äöüäöüäö"
+    assert parsed.binding == "xäöüäöüä"  # 15 bytes: the next character has two
     assert parsed.message == "x" * 208
 
 
-def test_text_of_the_slave_cannot_write_to_our_terminal() -> None:
+def test_text_ends_at_its_first_nul() -> None:
+    assert md.Agent.parse(bytes(md.Agent(message="all\0hidden"))).message == "all"
+
+
+def test_state_that_version_1_does_not_have_is_refused_with_those_it_has() -> None:
+    agent = md.Agent(state=cast(md.AgentState, 3))
+    with pytest.raises(
+        ProtocolError, match=r"AgentState 3 .*: 0 NONE, 1 READY, 2 FAIL"
+    ):
+        md.Agent.parse(bytes(agent))
+
+
+def test_text_of_the_slave_has_no_escape_sequences_or_line_ends() -> None:
     raw = bytearray(bytes(md.Agent(message="\x1b[2Jgone\nE fake")))
     assert "\x1b" not in md.Agent.parse(bytes(raw)).message
     assert "\n" not in md.Agent.parse(bytes(raw)).message
