@@ -18,12 +18,14 @@ MEMORY_DIR = Path("/dev/shm/vhostpci")
 MAX_QUEUE_PAIRS = md.MAX_RINGS // 2
 MIB = 2**20
 MAX_MEMORY = 2**44
-MAX_WINDOW = 65535
 MAX_SUN_PATH = 107
 """Bytes that `struct sockaddr_un` has for a path (unix(7)), less the NUL."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_SIZE = re.compile(r"(\d+)([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
+# int() refuses more than 4300 digits with a plain ValueError: take no more than any
+# size that MAX_MEMORY allows could need.
+_SIZE = re.compile(r"(\d{1,20})([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
+_COUNT = re.compile(r"\d{1,20}", re.ASCII)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -76,11 +78,7 @@ def parse_queue_pairs(text: str) -> int:
     Raises:
         HostError: it is none, or more than the metadata has room for.
     """
-    if (
-        not text.isascii()
-        or not text.isdigit()
-        or not 1 <= int(text) <= MAX_QUEUE_PAIRS
-    ):
+    if not _COUNT.fullmatch(text) or not 1 <= int(text) <= MAX_QUEUE_PAIRS:
         raise HostError(
             f"queue-pairs {text!r}: write a number from 1 to {MAX_QUEUE_PAIRS}"
         )
@@ -199,7 +197,7 @@ class DeviceConfig:
                 "slave-qmp and slave-libvirt exclude each other: a domain's QMP "
                 "socket is libvirt's, so give the domain alone",
             )
-        longest = {**self.sockets, "window's": self.window(MAX_WINDOW)}
+        longest = {**self.sockets, "window's": self.window(md.LAST_WINDOW)}
         for what, path in longest.items():
             if (size := len(os.fsencode(path))) > MAX_SUN_PATH:
                 yield Problem(

@@ -11,20 +11,28 @@
     mode = "attach"
     queue-pairs = 4
 
-All that is wrong with it is told at once, each with its line.
+A file that is not TOML has one error, with the line and column where `tomllib` gave
+up.  In a file that is TOML, `load` reports all mistakes at once, each under the name
+of its table and key.
 """
 
 import difflib
-from collections.abc import Sequence
+import json
+import re
+import reprlib
+import tomllib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..errors import HostError, explain
-from . import options, tomlines
+from . import options
 from .device import RUN_DIR, ConfigError, DeviceConfig, check_name, conflicts
-from .tomlines import Leaf, Mistake
 
 DEVICE = "device"
+
+_BARE_KEY = re.compile(r"[\w-]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +46,10 @@ class ConfigFile:
 
 
 class FileError(HostError):
-    """A file that says what cannot be; the text has a line for each mistake."""
+    """A configuration file has mistakes; the text has one line for each."""
 
-    def __init__(self, path: Path, mistakes: Sequence[Mistake]) -> None:
-        ordered = sorted(mistakes, key=lambda mistake: mistake.line)
-        super().__init__("\n".join(f"{path}:{one.line}: {one.text}" for one in ordered))
+    def __init__(self, path: Path, mistakes: Iterable[str]) -> None:
+        super().__init__("\n".join(f"{path}: {text}" for text in mistakes))
 
 
 def load(path: Path) -> ConfigFile:
@@ -57,182 +64,210 @@ def load(path: Path) -> ConfigFile:
     except OSError as error:
         raise explain("read", path, error) from error
     try:
-        text = data.decode()
+        document = _parse(data)
+    except HostError as error:
+        raise FileError(path, [str(error)]) from error
+    check = _Check(path.absolute().parent, document)
+    if mistakes := check.mistakes():
+        raise FileError(path, mistakes)
+    return check.result()
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    try:
+        return tomllib.loads(data.decode())
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        wrong = Mistake(line, f"byte {data[error.start]:#x} is no UTF-8: remove it")
-        raise FileError(path, [wrong]) from error
-    check = _Check(path.absolute().parent, text)
-    if check.mistakes:
-        raise FileError(path, check.mistakes)
-    return check.result()
+        raise HostError(
+            f"byte {data[error.start]:#x} in line {line} is not UTF-8: "
+            "save the file as UTF-8"
+        ) from error
+    except RecursionError:
+        raise HostError("this is not TOML: too many nested brackets") from None
+    # TOMLDecodeError, and int()'s plain ValueError for more than 4300 digits.
+    except ValueError as error:
+        raise HostError(f"this is not TOML: {error}") from error
 
 
 @dataclass(slots=True)
 class _Table:
-    """A device's table, or the file's top."""
+    """A device's table, or the options at the file's top, which have no heading."""
 
-    line: int
-    lines: dict[str, int] = field(default_factory=dict)
+    heading: str = ""
     texts: dict[str, str] = field(default_factory=dict)
     values: dict[str, object] = field(default_factory=dict)
     wrong: set[str] = field(default_factory=set)
+    """Options that are given, with a value that cannot be."""
+    mistakes: list[str] = field(default_factory=list)
+
+    def add_mistake(self, text: object) -> None:
+        self.mistakes.append(f"{self.heading}: {text}" if self.heading else f"{text}")
 
 
 class _Check:
-    """One reading of a file."""
+    """Checks a parsed file, and keeps its mistakes in the order of its tables.
 
-    def __init__(self, base: Path, text: str) -> None:
-        document = tomlines.read(text)
-        self.mistakes = document.mistakes
-        self.devices: list[DeviceConfig] = []
+    Args:
+        base: the file's directory, from which its relative paths count.
+        document: the file, as `tomllib` returns it.
+    """
+
+    def __init__(self, base: Path, document: Mapping[str, Any]) -> None:
         self._base = base
-        self._top = _Table(1)
+        self._top = _Table()
         self._tables: dict[str, _Table] = {}
-        for key, line in document.tables.items():
-            self._open(key, line)
-        for leaf in document.leaves:
-            self._place(leaf)
-        for key in document.broken:
-            self._note_broken(key)
-        for name, table in self._tables.items():
-            self._assemble(name, table)
-        self._find_conflicts()
+        self._devices: list[DeviceConfig] = []
+        for key, value in document.items():
+            if key != DEVICE:
+                self._check_top(key, value)
+        # After the whole top: its options are defaults for every device, even if
+        # `device.NAME.OPTION = ...` stands before them.
+        self._check_devices(document.get(DEVICE, {}))
+        for device, _, text in conflicts(self._devices):
+            self._tables[device.name].add_mistake(text)
+
+    def mistakes(self) -> list[str]:
+        """Return all mistakes: those at the top, then those of each device."""
+        tables = (self._top, *self._tables.values())
+        return [text for table in tables for text in table.mistakes]
 
     def result(self) -> ConfigFile:
-        """Return what it says; there were no mistakes."""
+        """Return what the file says; the caller has seen that it has no mistakes."""
         run_dir = self._top.values.get("run-dir", RUN_DIR)
         assert isinstance(run_dir, Path), "a path option"
-        return ConfigFile(run_dir, self._top.texts, tuple(self.devices))
+        return ConfigFile(run_dir, self._top.texts, tuple(self._devices))
 
-    def _mistake(self, line: int, text: str) -> None:
-        self.mistakes.append(Mistake(line, text))
-
-    def _open(self, key: tuple[str, ...], line: int) -> None:
-        match key:
-            case ("device",):
-                return
-            case ("device", name):
-                self._table(name, line)
-            case _:
-                self._mistake(
-                    line,
-                    f"[{'.'.join(key)}]: there are only tables [device.NAME]",
-                )
-
-    def _table(self, name: str, line: int) -> _Table:
-        if name not in self._tables:
-            self._tables[name] = _Table(line)
-            try:
-                check_name(name)
-            except HostError as error:
-                self._mistake(line, str(error))
-        return self._tables[name]
-
-    def _place(self, leaf: Leaf) -> None:
-        """Find out what a value is for."""
-        match leaf.key:
-            case (name,):
-                self._place_top(name, leaf)
-            case ("device", name):
-                self._mistake(
-                    leaf.line,
-                    f"device.{name} {leaf.value!r}: write a table [device.{name}]",
-                )
-            case ("device", name, option):
-                self._place_device(name, option, leaf)
-            case (*table, _) if tuple(table[:1]) != (DEVICE,):
-                self._mistake(
-                    leaf.line, f"{'.'.join(leaf.key)}: there is no such option"
-                )
-            case _:
-                self._mistake(
-                    leaf.line,
-                    f"{'.'.join(leaf.key)}: a device's table has no tables in it",
-                )
-
-    def _note_broken(self, key: tuple[str, ...]) -> None:
-        """Don't call missing what is there and cannot be read."""
-        match key:
-            case (option,):
-                self._top.wrong.add(option)
-            case ("device", name, option) if name in self._tables:
-                self._tables[name].wrong.add(option)
-
-    def _place_top(self, name: str, leaf: Leaf) -> None:
-        if name in options.OPTIONS and name not in options.SHARED:
-            self._mistake(
-                leaf.line, f"{name} is for one device: move it to a [device.NAME]"
-            )
+    def _check_top(self, key: str, value: object) -> None:
+        if _is_array_of_tables(value):
+            name = _quoted(key)
+            self._top.add_mistake(f"[[{name}]]: there are only tables [device.NAME]")
+        elif isinstance(value, dict) and key not in options.OPTIONS:
+            name = _quoted(key)
+            self._top.add_mistake(f"[{name}]: there are only tables [device.NAME]")
+        elif key in options.OPTIONS and key not in options.SHARED:
+            self._top.add_mistake(f"{key} is for one device: move it to [device.NAME]")
         else:
-            self._take(self._top, "", name, leaf, sorted(options.SHARED))
+            self._take(self._top, key, value, sorted(options.SHARED))
 
-    def _place_device(self, name: str, option: str, leaf: Leaf) -> None:
-        table = self._table(name, leaf.line)
-        if option == options.RUN_DIR.name:
-            self._mistake(
-                leaf.line,
-                f"{name}: run-dir is for the whole daemon: move it to the file's top, "
+    def _check_devices(self, devices: object) -> None:
+        if not isinstance(devices, dict):
+            self._top.add_mistake(
+                f"{DEVICE} {_shown(devices)}: write a table [device.NAME]"
+            )
+            return
+        for name, table in devices.items():
+            self._check_device(name, table)
+
+    def _check_device(self, name: str, given: object) -> None:
+        table = self._tables[name] = _Table(f"{DEVICE}.{_quoted(name)}")
+        if _is_array_of_tables(given):
+            table.add_mistake(f"write [{table.heading}], with single brackets")
+            return
+        if not isinstance(given, dict):
+            table.add_mistake(f"{_shown(given)}: write a table [{table.heading}]")
+            return
+        for key, value in given.items():
+            self._check_option(table, key, value)
+        try:
+            check_name(name)
+        except HostError as error:
+            # Make no configuration of it: its paths would have that name in them.
+            table.mistakes.insert(0, f"{table.heading}: {error}")
+        else:
+            self._assemble(name, table)
+
+    def _check_option(self, table: _Table, key: str, value: object) -> None:
+        if key == options.RUN_DIR.name:
+            table.add_mistake(
+                "run-dir is for the whole daemon: move it to the file's top, "
                 "before the first table",
             )
+        elif isinstance(value, dict):
+            table.add_mistake(
+                f"{_quoted(key)}: a device's table has no tables in it: remove it"
+            )
+            table.wrong.add(key)
         else:
             known = options.OPTIONS.keys() - {options.RUN_DIR.name}
-            self._take(table, f"{name}: ", option, leaf, sorted(known))
+            self._take(table, key, value, sorted(known))
 
-    def _take(
-        self, table: _Table, who: str, name: str, leaf: Leaf, known: list[str]
-    ) -> None:
-        """Check one value by itself."""
-        table.lines[name] = leaf.line
+    def _take(self, table: _Table, key: str, value: object, known: list[str]) -> None:
+        """Check one value by itself, and keep it."""
         try:
-            text = self._text(name, leaf.value, known)
-            table.values[name] = options.value(name, text)
+            text = self._text(key, value, known)
+            table.values[key] = options.value(key, text)
         except HostError as error:
-            table.wrong.add(name)
-            self._mistake(leaf.line, f"{who}{error}")
+            table.wrong.add(key)
+            table.add_mistake(error)
         else:
-            table.texts[name] = text
+            table.texts[key] = text
 
-    def _text(self, name: str, value: object, known: list[str]) -> str:
+    def _text(self, key: str, value: object, known: list[str]) -> str:
         """Return a value as the text that the command line would have."""
-        option = options.OPTIONS.get(name)
+        option = options.OPTIONS.get(key)
         if option is None:
-            near = difflib.get_close_matches(name, known, n=1)
-            mend = f"do you mean {near[0]}?" if near else f"there are {_list(known)}"
-            raise HostError(f"{name}: there is no such option; {mend}")
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"do you mean {near[0]}?" if near else f"there are {_list(known)}"
+            raise HostError(f"{_quoted(key)}: there is no such option; {hint}")
         if isinstance(value, str):
             return options.absolute(option, value, self._base)
-        if option.is_number and isinstance(value, int) and not isinstance(value, bool):
+        if option.is_number and _is_number(value):
             return str(value)
         or_number = " or a number" if option.is_number else ""
-        raise HostError(f"{name} {value!r}: write a text in quotes{or_number}")
+        raise HostError(f"{key} {_shown(value)}: write a text in quotes{or_number}")
 
     def _assemble(self, name: str, table: _Table) -> None:
-        """Check what only goes wrong together."""
+        """Make the device's configuration; report values that do not go together."""
         wrong = table.wrong | self._top.wrong
         if "mode" in wrong:
-            wrong.add("memory")  # whether it is wanted, nobody can tell
+            wrong.add("memory")  # only some modes need it, and the mode is unknown
         try:
             device = options.assemble(name, {**self._top.values, **table.values})
         except ConfigError as error:
             device = error.config
             for problem in error.problems:
+                # An option that is there with a wrong value has its mistake
+                # already; do not call it missing too.
                 if problem.option not in wrong:
-                    line = self._line(table, problem.option)
-                    self._mistake(line, f"{name}: {problem.text}")
-        self.devices.append(device)
-
-    def _line(self, table: _Table, option: str) -> int:
-        return table.lines.get(option) or self._top.lines.get(option) or table.line
-
-    def _find_conflicts(self) -> None:
-        for device, other, text in conflicts(self.devices):
-            table = self._tables[device.name]
-            own = "socket-path" if "vhost-user" in text else "memory-dir"
-            first = self._tables[other.name].line if other else 0
-            where = f" (line {first})" if first else ""
-            self._mistake(self._line(table, own), f"{device.name}: {text}{where}")
+                    table.add_mistake(problem.text)
+        self._devices.append(device)
 
 
-def _list(names: Sequence[str]) -> str:
+def _is_array_of_tables(value: object) -> bool:
+    """Whether a value was written with double brackets, or looks as if it were."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(one, dict) for one in value)
+    )
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value is an integer of TOML: 64 bits, and no boolean.
+
+    `tomllib` takes a hexadecimal number of any length, but str() refuses to write
+    one that has more than 4300 decimal digits.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        return False
+    return -(2**63) <= value < 2**63
+
+
+def _shown(value: object) -> str:
+    """Return a value for a message, shortened if it is long or deep.
+
+    A dotted key of thousands of parts makes a table that repr() cannot write.
+    """
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # as above: more than 4300 digits
+        return "(a number of thousands of digits)"
+
+
+def _quoted(key: str) -> str:
+    """Return a key as TOML writes it: in quotes if it has more than bare characters."""
+    return key if _BARE_KEY.fullmatch(key) else json.dumps(key)
+
+
+def _list(names: Iterable[str]) -> str:
     return ", ".join(names)
