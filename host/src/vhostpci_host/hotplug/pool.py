@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The slave VMs that this daemon plugs into: one way to each, for all its devices."""
 
-import asyncio
 import os
 from pathlib import Path
 
@@ -27,7 +26,6 @@ class Slaves:
 
     def __init__(self) -> None:
         self._vms: dict[str, _Shared] = {}
-        self._pluggers: list[Hotplug] = []
 
     def plugger(self, config: DeviceConfig) -> Plugger | None:
         """Return who plugs into this device's slave VM; None if nobody is to.
@@ -44,19 +42,12 @@ class Slaves:
         shared.users += 1
 
         async def release() -> None:
-            self._pluggers.remove(plugger)
             shared.users -= 1
             if not shared.users:
                 del self._vms[where]
                 await shared.vm.close()
 
-        plugger = Hotplug(config.name, where, shared.vm, release)
-        self._pluggers.append(plugger)
-        return plugger
-
-    async def close(self) -> None:
-        """Close all that are not closed yet, within some seconds."""
-        await asyncio.gather(*(plugger.close() for plugger in self._pluggers))
+        return Hotplug(config.name, where, shared.vm, release)
 
 
 def _where(config: DeviceConfig) -> str:

@@ -37,7 +37,7 @@ def test_devices_of_one_slave_share_it_until_the_last_is_closed(
         assert not made[0].closed
         await two.close()
         assert made[0].closed
-        await all_of_them.close()
+        await other.close()
         assert made[1].closed
 
     monkeypatch.setattr(pool, "_vm", make)
