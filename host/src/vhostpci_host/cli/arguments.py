@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several commands have in common: arguments, and the errors about them."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..config.device import RUN_DIR, check_name
+from ..errors import HostError
+
+_Value = TypeVar("_Value")
+
+
+class Usage(HostError):
+    """Arguments that do not go together."""
+
+
+def add_name(parser: argparse.ArgumentParser, **more: Any) -> None:
+    parser.add_argument("name", type=_checked(check_name), metavar="NAME", **more)
+
+
+def _checked(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:
+    """Wrap a parser so that argparse reports the text of its HostError."""
+
+    def convert(text: str) -> _Value:
+        try:
+            return parse(text)
+        except HostError as error:
+            # Of any other exception argparse says only "invalid value".
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
+def run_dir(args: argparse.Namespace) -> Path:
+    """Return the directory of the sockets that a command looks for a daemon in."""
+    return Path(args.run_dir) if args.run_dir else RUN_DIR

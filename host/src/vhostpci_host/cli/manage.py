@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands that talk to a running daemon: `add`, `remove`, `list`, `status`."""
+
+import argparse
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ..config import options
+from ..config.device import daemon_control
+from ..daemon import control_client, daemon
+from ..errors import HostError, NoDaemon
+from . import print_status
+from .arguments import add_name, run_dir
+
+
+def add_add(parser: argparse.ArgumentParser) -> None:
+    add_name(parser)
+    options.add_to(parser, *options.OPTIONS.values())
+    parser.set_defaults(run=_add)
+
+
+def add_remove(parser: argparse.ArgumentParser) -> None:
+    add_name(parser)
+    options.add_to(parser, options.RUN_DIR)
+    parser.set_defaults(run=_remove)
+
+
+def add_list(parser: argparse.ArgumentParser) -> None:
+    options.add_to(parser, options.RUN_DIR)
+    parser.add_argument("-j", "--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_list)
+
+
+def add_status(parser: argparse.ArgumentParser) -> None:
+    add_name(parser, nargs="?")
+    options.add_to(parser, options.RUN_DIR)
+    parser.add_argument("-j", "--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_status)
+
+
+def _add(args: argparse.Namespace) -> None:
+    given = options.texts(args)
+    given.pop(options.RUN_DIR.name, None)
+    _ask_daemon(args, {"command": "add", "name": args.name, "options": given})
+
+
+def _remove(args: argparse.Namespace) -> None:
+    _ask_daemon(args, {"command": "remove", "name": args.name})
+
+
+def _list(args: argparse.Namespace) -> None:
+    rows = _ask_daemon(args, {"command": "list"})
+    if args.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        print(print_status.table(rows) if rows else "no devices")
+
+
+def _status(args: argparse.Namespace) -> None:
+    directory = run_dir(args)
+    found = [ask_status(directory, name) for name in _names(directory, args.name)]
+    if args.json:
+        print(json.dumps(found[0] if args.name else found, indent=2))
+    else:
+        print("\n".join(print_status.text(one) for one in found) or "no devices")
+
+
+def _ask_daemon(args: argparse.Namespace, request: dict[str, Any]) -> Any:
+    """Send a request to the daemon that serves many devices."""
+    path = daemon_control(run_dir(args))
+    try:
+        # `remove` answers when the slave VM's guest has released the windows, which
+        # the daemon waits UNPLUG seconds for; give it twice that.
+        return control_client.ask(
+            path, request, control_client.ASK_TIMEOUT + 2 * daemon.UNPLUG
+        )
+    except NoDaemon:
+        raise HostError(
+            f"no daemon at {path}: devices are added and removed in one that was "
+            "started by `run --config FILE`; see --run-dir, or `status` for others"
+        ) from None
+
+
+def _names(run_dir: Path, name: str | None) -> list[str]:
+    """Return the device that the user named, or all of a directory's daemons."""
+    if name:
+        return [name]
+    # A device that a daemon serves has a control socket; one that failed has none,
+    # and only the daemon that lists it knows of it.
+    names = {path.stem for path in run_dir.glob("*.control")}
+    with contextlib.suppress(NoDaemon):
+        rows = control_client.ask(daemon_control(run_dir), {"command": "list"})
+        names |= {row["name"] for row in rows}
+    return sorted(names)
+
+
+def ask_status(run_dir: Path, name: str) -> dict[str, Any]:
+    """Return the status of a device.
+
+    Raises:
+        HostError: no daemon serves the device.
+    """
+    request = {"command": "status", "name": name}
+    answer: dict[str, Any]
+    try:
+        answer = control_client.ask(run_dir / f"{name}.control", request)
+    except NoDaemon as error:
+        # A device that failed has no control socket of its own any more.
+        try:
+            answer = control_client.ask(daemon_control(run_dir), request)
+        except NoDaemon:
+            raise error from None
+    return answer

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands that read a configuration and serve it: `run` and `check-config`."""
+
+import argparse
+import asyncio
+import logging
+import sys
+from pathlib import Path
+
+from .. import sockets
+from ..config import options
+from ..config.file import load
+from ..daemon import daemon
+from . import capabilities
+from .arguments import Usage, add_name
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    add_name(parser, nargs="?")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="serve the devices of this file, and those that are added",
+    )
+    options.add_to(parser, *options.OPTIONS.values())
+    parser.add_argument(
+        "--fd", type=int, metavar="N", help="inherited vhost-user socket"
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="log more")
+    capabilities.add_option(parser)
+    parser.set_defaults(run=_run)
+
+
+def add_check_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.set_defaults(run=_check_config)
+
+
+def _run(args: argparse.Namespace) -> None:
+    if args.config is not None:
+        _run_file(args)
+        return
+    if args.name is None:
+        raise Usage("run: give a device's NAME, or --config FILE")
+    if args.fd is not None and args.socket_path is not None:
+        raise Usage("run: --fd and --socket-path exclude each other: give one")
+    device = options.device(args.name, options.texts(args))
+    _set_up_logging(verbose=args.verbose)
+    inherited = None if args.fd is None else sockets.inherited(args.fd)
+    asyncio.run(daemon.run(device, inherited))
+
+
+def _run_file(args: argparse.Namespace) -> None:
+    more = [f"--{name}" for name in options.texts(args)]
+    more += ["NAME"] * bool(args.name) + ["--fd"] * (args.fd is not None)
+    if more:
+        raise Usage(f"run: with --config leave out {', '.join(more)}")
+    file = load(args.config)
+    _set_up_logging(verbose=args.verbose)
+    asyncio.run(daemon.run_file(file))
+
+
+def _check_config(args: argparse.Namespace) -> None:
+    count = len(load(args.file).devices)
+    print(f"{args.file}: {count} device{'s' * (count != 1)}, no errors")
+
+
+def _set_up_logging(*, verbose: bool) -> None:
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname).1s %(message)s",
+        stream=sys.stderr,
+    )
+    # At debug level asyncio logs its own start, which helps no user of --verbose.
+    logging.getLogger("asyncio").setLevel(logging.WARNING)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands that print how to start a VM: `qemu-args` and `xml`."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from ..config import options
+from ..config.device import DeviceConfig, Mode, parse_size
+from ..device import status
+from ..errors import HostError
+from ..hotplug import shmem_xml
+from . import libvirt_xml, print_status, qemu_args
+from .arguments import add_name, run_dir
+from .manage import ask_status
+
+
+def add_qemu_args(parser: argparse.ArgumentParser) -> None:
+    _add_vm(parser)
+    parser.add_argument("--json", action="store_true", help="print a JSON array")
+    parser.set_defaults(run=_qemu_args)
+
+
+def add_xml(parser: argparse.ArgumentParser) -> None:
+    _add_vm(parser)
+    parser.add_argument(
+        "--type",
+        choices=["kvm", "qemu"],
+        default="kvm",
+        help="the domain's type: qemu is for a machine without KVM "
+        "(default: %(default)s)",
+    )
+    parser.set_defaults(run=_xml)
+
+
+def _add_vm(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that describe a VM, to `qemu-args` and `xml` alike."""
+    add_name(parser)
+    options.add_to(parser, *options.WHAT, *options.SLAVE_VM, *options.PLACES)
+    parser.add_argument("--role", choices=["master", "slave"], required=True)
+    parser.add_argument(
+        "--windows",
+        type=int,
+        choices=range(1, 33),
+        default=1,
+        metavar="N",
+        help="memory files that the master has in attach mode (default: %(default)s)",
+    )
+    vectors = parser.add_mutually_exclusive_group()
+    vectors.add_argument(
+        "--vectors", type=int, metavar="N", help="MSI-X vectors of the master's card"
+    )
+    vectors.add_argument(
+        "--tcg-7.2",
+        dest="vectors",
+        action="store_const",
+        const=0,
+        help="no MSI-X in the master: QEMU 7.2 without KVM crashes with it",
+    )
+
+
+def _qemu_args(args: argparse.Namespace) -> None:
+    ram = args.memory and parse_size(args.memory)
+    device = _qemu_device(args)
+    if args.role == "master":
+        words, hint = (
+            qemu_args.master(device, ram, vectors=args.vectors),
+            qemu_args.MASTER_HINT,
+        )
+    else:
+        words, hint = (
+            qemu_args.slave(device, ram, windows=args.windows),
+            qemu_args.SLAVE_HINT,
+        )
+    if args.json:
+        print(json.dumps(qemu_args.flat(words)))
+        return
+    print(qemu_args.text(words))
+    print(hint, file=sys.stderr)
+
+
+def _xml(args: argparse.Namespace) -> None:
+    ram = args.memory and parse_size(args.memory)
+    device = _qemu_device(args)
+    if args.role == "master":
+        element = libvirt_xml.master(device, ram, kind=args.type, vectors=args.vectors)
+    else:
+        element = libvirt_xml.slave(device, ram, kind=args.type, windows=args.windows)
+    print(shmem_xml.text(element))
+    print(libvirt_xml.hint(device, args.role), file=sys.stderr)
+
+
+def _qemu_device(args: argparse.Namespace) -> DeviceConfig:
+    """Return the device as the command line describes it, or as a daemon serves it."""
+    given = options.texts(args)
+    # In attach mode --memory is the size of the master's own memory, for the example
+    # that is printed: no option of the device.
+    if given.get("mode") == Mode.ATTACH:
+        given.pop("memory", None)
+    elif "memory" not in given:
+        return _running_config(args)
+    return options.device(args.name, given)
+
+
+def _running_config(args: argparse.Namespace) -> DeviceConfig:
+    """Return the configuration of a device that a daemon serves.
+
+    Raises:
+        HostError: no daemon serves it, or it failed.
+    """
+    try:
+        running = ask_status(run_dir(args), args.name)
+    except HostError as error:
+        raise HostError(f"{error}; or give --memory") from error
+    if running["state"] == status.FAILED:
+        raise HostError(f"{print_status.text(running)}; give --memory")
+    mode = Mode(running["mode"])
+    attach = mode is Mode.ATTACH
+    # A QMP socket is an absolute path; no libvirt domain has a "/" in its name.
+    slave = (running["plugging"] or {}).get("slave", "")
+    return DeviceConfig(
+        name=args.name,
+        mode=mode,
+        memory=0 if attach else running["memory"]["size"],
+        queue_pairs=running["queue_pairs"],
+        run_dir=run_dir(args),
+        memory_dir=Path() if attach else Path(running["memory"]["path"]).parent,
+        socket_path=Path(running["sockets"]["vhost_user"]),
+        slave_qmp=Path(slave) if slave.startswith("/") else None,
+        slave_libvirt=slave if slave and not slave.startswith("/") else None,
+    )
