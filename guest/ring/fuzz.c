@@ -12,9 +12,8 @@
  * With libFuzzer:
  *	clang -fsanitize=fuzzer,address,undefined -D_GNU_SOURCE -std=gnu11 \
  *		-include fuzz_barrier.h fuzz.c mem.c split.c net.c rx.c tx.c
- * Without it: add -DFUZZ_MAIN, and run the program on files, or give it the
- * number of pseudo-random inputs and the first of their seeds.  tap.c is left
- * out: the functions in its place check what a kernel would silently overwrite.
+ * Without it: compile fuzz_main.c too.  tap.c is left out: the functions in its
+ * place check what a kernel would silently overwrite.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -577,52 +576,3 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	free(f);
 	return 0;
 }
-
-#ifdef FUZZ_MAIN
-static int fuzz_file(const char *name)
-{
-	static uint8_t data[1 << 16];
-	FILE *file = fopen(name, "rb");
-	size_t size;
-
-	if (!file) {
-		perror(name);
-		return 1;
-	}
-	size = fread(data, 1, sizeof(data), file);
-	fclose(file);
-	return LLVMFuzzerTestOneInput(data, size);
-}
-
-static void fuzz_random(unsigned long seed)
-{
-	static uint8_t data[4096];
-	uint64_t x = seed * 0x9e3779b97f4a7c15 + 1;
-	size_t size;
-
-	for (size_t i = 0; i < sizeof(data); i++) {
-		x ^= x << 13; /* xorshift64 */
-		x ^= x >> 7;
-		x ^= x << 17;
-		data[i] = x >> 32;
-	}
-	size = 16 + (x >> 16) % (sizeof(data) - 16);
-	LLVMFuzzerTestOneInput(data, size);
-}
-
-int main(int argc, char **argv)
-{
-	unsigned long n = argc > 1 ? strtoul(argv[1], NULL, 10) : 0;
-	unsigned long first = argc > 2 && n ? strtoul(argv[2], NULL, 10) : 0;
-
-	if (!n) {
-		for (int i = 1; i < argc; i++)
-			if (fuzz_file(argv[i]))
-				return 1;
-		return 0;
-	}
-	for (unsigned long seed = first; seed < first + n; seed++)
-		fuzz_random(seed);
-	return 0;
-}
-#endif

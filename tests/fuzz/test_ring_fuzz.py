@@ -27,7 +27,7 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not compiler:
         pytest.skip("cc: no C compiler")
     program = tmp_path_factory.mktemp("fuzz") / "fuzz"
-    sources = ["fuzz.c", "mem.c", "split.c", "net.c", "rx.c", "tx.c"]
+    sources = ["fuzz.c", "fuzz_main.c", "mem.c", "split.c", "net.c", "rx.c", "tx.c"]
     subprocess.run(
         [
             compiler,
@@ -37,7 +37,6 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "-fsanitize=address,undefined",
             "-fno-sanitize-recover=all",
             "-D_GNU_SOURCE",
-            "-DFUZZ_MAIN",
             f"-include{RING / 'fuzz_barrier.h'}",
             *(str(RING / name) for name in sources),
             "-o",
