@@ -92,10 +92,11 @@ static bool guard_zero(uintptr_t address, size_t size)
 
 /*
  * Replace the whole range of a guard.  The range may be larger than the memory
- * that this process may have (RLIMIT_DATA, or vm.overcommit_memory=2, which
- * ignores MAP_NORESERVE); then replace only the page of this access.  Two
- * threads may run this for one range at once: the later one discards what the
- * other has written to its zeros, which is lost in any case.
+ * that this process may have (vm.overcommit_memory=2, which ignores
+ * MAP_NORESERVE, or RLIMIT_MEMLOCK after mlockall()); then replace only the
+ * page of this access.  Two threads may run this for one range at once: the later
+ * one discards what the other has written to its zeros, which is lost in any
+ * case.
  */
 static bool guard_replace(struct guard_slot *slot, uintptr_t fault)
 {
