@@ -12,7 +12,6 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +74,15 @@ class Shown:
         memory = Fd(qtest.memory(size))
         self._undo.callback(memory.close)
         file = WindowFile(memory, size, (0, window, size))
-        listen = partial(self._listen, path)
-        loop = asyncio.get_running_loop()
-        shown = WindowSocket(window, file, listen, loop, self._linger, self.said.append)
-        self._shown[window] = shown
+        self._shown[window] = WindowSocket(
+            window,
+            file,
+            path,
+            self._listen,
+            loop=asyncio.get_running_loop(),
+            linger=self._linger,
+            say_once=self.said.append,
+        )
         return Plug(window=window, socket=path, vectors=1, size=size)
 
     def hide(self, window: int) -> None:

@@ -3,20 +3,29 @@
 
 import os
 import select
+import socket
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from vhostpci_host.errors import HostError
 from vhostpci_host.interfaces import Plug
 from vhostpci_host.ivshmem.peers import Outgoing
-from vhostpci_host.memory.regions import WindowFile
 from vhostpci_shared.ivshmem import Client, OwnVector, PeerGone, PeerVector
 
 
 class RecordedMaster:
-    """A front-end's connection (a `MasterPort`)."""
+    """A front-end's connection (a `MasterPort`).
 
-    def __init__(self, pid: int = 0) -> None:
+    Args:
+        closed: called within `drop`, as the real connection calls it.
+        pid: the front-end's process.
+    """
+
+    def __init__(self, closed: Callable[[], None], pid: int = 0) -> None:
         self.pid = pid
+        self._closed = closed
         self.sent: list[bytes] = []
         self.paused = False
         self.dropped: str | None = None
@@ -31,7 +40,9 @@ class RecordedMaster:
         self.paused = False
 
     def drop(self, reason: str) -> None:
+        assert self.dropped is None, "dropped twice"
         self.dropped = reason
+        self._closed()
 
 
 class RecordedSlave:
@@ -107,28 +118,35 @@ class RecordedSlave:
         self.own, self.peers = [], {}
 
 
-class RecordedWindows:
-    """Sockets for windows (a `WindowHost`), that nobody connects to."""
+class RecordedSockets:
+    """Listening sockets (`window_socket.Listen`) that no slave connects to."""
 
     def __init__(self) -> None:
-        self.shown: dict[int, int] = {}
-        """Bytes of each window."""
+        self.open: list[Path] = []
         self.ever = 0
         self.full = False
 
-    def show(self, number: int, window: WindowFile) -> None:
-        assert number not in self.shown, "shown twice"
+    def listen(
+        self, path: Path, take: Callable[[socket.socket], None]
+    ) -> "RecordedListener":
+        assert path not in self.open, "listened at twice"
         if self.full:
             raise HostError("no socket for you")
-        assert not window.file.closed
-        self.shown[number] = window.size
+        self.open.append(path)
         self.ever += 1
+        return RecordedListener(partial(self.open.remove, path))
 
-    def hide(self, number: int) -> None:
-        del self.shown[number]
+    @property
+    def windows(self) -> list[int]:
+        """The windows that have a socket, by the number at the end of its name."""
+        return [int(path.suffix[1:]) for path in self.open]
 
-    def connected(self, number: int) -> bool:
-        return False
+
+class RecordedListener:
+    """One of them."""
+
+    def __init__(self, closed: Callable[[], None]) -> None:
+        self.close = closed
 
 
 class RecordedPlugger:

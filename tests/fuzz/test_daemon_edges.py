@@ -92,7 +92,7 @@ def scene(*, attach: bool = False) -> Iterator[Scene]:
     ):
         yield made
     assert len(open_descriptors()) == before
-    assert not made.windows.shown
+    assert not made.shown
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def check_published(scene: Scene) -> None:
     """What the agent is told is possible, and never reaches into the metadata."""
     snapshot = scene.device.store.metadata.snapshot()
     assert snapshot is not None
-    sizes = scene.windows.shown | {0: scene.device.store.size - md.SIZE}
+    sizes = scene.shown | {0: scene.device.store.size - md.SIZE}
     for one in snapshot.regions:
         assert one.offset + one.size <= sizes[one.window]
     for ring in snapshot.rings:

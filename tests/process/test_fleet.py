@@ -202,7 +202,7 @@ sys.exit(main())
 
 
 @pytest.mark.parametrize(
-    "what", ["_tick", "_tick,_publish", "receive", "_tick,master_gone"]
+    "what", ["tick", "tick,_publish", "receive", "tick,master_gone"]
 )
 def test_device_that_fails_takes_no_other_with_it(directory: Path, what: str) -> None:
     """Not even if it fails again while it is closed."""
@@ -232,7 +232,7 @@ def test_only_device_that_fails_ends_its_daemon(directory: Path) -> None:
     (directory / "b.break").touch()
     done = subprocess.run(
         [
-            *(sys.executable, "-c", BREAKABLE, "_tick", "run", "b", "--memory", "1M"),
+            *(sys.executable, "-c", BREAKABLE, "tick", "run", "b", "--memory", "1M"),
             *options,
         ],
         capture_output=True,
@@ -366,8 +366,8 @@ def test_arena_that_is_cut_again_and_again_ends_nobody(fleet: Fleet) -> None:
         for left in (0, size // 2, size - 4096):
             os.truncate(arena, left)
             os.eventfd_write(slave.peers[md.DAEMON_PEER][0], 1)
-    fleet.wait_log("a: somebody cut")
-    assert fleet.said("somebody cut") == 1
+    fleet.wait_log("a: another process cut")
+    assert fleet.said("another process cut") == 1
     wait_for(lambda: arena.stat().st_size == size, "the arena is whole")
     assert kicks_arrive(qemu, slave)
     assert kicks_arrive(*b)
@@ -381,8 +381,8 @@ def test_arena_that_is_cut_again_and_again_ends_nobody(fleet: Fleet) -> None:
 def test_arena_that_is_cut_with_nobody_there_is_served_again(fleet: Fleet) -> None:
     for name in ("a", "b"):
         os.truncate(fleet.memory_dir / name, 0)
-    fleet.wait_log("a: somebody cut")
-    fleet.wait_log("b: somebody cut")
+    fleet.wait_log("a: another process cut")
+    fleet.wait_log("b: another process cut")
     a = fleet.pair("a")
     assert kicks_arrive(*a)
     with a[1].metadata() as metadata:

@@ -130,6 +130,14 @@ class Metadata:
         """
         return md.Agent.parse(self._read(md.AGENT, md.Agent.layout.size))
 
+    def agent_bytes(self) -> bytes:
+        """Copy what `agent` parses, to see whether it has changed."""
+        return self._read(md.AGENT, md.Agent.layout.size)
+
+    def agent_ring_bytes(self, count: int) -> bytes:
+        """Copy the agent's entries of the first `count` rings, one after the other."""
+        return self._read(md.AGENT_RINGS, count * md.AgentRing.layout.size)
+
     def agent_ring(self, index: int) -> md.AgentRing:
         """Read the agent's entry of ring `index`.
 

@@ -18,12 +18,15 @@ from tests.fakes.ports import (
     RecordedMaster,
     RecordedPlugger,
     RecordedSlave,
-    RecordedWindows,
+    RecordedSockets,
 )
 from tests.fakes.windows import MIB
 from vhostpci_host.config.device import DeviceConfig, Mode
+from vhostpci_host.daemon.daemon import TICK
 from vhostpci_host.device.device import Device
+from vhostpci_host.device.windows import ShownWindows
 from vhostpci_host.fds import Fd
+from vhostpci_host.ivshmem.linger import Linger
 from vhostpci_host.memory.arena import Arena
 from vhostpci_host.memory.attach import Attached, WindowIds
 from vhostpci_host.vhost_user.message import Message
@@ -36,7 +39,7 @@ class ToDevice:
     """A front-end's transport into a device; waiting for a reply lets time pass."""
 
     def __init__(self, device: Device, loop: ManualLoop) -> None:
-        self.port = RecordedMaster()
+        self.port = RecordedMaster(device.master_gone)
         self._device = device
         self._loop = loop
         device.master_connected(self.port)
@@ -94,21 +97,44 @@ class Scene:
             memory_dir=directory,
             slave_qmp=slave_qmp,
         )
-        self.windows = RecordedWindows()
+        self.sockets = RecordedSockets()
         self.plugger = RecordedPlugger()
+        self.warnings: list[str] = []
         store = Arena(self.config) if memory else Attached(self.config, WindowIds(256))
-        plugger = self.plugger if slave_qmp else None
-        self.device = Device(self.config, store, loop, self.windows, plugger)
+        windows = ShownWindows(
+            self.config,
+            store,
+            self.sockets.listen,
+            loop=loop,
+            linger=Linger(loop),
+            warn=self.warnings.append,
+            plugger=self.plugger if slave_qmp else None,
+        )
+        self.device = Device(self.config, store, windows, loop)
+        self._timer = loop.call_later(TICK, self._tick)
         self.agents = 0
         self._stack = ExitStack()
         self._slaves: list[RecordedSlave] = []
+
+    def _tick(self) -> None:
+        """Tick the device, as the daemon does."""
+        self._timer = self.loop.call_later(TICK, self._tick)
+        self.device.tick()
+
+    @property
+    def shown(self) -> dict[int, int]:
+        """The windows that have a socket, with the bytes of each one's file."""
+        files = self.device.store.files
+        return {number: files[number].size for number in self.sockets.windows}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+        self._timer.cancel()
         self.device.close()
+        assert not self.sockets.open, "a window's socket stays open"
         for slave in self._slaves:
             slave.close()
         assert not self.loop.watched(), "the device still waits for descriptors"

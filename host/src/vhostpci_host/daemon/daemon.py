@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop: the only file that waits.
+"""The devices of one process by name, and the event loop that all of them run in.
 
 `Daemon` has devices by name, each with a `Server`.  A device that fails is closed,
 and stands there as failed until it is removed; the others go on.
@@ -13,6 +13,7 @@ import signal
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,15 @@ from ..memory.arena import make_directory
 from ..memory.attach import WindowIds
 from . import control
 from .control import Commands, Control, Request
-from .server import Server
+from .server import Common, Server
 
 log = logging.getLogger(__name__)
 
 UNPLUG = 5.0
 """Seconds for a slave VM to let go of what is plugged; all have them at once."""
 COMPLAIN_PAUSE = 60.0
+TICK = 0.250
+"""Seconds between two ticks of each device."""
 
 
 @dataclass(slots=True)
@@ -71,8 +74,9 @@ class Daemon:
 
     def __init__(self, shared: Mapping[str, str] | None = None) -> None:
         self.loop = asyncio.get_running_loop()
-        self.window_ids = WindowIds()
-        self.linger = Linger(self.loop)
+        self._common = Common(
+            self.loop, WindowIds(), Linger(self.loop), self._serve_device_control
+        )
         self._shared = shared
         self._entries: dict[str, Entry] = {}
         self._pluggers: dict[str, Plugger] = {}
@@ -82,6 +86,7 @@ class Daemon:
         self._complained_at = -COMPLAIN_PAUSE
         self._stack = contextlib.ExitStack()
         self._ended = self.loop.create_future()
+        self._timer = self.loop.call_later(TICK, self._tick)
         self.loop.set_exception_handler(self._loop_failed)
         for number in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(number, self.stop)
@@ -99,7 +104,7 @@ class Daemon:
         assert config.name not in self._entries, "two devices of one name"
         entry = self._entries[config.name] = Entry(config)
         try:
-            entry.server = Server(self, config, inherited)
+            entry.server = self._new_server(config, inherited)
             await entry.server.serve_control()
         except BaseException as error:
             await self._unplug(config.name)
@@ -113,6 +118,28 @@ class Daemon:
             config.vhost_user if inherited is None else "the inherited socket",
             config.ivshmem,
         )
+
+    def _new_server(
+        self, config: DeviceConfig, inherited: socket.socket | None
+    ) -> Server:
+        return Server(
+            self._common,
+            config,
+            failed=partial(self._device_failed, config.name),
+            ended=self.stop,
+            plugger=self._new_plugger(config),
+            inherited=inherited,
+        )
+
+    def _tick(self) -> None:
+        """Tick all devices, from one timer: two hundred timers cost more than they do.
+
+        A device that fails has no server any more, hence the copy.
+        """
+        self._timer = self.loop.call_later(TICK, self._tick)
+        for entry in list(self._entries.values()):
+            if entry.server is not None:
+                entry.server.tick()
 
     async def add_or_list(self, config: DeviceConfig) -> None:
         """Serve one more device; one that cannot be is listed as failed."""
@@ -131,15 +158,13 @@ class Daemon:
         del self._entries[name]
         log.info("%s: removed", name)
 
-    def plugger(self, config: DeviceConfig) -> Plugger | None:
-        """Return who plugs into this device's slave VM; None if nobody is to."""
+    def _new_plugger(self, config: DeviceConfig) -> Plugger | None:
         plugger = self._slaves.plugger(config)
         if plugger is not None:
             self._pluggers[config.name] = plugger
         return plugger
 
-    def device_failed(self, name: str, error: Exception) -> None:
-        """A device's server failed, and has closed itself."""
+    def _device_failed(self, name: str, error: Exception) -> None:
         entry = self._entries[name]
         entry.server, entry.failure = None, f"{type(error).__name__}: {error}"
         self._unplug_soon(name)
@@ -182,13 +207,14 @@ class Daemon:
     async def close(self) -> None:
         """Unplug what is plugged, and close all devices."""
         self._stack.close()
+        self._timer.cancel()
         for name in list(self._pluggers):
             self._unplug_soon(name)
         if self._unplugging:
             await asyncio.wait(self._unplugging.values())
         while self._entries:
             self._close(self._entries.popitem()[1])
-        self.linger.close()
+        self._common.linger.close()
 
     def _loop_failed(
         self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]
@@ -214,7 +240,7 @@ class Daemon:
 
     # Its control sockets.
 
-    async def control(
+    async def _serve_device_control(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         """Answer the lines of one connection to a device's control socket."""

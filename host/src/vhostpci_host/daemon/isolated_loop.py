@@ -56,7 +56,7 @@ class GuardedLoop:
 
         def ring() -> None:
             self._timers.discard(guarded)
-            self._run(callback, *args)
+            self.run(callback, *args)
 
         if not self._closed:
             guarded.timer = self._loop.call_later(delay, ring)
@@ -67,7 +67,7 @@ class GuardedLoop:
         """Call `callback` whenever `fd` can be read."""
         if not self._closed:
             self._readers.add(fd)
-            self._loop.add_reader(fd, lambda: self._run(callback, *args))
+            self._loop.add_reader(fd, lambda: self.run(callback, *args))
 
     def remove_reader(self, fd: int, /) -> None:
         """Call it no more."""
@@ -83,7 +83,8 @@ class GuardedLoop:
         for timer in self._timers.copy():
             timer.cancel()
 
-    def _run(self, callback: Callable[..., Any], *args: Any) -> None:
+    def run(self, callback: Callable[..., Any], *args: Any) -> None:
+        """Call `callback` now; if it fails, the device has failed."""
         if self._closed:
             return  # it was ready in the same turn of the loop
         try:

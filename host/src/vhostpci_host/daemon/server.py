@@ -8,90 +8,74 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from .. import sockets
 from ..config.device import DeviceConfig, Mode
 from ..device.device import Device
+from ..device.windows import ShownWindows
 from ..fds import exhausted, no_descriptors
 from ..interfaces import Plugger
 from ..ivshmem.connection import SlaveConnection
 from ..ivshmem.linger import Linger
-from ..ivshmem.window_socket import WindowSocket
 from ..memory.arena import Arena, make_directory
 from ..memory.attach import Attached, WindowIds
-from ..memory.regions import Store, WindowFile
+from ..memory.regions import Store
 from ..sockets import Listener
 from ..vhost_user.connection import MasterConnection
-from ..vhost_user.message import Message
 from . import control
 from .isolated_loop import GuardedLoop
 
 log = logging.getLogger(__name__)
 
 
-class Owner(Protocol):
-    """The daemon, as one of its servers sees it."""
+@dataclass(frozen=True, slots=True)
+class Common:
+    """What all devices of one daemon have in common."""
 
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The loop that all run in."""
-        ...
-
-    @property
-    def window_ids(self) -> WindowIds:
-        """Where windows get their numbers."""
-        ...
-
-    @property
-    def linger(self) -> Linger:
-        """What keeps connections that outlive their device."""
-        ...
-
-    async def control(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        """Answer the lines of one control connection."""
-
-    def plugger(self, config: DeviceConfig) -> Plugger | None:
-        """Return who plugs into this device's slave VM; None if nobody is to."""
-        ...
-
-    def device_failed(self, name: str, error: Exception) -> None:
-        """A device failed, and has been closed."""
-
-    def stop(self) -> None:
-        """End the daemon."""
+    loop: asyncio.AbstractEventLoop
+    window_ids: WindowIds
+    """Gives out the windows' numbers."""
+    linger: Linger
+    control: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+    """Answers the lines of one control connection."""
 
 
 class Server:
     """One device and its sockets.
 
     Args:
-        owner: the daemon that it is one of.
+        common: what it shares with the other devices.
         config: the device's.
+        failed: called with the exception when the device fails; it is closed by then.
+        ended: called when the only connection that there can be has ended.
+        plugger: hot-plugs the windows into a slave VM; None without hot-plug.
         inherited: a vhost-user socket that we were given, instead of one we make.
 
     Raises:
-        HostError: a socket or the arena cannot be had.
+        HostError: a socket or the arena cannot be made.
     """
 
     def __init__(
         self,
-        owner: Owner,
+        common: Common,
         config: DeviceConfig,
+        *,
+        failed: Callable[[Exception], None],
+        ended: Callable[[], None],
+        plugger: Plugger | None = None,
         inherited: socket.socket | None = None,
     ) -> None:
-        self.loop = GuardedLoop(owner.loop, self._fail, self._exhausted)
-        self.plugger = owner.plugger(config)
-        self._owner = owner
+        self.loop = GuardedLoop(common.loop, self._fail, self._exhausted)
+        self._common = common
         self._config = config
+        self._failed = failed
+        self._ended = ended
+        self._plugger = plugger
         self._master: MasterConnection | None = None
         self._slave: SlaveConnection | None = None
-        self._windows: dict[int, WindowSocket] = {}
         self._said = ""
         self._alone = False
         with contextlib.ExitStack() as stack:
@@ -107,7 +91,6 @@ class Server:
         """Make all that may fail; `stack` undoes it in the other direction."""
         make_directory(config.run_dir)
         self._control = stack.enter_context(self._control_socket(config.control))
-        stack.callback(self._hide_all)
         self.device = self._new_device(config)
         stack.callback(self.device.close)
         self._listen(config.ivshmem, self._new_slave, stack)
@@ -120,13 +103,24 @@ class Server:
         with contextlib.ExitStack() as undo:
             store = self._store(config)
             undo.callback(store.close)
-            device = Device(config, store, self.loop, self, self.plugger)
+            device = Device(config, store, self._new_windows(store), self.loop)
             undo.pop_all()
         return device
 
+    def _new_windows(self, store: Store) -> ShownWindows:
+        return ShownWindows(
+            self._config,
+            store,
+            self._listen,
+            loop=self.loop,
+            linger=self._common.linger,
+            warn=self.say_once,
+            plugger=self._plugger,
+        )
+
     def _store(self, config: DeviceConfig) -> Store:
         if config.mode is Mode.ATTACH:
-            return Attached(config, self._owner.window_ids)
+            return Attached(config, self._common.window_ids)
         return Arena(config)
 
     @contextlib.contextmanager
@@ -161,41 +155,10 @@ class Server:
             self._alone = True
             self._new_master(inherited)
 
-    # The windows (a `WindowHost`).
-
-    def show(self, number: int, window: WindowFile) -> None:
-        """Show a window to whoever connects for it.
-
-        Raises:
-            HostError: there cannot be a socket for it.
-        """
-        path = self._config.window(number)
-        self._windows[number] = WindowSocket(
-            number,
-            window,
-            partial(self._listen, path),
-            self.loop,
-            self._owner.linger,
-            self.say_once,
-        )
-
-    def hide(self, number: int) -> None:
-        """Show it no longer."""
-        self._windows.pop(number).close()
-
-    def connected(self, number: int) -> bool:
-        """Whether somebody has it."""
-        window = self._windows.get(number)
-        return window is not None and window.connected
-
-    def _hide_all(self) -> None:
-        for number in list(self._windows):
-            self.hide(number)
-
     async def serve_control(self) -> None:
         """Answer on the control socket, for as long as the daemon lives."""
         server = await asyncio.start_unix_server(
-            self._owner.control, sock=self._control, limit=control.MAX_LINE
+            self._common.control, sock=self._control, limit=control.MAX_LINE
         )
         self._stack.callback(server.close)
 
@@ -210,7 +173,13 @@ class Server:
                 f"front-end (pid {pid}) refused: pid {self._master.pid} is connected"
             )
             return
-        self._master = MasterConnection(self, connection, self.loop)
+        self._master = MasterConnection(
+            connection,
+            self.loop,
+            receive=self.device.receive,
+            closed=self._master_closed,
+            say_once=self.say_once,
+        )
         self.device.master_connected(self._master)
         self._master.start()
 
@@ -220,7 +189,7 @@ class Server:
         if self._slave is not None:
             self._refuse_slave(connection)
             return
-        linger = self._owner.linger
+        linger = self._common.linger
         self._slave = SlaveConnection(self, connection, self.loop, linger)
         self._slave.start()
         try:
@@ -231,24 +200,19 @@ class Server:
             self._slave.give_up(no_descriptors(error))
 
     def _refuse_slave(self, connection: socket.socket) -> None:
-        assert self._slave is not None, "refused for nobody"
+        assert self._slave is not None, "no slave connected"
         pid = sockets.peer_pid(connection)
-        self._owner.linger.refuse(connection)
+        self._common.linger.refuse(connection)
         self.say_once(f"slave (pid {pid}) refused: pid {self._slave.pid} is connected")
 
-    def receive(self, message: Message) -> None:
-        """The front-end sent a message."""
-        self.device.receive(message)
-
-    def master_closed(self) -> None:
-        """The front-end's connection is closed."""
+    def _master_closed(self) -> None:
         self._master = None
         self.device.master_gone()
         if self._alone:
-            self._owner.stop()
+            self._ended()
 
     def slave_closed(self) -> None:
-        """The slave's connection is closed."""
+        """Note that the slave's connection is closed."""
         self._slave = None
         self.device.slave_gone()
 
@@ -258,20 +222,24 @@ class Server:
         self._said = text
         log.log(level, "%s: %s", self._config.name, text)
 
+    def tick(self) -> None:
+        """Do what the device does four times a second; what fails, fails it alone."""
+        self.loop.run(self.device.tick)
+
     def _exhausted(self, error: OSError) -> None:
-        """No descriptors are left: whoever made us need one more has to go."""
+        """Drop a connection, since no descriptors are left."""
         connection = self._master or self._slave
         if connection is not None:
             connection.drop(no_descriptors(error))
 
     def _fail(self, error: Exception) -> None:
-        """An error of ours: there is no going on with half of a device."""
+        """Close the device after an error of ours: half of a device serves no VM."""
         log.error("%s: failed, and is closed", self._config.name, exc_info=error)
         try:
             self.close()
         except Exception as second:
-            log.debug("%s: and again", self._config.name, exc_info=second)
-        self._owner.device_failed(self._config.name, error)
+            log.debug("%s: closing it failed, too", self._config.name, exc_info=second)
+        self._failed(error)
 
     def close(self) -> None:
         """Close all, and remove what we made; an error stops none of it."""

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent, as far as the daemon can know it: by what it writes.
+"""The agent as far as the daemon knows it: by what it writes into the metadata.
 
-All of it is the slave's own word.  It decides only how long we wait for the agent
-and what we tell the user, never where we read or write.
+All of it is the slave's own word.  It decides only how long the daemon waits for the
+agent and what it tells the user, never where the daemon reads or writes.
 """
 
 import logging
+from dataclasses import replace
 
 from vhostpci_shared.access import Metadata
 from vhostpci_shared.metadata import Agent, AgentState
@@ -14,18 +15,21 @@ from vhostpci_shared.wire import ProtocolError
 log = logging.getLogger(__name__)
 
 ALIVE = 2.0
-"""Seconds without a word of the agent after which nobody waits for it."""
+"""Seconds for which an agent that writes nothing is still waited for."""
 LOG_PAUSE = 1.0
 """Seconds between two lines about what the agent says."""
+_HEARTBEAT = slice(8, 16)
+"""The heartbeat's bytes in the agent's entry."""
 
 
 class AgentView:
-    """What the agent said last, and when it was seen to say something new.
+    """What the agent said last, and when it was last seen to say something new.
 
-    What it finds in the metadata at first may be from an agent that is long dead.
+    What stands in the metadata when a slave connects may be from an agent that has
+    died.  So an agent counts as alive only once its entry has changed.
 
     Args:
-        metadata: the region that it writes its part of.
+        metadata: the region that the agent writes its part of.
         name: the device's, for the log.
         vectors: how many the slave's device must have.
     """
@@ -36,47 +40,65 @@ class AgentView:
         self._vectors = vectors
         self._lived_at: float | None = None
         self._now = 0.0
-        self._instance: int | None = None  # which has served this slave's device
+        self._instance: int | None = None  # of the agent that has served this slave
         self._said: object = None
         self._said_at = 0.0
-        self.entry = self._read()
+        self._untold = False
+        self._bytes = metadata.agent_bytes()
+        self.entry = _parse(self._bytes)
         self.late_at = 0
-        """The generation that it missed, after a wait that timed out."""
+        """The generation that the agent missed, after a wait that timed out."""
 
     def forget(self) -> None:
-        """Another slave: whatever is in the metadata is from before."""
+        """Start again: the slave is another, and its agent has not said anything."""
         self._lived_at = self._instance = None
         self._said = None
-        self.entry = self._read()
+        self._untold = False
+        self._bytes = self._metadata.agent_bytes()
+        self.entry = _parse(self._bytes)
         self.late_at = 0
 
     def sample(self, now: float) -> bool:
-        """Look at what it says; return whether it serves the slave after another.
+        """Read what the agent says; return whether it serves the slave after another.
 
-        The first one has the slave's sessions for itself.
+        The first agent of a slave has the slave's sessions for itself; each one that
+        follows needs new ones, or its predecessor might still act in them.
         """
-        before, self._now = self.entry, now
-        self.entry = self._read()
-        if self.entry != before:
-            self._lived_at = now
+        self._now = now
+        if not self._read(now):
+            # This is the case four times a second for each device: nothing is parsed.
+            if self._untold:
+                self._tell(now)
+            return False
         self._tell(now)
         if self._lived_at is None or self.entry.state is not AgentState.READY:
             return False
         last, self._instance = self._instance, self.entry.instance
         return last not in (None, self._instance)
 
-    def _read(self) -> Agent:
-        try:
-            return self._metadata.agent()
-        except ProtocolError as error:
-            return Agent(state=AgentState.FAILED, message=str(error))
+    def _read(self, now: float) -> bool:
+        """Take over what the agent has written; return whether it is more than a beat.
+
+        Each byte is read once: what is compared is what is parsed.
+        """
+        data, before = self._metadata.agent_bytes(), self._bytes
+        if data == before:
+            return False
+        alive = self._lived_at is not None
+        self._bytes, self._lived_at = data, now
+        if alive and _without_beat(data) == _without_beat(before):
+            beat = int.from_bytes(data[_HEARTBEAT], "little")
+            self.entry = replace(self.entry, heartbeat=beat)
+            return False
+        self.entry = _parse(data)
+        return True
 
     @property
     def present(self) -> bool:
-        """Whether it served the device when we looked last: worth waiting for.
+        """Whether it served the device when it was last sampled: worth waiting for.
 
-        It is from its first word on.  It runs rings from then on, and its heart may
-        not have beaten yet.
+        An agent is present from its first word on, not from its first heartbeat: it may
+        run rings between the two.
         """
         return (
             self.entry.state is AgentState.READY
@@ -86,10 +108,11 @@ class AgentView:
         )
 
     def _tell(self, now: float) -> None:
-        """Log what it says of itself, once, and so that it cannot fill the log."""
+        """Log what the agent says of itself: once, and at most one line a second."""
         entry = self.entry
         said = (entry.instance, entry.state, entry.vectors, entry.message)
-        if said == self._said or now - self._said_at < LOG_PAUSE:
+        self._untold = said != self._said and now - self._said_at < LOG_PAUSE
+        if said == self._said or self._untold:
             return
         self._said, self._said_at = said, now
         if entry.state is AgentState.READY:
@@ -108,3 +131,15 @@ class AgentView:
                 self._vectors,
                 self._vectors,
             )
+
+
+def _parse(data: bytes) -> Agent:
+    """Return the agent's entry; one that cannot be is that of an agent that failed."""
+    try:
+        return Agent.parse(data)
+    except ProtocolError as error:
+        return Agent(state=AgentState.FAILED, message=str(error))
+
+
+def _without_beat(data: bytes) -> tuple[bytes, bytes]:
+    return data[: _HEARTBEAT.start], data[_HEARTBEAT.stop :]

@@ -1,29 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One master and its slave: what backend, memory and peers add up to.
+"""One device: the session with its front-end, and what that means to its slave.
 
-Theory of operation.  The front-end describes its rings in many small messages.  Once
-they have been quiet for some milliseconds the device *settles*: it introduces the
-call eventfds as a peer, publishes the metadata, and interrupts the slave.  What stops
-a ring is published at once, and the front-end gets its answer when the agent has
-said that it let go (`_stop`, `_poll_agent`), or when it has been too long about it.
+Theory of operation.  The front-end describes its rings in many small messages
+(`vhost_user/backend.py` keeps what they say).  Once they have been quiet for some
+milliseconds the device *settles*: it introduces the call eventfds to the slave as a
+peer, publishes the metadata, and interrupts the agent.  A message that stops a ring is
+different: the metadata is published at once, and the front-end gets its answer when
+the agent says that it has stopped, or has had its time.
 
-`lease.py` has the states of a ring.  Nothing here waits: the loop calls back.
+`Device` calls the others, and none of them calls it but through the loop:
+
+- `Backend` says what the front-end has set up, and whether a message needs a quiesce;
+- `Publisher` holds the leases of the rings and writes what the agent is shown;
+- `AgentWait` is the wait for the agent while the front-end has no answer;
+- `AgentView` and `RingReports` read what the agent says of itself and of its rings;
+- `ShownWindows` opens the windows' sockets and plugs them into a slave VM;
+- `Slave` is the ivshmem connection with its peers.
+
+Nothing here waits: the loop calls back, and the daemon calls `tick`.
 """
 
 import logging
 import random
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
 
-from vhostpci_shared import metadata as md
-from vhostpci_shared.metadata import AgentRingState, DeviceFlag
 from vhostpci_shared.wire import ProtocolError
 
 from ..config.device import DeviceConfig
 from ..errors import HostError
 from ..fds import Notifier
-from ..interfaces import Loop, MasterPort, Plugger, Timer
+from ..interfaces import Loop, MasterPort
 from ..ivshmem.doorbells import VectorSet
 from ..ivshmem.peers import PeersExhausted
 from ..ivshmem.slave import Slave, SlavePort
@@ -32,93 +39,82 @@ from ..vhost_user.backend import Answer, Backend, Quiesce
 from ..vhost_user.message import Message
 from .agent_view import AgentView
 from .debounce import Settling
-from .ring_lease import Lease, RingState, Sessions
-from .windows import Shown, WindowHost
+from .publisher import Publisher
+from .quiesce import POLL, QUIESCE, AgentWait, Outcome
+from .ring_lease import Lease
+from .ring_reports import RingReports
+from .windows import ShownWindows
 
 log = logging.getLogger(__name__)
 
-QUIESCE = 1.0
-"""Seconds to wait for the agent while the master's QEMU stands still."""
-POLL = 0.002
-TICK = 0.250
+BEAT_TICKS = 2
+"""Ticks from one heartbeat to the next: the metadata promises one in 0.5 s."""
+SIZE_TICKS = 4
+"""Ticks from one look at the memory files' sizes to the next: a system call each."""
 QUIET = 60.0
 """Seconds between two lines about a file that is cut again and again."""
-RENEW_PAUSE = 1.0
-"""Seconds until a ring that the agent left as fenced is given to it again."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Wait:
-    """We wait for the agent to reach `generation`, but not beyond `deadline`."""
-
-    generation: int
-    deadline: float
-    rings: frozenset[int]
 
 
 class Device:
     """One device, from the daemon's start to its end.
 
     Args:
-        config: what it is to be.
-        store: where its memory is; ours to close.
-        loop: what calls back.
-        host: who has sockets for its windows.
-        plugger: who plugs them into the slave VM, if anybody.
+        config: what it is configured to be.
+        store: has its memory; closed with the device.
+        windows: shows the master's memory to the slave; closed with the device.
+        loop: calls the device back.
     """
 
     def __init__(
         self,
         config: DeviceConfig,
         store: Store,
+        windows: ShownWindows,
         loop: Loop,
-        host: WindowHost,
-        plugger: Plugger | None = None,
     ) -> None:
         self.config = config
         self.store = store
-        self.plugger = plugger
-        self.windows = Shown(config, store, host, plugger, loop)
-        self.instance = random.getrandbits(63) | 1
+        self.windows = windows
         self.backend: Backend | None = None
         self.master: MasterPort | None = None
         self.slave: Slave | None = None
-        self.generation = 0
         self.agent = AgentView(store.metadata, config.name, config.vectors)
-        self._sessions = sessions = Sessions()
-        self.leases = [Lease(index, sessions) for index in range(config.rings)]
+        instance = random.getrandbits(63) | 1
+        self.publisher = Publisher(config, store.metadata, instance)
+        self._reports = RingReports(config.name, store.metadata, self.publisher)
         self._loop = loop
         self._doorbell = Notifier.new()
         self._settling = Settling(loop, self._settle)
+        self._wait = AgentWait(loop, self._look_at_agent)
         self._replacing = False
-        self._wait: _Wait | None = None
-        self._wait_timer: Timer | None = None
-        self._published: object = None
         self._ticks = 0
         self._quiet_until = 0.0
-        store.metadata.format()
         self._publish()
         loop.add_reader(self._doorbell.fileno(), self._on_doorbell)
-        self._tick_timer = loop.call_later(TICK, self._tick)
+
+    @property
+    def leases(self) -> list[Lease]:
+        """The rings as the agent knows them, by index."""
+        return self.publisher.leases
 
     def close(self) -> None:
-        """Tell the slave that there is no master, and let go of everything.
+        """Tell the slave that the master is gone, and release everything.
 
-        Whatever fails of it, the rest is done: another may want the same files.
+        Run every step even if one fails: a later daemon needs these files unlocked.
         """
         with ExitStack() as stack:
             stack.callback(self.store.close)
+            stack.callback(self.windows.close)
             stack.callback(self._doorbell.close)
             stack.callback(self._loop.remove_reader, self._doorbell.fileno())
             stack.callback(self.slave_gone)
             stack.callback(self.master_gone)
-            stack.callback(self._tick_timer.cancel)
 
-    # The master.
+    # The session with the front-end.
 
     def master_connected(self, port: MasterPort) -> None:
-        """A front-end is there; nothing is known of it yet."""
-        assert self.master is None, "one master at a time"
+        """Begin a session: a front-end has connected and said nothing yet."""
+        assert self.master is None, "one front-end at a time"
         log.info("%s: front-end connected (pid %d)", self.config.name, port.pid)
         self.master = port
         windows = self.store.windows(port.pid, self._for_vm)
@@ -126,22 +122,25 @@ class Device:
         self._publish()
 
     def master_gone(self) -> None:
-        """Its QEMU has the rings back by now: take them from the agent at once."""
+        """End the session; a no-op without one.
+
+        QEMU's own virtio-net has taken the rings over by now, so the agent's leases end
+        at once: there is nothing to wait for.
+        """
         if self.master is None or self.backend is None:
             return
         log.info("%s: front-end disconnected", self.config.name)
-        self._end_wait()
+        self._wait.end()
         self._settling.cancel()
-        self._end(
-            i for i, ring in enumerate(self.leases) if ring.state != RingState.STOPPED
-        )
+        self._log_stopped(self.publisher.all_stopped())
         if self.slave is not None:
-            self.slave.withdraw(self.generation)
+            self.slave.withdraw(self.publisher.generation)
         self.backend.close()
         self.backend = self.master = None
-        self.windows.want(frozenset(), device=False)
+        self.windows.show(frozenset(), device=False)
         self._publish()
         self._retire_windows()
+        self._keep_files()
 
     def _for_vm(self) -> bool:
         """Whether the slave is a VM, or will be one."""
@@ -149,23 +148,27 @@ class Device:
         return self.config.plugged or (slave is not None and not slave.port.is_process)
 
     def receive(self, message: Message) -> None:
-        """Take one message of the front-end; it has no more until we resume it."""
-        assert self.backend is not None, "a message from nobody"
+        """Act on one message of the front-end.
+
+        If the answer has to wait for the agent, the connection is paused: the front-end
+        sends nothing that we read until it has its answer.
+        """
+        assert self.backend is not None, "no front-end connected"
         try:
-            self._go_on(self.backend.receive(message))
+            self._answer(self.backend.receive(message))
         except ProtocolError as error:
             self._drop_master(error)
 
-    def _go_on(self, outcome: Answer | Quiesce) -> None:
-        """Do what the back-end says until there is an answer, or a wait."""
-        assert self.backend is not None, "an answer for nobody"
-        assert self.master is not None, "an answer for nobody"
+    def _answer(self, outcome: Answer | Quiesce) -> None:
+        """Do what the back-end says until there is an answer to send, or a wait."""
+        assert self.backend is not None, "no front-end connected"
+        assert self.master is not None, "no front-end connected"
         while isinstance(outcome, Quiesce):
-            if self._stop(outcome.rings):
+            if self._stop_rings(outcome.rings):
                 self.master.pause()
                 return
             outcome = self.backend.resume()
-        self.store.keep(self.backend.memory.windows | self.windows.numbers)
+        self._keep_files()
         if outcome.refusal:
             log.warning("%s: refused %s", self.config.name, outcome.refusal)
         self._settling.touch()
@@ -173,80 +176,62 @@ class Device:
             self.master.send(outcome.reply)
 
     def _drop_master(self, error: ProtocolError | HostError) -> None:
-        assert self.master is not None, "nobody to drop"
+        # The connection closes within this call, and `master_gone` is called.
+        assert self.master is not None, "no front-end connected"
         self.master.drop(str(error))
 
     # Stopping rings.
 
-    def _stop(self, indexes: frozenset[int]) -> bool:
-        """Take rings from the agent; say whether it has yet to let go of them."""
-        running = frozenset(i for i in indexes if self.leases[i].running)
+    def _stop_rings(self, indexes: frozenset[int]) -> bool:
+        """Take rings from the agent; return whether to wait until it has stopped."""
+        running = self.publisher.running(indexes)
         if not running:
             return False
-        now = self._loop.time()
         self._sample_agent()
         present = self.agent.present
-        for index in running:
-            state = RingState.STOPPING if present else RingState.STOPPED
-            self.leases[index].step(state)
+        self.publisher.stop(running, agent_present=present)
         self._publish()
         if present:
-            self._wait = _Wait(self.generation, now + QUIESCE, running)
-            self._wait_timer = self._loop.call_later(POLL, self._poll_agent)
+            self._wait.begin(self.publisher.generation, running)
         else:
-            log.info("%s: stopped rings %s", self.config.name, sorted(running))
+            self._log_stopped(running)
         return present
 
-    def _poll_agent(self) -> None:
-        """The agent may have no interrupt to tell us with: look now and then."""
-        self._wait_timer = self._loop.call_later(POLL, self._poll_agent)
-        self._look_at_agent()
-
     def _check_wait(self) -> None:
-        """See whether the agent has let go, or had its time."""
-        wait = self._wait
-        if wait is None:
+        """End the wait if the agent has stopped the rings, or has had its time."""
+        outcome = self._wait.outcome(self.agent.entry.generation)
+        if outcome is None:
             return
-        if self.agent.entry.generation >= wait.generation:
-            self._stopped(wait, answered=True)
-        elif self._loop.time() >= wait.deadline:
+        if outcome is Outcome.LATE:
             log.warning(
                 "%s: the agent did not stop within %g s; going on without it",
                 self.config.name,
                 QUIESCE,
             )
-            self.agent.late_at = wait.generation
-            self._stopped(wait, answered=False)
+            self.agent.late_at = self._wait.generation
+        self._end_wait(fence=outcome is Outcome.LATE)
 
-    def _stopped(self, wait: _Wait, *, answered: bool) -> None:
-        """The agent let go, or is taken to have: the front-end gets its answer."""
-        assert self.backend is not None, "a wait for nobody"
-        assert self.master is not None, "a wait for nobody"
-        master = self.master
-        self._end_wait()
-        self._end(wait.rings)
-        if not answered:
-            self._publish()  # it is fenced before the front-end has its answer
+    def _end_wait(self, *, fence: bool) -> None:
+        """Give the front-end its answer: the agent has stopped, or is fenced now."""
+        assert self.backend is not None, "no front-end connected"
+        assert self.master is not None, "no front-end connected"
+        master, rings = self.master, self._wait.rings
+        self._wait.end()
+        self.publisher.stopped(rings)
+        self._log_stopped(rings)
+        if fence:
+            # Before the answer: QEMU may touch the rings as soon as it has it.
+            self._publish()
         try:
-            self._go_on(self.backend.resume())
+            self._answer(self.backend.resume())
         except ProtocolError as error:
             self._drop_master(error)
-        if self._wait is None:
+        if not self._wait.active:
             master.resume()
 
-    def _end_wait(self) -> None:
-        self._wait = None
-        if self._wait_timer is not None:
-            self._wait_timer.cancel()
-            self._wait_timer = None
-
-    def _end(self, indexes: Iterable[int]) -> None:
-        """These rings are nobody's any more."""
-        indexes = sorted(indexes)
-        for index in indexes:
-            self.leases[index].step(RingState.STOPPED)
-        if indexes:
-            log.info("%s: stopped rings %s", self.config.name, indexes)
+    def _log_stopped(self, indexes: Iterable[int]) -> None:
+        if rings := sorted(indexes):
+            log.info("%s: stopped rings %s", self.config.name, rings)
 
     # Settling.
 
@@ -264,9 +249,11 @@ class Device:
             self._replace_slave(error)
             return
         if self.slave is not None and self.slave.behind():
+            # QEMU loses a doorbell for a peer that it has not read of, so do not
+            # publish that peer yet.
             self._settling.again(POLL)
             return
-        started = self._start(backend)
+        started = self._start_rings(backend)
         try:
             self._relay_kicks(backend)
         except ProtocolError as error:
@@ -274,13 +261,14 @@ class Device:
             return
         self._publish()
         if self.slave is not None and (introduced or started):
+            # The driver may wait for an interrupt that went to the old call eventfds.
             self.slave.signal_calls()
 
     def _show_windows(self, backend: Backend) -> bool:
-        """Have a socket for each window before the agent is told of it."""
+        """Open a socket for each window before the agent is told of it."""
         device = any(backend.runs(index) for index in range(len(self.leases)))
         try:
-            self.windows.want(
+            self.windows.show(
                 backend.memory.windows, device=device or self.windows.device
             )
         except HostError as error:
@@ -290,116 +278,63 @@ class Device:
 
     def _relay_kicks(self, backend: Backend) -> None:
         vectors = self.slave.vectors if self.slave else None
-        for ring, wish in zip(self.leases, backend.rings, strict=True):
-            ring.relay_kicks(self._loop, wish.kick, vectors)
+        for lease, vring in zip(self.leases, backend.rings, strict=True):
+            lease.relay_kicks(self._loop, vring.kick, vectors)
 
     def _introduce_calls(self, backend: Backend) -> bool:
         if self.slave is None:
             return False
         calls = [
-            ring.call if backend.runs(index) else None
-            for index, ring in enumerate(backend.rings)
+            vring.call if backend.runs(index) else None
+            for index, vring in enumerate(backend.rings)
         ]
-        return self.slave.introduce(calls, self.generation)
+        return self.slave.introduce(calls, self.publisher.generation)
 
     def _replace_slave(self, error: PeersExhausted) -> None:
-        """The slave's device is used up: the rings wait for a new one."""
-        assert self.slave is not None, "the peers of nobody"
-        if self.plugger is None:
-            why = f"{error}: unplug the slave's device and plug it again"
-            self.slave.port.drop(why)
+        """Replace the slave's ivshmem function: its QEMU can take no other peer."""
+        assert self.slave is not None, "no slave connected"
+        if self.windows.plugger is None:
+            self.slave.port.drop(
+                f"{error}: unplug the slave's device and plug it again"
+            )
         elif not self._replacing:
             log.info(
-                "%s: the slave's device is plugged anew: %s", self.config.name, error
+                "%s: unplugging the slave's device and plugging it again: %s",
+                self.config.name,
+                error,
             )
             self._replacing = True
             self.windows.replug()
 
-    def _start(self, backend: Backend) -> list[int]:
-        """Start the rings that are to run; say which."""
-        started = [
-            index
-            for index, ring in enumerate(self.leases)
-            if ring.state is RingState.STOPPED and backend.runs(index)
-        ]
+    def _start_rings(self, backend: Backend) -> list[int]:
+        """Give the agent the rings that the front-end runs; return the new ones."""
+        started = self.publisher.start(backend, self._loop.time())
         for index in started:
-            self.leases[index].step(RingState.RUNNING)
-            self.leases[index].renewed_at = self._loop.time()
-            self._check_base(backend, index)
+            base, used = backend.rings[index].base, backend.used_index(index)
+            if base != used:
+                log.warning(
+                    "%s: ring %d is to start at %d, but its used index is %d",
+                    self.config.name,
+                    index,
+                    base,
+                    used,
+                )
         if started:
             log.info("%s: started rings %s", self.config.name, started)
         return started
 
-    def _check_base(self, backend: Backend, index: int) -> None:
-        base, used = backend.rings[index].base, backend.used_index(index)
-        if base != used:
-            log.warning(
-                "%s: ring %d is to start at %d, but its used index is %d",
-                self.config.name,
-                index,
-                base,
-                used,
-            )
-
-    # What the agent sees.
-
     def _publish(self) -> None:
-        """Write the metadata if it has something new to say, and interrupt."""
-        content = self._device_entry(), self._regions(), self._ring_entries()
-        if content == self._published:
-            return
-        self._published = content
-        self.generation = self.store.metadata.publish(*content)
-        self.windows.published(self.generation)
-        if self.slave is not None:
-            self.slave.vectors.signal_metadata()
-
-    def _device_entry(self) -> md.Device:
-        backend, config = self.backend, self.config
-        return md.Device(
-            instance=self.instance,
-            features=int(backend.features) if backend else 0,
-            flags=DeviceFlag.MASTER if backend else DeviceFlag(0),
-            queue_pairs=config.queue_pairs,
-            vectors=config.vectors,
-            daemon_peer=md.DAEMON_PEER,
-            mtu=backend.mtu if backend else 0,
-            region_count=0,  # publish() counts
-            ring_count=0,
-            name=config.name,
-        )
-
-    def _regions(self) -> tuple[md.Region, ...]:
-        """Return the regions in windows that are shown."""
-        if self.backend is None:
-            return ()
-        shown = self.windows.numbers | {0}
-        return tuple(r for r in self.backend.memory.metadata() if r.window in shown)
-
-    def _ring_entries(self) -> tuple[md.Ring, ...]:
-        peer = self.slave.peers.call_peer if self.slave else None
-        wishes = self.backend.rings if self.backend else [None] * len(self.leases)
-        return tuple(
-            ring.entry(wish, peer)
-            for ring, wish in zip(self.leases, wishes, strict=True)
-        )
-
-    def _renew(self, ring: Lease) -> None:
-        """Give a running ring to the agent anew, from where it stands."""
-        assert self.backend is not None, "a running ring of nobody"
-        wish = self.backend.rings[ring.index]
-        wish.base = self.backend.used_index(ring.index)
-        ring.renew(self._loop.time())
-
-    def _renew_all(self) -> None:
-        for ring in self.leases:
-            if ring.running:
-                self._renew(ring)
+        """Show the agent what is new, and interrupt it."""
+        call_peer = self.slave.peers.call_peer if self.slave else None
+        if self.publisher.publish(self.backend, call_peer, self.windows.numbers):
+            self.windows.published(self.publisher.generation)
+            if self.slave is not None:
+                self.slave.vectors.signal_metadata()
 
     # The slave.
 
     def slave_connected(self, port: SlavePort) -> None:
-        """A slave is there: tell it all, in one go."""
+        """Introduce a slave to the device: its whole handshake is sent at once."""
         assert self.slave is None, "one slave at a time"
         log.info("%s: slave connected (pid %d)", self.config.name, port.pid)
         self.agent.forget()
@@ -409,7 +344,7 @@ class Device:
             *(port, loop, store.file, vectors, self._doorbell),
             unplugged=self.config.plugged,
         )
-        self._renew_all()
+        self._renew_running()
         self._settle()
         self._publish()
 
@@ -419,115 +354,90 @@ class Device:
         if backend is None:
             return [None] * len(self.leases)
         return [
-            ring.kick if backend.runs(index) else None
-            for index, ring in enumerate(backend.rings)
+            vring.kick if backend.runs(index) else None
+            for index, vring in enumerate(backend.rings)
         ]
 
     def slave_gone(self) -> None:
-        """It is gone, its agent with it; another may come."""
+        """Forget the slave and its agent; a no-op without a slave."""
         if self.slave is None:
             return
         log.info("%s: slave disconnected", self.config.name)
-        for ring in self.leases:
-            ring.relay_kicks(self._loop, None, None)
+        for lease in self.leases:
+            lease.relay_kicks(self._loop, None, None)
         self.slave.close()
         self.slave = None
         self._replacing = False
         self.agent.forget()
-        self._renew_all()
+        self._renew_running()
         self._publish()
-        if self._wait is not None:
-            self._stopped(self._wait, answered=False)
+        if self._wait.active:
+            self._end_wait(fence=True)
+
+    # The agent.
 
     def _on_doorbell(self) -> None:
         self._doorbell.drain()
         self._look_at_agent()
 
     def _look_at_agent(self) -> None:
-        """Act on what the agent may have changed in its part.
-
-        It is looked at often: what it is told is put together only if that is new.
-        """
-        before = self._sessions.last
+        """Act on what the agent has changed in its part of the metadata."""
+        before = self.publisher.last_session
         self._sample_agent()
         self._check_wait()
-        for ring in self.leases:
-            if ring.running:
-                self._look_at_ring(ring)
-        if self._sessions.last != before:
+        self._reports.look(self.backend, self._loop.time())
+        if self.publisher.last_session != before:
             self._publish()
         if self.slave is not None:
             self.slave.retire(self.agent.entry.generation)
         self._retire_windows()
 
     def _sample_agent(self) -> None:
-        """Look at what it says; another one than before gets all rings anew."""
+        """Read what the agent says; one that follows another gets new sessions."""
         if self.agent.sample(self._loop.time()):
-            self._renew_all()
+            self._renew_running()
+
+    def _renew_running(self) -> None:
+        self.publisher.renew_running(self.backend, self._loop.time())
 
     def _retire_windows(self) -> None:
+        """Close the windows that the agent uses no more."""
         if self.backend is not None and self.backend.waiting:
-            return  # what it is about to take may be in no memory table yet
-        self.windows.retire(self.agent.entry.generation, present=self.agent.present)
+            return  # the message that waits may name a window that no table has yet
+        generation, present = self.agent.entry.generation, self.agent.present
+        if self.windows.retire(generation, present=present):
+            self._keep_files()
+
+    def _keep_files(self) -> None:
+        """Close the memory files that neither the front-end nor the slave has."""
         memory = self.backend.memory.windows if self.backend else frozenset()
         self.store.keep(memory | self.windows.numbers)
 
-    def _look_at_ring(self, ring: Lease) -> None:
-        """See whether the agent has left a ring that it is to serve."""
-        try:
-            said = self.store.metadata.agent_ring(ring.index)
-        except ProtocolError:
-            return
-        if said.session != ring.session:
-            return
-        if said.state is AgentRingState.BROKEN and ring.reported != ring.session:
-            ring.reported = ring.session
-            self._report_broken(ring)
-        elif said.state is AgentRingState.FENCED and self._may_renew(ring):
-            name = self.config.name
-            log.info("%s: ring %d was fenced; giving it anew", name, ring.index)
-            self._renew(ring)
-
-    def _may_renew(self, ring: Lease) -> bool:
-        return self._loop.time() - ring.renewed_at >= RENEW_PAUSE
-
-    def _report_broken(self, ring: Lease) -> None:
-        assert self.backend is not None, "a running ring of nobody"
-        log.warning(
-            "%s: the master's driver broke ring %d; it works again when the driver "
-            "is loaded anew",
-            self.config.name,
-            ring.index,
-        )
-        err = self.backend.rings[ring.index].err
-        if err is not None:
-            err.signal()
-
     # Time.
 
-    def _tick(self) -> None:
-        self._tick_timer = self._loop.call_later(TICK, self._tick)
-        if self.store.restore():
-            self._restored()
-        for text in self.store.cut():
-            log.warning("%s: %s", self.config.name, text)
+    def tick(self) -> None:
+        """Beat the heart, and look at the agent and the memory: four times a second."""
         self._ticks += 1
-        if self._ticks % 2:
+        if self.store.restore(sizes=self._ticks % SIZE_TICKS == 0):
+            self._memory_restored()
+        if self._ticks % SIZE_TICKS == 0:
+            for text in self.store.cut():
+                log.warning("%s: %s", self.config.name, text)
+        if self._ticks % BEAT_TICKS == 0:
             self.store.metadata.beat()
         self._look_at_agent()
 
-    def _restored(self) -> None:
-        """Somebody cut our memory: the agent finds all of it anew."""
+    def _memory_restored(self) -> None:
+        """Write the metadata again: another process had cut its file."""
         now = self._loop.time()
         if now >= self._quiet_until:
             self._quiet_until = now + QUIET
             log.error(
-                "%s: somebody cut %s; its size is back, what was cut is lost (who may "
-                "open it is up to --socket-mode and --socket-group)",
+                "%s: another process cut %s; its size is back, what was cut is lost "
+                "(who may open it is up to --socket-mode and --socket-group)",
                 self.config.name,
                 self.config.arena,
             )
-        self.store.metadata.format()
-        self._published = None
-        self._renew_all()
+        self.publisher.reformat()
+        self._renew_running()
         self._publish()

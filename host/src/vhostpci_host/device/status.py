@@ -18,7 +18,7 @@ FAILED = "failed"
 
 def describe(device: Device) -> Json:
     """Return all that is known of `device`."""
-    config = device.config
+    config, plugger = device.config, device.windows.plugger
     return {
         "name": config.name,
         "state": state(device),
@@ -26,7 +26,7 @@ def describe(device: Device) -> Json:
         "mode": config.mode.value,
         "memory": device.store.describe(),
         "windows": _windows(device),
-        "plugging": device.plugger.status() if device.plugger else None,
+        "plugging": plugger.status() if plugger else None,
         "queue_pairs": config.queue_pairs,
         "vectors": config.vectors,
         "sockets": {
@@ -34,7 +34,7 @@ def describe(device: Device) -> Json:
             "ivshmem": str(config.ivshmem),
             "control": str(config.control),
         },
-        "generation": device.generation,
+        "generation": device.publisher.generation,
         "master": _master(device),
         "slave": _slave(device),
         "agent": _agent(device),

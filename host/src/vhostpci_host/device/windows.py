@@ -1,133 +1,147 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The windows with the master's memory: which are shown, to whom, and until when.
+"""The windows that show the master's memory to the slave, and until when each does.
 
-Theory of operation.  `Shown` follows what the front-end's memory table names.  A new
-window has its socket before the metadata names it.  One that is named no more goes
-when the agent has said that it let go of it, or has had its time: only then is the
-device unplugged, or the connection closed.  The slave's own device, window 0, comes
-and goes with the master where we plug it; else it is always there.
+Theory of operation.  The front-end's memory table says which windows there are to be.
+A new window gets its socket before the metadata names it, so that the agent never waits
+for one that does not exist.  A window that the table names no more stays until the
+agent says that it acts by a metadata that does not name it either, or has had its
+time: the agent may have a packet in hand there.  Only then is its socket closed, or
+its device unplugged.
 
-`WindowSocket` is one window's socket.
+Window 0, the slave's own device, comes and goes with the master if we plug it into the
+slave VM.  Else the user has given it to the slave, and it is always there.
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from vhostpci_shared import metadata as md
 
 from ..config.device import DeviceConfig
 from ..interfaces import Loop, Plug, Plugger
-from ..memory.regions import Store, WindowFile
+from ..ivshmem.linger import Linger
+from ..ivshmem.window_socket import Listen, WindowSocket
+from ..memory.regions import Store
 
 RETIRE = 1.0
 """Seconds after which a window goes, even if the agent says nothing."""
 
 
-class WindowHost(Protocol):
-    """Who shows windows with the master's memory to the slave."""
-
-    def show(self, number: int, window: WindowFile) -> None:
-        """Show the window to whoever connects for it.
-
-        Raises:
-            HostError: there cannot be a socket for it.
-        """
-
-    def hide(self, number: int) -> None:
-        """Show it no longer."""
-
-    def connected(self, number: int) -> bool:
-        """Whether somebody has it."""
-        ...
-
-
-class Shown:
-    """The windows that the slave is shown.
+class ShownWindows:
+    """The windows of one device that the slave can open, each with its socket.
 
     Args:
         config: the device's.
-        store: where the windows' files are.
-        host: who has a socket for each.
-        plugger: who plugs them into a slave VM, if anybody.
-        loop: for its clock.
+        store: has the windows' files.
+        listen: makes the sockets.
+        loop: calls them back.
+        linger: keeps connections open that QEMU would spin on.
+        warn: warns of a peer, but not each time that it tries again.
+        plugger: hot-plugs the windows into a slave VM; None without hot-plug.
     """
 
     def __init__(
         self,
         config: DeviceConfig,
         store: Store,
-        host: WindowHost,
-        plugger: Plugger | None,
+        listen: Listen,
+        *,
         loop: Loop,
+        linger: Linger,
+        warn: Callable[[str], None],
+        plugger: Plugger | None = None,
     ) -> None:
-        self.numbers: frozenset[int] = frozenset()
-        """All that have a socket, window 0 not counted."""
+        self.plugger = plugger
         self.device = False
-        """Whether the slave is to have window 0 plugged."""
+        """Whether the slave VM is to have window 0 plugged."""
         self._config = config
         self._store = store
-        self._host = host
-        self._plugger = plugger
+        self._listen = listen
         self._loop = loop
-        self._wanted: frozenset[int] = frozenset()
-        self._device_wanted = False
-        self._void: dict[int, tuple[int, float]] = {}
-        """By which generation each was named no more, and when that was published."""
+        self._linger = linger
+        self._warn = warn
+        self._sockets: dict[int, WindowSocket] = {}
+        self._named: frozenset[int] = frozenset()
+        self._device_named = False
+        self._unnamed_since: dict[int, tuple[int, float]] = {}
+        """For each window that is named no more: since which generation and time."""
 
-    def want(self, numbers: frozenset[int], *, device: bool) -> None:
-        """Show these windows, and window 0 as well if `device`.
+    @property
+    def numbers(self) -> frozenset[int]:
+        """The windows that have a socket; window 0 has one of its own."""
+        return frozenset(self._sockets)
 
-        Others stay until `retire`.
+    def show(self, numbers: frozenset[int], *, device: bool) -> None:
+        """Show these windows from now on, and window 0 as well if `device`.
+
+        Windows that are shown and not among them stay until `retire` closes them.
 
         Raises:
             HostError: there cannot be a socket for one.
         """
-        self._wanted, self._device_wanted = numbers - {0}, device
-        for number in sorted(self._wanted - self.numbers):
-            self._host.show(number, self._store.files[number])
-            self.numbers |= {number}
+        self._named, self._device_named = numbers - {md.SLAVE_ID}, device
+        for number in sorted(self._named - self._sockets.keys()):
+            self._sockets[number] = WindowSocket(
+                number,
+                self._store.files[number],
+                self._config.window(number),
+                self._listen,
+                loop=self._loop,
+                linger=self._linger,
+                say_once=self._warn,
+            )
         self.device |= device
-        for number in self._void.keys() - self._unwanted:
-            del self._void[number]
+        for number in self._unnamed_since.keys() - self._unnamed:
+            del self._unnamed_since[number]  # it is named again
         self._plug()
 
     @property
-    def _unwanted(self) -> frozenset[int]:
-        """Those that are shown, window 0 among them, and not wanted."""
-        device = {0} if self.device and not self._device_wanted else set()
-        return self.numbers - self._wanted | device
+    def _unnamed(self) -> frozenset[int]:
+        """The windows that are still shown, window 0 among them, and not named."""
+        device = {md.SLAVE_ID} if self.device and not self._device_named else set()
+        return self.numbers - self._named | device
 
     def replug(self) -> None:
-        """Have the slave's own device replaced by a new one, if we plug it at all."""
+        """Unplug window 0 and plug it again, if it is plugged by us."""
         device, self.device = self.device, False
         self._plug()
         self.device = device
         self._plug()
 
     def published(self, generation: int) -> None:
-        """The metadata of `generation` names what is wanted, and nothing else."""
-        for number in self._unwanted - self._void.keys():
-            self._void[number] = generation, self._loop.time()
+        """Note that the metadata of `generation` names what `show` was told to show."""
+        for number in self._unnamed - self._unnamed_since.keys():
+            self._unnamed_since[number] = generation, self._loop.time()
 
-    def retire(self, reached: int, *, present: bool) -> None:
-        """Hide what an agent at generation `reached`, if there is one, let go of."""
+    def retire(self, reached: int, *, present: bool) -> bool:
+        """Close the windows that the agent uses no more; return whether there were any.
+
+        Args:
+            reached: the generation that the agent acts by.
+            present: whether there is an agent.
+        """
+        if not self._unnamed_since:
+            return False
         now = self._loop.time()
-        gone = {
+        unused = {
             number
-            for number, (generation, since) in self._void.items()
+            for number, (generation, since) in self._unnamed_since.items()
             if not present or reached >= generation or now - since >= RETIRE
         }
-        if not gone:
-            return
-        for number in sorted(gone):
-            del self._void[number]
-            if number == 0:
+        if not unused:
+            return False
+        for number in sorted(unused):
+            del self._unnamed_since[number]
+            if number == md.SLAVE_ID:
                 self.device = False
             else:
-                self._host.hide(number)
-        self.numbers -= gone
+                self._sockets.pop(number).close()
         self._plug()
+        return True
 
     def _plug(self) -> None:
-        """Have the slave VM plugged what it is shown, and can take."""
-        if self._plugger is None:
+        """Have the plugger plug what is shown, and nothing else."""
+        if self.plugger is None:
             return
         config = self._config
         plugs = {
@@ -137,19 +151,26 @@ class Shown:
                 vectors=1,
                 size=self._store.files[number].size,
             )
-            for number in self.numbers
+            for number in self._sockets
         }
         if self.device:
             plugs.add(
                 Plug(
-                    window=0,
+                    window=md.SLAVE_ID,
                     socket=config.ivshmem,
                     vectors=config.vectors,
                     size=self._store.size,
                 )
             )
-        self._plugger.want(frozenset(plugs))
+        self.plugger.want(frozenset(plugs))
 
     def connected(self, number: int) -> bool:
-        """Whether the slave has the window."""
-        return self._host.connected(number)
+        """Return whether the slave has opened this window."""
+        window = self._sockets.get(number)
+        return window is not None and window.connected
+
+    def close(self) -> None:
+        """Close every socket, even if closing one fails."""
+        with ExitStack() as stack:
+            while self._sockets:
+                stack.callback(self._sockets.popitem()[1].close)

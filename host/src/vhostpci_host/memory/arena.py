@@ -131,11 +131,23 @@ class Arena:
         """Read from the file; what was cut off from it is missing."""
         return os.pread(self._file.fileno(), size, offset)
 
-    def restore(self) -> bool:
-        """Make the file whole if somebody cut it; say whether.
+    def restore(self, *, sizes: bool = True) -> bool:
+        """Give the file its size back if another process has cut it.
 
-        What was cut is lost, the metadata with it.
+        What was cut is lost, the metadata with it: it lies in the file's last 64 KiB.
+
+        Args:
+            sizes: ask the kernel for the file's size, too.  Without that, a cut is seen
+                by the lost metadata, unless it took less than a page.
+
+        Returns:
+            Whether the metadata is to be written again.
         """
+        # Look at the metadata first: if the file is too short for it, that look is a
+        # bus error, which marks the mapping as lost (sigbus.py).
+        intact = self.metadata.formatted() and not self._map.lost
+        if intact and not sizes:
+            return False
         cut = os.fstat(self._file.fileno()).st_size < self.size
         if cut:
             os.ftruncate(self._file.fileno(), self.size)

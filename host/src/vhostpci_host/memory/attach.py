@@ -121,8 +121,8 @@ class Attached:
             self._ids.free(number)
             self._cut.discard(number)
 
-    def restore(self) -> bool:
-        """Nobody can cut window 0."""
+    def restore(self, *, sizes: bool = True) -> bool:
+        """Return False: window 0 is sealed, so no process can cut it."""
         return False
 
     def cut(self) -> list[str]:

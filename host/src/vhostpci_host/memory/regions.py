@@ -82,8 +82,16 @@ class Store(Protocol):
     def keep(self, numbers: frozenset[int]) -> None:
         """Let go of all windows but these."""
 
-    def restore(self) -> bool:
-        """Mend what somebody has cut; say whether there was anything to mend."""
+    def restore(self, *, sizes: bool = True) -> bool:
+        """Restore the metadata if another process has cut the file that it lies in.
+
+        Args:
+            sizes: ask the kernel for the file's size, too.  Without that, a cut is seen
+                only where it takes the metadata away, which is cheap to see.
+
+        Returns:
+            Whether the metadata is to be written again.
+        """
         ...
 
     def cut(self) -> list[str]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A master's and a slave's connection: bytes of a socket in, calls of a device out."""
+"""A front-end's connection: bytes of a socket in, messages out."""
 
 import logging
 import socket
-from typing import Protocol
+from collections.abc import Callable
 
 from vhostpci_shared.wire import ProtocolError
 
@@ -18,27 +18,30 @@ MESSAGES_AT_ONCE = 16
 """Messages of one front-end before others have their turn."""
 
 
-class MasterOwner(Protocol):
-    """Who made a front-end's connection, and hears what becomes of it."""
-
-    def receive(self, message: Message) -> None:
-        """The front-end sent a message."""
-
-    def master_closed(self) -> None:
-        """The front-end's connection is closed."""
-
-    def say_once(self, text: str) -> None:
-        """Warn of a peer, but not each time that it tries again."""
-
-
 class MasterConnection:
-    """A front-end's connection (a `MasterPort`)."""
+    """A front-end's connection (a `MasterPort`).
+
+    Args:
+        connection: the socket; closed with the connection.
+        loop: calls back when there is something to read.
+        receive: takes each message.
+        closed: called once, when the connection has been closed.
+        say_once: warns of a peer, but not each time that it tries again.
+    """
 
     def __init__(
-        self, owner: MasterOwner, connection: socket.socket, loop: Loop
+        self,
+        connection: socket.socket,
+        loop: Loop,
+        *,
+        receive: Callable[[Message], None],
+        closed: Callable[[], None],
+        say_once: Callable[[str], None],
     ) -> None:
         self.pid = sockets.peer_pid(connection)
-        self._owner = owner
+        self._receive = receive
+        self._on_closed = closed
+        self._say_once = say_once
         self._loop = loop
         self._connection = connection
         self._reader = wire.MessageReader(connection)
@@ -54,7 +57,7 @@ class MasterConnection:
                 message = None if self._busy() else self._reader.read()
                 if message is None:
                     return
-                self._owner.receive(message)
+                self._receive(message)
         except EOFError:
             self.close()
         except ProtocolError as error:
@@ -89,7 +92,7 @@ class MasterConnection:
 
     def drop(self, reason: str) -> None:
         """Close the connection for what the front-end did."""
-        self._owner.say_once(f"front-end (pid {self.pid}) dropped: {reason}")
+        self._say_once(f"front-end (pid {self.pid}) dropped: {reason}")
         self.close()
 
     def close(self) -> None:
@@ -100,4 +103,4 @@ class MasterConnection:
         self._loop.remove_reader(self._connection.fileno())
         self._reader.close()
         self._connection.close()
-        self._owner.master_closed()
+        self._on_closed()

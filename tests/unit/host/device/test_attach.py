@@ -71,7 +71,7 @@ def test_each_file_of_the_master_is_a_window(scene: Scene, file: MakeFile) -> No
         md.Region(0, 16 * MIB, 256, 0),
         md.Region(HIGH, 16 * MIB, 257, 0),
     )
-    assert scene.windows.shown == {256: 16 * MIB, 257: 32 * MIB}
+    assert scene.shown == {256: 16 * MIB, 257: 32 * MIB}
 
 
 def test_regions_of_one_file_are_in_one_window(scene: Scene, file: MakeFile) -> None:
@@ -99,9 +99,22 @@ def test_agent_is_never_told_of_a_window_that_has_no_socket(
     qemu = scene.front_end([(region(16 * MIB), file())])
     qemu.driver_ok([RingAt.nth(0)])
     while not regions(scene):
-        assert not scene.windows.shown
+        assert not scene.shown
         scene.loop.advance(0.001)
-    assert scene.windows.shown
+    assert scene.shown
+
+
+def test_region_whose_window_has_no_socket_yet_is_not_published(
+    scene: Scene, file: MakeFile
+) -> None:
+    """A ring stops, which is published, before an added region has its window."""
+    one = region(16 * MIB, guest_addr=HIGH)
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running([(region(16 * MIB), file())], acks=SLOTS)
+        qemu.send(Request.ADD_MEM_REG, vu.SingleRegion(one), file(), need_reply=True)
+        qemu.stop_ring(0)
+        assert not agent.snapshot().rings[0].runs
+        assert [r.window for r in agent.snapshot().regions] == list(scene.shown)
 
 
 def test_table_that_comes_a_thousand_times_is_one_window(
@@ -113,7 +126,7 @@ def test_table_that_comes_a_thousand_times_is_one_window(
     for _ in range(1000):
         qemu.set_memory()
     scene.settle()
-    assert scene.windows.ever == 1
+    assert scene.sockets.ever == 1
     assert len(os.listdir("/proc/self/fd")) == before
     assert all(ring.running for ring in scene.device.leases)
 
@@ -142,10 +155,10 @@ def test_window_goes_when_the_agent_has_let_go_of_it(
     qemu.set_memory()  # the rings are stopped; that they may go on is yet to come
     agent.answers = False
     scene.loop.advance(0.5)
-    assert 257 in scene.windows.shown
+    assert 257 in scene.shown
     agent.answer()
     scene.loop.advance(0.001)
-    assert list(scene.windows.shown) == [256]
+    assert list(scene.shown) == [256]
     assert list(scene.device.store.files) == [256]
 
 
@@ -164,13 +177,13 @@ def test_each_window_waits_until_the_agent_has_let_go_of_that_very_one(
         qemu.set_memory()
         scene.settle()
         dropped.append(agent.metadata.generation())
-    assert sorted(scene.windows.shown) == [256, 257, 258]
+    assert sorted(scene.shown) == [256, 257, 258]
     agent.say(generation=dropped[0])
     scene.loop.advance(0.001)
-    assert sorted(scene.windows.shown) == [256, 257]
+    assert sorted(scene.shown) == [256, 257]
     agent.say(generation=dropped[1])
     scene.loop.advance(0.001)
-    assert sorted(scene.windows.shown) == [256]
+    assert sorted(scene.shown) == [256]
 
 
 def test_window_goes_after_a_while_if_the_agent_says_nothing(
@@ -179,9 +192,9 @@ def test_window_goes_after_a_while_if_the_agent_says_nothing(
     scene.agent(scene.slave()).answers = False
     qemu = scene.running([(region(16 * MIB), file())])
     qemu.close()
-    assert scene.windows.shown
+    assert scene.shown
     scene.loop.advance(1.5)
-    assert not scene.windows.shown
+    assert not scene.shown
     assert not scene.device.store.files
 
 
@@ -193,8 +206,8 @@ def test_master_that_comes_back_at_once_has_the_window_that_it_had(
     scene.running(memory).close()
     scene.running(memory)
     scene.loop.advance(1.5)
-    assert scene.windows.shown == {256: 16 * MIB}
-    assert scene.windows.ever == 1
+    assert scene.shown == {256: 16 * MIB}
+    assert scene.sockets.ever == 1
 
 
 def test_refused_table_leaves_no_window(scene: Scene, file: MakeFile) -> None:
@@ -207,7 +220,7 @@ def test_refused_table_leaves_no_window(scene: Scene, file: MakeFile) -> None:
         qemu.driver_ok([RingAt.nth(0)])
     scene.settle()
     assert not scene.device.store.files
-    assert not scene.windows.shown
+    assert not scene.shown
 
 
 def test_window_that_waits_for_the_agent_is_kept(scene: Scene, file: MakeFile) -> None:
@@ -218,7 +231,7 @@ def test_window_that_waits_for_the_agent_is_kept(scene: Scene, file: MakeFile) -
     qemu.regions.append((region(16 * MIB, guest_addr=HIGH), file()))
     qemu.set_memory()  # the heart beats, and a tick passes, before the time is over
     scene.settle()
-    assert sorted(scene.windows.shown) == [256, 257]
+    assert sorted(scene.shown) == [256, 257]
 
 
 def test_file_that_is_too_short_for_its_region(
@@ -268,7 +281,7 @@ def test_file_that_is_cut_is_told_of_once_and_ends_nothing(
 def test_odd_size_is_fine_for_a_process(scene: Scene, file: MakeFile) -> None:
     scene.slave(is_process=True)
     scene.running([(region(24 * MIB), file(24 * MIB))])
-    assert scene.windows.shown == {256: 24 * MIB}
+    assert scene.shown == {256: 24 * MIB}
 
 
 def test_odd_size_is_refused_for_a_slave_vm_with_what_to_change(
@@ -364,7 +377,7 @@ def test_arena_is_plugged_too(tmp_path: Path) -> None:
 def test_window_without_a_socket_ends_the_connection(
     scene: Scene, file: MakeFile
 ) -> None:
-    scene.windows.full = True
+    scene.sockets.full = True
     qemu = scene.front_end([(region(16 * MIB), file())])
     qemu.driver_ok([RingAt.nth(0)])
     scene.settle()
@@ -381,10 +394,10 @@ def test_region_by_region(scene: Scene, file: MakeFile) -> None:
     for one, fd in memory:
         qemu.send(Request.ADD_MEM_REG, vu.SingleRegion(one), fd, need_reply=True)
     scene.settle()
-    assert sorted(scene.windows.shown) == [256, 257]
+    assert sorted(scene.shown) == [256, 257]
     qemu.send(Request.REM_MEM_REG, vu.SingleRegion(memory[0][0]), need_reply=True)
     scene.loop.advance(2.0)
-    assert list(scene.windows.shown) == [257]
+    assert list(scene.shown) == [257]
 
 
 # Numbers.

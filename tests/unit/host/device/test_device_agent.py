@@ -8,7 +8,7 @@ import pytest
 from tests.fakes.agent import FakeAgent
 from tests.fakes.frontend import RingAt
 from tests.unit.host.scene import Scene
-from vhostpci_host.device.device import QUIESCE
+from vhostpci_host.device.quiesce import QUIESCE
 from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.metadata import AgentRingState

@@ -72,7 +72,7 @@ def test_uml_runs_without_ever_enabling_a_ring(
     scene.settle()
     assert running(scene) == [0, 1]
     assert snapshot(scene).regions == (md.Region(UML_BASE, SIZE, 256, UML_BASE),)
-    assert scene.windows.shown == {256: UML_BASE + SIZE}
+    assert scene.shown == {256: UML_BASE + SIZE}
 
 
 def test_uml_is_interrupted_through_its_socket(
@@ -143,8 +143,8 @@ def test_heap_that_grows_in_its_file_is_a_new_window(scene: Scene, dpdk: Dpdk) -
     dpdk.change_memory([(dpdk_region(2 * SIZE), fd)], described)
     scene.settle()
     assert snapshot(scene).regions == (md.Region(DPDK_BASE, 2 * SIZE, 257, 0),)
-    assert scene.windows.shown[257] == 2 * SIZE
+    assert scene.shown[257] == 2 * SIZE
     assert running(scene) == [0, 1]
     agent.answer()
     scene.loop.advance(2.0)
-    assert list(scene.windows.shown) == [257], "the old one is let go of"
+    assert list(scene.shown) == [257], "the old one is let go of"

@@ -59,7 +59,13 @@ Pair = tuple[socket.socket, socket.socket]
 
 def master(pair: Pair) -> tuple[ManualLoop, Owner, MasterConnection]:
     loop, owner = ManualLoop(), Owner()
-    connection = MasterConnection(owner, pair[0], loop)
+    connection = MasterConnection(
+        pair[0],
+        loop,
+        receive=owner.receive,
+        closed=owner.master_closed,
+        say_once=owner.say_once,
+    )
     connection.start()
     return loop, owner, connection
 

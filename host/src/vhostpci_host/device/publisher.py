@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent is shown: the device, its regions, and the lease of each ring.
+
+Theory of operation.  The leases change here first, by `start`, `stop` and `renew`;
+the agent learns of it with the next `publish`, which writes the metadata if it says
+something new.  A lease that changes gets a new session number (`ring_lease.py`), so
+content that differs in nothing else is still published.
+"""
+
+from collections.abc import Iterable, Set
+
+from vhostpci_shared import metadata as md
+from vhostpci_shared.access import Metadata
+from vhostpci_shared.metadata import DeviceFlag
+
+from ..config.device import DeviceConfig
+from ..vhost_user.backend import Backend
+from .ring_lease import Lease, RingState, Sessions
+
+
+class Publisher:
+    """The daemon's part of one device's metadata.
+
+    Args:
+        config: of the device.
+        metadata: the region to write; it is formatted here.
+        instance: a number that no other run of the daemon gives the device.
+    """
+
+    def __init__(self, config: DeviceConfig, metadata: Metadata, instance: int) -> None:
+        self.generation = 0
+        """The generation that was published last; even."""
+        self._sessions = sessions = Sessions()
+        self.leases = [Lease(index, sessions) for index in range(config.rings)]
+        self._config = config
+        self._metadata = metadata
+        self._instance = instance
+        self._content: object = None
+        metadata.format()
+
+    @property
+    def last_session(self) -> int:
+        """The newest session number: it grows whenever a lease changes owners."""
+        return self._sessions.last
+
+    def publish(
+        self, backend: Backend | None, call_peer: int | None, windows: Set[int]
+    ) -> bool:
+        """Write the metadata if it says something new; return whether it does.
+
+        Args:
+            backend: what the front-end has set up; None without a front-end.
+            call_peer: the peer whose doorbells interrupt the master, if there is one.
+            windows: numbers of the windows that the slave can open.
+        """
+        content = (
+            self._device(backend),
+            self._regions(backend, windows),
+            self._rings(backend, call_peer),
+        )
+        if content == self._content:
+            return False
+        self._content = content
+        self.generation = self._metadata.publish(*content)
+        return True
+
+    def reformat(self) -> None:
+        """Write the whole region again with the next `publish`: it was destroyed."""
+        self._metadata.format()
+        self._content = None
+
+    def _device(self, backend: Backend | None) -> md.Device:
+        config = self._config
+        return md.Device(
+            instance=self._instance,
+            features=int(backend.features) if backend else 0,
+            flags=DeviceFlag.MASTER if backend else DeviceFlag(0),
+            queue_pairs=config.queue_pairs,
+            vectors=config.vectors,
+            daemon_peer=md.DAEMON_PEER,
+            mtu=backend.mtu if backend else 0,
+            region_count=0,  # Metadata.publish() counts regions and rings
+            ring_count=0,
+            name=config.name,
+        )
+
+    def _regions(
+        self, backend: Backend | None, windows: Set[int]
+    ) -> tuple[md.Region, ...]:
+        """Return the regions that lie in windows that the slave can open.
+
+        A region whose window has no socket yet is left out: an agent that reads of it
+        would wait for a window that cannot come.
+        """
+        if backend is None:
+            return ()
+        shown = windows | {md.SLAVE_ID}
+        return tuple(r for r in backend.memory.metadata() if r.window in shown)
+
+    def _rings(
+        self, backend: Backend | None, call_peer: int | None
+    ) -> tuple[md.Ring, ...]:
+        vrings = backend.rings if backend else [None] * len(self.leases)
+        return tuple(
+            lease.entry(vring, call_peer)
+            for lease, vring in zip(self.leases, vrings, strict=True)
+        )
+
+    # The leases.
+
+    def running(self, indexes: Iterable[int]) -> frozenset[int]:
+        """Return which of these rings the agent may touch."""
+        return frozenset(i for i in indexes if self.leases[i].running)
+
+    def start(self, backend: Backend, now: float) -> list[int]:
+        """Give the agent each stopped ring that the front-end runs; return those."""
+        started = [
+            index
+            for index, lease in enumerate(self.leases)
+            if lease.state is RingState.STOPPED and backend.runs(index)
+        ]
+        for index in started:
+            self.leases[index].step(RingState.RUNNING)
+            self.leases[index].renewed_at = now
+        return started
+
+    def stop(self, indexes: Iterable[int], *, agent_present: bool) -> None:
+        """Take running rings from the agent.
+
+        With an agent they are `STOPPING` until `stopped`: it may have a packet in hand.
+        """
+        state = RingState.STOPPING if agent_present else RingState.STOPPED
+        for index in indexes:
+            self.leases[index].step(state)
+
+    def stopped(self, indexes: Iterable[int]) -> None:
+        """End the leases of these rings: the agent has stopped them, or is fenced."""
+        for index in indexes:
+            self.leases[index].step(RingState.STOPPED)
+
+    def all_stopped(self) -> list[int]:
+        """End every lease; return the rings that were not stopped before."""
+        ended = [i for i, r in enumerate(self.leases) if r.state != RingState.STOPPED]
+        self.stopped(ended)
+        return ended
+
+    def renew(self, lease: Lease, backend: Backend, now: float) -> None:
+        """Give a running ring to the agent in a new session.
+
+        It starts where the ring's used index stands in the master's memory: packets
+        complete in order, so that is right whoever ran the ring before.
+        """
+        vring = backend.rings[lease.index]
+        vring.base = backend.used_index(lease.index)
+        lease.renew(now)
+
+    def renew_running(self, backend: Backend | None, now: float) -> None:
+        """Give every running ring to the agent in a new session."""
+        for lease in self.leases:
+            if lease.running:
+                assert backend is not None, "a ring runs without a front-end"
+                self.renew(lease, backend, now)
