@@ -36,11 +36,11 @@ for device in pathlib.Path("/sys/bus/pci/devices").iterdir():
         print(device.name, own_id, high and high - low + 1)
     (device / "enable").write_text("0")
 """
-# As the agent takes a device.
+# As the agent binds a device.
 HOLD = """
 import sys, time
-from vhostpci_guest.pci import sysfs, sysfs_device, vfio
-device = {"sysfs": sysfs, "vfio": vfio}[sys.argv[1]].bind(sysfs_device.at(sys.argv[2]))
+from vhostpci_guest.pci import bindings, sysfs_device
+device = bindings.bind(sysfs_device.at(sys.argv[2]), sys.argv[1])
 print("holds it", flush=True)
 time.sleep(60)
 """
@@ -59,15 +59,25 @@ class Slave:
         self._directory = directory
         self._undo = ExitStack()
 
-    def plug(self, window: int, size: int, bus: str, vectors: int = 1) -> int:
-        """Plug a window in; return its memory, which stays ours."""
+    def plug(
+        self,
+        window: int,
+        size: int,
+        bus: str,
+        vectors: int = 1,
+        position: int | None = None,
+    ) -> int:
+        """Plug a window in; return its memory, which stays ours.
+
+        Its IVPosition is the window's number, unless `position` says another.
+        """
         server = self._connect(window)
         memory = qtest.memory(size)
         fds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(vectors)]
         for fd in (memory, *fds):
             self._undo.callback(os.close, fd)
         self.vectors[window], self.memory[window] = fds, memory
-        server.hello(window, memory, fds)
+        server.hello(window if position is None else position, memory, fds)
         device = {"driver": "ivshmem-doorbell", "id": f"w{window}", "bus": bus}
         device |= {"chardev": f"c{window}"}
         self.monitor.execute("device_add", device | {"vectors": vectors})

@@ -202,8 +202,7 @@ def _source(arguments: argparse.Namespace) -> Source:
         sysfs_device.at(arguments.device)  # says what is wrong with it before all else
     return PciWatch(
         Uevents(),
-        partial(bindings.bind, wanted=arguments.bind),
-        partial(bindings.position, wanted=arguments.bind),
+        partial(bindings.bind_if, wanted=arguments.bind),
         only=arguments.device,
     )
 

@@ -2,8 +2,8 @@
 """The ways to a PCI device, the best first."""
 
 import logging
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Set
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from vhostpci_shared import metadata as md
@@ -66,17 +66,69 @@ BINDINGS = {
 
 
 def bind(pci: PciDevice, wanted: str = AUTO) -> PciBound:
-    """Take a device the way that is wanted, or the best one that works.
+    """Bind a device the way that is wanted, or the best one that works.
 
     Raises:
         Unusable: none does; the text has the reason for each.
     """
-    with pci.claimed():
-        pass  # said once, not for each way
+    with ExitStack() as claim:
+        claim.enter_context(pci.claimed())
+        return _bind(pci, wanted, claim)
+
+
+def bind_if(
+    pci: PciDevice, keep: Set[int] | None, wanted: str = AUTO
+) -> tuple[int, PciBound | None]:
+    """Bind a device if its IVPosition is one of `keep`; else leave it as it was.
+
+    Args:
+        pci: the device.
+        keep: IVPositions; None: whatever it is.
+        wanted: the way to bind it.
+
+    Returns:
+        its IVPosition, and the device if it is kept.
+
+    Raises:
+        Unusable: another has it, or no way to bind it works.
+        OSError: sysfs refuses.
+    """
+    with ExitStack() as claim:
+        claim.enter_context(pci.claimed())
+        if keep is not None:
+            position = _position_unbound(pci)
+            if position is not None and position not in keep:
+                return position, None
+        device = _bind(pci, wanted, claim)
+    bound_position = device.window.id
+    if keep is None or bound_position in keep:
+        return bound_position, device
+    device.close()
+    return bound_position, None
+
+
+def _position_unbound(pci: PciDevice) -> int | None:
+    """Return the IVPosition if it can be read without binding a driver.
+
+    Most devices that an agent meets are windows of which it wants none, or another
+    agent's.  To read one word through sysfs takes milliseconds and tells the device
+    nothing.  To bind vfio-pci for it would take a second or two of resets, in which
+    the agent that wants the device finds it in use.
+    """
+    if pci.driver == kmod.DRIVER:
+        # This driver has the registers for itself: they are in its node only.
+        return read_position(pci)
+    if sysfs.why_not(pci) is None:
+        return sysfs.read_unbound(pci)
+    return None
+
+
+def _bind(pci: PciDevice, wanted: str, claim: ExitStack) -> PciBound:
+    """Bind a device that is claimed; the claim goes to the device."""
     reasons = []
     for name in BINDINGS if wanted == AUTO else (wanted,):
         try:
-            device = _bind(pci, name)
+            device = _bind_by(pci, name)
         except PermissionError as error:
             raise Unusable(
                 f"{pci.address}: no permission to bind it by {name} "
@@ -85,9 +137,17 @@ def bind(pci: PciDevice, wanted: str = AUTO) -> PciBound:
         except (Unusable, OSError) as why_not:
             reasons.append(f"not {name}: {why_not}")
             continue
+        device.adopt(claim.pop_all())
         _tell(pci, BINDINGS[name], name, reasons)
         return device
     raise Unusable(f"{pci.address} can't be bound: {'; '.join(reasons)}")
+
+
+def _bind_by(pci: PciDevice, name: str) -> PciBound:
+    binding = BINDINGS[name]
+    if why := binding.why_not(pci):
+        raise Unusable(why)
+    return binding.bind(pci)
 
 
 def _tell(pci: PciDevice, way: Binding, name: str, reasons: list[str]) -> None:
@@ -116,26 +176,3 @@ def is_low(pci: PciDevice) -> bool:
     In attach mode window 0 has the metadata and nothing else: it is fine anywhere.
     """
     return pci.bar_size(2) > md.SIZE and not pci.bar_is_high(2)
-
-
-def position(pci: PciDevice, wanted: str = AUTO) -> int:
-    """Return a device's IVPosition; the device is as before afterwards.
-
-    Raises:
-        Unusable: somebody has it, or no way to it works.
-        OSError: sysfs refuses.
-    """
-    if pci.driver == kmod.DRIVER:
-        with pci.claimed():
-            return read_position(pci)
-    if sysfs.why_not(pci) is None:
-        return sysfs.position(pci)
-    with closing(bind(pci, wanted)) as device:
-        return device.window.id
-
-
-def _bind(pci: PciDevice, name: str) -> PciBound:
-    binding = BINDINGS[name]
-    if why := binding.why_not(pci):
-        raise Unusable(why)
-    return binding.bind(pci)

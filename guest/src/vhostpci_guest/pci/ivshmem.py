@@ -97,6 +97,7 @@ class PciBound:
         self._undo = undo
         self._registers = Registers(registers)
         undo.callback(self._registers.release)
+        self._claim = ExitStack()
         self.window = Window(
             self._registers.iv_position, bar.address, bar.view, self.name
         )
@@ -126,10 +127,17 @@ class PciBound:
         """Ring a peer's doorbell."""
         self._registers.ring(peer, vector)
 
+    def adopt(self, claim: ExitStack) -> None:
+        """Keep the claim on the device until it is closed."""
+        self._claim = claim
+
     def close(self) -> None:
         """Unmap it, and bind what was bound before, unless it goes."""
         self._place.going = self._place.going or self.lost
-        self._undo.close()
+        # The claim last: until the old driver is bound again no other agent may
+        # begin.
+        with self._claim:
+            self._undo.close()
 
 
 def _readable(fd: int) -> bool:

@@ -35,16 +35,15 @@ def why_not(pci: PciDevice) -> str | None:
 
 
 def bind(pci: PciDevice) -> PciBound:
-    """Take the device.
+    """Bind a device that is claimed.
 
     Raises:
-        Unusable: somebody has it, or the kernel does not take the module.
+        Unusable: the kernel does not take the module.
         OSError: the kernel refuses.
     """
     if why := pci.system.load(DRIVER):
         raise Unusable(why)
     with ExitStack() as stack:
-        stack.enter_context(pci.claimed())
         stack.enter_context(pci.bound(DRIVER))
         node = stack.enter_context(pci.uio_node())
         registers = _map(pci, node, 0, stack)

@@ -21,26 +21,25 @@ def why_not(pci: PciDevice) -> str | None:
 
 
 def bind(pci: PciDevice) -> PciBound:
-    """Take the device.
+    """Bind a device that is claimed.
 
     Raises:
-        Unusable: somebody has it, or the kernel does not let us.
+        Unusable: the kernel does not let us.
     """
     with ExitStack() as stack:
-        stack.enter_context(pci.claimed())
         stack.enter_context(pci.bound(None))
         stack.enter_context(pci.enabled())
         return mapped(pci, NAME, stack)
 
 
-def position(pci: PciDevice) -> int:
-    """Return the device's IVPosition; it is as before afterwards.
+def read_unbound(pci: PciDevice) -> int:
+    """Return the IVPosition of a device that is claimed, and leave it as it was.
 
     Raises:
-        Unusable: somebody has it.
-        OSError: the kernel does not let us.
+        Unusable: the driver that it had does not take it back.
+        OSError: the kernel does not map the registers.
     """
-    with pci.claimed(), pci.bound(None), pci.enabled():
+    with pci.bound(None), pci.enabled():
         return read_position(pci)
 
 

@@ -22,16 +22,15 @@ def why_not(pci: PciDevice) -> str | None:
 
 
 def bind(pci: PciDevice) -> PciBound:
-    """Take the device.
+    """Bind a device that is claimed.
 
     Raises:
-        Unusable: somebody has it, or the kernel lacks what it takes.
+        Unusable: the kernel lacks what it takes.
         OSError: sysfs refuses.
     """
     if why := pci.system.load(DRIVER):
         raise Unusable(why)
     with ExitStack() as stack:
-        stack.enter_context(pci.claimed())
         stack.enter_context(pci.bound(DRIVER))
         stack.enter_context(pci.uio_node())
         return sysfs.mapped(pci, NAME, stack)

@@ -71,10 +71,10 @@ def why_not(pci: PciDevice) -> str | None:
 
 
 def bind(pci: PciDevice) -> PciBound:
-    """Take the device.
+    """Bind a device that is claimed.
 
     Raises:
-        Unusable: somebody has it, or the slave lacks what it takes.
+        Unusable: the slave VM lacks what this way needs.
         OSError: the kernel refuses.
     """
     group = pci.iommu_group
@@ -83,7 +83,6 @@ def bind(pci: PciDevice) -> PciBound:
     if why := pci.system.load(DRIVER):
         raise Unusable(why)
     with ExitStack() as stack:
-        stack.enter_context(pci.claimed())
         stack.enter_context(pci.bound(DRIVER))
         device = _open_device(pci, group, stack)
         _switch_on(device)

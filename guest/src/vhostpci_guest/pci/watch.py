@@ -75,8 +75,7 @@ class PciWatch:
 
     Args:
         events: tells what comes and goes; it is ours to close.
-        bind: takes a device.
-        position: finds out a device's IVPosition.
+        bind: binds a device if its IVPosition is in a set (None: any); returns both.
         only: address of the one to serve; None: all.
         system: where the kernel's files are.
         now: a clock that only grows, in seconds.
@@ -85,8 +84,7 @@ class PciWatch:
     def __init__(
         self,
         events: Events,
-        bind: Callable[[PciDevice], Device],
-        position: Callable[[PciDevice], int],
+        bind: Callable[[PciDevice, Set[int] | None], tuple[int, Device | None]],
         *,
         only: str | None = None,
         system: System | None = None,
@@ -94,7 +92,6 @@ class PciWatch:
     ) -> None:
         self._events = events
         self._bind = bind
-        self._position = position
         self._only = only
         self._system = system or System()
         self._now = now
@@ -262,13 +259,23 @@ class PciWatch:
         if self._is_device(place):
             return True
         if place.number is None:
-            return self._only is None or self._lacking
+            return self._only is None or bool(self._lacking)
         return place.number in self._named and place.number not in self._twins
 
     @property
-    def _lacking(self) -> bool:
-        """Whether a window is wanted that may be one that we don't know."""
-        return bool(self._named - {place.number for place in self._places.values()})
+    def _lacking(self) -> Set[int]:
+        """Windows that are wanted, and are none of the devices that we know."""
+        known = {place.number for place in self._places.values()}
+        return frozenset(self._named - known)
+
+    def _keep(self, place: _Place) -> Set[int] | None:
+        """Return the IVPositions with which a device is to be bound; None: any."""
+        if place.pci.address == self._only:
+            return None
+        if place.number is not None:
+            return frozenset((place.number,))
+        served = frozenset((md.SLAVE_ID,)) if self._only is None else frozenset()
+        return served | self._lacking
 
     def _order(self, place: _Place) -> tuple[bool, float]:
         return place.pci.address != self._only, place.due
@@ -279,10 +286,10 @@ class PciWatch:
             if not place.pci.complete:
                 raise Unusable(f"{place.pci.address} has no memory; see dmesg")
             self._respect(place)
-            if place.number is None and place.pci.address != self._only:
-                place.number = self._position(place.pci)
-            if self._wanted(place):
-                place.device = self._bind(place.pci)
+            number, place.device = self._bind(place.pci, self._keep(place))
+            if place.pci.address != self._only:
+                place.number = number
+            if place.device is not None:
                 place.driver = place.pci.driver
                 if not self._is_device(place) and place.number is not None:
                     self._shown[place.number] = place.device.window

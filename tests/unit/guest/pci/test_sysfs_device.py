@@ -13,10 +13,17 @@ from hypothesis import strategies as st
 
 from tests.fakes.sysfs import BAR2, FakeSystem, config
 from vhostpci_guest.errors import Unusable
-from vhostpci_guest.pci import bindings, sysfs_device
+from vhostpci_guest.pci import bindings, sysfs, sysfs_device, uio
 from vhostpci_guest.pci.sysfs_device import PciDevice
 
 HERE = "0000:00:05.0"
+
+
+def position(here: PciDevice) -> int:
+    """Have a device's IVPosition found out, and no more."""
+    found, bound = bindings.bind_if(here, frozenset())
+    assert bound is None
+    return found
 
 
 @pytest.fixture
@@ -390,9 +397,9 @@ def test_position_is_found_out_and_the_device_as_before(
         path.mkdir(parents=True)
         (path / "lockdown").write_text("none [integrity] confidentiality\n")
         with pytest.raises(Unusable, match="lockdown"):
-            bindings.position(here)
+            position(here)
     else:
-        assert bindings.position(here) == 42
+        assert position(here) == 42
     assert here.driver is None
     assert (here.path / "enable").read_text() == "0\n"
 
@@ -406,3 +413,46 @@ def test_device_is_complete_once_its_bars_have_addresses(system: FakeSystem) -> 
     (here.path / "resource").write_text(whole)
     (here.path / "resource2").unlink()
     assert not here.complete
+
+
+def test_device_that_is_not_wanted_is_read_without_any_driver(
+    system: FakeSystem,
+) -> None:
+    here = device(system)
+    assert bindings.bind_if(here, frozenset((7,))) == (0, None)
+    assert "drivers_probe" not in [name for name, _ in system.writes]
+
+
+def test_device_that_is_wanted_is_bound_by_the_best_way(system: FakeSystem) -> None:
+    here = device(system)
+    position, bound = bindings.bind_if(here, frozenset((0, 7)))
+    assert bound is not None
+    assert (position, bound.binding, here.driver) == (0, "uio", "uio_pci_generic")
+    with pytest.raises(Unusable, match="another vhostpci-guest"):
+        bindings.bind(here)
+    bound.close()
+    with here.claimed():
+        pass
+
+
+def test_device_whose_position_only_a_driver_can_read_is_bound_and_given_back(
+    system: FakeSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in lockdown, where sysfs does not map the registers but a driver does."""
+    monkeypatch.setattr(sysfs, "why_not", lambda _pci: "lockdown")
+    here = device(system)
+    monkeypatch.setitem(
+        bindings.BINDINGS,
+        "vfio",
+        bindings.Binding(lambda _pci: None, uio.bind, interrupts=True),
+    )
+    assert bindings.bind_if(here, frozenset((7,)), "vfio") == (0, None)
+    assert [text for _, text in system.writes].count("uio_pci_generic") == 1
+    assert here.driver is None
+    with here.claimed():
+        pass
+    assert bindings.bind_if(here, frozenset((7,)), "vfio") == (0, None)
+    position, bound = bindings.bind_if(here, frozenset((0,)), "vfio")
+    assert position == 0
+    assert bound is not None
+    bound.close()

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """PCI devices that come and go: which are served, which are windows, which are lost."""
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from vhostpci_guest.errors import Unusable
 from vhostpci_guest.interfaces import Device, Windows
 from vhostpci_guest.pci import bindings
 from vhostpci_guest.pci import ivshmem as device_module
+from vhostpci_guest.pci.ivshmem import PciBound
 from vhostpci_guest.pci.sysfs_device import PciDevice
 from vhostpci_guest.pci.watch import PATIENCE, RETRY, SOON, PciWatch
 
@@ -33,13 +33,21 @@ class Machine:
         self.taken: list[Device] = []
         self.watch: PciWatch | None = None
         self.bind = "sysfs"
+        self.attempts: list[str] = []
+        """Addresses of the devices that were bound, or only read."""
+
+    def bind_if(
+        self, pci: PciDevice, keep: Set[int] | None
+    ) -> tuple[int, PciBound | None]:
+        """Bind a device as the agent does."""
+        self.attempts.append(pci.address)
+        return bindings.bind_if(pci, keep, self.bind)
 
     def start(self, only: str | None = None) -> PciWatch:
         """Start the watch, and let it look."""
         self.watch = PciWatch(
             self.events,
-            partial(bindings.bind, wanted=self.bind),
-            partial(bindings.position, wanted=self.bind),
+            self.bind_if,
             only=only,
             system=self.system,
             now=self.clock,
@@ -505,3 +513,26 @@ def test_end_gives_all_windows_back(machine: Machine) -> None:
     assert not machine.enabled(B)
     assert machine.events.closed
     machine.events = FakeEvents(machine.system)
+
+
+def test_window_that_is_wanted_is_bound_in_the_attempt_that_reads_its_position(
+    machine: Machine,
+) -> None:
+    machine.plug(A)
+    machine.start()
+    windows = machine.finder()
+    windows.want({W})
+    machine.plug(B, W)
+    machine.look()
+    assert windows.find(W) is not None
+    assert machine.attempts == [A, B]
+    windows.want(set())
+
+
+def test_position_of_a_window_is_read_once(machine: Machine) -> None:
+    machine.plug(A)
+    machine.plug(B, W)
+    machine.start()
+    for _ in range(3):
+        machine.look(after=RETRY)
+    assert machine.attempts == [A, B]
