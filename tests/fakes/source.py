@@ -39,6 +39,10 @@ class FakeSource:
         self.there.remove(device)
         self.refused.append(device)
 
+    def give_back(self, device: Device) -> None:
+        """Close a device at once."""
+        device.close()
+
     def close(self) -> None:
         """Remember it."""
         self.closed = True

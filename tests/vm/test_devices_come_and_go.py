@@ -6,7 +6,9 @@ window 0, window 4711 --- QMP --- root ports --- vhostpci-guest run
 """
 
 import json
+import logging
 import mmap
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,10 +25,14 @@ from tests.vm.harness import Job
 from vhostpci_shared import metadata as md
 from vhostpci_shared.access import Metadata, find
 
+log = logging.getLogger(__name__)
+
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
 MIB = 2**20
 W = 4711
+SECOND = 1
+"""Names a second device to serve; its IVPosition is 0, as the first one's."""
 MEMORY = md.Region(guest_addr=0, size=MIB, window=W, offset=0)
 
 
@@ -55,8 +61,11 @@ class Card:
         self.metadata.format()
         self._session = 1
 
-    def publish(self, *regions: md.Region) -> None:
-        """Name the master's memory; its rings run in it, if there is any."""
+    def publish(self, *regions: md.Region) -> int:
+        """Name the master's memory; its rings run in it, if there is any.
+
+        Return the generation, which the agent answers.
+        """
         self._session += 1
         flags = {} if regions else {"flags": 0}
         rings = tuple(pair(self._session, **flags))
@@ -72,7 +81,7 @@ class Card:
             ring_count=0,
             name="net0",
         )
-        self.metadata.publish(device, regions, rings)
+        return self.metadata.publish(device, regions, rings)
 
     def live(self) -> None:
         """Beat."""
@@ -168,3 +177,46 @@ def test_window_that_is_named_no_more_is_given_back(slave: Slave) -> None:
         slave.ask_back(W)
         assert slave.goes(W)
         assert agent.status()["state"] == "ready"
+
+
+class Quiesces(Background):
+    """Asks the agent for one quiesce after the other, and times its answers."""
+
+    def __init__(self, card: Card, vectors: list[int]) -> None:
+        super().__init__(self._quiesce)
+        self._card = card
+        self._vector = vectors[md.METADATA_VECTOR]
+        self.times: list[float] = []
+
+    def _quiesce(self) -> None:
+        generation = self._card.publish()
+        os.eventfd_write(self._vector, 1)
+        start = time.monotonic()
+        while self._card.metadata.agent().generation != generation:
+            assert time.monotonic() - start < 20, "the agent does not answer"
+            time.sleep(0.001)
+        self.times.append(time.monotonic() - start)
+        time.sleep(0.02)
+
+    def slowest(self) -> float:
+        """Return the longest time since the last call."""
+        times, self.times = self.times, []
+        return max(times)
+
+
+@pytest.mark.parametrize("bind", ["vfio", "kmod"])
+def test_quiesce_is_answered_while_another_device_is_plugged_and_bound(
+    slave: Slave, bind: str
+) -> None:
+    with Agent(slave, bind) as agent, plugged(slave) as card:
+        wait_for(agent.status, agent)
+        with Quiesces(card, slave.vectors[0]) as quiesces:
+            time.sleep(3)
+            usual = quiesces.slowest()
+            slave.plug(SECOND, MIB, "port1", vectors=3, position=0)
+            agent.wait_said("no vhostpci metadata")  # it is bound, and looked at
+            bound = quiesces.slowest()
+            slave.ask_back(SECOND)
+            assert slave.goes(SECOND), agent.job.output()
+            unbound = quiesces.slowest()
+        log.warning("%s: %.3f %.3f %.3f", bind, usual, bound, unbound)

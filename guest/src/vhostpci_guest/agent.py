@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop: the only module that waits.
+"""The agent's loop, which serves all devices on the main thread.
 
-Each round looks at everything: the source of devices, the devices' links, those who
-ask for the status.  A look is cheap (a link's is a few loads), so what woke us needs
-no bookkeeping; what can wake us is asked anew each round, since devices come and go.
+The main thread sleeps in `Agent._wait` and nowhere else: a device's daemon waits for
+the answer to a quiesce, and with it a whole master VM.  What takes long has threads of
+its own: one binds PCI devices (pci/binder.py), and each queue pair has one in C
+(guest/ring/loop.c).
+
+Each round looks at the source of devices, at every device's link, and at the status
+socket.  A look costs little (a link's is a few loads), so the loop does not keep track
+of which descriptor woke it, and makes the list of descriptors again each round.
 """
 
 import logging
@@ -117,13 +122,13 @@ class Agent:
                 raise Unusable(f"{device.name}: {why}") from None
             log.warning("%s: %s; left alone until it goes", device.name, why)
             self._source.refuse(device)
-            device.close()
+            self._source.give_back(device)
 
     def _drop(self, device: Device) -> None:
         try:
             self._links.pop(device).close()
         finally:
-            device.close()
+            self._source.give_back(device)
 
     def _wait(self, wakeup: int) -> None:
         """Sleep until something may have happened.
@@ -165,7 +170,7 @@ class Agent:
                 undo.callback(port.close)
             for device in self._source.devices():
                 if device not in self._links:
-                    undo.callback(device.close)
+                    undo.callback(self._source.give_back, device)
             for device in list(self._links):
                 undo.callback(self._drop, device)
 

@@ -122,7 +122,7 @@ class Source(Protocol):
         """
 
     def devices(self) -> Iterable[Device]:
-        """Return the devices that are there; whoever takes one closes it."""
+        """Return the devices that are there; who takes one calls `give_back`."""
 
     def windows(self, device: Device) -> Windows:
         """Return what finds further windows for one of the devices."""
@@ -142,7 +142,13 @@ class Source(Protocol):
         """
 
     def refuse(self, device: Device) -> None:
-        """Offer a device no more: it cannot be served, and is closed next."""
+        """Offer a device no more: it cannot be served, and is given back next."""
+
+    def give_back(self, device: Device) -> None:
+        """Close a device that was taken, now or soon: it may take a second or two.
+
+        The caller must not touch the device after this call.
+        """
 
     def close(self) -> None:
-        """Give back all but the devices that somebody took."""
+        """Give back all but the devices that the agent took; finish what is begun."""

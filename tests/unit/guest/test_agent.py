@@ -7,36 +7,22 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.bar import FakeDaemon, FakeDevice, pair
-from tests.fakes.plane import FakePlane, FakePort
+from tests.fakes.plane import FakePort
 from tests.fakes.source import FakeSource, beat_and_step
+from tests.unit.guest.loop import Planes, answer_time, running
 from vhostpci_guest import status_socket
 from vhostpci_guest.agent import Agent, stopped_by_signals
 from vhostpci_guest.errors import Unusable
 from vhostpci_guest.status_socket import Control
 from vhostpci_shared import metadata as md
 from vhostpci_shared.metadata import AgentState
-
-
-class Planes:
-    """Makes data planes, and keeps them."""
-
-    def __init__(self) -> None:
-        self.made: list[FakePlane] = []
-        self.no_more = False
-        """Whether the machine has no thread for another."""
-
-    def __call__(self, fds: Sequence[int]) -> FakePlane:
-        if self.no_more:
-            raise OSError(11, "no thread")
-        self.made.append(FakePlane(fds))
-        return self.made[-1]
 
 
 def test_device_that_comes_is_served_and_one_that_goes_is_given_back() -> None:
@@ -217,7 +203,7 @@ def test_quiesce_is_answered_within_milliseconds(interrupts: bool) -> None:
     device = FakeDevice(interrupts=interrupts)
     daemon = FakeDaemon(device)
     daemon.publish()
-    with running(device, daemon):
+    with running(FakeSource(device), daemon):
         late = []
         for session in range(2, 30):
             generation = daemon.publish(*pair(session))
@@ -232,58 +218,12 @@ def test_idle_agent_sleeps() -> None:
     device = FakeDevice(interrupts=False)
     daemon = FakeDaemon(device)
     daemon.publish(*pair(2))
-    with running(device, daemon):
+    with running(FakeSource(device), daemon):
         before = time.process_time()
         time.sleep(0.5)
         used = time.process_time() - before
     daemon.close()
     assert used < 0.1
-
-
-class running:
-    """An agent's loop in a thread, and a daemon's heart that beats."""
-
-    def __init__(self, device: FakeDevice, daemon: FakeDaemon) -> None:
-        self._agent = Agent(FakeSource(device), FakePort, Planes())
-        self._daemon = daemon
-        self._end = threading.Event()
-
-    def __enter__(self) -> None:
-        self._read, self._write = os.pipe()
-        self._thread = threading.Thread(target=self._serve)
-        self._heart = threading.Thread(target=self._beat)
-        self._thread.start()
-        self._heart.start()
-        deadline = time.monotonic() + 5
-        while self._daemon.agent().state is not AgentState.READY or not (
-            self._daemon.agent().generation
-        ):
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-
-    def _serve(self) -> None:
-        self._agent.run(self._end.is_set, self._read)
-
-    def _beat(self) -> None:
-        while not self._end.wait(0.1):
-            self._daemon.beat()
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        os.write(self._write, b"x")
-        self._thread.join()
-        self._heart.join()
-        os.close(self._read)
-        os.close(self._write)
-        self._agent.close()
-
-
-def answer_time(daemon: FakeDaemon, generation: int) -> float:
-    start = time.monotonic()
-    while daemon.agent().generation != generation:
-        assert time.monotonic() < start + 2
-        time.sleep(0.0002)
-    return time.monotonic() - start
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

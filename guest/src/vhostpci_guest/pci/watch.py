@@ -1,108 +1,115 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All the ivshmem devices of this machine, as they come and go.
+"""All the ivshmem functions of this machine, as they are plugged and unplugged.
 
-Theory of operation.  Each device that is there has a `_Place`.  Its IVPosition is read
-once, and says what it is: 0 is a device to serve, any other a window, for whichever
-link wants it.  A place is worked off in steps, each of which may fail for now, since
-another has the device, or the kernel is not done with it::
+Theory of operation.  A *function* is one ivshmem device of the PCI bus.  Its
+IVPosition says what it is: 0 is a device to serve, any other is a window, for the link
+that wants it.  The watch looks at one function after the other, and the binder's
+thread does the slow part: under one claim it reads the IVPosition, and binds the
+function if it is to be served or wanted now.  Each attempt may fail for a while,
+since another agent has the function, or the kernel is not done with it::
 
     unknown ---- IVPosition is read ----> known ---- wanted, and bound ----> held
-                                            ^                                 |
-                                            +---- not wanted, or lost --------+
+       |                                    ^                                 |
+       +-------- wanted, and bound          +---- not wanted, or lost --------+
+                 in the same attempt
 
-A device is bound only while it is wanted, so several agents share a machine.  What
-is lost while a link uses it (unplugged, or wanted back by its driver) is not found
-any more, but stays mapped until the link says that it has let go.  One that was taken
-from the driver through which we had it is somebody's who wants it, and so left alone
-until that driver has it again.
+A function is bound only while it is wanted, so several agents can share a machine.
+A window that is lost stays mapped until its links have stopped using it (windows.py).
+A function whose driver was unbound under us has been claimed by the administrator, and
+is left alone until that driver is bound to it again.
 """
 
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Set
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
 
 from vhostpci_shared import metadata as md
 
 from ..errors import Unusable
 from ..interfaces import Device, Window, Windows
+from .binder import Binder
 from .kernel import System
 from .sysfs_device import PciDevice, is_ivshmem
 from .uevents import Events, Overrun
+from .windows import WindowTable
 
 log = logging.getLogger(__name__)
 
 SOON = 0.05
-"""Seconds until the first of further attempts; then twice as many, up to `RETRY`."""
+"""Seconds until the first further attempt; the pause doubles up to `RETRY`."""
 PATIENCE = 1.0
-"""Seconds in which a new device may fail without a word."""
+"""Seconds in which a function that was just plugged may fail without a log line."""
 RETRY = 5.0
-"""Seconds between two looks at a device that cannot be had."""
+"""Seconds between two attempts to bind a function that another holds."""
+
+Bind = Callable[[PciDevice, Set[int] | None], tuple[int, Device | None]]
+"""Binds a function if its IVPosition is in a set (None: any); returns both."""
 
 
 @dataclass(eq=False)
-class _Place:
-    """One ivshmem device that is there, whether we have it or not."""
+class _Function:
+    """One ivshmem function that is plugged, whether we hold it or not."""
 
     pci: PciDevice
-    came: float
+    appeared: float
     identity: int
-    number: int | None = None
+    position: int | None = None
     """Its IVPosition, once it is known."""
     device: Device | None = None
     """The device, while we hold it."""
     driver: str | None = None
-    """The driver through which we have it, or had it last."""
-    taken: bool = False
-    """Whether it was taken from that driver."""
+    """The driver that it was bound to while we held it."""
+    unbound: bool = False
+    """Whether another has unbound that driver, and not bound it again."""
     due: float = 0.0
     pause: float = SOON
     refused: bool = False
-    said: str = ""
-
-
-@dataclass(eq=False)
-class _Lost:
-    """A window that is gone, and those who may still use it."""
-
-    device: Device
-    users: set["_Finder"] = field(default_factory=set)
+    logged: str = ""
+    """The failure that was logged last."""
 
 
 class PciWatch:
     """A source of all PCI devices, or of a single one and its windows.
 
     Args:
-        events: tells what comes and goes; it is ours to close.
-        bind: binds a device if its IVPosition is in a set (None: any); returns both.
+        events: says which PCI functions are plugged and unplugged; ours to close.
+        bind: binds a function; runs on the binder's thread.
         only: address of the one to serve; None: all.
+        binder: the thread to bind on; ours to close.
         system: where the kernel's files are.
-        now: a clock that only grows, in seconds.
+        now: a monotonic clock, in seconds.
     """
 
     def __init__(
         self,
         events: Events,
-        bind: Callable[[PciDevice, Set[int] | None], tuple[int, Device | None]],
+        bind: Bind,
         *,
         only: str | None = None,
+        binder: Binder | None = None,
         system: System | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._events = events
         self._bind = bind
         self._only = only
+        self._binder = binder or Binder()
         self._system = system or System()
         self._now = now
-        self._places: dict[str, _Place] = {}
-        self._lost: list[_Lost] = []
-        self._shown: dict[int, Window] = {}
-        self._wants: dict[_Finder, Set[int]] = {}
-        self._named: Set[int] = frozenset()
-        self._twins: dict[int, list[str]] = {}
+        self._functions: dict[str, _Function] = {}
+        self._binding: _Function | None = None
+        """The function that the binder works on."""
+        self._windows = WindowTable(self.give_back)
+        self._duplicates: dict[int, list[str]] = {}
+        """Addresses of the windows whose IVPosition is not theirs alone."""
+        self._closing = False
+        self._not_restored: list[BaseException] = []
         self._scan()
-        if not self._places:
+        if not self._functions:
             log.info("no ivshmem device yet: waiting for one to be plugged")
 
     # As a Source.
@@ -113,257 +120,341 @@ class PciWatch:
         return self._only is not None
 
     def look(self) -> None:
-        """See what came and went, and take one device that is wanted.
-
-        One, as it may need a good part of a second in which no other is served.
+        """See what was plugged, unplugged or bound, and bind what is wanted.
 
         Raises:
-            Unusable: the only device is gone, or cannot be had.
+            Unusable: the only device is gone, or cannot be bound.
         """
-        self._hear()
-        for place in list(self._places.values()):
-            if place.device is not None and place.device.lost:
-                log.info("%s: is wanted back, or gone", place.pci.address)
-                place.taken = place.driver is not None
-                self._lose(place)
-                # If it stays: its closing belongs to the object that it had.
-                place.pci = PciDevice(place.pci.address, self._system)
-        due = [place for place in self._places.values() if self._wanted(place)]
-        first = min(due, key=self._order, default=None)
-        if first is not None and self._now() >= first.due:
-            self._try(first)
-        self._find_twins()
-        if self._only is not None and self._only not in self._places:
+        self._read_uevents()
+        self._drop_lost()
+        # After the losses: what is bound now is shown to the agent at least once, and
+        # so has an owner who gives it back.
+        self._binder.deliver()
+        self._find_duplicates()
+        self._bind_next()
+        if self._only is not None and self._only not in self._functions:
             raise Unusable(f"{self._only} is gone, or was taken from its driver")
 
     def devices(self) -> Iterable[Device]:
         """Return the devices to serve that we hold."""
         return [
-            place.device
-            for place in self._places.values()
-            if place.device is not None and self._is_device(place)
+            function.device
+            for function in self._functions.values()
+            if function.device is not None and self._is_served(function)
         ]
 
     def windows(self, device: Device) -> Windows:
         """Return what finds windows for one of the devices."""
-        return _Finder(self)
+        return _LinkWindows(self)
 
     def fds(self) -> Iterator[int]:
-        """Return the uevents' descriptor, and those that tell of a loss."""
+        """Return the descriptors of uevents, of the binder, and of held devices.
+
+        None is of a device that was given back: the thread closes those, perhaps
+        while the loop polls.
+        """
         yield self._events.fileno()
-        for place in self._places.values():
-            if place.device is not None:
-                yield from place.device.alarms()
+        yield self._binder.fileno()
+        for function in self._functions.values():
+            if function.device is not None:
+                yield from function.device.alarms()
 
     @property
     def interval(self) -> float | None:
         """Seconds until the next attempt, if there is one to make."""
-        due = [place.due for place in self._places.values() if self._wanted(place)]
+        if self._binding is not None:
+            return None  # the binder's descriptor says when the next may begin
+        due = [
+            function.due
+            for function in self._functions.values()
+            if self._is_wanted(function)
+        ]
         return max(0.0, min(due) - self._now()) if due else None
 
     def refuse(self, device: Device) -> None:
-        """Leave a device alone until it goes."""
-        for place in self._places.values():
-            if place.device is device:
-                place.device, place.refused = None, True
+        """Leave a device alone until it is unplugged."""
+        for function in self._functions.values():
+            if function.device is device:
+                function.device, function.refused = None, True
+
+    def give_back(self, device: Device) -> None:
+        """Close a device on the binder's thread."""
+        self._binder.submit(
+            f"giving {device.name} back", device.close, self._given_back
+        )
+
+    def _given_back(self, outcome: Future[None]) -> None:
+        why = outcome.exception()
+        if why is None:
+            return
+        if self._closing:
+            # Raised at the end: the other devices are given back first.
+            self._not_restored.append(why)
+        elif self._only is not None or not isinstance(why, (Unusable, OSError)):
+            raise why
+        else:
+            log.warning("a device is not as it was found: %s", why)
 
     def close(self) -> None:
-        """Give back all windows."""
-        for lost in self._lost:
-            lost.device.close()
-        for place in self._places.values():
-            if place.device is not None and not self._is_device(place):
-                place.device.close()
-        self._lost, self._places = [], {}
-        self._events.close()
+        """Give back all windows, and wait until all devices are given back.
 
-    # What comes and goes.
+        Raises:
+            Unusable, OSError: a device cannot be given back as it was found.
+        """
+        self._closing = True
+        self._windows.close()
+        # What is being bound now finds no function, and is given back.
+        self._functions = {}
+        try:
+            self._binder.close()
+        finally:
+            self._events.close()
+        for why in self._not_restored:
+            raise why
+
+    # Plugged, unplugged, lost.
 
     def _scan(self) -> None:
-        """Find out by ourselves what is there."""
+        """Compare the functions that we know with those that are plugged."""
         present = set(self._events.addresses())
-        for address in self._places.keys() - present:
-            self._go(address)
+        for address in self._functions.keys() - present:
+            self._on_remove(address)
         for address in sorted(present):
-            self._come(address)
+            self._on_add(address)
 
-    def _hear(self) -> None:
+    def _read_uevents(self) -> None:
         try:
             events = self._events.read()
         except Overrun:
-            log.info("too many devices came and went at once: looking for all of them")
+            log.info("the kernel dropped uevents: looking for all PCI devices again")
             self._scan()
             return
         for event in events:
             if event.action == "add":
-                self._come(event.address)
+                self._on_add(event.address)
             elif event.action == "remove":
-                self._go(event.address)
-            elif place := self._places.get(event.address):
-                # Its driver may have let it go.  What we do to it ourselves is
-                # heard here, too: so not at once.
-                place.due = min(place.due, self._now() + PATIENCE)
+                self._on_remove(event.address)
+            elif function := self._functions.get(event.address):
+                # Its driver may have been unbound.  Not at once: our own binding
+                # causes the same uevents.
+                function.due = min(function.due, self._now() + PATIENCE)
 
-    def _come(self, address: str) -> None:
-        """Take note of a device, unless it is the one that we know."""
+    def _on_add(self, address: str) -> None:
+        """Note a function, unless it is the one that we know at this address."""
         pci = PciDevice(address, self._system)
-        place = self._places.get(address)
-        if place is not None and place.identity == _identity(pci):
+        function = self._functions.get(address)
+        # A uevent that was sent before our scan is read after it.
+        if function is not None and function.identity == _identity(pci):
             return
-        self._go(address)
+        self._on_remove(address)
         if is_ivshmem(pci):
-            log.debug("%s: has come", address)
-            self._places[address] = _Place(pci, self._now(), _identity(pci))
+            log.debug("%s: plugged", address)
+            self._functions[address] = _Function(pci, self._now(), _identity(pci))
 
-    def _go(self, address: str) -> None:
-        place = self._places.pop(address, None)
-        if place is not None:
-            log.debug("%s: has gone", address)
-            place.pci.going = True
-            self._lose(place)
+    def _on_remove(self, address: str) -> None:
+        function = self._functions.pop(address, None)
+        if function is not None:
+            log.debug("%s: unplugged", address)
+            # Also read by the binder, if it works on this function: then nothing is
+            # written to what may be plugged at this address next.
+            function.pci.going = True
+            self._release(function)
 
-    def _lose(self, place: _Place) -> None:
-        """Show a device no more.  One that is served is closed by who took it."""
-        if place.pci.address == self._only:
-            self._places.pop(self._only, None)
-        place.due = self._now() + RETRY
-        if self._is_device(place):
-            place.device = None
+    def _drop_lost(self) -> None:
+        """Release what was unplugged, or whose driver was unbound, under us."""
+        for function in list(self._functions.values()):
+            if function.device is not None and function.device.lost:
+                log.info(
+                    "%s: its driver was unbound, or it is gone", function.pci.address
+                )
+                function.unbound = function.driver is not None
+                self._release(function)
+                # A new object: `going` of the old one is set when the device is
+                # closed, and does not hold for a function that stays plugged.
+                function.pci = PciDevice(function.pci.address, self._system)
+
+    def _release(self, function: _Function) -> None:
+        """Hold a function no longer.
+
+        A device that is served is closed by the agent, which misses it in `devices`.
+        """
+        if function.pci.address == self._only:
+            self._functions.pop(self._only, None)
+        function.due = self._now() + RETRY
+        if self._is_served(function):
+            function.device = None
         else:
-            self._let_go(place)
+            self._release_window(function)
 
-    def _let_go(self, place: _Place) -> None:
-        """Close a window, now or when all who may use it have let go of it."""
-        device, place.device = place.device, None
-        if device is None or place.number is None:
-            return
-        self._shown.pop(place.number, None)
-        users = {user for user, wants in self._wants.items() if place.number in wants}
-        if users:
-            self._lost.append(_Lost(device, users))
-        else:
-            device.close()
+    def _release_window(self, function: _Function) -> None:
+        if function.device is not None and function.position is not None:
+            function.device = None
+            self._windows.remove(function.position)
 
-    # Taking.
+    # Binding.
 
-    def _is_device(self, place: _Place) -> bool:
-        """Whether it is one to serve."""
+    def _is_served(self, function: _Function) -> bool:
+        """Whether it is a device to serve, and no window."""
         if self._only is not None:
-            return place.pci.address == self._only
-        return place.number == md.SLAVE_ID
+            return function.pci.address == self._only
+        return function.position == md.SLAVE_ID
 
-    def _wanted(self, place: _Place) -> bool:
-        """Whether there is something to do for it."""
-        if place.device is not None or place.refused:
+    def _is_wanted(self, function: _Function) -> bool:
+        """Whether it is to be bound, or its IVPosition to be read."""
+        if function.device is not None or function.refused:
             return False
-        if self._is_device(place):
+        if self._is_served(function):
             return True
-        if place.number is None:
-            return self._only is None or bool(self._lacking)
-        return place.number in self._named and place.number not in self._twins
+        if function.position is None:
+            return self._only is None or bool(self._missing_windows)
+        return (
+            function.position in self._windows.wanted
+            and function.position not in self._duplicates
+        )
 
     @property
-    def _lacking(self) -> Set[int]:
-        """Windows that are wanted, and are none of the devices that we know."""
-        known = {place.number for place in self._places.values()}
-        return frozenset(self._named - known)
+    def _missing_windows(self) -> Set[int]:
+        """Windows that are wanted, and are none of the functions that we know."""
+        known = {function.position for function in self._functions.values()}
+        return frozenset(self._windows.wanted - known)
 
-    def _keep(self, place: _Place) -> Set[int] | None:
-        """Return the IVPositions with which a device is to be bound; None: any."""
-        if place.pci.address == self._only:
+    def _keep(self, function: _Function) -> Set[int] | None:
+        """Return the IVPositions with which a function is to be bound; None: any."""
+        if function.pci.address == self._only:
             return None
-        if place.number is not None:
-            return frozenset((place.number,))
+        if function.position is not None:
+            return frozenset((function.position,))
         served = frozenset((md.SLAVE_ID,)) if self._only is None else frozenset()
-        return served | self._lacking
+        return served | self._missing_windows
 
-    def _order(self, place: _Place) -> tuple[bool, float]:
-        return place.pci.address != self._only, place.due
+    def _bind_next(self) -> None:
+        """Start one attempt, if one is due.
 
-    def _try(self, place: _Place) -> None:
-        """Take a step with a device, or put it off."""
+        One at a time, so that what is wanted when it begins decides, and so that the
+        end waits for one attempt at most.
+        """
+        if self._binding is not None:
+            return
+        wanted = [f for f in self._functions.values() if self._is_wanted(f)]
+        function = min(wanted, key=self._order, default=None)
+        if function is None or self._now() < function.due:
+            return
         try:
-            if not place.pci.complete:
-                raise Unusable(f"{place.pci.address} has no memory; see dmesg")
-            self._respect(place)
-            number, place.device = self._bind(place.pci, self._keep(place))
-            if place.pci.address != self._only:
-                place.number = number
-            if place.device is not None:
-                place.driver = place.pci.driver
-                if not self._is_device(place) and place.number is not None:
-                    self._shown[place.number] = place.device.window
-        except (Unusable, OSError) as why:
-            if place.pci.address == self._only:
-                raise
-            self._put_off(place, str(why))
-        else:
-            place.pause, place.said = SOON, ""
+            self._check_bindable(function)
+        except Unusable as why:
+            self._put_off(function, why)
+            return
+        self._binding = function
+        self._binder.submit(
+            f"binding {function.pci.address}",
+            partial(self._bind, function.pci, self._keep(function)),
+            partial(self._bound, function),
+        )
 
-    def _respect(self, place: _Place) -> None:
-        """Keep off a device that somebody took from the driver that we had it by.
+    def _order(self, function: _Function) -> tuple[bool, float]:
+        """Sort the only device to serve before all windows, then by time."""
+        return function.pci.address != self._only, function.due
+
+    def _check_bindable(self, function: _Function) -> None:
+        """Refuse what must not be bound now.
 
         Raises:
-            Unusable: it has not been given back to that one.
+            Unusable: its BARs are not set up; or its driver was unbound under us.
         """
-        here, driver = place.pci.address, place.pci.driver
-        if place.taken and driver != place.driver:
+        here, driver = function.pci.address, function.pci.driver
+        if not function.pci.complete:
+            raise Unusable(f"{here} has no memory; see dmesg")
+        if function.unbound and driver != function.driver:
             raise Unusable(
-                f"{here} was taken from {place.driver} (its driver now: "
+                f"{here} was taken from {function.driver} (its driver now: "
                 f"{driver or 'none'}); to give it back: "
-                f"echo {here} > /sys/bus/pci/drivers/{place.driver}/bind"
+                f"echo {here} > /sys/bus/pci/drivers/{function.driver}/bind"
             )
-        place.taken = False
+        function.unbound = False
 
-    def _put_off(self, place: _Place, why: str) -> None:
+    def _bound(
+        self, function: _Function, outcome: Future[tuple[int, Device | None]]
+    ) -> None:
+        """Keep what the binder has bound if it is still wanted."""
+        self._binding = None
+        here = self._functions.get(function.pci.address) is function
+        try:
+            position, device = outcome.result()
+        except (Unusable, OSError) as why:
+            if here:  # else the function is unplugged, which explains the failure
+                self._put_off(function, why)
+            return
+        function.pause, function.logged = SOON, ""
+        if function.pci.address != self._only:
+            function.position = position
+        if device is None:
+            return
+        # While the thread worked the function may have been unplugged, the window be
+        # named no more, or another with this IVPosition have appeared.
+        if here and self._is_wanted(function):
+            self._hold(function, device)
+        else:
+            self.give_back(device)
+
+    def _hold(self, function: _Function, device: Device) -> None:
+        function.device = device
+        function.driver = function.pci.driver
+        if not self._is_served(function) and function.position is not None:
+            self._windows.add(function.position, device)
+
+    def _put_off(self, function: _Function, why: Exception) -> None:
+        """Try a function again after a pause.
+
+        Raises:
+            Unusable, OSError: `why`, if it is the only device to serve.
+        """
+        if function.pci.address == self._only:
+            raise why
         now = self._now()
-        place.due = now + place.pause
-        place.pause = min(2 * place.pause, RETRY)
-        if now - place.came >= PATIENCE and why != place.said:
+        function.due = now + function.pause
+        function.pause = min(2 * function.pause, RETRY)
+        # The kernel announces a function before it has set up its BARs, so a failure
+        # right after it was plugged says nothing.
+        if now - function.appeared >= PATIENCE and str(why) != function.logged:
             log.warning("%s; left alone for now", why)
-            place.said = why
+            function.logged = str(why)
 
-    def _find_twins(self) -> None:
-        """Refuse windows with one number: nobody knows which is meant."""
-        numbers = Counter(place.number for place in self._places.values())
-        before, self._twins = self._twins, {}
-        for number, count in numbers.items():
-            if number is not None and number >= md.FIRST_WINDOW and count > 1:
-                twins = [p for p in self._places.values() if p.number == number]
-                self._twins[number] = [place.pci.address for place in twins]
-                for place in twins:
-                    self._let_go(place)
-        for number in self._twins.keys() - before.keys():
+    def _find_duplicates(self) -> None:
+        """Refuse windows that have one IVPosition: it is unknown which is meant."""
+        positions = Counter(f.position for f in self._functions.values())
+        before, self._duplicates = self._duplicates, {}
+        for position, count in positions.items():
+            if position is not None and position >= md.FIRST_WINDOW and count > 1:
+                same = [f for f in self._functions.values() if f.position == position]
+                self._duplicates[position] = [f.pci.address for f in same]
+                for function in same:
+                    self._release_window(function)
+        for position in self._duplicates.keys() - before.keys():
             log.warning(
                 "%s have IVPosition %d all of them: none is used",
-                ", ".join(self._twins[number]),
-                number,
+                ", ".join(self._duplicates[position]),
+                position,
             )
 
-    # For those who want windows.
+    # For the links, which want windows.
 
     def find(self, number: int) -> Window | None:
         """Return the window with this ID, if we hold it."""
-        return self._shown.get(number)
+        return self._windows.find(number)
 
-    def want(self, user: "_Finder", numbers: Set[int]) -> None:
-        """Have these windows for a user, and no others; it uses no others."""
-        self._wants.pop(user, None)
-        if numbers:
-            self._wants[user] = frozenset(numbers)
-        self._named = frozenset().union(*self._wants.values())
-        for lost in list(self._lost):
-            lost.users.discard(user)
-            if not lost.users:
-                self._lost.remove(lost)
-                lost.device.close()
-        for place in self._places.values():
-            if not self._is_device(place) and place.number not in self._named:
-                self._let_go(place)
+    def want(self, user: "_LinkWindows", numbers: Set[int]) -> None:
+        """Hold these windows for a link; it has stopped using all others."""
+        self._windows.want(user, numbers)
+        for function in self._functions.values():
+            if (
+                not self._is_served(function)
+                and function.position not in self._windows.wanted
+            ):
+                self._release_window(function)
 
 
-class _Finder:
-    """The windows of one link; each has its own, to say what it wants."""
+class _LinkWindows:
+    """The windows of one link; each link has its own, to say what it wants."""
 
     def __init__(self, watch: PciWatch) -> None:
         self._watch = watch
@@ -373,12 +464,15 @@ class _Finder:
         return self._watch.find(number)
 
     def want(self, numbers: Set[int]) -> None:
-        """Have these windows from now on, as far as they come, and no others."""
+        """Hold these windows from now on, once they are plugged, and no others."""
         self._watch.want(self, numbers)
 
 
 def _identity(pci: PciDevice) -> int:
-    """Return what tells a device from one that was at its address before."""
+    """Return the inode of a function's directory in sysfs, 0 if it is gone.
+
+    Another function at the same address has another.
+    """
     try:
         return pci.path.stat().st_ino
     except OSError:

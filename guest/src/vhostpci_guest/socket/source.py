@@ -113,6 +113,10 @@ class SocketSource:
     def refuse(self, device: Device) -> None:
         """Never happens: without its only device an agent ends."""
 
+    def give_back(self, device: Device) -> None:
+        """Close a connection: nothing to wait for."""
+        device.close()
+
     def close(self) -> None:
         """Close a connection whose handshake is not over."""
         if self._client is not None and not self._client.connected:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """PCI devices that come and go: which are served, which are windows, which are lost."""
 
-from collections.abc import Iterator, Set
+import select
+import threading
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,28 @@ from vhostpci_guest.errors import Unusable
 from vhostpci_guest.interfaces import Device, Windows
 from vhostpci_guest.pci import bindings
 from vhostpci_guest.pci import ivshmem as device_module
+from vhostpci_guest.pci.binder import Binder
 from vhostpci_guest.pci.ivshmem import PciBound
 from vhostpci_guest.pci.sysfs_device import PciDevice
 from vhostpci_guest.pci.watch import PATIENCE, RETRY, SOON, PciWatch
 
 A, B, C, D = (f"0000:00:0{n}.0" for n in range(4, 8))
 W = 4711
+
+
+class Gate:
+    """Lets the binder's thread go on when the test says so."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self._opened = threading.Event()
+
+    def __call__(self) -> None:
+        self.reached.set()
+        assert self._opened.wait(10), "the test never opened the gate"
+
+    def open(self) -> None:
+        self._opened.set()
 
 
 class Machine:
@@ -32,16 +50,31 @@ class Machine:
         self.clock = Clock()
         self.taken: list[Device] = []
         self.watch: PciWatch | None = None
+        self.binder = Binder()
         self.bind = "sysfs"
         self.attempts: list[str] = []
-        """Addresses of the devices that were bound, or only read."""
+        """Addresses of the functions that were bound, or only read."""
+        self.before_bind: Callable[[PciDevice], None] = lambda _pci: None
+        """Is called on the binder's thread before it binds."""
 
     def bind_if(
         self, pci: PciDevice, keep: Set[int] | None
     ) -> tuple[int, PciBound | None]:
-        """Bind a device as the agent does."""
+        """Bind a function as the agent does."""
         self.attempts.append(pci.address)
+        self.before_bind(pci)
         return bindings.bind_if(pci, keep, self.bind)
+
+    def slow_down(self, address: str) -> Gate:
+        """Hold the binder up at one function."""
+        gate = Gate()
+
+        def wait(pci: PciDevice) -> None:
+            if pci.address == address:
+                gate()
+
+        self.before_bind = wait
+        return gate
 
     def start(self, only: str | None = None) -> PciWatch:
         """Start the watch, and let it look."""
@@ -49,6 +82,7 @@ class Machine:
             self.events,
             self.bind_if,
             only=only,
+            binder=self.binder,
             system=self.system,
             now=self.clock,
         )
@@ -56,12 +90,18 @@ class Machine:
         return self.watch
 
     def look(self, after: float = 0.0) -> None:
-        """Look as often as it is at once, and take what is to be served."""
+        """Look until the binder has finished, and take what is to be served."""
         self.clock.seconds += after
         self.look_once()
         assert self.watch is not None
-        while self.watch.interval == 0:
+        while self.watch.interval == 0 or self.binder.pending:
+            self.wait()
             self.look_once()
+
+    def wait(self) -> None:
+        """Wait until the binder has a result, if it works on anything."""
+        if self.binder.pending:
+            assert select.select([self.binder], [], [], 5)[0] == [self.binder]
 
     def look_once(self) -> None:
         """Look, and take what is to be served, as the agent does."""
@@ -70,7 +110,7 @@ class Machine:
         there = list(self.watch.devices())
         for device in [device for device in self.taken if device not in there]:
             self.taken.remove(device)
-            device.close()
+            self.watch.give_back(device)
         self.taken += [device for device in there if device not in self.taken]
 
     @property
@@ -104,11 +144,15 @@ class Machine:
         return self.watch.windows(self.taken[0])
 
     def close(self) -> None:
-        for device in self.taken:
-            device.close()
+        """End the agent, unless it has ended."""
+        if self.events.closed:
+            return
         if self.watch is not None:
+            for device in self.taken:
+                self.watch.give_back(device)
             self.watch.close()
         else:
+            self.binder.close()
             self.events.close()
 
 
@@ -144,8 +188,10 @@ def test_others_are_served_between_two_that_come(machine: Machine) -> None:
     watch = machine.start()
     for address in (A, B, C):
         machine.plug(address)
+    machine.look_once()
     for count in (1, 2, 3):
         assert len(machine.served) == count - 1
+        machine.wait()
         machine.look_once()
         assert len(machine.served) == count
     assert watch.interval is None
@@ -253,6 +299,7 @@ def test_window_is_bound_only_while_it_is_wanted(machine: Machine) -> None:
     assert window.id == W
     windows.want(set())
     assert windows.find(W) is None
+    machine.look()
     assert not machine.enabled(B)
 
 
@@ -297,6 +344,7 @@ def test_window_that_is_unplugged_stays_mapped_until_it_is_let_go(
     assert windows.find(W) is None
     assert window.view[0] == 0
     windows.want({W})
+    machine.look()
     with pytest.raises(ValueError, match="released"):
         _ = window.view[0]
     windows.want(set())
@@ -318,6 +366,7 @@ def test_window_of_two_links_is_let_go_by_both(machine: Machine) -> None:
     machine.look()
     assert window.view[0] == 0
     links[1].want(set())
+    machine.look()
     with pytest.raises(ValueError, match="released"):
         _ = window.view[0]
 
@@ -340,6 +389,7 @@ def test_two_windows_of_one_number_are_both_refused(
     assert window.view[0] == 0  # a ring may still be there
     assert caplog.text.count(f"{B}, {C} have IVPosition 4711") == 1
     windows.want({W})
+    machine.look()
     assert not machine.enabled(B)
     assert not machine.enabled(C)
     machine.unplug(B)
@@ -448,7 +498,11 @@ def test_loss_wakes_the_loop(machine: Machine) -> None:
     machine.plug(A)
     watch = machine.start()
     (device,) = machine.taken
-    assert set(watch.fds()) == {machine.events.fileno(), *device.alarms()}
+    assert set(watch.fds()) == {
+        machine.events.fileno(),
+        machine.binder.fileno(),
+        *device.alarms(),
+    }
     assert len(list(device.alarms())) == 2
 
 
@@ -502,17 +556,18 @@ def test_end_gives_all_windows_back(machine: Machine) -> None:
     machine.plug(A)
     for address, number in ((B, W), (C, W + 1)):
         machine.plug(address, number)
-    watch = machine.start()
+    machine.start()
     windows = machine.finder()
     windows.want({W, W + 1})
     machine.look()
     machine.unplug(C)
     machine.look()
-    watch.close()
-    machine.watch = None
+    machine.close()
     assert not machine.enabled(B)
     assert machine.events.closed
-    machine.events = FakeEvents(machine.system)
+
+
+# While the binder works.
 
 
 def test_window_that_is_wanted_is_bound_in_the_attempt_that_reads_its_position(
@@ -536,3 +591,117 @@ def test_position_of_a_window_is_read_once(machine: Machine) -> None:
     for _ in range(3):
         machine.look(after=RETRY)
     assert machine.attempts == [A, B]
+
+
+def test_look_returns_while_the_binder_works(machine: Machine) -> None:
+    machine.plug(A)
+    watch = machine.start()
+    gate = machine.slow_down(B)
+    machine.plug(B)
+    machine.look_once()
+    assert gate.reached.wait(5)
+    machine.look_once()
+    assert machine.served == [A]
+    assert watch.interval is None
+    gate.open()
+    machine.look()
+    assert machine.served == [A, B]
+
+
+def test_function_that_is_unplugged_while_it_is_bound_is_closed(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.start()
+    gate = machine.slow_down(A)
+    machine.plug(A)
+    machine.look_once()
+    assert gate.reached.wait(5)
+    machine.unplug(A)
+    machine.look_once()
+    gate.open()
+    machine.look(after=PATIENCE)
+    assert machine.served == []
+    assert [record for record in caplog.records if record.levelname != "INFO"] == []
+
+
+def test_function_that_is_replaced_while_it_is_bound_is_given_back(
+    machine: Machine,
+) -> None:
+    """What the thread binds then is the function that came instead."""
+    machine.start()
+    gate = machine.slow_down(A)
+    machine.plug(A, W)
+    machine.look_once()
+    assert gate.reached.wait(5)
+    machine.unplug(A)
+    machine.plug(A)
+    machine.look_once()
+    gate.open()
+    machine.look()
+    # The first attempt holds its claim until it is given back.
+    machine.look(after=RETRY)
+    assert machine.served == [A]
+
+
+def test_window_that_is_wanted_no_more_once_it_is_bound_is_given_back(
+    machine: Machine,
+) -> None:
+    machine.plug(A)
+    machine.start()
+    windows = machine.finder()
+    windows.want({W})
+    gate = machine.slow_down(B)
+    machine.plug(B, W)
+    machine.look_once()
+    assert gate.reached.wait(5)
+    windows.want(set())
+    gate.open()
+    machine.look()
+    assert windows.find(W) is None
+    assert not machine.enabled(B)
+    windows.want({W})
+    machine.look()
+    assert windows.find(W) is not None
+    windows.want(set())
+
+
+def test_end_gives_back_what_is_being_bound(machine: Machine) -> None:
+    machine.start()
+    gate = machine.slow_down(A)
+    machine.plug(A)
+    machine.look_once()
+    assert gate.reached.wait(5)
+    timer = threading.Timer(0.1, gate.open)
+    timer.start()
+    machine.close()
+    timer.join()
+    assert not machine.enabled(A)
+    with PciDevice(A, machine.system).claimed():
+        pass
+
+
+def test_device_that_cannot_be_restored_fails_no_other(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.system.plug(A, driver="vfio-pci")
+    machine.events.say("add", A)
+    machine.plug(B)
+    watch = machine.start()
+    first = next(device for device in machine.taken if device.name == A)
+    machine.system.deaf = {"vfio-pci"}
+    watch.refuse(first)
+    machine.look()
+    assert "vfio-pci does not take" in caplog.text
+    assert machine.served == [B]
+
+
+def test_device_that_cannot_be_restored_at_the_end_is_an_error(
+    machine: Machine,
+) -> None:
+    machine.system.plug(A, driver="vfio-pci")
+    machine.plug(B)
+    machine.start()
+    machine.system.deaf = {"vfio-pci"}
+    with pytest.raises(Unusable, match="vfio-pci does not take"):
+        machine.close()
+    assert not machine.enabled(B)

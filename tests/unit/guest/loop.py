@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's loop on a thread of the test's, and how fast it answers."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from tests.fakes.bar import FakeDaemon
+from tests.fakes.pair import Background
+from tests.fakes.plane import FakePlane, FakePort
+from vhostpci_guest.agent import Agent
+from vhostpci_guest.interfaces import Source
+from vhostpci_shared.metadata import AgentState
+
+
+class Planes:
+    """Makes data planes, and keeps them."""
+
+    def __init__(self) -> None:
+        self.made: list[FakePlane] = []
+        self.no_more = False
+        """Whether the machine has no thread for another."""
+
+    def __call__(self, fds: Sequence[int]) -> FakePlane:
+        if self.no_more:
+            raise OSError(11, "no thread")
+        self.made.append(FakePlane(fds))
+        return self.made[-1]
+
+
+@contextmanager
+def running(source: Source, *daemons: FakeDaemon) -> Iterator[None]:
+    """Run an agent that serves the first daemon, and the heartbeats of all."""
+    agent = Agent(source, FakePort, Planes())
+    read, write = os.pipe()
+    end = threading.Event()
+    thread = threading.Thread(target=agent.run, args=(end.is_set, read))
+    thread.start()
+    try:
+        with Background(lambda: _beat(daemons)):
+            _wait_for(lambda: _serves(daemons[0]))
+            yield
+    finally:
+        end.set()
+        os.write(write, b"x")
+        thread.join()
+        os.close(read)
+        os.close(write)
+        agent.close()
+
+
+def _beat(daemons: Sequence[FakeDaemon]) -> None:
+    for daemon in daemons:
+        daemon.beat()
+    time.sleep(0.1)
+
+
+def _serves(daemon: FakeDaemon) -> bool:
+    agent = daemon.agent()
+    return agent.state is AgentState.READY and agent.generation > 0
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def answer_time(daemon: FakeDaemon, generation: int) -> float:
+    """Return the seconds until the agent has answered a generation."""
+    start = time.monotonic()
+    while daemon.agent().generation != generation:
+        assert time.monotonic() < start + 2
+        time.sleep(0.0002)
+    return time.monotonic() - start
