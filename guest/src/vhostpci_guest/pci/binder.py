@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The thread that binds PCI devices and gives them back.
 
-Theory of operation.  To bind a device may take seconds: modprobe links a module, and
-vfio-pci resets the device, for which the kernel sleeps a second behind a root port.
-To give one back takes as long.  The agent's loop must not wait for that, since it
-answers the quiesce of every other device, and a whole master VM stands still until
-its quiesce is answered.
+Theory of operation.  To bind a device may take seconds: modprobe loads a module, and
+the driver may reset the device.  To give one back may, too.  The agent's loop must not
+wait for that, since it answers the quiesce of every other device, and a whole master VM
+stands still until its quiesce is answered.
 
 So these two jobs run on one thread, one after the other, and the loop takes the
 results when the binder's descriptor is readable.  Ownership is handed over, so there
@@ -40,7 +39,7 @@ from ..eventfds import drain, new_eventfd, signal
 log = logging.getLogger(__name__)
 
 STUCK = 30.0
-"""Seconds that `close` waits for one job.  The slowest known takes about two."""
+"""Seconds that `close` waits for one job; systemd kills a service after 90."""
 
 _T = TypeVar("_T")
 

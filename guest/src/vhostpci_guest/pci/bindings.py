@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ways to a PCI device, the best first."""
+"""The bindings: the ways to reach a PCI device, the best first."""
 
 import logging
 from collections.abc import Callable, Set
@@ -20,16 +20,16 @@ HIGHER = (
     "firmware puts windows from 1 GiB up there; give the master 512 MiB of memory or "
     "more, in attach mode 1 GiB"
 )
-"""How to have BAR 2 above 4 GiB."""
+"""How to get BAR 2 above 4 GiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """One way: whether it can work, how to take it, and what it gives.
+    """One way to reach a device: whether it can work, how to bind, and what it gives.
 
-    `cached` is whether it maps BAR 2 write-back, and not uncached.  It says what is
-    asked for: KVM caches the window for Intel's processors whatever the slave asks
-    for, and on AMD's it is as the slave has it.
+    `cached` is whether BAR 2 is mapped write-back, and not uncached.  It is what the
+    slave asks for: on Intel's processors KVM caches the window whatever the slave
+    asks for, on AMD's the slave decides.
     """
 
     why_not: Callable[[PciDevice], str | None]
@@ -38,22 +38,20 @@ class Binding:
     cached: bool = False
 
     def caches(self, pci: PciDevice) -> bool:
-        """Whether it gives a window of this device that the processor caches.
-
-        Below 4 GiB the firmware has made all that is PCI's uncached (by an MTRR), and
-        a write-back mapping does not help.
-        """
+        """Whether the processor would cache the window of this device."""
+        # Below 4 GiB the firmware has made all PCI memory uncached (by an MTRR), and
+        # that beats a write-back mapping.
         return self.cached and pci.bar_is_high(2)
 
     def caching(self, pci: PciDevice) -> str:
-        """Return the same for people."""
+        """Return the text for people that says whether the window is cached."""
         if self.cached and not pci.bar_is_high(2):
             return "uncached (BAR 2 below 4 GiB)"
         return "cached" if self.cached else "uncached"
 
 
 def signals(interrupts: bool) -> str:
-    """Return how one hears of news, for people."""
+    """Return the text for people that says how the agent learns of changes."""
     return "interrupts" if interrupts else "polling"
 
 
@@ -110,10 +108,10 @@ def bind_if(
 def _position_unbound(pci: PciDevice) -> int | None:
     """Return the IVPosition if it can be read without binding a driver.
 
-    Most devices that an agent meets are windows of which it wants none, or another
-    agent's.  To read one word through sysfs takes milliseconds and tells the device
-    nothing.  To bind vfio-pci for it would take a second or two of resets, in which
-    the agent that wants the device finds it in use.
+    Many devices that an agent meets are windows that it does not want, or another
+    agent's.  To read one word through sysfs takes a few system calls, and the device
+    does not notice.  To bind a driver for it may load a module and reset the device,
+    and until it is given back the agent that wants the device finds it in use.
     """
     if pci.driver == kmod.DRIVER:
         # This driver has the registers for itself: they are in its node only.
@@ -151,7 +149,7 @@ def _bind_by(pci: PciDevice, name: str) -> PciBound:
 
 
 def _tell(pci: PciDevice, way: Binding, name: str, reasons: list[str]) -> None:
-    """Say how we have it, and why not better."""
+    """Log how the device is bound, and why not by a better binding."""
     log.info(
         "%s: bound by %s (%s, %s)",
         pci.address,
@@ -171,8 +169,7 @@ def _tell(pci: PciDevice, way: Binding, name: str, reasons: list[str]) -> None:
 
 
 def is_low(pci: PciDevice) -> bool:
-    """Whether a device has memory of the master's below 4 GiB.
-
-    In attach mode window 0 has the metadata and nothing else: it is fine anywhere.
-    """
+    """Whether a device shows memory of the master below 4 GiB."""
+    # In attach mode window 0 has the metadata and nothing else, which is not read often
+    # enough for its speed to matter.
     return pci.bar_size(2) > md.SIZE and not pci.bar_is_high(2)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every way to an ivshmem device comes to: a window, vectors, doorbells.
+"""A bound ivshmem device, whichever driver it is bound to: window, vectors, doorbells.
 
-A device shows one window.  Window 0 is the slave's own device and carries the
-metadata; further windows are further devices (attach mode).
+A device shows one window.  Window 0 is the slave's own device and has the metadata;
+further windows are further devices (attach mode).
 """
 
 import select
@@ -34,10 +34,10 @@ class Registers:
         return self._words[self.IV_POSITION // 4]
 
     def doorbell(self, peer: int, vector: int) -> Doorbell:
-        """Return where and what to store to signal `vector` of `peer`.
+        """Return the address and the value of the store that signals a peer's vector.
 
         Raises:
-            ValueError: either does not fit the register's 16 bits for it.
+            ValueError: the peer or the vector does not fit its 16 bits.
         """
         if not (0 <= peer <= MAX_DOORBELL and 0 <= vector <= MAX_DOORBELL):
             raise ValueError(f"no such doorbell: peer {peer}, vector {vector}")
@@ -48,30 +48,31 @@ class Registers:
         self._words[self.DOORBELL // 4] = self.doorbell(peer, vector).value
 
     def release(self) -> None:
-        """Let go of the mapping, so that it can be closed."""
+        """Release the view of the mapping, so that the mapping can be closed."""
         self._words.release()
 
 
 class Place(Protocol):
-    """Where a PCI device is, as the kernel shows it."""
+    """The PCI function that was bound, as the kernel shows it."""
 
     address: str
     going: bool
-    """Whether the device goes, so that nothing is to be put back as it was."""
+    """Whether it is being unplugged, so that its old driver is not bound again."""
 
 
 class PciBound:
-    """A PCI device in our hands, by whichever driver.
+    """A PCI device that we hold; one such class for all bindings.
 
     Args:
-        place: where it is.
-        binding: how we have it.
+        place: the function in sysfs.
+        binding: the name of the binding.
         registers: BAR 0.
         bar: BAR 2.
         vector_count: size of its MSI-X table.
         vectors: an eventfd for each vector, or none: polling.
-        request: an eventfd by which the kernel wants the device back, if it would.
-        undo: what gives the device back; it is ours from here on.
+        request: a descriptor that is readable when the kernel asks for the device;
+            None if the binding has none.
+        undo: gives the device back; ours to close.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class PciBound:
 
     @property
     def lost(self) -> bool:
-        """Whether it was unplugged, or the kernel waits for us to let it go."""
+        """Whether it was unplugged, or the kernel waits until we close it."""
         if any(mapping.lost for mapping in self._mappings):
             return True
         return self._request is not None and _readable(self._request)
@@ -120,7 +121,7 @@ class PciBound:
         return self._vectors[index] if index < len(self._vectors) else None
 
     def doorbell(self, peer: int, vector: int) -> Doorbell:
-        """Return a peer's doorbell; QEMU ignores one of a peer that is not there."""
+        """Return a peer's doorbell; QEMU ignores it if the peer is gone."""
         return self._registers.doorbell(peer, vector)
 
     def ring(self, peer: int, vector: int) -> None:
@@ -132,7 +133,7 @@ class PciBound:
         self._claim = claim
 
     def close(self) -> None:
-        """Unmap it, and bind what was bound before, unless it goes."""
+        """Unmap it, and bind the driver of before, unless it is being unplugged."""
         self._place.going = self._place.going or self.lost
         # The claim last: until the old driver is bound again no other agent may
         # begin.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This machine's kernel: its file trees, its modules, and why it will not load one."""
+"""This machine's kernel: its file trees, its modules, and why one is not loaded."""
 
 import os
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ _SOURCES = {
     "uio_vhostpci": "it is built for each kernel: apt install dkms "
     "linux-headers-{release}, then the commands of kmod/README.md",
 }
-"""How to come by a module that the kernel's own package has not."""
+"""How to get a module that the kernel's own package does not have."""
 
 _SIGN = (
     "Secure Boot or lockdown refuses the module {driver} ({last}); enrol the key that "
@@ -18,7 +18,7 @@ _SIGN = (
     "Secure Boot off, or use vfio"
 )
 _REBUILD = (
-    "the module {driver} is not made for {release} ({last}); build it anew for this "
+    "the module {driver} is not made for {release} ({last}); build it again for this "
     "kernel (dkms autoinstall)"
 )
 _REASONS = {
@@ -28,7 +28,7 @@ _REASONS = {
     "Exec format error": _REBUILD,
     "Invalid module format": _REBUILD,
 }
-"""What modprobe says, and what that means to a user."""
+"""Words of modprobe's error, and the text that we log instead."""
 _REFUSED = "Operation not permitted"
 _NO_RIGHT = (
     "no permission to load the module {driver}: run as root; in a container, modprobe "
@@ -37,7 +37,10 @@ _NO_RIGHT = (
 
 
 class System:
-    """The kernel's file trees; tests have one elsewhere, and play the kernel."""
+    """The kernel's file trees below a root directory, and its modules.
+
+    All methods may be called on any thread.
+    """
 
     def __init__(self, root: Path = Path("/")) -> None:
         self.sys = root / "sys"
@@ -46,11 +49,11 @@ class System:
 
     @property
     def release(self) -> str:
-        """The running kernel's, as ``uname -r`` has it."""
+        """The running kernel's version, as ``uname -r`` prints it."""
         return os.uname().release
 
     def write(self, path: Path, text: str) -> None:
-        """Write an attribute: one `write`, as sysfs wants it."""
+        """Write an attribute in one system call: sysfs takes each for a whole value."""
         fd = os.open(path, os.O_WRONLY)
         try:
             os.write(fd, text.encode())
@@ -61,22 +64,22 @@ class System:
         """Open a device node.
 
         Raises:
-            OSError: it is not there, or its driver refuses.
+            OSError: there is no node, or its driver refuses.
         """
         return os.open(node, os.O_RDWR | os.O_CLOEXEC)
 
     @property
     def locked_down(self) -> bool:
-        """Whether even root may not reach past the kernel, as with Secure Boot."""
+        """Whether kernel lockdown is on, as with Secure Boot."""
         lockdown = self.sys / "kernel/security/lockdown"
         return lockdown.exists() and "[none]" not in lockdown.read_text()
 
     def load(self, driver: str, *, dry: bool = False) -> str | None:
-        """Load a PCI driver's module; return what keeps it from being there.
+        """Load a PCI driver's module; return why it is not loaded, or None.
 
         Args:
             driver: its name below /sys/bus/pci/drivers.
-            dry: only find out whether it could be; nothing is loaded.
+            dry: load nothing, and only find out whether it could be loaded.
         """
         path = self.sys / "bus/pci/drivers" / driver
         if path.exists():
@@ -88,28 +91,31 @@ class System:
             return self._why_not(driver, said)
         if dry or path.exists():
             return None
-        return f"the module {driver} has no PCI driver {driver}; is it another one?"
+        return (
+            f"the module {driver} is loaded but has no PCI driver {driver}: it is "
+            "another module of this name"
+        )
 
     def modprobe(self, module: str, *, dry: bool = False) -> str | None:
-        """Have a module loaded; return what modprobe says if it is not."""
+        """Run modprobe for a module; return its error, or None if it succeeds."""
         out, error = _run("modprobe", *(["-n"] if dry else []), module)
         return error if out is None else None
 
     def _unsigned(self, module: str) -> str | None:
-        """Return what modprobe would say of a module that has no signature at all.
+        """Return the error that modprobe would print for a module without a signature.
 
-        Whether a key that signed one is known, only the kernel can say.
+        None for a module that is signed: only the kernel knows which keys it accepts.
         """
         if not self.locked_down or self.signer(module) != "":
             return None
         return f"{_REFUSED}: it is not signed"
 
     def signer(self, module: str) -> str | None:
-        """Return whose key has signed a module, if modinfo knows."""
+        """Return the owner of the key that signed a module; None if modinfo fails."""
         return _run("modinfo", "-F", "signer", module)[0]
 
     def _why_not(self, driver: str, said: str) -> str:
-        """Return what is wrong, and its mend, by what modprobe says."""
+        """Return what is wrong and what to do, from the error of modprobe."""
         reason = "the module {driver} can't be loaded: {last}; see dmesg"
         if _REFUSED in said:
             reason = _SIGN if self.locked_down else _NO_RIGHT
@@ -125,11 +131,14 @@ class System:
         )
 
     def users(self, nodes: Iterable[Path]) -> list[str]:
-        """Return who has one of `nodes` open, as ``name (pid)``; never ourselves."""
+        """Return the other processes that have one of `nodes` open, as ``name (pid)``.
+
+        Processes of other PID namespaces, and other users' without root, are hidden.
+        """
         wanted = {str(node) for node in nodes}
         found = []
         for process in self.proc.glob("[0-9]*"):
-            # Processes end while we look, and others' may be hidden from us.
+            # A process may end while we look, or not be ours to look at.
             with suppress(OSError):
                 links = {os.readlink(link) for link in (process / "fd").iterdir()}
                 if links & wanted and process.name != str(os.getpid()):
@@ -139,8 +148,8 @@ class System:
 
 
 def _run(*command: str) -> tuple[str | None, str]:
-    """Return what a program prints, None if it fails; and what it says of that."""
-    import subprocess  # slow to import, and seldom needed
+    """Return a program's standard output, None if it fails, and its standard error."""
+    import subprocess  # slow to import, and needed only where a module is missing
 
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device through our own driver, uio_vhostpci: eventfds, and a cached window.
+"""Binding by our own driver, uio_vhostpci: eventfds, and a cached window.
 
-It needs no vIOMMU, and is the only way to a mapping that the processor caches.  What
-its node does is said at the top of kmod/uio_vhostpci.c.
+It needs no vIOMMU, and is the only binding whose window the processor caches.  The top
+of kmod/uio_vhostpci.c says what its node does.
 """
 
 import errno
@@ -21,12 +21,12 @@ NAME = "kmod"
 DRIVER = UIO_VHOSTPCI
 
 _OLD = (errno.ENOSYS, errno.EIO)
-"""What UIO says where a driver takes no writes."""
+"""How a write to a UIO node fails if its driver has no `irqcontrol`, or no irq."""
 _arm = struct.Struct("=i")
 
 
 def why_not(pci: PciDevice) -> str | None:
-    """Return what keeps this way from working, as far as one can see beforehand."""
+    """Return why this binding cannot work, or None if nothing speaks against it."""
     if (size := pci.bar_size(2)) < mmap.PAGESIZE:
         return f"BAR 2 has {size} bytes, less than a page: it shows no memory"
     if pci.msix_vectors == 0:
@@ -38,7 +38,7 @@ def bind(pci: PciDevice) -> PciBound:
     """Bind a device that is claimed.
 
     Raises:
-        Unusable: the kernel does not take the module.
+        Unusable: the module cannot be loaded, or refuses the device.
         OSError: the kernel refuses.
     """
     if why := pci.system.load(DRIVER):
@@ -62,8 +62,10 @@ def bind(pci: PciDevice) -> PciBound:
 
 
 def _map(pci: PciDevice, node: int, number: int, stack: ExitStack) -> Mapping:
-    """Map what UIO has under a number: page by page, whatever their sizes."""
+    """Map the memory that UIO lists under a number."""
     bar = 2 * number
+    # UIO (Linux, "The Userspace I/O HOWTO"): mapping N starts at offset N pages,
+    # whatever the sizes of the mappings are.
     size = min(pci.bar_size(bar), Registers.SIZE) if bar == 0 else pci.bar_size(bar)
     try:
         mapping = Mapping(
@@ -79,7 +81,10 @@ def _map(pci: PciDevice, node: int, number: int, stack: ExitStack) -> Mapping:
 
 
 def _interrupts(pci: PciDevice, node: int, stack: ExitStack) -> list[int]:
-    """Give each MSI-X vector an eventfd; what came before is pending, and comes."""
+    """Give each MSI-X vector an eventfd; return the eventfds.
+
+    An interrupt that came before is pending, and is signalled then.
+    """
     fds = []
     for vector in range(pci.msix_vectors or 0):
         fds.append(new_eventfd())
@@ -87,20 +92,20 @@ def _interrupts(pci: PciDevice, node: int, stack: ExitStack) -> list[int]:
         try:
             os.write(node, armed(vector, fds[-1]))
         except OSError as error:
-            raise Unusable(_why_deaf(pci, vector, error)) from error
+            raise Unusable(_why_no_interrupts(pci, vector, error)) from error
     return fds
 
 
 def armed(vector: int, fd: int) -> bytes:
-    """Return what has a vector signal an eventfd from now on."""
+    """Return the word whose write lets a vector signal an eventfd."""
     return _arm.pack(vector << 20 | fd)
 
 
-def _why_deaf(pci: PciDevice, vector: int, error: OSError) -> str:
+def _why_no_interrupts(pci: PciDevice, vector: int, error: OSError) -> str:
     if error.errno in _OLD:
         return (
             f"{pci.address}: this {DRIVER} gives no interrupts: it is older than the "
-            f"agent, or another's; build it anew, rmmod {DRIVER} and modprobe {DRIVER}"
+            f"agent, or another's; build it again, rmmod {DRIVER} and modprobe {DRIVER}"
         )
     return (
         f"{pci.address}: {DRIVER} refuses vector {vector}: {error.strerror}; see dmesg"

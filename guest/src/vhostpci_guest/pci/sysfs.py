@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device with no driver at all: its BARs from sysfs, no interrupts."""
+"""Binding without a driver: the BARs are mapped from sysfs; no interrupts."""
 
 from contextlib import ExitStack
 
@@ -11,10 +11,10 @@ NAME = "sysfs"
 
 
 def why_not(pci: PciDevice) -> str | None:
-    """Return what keeps this way from working, as far as one can see beforehand."""
+    """Return why this binding cannot work, or None if nothing speaks against it."""
     if pci.system.locked_down:
         return (
-            "kernel lockdown forbids to map BARs; with kmod or vfio it works, "
+            "kernel lockdown forbids to map BARs from sysfs; use kmod or vfio, "
             "or switch Secure Boot off"
         )
     return None
@@ -24,7 +24,8 @@ def bind(pci: PciDevice) -> PciBound:
     """Bind a device that is claimed.
 
     Raises:
-        Unusable: the kernel does not let us.
+        Unusable: the kernel does not map its BARs.
+        OSError: sysfs refuses.
     """
     with ExitStack() as stack:
         stack.enter_context(pci.bound(None))
@@ -44,10 +45,10 @@ def read_unbound(pci: PciDevice) -> int:
 
 
 def mapped(pci: PciDevice, binding: str, stack: ExitStack) -> PciBound:
-    """Map the BARs of a device that is switched on.
+    """Map the BARs of a device whose memory is switched on.
 
     Raises:
-        Unusable: the kernel does not let us.
+        Unusable: the kernel does not map its BARs.
     """
     try:
         registers = stack.enter_context(mapped_resource(pci, 0, Registers.SIZE))

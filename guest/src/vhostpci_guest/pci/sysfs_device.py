@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finding, claiming and binding ivshmem's PCI devices, through sysfs.
 
-What was bound before is bound again at the end, whatever went wrong between; and a
-device that somebody else has is left alone.  Somebody else is: another agent (it has
-locked the device's `config`), a driver that is none of `SHAREABLE`, a process that
-has such a driver's node open.
+The driver that was bound before is bound again at the end, even after a failure.  A
+device that another uses is left alone: another agent (it has locked the device's
+`config` file), a driver that is none of `SHAREABLE`, or a process that has such a
+driver's node open.
 """
 
 import errno
@@ -24,9 +24,9 @@ from .kernel import System
 
 VENDOR, DEVICE = "0x1af4", "0x1110"
 UIO_VHOSTPCI = "uio_vhostpci"
-"""Our own driver.  It has the BARs for itself: they are mapped from its node only."""
+"""Our own driver.  It reserves the BARs, so they are mapped from its node only."""
 SHAREABLE = ("vfio-pci", "uio_pci_generic", UIO_VHOSTPCI)
-"""Drivers that hold a device for user space: idle, it may be taken from them."""
+"""Drivers for user space: if no process has the node open, we unbind them."""
 
 COMMAND = 0x04
 COMMAND_MEMORY, COMMAND_MASTER = 2, 4
@@ -34,9 +34,10 @@ _STATUS, _STATUS_CAPABILITIES, _CAPABILITIES = 0x06, 0x10, 0x34
 _MSIX = 0x11
 _CONFIG_SIZE = 256
 
-_NOBODY = "vhostpci-guest"
-"""A driver that no kernel has."""
+_NO_DRIVER = "vhostpci-guest"
+"""The name of no driver: as `driver_override` it keeps all drivers from a device."""
 _HIDDEN = "a process that is hidden from us"
+"""A user that /proc does not show, for example in another container."""
 _ADDRESS = re.compile(r"([0-9a-f]{4,}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
 
@@ -46,53 +47,53 @@ class PciDevice:
     def __init__(self, address: str, system: System) -> None:
         self.address = address
         self.going = False
-        """Whether it goes, so that nothing is to be put back as it was."""
+        """Whether it is being unplugged, so that its old driver is not bound again."""
         self.system = system
         self.path = system.sys / "bus/pci/devices" / address
 
     @property
     def driver(self) -> str | None:
-        """Name of the driver that is bound to it."""
+        """Name of the driver that is bound to it, None without one."""
         with suppress(FileNotFoundError):
             return (self.path / "driver").readlink().name
         return None
 
     @property
     def iommu_group(self) -> str | None:
-        """Number of its IOMMU group; without one there is no (v)IOMMU."""
+        """Number of its IOMMU group, None if the machine has no (v)IOMMU."""
         with suppress(FileNotFoundError):
             return (self.path / "iommu_group").readlink().name
         return None
 
     def bar_size(self, index: int) -> int:
-        """Return a BAR's length in bytes, 0 if the device has it not."""
+        """Return a BAR's length in bytes, 0 if the device does not have it."""
         start, end = self._bar(index)
         return end - start + 1 if end else 0
 
     def bar_skip(self, index: int) -> int:
         """Return where in its first page a BAR begins.
 
-        Behind a port of its own it begins with the page.  Side by side on one bus,
-        sixteen devices have their 256 bytes of registers in one page, and the
-        kernel maps whole pages.
+        Behind a root port of its own a BAR begins with a page.  Side by side on one
+        bus, the 256 bytes of registers of sixteen devices share a page, and the kernel
+        maps whole pages.
         """
         return self._bar(index)[0] % mmap.PAGESIZE
 
     def bar_is_high(self, index: int) -> bool:
-        """Whether a BAR is above 4 GiB; below, x86 has nothing of PCI's cached."""
+        """Whether a BAR is above 4 GiB; below, x86 firmware makes it uncached."""
         return self._bar(index)[0] >= 1 << 32
 
     def _bar(self, index: int) -> tuple[int, int]:
-        """Return the first and the last address of a BAR."""
+        """Return the first and the last address of a BAR; both are 0 without one."""
         line = (self.path / "resource").read_text().splitlines()[index]
         start, end, _flags = (int(word, 16) for word in line.split())
         return start, end
 
     @property
     def complete(self) -> bool:
-        """Whether the kernel is done with it: its BARs have addresses and files.
+        """Whether the kernel has set it up: its BARs have addresses and files.
 
-        It announces a device before that.
+        The uevent "add" is sent before that.
         """
         with suppress(OSError):
             files = all((self.path / f"resource{bar}").exists() for bar in (0, 2))
@@ -100,12 +101,12 @@ class PciDevice:
         return False
 
     def config(self) -> bytes:
-        """Return its configuration space, of which others than root see 64 bytes."""
+        """Return its configuration space; without root only the first 64 bytes."""
         return (self.path / "config").read_bytes()[:_CONFIG_SIZE]
 
     @property
     def msix_vectors(self) -> int | None:
-        """Size of its MSI-X table; None if only root may know."""
+        """Number of its MSI-X vectors; None if only root may read it."""
         config = self.config()
         if len(config) < _CONFIG_SIZE:
             return None
@@ -113,9 +114,10 @@ class PciDevice:
 
     @property
     def iv_position(self) -> int | None:
-        """Its IVPosition register; None while nobody may read it.
+        """Its IVPosition register; None while we may not read it.
 
-        A device that is off is switched on for it, but only if nobody has it.
+        If the device's memory is off, it is switched on for the read, but only if
+        no other agent, driver or process has the device.
         """
         with suppress(OSError, Unusable), ExitStack() as undo:
             (command,) = struct.unpack_from("<H", self.config(), COMMAND)
@@ -126,20 +128,23 @@ class PciDevice:
         return None
 
     def why_taken(self) -> str | None:
-        """Return what keeps us from taking it: another's driver or process."""
+        """Return the driver or process that keeps us from binding it, or None."""
         driver = self.driver
         if driver is None:
             return None
         if driver not in SHAREABLE:
             return (
-                f"bound to {driver}, which is not ours to unbind; to let us have it: "
+                f"bound to {driver}, which the agent does not unbind; to serve it: "
                 f"echo {self.address} > /sys/bus/pci/drivers/{driver}/unbind"
             )
         users = self.system.users(self._nodes()) or self._hidden_users()
         return f"in use by {', '.join(users)} through {driver}" if users else None
 
     def _hidden_users(self) -> list[str]:
-        """Return who has it though we see nobody: our own driver lets in but one."""
+        """Return `_HIDDEN` if a process that /proc does not show has it.
+
+        Only uio_vhostpci tells: its node can be open once, and is EBUSY then.
+        """
         for node in self._uio_nodes() if self.driver == UIO_VHOSTPCI else ():
             try:
                 os.close(self.system.open(node))
@@ -153,7 +158,7 @@ class PciDevice:
             yield self.system.dev / uio.name
 
     def _nodes(self) -> Iterator[Path]:
-        """Device nodes through which a process may have it."""
+        """Yield the device nodes through which a process may use it."""
         yield from self._uio_nodes()
         for vfio in (self.path / "vfio-dev").glob("vfio*"):
             yield self.system.dev / "vfio/devices" / vfio.name
@@ -162,10 +167,11 @@ class PciDevice:
 
     @contextmanager
     def uio_node(self) -> Iterator[int]:
-        """Have the node of its UIO driver open.
+        """Keep the node of its UIO driver open.
 
         Raises:
-            Unusable: there is none, or another has it and the driver has but one.
+            Unusable: there is no node, or another process has it open and the driver
+                lets in one only.
             OSError: the driver refuses.
         """
         node = next(self._uio_nodes(), None)
@@ -194,14 +200,15 @@ class PciDevice:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Have it to ourselves.
+        """Keep other agents from it, and check that no driver or process uses it.
 
         Raises:
-            Unusable: another agent, driver or process has it.
+            Unusable: another agent, driver or process uses it.
         """
         fd = os.open(self.path / "config", os.O_RDONLY | os.O_CLOEXEC)
         try:
             try:
+                # The kernel releases the lock of an agent that is killed.
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise Unusable(
@@ -215,10 +222,11 @@ class PciDevice:
 
     @contextmanager
     def bound(self, driver: str | None) -> Iterator[None]:
-        """Have it bound to `driver` (None: to none), and as before at the end.
+        """Bind it to `driver` (None: to none), and to the driver of before at the end.
 
-        To none means that none takes it meanwhile, not even one that is loaded then:
-        it would map the window beside us, and as we have it, uncached.
+        With None, `driver_override` is set so that no driver can bind, not even one
+        that is loaded later: it would map the window beside us, and get our uncached
+        memory type for it.
 
         Raises:
             Unusable: the driver does not take it.
@@ -227,23 +235,26 @@ class PciDevice:
         before = self.driver
         with ExitStack() as undo:
             if before != driver:
+                # First: also a failure below must bind the old driver again.
                 undo.callback(self._put_back, driver, before)
                 self._unbind()
                 if driver is not None:
                     self._probe(driver)
             if driver is None:
-                undo.enter_context(self._reserved(_NOBODY))
+                undo.enter_context(self._reserved(_NO_DRIVER))
             yield
 
     def _put_back(self, driver: str | None, before: str | None) -> None:
-        """Take it from `driver` and give it to the one of before, unless it goes."""
+        """Unbind `driver` and bind `before` again, unless it is being unplugged."""
         if self.going:
             return
         try:
+            # A driver that someone else has bound meanwhile stays.
             if self.driver == driver:
                 self._unbind()
             self._bind(before)
         except (OSError, Unusable):
+            # Unplugged between the look at `going` and the write: nothing to restore.
             if self.path.exists():
                 raise
 
@@ -256,18 +267,23 @@ class PciDevice:
             self._probe(driver)
 
     def _probe(self, driver: str) -> None:
-        """Let `driver`, and no other, take it."""
-        with self._reserved(driver), suppress(OSError):  # what matters is the result
+        """Bind `driver`, and no other.
+
+        Raises:
+            Unusable: the driver refuses the device.
+        """
+        # The write succeeds even if no driver matches, so only the result counts.
+        with self._reserved(driver), suppress(OSError):
             self.system.write(self.system.sys / "bus/pci/drivers_probe", self.address)
         if self.driver != driver:
             raise Unusable(f"{driver} does not take {self.address}; see dmesg")
 
     @contextmanager
     def _reserved(self, driver: str) -> Iterator[None]:
-        """Have the kernel offer it to no other driver.
+        """Let the kernel offer it to no other driver.
 
-        `driver_override` is for this device alone; `new_id` would be for all of
-        its kind, for ever.
+        `driver_override` is for this device alone; `new_id` would let the driver bind
+        every ivshmem device, until the machine reboots.
         """
         override = self.path / "driver_override"
         before = override.read_text().strip()
@@ -275,19 +291,19 @@ class PciDevice:
         try:
             yield
         finally:
-            # Our own is what an agent has left that was killed.
-            before = "\n" if before in ("(null)", _NOBODY) else before
-            # One that goes may have another in its place already.
-            with suppress(FileNotFoundError):  # it went unnoticed
+            # `_NO_DRIVER` was left by an agent that was killed; a line feed clears it.
+            before = "\n" if before in ("(null)", _NO_DRIVER) else before
+            # Where it was unplugged, another device may be plugged already.
+            with suppress(FileNotFoundError):  # unplugged, and `going` not set yet
                 if not self.going:
                     self.system.write(override, before)
 
     @contextmanager
     def enabled(self) -> Iterator[None]:
-        """Have its memory switched on while no driver is bound.
+        """Switch its memory on while no driver is bound.
 
-        The kernel counts the ones that want it on, so our turn is put back, not
-        the others'.
+        The kernel counts how often it was switched on, so at the end it stays on if
+        others have switched it on, too.
 
         Raises:
             OSError: sysfs refuses.
@@ -296,8 +312,8 @@ class PciDevice:
         try:
             yield
         finally:
-            # One that goes may have another in its place already.
-            with suppress(OSError):  # unplugged, or bound by somebody meanwhile
+            # Where it was unplugged, another device may be plugged already.
+            with suppress(OSError):  # unplugged unnoticed, or another driver is bound
                 if not self.going:
                     self.system.write(self.path / "enable", "0")
 
@@ -307,7 +323,7 @@ def mapped_resource(device: PciDevice, bar: int, size: int) -> Iterator[Mapping]
     """Map the start of a BAR from its file in sysfs.
 
     Raises:
-        OSError: the kernel does not map it (lockdown; a driver has it for itself).
+        OSError: the kernel does not map it (lockdown; a driver has reserved it).
     """
     fd = os.open(device.path / f"resource{bar}", os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -333,11 +349,11 @@ def _mapped_registers(device: PciDevice) -> Iterator[Mapping]:
 
 
 def read_position(device: PciDevice) -> int:
-    """Return the IVPosition register of a device that is on.
+    """Return the IVPosition register of a device whose memory is switched on.
 
     Raises:
-        Unusable: another has it.
-        OSError: the kernel does not let us.
+        Unusable: another process has the node of its driver open.
+        OSError: the kernel does not map the registers.
     """
     with _mapped_registers(device) as mapping:
         registers = Registers(mapping)
@@ -354,7 +370,7 @@ def find(
 
     Args:
         system: where the kernel's files are.
-        addresses: PCI devices to look at, default: all that udev knows.
+        addresses: the PCI devices to look at; None: all that udev knows.
     """
     if addresses is None:
         addresses = _udev_addresses()
@@ -367,7 +383,7 @@ def at(address: str, system: System | None = None) -> PciDevice:
     """Return the device at a PCI address; the domain may be left out.
 
     Raises:
-        Unusable: there is none, or it is no ivshmem device.
+        Unusable: there is no device, or it is not an ivshmem device.
     """
     full = normal_address(address)
     device = PciDevice(full, system or System())
@@ -385,7 +401,7 @@ def normal_address(address: str) -> str:
     """Return a PCI address as sysfs spells it.
 
     Raises:
-        Unusable: it is none.
+        Unusable: the text is not a PCI address.
     """
     address = address.lower()
     if not _ADDRESS.fullmatch(address):
@@ -394,14 +410,15 @@ def normal_address(address: str) -> str:
 
 
 def _udev_addresses() -> list[str]:
-    import pyudev  # only where the address was not told: a tenth of a second in TCG
+    # Imported here: with --device nothing is searched, and it takes 0.1 s under TCG.
+    import pyudev
 
     found = pyudev.Context().list_devices(subsystem="pci")
     return [device.sys_name for device in found.match_attribute("vendor", VENDOR)]
 
 
 def is_ivshmem(device: PciDevice) -> bool:
-    """Whether a device is there, and one of ours by its IDs."""
+    """Whether a device is plugged, and has the PCI IDs of ivshmem."""
     with suppress(OSError):
         vendor = (device.path / "vendor").read_text().strip()
         kind = (device.path / "device").read_text().strip()
@@ -410,15 +427,17 @@ def is_ivshmem(device: PciDevice) -> bool:
 
 
 def _msix_vectors(config: bytes) -> int:
-    """Walk the capability list (PCI, "Capabilities List"), which a bug may loop."""
+    """Return the vectors of the MSI-X capability (PCI, "Capabilities List")."""
     (status,) = struct.unpack_from("<H", config, _STATUS)
     at = config[_CAPABILITIES] if status & _STATUS_CAPABILITIES else 0
+    # A list that loops, by a bug of the device, must end: more capabilities than
+    # words are impossible.
     for _ in range(_CONFIG_SIZE // 4):
-        at &= ~3
+        at &= ~3  # the two low bits are reserved, and software must mask them
         if at == 0:
             return 0
         kind, following, control = struct.unpack_from("<BBH", config, at)
         if kind == _MSIX:
-            return int(control & 0x7FF) + 1
+            return int(control & 0x7FF) + 1  # the field has the size minus one
         at = following
     return 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel says of PCI devices that come and go, through libudev."""
+"""The kernel's uevents of PCI devices, through libudev."""
 
 import os
 import socket
@@ -22,34 +22,34 @@ class Uevent:
 
 
 class Overrun(Exception):
-    """Events were lost: what they would have said must be looked up."""
+    """The kernel dropped uevents: compare `addresses` with what is known."""
 
 
 class Events(Protocol):
-    """Where uevents come from."""
+    """A source of uevents."""
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable when there are any."""
+        """Return a descriptor that is readable when there are uevents."""
 
     def read(self) -> list[Uevent]:
-        """Return those that have come.
+        """Return the uevents since the last call.
 
         Raises:
             Overrun: some were lost, and those that were not are dropped as well.
         """
 
     def addresses(self) -> list[str]:
-        """Return the PCI devices that are there now."""
+        """Return the addresses of all PCI devices that are plugged now."""
 
     def close(self) -> None:
-        """Listen no more."""
+        """Close the socket."""
 
 
 class Uevents:
-    """The kernel's own uevents: a slave VM may have no udevd that passes them on.
+    """The kernel's own uevents; those of udevd exist only where udevd runs.
 
-    So an event may come before the device is complete: its BARs may have no
-    addresses yet, or its files not be there.
+    The kernel sends "add" before it has set the device up: its BARs may have no
+    addresses yet, or no files in sysfs (`PciDevice.complete`).
 
     Raises:
         Unusable: there is no libudev, or it does not work.
@@ -57,7 +57,8 @@ class Uevents:
 
     def __init__(self) -> None:
         try:
-            import pyudev  # a tenth of a second in TCG: only who needs it pays
+            # Imported here: it takes 0.1 s under TCG, and --socket does not need it.
+            import pyudev
 
             self._context = pyudev.Context()
             self._monitor = pyudev.Monitor.from_netlink(self._context, source="kernel")
@@ -65,16 +66,16 @@ class Uevents:
             self._monitor.start()
         except (ImportError, OSError) as error:
             raise Unusable(
-                f"can't hear of devices that come and go: {error}; install libudev "
+                f"cannot receive uevents of PCI devices: {error}; install libudev "
                 "and pyudev (Debian: libudev1, python3-pyudev)"
             ) from None
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable when there are events."""
+        """Return the netlink socket."""
         return int(self._monitor.fileno())
 
     def read(self) -> list[Uevent]:
-        """Return the events that have come.
+        """Return the uevents since the last call.
 
         Raises:
             Overrun: some were lost, and those that were not are dropped as well.
@@ -96,19 +97,20 @@ class Uevents:
         return found
 
     def _failed(self) -> bool:
-        """Whether the socket has an error (ENOBUFS); it is taken.
+        """Whether the socket has an error (ENOBUFS); reading the error clears it.
 
-        pyudev's poll() takes it for its own failure, and leaves it there.
+        pyudev's poll() raises for the error, and does not clear it.
         """
         with socket.socket(fileno=os.dup(self.fileno())) as ours:
             return bool(ours.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
 
     def addresses(self) -> list[str]:
-        """Return the PCI devices that are there now."""
+        """Return the addresses of all PCI devices that are plugged now."""
         found = self._context.list_devices(subsystem="pci")
         return [device.sys_name for device in found]
 
     def close(self) -> None:
-        """Listen no more."""
+        """Close the socket."""
         with suppress(AttributeError):
-            del self._monitor  # its socket goes with it
+            # pyudev has no close(): the monitor's destructor closes the socket.
+            del self._monitor

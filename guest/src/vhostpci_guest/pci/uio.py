@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device through uio_pci_generic: claimed by a driver, but without interrupts.
+"""Binding by uio_pci_generic: a driver holds the device, but without interrupts.
 
-ivshmem-doorbell has MSI-X only, and uio_pci_generic knows INTx only, so nothing is
-to be read from its node.  It is open all the same: so others see that it is in use.
+ivshmem-doorbell has MSI-X only and uio_pci_generic supports INTx only, so its node
+never has anything to read.  The agent keeps it open so that others see that the device
+is used.
 """
 
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ DRIVER = "uio_pci_generic"
 
 
 def why_not(pci: PciDevice) -> str | None:
-    """Return what keeps this way from working, as far as one can see beforehand."""
+    """Return why this binding cannot work, or None if nothing speaks against it."""
     return pci.system.load(DRIVER, dry=True) or sysfs.why_not(pci)
 
 
@@ -25,7 +26,7 @@ def bind(pci: PciDevice) -> PciBound:
     """Bind a device that is claimed.
 
     Raises:
-        Unusable: the kernel lacks what it takes.
+        Unusable: the module cannot be loaded, or the BARs cannot be mapped.
         OSError: sysfs refuses.
     """
     if why := pci.system.load(DRIVER):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device through vfio-pci: MSI-X vectors that arrive at eventfds.
+"""Binding by vfio-pci: each MSI-X vector signals an eventfd.
 
-It needs a vIOMMU in the slave, though nothing is mapped for DMA: ivshmem does none.
-The ioctls and structures are those of linux/vfio.h.
+vfio-pci needs a vIOMMU in the slave VM, though ivshmem does no DMA and so nothing is
+mapped for it.  The ioctls and structures are those of linux/vfio.h.
 """
 
 import fcntl
@@ -56,7 +56,7 @@ _irq_set = struct.Struct("=IIIII")
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A BAR, or the configuration space, inside the device's descriptor."""
+    """A BAR, or the configuration space, as a range of the device's descriptor."""
 
     mappable: bool
     size: int
@@ -64,7 +64,7 @@ class Region:
 
 
 def why_not(pci: PciDevice) -> str | None:
-    """Return what keeps this way from working, as far as one can see beforehand."""
+    """Return why this binding cannot work, or None if nothing speaks against it."""
     if pci.iommu_group is None:
         return _NO_IOMMU
     return pci.system.load(DRIVER, dry=True)
@@ -74,7 +74,7 @@ def bind(pci: PciDevice) -> PciBound:
     """Bind a device that is claimed.
 
     Raises:
-        Unusable: the slave VM lacks what this way needs.
+        Unusable: the slave VM lacks what vfio-pci needs.
         OSError: the kernel refuses.
     """
     group = pci.iommu_group
@@ -122,8 +122,8 @@ def _open_device(pci: PciDevice, group: str, stack: ExitStack) -> int:
     fcntl.ioctl(group_fd, GROUP_GET_STATUS, status)
     if not _group_status.unpack(status)[1] & GROUP_VIABLE:
         raise Unusable(
-            f"{pci.address} shares IOMMU group {group} with devices that other drivers "
-            "have: put it on a PCIe root port or bus of its own"
+            f"{pci.address} shares IOMMU group {group} with devices of other drivers: "
+            "put it on a PCIe root port or bus of its own"
         )
     fcntl.ioctl(group_fd, GROUP_SET_CONTAINER, struct.pack("=i", container))
     fcntl.ioctl(container, SET_IOMMU, TYPE1V2_IOMMU)
@@ -141,11 +141,9 @@ def _region(device: int, index: int) -> Region:
 
 
 def _switch_on(device: int) -> None:
-    """Let the device answer to its BARs, and send MSI-X messages.
-
-    An MSI-X message is a write to memory, so without the bus-master bit no
-    interrupt ever arrives; vfio-pci does not set it.
-    """
+    """Switch the device's BARs and its MSI-X messages on."""
+    # An MSI-X message is a write to memory, so without the bus-master bit no interrupt
+    # ever arrives; vfio-pci clears the bit when the device is opened.
     at = _region(device, CONFIG_REGION).offset + COMMAND
     (command,) = struct.unpack("<H", os.pread(device, 2, at))
     command |= COMMAND_MEMORY | COMMAND_MASTER
@@ -166,11 +164,7 @@ def _map(pci: PciDevice, device: int, bar: int, stack: ExitStack) -> Mapping:
 
 
 def _interrupts(device: int, stack: ExitStack) -> list[int]:
-    """Give each MSI-X vector an eventfd, in one call.
-
-    Vectors that are set later make the kernel switch MSI-X off and on again, and
-    an interrupt between is lost.
-    """
+    """Give each MSI-X vector an eventfd; return the eventfds."""
     info = bytearray(_irq_info.pack(_irq_info.size, 0, MSIX_INDEX, 0))
     fcntl.ioctl(device, DEVICE_GET_IRQ_INFO, info)
     count = _irq_info.unpack(info)[3]
@@ -179,15 +173,17 @@ def _interrupts(device: int, stack: ExitStack) -> list[int]:
         fds.append(new_eventfd())
         stack.callback(os.close, fds[-1])
     if fds:
+        # All in one call: for vectors that are added later the kernel switches MSI-X
+        # off and on again, and an interrupt in between is lost.
         fcntl.ioctl(device, DEVICE_SET_IRQS, irq_set(MSIX_INDEX, fds))
     return fds
 
 
 def _request(device: int, stack: ExitStack) -> int:
-    """Return an eventfd by which the kernel says that it wants the device back.
+    """Return an eventfd by which the kernel asks for the device.
 
-    It does when the device is unplugged or its driver unbound, and then waits, for
-    ever, until we have closed it.
+    It asks when the device is unplugged or its driver unbound, and then waits, without
+    a limit, until we have closed the device.
     """
     fd = new_eventfd()
     stack.callback(os.close, fd)
