@@ -334,6 +334,12 @@ def test_close_ends_the_thread_with_rings_running(start: int) -> None:
         assert eventually(lambda: "vhostpci-0" not in thread_names())
 
 
+def test_a_timeout_may_end_in_the_next_second(start: int) -> None:
+    with Pair(start=start, threaded=True) as pair:
+        pair.worker.close(timeout=0.999)
+    assert eventually(lambda: "vhostpci-0" not in thread_names())
+
+
 def test_the_owner_may_read_stats_all_the_time(start: int) -> None:
     with Pair(start=start, num=64, threaded=True) as pair:
         traffic = Traffic(pair)
