@@ -21,7 +21,7 @@ from vhostpci_shared.metadata import AgentRingState
 
 
 class FakePlane:
-    """A `DataPlane`; rings run until they are stopped, or made to `fall`."""
+    """A `DataPlane`; rings run until they are stopped, or stop by themselves."""
 
     def __init__(self, tap_fds: Sequence[int] = (0,)) -> None:
         self.tap_fds = tuple(tap_fds)
@@ -42,7 +42,7 @@ class FakePlane:
         self._statuses: dict[int, RingStatus] = {}
 
     def fileno(self) -> int:
-        """Return the eventfd of rings that fell."""
+        """Return the eventfd of rings that stopped by themselves."""
         return self._events
 
     def set_memory(self, regions: Sequence[MemRegion]) -> None:
@@ -82,7 +82,7 @@ class FakePlane:
             state=AgentRingState.RUNNING, index=at, stats=Stats(packets=packets)
         )
 
-    def fall(self, index: int, state: AgentRingState, reason: str) -> None:
+    def stop_by_itself(self, index: int, state: AgentRingState, reason: str) -> None:
         """Let a ring stop by itself."""
         status = self._statuses[index]
         self._statuses[index] = replace(status, state=state, reason=reason)

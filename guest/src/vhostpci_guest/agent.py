@@ -27,7 +27,8 @@ from vhostpci_shared.wire import ProtocolError
 from .dataplane.interface import PlaneMaker
 from .errors import Unusable
 from .interfaces import Device, Source
-from .serve.link import TICK, Link
+from .serve.heartbeat import TICK
+from .serve.link import Link
 from .status_socket import Control
 from .tap.tap_port import Port
 
@@ -93,7 +94,7 @@ class Agent:
         except (Unusable, OSError) as why:
             if self._source.single:
                 raise
-            link.leave_alone(str(why))
+            link.suspend(str(why))
 
     def _match(self) -> None:
         """Have a link for each device that is there, and none else."""
@@ -104,7 +105,7 @@ class Agent:
             if not self._source.single:
                 self._ports.pop(device.name).close()
                 for link in self._links.values():
-                    link.try_again()  # it may have the TAP's name now
+                    link.resume()  # it may have the TAP's name now
         for device in present:
             if device not in self._links:
                 self._take(device)
@@ -147,7 +148,7 @@ class Agent:
         while (left := until - time.monotonic()) > 0:
             if poll.poll(math.ceil(min(interval, left) * 1000)):
                 return
-            if any(link.has_news for link in links):
+            if any(link.needs_look for link in links):
                 return
 
     def _fds(self, wakeup: int) -> Iterator[int]:

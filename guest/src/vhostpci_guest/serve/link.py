@@ -1,32 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One device of ours: what the daemon says about it, its rings and its TAP.
+"""One device: what the daemon wants of it, its rings and its TAP.
 
-Theory of operation.  `look` looks at the metadata's generation.  When it has changed:
+Theory of operation.  `look` compares the metadata's generation with the one that we act
+by.  When the generation has changed, `_follow`:
 
-1. read and check what the daemon wants (`plan.check`);
-2. stop the rings that may not go on, and write down where they stopped;
-3. let go of the windows that are not named any more: the daemon unplugs them next;
-4. write the generation, and ring the daemon's doorbell: it may be waiting, and the
-   whole master VM with it;
-5. only then start rings, make the TAP, move the carrier.
+1. reads the metadata and checks it (`plan.check`);
+2. stops the rings that the daemon takes back, and notes where they stopped;
+3. releases the windows that the metadata no longer names: the daemon unplugs them next;
+4. answers: it writes the generation, and rings the daemon's doorbell;
+5. starts rings, makes the TAP and sets the carrier.
 
-A window that comes late, or goes while it is in use, is followed the same way: no ring
-runs while one that is named is absent.
+The same steps follow when a window is plugged or unplugged: no ring runs while a window
+that the metadata names is absent.
 
-`tick` beats our heart, and watches the daemon's.  A daemon that says nothing for
-three seconds may be dead, and then the master's QEMU has taken its rings back without
-a word: they are stopped until it beats again.  For the same reason nothing runs
-before we have seen it beat once.
+`tick` writes our heartbeat and watches the daemon's.  When the daemon has been silent
+for three seconds, all rings stop until it beats again.
 
-What the metadata says may be anything.  It is logged once, reported as FAILED, and
-looked at again when it changes.
+The metadata may hold anything.  What is impossible is logged once and reported as
+FAILED, and checked again when it changes.
 """
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from vhostpci_shared import metadata as md
@@ -39,48 +35,21 @@ from ..errors import Unusable
 from ..eventfds import drain
 from ..interfaces import Device, Window, Windows
 from ..tap.tap_port import Port
-from .named_windows import Named
+from .agent_entry import AgentEntry
+from .heartbeat import SILENT_TICKS, TICK, DaemonHeartbeat
+from .named_windows import NamedWindows
 from .plan import NOTHING, Want, check, named
 from .rings import Rings
 from .window_speed import Speeds
 
 log = logging.getLogger(__name__)
 
-TICK = 0.2
-"""Seconds between two beats of our heart; the metadata asks for 0.25."""
 FAST = 0.005
 """Seconds between two looks where no interrupt tells of a change."""
 SLOW = 0.1
-"""The same while no master is there."""
-_SILENT_TICKS = 15
-"""Looks at a heartbeat that stands still before the daemon is given up: 3 s.
-
-They are counted, not timed: a slave VM that was paused finds much time gone.
-"""
+"""The same while no master is connected."""
 _IDLE_TICKS = 2
-"""Ticks without a ring that runs, until the cable is pulled: 0.2 to 0.4 s."""
-
-
-class Pulse:
-    """Whether the daemon's heart beats."""
-
-    def __init__(self, beat: int) -> None:
-        self.known = False
-        """Whether it has ever beaten while we looked: no ring runs before."""
-        self._beat = beat
-        self._silent = _SILENT_TICKS
-
-    @property
-    def alive(self) -> bool:
-        """Whether it has beaten lately."""
-        return self._silent < _SILENT_TICKS
-
-    def look(self, beat: int, *, tick: bool) -> None:
-        """Take a look; only those of a `tick` count against it."""
-        if beat != self._beat:
-            self._beat, self._silent, self.known = beat, 0, True
-        elif tick:
-            self._silent = min(self._silent + 1, _SILENT_TICKS)
+"""Ticks without a running ring until the carrier goes off: 0.2 to 0.4 s."""
 
 
 class Link:
@@ -89,9 +58,9 @@ class Link:
     Args:
         device: bound; it stays the caller's.
         port: where its packets go; it stays the caller's.
-        make_plane: makes what moves them.
+        make_plane: makes the data plane that moves them.
         windows: finds the device's further windows.
-        speeds: measures its windows; default: as they are.
+        speeds: measures its windows; by default each once it is mapped.
 
     Raises:
         Unusable: the device is not the one with the metadata.
@@ -108,13 +77,13 @@ class Link:
     ) -> None:
         if device.window.id != md.SLAVE_ID:
             raise Unusable(
-                f"{device.name} has IVPosition {device.window.id}: it shows memory to "
-                f"a device with IVPosition {md.SLAVE_ID}, which is the one to serve"
+                f"{device.name} has IVPosition {device.window.id}: it only shows "
+                f"memory for the device with IVPosition {md.SLAVE_ID}; serve that one"
             )
         self.device = device
         self.port = port
         self._rings = Rings(device, port, make_plane)
-        self._windows = Named(windows)
+        self._windows = NamedWindows(windows)
         self._speeds = speeds or Speeds(device)
         self._metadata = Metadata(find(device.window.view))
         try:
@@ -122,41 +91,38 @@ class Link:
         except ProtocolError:
             self._metadata.release()
             raise
-        self._agent = md.Agent(
-            instance=int.from_bytes(os.urandom(8)) | 1,
-            vectors=device.vector_count,
-            binding=device.binding,
-        )
-        self._pulse = Pulse(self._metadata.heartbeat())
+        self._entry = AgentEntry(self._metadata, device)
+        self._heartbeat = DaemonHeartbeat(self._metadata.heartbeat())
         self._snapshot: md.Snapshot | None = None
-        self._acted: int | None = None  # the generation that we act by
-        self._served = False
-        self._left = False  # alone
-        self._told = ""  # why
+        self._followed_generation: int | None = None
+        """The generation that we act by; None: follow the metadata as it is."""
+        self._was_ready = False
+        self._suspended = False
+        self._suspended_why = ""
         self._idle_ticks = 0
-        self._rings.inherit(self._metadata)
+        self._rings.take_over(self._metadata)
 
-    # What the loop asks.
+    # Called by the agent's loop.
 
     @property
     def interval(self) -> float:
         """Seconds until the next look, if nothing happens before."""
-        if not self._pulse.alive:
-            return SLOW if self._pulse.known else FAST
-        if self.has_news:
+        if not self._heartbeat.alive:
+            return SLOW if self._heartbeat.seen else FAST
+        if self.needs_look:
             return FAST
         if self.device.vector(md.METADATA_VECTOR) is not None:
             return TICK
         return FAST if self._rings.wanted.master else SLOW
 
     @property
-    def has_news(self) -> bool:
-        """Whether a full look is worth its while; this one costs little."""
+    def needs_look(self) -> bool:
+        """Whether `look` would find something to do; this question costs little."""
         return (
-            self._rings.waiting
-            or self._outdated
-            or self._windows.moved
-            or not self._pulse.alive
+            self._rings.waiting_for_peer
+            or self._generation_changed
+            or self._windows.changed
+            or not self._heartbeat.alive
         )
 
     def fds(self) -> Iterator[int]:
@@ -174,152 +140,171 @@ class Link:
         """
         vector = self.device.vector(md.METADATA_VECTOR)
         if vector is not None:
+            # Before the metadata is read: a change after this signals again.
             drain(vector)
-        self._rings.look()
+        self._rings.drain_events()
         self._watch_daemon(tick=False)
-        if not self._pulse.alive:
-            self._let_windows_go()
+        if not self._heartbeat.alive:
+            self._release_lost_windows()
             return
         generation = self._metadata.generation()
-        news = generation != self._acted or self._windows.moved
-        if news and generation % 2 == 0:
+        changed = generation != self._followed_generation or self._windows.changed
+        # Odd: the daemon is still writing.  Once it is even we look again.
+        if changed and generation % 2 == 0:
             self._follow(generation)
-        elif self._rings.waiting:
+        elif self._rings.waiting_for_peer:
             self._start_rings()
-        if self._rings.fell:
-            self._watch_rings()
+        if self._rings.some_stopped:
+            self._note_stopped_rings()
 
     def tick(self) -> None:
-        """Beat our heart, watch the daemon's, and tell how the rings are.
+        """Beat, watch the daemon's heartbeat, and write how the rings are.
 
         Raises:
             Unusable: the TAP is gone.
         """
         self._watch_daemon(tick=True)
-        self._watch_rings()
+        self._note_stopped_rings()
         self._idle_ticks += 1
         self._set_carrier()
         self.port.follow_bridge()
-        self._speeds.look({md.SLAVE_ID: self.device.window, **self._windows.seen})
-        self._agent = replace(self._agent, heartbeat=self._agent.heartbeat + 1)
-        self._report()
+        self._speeds.look({md.SLAVE_ID: self.device.window, **self._windows.used})
+        self._entry.beat()
+        self._write_status()
 
-    def leave_alone(self, why: str) -> None:
-        """Run nothing until the daemon says something new: our machine can't."""
+    def suspend(self, why: str) -> None:
+        """Stop serving until the metadata changes: our machine cannot go on now."""
         self._rings.stop_for(NOTHING)
         self._rings.close()
         with suppress(Unusable):  # the TAP may be what is wrong
             self._set_carrier()
         self.port.close()
-        self._give_up(why)
-        self._left = True
-        if why != self._told:
+        self._answer_failed(why)
+        self._suspended = True
+        if why != self._suspended_why:
             log.warning("%s: %s; left alone for now", self.device.name, why)
-            self._told = why
+            self._suspended_why = why
 
-    def try_again(self) -> None:
-        """Look anew at a device that was left alone: its hindrance may be gone."""
-        if self._left:
-            self._acted = None
+    def resume(self) -> None:
+        """Try a suspended device again: its obstacle may be gone."""
+        if self._suspended:
+            self._followed_generation = None
 
     # Following the daemon.
 
     def _watch_daemon(self, *, tick: bool) -> None:
-        alive = self._pulse.alive
-        self._pulse.look(self._metadata.heartbeat(), tick=tick)
-        if alive == self._pulse.alive:
+        alive = self._heartbeat.alive
+        self._heartbeat.look(self._metadata.heartbeat(), tick=tick)
+        if alive == self._heartbeat.alive:
             return
-        self._acted = None  # look at everything anew, once it lives
+        # When the daemon is back, follow its metadata even if it is the same.
+        self._followed_generation = None
         if alive:
             log.warning(
                 "%s: the daemon has been silent for %g s: its rings are stopped "
                 "until it is back",
                 self.device.name,
-                _SILENT_TICKS * TICK,
+                SILENT_TICKS * TICK,
             )
+            # A daemon that died cannot ask for its rings.  The master's QEMU sees the
+            # connection close and uses the rings itself, so two would write to them.
             self._rings.stop_for(NOTHING)
-            self._tell_rings()
-        elif self._served:
+            self._announce_stopped_rings()
+        elif self._was_ready:
             log.info("%s: the daemon is back", self.device.name)
 
     def _follow(self, generation: int) -> None:
-        """Act by a generation of the daemon's."""
-        self._left = False
+        """Do what the daemon wants, in the order of the theory of operation."""
+        self._suspended = False
         snapshot, want = None, NOTHING
         windows: dict[int, Window | None] = {}
         try:
             snapshot = self._metadata.snapshot()
             if snapshot is None:
-                return  # it changes again
+                return  # the daemon writes all the time: look again soon
             generation = snapshot.generation
-            if self._vectors_to_come(snapshot.device):
+            if self._expects_vectors(snapshot.device):
                 return
             windows = self._windows.find(named(snapshot))
             want = self._check(snapshot, windows)
-            self._well(snapshot.device.name)
+            self._set_ready(snapshot.device.name)
         except ProtocolError as why:
             snapshot, windows = None, {}
-            self._failed(str(why))
-        self._tell_absent(want)
-        if self._rings.stop_for(want):
-            self._windows.keep(windows)
-            self._snapshot = snapshot
-            self._answer(generation)
-            if snapshot is not None:
-                self._go_on(snapshot.device)
-            self._set_carrier()
+            self._set_failed(str(why))
+        self._log_absent(want)
+        if not self._rings.stop_for(want):
+            # A ring still runs that the daemon takes back.  No answer, so that the
+            # daemon does not give the ring to the master's QEMU; the next look tries
+            # again, since the generation has not been followed.
+            return
+        # After the stops, as a worker would read unmapped memory; before the answer, as
+        # the daemon unplugs the windows then.
+        self._windows.use(windows)
+        self._snapshot = snapshot
+        # Before any start: the daemon waits for this answer, and with it the master's
+        # QEMU, while a TAP is made or a thread starts slowly.
+        self._answer(generation)
+        if snapshot is not None:
+            self._serve(snapshot.device)
+        self._set_carrier()
 
-    def _vectors_to_come(self, device: md.Device) -> bool:
+    def _expects_vectors(self, device: md.Device) -> bool:
+        """Whether vectors are missing that an ivshmem server has yet to send."""
         return self.device.vector_count < device.vectors and not self.device.settled
 
     def _check(
         self, snapshot: md.Snapshot, windows: Mapping[int, Window | None]
     ) -> Want:
-        """Return what to do; a device that is too small ends us, but only at first."""
+        """Return what the daemon wants.
+
+        Raises:
+            Unusable: the device has too few vectors, and never served a master.
+            ProtocolError: the metadata is impossible.
+        """
         here = {self.device.window.id: self.device.window}
         here |= {number: found for number, found in windows.items() if found}
         try:
             return check(snapshot, here, self.device.vector_count)
         except Unusable as why:
-            if self._served:
+            # A daemon must not be able to end an agent that serves well: once we were
+            # ready, a wish for more vectors is the daemon's mistake.
+            if self._was_ready:
                 raise ProtocolError(str(why)) from None
-            self._give_up(str(why))
+            self._answer_failed(str(why))
             raise
 
-    def _well(self, name: str) -> None:
-        """Say that we serve the device, when that is news."""
-        if self._agent.state is not AgentState.READY:
+    def _set_ready(self, name: str) -> None:
+        if self._entry.state is not AgentState.READY:
             log.info("%s: serving %r", self.device.name, name)
-        self._agent = replace(self._agent, state=AgentState.READY, message="")
-        self._served = True
+        self._entry.set_ready()
+        self._was_ready = True
 
-    def _failed(self, why: str) -> None:
-        """Say what is wrong with the metadata, once."""
-        if why != self._agent.message:
+    def _set_failed(self, why: str) -> None:
+        if why != self._entry.message:
             log.warning("%s: %s", self.device.name, why)
-        self._agent = replace(self._agent, state=AgentState.FAILED, message=why)
+        self._entry.set_failed(why)
 
-    def _give_up(self, why: str) -> None:
-        """Tell the daemon why nobody will serve this device."""
-        self._agent = replace(self._agent, state=AgentState.FAILED, message=why)
+    def _answer_failed(self, why: str) -> None:
+        """Tell the daemon why this device is not served, so that it does not wait."""
+        self._entry.set_failed(why)
         self._answer(self._metadata.generation())
 
-    def _tell_absent(self, want: Want) -> None:
-        """Say which windows we wait for, when that is news."""
+    def _log_absent(self, want: Want) -> None:
+        """Log which windows are awaited, if they are others than before."""
         if want.absent and want.absent != self._rings.wanted.absent:
             numbers = ", ".join(map(str, want.absent))
             log.info("%s: waits for window %s", self.device.name, numbers)
 
-    def _let_windows_go(self) -> None:
-        """Unmap windows that are gone, while no ring runs anyway."""
-        if self._windows.moved and self._rings.stop_for(NOTHING):
-            self._windows.keep(self._windows.find(self._windows.numbers))
+    def _release_lost_windows(self) -> None:
+        """Unmap windows that were unplugged while the daemon is silent."""
+        if self._windows.changed and self._rings.stop_for(NOTHING):
+            self._windows.use(self._windows.find(self._windows.numbers))
 
     def _answer(self, generation: int) -> None:
-        """Tell the daemon by which generation we act."""
-        self._acted = generation
-        self._agent = replace(self._agent, generation=generation)
-        self._report()
+        """Tell the daemon that we act by this generation."""
+        self._followed_generation = generation
+        self._entry.set_generation(generation)
+        self._write_status()
         self._ring_daemon()
 
     def _ring_daemon(self) -> None:
@@ -328,52 +313,50 @@ class Link:
 
     # The rings.
 
-    def _go_on(self, device: md.Device) -> None:
-        """Serve the device as it is wanted now."""
+    def _serve(self, device: md.Device) -> None:
+        """Make the TAP and the data plane if they are missing, and start rings."""
         try:
             self._rings.open(device)
         except Unusable as why:
-            self._give_up(str(why))
+            self._answer_failed(str(why))
             raise
         self.port.follow_mtu(device.mtu)
         self._start_rings()
 
     def _start_rings(self) -> None:
-        """Start what is wanted, and does not run."""
+        """Start the rings that the daemon wants and that do not run."""
         for index, why in self._rings.start():
-            if not self._outdated:
+            if not self._generation_changed:
                 log.warning("%s: ring %d can't run: %s", self.device.name, index, why)
         self._set_carrier()
-        self._report()
+        self._write_status()
 
     @property
-    def _outdated(self) -> bool:
-        """Whether the daemon has said something that we have not read yet.
+    def _generation_changed(self) -> bool:
+        """Whether the daemon has written something that we do not act by yet."""
+        return self._followed_generation != self._metadata.generation()
 
-        A worker may see that a session is over before we read why.  That is no
-        news: `_follow` will stop those rings, as the daemon wants it.
-        """
-        return self._acted != self._metadata.generation()
-
-    def _watch_rings(self) -> None:
-        """Take note of rings that stopped by themselves.
+    def _note_stopped_rings(self) -> None:
+        """Log and announce the rings that have stopped by themselves.
 
         Raises:
-            Unusable: they did because the TAP is gone, and so must we.
+            Unusable: they stopped because the TAP is gone, and so we cannot go on.
         """
-        if self._outdated:
+        if self._generation_changed:
+            # A worker may see the end of a session before we read why the daemon ended
+            # it.  That ring is not broken: `_follow` stops it, as the daemon wants.
             return
         try:
-            fallen = self._rings.fallen()
+            stopped = self._rings.take_stopped()
         except Unusable as why:
-            self._give_up(str(why))
+            self._answer_failed(str(why))
             raise
-        for index, status in fallen:
-            self._tell_fallen(index, status)
-        if fallen:
-            self._tell_rings()
+        for index, status in stopped:
+            self._log_stopped(index, status)
+        if stopped:
+            self._announce_stopped_rings()
 
-    def _tell_fallen(self, index: int, status: RingStatus) -> None:
+    def _log_stopped(self, index: int, status: RingStatus) -> None:
         log.warning(
             "%s: ring %d is %s at %d: %s",
             self.device.name,
@@ -383,17 +366,18 @@ class Link:
             status.reason,
         )
 
-    def _tell_rings(self) -> None:
-        """Tell both sides of rings that run no more."""
+    def _announce_stopped_rings(self) -> None:
+        """Tell the slave's kernel, by the carrier, and the daemon."""
         self._set_carrier()
-        self._report()
+        self._write_status()
         self._ring_daemon()
 
     def _set_carrier(self) -> None:
-        """Plug the cable in; pull it once it is clear that no ring goes on.
+        """Set the carrier on while a ring runs, and off once no ring will run again.
 
-        A master stops its rings for some milliseconds when its memory changes.  A
-        cable that is out would lose what waits in the TAP, and make a bridge forget.
+        A master stops its rings for some milliseconds when its memory changes.  To set
+        the carrier off for that would drop the packets that wait in the TAP, and have a
+        bridge relearn its addresses.
         """
         if self._rings.running:
             self._idle_ticks = 0
@@ -401,17 +385,17 @@ class Link:
         elif not self._rings.wanted.master or self._idle_ticks >= _IDLE_TICKS:
             self.port.set_carrier(False)
 
-    # Telling.
+    # Status.
 
-    def _report(self) -> None:
-        """Write how we are into the metadata."""
-        vectors = self.device.vector_count  # a server's come one by one
-        self._agent = replace(self._agent, vectors=vectors)
-        self._rings.report(self._metadata)
-        self._metadata.write_agent(self._agent)
+    def _write_status(self) -> None:
+        """Write the agent's part of the metadata."""
+        # The rings first: the agent's entry ends with the generation, at which the
+        # daemon takes all that belongs to the answer for written.
+        self._rings.write_status(self._metadata)
+        self._entry.write()
 
     def status(self) -> dict[str, Any]:
-        """Return how we are, as `vhostpci-guest status -j` prints it."""
+        """Return the device's state as `vhostpci-guest status -j` prints it."""
         snapshot = self._snapshot
         return {
             "device": self.device.name,
@@ -419,9 +403,9 @@ class Link:
             "binding": self.device.binding,
             "interrupts": self.device.vector(md.METADATA_VECTOR) is not None,
             "vectors": self.device.vector_count,
-            "state": self._agent.state.name.lower(),
-            "message": self._agent.message,
-            "daemon": "alive" if self._pulse.alive else "silent",
+            "state": self._entry.state.name.lower(),
+            "message": self._entry.message,
+            "daemon": "alive" if self._heartbeat.alive else "silent",
             "master": self._rings.wanted.master,
             "speed": self._speeds.status(md.SLAVE_ID),
             "windows": [
@@ -431,9 +415,9 @@ class Link:
                     "size": window.size if window else None,
                     "speed": self._speeds.status(number),
                 }
-                for number, window in self._windows.seen.items()
+                for number, window in self._windows.used.items()
             ],
-            "generation": self._acted,
+            "generation": self._followed_generation,
             "tap": self.port.name,
             "bridge": self.port.bridge,
             "carrier": self.port.carrier,
@@ -441,14 +425,14 @@ class Link:
         }
 
     def close(self) -> None:
-        """Stop all, and say goodbye to the daemon; what failed stays said."""
+        """Stop all rings, and tell the daemon that this agent ends."""
         self._rings.stop_for(NOTHING)
-        with suppress(Unusable):  # the TAP may be what ended us
+        with suppress(Unusable):  # the TAP may be why we end
             self._set_carrier()
-        if self._agent.state is not AgentState.FAILED:
-            self._agent = replace(self._agent, state=AgentState.NONE)
-        self._report()
+        self._entry.set_left()
+        self._write_status()
         self._ring_daemon()
+        # A worker may use the windows, so they go after the data plane.
         self._rings.close()
-        self._windows.keep({})
+        self._windows.use({})
         self._metadata.release()

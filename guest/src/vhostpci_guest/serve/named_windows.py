@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The windows that the metadata names: used until a ring no longer needs them."""
+"""The windows that the metadata names, and those of them that rings use."""
 
 from collections.abc import Mapping, Set
 
 from ..interfaces import Window, Windows
 
 
-class Named:
-    """The windows that the regions of a device name, as its link sees them.
+class NamedWindows:
+    """The windows that the regions of one device name.
 
     Args:
         windows: finds them.
@@ -15,31 +15,34 @@ class Named:
 
     def __init__(self, windows: Windows) -> None:
         self._windows = windows
-        self._seen: Mapping[int, Window | None] = {}
+        self._used: Mapping[int, Window | None] = {}
 
     def find(self, numbers: Set[int]) -> dict[int, Window | None]:
         """Return these windows, None for one that is not there."""
         return {number: self._windows.find(number) for number in sorted(numbers)}
 
-    def keep(self, seen: Mapping[int, Window | None]) -> None:
-        """Act by what `find` returned: no ring uses any other window now."""
-        self._seen = seen
-        self._windows.want(seen.keys())
+    def use(self, windows: Mapping[int, Window | None]) -> None:
+        """Use what `find` returned.  All other windows are unmapped: no ring uses them.
+
+        Those that are not there are awaited.
+        """
+        self._used = windows
+        self._windows.want(windows.keys())
 
     @property
     def numbers(self) -> Set[int]:
-        """The windows that are named."""
-        return self._seen.keys()
+        """The windows that the metadata names."""
+        return self._used.keys()
 
     @property
-    def seen(self) -> Mapping[int, Window | None]:
-        """What `keep` was told; all of it is still mapped."""
-        return self._seen
+    def used(self) -> Mapping[int, Window | None]:
+        """What `use` was given; all of it is still mapped."""
+        return self._used
 
     @property
-    def moved(self) -> bool:
-        """Whether one has come or gone since `keep`."""
+    def changed(self) -> bool:
+        """Whether one of the named windows was plugged or unplugged since `use`."""
         return any(
             self._windows.find(number) is not window
-            for number, window in self._seen.items()
+            for number, window in self._used.items()
         )

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a change of the metadata asks of us.  No input, no output.
+"""Decides which rings to stop and to start when the metadata changes.
 
-Theory of operation.  `check` turns a snapshot, which may hold anything, into a `Want`:
-memory that lies inside our windows, and rings.  `plan` compares what is wanted with
-how each ring stands (`Run`) and says which rings to stop, and which to start::
+Theory of operation.  All functions here are pure.  `check` turns a snapshot, which may
+hold anything, into a `Want`: memory that lies inside our windows, and rings.  `plan`
+compares it with the state of each ring (`Run`), and returns which rings to stop and
+which to start::
 
                       wanted: no, another session, or another place
         +-----------------------------------------------+
@@ -11,14 +12,14 @@ how each ring stands (`Run`) and says which rings to stop, and which to start::
     STOPPED ---- wanted, and not FENCED or BROKEN ---> RUNNING
       (IDLE)     in this very session                   |  |
                                                         |  +-> BROKEN   by the master
-                                                        +----> FENCED   somebody else
+                                                        +----> FENCED   by another
 
-Memory or features that change stop all rings first, since all use them.  A window
-that is named and not there is such a change: there is no memory until it comes.
+All rings use the memory and the features, so a change of either stops all rings first.
+While a window that the metadata names is absent, there is no memory and no ring runs.
 
-A ring goes on where it stopped if its session is the same, and at the daemon's
-`base` in a new one.  If another agent process ran it in this session, nobody has
-told us for sure where it stopped; then the ring itself says it (`Run.sure`).
+A ring continues where it stopped if its session is the same, and starts at the daemon's
+`base` in a new session.  If an earlier agent process ran it in this session, we don't
+know where that stopped, and read the used index from the ring (`Run.index_known`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,7 +45,7 @@ class Want:
     rings: tuple[md.Ring, ...] = ()
     master: bool = False
     absent: tuple[int, ...] = ()
-    """Windows that are named and not there; until they are, there are no rings."""
+    """IDs of windows that are named and not there; no ring runs until they are."""
 
 
 NOTHING = Want()
@@ -52,17 +53,17 @@ NOTHING = Want()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """How a ring stands with us.
+    """The state of one ring in this agent.
 
-    `place` is all of its entry that it cannot run on without, once it has changed;
-    `index` is where it stopped, and `sure` whether we know that ourselves.
+    `place` is what `place()` returned when the ring started; `index` is the used index
+    where it stopped, and `index_known` whether this process has seen that itself.
     """
 
     session: int
     state: AgentRingState
     place: tuple[int, ...] = ()
     index: int = 0
-    sure: bool = True
+    index_known: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +76,17 @@ class Plan:
 
 
 def check(snapshot: md.Snapshot, windows: Mapping[int, Window], vectors: int) -> Want:
-    """Return what a snapshot asks for, if it can be had.
+    """Return what a snapshot asks for, after checking that we may do it.
 
     Args:
         snapshot: what the daemon says.
-        windows: those that are there, by their IDs.
-        vectors: how many our device has.
+        windows: those that are there, by ID.
+        vectors: number of MSI-X vectors of our device.
 
     Raises:
         Unusable: our device has too few vectors.
-        ProtocolError: it names what is not there, or must not be touched.
+        ProtocolError: it names memory outside of our windows, overlapping memory, a
+            vector that we don't have, or a ring layout that we don't serve.
     """
     device = snapshot.device
     if vectors < device.vectors:
@@ -97,7 +99,7 @@ def check(snapshot: md.Snapshot, windows: Mapping[int, Window], vectors: int) ->
         if ring.runs and ring.kick_vector >= vectors:
             raise ProtocolError(f"ring {index} kicks vector {ring.kick_vector}")
         if ring.flags & RingFlag.PACKED:
-            raise ProtocolError(f"ring {index} is packed, which we don't offer")
+            raise ProtocolError(f"ring {index} is packed, which is not offered")
     _check_overlap(snapshot.regions)
     _check_numbers(snapshot)
     want = Want(
@@ -119,7 +121,7 @@ def named(snapshot: md.Snapshot) -> frozenset[int]:
 
 
 def _check_numbers(snapshot: md.Snapshot) -> None:
-    """Refuse windows that no daemon has: they would be waited for in vain."""
+    """Refuse window IDs that no daemon assigns: we would wait for them for ever."""
     for number in named(snapshot):
         if not md.FIRST_WINDOW <= number <= md.LAST_WINDOW:
             raise ProtocolError(
@@ -129,7 +131,7 @@ def _check_numbers(snapshot: md.Snapshot) -> None:
 
 
 def _check_overlap(regions: Sequence[md.Region]) -> None:
-    """Refuse regions that share addresses: a buffer would be in two places."""
+    """Refuse regions that share guest addresses: a buffer would be in two places."""
     ordered = sorted(regions, key=lambda region: region.guest_addr)
     for low, high in pairwise(ordered):
         if high.guest_addr - low.guest_addr < low.size:
@@ -139,6 +141,8 @@ def _check_overlap(regions: Sequence[md.Region]) -> None:
 def _locate(region: md.Region, windows: Mapping[int, Window]) -> MemRegion:
     """Find a region in its window, outside the metadata."""
     window = windows[region.window]
+    # The metadata is at the end of window 0.  A region there would let the master's
+    # driver write what the daemon says.
     room = window.size - (md.SIZE if window.id == md.SLAVE_ID else 0)
     if region.offset > room or region.size > room - region.offset:
         raise ProtocolError(
@@ -149,7 +153,10 @@ def _locate(region: md.Region, windows: Mapping[int, Window]) -> MemRegion:
 
 
 def place(ring: md.Ring) -> tuple[int, ...]:
-    """Return what a ring cannot run on without, once it has changed."""
+    """Return the part of a ring's entry whose change needs a restart of the ring.
+
+    `base` is not in it: the ring has moved on from there.
+    """
     return (
         ring.session,
         int(ring.flags & (RingFlag.CALL | RingFlag.PACKED)),
@@ -164,7 +171,7 @@ def place(ring: md.Ring) -> tuple[int, ...]:
 
 
 def plan(now: Want, new: Want, runs: Mapping[int, Run]) -> Plan:
-    """Return the steps from `now`, which `runs` came of, to `new`."""
+    """Return the steps from what was wanted, `now`, to what is wanted, `new`."""
     remap = now.memory != new.memory
     all_stop = (
         remap or now.features != new.features or now.queue_pairs != new.queue_pairs
@@ -184,32 +191,35 @@ def plan(now: Want, new: Want, runs: Mapping[int, Run]) -> Plan:
 
 
 def _goes_on(run: Run, index: int, rings: Sequence[md.Ring]) -> bool:
-    """Whether a running ring is wanted just as it runs."""
+    """Whether a running ring may continue as it is."""
     return index < len(rings) and rings[index].runs and run.place == place(rings[index])
 
 
 def _may_start(ring: md.Ring, run: Run | None) -> bool:
-    """Whether a ring that does not run may; a fence holds for its whole session."""
+    """Whether a ring that does not run may start."""
+    # FENCED and BROKEN hold for the session: only the daemon knows when the other
+    # back-end is gone or the driver was reset, and it starts a new session then.
     if run is None or run.session != ring.session:
         return True
     return run.state in (AgentRingState.IDLE, AgentRingState.STOPPED)
 
 
 def base(ring: md.Ring, run: Run | None) -> int | None:
-    """Return the index where a ring starts; None: where the ring itself says."""
+    """Return the index where a ring starts; None: at the used index in memory."""
     if run is not None and run.session == ring.session:
-        return run.index if run.sure else None
+        return run.index if run.index_known else None
     return ring.base
 
 
 def inherited(entry: md.AgentRing) -> Run | None:
-    """Return how a ring stands that another agent process ran before us.
+    """Return the state of a ring that an earlier agent process ran; None if it did not.
 
-    One that broke may be tried again.  One that was fenced may not: to take its
-    index from the ring would be to climb over the fence.
+    A BROKEN ring may be tried again.
     """
     if entry.state is AgentRingState.IDLE:
         return None
+    # A fenced ring stays fenced.  Its start index would be read from the ring, so the
+    # check of base against the used index could not fail, and two back-ends would run.
     fenced = entry.state is AgentRingState.FENCED
     state = AgentRingState.FENCED if fenced else AgentRingState.STOPPED
-    return Run(session=entry.session, state=state, index=entry.index, sure=False)
+    return Run(session=entry.session, state=state, index=entry.index, index_known=False)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rings of one device: which run, where they stand, and what runs them.
+"""The rings of one device: starts and stops them, and knows the state of each.
 
-Here things are done; what is to be done `plan` says, and when, `link`.
+`plan` decides which rings to stop and to start, `link` decides when.
 """
 
 import logging
@@ -41,28 +41,29 @@ class Rings:
     Args:
         device: whose rings they are.
         port: where their packets go.
-        make_plane: makes what moves them.
+        make_plane: makes the data plane that moves them.
     """
 
     def __init__(self, device: Device, port: Port, make_plane: PlaneMaker) -> None:
         self.wanted: Want = NOTHING
-        """What the daemon wants; no ring runs that it does not."""
-        self.waiting = False
-        """Whether a ring waits for the peer that it is to call."""
-        self.fell = False
-        """Whether some ring has stopped by itself; `fallen` says which."""
+        """What the daemon wants: no other ring runs."""
+        self.waiting_for_peer = False
+        """Whether a ring has not started because its call peer is not there yet."""
+        self.some_stopped = False
+        """Whether a ring has stopped by itself; `take_stopped` returns which."""
         self._device = device
         self._port = port
         self._make_plane = make_plane
         self._plane: DataPlane | None = None
-        self._queue_pairs = 0  # of the plane
+        self._queue_pairs = 0  # that the plane was made for
         self._runs: dict[int, Run] = {}
-        self._pairs: frozenset[int] = frozenset()  # whose queues the TAP uses
+        self._used_pairs: frozenset[int] = frozenset()
+        """Queue pairs whose TAP queues the kernel may put packets into."""
 
-    def inherit(self, metadata: Metadata) -> None:
-        """Take note of where the agent before us stood."""
+    def take_over(self, metadata: Metadata) -> None:
+        """Read from the metadata where an earlier agent process left the rings."""
         for index in range(md.MAX_RINGS):
-            with suppress(ProtocolError):
+            with suppress(ProtocolError):  # it wrote nonsense: as if it never ran
                 run = inherited(metadata.agent_ring(index))
                 if run is not None:
                     self._runs[index] = run
@@ -73,74 +74,76 @@ class Rings:
         return any(run.state is AgentRingState.RUNNING for run in self._runs.values())
 
     def fds(self) -> Iterator[int]:
-        """Return the descriptor at which rings that stop by themselves are told."""
+        """Return the descriptor that is readable when a ring has stopped by itself."""
         if self._plane is not None:
             yield self._plane.fileno()
 
-    def look(self) -> None:
-        """See whether a ring has stopped by itself."""
+    def drain_events(self) -> None:
+        """Note in `some_stopped` whether a ring has stopped by itself."""
         if self._plane is not None and drain(self._plane.fileno()):
-            self.fell = True
+            self.some_stopped = True
 
     # Stopping.
 
     def stop_for(self, want: Want) -> bool:
-        """Stop the rings that `want` does not let run; return whether they did.
-
-        The TAP's queues of pairs that go are left before anybody hears of it: what
-        the kernel put there afterwards would be lost.  Those of pairs that only stop
-        for a while keep what they have.
-        """
+        """Stop the rings that `want` does not allow; return whether all did stop."""
         steps = plan(self.wanted, want, self._runs)
         stopped = [self._stop(index) for index in steps.stop]
         if not all(stopped):
             return False
-        with suppress(Unusable):  # the TAP is gone: who needs it next will say so
-            self._use_queues(self._pairs & self._pairs_of(want))
+        # Before the daemon gets our answer: the master's driver then reads no more from
+        # these pairs, and what the kernel put into their queues would be lost.
+        with suppress(Unusable):  # the TAP is gone: its next user reports that
+            self._use_queues(self._used_pairs & self._pairs_of(want))
+        # Only now: all rings use the memory, and `plan` has stopped all of them.
         if self._plane is not None and steps.remap:
             self._plane.set_memory(want.memory)
-        self.wanted, self.waiting = want, False
+        self.wanted, self.waiting_for_peer = want, False
         return True
 
     def _stop(self, index: int) -> bool:
-        """Stop a ring; return whether it did."""
-        assert self._plane is not None  # what runs the ring
+        """Stop a ring; return whether it has stopped."""
+        assert self._plane is not None  # a ring that runs has a plane
         try:
             at = self._plane.stop(index)
         except TimeoutError:
-            log.warning("%s: ring %d does not stop", self._device.name, index)
+            log.warning(
+                "%s: ring %d does not stop, trying again", self._device.name, index
+            )
             return False
         run = self._runs[index]
         self._runs[index] = replace(run, state=AgentRingState.STOPPED, index=at)
         return True
 
-    def fallen(self) -> list[tuple[int, RingStatus]]:
-        """Return the rings that have stopped by themselves, each once.
+    def take_stopped(self) -> list[tuple[int, RingStatus]]:
+        """Return the rings that have stopped by themselves; each is returned once.
 
         Raises:
-            Unusable: they have because somebody deleted the TAP.
+            Unusable: they stopped because the TAP was deleted.
         """
-        self.fell = False
+        self.some_stopped = False
         found = []
         for index, run in self._runs.items():
             if run.state is not AgentRingState.RUNNING or self._plane is None:
                 continue
             status = self._plane.status(index)
             if status.state is not AgentRingState.RUNNING:
+                # A TAP that was deleted looks to the worker like a broken ring.  It is
+                # not the master's fault, so the ring is not reported as BROKEN.
                 self._port.check()
                 self._runs[index] = replace(run, state=status.state, index=status.index)
                 found.append((index, status))
-                with suppress(TimeoutError):
-                    self._plane.stop(index)
+                with suppress(TimeoutError):  # the worker has stopped it already
+                    self._plane.stop(index)  # closes its call eventfd
         return found
 
     # Starting.
 
     def open(self, device: md.Device) -> None:
-        """Have a TAP, and a data plane on it, for as many queue pairs as there are.
+        """Make the TAP and the data plane for the device's queue pairs, if need be.
 
         Raises:
-            Unusable: the TAP cannot be had.
+            Unusable: the TAP cannot be made or attached to.
         """
         if self._plane is not None and self._queue_pairs != device.queue_pairs:
             self._plane.close()
@@ -152,9 +155,9 @@ class Rings:
             self._plane.set_memory(self.wanted.memory)
 
     def start(self) -> list[tuple[int, str]]:
-        """Start what is wanted and does not run; return what could not, and why."""
+        """Start the wanted rings that do not run; return those refused, and why."""
         start = plan(self.wanted, self.wanted, self._runs).start
-        self.waiting = False
+        self.waiting_for_peer = False
         if self._plane is None:
             return []
         self._use_queues(self._pairs_of(self.wanted))
@@ -167,37 +170,38 @@ class Rings:
             try:
                 self._start(self._plane, index, options)
             except RingRefused as why:
-                self._note(index, why.state)
+                self._set_state(index, why.state)
                 refused.append((index, str(why)))
         return refused
 
     def _pairs_of(self, want: Want) -> frozenset[int]:
-        """Return the pairs whose queues are to be used.
-
-        They are as they were where we don't know yet, and where no ring is to run: the
-        daemon stops all for a moment when the master's memory changes.
-        """
+        """Return the queue pairs whose TAP queues the kernel shall use."""
+        # Unchanged while a window is absent or no ring is to run: the daemon stops all
+        # rings for a moment when the master's memory changes, and a queue that the
+        # kernel detaches loses its packets.
         run = frozenset(i // 2 for i, ring in enumerate(want.rings) if ring.runs)
-        return self._pairs if want.absent or not run else run
+        return self._used_pairs if want.absent or not run else run
 
     def _use_queues(self, pairs: frozenset[int]) -> None:
         self._port.use_queues(pairs)
-        self._pairs = pairs
+        self._used_pairs = pairs
 
     def _start(self, plane: DataPlane, index: int, options: NetOptions) -> None:
         conf = self._conf(index, self.wanted.rings[index], options)
         if conf is None:
-            self.waiting = True
+            # The peer is a set of the master's call eventfds, which QEMU may pass on
+            # after the metadata has changed.
+            self.waiting_for_peer = True
             return
         plane.start(index, conf)
-        self._note(index, AgentRingState.RUNNING)
+        self._set_state(index, AgentRingState.RUNNING)
 
-    def _note(self, index: int, state: AgentRingState) -> None:
+    def _set_state(self, index: int, state: AgentRingState) -> None:
         ring = self.wanted.rings[index]
         self._runs[index] = Run(session=ring.session, state=state, place=place(ring))
 
     def _conf(self, index: int, ring: md.Ring, options: NetOptions) -> RingConf | None:
-        """Gather what a ring needs; None if the peer it is to call is not there yet."""
+        """Return what a ring needs; None if its call peer is not there yet."""
         start = base(ring, self._runs.get(index))
         if start is None:
             start = used_index(ring.device, self.wanted.memory)
@@ -226,10 +230,10 @@ class Rings:
             session=ring.session,
         )
 
-    # Telling.
+    # Status.
 
-    def report(self, metadata: Metadata) -> None:
-        """Write into the metadata how the rings stand."""
+    def write_status(self, metadata: Metadata) -> None:
+        """Write the agent's entry of each ring into the metadata."""
         for index, run in self._runs.items():
             status = self._status(index, run)
             entry = md.AgentRing(
@@ -241,7 +245,7 @@ class Rings:
             metadata.write_agent_ring(index, entry)
 
     def status(self) -> list[dict[str, Any]]:
-        """Return how the rings stand, as `vhostpci-guest status -j` prints it."""
+        """Return the rings' state as `vhostpci-guest status -j` prints it."""
         return [
             self._status_entry(index, run) for index, run in sorted(self._runs.items())
         ]
@@ -264,15 +268,16 @@ class Rings:
         return replace(status, index=run.index)
 
     def close(self) -> None:
-        """Let go of the data plane, and with it of all rings."""
+        """Close the data plane, which stops all rings."""
         if self._plane is not None:
             self._plane.close()
             self._plane = None
         for index, run in self._runs.items():
-            if run.state is AgentRingState.RUNNING:  # it did not stop when asked to
+            if run.state is AgentRingState.RUNNING:
+                # It did not stop when asked to, so we don't know its last index.
                 state = AgentRingState.STOPPED
-                self._runs[index] = replace(run, state=state, sure=False)
-        self.wanted, self.waiting = NOTHING, False
+                self._runs[index] = replace(run, state=state, index_known=False)
+        self.wanted, self.waiting_for_peer = NOTHING, False
 
 
 def _counts(stats: Stats) -> dict[str, int]:

@@ -21,7 +21,8 @@ from tests.fakes.plane import FakePlane, FakePort
 from tests.unit.guest.bench import Bench
 from vhostpci_guest.dataplane.interface import RingRefused
 from vhostpci_guest.errors import Unusable
-from vhostpci_guest.serve.link import FAST, SLOW, TICK, Link
+from vhostpci_guest.serve.heartbeat import TICK
+from vhostpci_guest.serve.link import FAST, SLOW, Link
 from vhostpci_shared import metadata as md
 from vhostpci_shared.metadata import AgentRingState, AgentState, RingFlag
 from vhostpci_shared.wire import ProtocolError
@@ -258,7 +259,7 @@ def test_ring_that_fell_waits_for_a_new_session(
 ) -> None:
     bench.publish(*pair(2))
     bench.daemon.poked()
-    bench.plane.fall(0, state, "a chain loops")
+    bench.plane.stop_by_itself(0, state, "a chain loops")
     bench.look()
     assert bench.daemon.ring(0).state is state
     assert bench.daemon.poked()
@@ -275,7 +276,7 @@ def test_ring_that_saw_the_end_of_its_session_first_is_no_news(
     assert bench.link is not None
     bench.publish(*pair(2))
     bench.daemon.metadata.format()  # the daemon begins to write ...
-    bench.plane.fall(0, AgentRingState.FENCED, "its session is over")
+    bench.plane.stop_by_itself(0, AgentRingState.FENCED, "its session is over")
     bench.link.look()
     bench.publish(*pair(3, flags=0))  # ... and is done
     bench.link.look()
@@ -286,7 +287,7 @@ def test_ring_that_saw_the_end_of_its_session_first_is_no_news(
 def test_carrier_is_off_when_the_last_ring_fell(bench: Bench) -> None:
     bench.publish(*pair(2))
     for index in (0, 1):
-        bench.plane.fall(index, AgentRingState.FENCED, "moved")
+        bench.plane.stop_by_itself(index, AgentRingState.FENCED, "moved")
     bench.look()
     bench.ticks(2)
     assert not bench.port.carrier
@@ -295,7 +296,7 @@ def test_carrier_is_off_when_the_last_ring_fell(bench: Bench) -> None:
 def test_deleted_tap_ends_us_and_is_not_the_masters_fault(bench: Bench) -> None:
     bench.publish(*pair(2))
     bench.port.deleted = True
-    bench.plane.fall(0, AgentRingState.BROKEN, "the TAP failed")
+    bench.plane.stop_by_itself(0, AgentRingState.BROKEN, "the TAP failed")
     with pytest.raises(Unusable, match="gone"):
         bench.look()
     assert bench.daemon.agent().state is AgentState.FAILED
@@ -552,7 +553,7 @@ def test_device_that_is_left_alone_runs_nothing_and_says_why(
     bench.publish(*pair(2))
     bench.plane.move(0, 5)
     for _ in range(2):
-        bench.link.leave_alone("the TAP is gone")
+        bench.link.suspend("the TAP is gone")
     assert bench.plane.closed
     assert bench.port.doings[-1] == "close"
     assert not bench.port.carrier
@@ -568,7 +569,7 @@ def test_device_that_was_left_alone_starts_where_it_stopped(bench: Bench) -> Non
     assert bench.link is not None
     bench.publish(*pair(2))
     bench.plane.move(0, 5)
-    bench.link.leave_alone("no thread")
+    bench.link.suspend("no thread")
     bench.publish(*pair(2))
     assert bench.running == {0, 1}
     assert bench.plane.starts[0] == (0, 5)
@@ -580,7 +581,7 @@ def test_ring_that_never_stopped_starts_where_the_ring_says(bench: Bench) -> Non
     bench.publish(*pair(2))
     bench.plane.move(1, 9)
     bench.plane.stuck = {1}
-    bench.link.leave_alone("no thread")
+    bench.link.suspend("no thread")
     entry = bench.device.window.view
     used = ring(1, session=2).device + 2
     entry[used : used + 2] = (77).to_bytes(2, "little")

@@ -7,7 +7,8 @@ import pytest
 
 from tests.fakes.bar import SIZE, pair
 from tests.unit.guest.bench import Bench
-from vhostpci_guest.serve.link import FAST, TICK
+from vhostpci_guest.serve.heartbeat import TICK
+from vhostpci_guest.serve.link import FAST
 from vhostpci_guest.serve.window_speed import LOOKS, Speed
 from vhostpci_shared import metadata as md
 from vhostpci_shared.metadata import AgentRingState, AgentState
@@ -47,10 +48,10 @@ def test_link_that_waits_for_a_window_sleeps(bench: Bench) -> None:
     link = bench.link
     assert link is not None
     bench.publish(*pair(2), regions=(ABOVE,))
-    assert not link.has_news
+    assert not link.needs_look
     assert link.interval == TICK
     bench.windows.plug(LATE)
-    assert link.has_news
+    assert link.needs_look
     assert link.interval == FAST
 
 
