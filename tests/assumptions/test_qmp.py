@@ -24,7 +24,7 @@ from vhostpci_host import sockets
 from vhostpci_host.fds import Fd
 from vhostpci_host.hotplug import qmp_vm
 from vhostpci_host.hotplug.qmp_vm import QmpVm
-from vhostpci_host.hotplug.reconciler import Hotplug
+from vhostpci_host.hotplug.reconciler import Reconciler
 from vhostpci_host.hotplug.vm import PlugError, VmAway
 from vhostpci_host.interfaces import Plug
 from vhostpci_host.ivshmem.linger import Linger
@@ -168,7 +168,7 @@ def test_loop_that_plugs_also_answers_the_handshakes(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with way_to(tmp_path) as (vm, shown):
             wanted = frozenset({shown.show(0, 64 * 1024), shown.show(300, GIB)})
-            plugger = Hotplug("web", "slave", vm, vm.close)
+            plugger = Reconciler("web", "slave", vm, vm.close)
             plugger.want(wanted)
             await until(lambda: plugger.status()["plugged"] == [0, 300])
             assert behind(tmp_path, "large") == {"vhostpci.300.web-window": GIB}
@@ -269,7 +269,7 @@ def test_unplugged_window_leaves_nothing_and_its_port_is_free(tmp_path: Path) ->
 
 
 def test_unplugged_vectors_do_not_keep_qemu_busy(tmp_path: Path) -> None:
-    """Without KVM: see leftovers.py."""
+    """Without KVM: see tcg_eventfds.py."""
 
     async def scenario(pid: int) -> None:
         async with way_to(tmp_path) as (vm, shown):
@@ -370,7 +370,7 @@ def test_guest_without_a_driver_does_not_let_go(
         async with way_to(tmp_path) as (vm, shown):
             await until_done(lambda: vm.plug("web", shown.show(300, MIB)))
             for _ in range(2):
-                with pytest.raises(PlugError, match="does not let go"):
+                with pytest.raises(PlugError, match="does not release"):
                     await vm.unplug("web", 300)
 
     with started(tmp_path, *PORTS):

@@ -79,7 +79,7 @@ class FakeVm:
         await self._answer()
         self.asked[window] += 1
         if window in self._stubborn:
-            raise PlugError(f"the guest does not let go of window {window}")
+            raise PlugError(f"the guest does not release window {window}")
         self.windows.discard(window)
         self.steps.append(f"unplug {window}")
 

@@ -37,7 +37,7 @@ class Slave:
     """A QEMU without a guest to speak of.
 
     Its monitor stays connected: without KVM a new descriptor, between the end of a
-    device and the mend of what that leaves behind, would end QEMU (leftovers.py).
+    device and the workaround for what that leaves, would end QEMU (tcg_eventfds.py).
     """
 
     def __init__(self, monitor: Qmp) -> None:

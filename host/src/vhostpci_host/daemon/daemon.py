@@ -24,7 +24,7 @@ from ..config.file import ConfigFile
 from ..device.status import Json, describe, describe_failed, row
 from ..errors import HostError, InUse
 from ..fds import exhausted, no_descriptors
-from ..hotplug.pool import Slaves
+from ..hotplug.pool import SlavePool
 from ..interfaces import Plugger
 from ..ivshmem.linger import Linger
 from ..memory.arena import make_directory
@@ -81,7 +81,7 @@ class Daemon:
         self._entries: dict[str, Entry] = {}
         self._pluggers: dict[str, Plugger] = {}
         self._unplugging: dict[str, asyncio.Task[None]] = {}
-        self._slaves = Slaves()
+        self._slave_pool = SlavePool()
         self._control = Control()
         self._complained_at = -COMPLAIN_PAUSE
         self._stack = contextlib.ExitStack()
@@ -159,7 +159,7 @@ class Daemon:
         log.info("%s: removed", name)
 
     def _new_plugger(self, config: DeviceConfig) -> Plugger | None:
-        plugger = self._slaves.plugger(config)
+        plugger = self._slave_pool.plugger(config)
         if plugger is not None:
             self._pluggers[config.name] = plugger
         return plugger

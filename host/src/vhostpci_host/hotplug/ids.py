@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The IDs of what a VM has of ours, in QEMU and in libvirt."""
+"""The IDs that the windows' devices have in QEMU and in libvirt."""
 
 from collections.abc import Iterable
 
 DEVICE = "-window"
-"""What a window's device has in QEMU behind its `object_id`."""
+"""The end of the ID of a window's device in QEMU, after its `object_id`."""
 
 
 def object_id(device: str, window: int = 0) -> str:
     """Return the ID of a window: of its chardev in QEMU, of its `<shmem>` in libvirt.
 
-    A name may hold any character that an ID may, so the number comes before it:
-    window 300 of "a" is not to be taken for window 0 of "a-300".
+    The ID leads back to the window, and to no other device's (`window_of`).
     """
+    # The number comes before the name, which may have any character that an ID may:
+    # behind it, window 300 of "a" would have the ID of window 0 of "a-300".
     return f"vhostpci.{window}.{device}" if window else f"vhostpci-{device}"
 
 
 def window_of(device: str, identifier: str) -> int | None:
-    """Return the window whose `object_id` that is; None if it is another's."""
+    """Return the window whose `object_id` that is; None if it is not of `device`."""
     if identifier == object_id(device, 0):
         return 0
     head, _, rest = identifier.partition(".")

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A slave VM that libvirt manages: its QMP socket is libvirt's, so virsh is asked.
+"""A slave VM that libvirt manages, and that is therefore asked through virsh.
 
-All that is known of the domain is in its live XML, read anew for each step.  A
-window is known there by the name of its `<shmem>`, the `object_id` that QMP has too.
-
-It is plugged into the port that `bridges` finds.  Left to itself libvirt would look
-for a slot of conventional PCI, of which a q35 domain has none.
+libvirt keeps the QMP socket of its domains for itself.  Each step reads the domain's
+live XML, where a window is the `<shmem>` whose name is the window's `object_id`.
 """
 
 import asyncio
@@ -19,22 +16,22 @@ from xml.etree import ElementTree as ET
 from ..interfaces import Plug
 from . import pci_ports, shmem_xml
 from .ids import object_id, windows_of
-from .tcg_eventfds import Leftovers
+from .tcg_eventfds import TcgEventfds
 from .virsh import FILE, Virsh
 from .vm import PlugError, VmAway, understood
 
 PLUG_TIME = 20.0
-"""Seconds that libvirt has to plug beyond those to answer: QEMU takes part."""
+"""Seconds that plugging may take on top of an answer's: QEMU reads the handshake."""
 UNPLUG_TIME = 8.0
-"""Seconds that the guest has to let go, before it is to be asked again."""
+"""Seconds that the guest has to release a window, before `unplug` fails."""
 UNPLUG_LOOK = 0.3
-"""Seconds between two looks whether it has."""
+"""Seconds between two looks whether the guest has released a window."""
 AWAY_TIME = 0.9
-"""Seconds for which a domain that is away is believed to be."""
+"""Seconds for which the answer that a domain does not run is reused."""
 WATCH_TIME = 10
-"""Seconds after which the domain is looked at without an event."""
+"""Seconds between two looks at a domain that has no events."""
 EVENT_LOOK = 0.5
-"""Seconds from an event to the look at what it was."""
+"""Seconds from an event to the look at the domain."""
 PORT = "pcie-root-port"
 
 
@@ -96,14 +93,14 @@ class LibvirtVm:
         self._away, self._away_until = "", 0.0
         self._run: str | None = None
         self._watch: asyncio.Task[None] | None = None
-        self._leftovers = Leftovers()
+        self._tcg_eventfds = TcgEventfds()
 
     async def plugged(self, device: str) -> set[int]:
         """Return which windows of `device` the domain has."""
         return windows_of(device, (await self._live()).windows)
 
     async def plug(self, device: str, plug: Plug) -> None:
-        """Plug one window; libvirt itself takes back what has failed."""
+        """Plug one window; if QEMU refuses, libvirt removes the half that it added."""
         async with self._plugging:
             live = await self._live()
             await self._clear(live)
@@ -121,7 +118,9 @@ class LibvirtVm:
                 raise PlugError(self._refusal(plug, str(error))) from error
 
     async def _bus(self, live: Live, plug: Plug) -> int | None:
-        """Return where to plug it; None leaves it to libvirt, as in a PC of old."""
+        """Return the bus to plug a window into; None leaves the choice to libvirt."""
+        # i440fx has one bus, and libvirt finds a slot there.  In a q35 domain it would
+        # look for a slot of conventional PCI, of which there is none.
         if not live.express:
             return None
         answer = await self._query_pci()
@@ -145,19 +144,19 @@ class LibvirtVm:
         )
 
     def _refusal(self, plug: Plug, reason: str) -> str:
-        mend = ""
+        advice = ""
         if "ermission denied" in reason:
-            mend = (
+            advice = (
                 "; let QEMU's user and its AppArmor or SELinux profile reach "
                 f"{plug.socket} (--socket-group)"
             )
         return (
             f"libvirt does not plug window {plug.window} into domain {self._name!r}: "
-            f"{reason}{mend}"
+            f"{reason}{advice}"
         )
 
     async def unplug(self, device: str, window: int) -> None:
-        """Unplug one window; return when the guest has let go."""
+        """Unplug one window; return when the guest has released it."""
         name = object_id(device, window)
         live = await self._live()
         if name not in live.windows:
@@ -165,23 +164,25 @@ class LibvirtVm:
         if live.kvm:
             await self._eject(name, window, live)
             return
-        async with self._plugging:  # nothing new before what it leaves is cleared
-            await self._leftovers.expect(self, live.windows[name])
+        # Plug nothing before the stale eventfds are cleared: see tcg_eventfds.
+        async with self._plugging:
+            await self._tcg_eventfds.expect(self, live.windows[name])
             await self._eject(name, window, live)
             await self._clear(await self._live())
 
     async def _clear(self, live: Live) -> None:
         if not live.kvm:
-            await self._leftovers.clear(self, set(live.windows.values()))
+            await self._tcg_eventfds.clear(self, set(live.windows.values()))
 
     async def _eject(self, name: str, window: int, live: Live) -> None:
-        """Ask the guest to let go of a window, and wait until it has."""
+        """Ask the guest to release a window, and wait until it has."""
         alias = live.windows[name]
         try:
             await self._ask("detach-device-alias", "--alias", alias, "--live")
         except VmAway:
             raise
         except PlugError as error:
+            # The guest was asked before and has not answered: go on waiting.
             if "in the process of unplug" not in str(error):
                 raise PlugError(
                     f"libvirt does not unplug window {window} of domain "
@@ -194,7 +195,7 @@ class LibvirtVm:
         while name in (await self._live()).windows:
             if self._loop.time() > deadline:
                 raise PlugError(
-                    f"the guest of domain {self._name!r} has not let go of window "
+                    f"the guest of domain {self._name!r} has not released window "
                     f"{window}: it boots, or has no driver for PCI hot-plug"
                 )
             await asyncio.sleep(UNPLUG_LOOK)
@@ -212,7 +213,10 @@ class LibvirtVm:
         return await self.execute("query-pci")
 
     async def execute(self, command: str, **arguments: Any) -> Any:
-        """Have QEMU's monitor execute a command; its log then says: custom-monitor."""
+        """Have QEMU's monitor execute a command.
+
+        libvirt marks the domain as tainted (custom-monitor) in its log.
+        """
         return await self._execute(command, arguments)
 
     async def hand_over(self, name: str, descriptor: socket.socket) -> None:
@@ -236,7 +240,7 @@ class LibvirtVm:
             return answer["return"]
 
     async def gone(self) -> None:
-        """Return when the run of the domain has ended that was there last."""
+        """Return when the last run of the domain that was seen has ended."""
         if self._run is None:
             return
         if self._watch is None or self._watch.done():
@@ -244,7 +248,10 @@ class LibvirtVm:
         await asyncio.shield(self._watch)
 
     async def _wait_ended(self, run: str) -> None:
-        """Look at each event of the domain's, and now and then: one may be missed."""
+        """Look at the domain after each of its events, and every WATCH_TIME seconds.
+
+        An event between two runs of virsh is missed.
+        """
         with contextlib.suppress(PlugError):
             while (await self._live()).run == run:
                 await self._event()
@@ -258,19 +265,20 @@ class LibvirtVm:
             await self._virsh.run(*words, *timeout, more_time=WATCH_TIME)
 
     async def close(self) -> None:
-        """Watch it no more; what is plugged stays plugged."""
+        """Stop watching the domain; what is plugged stays plugged."""
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
 
     async def _live(self) -> Live:
-        """Return the domain that runs.
+        """Return the running domain.
 
         Raises:
-            VmAway: it does not, or libvirt does not say; for all devices that ask
-                within a second, libvirt is asked once.
+            VmAway: it does not run, or libvirt does not say.
         """
         async with self._turn:
+            # Many devices look for the same domain every second: ask libvirt once
+            # for all of them.
             if self._loop.time() < self._away_until:
                 raise VmAway(self._away)
             try:
@@ -305,7 +313,7 @@ class LibvirtVm:
         file: str = "",
         fd: int | None = None,
     ) -> str:
-        """Have virsh do something with the domain; one thing at a time."""
+        """Run a virsh command on the domain; commands wait for each other."""
         async with self._turn:
             words = (command, "--domain", self._name, *words)
             return await self._virsh.run(*words, more_time=more_time, file=file, fd=fd)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where in a VM's PCI tree a window fits, read from QEMU's answer to `query-pci`.
+"""Find the root port that a window fits into, from QEMU's answer to `query-pci`.
 
-A hot-plugged device gets its addresses out of the port that it is plugged into, and
-the port's share was fixed when the VM's firmware ran: `pref64-reserve=` of the port.
-So a window goes where the smallest share is that is large enough, and the small
-window 0 leaves the large ports to the others.
+A hot-plugged device gets its addresses out of the range of its root port, and that
+range was fixed when the VM's firmware ran (`pref64-reserve=` of the port).  So a window
+goes to the port with the smallest range that is large enough: the small window 0 then
+leaves the large ports to the other windows.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 PORTS = frozenset({"pcie-root-port", "ioh3420", "xio3130-downstream"})
-"""QEMU's devices that have one slot, and are told when something is plugged in."""
+"""QEMU's PCI Express ports: they have one slot, which supports hot-plug."""
 
 _PCI_TO_PCI = 0x0604
 _WINDOW_BAR = 2
@@ -20,24 +20,27 @@ _WINDOW_BAR = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Port:
-    """A port that may be plugged into, as firmware has set it up."""
+    """A root port, as firmware has set it up."""
 
     name: str
     """Its ID, and that of the bus behind it."""
     ready: bool
-    """Firmware, or the guest, has given it its share of addresses."""
+    """Firmware, or the guest, has given it its range of addresses."""
     base: int
     limit: int
-    """First and last address of its prefetchable share."""
+    """First and last address of its prefetchable range."""
     taken: bool
 
     @property
     def share(self) -> int:
-        """Bytes of its prefetchable share."""
+        """Bytes of its prefetchable range."""
+        # A port without a range has a limit below its base.
         return max(self.limit - self.base + 1, 0)
 
     def fits(self, size: int) -> bool:
         """Whether a BAR of `size` has a place, at a multiple of its size."""
+        # Round the base up to a multiple of the size: the range itself may begin at
+        # any megabyte.
         return -(-self.base // size) * size + size - 1 <= self.limit
 
 
@@ -60,6 +63,7 @@ def _port(device: dict[str, Any]) -> Port:
     prefetchable = bridge["bus"]["prefetchable_range"]
     return Port(
         name=device["qdev_id"],
+        # Bus number 0 is the host bridge's: a port that has it has not been set up.
         ready=bridge["bus"]["secondary"] != 0,
         base=prefetchable["base"],
         limit=prefetchable["limit"],
@@ -83,6 +87,7 @@ def unassigned(answer: Any) -> set[str]:
         device["qdev_id"]
         for device in _devices(answer)
         for region in device["regions"]
+        # QEMU prints the 64-bit "unmapped" address (all ones) as -1.
         if region["bar"] == _WINDOW_BAR and region["address"] < 0
     }
 
@@ -93,13 +98,13 @@ def unset(ports: list[Port]) -> bool:
 
 
 def free_text(ports: list[Port]) -> str:
-    """Say how large the ports are that could be plugged into."""
+    """Return the sizes of the free ports' ranges, for an error."""
     free = (port for port in ports if port.ready and not port.taken)
     return ", ".join(size_text(port.share) for port in free) or "none"
 
 
 def size_text(size: int) -> str:
-    """Write bytes as QEMU reads them."""
+    """Return a number of bytes as QEMU's options write it, such as 512M."""
     for unit, letter in ((2**40, "T"), (2**30, "G"), (2**20, "M"), (2**10, "K")):
         if size and size % unit == 0:
             return f"{size // unit}{letter}"
@@ -107,7 +112,7 @@ def size_text(size: int) -> str:
 
 
 def _devices(answer: Any) -> Iterator[dict[str, Any]]:
-    """Walk the tree: buses, their devices, and what is behind bridges."""
+    """Yield all devices of the tree, also those behind root ports."""
     for bus in answer:
         yield from _behind(bus["devices"])
 

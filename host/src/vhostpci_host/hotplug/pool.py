@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The slave VMs that this daemon plugs into: one way to each, for all its devices."""
+"""The slave VMs that this daemon plugs into: one connection each, for all devices."""
 
 import os
 from pathlib import Path
 
 from ..config.device import DeviceConfig
 from ..interfaces import Plugger
-from .reconciler import Hotplug
+from .reconciler import Reconciler
 from .vm import SlaveVm
 
 
@@ -18,20 +18,20 @@ class _Shared:
         self.users = 0
 
 
-class Slaves:
-    """The slave VMs of this daemon, each asked over one connection.
+class SlavePool:
+    """Shares one connection to each slave VM among the devices that are plugged there.
 
-    A QMP socket serves one client at a time: a second would wait for ever.
+    A QMP socket serves one client at a time: a second client would wait for ever.
     """
 
     def __init__(self) -> None:
         self._vms: dict[str, _Shared] = {}
 
     def plugger(self, config: DeviceConfig) -> Plugger | None:
-        """Return who plugs into this device's slave VM; None if nobody is to.
+        """Return a plugger for this device's slave VM; None without hot-plug.
 
-        Whoever gets it closes it, and asks for no other of the same device before
-        that is done.
+        The caller closes the plugger, and asks for another one of the same device
+        only after that: two pluggers would undo each other's work.
         """
         if not config.plugged:
             return None
@@ -47,7 +47,7 @@ class Slaves:
                 del self._vms[where]
                 await shared.vm.close()
 
-        return Hotplug(config.name, where, shared.vm, release)
+        return Reconciler(config.name, where, shared.vm, release)
 
 
 def _where(config: DeviceConfig) -> str:
@@ -58,7 +58,10 @@ def _where(config: DeviceConfig) -> str:
 
 
 def _vm(config: DeviceConfig) -> SlaveVm:
-    """Return the way to the slave VM; its library is loaded only where it is used."""
+    """Return the way to ask the slave VM.
+
+    The imports stand here so that a daemon without hot-plug does not load qemu.qmp.
+    """
     if config.slave_libvirt is not None:
         from .libvirt_vm import LibvirtVm
 

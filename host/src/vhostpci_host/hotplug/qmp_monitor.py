@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One connection to a QEMU's monitor, which may hang, refuse or end at any time.
 
-`qemu.qmp` speaks the protocol.  What it leaves open is settled here: each wait has an
-end, whatever goes wrong closes the connection, and the connection is closed by
-shutting its socket down, which no peer can hinder.
+The library `qemu.qmp` speaks the protocol.  This file adds a time limit to each wait,
+and closes the connection after any failure but a refusal: a new one starts from a known
+state.
 """
 
 import asyncio
@@ -28,7 +28,8 @@ _UNPLUG_ENDS = ("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR")
 _CLOSED = (QMPError, OSError, EOFError)
 """What a connection that has ended raises."""
 
-# The library tells each failed try at error level; we tell it once, and better.
+# The library logs every failed attempt to connect at error level.  The reconciler
+# warns once, and says what to do.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 
@@ -46,7 +47,9 @@ class Monitor:
     def __init__(self, path: Path, connection: socket.socket) -> None:
         self._path, self._connection = path, connection
         self._client = QMPClient()
-        self._client.events.event_filter = self._hear  # and so it keeps none
+        # The filter sees every event and keeps none: nothing reads the library's
+        # queue, which would grow for ever.
+        self._client.events.event_filter = self._on_event
         self._awaited: dict[str, asyncio.Future[bool]] = {}
         self._ended: asyncio.Task[None] | None = None
 
@@ -71,7 +74,7 @@ class Monitor:
         except TimeoutError:
             raise VmAway(
                 f"the QMP socket {self._path} has not answered in {GREETING_TIME:g} s: "
-                "it serves one client at a time, so give this daemon one of its own "
+                "it serves one client at a time, so give this daemon its own "
                 "(-qmp unix:PATH,server=on,wait=off); else its QEMU hangs"
             ) from None
         except QMPError as error:
@@ -86,12 +89,14 @@ class Monitor:
         return self._client.runstate is not Runstate.RUNNING
 
     async def wait_closed(self) -> None:
-        """Wait until it is closed by whichever side."""
+        """Wait until either side has closed the connection."""
         assert self._ended is not None, "never opened"
         await asyncio.shield(self._ended)
 
     async def close(self) -> None:
         """Close it; a second time does nothing."""
+        # The library's disconnect() can wait for a QEMU that reads nothing; no peer
+        # can hold up a shutdown of the socket.
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
         await self.wait_closed()
@@ -99,7 +104,8 @@ class Monitor:
     async def _wait_end(self) -> None:
         while self._client.runstate is Runstate.RUNNING:
             await self._client.runstate_changed()
-        with contextlib.suppress(Exception):  # the reason is of no use any more
+        # disconnect() raises what ended the connection; those who wait get `_gone`.
+        with contextlib.suppress(Exception):
             await self._client.disconnect()
         for awaited in self._awaited.values():
             if not awaited.done():
@@ -133,11 +139,13 @@ class Monitor:
             raise self._gone() from error
 
     async def hand_over(self, name: str, descriptor: socket.socket) -> None:
-        """Give QEMU a descriptor, under a name; one at a time.
+        """Give QEMU a descriptor, under a name; the caller hands over one at a time.
 
         Raises:
             PlugError: as `execute`.
         """
+        # QEMU keeps the descriptors of the last message that had any, and `getfd` names
+        # them.  JSON may have spaces between commands, so a space can carry one.
         try:
             socket.send_fds(self._connection, [b" "], [descriptor.fileno()])
         except OSError as error:
@@ -147,7 +155,10 @@ class Monitor:
 
     @contextlib.contextmanager
     def unplugged(self, identifier: str) -> Iterator[asyncio.Future[bool]]:
-        """Yield what will be True when that device is deleted, False if refused."""
+        """Yield a future: True when the device is deleted, False if the guest refuses.
+
+        Devices are told apart by their IDs; one ID is awaited once at a time.
+        """
         awaited = asyncio.get_running_loop().create_future()
         self._awaited[identifier] = awaited
         try:
@@ -156,8 +167,8 @@ class Monitor:
             del self._awaited[identifier]
             awaited.cancel()
 
-    def _hear(self, event: Message) -> bool:
-        """An event came; return whether it is to be kept."""
+    def _on_event(self, event: Message) -> bool:
+        """Settle the future that waits for this event; tell the library to drop it."""
         kind, data = event["event"], event.get("data")
         if kind not in _UNPLUG_ENDS or not isinstance(data, dict):
             return False
@@ -168,26 +179,29 @@ class Monitor:
 
 
 def _connect(path: Path) -> socket.socket:
-    """Connect without waiting: a Unix socket does so at once or not at all.
+    """Connect without waiting.
 
-    asyncio's own takes a full queue (EAGAIN) for a connection under way.
+    Raises:
+        VmAway: there is no socket, nothing listens on it, or its queue is full.
     """
+    # A Unix socket connects at once or not at all.  asyncio's sock_connect() takes
+    # EAGAIN, a full queue, for a connection under way, and would return success.
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.setblocking(False)
         connection.connect(str(path))
     except OSError as error:
         connection.close()
-        raise VmAway(f"waiting for the slave VM at {path}: {_mend(error)}") from error
+        raise VmAway(f"waiting for the slave VM at {path}: {_advice(error)}") from error
     return connection
 
 
-def _mend(error: OSError) -> str:
+def _advice(error: OSError) -> str:
     match error:
         case FileNotFoundError() | ConnectionRefusedError():
             return "start its QEMU with -qmp unix:PATH,server=on,wait=off"
         case PermissionError():
-            return "we may not connect: give our user the right to write to it"
+            return "the daemon may not connect: let its user write to the socket"
         case BlockingIOError():
-            return "others wait there already; give this daemon a socket of its own"
+            return "other clients wait there; give this daemon a QMP socket for itself"
     return f"{error.strerror}"

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A slave VM that is asked over QMP.
 
-Plugging is `chardev-add`, which connects QEMU to the window's socket, then
-`device_add`, in which QEMU reads the ivshmem handshake with its main loop standing
-still.  That cannot deadlock: our sockets are served by the event loop while we await
-QMP's answer, and serving them never waits for QMP.  It is not even likely to wait:
-the handshake goes out when the chardev connects, before `device_add` is sent.
+To plug a window is `chardev-add`, which connects QEMU to the window's socket, and then
+`device_add`, in which QEMU reads the ivshmem handshake while its main loop stands
+still.  That cannot deadlock: the daemon's event loop serves the sockets while this code
+awaits QMP's answer, and serving them never waits for QMP.  QEMU hardly waits either:
+the daemon sends the handshake when the chardev connects, before `device_add` is sent.
 
-Unplugging is `device_del`, which only asks the guest; the event DEVICE_DELETED tells
-when it has let go.  Then the chardev can be removed.
+To unplug a window is `device_del`, which only asks the guest; the event DEVICE_DELETED
+comes when the guest has released the device.  Then the chardev can be removed.
 """
 
 import asyncio
@@ -19,11 +19,11 @@ from ..interfaces import Plug
 from . import pci_ports
 from .ids import DEVICE, object_id, windows_of
 from .qmp_monitor import Monitor, Refused
-from .tcg_eventfds import Leftovers
+from .tcg_eventfds import TcgEventfds
 from .vm import PlugError, understood
 
 GUEST_TIME = 10.0
-"""Seconds that a guest has to let go of a device."""
+"""Seconds that a guest has to release a device, before `unplug` fails."""
 
 _PERIPHERAL = "/machine/peripheral"
 _ALREADY = "already in the process of unplug"
@@ -38,10 +38,10 @@ class QmpVm:
         self._monitor: Monitor | None = None
         self._opening: asyncio.Task[Monitor] | None = None
         self._plugging = asyncio.Lock()
-        self._leftovers = Leftovers()
+        self._tcg_eventfds = TcgEventfds()
 
     async def plugged(self, device: str) -> set[int]:
-        """Return which windows of `device` the VM has, and which halves of one."""
+        """Return the windows of which the VM has the chardev, the device or both."""
         monitor = await self._connected()
         names = [
             *await self._chardevs(monitor),
@@ -56,7 +56,8 @@ class QmpVm:
     async def plug(self, device: str, plug: Plug) -> None:
         """Plug one window, where it fits best; roll back if QEMU refuses."""
         monitor = await self._connected()
-        async with self._plugging:  # or two devices would choose the same port
+        # One plug at a time: two of them would choose the same free port.
+        async with self._plugging:
             await self._clear(monitor)
             place = await self._place(monitor, plug)
             name = object_id(device, plug.window)
@@ -71,6 +72,7 @@ class QmpVm:
                     **place,
                 )
             except Refused:
+                # A chardev that is left would hold the window's socket connected.
                 with contextlib.suppress(PlugError):
                     await monitor.execute("chardev-remove", id=name)
                 raise
@@ -89,14 +91,15 @@ class QmpVm:
             ) from error
 
     async def unplug(self, device: str, window: int) -> None:
-        """Unplug one window; return when the guest has let go and all of it is gone."""
+        """Unplug one window; return when the guest has released it and it is gone."""
         monitor = await self._connected()
         name = object_id(device, window)
         if name + DEVICE in await self._devices(monitor):
             with understood(self._vm, "query-kvm"):
-                leaves = await self._leftovers.expect(monitor, name + DEVICE)
+                leaves = await self._tcg_eventfds.expect(monitor, name + DEVICE)
             if leaves:
-                async with self._plugging:  # nothing new before that is cleared
+                # Plug nothing before the stale eventfds are cleared: see tcg_eventfds.
+                async with self._plugging:
                     await self._eject(monitor, name + DEVICE)
                     await self._clear(monitor)
             else:
@@ -105,7 +108,7 @@ class QmpVm:
             await monitor.execute("chardev-remove", id=name)
 
     async def _clear(self, monitor: Monitor) -> None:
-        await self._leftovers.clear(monitor, set(await self._devices(monitor)))
+        await self._tcg_eventfds.clear(monitor, set(await self._devices(monitor)))
 
     async def unassigned(self, device: str) -> set[int]:
         """Return which of the plugged windows have no address in the guest."""
@@ -128,12 +131,13 @@ class QmpVm:
             await self._monitor.close()
 
     async def _connected(self) -> Monitor:
-        """Return the connection, or a new one: whoever needs one waits for the same."""
+        """Return the open connection, or open one; all callers share it."""
         if self._monitor is not None and not self._monitor.closed:
             return self._monitor
         if self._opening is None:
             self._opening = asyncio.create_task(Monitor.open(self._path))
             self._opening.add_done_callback(self._opened)
+        # A caller that is cancelled must not cancel it for the others.
         return await asyncio.shield(self._opening)
 
     def _opened(self, task: asyncio.Task[Monitor]) -> None:
@@ -156,10 +160,7 @@ class QmpVm:
             return {chardev["label"] for chardev in answer}
 
     async def _place(self, monitor: Monitor, plug: Plug) -> dict[str, object]:
-        """Return the arguments that say where to plug.
-
-        i440fx has no ports, and takes devices on its one bus.
-        """
+        """Return the arguments of `device_add` that name the place."""
         types = await self._devices(monitor)
         answer = await monitor.execute("query-pci")
         with understood(self._vm, "query-pci"):
@@ -167,6 +168,7 @@ class QmpVm:
         for port in pci_ports.best(ports, plug.size):
             if await self._takes(monitor, port.name):
                 return {"bus": port.name}
+        # i440fx has no root ports: QEMU finds a free slot of its one bus.
         machine = await monitor.execute("qom-get", path="/machine", property="type")
         if "i440fx" in str(machine):
             return {}
@@ -178,7 +180,8 @@ class QmpVm:
         try:
             return bool(await monitor.execute("qom-get", path=path, property="hotplug"))
         except Refused:
-            return True  # ioh3420 has no such property
+            # ioh3420 has no such property: devices may be plugged into it.
+            return True
 
     def _no_place(self, ports: list[pci_ports.Port], plug: Plug) -> PlugError:
         if pci_ports.unset(ports):
@@ -196,7 +199,12 @@ class QmpVm:
         )
 
     async def _eject(self, monitor: Monitor, name: str) -> None:
-        """Ask the guest to let go of a device, and wait until it has."""
+        """Ask the guest to release a device, and wait until it has.
+
+        Raises:
+            PlugError: QEMU refuses, or the guest has not released it in GUEST_TIME.
+        """
+        # Wait for the event from before the command: it may come before the answer.
         with monitor.unplugged(name) as deleted:
             try:
                 await monitor.execute("device_del", id=name)
@@ -208,10 +216,11 @@ class QmpVm:
                     if await deleted:
                         return
             except TimeoutError:
+                # The event may be lost: look whether the device is still there.
                 if name not in await self._devices(monitor):
                     return
         raise PlugError(
-            f"the guest of {self._vm} does not let go of {name}: no "
+            f"the guest of {self._vm} does not release {name}: no "
             "new one is plugged until it has; the guest needs a driver for PCI "
             "hot-plug, and the agent must not be stopped"
         )
@@ -219,5 +228,5 @@ class QmpVm:
     def _fixed(self, name: str, error: Refused) -> PlugError:
         return PlugError(
             f"{self._vm} cannot unplug {name}: {error.reason}; if "
-            "that is on its QEMU's command line, leave it out: we plug it"
+            "that is on its QEMU's command line, leave it out: the daemon plugs it"
         )

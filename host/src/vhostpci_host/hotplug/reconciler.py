@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plugging a device's windows into a running slave VM, and keeping them so.
+"""Keep the windows that are plugged into a slave VM equal to those that are wanted.
 
-The device says what is wanted, at any time and as often as it likes; one task makes
-the slave VM have it.  It asks the VM what is there, starts to unplug what is not
-wanted, plugs what is missing, and begins anew whenever the wish or the VM changes:
+The device calls `want` at any time and as often as it likes; one task makes the slave
+VM have those windows.  It asks the VM which windows are there, starts to unplug what is
+not wanted, plugs what is missing, and starts over when the wish or the VM changes:
 
     want() ──► wanted ─┐                    ┌─ plug, the metadata's window last
                        ├─► the difference ──┤
-    SlaveVm ─► there ──┘                    └─ unplug, until the guest has let go
+    SlaveVm ─► there ──┘                    └─ unplug, until the guest has released it
 
-So a step that fails is not remembered but found again as a difference; the same goes
-for a VM that is replaced, and for what a daemon before us has left behind.
+So a step that fails needs no record: the next look finds it again as a difference.
+The same goes for a VM that was replaced, and for windows that an earlier daemon left.
 
-A window is *ours* if we plugged it and it has been wanted ever since.  What is there
-and not ours shows memory that is no longer served: it goes, and a new one of its
-window waits until it is gone.
+A window is *ours* if this reconciler plugged it and it has been wanted ever since.  Any
+other window of the device shows memory that is no longer served: the reconciler unplugs
+it, and plugs the new window of that number only when the old one is gone.
 
-How a VM is asked is a `SlaveVm`'s affair: QMP (qmp.py) or libvirt (libvirt.py).
+A `SlaveVm` knows how to ask the VM: over QMP (qmp_vm.py) or libvirt (libvirt_vm.py).
 """
 
 import asyncio
@@ -31,25 +31,25 @@ from .vm import PlugError, SlaveVm, VmAway
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 10.0
-"""Seconds between a step that failed and the next try; they double."""
+"""Seconds between a step that failed and the next try: doubled after each failure."""
 AWAY_PAUSE = 1.0
-"""Seconds between two looks for a VM that is not there."""
+"""Seconds between two attempts to reach a VM that is not there."""
 UNPLUG_EVERY = 10.0
-"""Seconds between two requests to a guest that does not let go."""
+"""Seconds between two requests to a guest that does not release a window."""
 CHECK_AFTER = 5.0
 """Seconds that a guest has to give a plugged window an address."""
 CLOSE_TIME = 3.0
-"""Seconds that guests have to let go when the daemon ends."""
+"""Seconds that a guest has to release its windows when the daemon ends."""
 
 
-class Hotplug:
-    """One device's windows in the slave VM (a `Plugger`).
+class Reconciler:
+    """Plugs and unplugs one device's windows in the slave VM (a `Plugger`).
 
     Args:
         device: its name.
         where: the slave VM's socket or name.
         vm: how it is asked.
-        release: awaited once, when nothing more is asked of it.
+        release: awaited once, at the end of `close`, to give the VM back to the pool.
     """
 
     def __init__(
@@ -75,21 +75,24 @@ class Hotplug:
         self._task = self._start(self._run())
 
     def want(self, plugs: frozenset[Plug]) -> None:
-        """Have these plugged, and no others, as soon as the slave lets us.
+        """Have these windows plugged, and no others, as soon as the slave VM allows.
 
-        What is not wanted, if only for a moment, is unplugged: so a window that is
-        to be plugged anew is left out once.
+        A window that is left out even once is unplugged: that is how the device has
+        a window plugged again with other memory.
         """
         if self._closing or plugs == self._wanted:
             return
         self._wanted = plugs
+        # From here on these windows are not ours, even if the next wish has them again
+        # before the task runs: the guest may have mapped memory that is gone.
         self._ours = {n: plug for n, plug in self._ours.items() if plug in plugs}
+        # The same for a window whose plugging is under way: `_plugged` sees None.
         if self._plugging not in plugs:
             self._plugging = None
         self._changed.set()
 
     def status(self) -> dict[str, Any]:
-        """Return which are plugged, and what stands in the way, as JSON."""
+        """Return which windows are plugged, and the present problem, as JSON."""
         return {
             "slave": self._where,
             "connected": self._connected,
@@ -99,13 +102,15 @@ class Hotplug:
         }
 
     async def close(self) -> None:
-        """Unplug all, within some seconds."""
+        """Unplug all windows, for CLOSE_TIME seconds at most, and stop."""
         if self._closing:
             return
         self.want(frozenset())
         self._closing = True
+        # Clear, then wake the task: it may have settled long ago, and `want` wakes it
+        # only if the wish has changed.  Windows of an earlier daemon must go too.
         self._settled.clear()
-        self._changed.set()  # nothing may have been wanted before
+        self._changed.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIME):
                 await self._settled.wait()
@@ -119,11 +124,12 @@ class Hotplug:
     async def _run(self) -> None:
         pause = FIRST_PAUSE
         while True:
+            # Before the look at the VM: a change during the look must cause another.
             self._changed.clear()
             try:
                 complete = await self._reconcile()
             except VmAway as error:
-                self._away(error)
+                self._on_away(error)
                 await self._sleep(AWAY_PAUSE)
                 continue
             if not complete:
@@ -131,27 +137,31 @@ class Hotplug:
                 pause = min(2 * pause, LONGEST_PAUSE)
             else:
                 pause = FIRST_PAUSE
-                await self._rest()
+                await self._wait_change()
 
     async def _reconcile(self) -> bool:
-        """Do all that can be done now; return whether none of it failed."""
+        """Compare the VM with the wish, once; return whether every step succeeded."""
         there = await self._vm.plugged(self._device)
         if not self._connected:
-            self._arrived()
+            self._on_connected()
         self._ours = {n: plug for n, plug in self._ours.items() if n in there}
         for window in sorted(there - self._ours.keys() - self._leaving.keys()):
-            self._leaving[window] = self._start(self._leave(window))
+            self._leaving[window] = self._start(self._unplug(window))
+        # Unplugging runs in tasks of its own: one window that its guest holds must not
+        # keep the others from being plugged.
         if not self._leaving and not self._ours:
             self._settled.set()
         return await self._plug_missing()
 
     async def _plug_missing(self) -> bool:
-        """Plug what can be plugged; a new wish cuts it short."""
+        """Plug the windows that are missing, until the wish changes."""
         wanted = {f"plug {plug.window}" for plug in self._wanted}
         for what in [what for what in self._problems if what.startswith("plug")]:
             if what not in wanted:
                 self._solved(what)
         complete = True
+        # Window 0 last: its metadata tells the agent of the others, which should be
+        # there by then.
         for plug in sorted(self._wanted, key=lambda plug: -plug.window):
             if self._changed.is_set():
                 break
@@ -176,8 +186,9 @@ class Hotplug:
             self._plugging = None
 
     def _plugged(self, plug: Plug) -> None:
-        """A window is there; it is ours unless the wish has changed meanwhile."""
+        """Note a window that was plugged; it is ours if it is still wanted."""
         self._solved(f"plug {plug.window}")
+        # `want` left it out while the VM was plugging it: unplug it again.
         if self._plugging is None:
             self._changed.set()
             return
@@ -186,20 +197,21 @@ class Hotplug:
             "%s: window %d is plugged into the slave VM", self._device, plug.window
         )
 
-    async def _leave(self, window: int) -> None:
-        """Have the guest let go of a window, however often it must be asked."""
+    async def _unplug(self, window: int) -> None:
+        """Unplug a window; ask the guest again until it releases it."""
         what = f"unplug {window}"
         try:
-            while not await self._let_go(window, what):
+            while not await self._try_unplug(window, what):
                 await asyncio.sleep(UNPLUG_EVERY)
             self._solved(what)
         except VmAway:
-            self._solved(what)  # whoever comes next is asked anew
+            # The window ended with the VM; `plugged` is asked again of the next one.
+            self._solved(what)
         finally:
             del self._leaving[window]
             self._changed.set()
 
-    async def _let_go(self, window: int, what: str) -> bool:
+    async def _try_unplug(self, window: int, what: str) -> bool:
         try:
             await self._vm.unplug(self._device, window)
         except VmAway:
@@ -210,11 +222,8 @@ class Hotplug:
         log.info("%s: window %d is unplugged", self._device, window)
         return True
 
-    async def _rest(self) -> None:
-        """Nothing is left to do: wait for a change, and look whether the guest works.
-
-        A window without an address is told of, and looked at again.
-        """
+    async def _wait_change(self) -> None:
+        """Wait for a change; report windows that the guest gives no address."""
         while self._ours and not self._changed.is_set():
             await self._sleep(CHECK_AFTER)
             if self._changed.is_set() or not await self._lacks_addresses():
@@ -225,7 +234,8 @@ class Hotplug:
         try:
             lacking = self._ours.keys() & await self._vm.unassigned(self._device)
         except PlugError:
-            self._changed.set()  # the next look tells what it is
+            # `_reconcile` asks the VM next, and reports what is wrong with it.
+            self._changed.set()
             return False
         if not lacking:
             self._solved("address")
@@ -239,8 +249,8 @@ class Hotplug:
         )
         return True
 
-    def _arrived(self) -> None:
-        """There is a VM: look again when it goes."""
+    def _on_connected(self) -> None:
+        """Forget the problems of the VM before, and watch for the end of this one."""
         log.info("%s: the slave VM %s answers", self._device, self._where)
         self._connected = True
         self._problems.clear()
@@ -253,20 +263,21 @@ class Hotplug:
         self._connected = False
         self._changed.set()
 
-    def _away(self, error: VmAway) -> None:
+    def _on_away(self, error: VmAway) -> None:
         self._connected = False
         self._problems.clear()
         self._problem("away", str(error))
+        # A VM that is away has no windows, so `close` need not wait for any.
         self._settled.set()
 
     async def _sleep(self, seconds: float) -> None:
-        """Wait, but not when something has changed."""
+        """Wait, but end at once when something changes."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._changed.wait()
 
     def _problem(self, what: str, text: str) -> None:
-        """Remember what stands in the way; what was said before is not said again."""
+        """Keep a problem for `status`; warn of it unless the last warning said so."""
         self._problems[what] = text
         level = logging.DEBUG if text == self._said.get(what) else logging.WARNING
         self._said[what] = text
@@ -282,18 +293,23 @@ class Hotplug:
         return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """A task ended; an error of ours in it becomes the loop's."""
+        """Report a bug that ended a task.
+
+        An exception that a done callback raises goes to the loop's exception handler.
+        """
         if not task.cancelled() and (error := task.exception()) is not None:
             self._problems["failed"] = repr(error)
             raise error
 
 
 def _check_size(plug: Plug) -> None:
-    """Refuse what would abort the VM.
+    """Check the size of a window.
 
     Raises:
-        PlugError: it would.
+        PlugError: it is not a power of two.
     """
+    # QEMU aborts, with its guest, on a BAR whose size is no power of two
+    # (an assertion in pci_register_bar).
     if plug.size & (plug.size - 1):
         raise PlugError(
             f"window {plug.window} cannot be plugged: its {plug.size} bytes are no "

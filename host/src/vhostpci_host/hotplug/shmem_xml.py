@@ -7,7 +7,7 @@ from ..interfaces import Plug
 
 
 def shmem(name: str, plug: Plug, *, bus: int | None, slot: int = 0) -> ET.Element:
-    """Return a window's device, at a place of a PCI bus, or at one libvirt chooses."""
+    """Return a window's device, at a slot of bus `bus`; None lets libvirt choose."""
     element = ET.Element("shmem", name=name)
     add_element(element, "model", type="ivshmem-doorbell")
     add_element(element, "server", path=str(plug.socket))
@@ -23,6 +23,6 @@ def add_element(parent: ET.Element, tag: str, **attributes: str) -> ET.Element:
 
 
 def text(element: ET.Element) -> str:
-    """Return it indented, as virsh does."""
+    """Return the element indented, as virsh prints it."""
     ET.indent(element)
     return ET.tostring(element, encoding="unicode")

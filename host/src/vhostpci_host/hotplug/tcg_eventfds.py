@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an unplugged window leaves behind in a QEMU without KVM, and its removal.
+"""Work around QEMU without KVM (TCG) watching an unplugged window's closed eventfds.
 
-There ivshmem-doorbell watches the eventfds of its own vectors itself, and closes them
-without an end to that ("QEMU 7.2 ... until": not mended in 10.2).  The event loop
-then spins, and when another descriptor gets one of those numbers and has something to
-read, QEMU uses the memory of the device that is gone, and dies.
+Under TCG, ivshmem-doorbell watches the eventfds of its own vectors in QEMU's event
+loop.  When the device is unplugged, QEMU closes them and goes on watching their
+numbers (QEMU 7.2 until at least 10.2).  The event loop then spins; and when another
+descriptor gets one of those numbers and becomes readable, QEMU calls the handler of
+the freed device, and crashes.  With KVM the kernel waits for the eventfds, and there
+is nothing to clear.
 
-A descriptor that we hand over gets the lowest number that is free, and a netdev of the
-type "socket" watches it and ends that properly.  So we hand over as many as may be
-free, and let each be a netdev for a moment.  With KVM the kernel takes the eventfds,
-and there is nothing to do.
+The workaround replaces those handlers.  A descriptor that we pass to QEMU gets the
+lowest number that is free, and a netdev of type "socket" sets a handler for it and
+removes that handler properly.  So we pass as many descriptors as there may be free
+numbers below the highest stale one, and make each a netdev for a moment.
 """
 
 import socket
@@ -29,37 +31,42 @@ class Monitor(Protocol):
         """Give QEMU a descriptor, under a name."""
 
 
-class Leftovers:
-    """The vectors of a QEMU's windows that were asked to go."""
+class TcgEventfds:
+    """The eventfds that unplugged windows leave watched in one QEMU."""
 
     def __init__(self) -> None:
         self._vectors: dict[str, int] = {}
 
     async def expect(self, monitor: Monitor, name: str) -> bool:
-        """A device is about to be unplugged; return whether it will leave something.
+        """Note a device before it is unplugged; return whether to call `clear` after.
 
         Raises:
-            PlugError: QEMU does not say what we need to know.
-            LookupError, TypeError, ValueError: it does not answer like that.
+            PlugError: QEMU refuses a question, or does not answer.
+            LookupError, TypeError, ValueError: the answer is not of QEMU's form.
         """
         if (await monitor.execute("query-kvm"))["enabled"]:
             return False
+        # Ask now: an unplugged device has no properties.
         path = f"{_PERIPHERAL}/{name}"
         vectors = await monitor.execute("qom-get", path=path, property="vectors")
         self._vectors[name] = int(vectors)
         return True
 
     async def clear(self, monitor: Monitor, there: set[str]) -> None:
-        """Remove what those have left that are no more among `there`.
+        """Replace the handlers that devices left which are no longer among `there`.
 
-        Nothing else may be handed to QEMU meanwhile.
+        The caller must plug nothing meanwhile: the new device's descriptors would get
+        the very numbers that are still watched.
 
         Raises:
-            PlugError: QEMU does not let us.
+            PlugError: QEMU refuses, or does not answer; a later call tries again.
         """
         gone = self._vectors.keys() - there
         if gone:
-            # Its own, those of the peers that it knows, and what was free before.
+            # A device's own eventfds came with its handshake, so they are among the
+            # lowest numbers that it freed.  The rest of the count is for numbers that
+            # were free before.  Too many only cost time; too few would leave a stale
+            # number watched.
             vectors = sum(self._vectors[name] for name in gone)
             await _occupy(monitor, 4 * vectors + 16)
             for name in gone:
@@ -67,14 +74,16 @@ class Leftovers:
 
 
 async def _occupy(monitor: Monitor, count: int) -> None:
-    """Have the lowest free numbers watched, and watched no more."""
-    names = [f"vhostpci-leftover-{number}" for number in range(count)]
+    """Set and remove a handler for each of QEMU's `count` lowest free numbers."""
+    names = [f"vhostpci-eventfd-{number}" for number in range(count)]
     with ExitStack() as undo:
         for name in names:
             ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
             for end in ends:
                 undo.callback(end.close)
             await monitor.hand_over(name, ends[0])
+        # A second loop: a netdev that is deleted closes its descriptor, and the next
+        # one handed over would get the same number again.
         for name in names:
             await monitor.execute("netdev_add", type="socket", id=name, fd=name)
             await monitor.execute("netdev_del", id=name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""libvirt's own command line, within a time limit, and what its errors mean."""
+"""Run virsh, libvirt's command line, with a time limit; explain its errors."""
 
 import asyncio
 import os
@@ -9,15 +9,15 @@ from .vm import PlugError, VmAway
 ANSWER_TIME = 10.0
 """Seconds that libvirt has to answer a question."""
 FILE = "/dev/fd/%d"
-"""Stands among a command's words for the file that it is given."""
+"""Stands among a command's words for the path of the file that it reads."""
 
 
 class Virsh:
     """Runs virsh.
 
     Args:
-        uri: which libvirt; None is what LIBVIRT_DEFAULT_URI says, else that of the
-            whole machine, as virsh alone would choose for root only.
+        uri: which libvirt; None means LIBVIRT_DEFAULT_URI, else qemu:///system.
+            virsh without a URI would ask qemu:///session for all users but root.
         answer_time: seconds that it has to answer.
     """
 
@@ -34,7 +34,7 @@ class Virsh:
 
         Args:
             words: the command.
-            more_time: seconds that it may take beside those to answer.
+            more_time: seconds that it may take on top of `answer_time`.
             file: what is in the file that it reads.
             fd: a descriptor that it may use.
 
@@ -42,6 +42,7 @@ class Virsh:
             VmAway: libvirt cannot be asked, or does not answer.
             PlugError: it refuses; the text is its reason.
         """
+        # A memfd, not a temporary file: it needs no directory and no clean-up.
         with open(os.memfd_create("vhostpci"), "w") as stream:
             stream.write(file)
             stream.flush()
@@ -60,8 +61,10 @@ class Virsh:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
+                # The code compares virsh's messages: have them in English.
                 env=os.environ | {"LC_ALL": "C"},
                 pass_fds=fds,
+                # Ctrl-C in the daemon's terminal must not end a virsh half-way.
                 start_new_session=True,
             )
         except OSError as error:
@@ -80,6 +83,7 @@ class Virsh:
                 "daemon hang, or the slave's QEMU?"
             ) from None
         finally:
+            # Also when the caller is cancelled: leave no virsh behind.
             if process.returncode is None:
                 process.kill()
                 await process.communicate()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A slave VM that runs, as those who plug into it see it."""
+"""A running slave VM, as the reconciler sees it, over QMP or through libvirt."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,36 +10,37 @@ from ..interfaces import Plug
 
 
 class PlugError(HostError):
-    """The VM refused a step, or did not finish it in time; it is tried again."""
+    """The VM refused a step, or did not finish it in time; the caller tries again."""
 
 
 class VmAway(PlugError):
-    """There is no VM to ask, or it does not answer; nothing is known of it."""
+    """The VM does not run, or does not answer; what is plugged into it is unknown."""
 
 
 class SlaveVm(Protocol):
-    """A slave VM that may come, go and hang; shared by the devices it is slave of.
+    """A slave VM, which may start, end or hang at any time; its devices share it.
 
-    Each call is bounded in time, may be cancelled, and raises `PlugError` with a
-    text that names the thing and the mend, or `VmAway` when there is no VM.
+    Each call is bounded in time, and may be cancelled.  It raises `PlugError` with a
+    text that says what to change, or `VmAway` when there is no VM.
     """
 
     async def plugged(self, device: str) -> set[int]:
         """Return which windows of `device` the VM has.
 
-        That includes half of one: what a plug that failed, or a daemon that died,
-        has left behind, and what the guest has not let go of yet.
+        That includes a window of which only the chardev or only the device is there
+        (a plug that failed, or a daemon that died, left it), and one whose unplugging
+        the guest has not confirmed yet.
         """
         ...
 
     async def plug(self, device: str, plug: Plug) -> None:
-        """Plug one window; on an error nothing of it stays, if it can be helped."""
+        """Plug one window; on an error, try to remove the half that was plugged."""
 
     async def unplug(self, device: str, window: int) -> None:
-        """Unplug one window; return when the guest has let go and all of it is gone.
+        """Unplug one window; return when the guest has released it and it is gone.
 
-        A second call, while the guest has not answered the first, asks it again.
-        What is not there is unplugged at once.
+        A second call, while the guest has not answered the first, asks it again.  A
+        window that is not plugged is no error.
         """
 
     async def unassigned(self, device: str) -> set[int]:
@@ -49,19 +50,19 @@ class SlaveVm(Protocol):
     async def gone(self) -> None:
         """Return when the VM that was asked last has ended; at once if none is there.
 
-        The caller then asks `plugged` anew.
+        After that the caller asks `plugged` again.
         """
 
     async def close(self) -> None:
-        """Let go of the VM; what is plugged stays plugged."""
+        """Close the connection to the VM; what is plugged stays plugged."""
 
 
 @contextlib.contextmanager
 def understood(vm: str, command: str) -> Iterator[None]:
-    """Whoever answers nonsense is no QEMU that we know.
+    """Turn the errors of code that takes an answer apart into a PlugError.
 
     Raises:
-        PlugError: what the block does with the answer of `vm` to `command` fails.
+        PlugError: the answer of `vm` to `command` is not of QEMU's form.
     """
     try:
         yield

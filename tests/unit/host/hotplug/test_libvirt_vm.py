@@ -200,13 +200,13 @@ def test_guest_that_does_not_let_go_is_told_of_and_asked_again(
 ) -> None:
     plug(WINDOW)
     virsh.hold_on()
-    with pytest.raises(PlugError, match="'switch' has not let go of window 300"):
+    with pytest.raises(PlugError, match="'switch' has not released window 300"):
         ask(lambda vm: vm.unplug("web", 300))
     virsh.refuse(
         "detach-device-alias",
         "error: Device shmem0 is already in the process of unplug\n",
     )
-    with pytest.raises(PlugError, match="has not let go"):
+    with pytest.raises(PlugError, match="has not released"):
         ask(lambda vm: vm.unplug("web", 300))
     virsh.let_go()
     ask(lambda vm: vm.unplug("web", 300))

@@ -9,7 +9,7 @@ import pytest
 from tests.fakes.slave_vm import FakeVm
 from vhostpci_host.config.device import DeviceConfig, Mode
 from vhostpci_host.hotplug import pool
-from vhostpci_host.hotplug.pool import Slaves
+from vhostpci_host.hotplug.pool import SlavePool
 
 
 def test_devices_of_one_slave_share_it_until_the_last_is_closed(
@@ -25,7 +25,7 @@ def test_devices_of_one_slave_share_it_until_the_last_is_closed(
         return DeviceConfig(name=name, mode=Mode.ATTACH, slave_qmp=qmp)
 
     async def scenario() -> None:
-        all_of_them = Slaves()
+        all_of_them = SlavePool()
         one = all_of_them.plugger(config("one", tmp_path / "qmp"))
         two = all_of_them.plugger(config("two", tmp_path / "sub" / ".." / "qmp"))
         other = all_of_them.plugger(config("other", tmp_path / "other"))
@@ -46,6 +46,6 @@ def test_devices_of_one_slave_share_it_until_the_last_is_closed(
 
 def test_device_whose_slave_is_nobodys_has_no_plugger() -> None:
     async def scenario() -> None:
-        assert Slaves().plugger(DeviceConfig(name="web", memory=1 << 30)) is None
+        assert SlavePool().plugger(DeviceConfig(name="web", memory=1 << 30)) is None
 
     asyncio.run(scenario())

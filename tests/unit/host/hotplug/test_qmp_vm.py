@@ -16,7 +16,7 @@ from tests.fakes.qmp_server import GIB, MIB, FakeQemu
 from tests.waiting import until
 from vhostpci_host.hotplug import qmp_monitor, qmp_vm, reconciler
 from vhostpci_host.hotplug.qmp_vm import QmpVm
-from vhostpci_host.hotplug.reconciler import Hotplug
+from vhostpci_host.hotplug.reconciler import Reconciler
 from vhostpci_host.hotplug.vm import PlugError, VmAway
 from vhostpci_host.interfaces import Plug
 
@@ -200,10 +200,10 @@ def test_guest_that_does_not_let_go_is_told_and_asked_again(
         await vm.plug("web", METADATA)
         answer(qemu)
         text = await error_of(vm.unplug("web", 0))
-        assert "does not let go of vhostpci-web-window" in text
+        assert "does not release vhostpci-web-window" in text
         assert "no new one is plugged until it has" in text
         text = await error_of(vm.unplug("web", 0))
-        assert "does not let go of vhostpci-web-window" in text
+        assert "does not release vhostpci-web-window" in text
         assert qemu.asked["vhostpci-web-window"] == 2
         qemu.answer_again()
         qemu.let_go()
@@ -362,7 +362,7 @@ def test_socket_that_speaks_something_else_is_told_of(
 def test_queue_that_is_full_is_no_connection(tmp_path: Path) -> None:
     async def scenario() -> None:
         vm = QmpVm(tmp_path / "qmp")
-        assert "others wait there already" in await error_of(vm.plugged("web"))
+        assert "other clients wait there" in await error_of(vm.plugged("web"))
         await vm.close()
 
     with (
@@ -396,8 +396,8 @@ def test_cancelled_call_leaves_a_vm_that_can_be_closed(
 
 
 @asynccontextmanager
-async def hotplugged(vm: QmpVm) -> AsyncIterator[Hotplug]:
-    plugger = Hotplug("web", "/run/slave.qmp", vm, vm.close)
+async def hotplugged(vm: QmpVm) -> AsyncIterator[Reconciler]:
+    plugger = Reconciler("web", "/run/slave.qmp", vm, vm.close)
     try:
         yield plugger
     finally:

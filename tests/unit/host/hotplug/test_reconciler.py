@@ -13,7 +13,7 @@ import pytest
 from tests.fakes.slave_vm import FakeVm
 from tests.waiting import until
 from vhostpci_host.hotplug import reconciler
-from vhostpci_host.hotplug.reconciler import Hotplug
+from vhostpci_host.hotplug.reconciler import Reconciler
 from vhostpci_host.interfaces import Plug
 
 
@@ -44,8 +44,8 @@ async def nothing() -> None:
 
 
 @asynccontextmanager
-async def hotplugged(vm: FakeVm) -> AsyncIterator[Hotplug]:
-    plugger = Hotplug("web", "the slave VM at /run/slave.qmp", vm, nothing)
+async def hotplugged(vm: FakeVm) -> AsyncIterator[Reconciler]:
+    plugger = Reconciler("web", "the slave VM at /run/slave.qmp", vm, nothing)
     try:
         yield plugger
     finally:
@@ -145,7 +145,7 @@ def test_window_that_the_guest_holds_is_asked_for_again_and_again(
             vm.hold_on(256)
             plugger.want(plugs(0))
             await until(lambda: vm.asked[256] == 3)
-            assert plugger.status()["problem"].endswith("not let go of window 256")
+            assert plugger.status()["problem"].endswith("not release window 256")
             vm.hold_on()
             await until(lambda: vm.windows == {0})
             await until(lambda: plugger.status()["problem"] == "")
