@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device needs of the world: a loop that calls back, and two connections.
+"""What the layers ask of each other: a loop, the front-end's connection, a plugger.
 
-asyncio's event loop is such a `Loop`, and the daemon has the connections; a test has
-its own of each, and a clock that it turns by hand.
+asyncio's event loop is a `Loop`.  The unit tests have one whose clock they turn by
+hand, and connections that record what is sent.
 """
 
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 
 class Timer(Protocol):
-    """Something that was asked to happen later."""
+    """A callback that is due later."""
 
     def cancel(self) -> None:
-        """Have it not happen."""
+        """Do not call back."""
 
 
 class Loop(Protocol):
@@ -33,7 +33,7 @@ class Loop(Protocol):
         """Call `callback` whenever `fd` can be read."""
 
     def remove_reader(self, fd: int, /) -> object:
-        """Call it no more."""
+        """Stop calling back for `fd`; a no-op for one that is not watched."""
 
 
 class MasterPort(Protocol):
@@ -54,12 +54,12 @@ class MasterPort(Protocol):
         """Read messages again."""
 
     def drop(self, reason: str) -> None:
-        """Close it for what it did; the device is told by `master_gone`."""
+        """Close the connection for `reason`; `Device.master_gone` is called within."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plug:
-    """A window that the slave VM is to have, as an `ivshmem-doorbell` device."""
+    """A window to plug into the slave VM, as an `ivshmem-doorbell` device."""
 
     window: int
     """Its IVPosition; 0 is the device with the metadata and the doorbells."""
@@ -70,14 +70,14 @@ class Plug:
 
 
 class Plugger(Protocol):
-    """Who plugs a device's windows into the running slave VM."""
+    """Hot-plugs the windows of one device into its running slave VM."""
 
     def want(self, plugs: frozenset[Plug]) -> None:
-        """Have these plugged, and no others, as soon as the slave lets us."""
+        """Plug these and unplug all others, as soon as the slave VM's guest allows."""
 
     def status(self) -> dict[str, Any]:
-        """Return which are plugged, and what stands in the way, as JSON."""
+        """Return which windows are plugged, and what went wrong, as JSON."""
         ...
 
     async def close(self) -> None:
-        """Unplug all, within some seconds."""
+        """Unplug every window, within some seconds."""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The devices of one process by name, and the event loop that all of them run in.
 
-`Daemon` has devices by name, each with a `Server`.  A device that fails is closed,
-and stands there as failed until it is removed; the others go on.
+Each device has a `Server`.  A device that fails is closed and stays listed as failed
+until it is removed; the other devices go on.  All waiting is done by asyncio's event
+loop: everything else is called by it, and returns.
 """
 
 import asyncio
@@ -36,15 +37,16 @@ from .server import Common, Server
 log = logging.getLogger(__name__)
 
 UNPLUG = 5.0
-"""Seconds for a slave VM to let go of what is plugged; all have them at once."""
+"""Seconds for a slave VM's guest to release its windows when a device is removed."""
 COMPLAIN_PAUSE = 60.0
+"""Seconds between two warnings that no descriptors are left."""
 TICK = 0.250
 """Seconds between two ticks of each device."""
 
 
 @dataclass(slots=True)
 class Entry:
-    """A device by its name: served, or failed for a reason."""
+    """One device of the daemon: served, or failed."""
 
     config: DeviceConfig
     server: Server | None = None
@@ -52,7 +54,7 @@ class Entry:
     leaving: bool = False
 
     def describe(self) -> Json:
-        """Return all that is known of it."""
+        """Return what `status` says of it."""
         if self.server is None:
             return describe_failed(self.config, self.failure)
         return describe(self.server.device)
@@ -65,7 +67,7 @@ class Entry:
 
 
 class Daemon:
-    """The devices of this process, until it is told to end.
+    """The devices of this process, until a signal ends it.
 
     Args:
         shared: options that an added device has unless it says otherwise; None for a
@@ -142,7 +144,7 @@ class Daemon:
                 entry.server.tick()
 
     async def add_or_list(self, config: DeviceConfig) -> None:
-        """Serve one more device; one that cannot be is listed as failed."""
+        """Serve one more device, or list it as failed if that is not possible."""
         try:
             await self.add(config)
         except HostError as error:
@@ -150,7 +152,7 @@ class Daemon:
             self._entries[config.name] = Entry(config, failure=str(error))
 
     async def remove(self, name: str) -> None:
-        """Serve a device no more; the others notice nothing."""
+        """Unplug and close a device; the other devices go on."""
         entry = self._entries[name]
         entry.leaving = True
         await self._unplug(name)
@@ -172,7 +174,7 @@ class Daemon:
             self._ended.set_exception(HostError(f"{name}: failed: {entry.failure}"))
 
     def _close(self, entry: Entry) -> None:
-        """Close a device; if even that fails, the others are to be closed still."""
+        """Close a device; log an error, so that the others are closed, too."""
         server, entry.server = entry.server, None
         try:
             if server is not None:
@@ -181,7 +183,7 @@ class Daemon:
             log.exception("%s: failed while it was closed", entry.config.name)
 
     async def _unplug(self, name: str) -> None:
-        """Wait until the device's slave VM has let go, or had its time."""
+        """Unplug the device's windows, and wait for that: `UNPLUG` seconds at most."""
         self._unplug_soon(name)
         if name in self._unplugging:
             await asyncio.wait([self._unplugging[name]])
@@ -219,9 +221,10 @@ class Daemon:
     def _loop_failed(
         self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]
     ) -> None:
-        """An error that is no device's: end, unless there are other devices.
+        """Act on an error outside of any device: end, if there is but one device.
 
-        asyncio itself goes on accepting when there are descriptors again.
+        A daemon with many devices logs it and goes on.  When no descriptors are left,
+        asyncio itself accepts again once there are some.
         """
         error = context.get("exception")
         if isinstance(error, OSError) and exhausted(error):
@@ -232,7 +235,7 @@ class Daemon:
             self._ended.set_exception(error)
 
     def _complain(self, text: str) -> None:
-        """Warn, but not for each of the connections that wait."""
+        """Warn, but not for each connection that waits to be accepted."""
         now = self.loop.time()
         if now - self._complained_at >= COMPLAIN_PAUSE:
             self._complained_at = now
@@ -247,10 +250,10 @@ class Daemon:
         await self._control.serve({"status": self._on_status}, reader, writer)
 
     async def serve_control(self, run_dir: Path) -> None:
-        """Take and list devices at run time.
+        """Serve the daemon's control socket: `add`, `remove`, `list` and `status`.
 
         Raises:
-            HostError: another daemon does, in this directory.
+            HostError: another daemon serves this directory.
         """
         make_directory(run_dir)
         commands: Commands = {
@@ -273,7 +276,7 @@ class Daemon:
         self._run_dir = run_dir
 
     async def _on_status(self, request: Request) -> Json:
-        """Describe the device of the request's "name", or the only one."""
+        """Describe the device that the request names, or the only one."""
         if request.get("name") is None and len(self._entries) == 1:
             return next(iter(self._entries.values())).describe()
         return self._entry(request).describe()
@@ -313,16 +316,20 @@ async def _close_plugger(name: str, plugger: Plugger) -> None:
     try:
         await asyncio.wait_for(plugger.close(), UNPLUG)
     except TimeoutError:
-        log.warning("%s: the slave VM did not let go within %g s", name, UNPLUG)
+        log.warning(
+            "%s: the slave VM's guest did not release its windows within %g s",
+            name,
+            UNPLUG,
+        )
     except Exception:
-        log.exception("%s: cannot unplug", name)
+        log.exception("%s: unplugging its windows failed", name)
 
 
 def _texts(given: object) -> dict[str, str]:
-    """Check the options of a request.
+    """Return the options of a request, checked.
 
     Raises:
-        HostError: they are no texts, or not for a device.
+        HostError: an option is no text, or is not one of a device.
     """
     if not isinstance(given, dict):
         raise HostError("options: write an object with texts")
@@ -355,7 +362,7 @@ def _daemon_control(run_dir: Path) -> Iterator[socket.socket]:
 
 
 async def run(config: DeviceConfig, inherited: socket.socket | None = None) -> None:
-    """Serve one device until a signal comes.
+    """Serve one device until a signal ends the daemon.
 
     Raises:
         HostError: it cannot be served, or failed.
@@ -370,10 +377,10 @@ async def run(config: DeviceConfig, inherited: socket.socket | None = None) -> N
 
 
 async def run_file(file: ConfigFile) -> None:
-    """Serve the devices of a file, and those that come later, until a signal comes.
+    """Serve the devices of a file, and those added later, until a signal ends it.
 
     Raises:
-        HostError: another daemon has the directory.
+        HostError: another daemon serves the run-dir.
     """
     _raise_limit()
     daemon = Daemon(file.shared)
@@ -388,7 +395,7 @@ async def run_file(file: ConfigFile) -> None:
 
 
 def _raise_limit() -> None:
-    """Have as many descriptors as we may: a ring takes five of them."""
+    """Raise the limit of open descriptors as far as we may: a ring takes five."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One device and its sockets: what comes in becomes calls of its `Device`.
-
-The device never waits.  A peer that breaks its protocol is dropped with one line.
-"""
+"""One device and its sockets: what arrives at them becomes calls of its `Device`."""
 
 import asyncio
 import contextlib
@@ -88,7 +85,7 @@ class Server:
         inherited: socket.socket | None,
         stack: contextlib.ExitStack,
     ) -> None:
-        """Make all that may fail; `stack` undoes it in the other direction."""
+        """Open everything that may fail; `stack` closes it in the reverse order."""
         make_directory(config.run_dir)
         self._control = stack.enter_context(self._control_socket(config.control))
         self.device = self._new_device(config)
@@ -137,7 +134,7 @@ class Server:
         take: Callable[[socket.socket], None],
         stack: contextlib.ExitStack | None = None,
     ) -> Listener:
-        """Call `take` with each connection to the socket that we make at `path`."""
+        """Make a socket at `path`, and call `take` with each connection to it."""
         server = sockets.listen(path, self._config.access, self._config.group)
         listener = Listener(server, self.loop, take, self.say_once, path)
         if stack is not None:
@@ -147,7 +144,7 @@ class Server:
     def _take_inherited(
         self, inherited: socket.socket, stack: contextlib.ExitStack
     ) -> None:
-        """Serve the socket that we were given, or the one connection that it is."""
+        """Serve a socket that we were given: it listens, or is the only connection."""
         if sockets.is_listening(inherited):
             listener = Listener(inherited, self.loop, self._new_master, self.say_once)
             stack.callback(listener.close)
@@ -156,7 +153,7 @@ class Server:
             self._new_master(inherited)
 
     async def serve_control(self) -> None:
-        """Answer on the control socket, for as long as the daemon lives."""
+        """Start to answer on the control socket."""
         server = await asyncio.start_unix_server(
             self._common.control, sock=self._control, limit=control.MAX_LINE
         )
@@ -166,7 +163,8 @@ class Server:
         if self._master is not None and self._master.hung_up():
             self._master.close()
         if self._master is not None:
-            # It may not stay in the queue: its QEMU would stand still, waiting.
+            # Accept and close it: QEMU waits for an answer with its big lock held, so
+            # one left in the listen queue would freeze its whole VM.
             pid = sockets.peer_pid(connection)
             connection.close()
             self.say_once(
@@ -217,7 +215,10 @@ class Server:
         self.device.slave_gone()
 
     def say_once(self, text: str) -> None:
-        """Warn of a peer; one that tries again each second is warned of once."""
+        """Warn of a peer; the same text again is logged at debug level only.
+
+        QEMU with reconnect=1 tries again each second.
+        """
         level = logging.DEBUG if text == self._said else logging.WARNING
         self._said = text
         log.log(level, "%s: %s", self._config.name, text)
@@ -242,7 +243,7 @@ class Server:
         self._failed(error)
 
     def close(self) -> None:
-        """Close all, and remove what we made; an error stops none of it."""
+        """Close the device and its sockets; an error in one step stops no other."""
         self._alone = False
         with self._stack as stack:
             stack.callback(self.loop.close)

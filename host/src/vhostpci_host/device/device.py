@@ -38,7 +38,7 @@ from ..memory.regions import Store
 from ..vhost_user.backend import Answer, Backend, Quiesce
 from ..vhost_user.message import Message
 from .agent_view import AgentView
-from .debounce import Settling
+from .debounce import Debounce
 from .publisher import Publisher
 from .quiesce import POLL, QUIESCE, AgentWait, Outcome
 from .ring_lease import Lease
@@ -84,7 +84,7 @@ class Device:
         self._reports = RingReports(config.name, store.metadata, self.publisher)
         self._loop = loop
         self._doorbell = Notifier.new()
-        self._settling = Settling(loop, self._settle)
+        self._debounce = Debounce(loop, self._settle)
         self._wait = AgentWait(loop, self._look_at_agent)
         self._replacing = False
         self._ticks = 0
@@ -131,7 +131,7 @@ class Device:
             return
         log.info("%s: front-end disconnected", self.config.name)
         self._wait.end()
-        self._settling.cancel()
+        self._debounce.cancel()
         self._log_stopped(self.publisher.all_stopped())
         if self.slave is not None:
             self.slave.withdraw(self.publisher.generation)
@@ -171,7 +171,7 @@ class Device:
         self._keep_files()
         if outcome.refusal:
             log.warning("%s: refused %s", self.config.name, outcome.refusal)
-        self._settling.touch()
+        self._debounce.on_message()
         if outcome.reply:
             self.master.send(outcome.reply)
 
@@ -237,7 +237,7 @@ class Device:
 
     def _settle(self) -> None:
         """Give the agent what the front-end has set up."""
-        self._settling.cancel()
+        self._debounce.cancel()
         backend = self.backend
         if backend is None or backend.waiting:
             return
@@ -251,7 +251,7 @@ class Device:
         if self.slave is not None and self.slave.behind():
             # QEMU loses a doorbell for a peer that it has not read of, so do not
             # publish that peer yet.
-            self._settling.again(POLL)
+            self._debounce.retry_in(POLL)
             return
         started = self._start_rings(backend)
         try:

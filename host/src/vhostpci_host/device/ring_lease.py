@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A ring as the agent was told of it: whether it may touch it, and in which session.
+"""The lease of a ring: whether the agent may touch it, and in which session.
 
-What the agent knows of each ring::
+What the agent was told of each ring::
 
               settle                  Quiesce, agent present
     STOPPED ─────────► RUNNING ──────────────────────────────► STOPPING
@@ -9,10 +9,12 @@ What the agent knows of each ring::
        └──────────────────┴─ front-end gone ◄─────────────────────┘ or time-out
 
 A ring gets a new session number whenever it may change owners, which is at each arrow
-but the one to STOPPING: an agent that slept through it finds itself fenced.  While a
-ring is STOPPING it is still the agent's, which may finish what it is about: a packet
-that was taken from the TAP, or given to it, and not yet reported as used, would be lost
-or sent twice.  Numbers start at random, so no two daemons give the same.
+but the one to STOPPING.  An agent that missed the change finds another number in the
+metadata, and is fenced: it stops.
+
+While a ring is STOPPING the agent still has it, in the same session.  The agent may
+have taken a packet from the TAP, or given it one, that it has not yet returned as used;
+in a new session that packet would be lost, or sent twice.
 """
 
 import random
@@ -31,7 +33,7 @@ _NOWHERE = Areas(0, 0, 0)
 
 
 class RingState(Enum):
-    """What the agent knows of a ring."""
+    """What the agent was told of a ring."""
 
     STOPPED = "stopped"
     RUNNING = "running"
@@ -46,20 +48,23 @@ STEPS = {
 
 
 class Sessions:
-    """Numbers that no ring had before, here or in another daemon."""
+    """Session numbers: each is given once, to one ring.
+
+    They start at random, so that two runs of the daemon give different ones.
+    """
 
     def __init__(self) -> None:
         self.last = random.getrandbits(32) << 20
 
     def new(self) -> int:
-        """Return the next."""
+        """Return a number that no ring has had."""
         self.last += 1
         return self.last
 
 
 @dataclass(slots=True)
 class Lease:
-    """One ring's state, its session, and the relay of its kicks."""
+    """The lease of one ring, and the relay of its kicks."""
 
     index: int
     sessions: Sessions = field(repr=False)
@@ -68,7 +73,7 @@ class Lease:
     renewed_at: float = 0.0
     """When the agent was last given the ring."""
     reported: int = 0
-    """The session in which the agent broke off, and the log has it."""
+    """The session for which the log already says that the ring is broken."""
     kicks: int = 0
     """Kicks that were relayed, before the present relay."""
     relay: Relay | None = None
@@ -83,7 +88,7 @@ class Lease:
         return self.state is RingState.RUNNING
 
     def step(self, state: RingState) -> None:
-        """Go to `state`; in a new session, unless the agent has the ring still."""
+        """Change to `state`: in a new session, unless the agent still has the ring."""
         assert state in STEPS[self.state], f"{self.state} to {state}"
         self.state = state
         if state is not RingState.STOPPING:
@@ -92,15 +97,15 @@ class Lease:
             self._close_relay()
 
     def renew(self, now: float) -> None:
-        """Give the running ring to the agent anew."""
+        """Give the running ring to the agent in a new session."""
         self.session, self.renewed_at = self.sessions.new(), now
 
     def relay_kicks(
         self, loop: Loop, kick: Notifier | None, vectors: VectorSet | None
     ) -> None:
-        """Relay `kick` to its vector, instead of what was relayed before.
+        """Relay `kick` to the ring's vector from now on; an earlier relay ends.
 
-        Without vectors there is no slave: what is signalled waits for one.
+        Without vectors there is no slave: a kick stays in its eventfd until one comes.
 
         Raises:
             ProtocolError: the kick is another ring's.
@@ -123,16 +128,16 @@ class Lease:
         )
 
     def relayed(self) -> int:
-        """Return how many kicks were relayed in all."""
+        """Return how many kicks were relayed since the daemon started."""
         return self.kicks + (self.relay.count if self.relay else 0)
 
-    def entry(self, wish: Vring | None, call_peer: int | None) -> md.Ring:
-        """Return the metadata: addresses are there only while the ring runs."""
+    def entry(self, vring: Vring | None, call_peer: int | None) -> md.Ring:
+        """Return the ring's metadata entry: without addresses unless the ring runs."""
         flags, areas, size, base = RingFlag(0), _NOWHERE, 0, 0
-        if wish is not None and self.running and wish.areas is not None:
+        if vring is not None and self.running and vring.areas is not None:
             flags = RingFlag.STARTED | RingFlag.ENABLED
-            areas, size, base = wish.areas, wish.size, wish.base
-            if call_peer is not None and wish.call is not None:
+            areas, size, base = vring.areas, vring.size, vring.base
+            if call_peer is not None and vring.call is not None:
                 flags |= RingFlag.CALL
         return md.Ring(
             session=self.session,

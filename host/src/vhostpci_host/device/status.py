@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device is doing, as JSON for programs and as text for people."""
+"""What a device is doing, as JSON (`cli/print_status.py` makes text of it)."""
 
 import os
 from typing import Any
@@ -17,7 +17,7 @@ FAILED = "failed"
 
 
 def describe(device: Device) -> Json:
-    """Return all that is known of `device`."""
+    """Return everything that is known of `device`, as `status -j` prints it."""
     config, plugger = device.config, device.windows.plugger
     return {
         "name": config.name,
@@ -43,7 +43,7 @@ def describe(device: Device) -> Json:
 
 
 def describe_failed(config: DeviceConfig, reason: str) -> Json:
-    """Return all that is known of a device that failed."""
+    """Return what is known of a device that failed for `reason`."""
     return {
         "name": config.name,
         "mode": config.mode.value,
@@ -53,7 +53,7 @@ def describe_failed(config: DeviceConfig, reason: str) -> Json:
 
 
 def row(config: DeviceConfig, device: Device | None, reason: str) -> Json:
-    """Return a device as `list` has it; None is one that failed, for a reason."""
+    """Return a device's row of `list -j`; without `device` it failed for `reason`."""
     master = device.master if device else None
     slave = device.slave if device else None
     return {
@@ -67,7 +67,7 @@ def row(config: DeviceConfig, device: Device | None, reason: str) -> Json:
 
 
 def state(device: Device) -> str:
-    """Return the state in some words."""
+    """Return the first thing that keeps the device from running, or "running"."""
     if device.backend is None:
         return "no master"
     if device.backend.waiting:
@@ -82,7 +82,7 @@ def state(device: Device) -> str:
 
 
 def _windows(device: Device) -> list[Json]:
-    """Return the windows besides window 0."""
+    """Return the windows with the master's memory; window 0 is not among them."""
     return [
         {
             "window": number,
@@ -140,16 +140,16 @@ def _agent(device: Device) -> Json:
 
 def _ring(device: Device, index: int) -> Json:
     lease = device.leases[index]
-    wish = device.backend.rings[index] if device.backend else None
+    vring = device.backend.rings[index] if device.backend else None
     return {
         "index": index,
         "queue": f"{'tx' if index % 2 else 'rx'}{index // 2}",
         "state": lease.state.value,
-        "size": wish.size if wish else 0,
+        "size": vring.size if vring else 0,
         "enabled": bool(device.backend and device.backend.enabled(index)),
-        "base": wish.base if wish else 0,
+        "base": vring.base if vring else 0,
         "used_index": device.backend.used_index(index) if device.backend else 0,
-        "problem": wish.problem if wish else "",
+        "problem": vring.problem if vring else "",
         "session": lease.session,
         "kicks_relayed": lease.relayed(),
         "kick_direct": bool(device.slave and device.slave.vectors.is_direct(index)),
@@ -158,7 +158,7 @@ def _ring(device: Device, index: int) -> Json:
 
 
 def _agent_ring(device: Device, index: int) -> Json | None:
-    """Return what the agent says of the ring, if it can be."""
+    """Return what the agent says of the ring; None if it says what cannot be."""
     try:
         said = device.store.metadata.agent_ring(index)
     except ProtocolError:
