@@ -121,7 +121,15 @@ def test_heartbeat_wraps_and_does_not_stop() -> None:
         assert metadata.heartbeat() == 1
 
 
-@given(st.binary(max_size=64), st.integers(0, md.SIZE - 64))
+ENTRIES = (md.HEADER, md.DEVICE, md.REGIONS, md.RINGS, md.AGENT, md.AGENT_RINGS)
+
+
+@given(
+    st.binary(max_size=64),
+    # Most bytes of the region have no name: look above all at those that have one.
+    st.sampled_from([entry + at for entry in ENTRIES for at in range(0, 64, 8)])
+    | st.integers(0, md.SIZE - 64),
+)
 def test_any_bytes_in_the_region_are_read_or_refused(data: bytes, at: int) -> None:
     with region() as (memory, metadata):
         metadata.format()

@@ -80,14 +80,27 @@ def test_any_changed_byte_is_an_entry_or_refused(
     assert type(entry).parse(bytes(parsed)) == parsed
 
 
-@given(st.binary(max_size=md.DAEMON_END))
-def test_any_daemon_part_is_a_snapshot_or_refused(data: bytes) -> None:
-    part = data.ljust(md.DAEMON_END, b"\xff")
+COUNTS = st.sampled_from([0, 1, 2, 4, 32, 64, 66, 256, 257, 300, 0xFFFF])
+
+
+@given(pairs=COUNTS, rings=COUNTS, regions=COUNTS, junk=st.binary(max_size=64))
+def test_any_daemon_part_is_a_snapshot_or_refused(
+    pairs: int, rings: int, regions: int, junk: bytes
+) -> None:
+    """All entries are valid, but for some bytes; the counts are what they are."""
+    counts = {"queue_pairs": pairs, "ring_count": rings, "region_count": regions}
+    device = bytes(replace(DEVICE, **counts, vectors=0xFFFF))  # type: ignore[arg-type]
+    part = bytearray(md.DAEMON_END)
+    part[md.DEVICE : md.DEVICE + len(device)] = device
+    part[md.REGIONS : md.RINGS] = bytes(REGION) * 256
+    part[md.RINGS : md.DAEMON_END] = bytes(RING) * 64
+    part[md.RINGS : md.RINGS + len(junk)] = junk
     try:
-        snapshot = md.Snapshot.parse(2, part)
+        snapshot = md.Snapshot.parse(2, bytes(part))
     except ProtocolError:
         return
-    assert len(snapshot.rings) == snapshot.device.ring_count
+    assert len(snapshot.rings) == rings <= 64
+    assert len(snapshot.regions) == regions <= 256
 
 
 @pytest.mark.parametrize("magic", [bytes(8), b"VHOSTPCJ", b"vHOSTPCI"])
