@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -45,10 +46,20 @@ def fresh(target: Path) -> Iterator[Path]:
             path.rename(target)  # unless somebody else was quicker
 
 
+IN_USE = 3600.0
+"""Seconds for which what was made or taken from the cache counts as in use."""
+
+
 def discard_old(paths: Iterable[Path], keep: int) -> None:
-    """Delete all but the ``keep`` newest; other checkouts may use the cache too."""
+    """Delete all but the ``keep`` newest, and those that may be in use.
+
+    Other checkouts share the cache.  A QEMU that one of them is about to start needs
+    its image, however many newer ones there are.
+    """
     old = sorted(paths, key=lambda path: path.stat().st_mtime)[:-keep]
     for path in old:
+        if time.time() - path.stat().st_mtime < IN_USE:
+            continue
         if path.is_dir():
             shutil.rmtree(path)
         else:

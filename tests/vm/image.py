@@ -74,6 +74,7 @@ def _build(wheels: Sequence[Path], kernel: Kernel, extra: Path | None) -> Image:
                 rootfs.add_module(overlay, base / "modules" / release, extra)
             _write_initrd(base / "base.cpio", overlay, path)
         discard_old(base.glob("initrd-*.cpio"), keep=6)
+    os.utime(initrd)  # in use: the last to be discarded
     return Image(kernel=base / "vmlinuz", initrd=initrd, release=release)
 
 
