@@ -109,6 +109,26 @@ class Lab:
         """What the daemon says of the device."""
         return json.loads(self.run_host("status", "net0", "-j").stdout)
 
+    def session(self) -> dict[str, Any]:
+        """Return what a test that only sends packets must leave as it found it.
+
+        That is the programs that run, the master's memory, and the rings with their
+        states; not their counters, and not programs that the test has started.
+        """
+        status = self.status()
+        return {
+            "programs": [
+                program.process.pid
+                for program in self._programs
+                if program.process.poll() is None
+            ],
+            "regions": status["master"]["regions"],
+            "state": status["state"],
+            "rings": [(ring["queue"], ring["state"]) for ring in status["rings"]],
+            "windows": status["windows"],
+            "files": self.files(),
+        }
+
     @property
     def arena(self) -> Path:
         """The arena file."""
