@@ -54,6 +54,26 @@ NEEDS = {
 """What the tests with these markers need of the machine, beside root."""
 
 
+LAST_RESORT = {"vm": 1800, "libvirt": 1800, "process": 300, "frontends": 300}
+"""After so many seconds pytest ends a test with this marker and without a limit.
+
+What such a test waits for has a limit that fails with a reason.  This one is for what
+those do not see: it must not end a test that a loaded machine makes slow.
+"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests that start VMs and processes more time than others."""
+    for item in items:
+        limits = [LAST_RESORT[one] for one in LAST_RESORT if _marked(item, one)]
+        if limits and not _marked(item, "timeout"):
+            item.add_marker(pytest.mark.timeout(max(limits)))
+
+
+def _marked(item: pytest.Item, marker: str) -> bool:
+    return item.get_closest_marker(marker) is not None
+
+
 def lacking(marker: str) -> list[str]:
     """Return what this machine has not."""
     lacks = [

@@ -6,12 +6,15 @@ import time
 from collections.abc import Callable
 
 TIMEOUT = 15.0
+"""Seconds that another thread or task may take."""
+PROCESS_TIMEOUT = 45.0
+"""Seconds that another process may take: on a loaded machine, several times more."""
 
 
 def wait_for(
     condition: Callable[[], object],
     what: str | Callable[[], object],
-    timeout: float = TIMEOUT,
+    timeout: float = PROCESS_TIMEOUT,
 ) -> None:
     """Wait until `condition` is true; fail if it never is.
 

@@ -15,7 +15,7 @@ from tests.vm import qemu
 from tests.vm.bare_slave import Slave, mend, started
 from tests.vm.harness import Vm
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.vm
 
 MIB = 2**20
 SMALL = [

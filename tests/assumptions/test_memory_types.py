@@ -17,7 +17,7 @@ from tests.vm.bare_slave import Slave, mend, started
 from tests.vm.harness import Job
 from tests.waiting import wait_for
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.vm
 
 SIZE = 256 << 20
 A, B = 10, 11
@@ -87,7 +87,7 @@ def plug(slave: Slave, device: int) -> int:
 def mapped(slave: Slave, *ways: str) -> tuple[Job, list[str]]:
     """Have a process in the guest that maps it; and the types of all mappings."""
     job = slave.vm.spawn(["python3", "/tmp/map.py", PLACE.name, *ways])
-    wait_for(lambda: "above_4g" in job.output(), job.output, 20)
+    wait_for(lambda: "above_4g" in job.output(), job.output)
     told = json.loads(job.output())
     assert told["above_4g"]  # below, firmware lets nothing be cached
     return job, told["types"]

@@ -23,7 +23,6 @@ from tests.vm.pair import MASTER_ADDRESS
 
 pytestmark = [
     pytest.mark.vm,
-    pytest.mark.timeout(400),
     pytest.mark.skipif(DEBUG not in under_test(), reason="by name: tox -e kmod-debug"),
 ]
 

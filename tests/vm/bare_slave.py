@@ -100,7 +100,7 @@ class Slave:
         """Ask the guest to let go of a window."""
         self.monitor.execute("device_del", {"id": f"w{window}"})
 
-    def goes(self, window: int, timeout: float = 5) -> bool:
+    def goes(self, window: int, timeout: float = 60) -> bool:
         """Whether the guest lets go of a window in time."""
         if not self.monitor.deleted(f"w{window}", timeout):
             return False
@@ -124,7 +124,7 @@ class Slave:
         address, _ = self.wait_windows(window)[window]
         self.vm.put("/tmp/hold.py", HOLD.encode())
         job = self.vm.spawn(f"exec python3 /tmp/hold.py {how} {address}")
-        wait_for(lambda: "holds it" in job.output(), job.output, 20)
+        wait_for(lambda: "holds it" in job.output(), job.output)
         return job
 
     def close(self) -> None:

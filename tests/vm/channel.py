@@ -7,10 +7,13 @@ import queue
 import socket
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import Any
+
+from tests.vm.patience import Patience
 
 # How much longer than the guest's own time limit an answer may take to get here.
 GRACE = 20.0
@@ -33,8 +36,11 @@ class Channel:
     asked of the boot before fails.
     """
 
-    def __init__(self, path: Path, *, timeout: float) -> None:
-        self._socket = _connect(path, timeout)
+    def __init__(
+        self, path: Path, *, timeout: float, patience: Callable[[float], Patience]
+    ) -> None:
+        self._patience = patience
+        self._socket = _connect(path, patience(timeout))
         self._numbers = itertools.count(1)
         self._pending: dict[int, Future[Answer]] = {}
         self._boots: queue.SimpleQueue[Answer] = queue.SimpleQueue()
@@ -51,22 +57,21 @@ class Channel:
 
     def wait_boot(self, timeout: float) -> Answer:
         """The announcement of the guest's next boot that nobody waited for yet."""
-        deadline = time.monotonic() + timeout
-        while not self._closed and time.monotonic() < deadline:
+        patience = self._patience(timeout)
+        while not self._closed and not patience.is_over():
             try:
                 return self._boots.get(timeout=0.2)
             except queue.Empty:
                 continue
-        why = "QEMU ended" if self._closed else f"no answer within {timeout:.0f} s"
+        why = "QEMU ended" if self._closed else f"no answer within {patience}"
         raise GuestGoneError(f"guest did not come up: {why}")
 
     def call(self, op: str, *, timeout: float, **arguments: Any) -> Answer:
         """Have the guest do ``op``, which takes it ``timeout`` seconds at most."""
-        future = self._send(op, arguments)
-        try:
-            answer = future.result(timeout + GRACE)
-        except FutureTimeout:
-            raise GuestError(f"{op}: guest is silent: {arguments}") from None
+        patience = self._patience(timeout + GRACE)
+        answer = _result(self._send(op, arguments), patience)
+        if answer is None:
+            raise GuestError(f"{op}: no answer within {patience}: {arguments}")
         if "error" in answer:
             raise GuestError(f"{op}: {answer['error']}: {arguments}")
         return answer
@@ -114,17 +119,28 @@ class Channel:
             future.set_exception(GuestGoneError(why))
 
 
-def _connect(path: Path, timeout: float) -> socket.socket:
+def _result(future: Future[Answer], patience: Patience) -> Answer | None:
+    """Wait for an answer; return None if the guest had its time and gave none."""
+    while True:
+        try:
+            return future.result(0.5)
+        except FutureTimeout:
+            if patience.is_over():
+                return None
+
+
+def _connect(path: Path, patience: Patience) -> socket.socket:
     """Connect to a socket that QEMU is about to make."""
-    deadline = time.monotonic() + timeout
     while True:
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.connect(str(path))
         except OSError:
             connection.close()
-            if time.monotonic() > deadline:
-                raise GuestGoneError(f"QEMU did not open {path}") from None
+            if patience.is_over():
+                raise GuestGoneError(
+                    f"QEMU did not open {path} within {patience}"
+                ) from None
             time.sleep(0.02)
         else:
             return connection

@@ -18,7 +18,7 @@ from tests.vm import qemu, wheels
 from tests.vm.harness import DIE_WITH_US
 from tests.waiting import wait_for
 
-START_TIMEOUT = 15.0
+START_TIMEOUT = 60.0
 MODULE = [sys.executable, "-m", "vhostpci_host"]
 
 
@@ -59,7 +59,7 @@ class Device:
         """What ``status -j`` prints."""
         return json.loads(self._ask("status", self.name, "-j"))
 
-    def wait_state(self, state: str, timeout: float = 20) -> None:
+    def wait_state(self, state: str, timeout: float = 60) -> None:
         """Wait until its status says that."""
         wait_for(lambda: self.status()["state"] == state, self.status, timeout)
 
@@ -131,7 +131,7 @@ class _Program:
             env=self._environment,
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=90,
         )
         if done.returncode:
             raise DaemonError(f"vhostpci-host {verb}: {done.stderr}")

@@ -20,8 +20,8 @@ from tests.vm.image import Image
 from tests.vm.pair import Master, Slave
 from tests.waiting import wait_for
 
-START_TIMEOUT = 30.0
-PLUG_TIMEOUT = 30.0
+START_TIMEOUT = 90.0
+PLUG_TIMEOUT = 90.0
 DIRECTORIES = {
     "etc": "/etc/libvirt",
     "run": "/run/libvirt",
@@ -137,7 +137,7 @@ class Libvirtd:
             input=text,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
         )
         if done.returncode:
             raise LibvirtError(f"virsh {' '.join(words)}: {done.stderr}")

@@ -64,4 +64,4 @@ def use(vm: Vm, *words: str, vectors: int = 3) -> Job:
 
 def wait_said(job: Job, *texts: str) -> None:
     """Wait until a program has said all that, in any order."""
-    wait_for(lambda: all(text in job.output() for text in texts), job.output, 30)
+    wait_for(lambda: all(text in job.output() for text in texts), job.output)

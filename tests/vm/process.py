@@ -6,7 +6,6 @@ master VM ──vhost-user── vhostpci-host ──ivshmem── vhostpci-gues
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from tests.vm.daemon import Daemon
 from tests.vm.harness import DIE_WITH_US, Result
 from tests.vm.netns import Namespace
 from tests.vm.pair import LINK_TIMEOUT, SLAVE_ADDRESS, TAP
+from tests.waiting import wait_for
 
 
 class Process:
@@ -23,8 +23,9 @@ class Process:
 
     name = "slave process"
 
-    def __init__(self, namespace: Namespace) -> None:
+    def __init__(self, namespace: Namespace, log: Path) -> None:
         self._namespace = namespace
+        self._log = log
 
     def run(self, command: str, *, timeout: float = 30, check: bool = True) -> Result:
         """Run shell text in its network namespace, to its end."""
@@ -40,11 +41,19 @@ class Process:
 
     def wait_tap(self) -> None:
         """Wait until its TAP has the address."""
-        deadline = time.monotonic() + LINK_TIMEOUT
-        while self.run(f"ip addr show {TAP} | grep -q {SLAVE_ADDRESS}", check=False).rc:
-            if time.monotonic() > deadline:
-                raise GuestError(f"{self.name} has no {TAP}")
-            time.sleep(0.1)
+        wait_for(
+            lambda: (
+                not self.run(
+                    f"ip addr show {TAP} | grep -q {SLAVE_ADDRESS}", check=False
+                ).rc
+            ),
+            lambda: f"{self.name} has {TAP}; it has written:\n{self.output()}",
+            LINK_TIMEOUT,
+        )
+
+    def output(self) -> str:
+        """Return what the agent has written so far."""
+        return self._log.read_text(errors="backslashreplace")
 
 
 @contextmanager
@@ -64,7 +73,7 @@ def serving(daemon: Daemon, log: Path) -> Iterator[Process]:
             start_new_session=True,
         )
         try:
-            yield Process(namespace)
+            yield Process(namespace, log)
         finally:
             agent.terminate()
             agent.wait(15)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 
 Message = dict[str, Any]
 

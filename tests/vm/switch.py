@@ -112,7 +112,7 @@ class Switch:
 
     def wait_windows(self, count: int) -> None:
         """Wait until it has so many."""
-        self.vm.wait_for(f"test $({WINDOWS}) = {count}", timeout=20)
+        self.vm.wait_for(f"test $({WINDOWS}) = {count}")
 
     def wait_reachable(self, *names: str) -> None:
         """Wait until these reach each other: the bridge has learned, ARP is done."""

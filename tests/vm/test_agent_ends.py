@@ -10,7 +10,7 @@ import pytest
 
 from tests.vm.pair import TAP, Pair
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.vm
 
 
 def test_the_device_is_put_back_when_the_agent_ends(booted: Pair) -> None:

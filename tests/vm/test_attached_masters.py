@@ -17,7 +17,7 @@ from tests.vm.daemon import Daemon
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Master
 from tests.vm.process import Process
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.vm
 
 MIB = 2**20
 GIB = 2**30

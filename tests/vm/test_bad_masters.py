@@ -14,7 +14,7 @@ from tests.vm import image, wheels
 from tests.vm.daemon import Daemon
 from tests.vm.harness import Vm
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.vm
 
 
 def boot(daemon: Daemon, change: Callable[[str], str]) -> None:

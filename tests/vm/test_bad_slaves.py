@@ -14,7 +14,7 @@ from tests.vm.daemon import Daemon
 from tests.vm.harness import Vm
 from tests.waiting import wait_for
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.vm
 
 
 def slave(daemon: Daemon, args: list[str]) -> Vm:
@@ -67,9 +67,7 @@ def test_no_device_at_all_is_waited_for(daemon: Daemon) -> None:
     with slave(daemon, []) as vm:
         vm.wait_ready()
         job = vm.spawn("exec vhostpci-guest run")
-        wait_for(
-            lambda: "waiting for one to be plugged" in job.output(), job.output, 30
-        )
+        wait_for(lambda: "waiting for one to be plugged" in job.output(), job.output)
         assert job.stop() == 0, job.output()
 
 

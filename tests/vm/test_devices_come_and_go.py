@@ -27,7 +27,7 @@ from vhostpci_shared.access import Metadata, find
 
 log = logging.getLogger(__name__)
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.vm
 
 MIB = 2**20
 W = 4711
@@ -126,7 +126,7 @@ class Agent:
         wait_for(lambda: text in self.job.output(), self)
 
     def status(self) -> Any:
-        """How its devices are; None for none."""
+        """Return the status of its device; None while it has none."""
         assert self.job.poll() is None, self.job.output()
         text = self._slave.vm.run("vhostpci-guest status -j", timeout=60).stdout
         found = json.loads(text)
@@ -143,7 +143,7 @@ class Agent:
 
 
 def wait_for(condition: Callable[[], object], agent: Agent) -> None:
-    waiting.wait_for(condition, agent.job.output, 30)
+    waiting.wait_for(condition, agent.job.output)
 
 
 @pytest.mark.parametrize("bind", ["vfio", "uio", "sysfs", "kmod"])

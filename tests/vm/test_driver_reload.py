@@ -11,7 +11,7 @@ import pytest
 from tests.vm import traffic
 from tests.vm.pair import SLAVE_ADDRESS, TAP, Pair
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.vm
 
 each_bind = pytest.mark.parametrize("served", ["vfio", "sysfs"], indirect=True)
 vfio = pytest.mark.parametrize("served", ["vfio"], indirect=True)

@@ -14,7 +14,7 @@ from tests.vm import image
 from tests.vm.channel import GuestError, GuestGoneError
 from tests.vm.harness import Vm
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.vm
 
 
 @pytest.fixture(scope="module")

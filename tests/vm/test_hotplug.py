@@ -20,7 +20,7 @@ from tests.vm.harness import Job
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, TAP, Master, Pair, Slave
 from tests.waiting import wait_for
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.vm
 
 MIB = 2**20
 WINDOWS = "grep -l 0x1110 /sys/bus/pci/devices/*/device | wc -l"
@@ -85,7 +85,7 @@ def agent(slave: Slave, bind: str = "vfio") -> Iterator[Job]:
 
 
 def wait_windows(slave: Slave, count: int) -> None:
-    slave.wait_for(f"test $({WINDOWS}) = {count}", timeout=15)
+    slave.wait_for(f"test $({WINDOWS}) = {count}")
 
 
 def assert_packets_cross(daemon: Daemon, master: Master, slave: Slave) -> None:
@@ -226,5 +226,5 @@ def wait_problem(daemon: Daemon, text: str) -> str:
     def problem() -> str:
         return str(daemon.status()["plugging"]["problem"])
 
-    wait_for(lambda: text in problem(), problem, 20)
+    wait_for(lambda: text in problem(), problem)
     return problem()

@@ -13,7 +13,7 @@ import pytest
 from tests.vm import image, qemu, wheels
 from tests.vm.bare_slave import Slave, started
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.vm
 
 MIB = 2**20
 PLACE = "0000:01:00.0"

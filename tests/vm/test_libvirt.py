@@ -25,7 +25,7 @@ from tests.vm.libvirtd import (
 )
 from tests.vm.pair import Pair
 
-pytestmark = [pytest.mark.vm, pytest.mark.libvirt, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vm, pytest.mark.libvirt]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from tests.vm import pair
 from tests.vm.pair import Pair
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.vm
 
 
 @pytest.fixture(scope="module")

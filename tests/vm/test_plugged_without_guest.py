@@ -20,7 +20,7 @@ from tests.process.master import Ram
 from tests.vm.qmp import Qmp
 from tests.waiting import wait_for
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.vm
 
 MIB = 2**20
 PORTS = [

@@ -6,7 +6,6 @@ virtio-net, mq=on --- vhost-user, ivshmem --- vhostpci-guest -- TAP, eight queue
 ethtool -L
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from tests.vm.daemon import Daemon
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Pair
 from tests.waiting import wait_for
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.vm
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def wait_told(link: Pair, pairs: int) -> None:
     """Wait until both tell of these pairs: QEMU does not wait when it stops some."""
     queues = [f"{way}{n}" for n in range(pairs) for way in ("rx", "tx")]
     wanted = (queues, [*range(2 * pairs)])
-    wait_for(lambda: told(link) == wanted, lambda: told(link), 5)
+    wait_for(lambda: told(link) == wanted, lambda: told(link))
 
 
 def told(link: Pair) -> tuple[list[str], list[int]]:
@@ -56,8 +55,7 @@ def told_by_the_daemon(link: Pair) -> list[str]:
 
 
 def told_by_the_agent(link: Pair) -> list[int]:
-    output = link.slave.run("vhostpci-guest status --json", timeout=60).stdout
-    (status,) = json.loads(output)
+    (status,) = link.slave.agents()
     return [ring["ring"] for ring in status["rings"] if ring["state"] == "running"]
 
 

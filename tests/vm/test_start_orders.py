@@ -12,7 +12,7 @@ from tests.vm import pair
 from tests.vm.daemon import Daemon
 from tests.vm.pair import TAP, Pair
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.vm
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from tests.vm import switch
 from tests.vm.show import Progress
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.vm
 
 
 def test_masters_come_and_go_at_a_switch_vm_and_the_others_lose_nothing(

@@ -14,7 +14,7 @@ from tests.vm import traffic
 from tests.vm.harness import Vm
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Pair
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.vm
 
 each_bind = pytest.mark.parametrize(
     "served", ["kmod", "vfio", "uio", "sysfs"], indirect=True

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time limits for a guest that do not count the time it waits for a processor.
+
+On a loaded machine a guest needs more of our time for the same work.  The kernel
+counts for each thread how long it was ready to run and had no processor
+(/proc/PID/task/TID/schedstat, second number).  A limit here counts what is left: the
+time in which the guest ran, or slept because it had nothing to do.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+LAST_RESORT = 10
+"""After so many times the limit by our clock, it is over anyway."""
+
+
+class Patience:
+    """A limit of so many seconds of a process's own time; it starts now.
+
+    `pid` returns the process to watch, None where there is none: then only our own
+    clock counts.
+    """
+
+    def __init__(self, seconds: float, pid: Callable[[], int | None]) -> None:
+        self.seconds = seconds
+        self._pid = pid
+        self._start = time.monotonic()
+        self._before = self._delays()
+
+    def is_over(self) -> bool:
+        """Whether the process has had its time."""
+        wall = self._wall()
+        if wall <= self.seconds:  # own time is never more than ours
+            return False
+        return wall > self.seconds * LAST_RESORT or self._own() > self.seconds
+
+    def __str__(self) -> str:
+        """Say how long it was, by both clocks."""
+        return f"{self._own():.0f} s of its own time ({self._wall():.0f} s of ours)"
+
+    def _wall(self) -> float:
+        return time.monotonic() - self._start
+
+    def _own(self) -> float:
+        """Our time without what the thread that waited longest has waited.
+
+        The longest, not the sum: several threads may wait at the same time.
+        """
+        waited = (
+            delay - self._before.get(thread, 0.0)
+            for thread, delay in self._delays().items()
+        )
+        return self._wall() - max(waited, default=0.0)
+
+    def _delays(self) -> dict[str, float]:
+        """Return the seconds that each thread has waited for a processor."""
+        pid = self._pid()
+        found = {}
+        for thread in Path(f"/proc/{pid}/task").glob("*") if pid else ():
+            try:
+                words = (thread / "schedstat").read_text().split()
+            except (FileNotFoundError, ProcessLookupError):
+                if not thread.exists():
+                    continue  # the thread has ended
+                raise  # a kernel without CONFIG_SCHED_INFO: no limit could be counted
+            found[thread.name] = int(words[1]) / 1e9
+        return found
