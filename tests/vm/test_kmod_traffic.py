@@ -19,7 +19,7 @@ from tests.vm.daemon import Daemon
 from tests.vm.harness import Job
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, TAP, Master, Pair, Slave
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.vm
 
 
 @pytest.fixture(
@@ -67,21 +67,57 @@ def test_agent_loads_the_module_and_prefers_it(link: Pair) -> None:
         assert ping.received == ping.sent == 40
 
 
-def test_tcp_flows_both_ways(link: Pair) -> None:
-    with served(link):
+@pytest.fixture(scope="class")
+def agent(link: Pair) -> Iterator[Job]:
+    """One agent for all tests of a class, with the device bound by our module."""
+    with served(link) as agent:
+        yield agent
+
+
+@pytest.fixture
+def unharmed(link: Pair, agent: Job) -> Iterator[None]:
+    """Fail a test that does not leave the agent and its device as it found them."""
+    before = served_device(link)
+    yield
+    assert agent.poll() is None, agent.output()
+    assert served_device(link) == before, agent.output()
+
+
+def served_device(link: Pair) -> tuple[object, ...]:
+    """Return what no test of one agent may change: the session above all."""
+    (device,) = link.slave.agents()
+    rings = [(ring["ring"], ring["state"]) for ring in device["rings"]]
+    return device["device"], device["binding"], device["state"], rings
+
+
+@pytest.mark.usefixtures("unharmed")
+class TestOneAgent:
+    """Tests that leave the agent as they find it, so one serves them all."""
+
+    def test_tcp_flows_both_ways(self, link: Pair) -> None:
         with traffic.iperf_server(link.slave):
             assert traffic.tcp(link.master, SLAVE_ADDRESS, seconds=3) > 1
         with traffic.iperf_server(link.master):
             assert traffic.tcp(link.slave, MASTER_ADDRESS, seconds=3) > 1
 
-
-def test_idle_agent_sleeps_until_its_vector_fires(link: Pair) -> None:
-    """Pings, far apart, each bring an interrupt; so nobody polls."""
-    with served(link):
+    def test_idle_agent_sleeps_until_its_vector_fires(self, link: Pair) -> None:
+        """Pings, far apart, each bring an interrupt: the agent does not poll."""
         before = interrupts(link.slave)
         ping = traffic.ping(link.master, SLAVE_ADDRESS, count=10)
         assert ping.received == 10
         assert interrupts(link.slave) - before >= 10
+
+    def test_second_agent_is_told_who_has_the_device(self, link: Pair) -> None:
+        place = node.address(link.slave)
+        second = link.slave.run(f"vhostpci-guest run --device {place}", check=False)
+        assert second.rc == 1
+        assert f"{place} is in use by another vhostpci-guest" in second.stderr
+
+    def test_devices_tells_what_only_the_agent_can_read(self, link: Pair) -> None:
+        text = link.slave.run("vhostpci-guest devices -j", timeout=60).stdout
+        (device,) = json.loads(text)
+        assert device["agent"] is not None
+        assert device["iv_position"] == 0
 
 
 def interrupts(slave: Slave) -> int:
@@ -110,22 +146,6 @@ def test_unbound_and_removed_under_traffic_and_loaded_again(link: Pair) -> None:
         link.wait_link()
         ping = link.ping_both_ways()
         assert ping.received == ping.sent == 20, agent.output()
-
-
-def test_second_agent_is_told_who_has_the_device(link: Pair) -> None:
-    with served(link):
-        place = node.address(link.slave)
-        second = link.slave.run(f"vhostpci-guest run --device {place}", check=False)
-        assert second.rc == 1
-        assert f"{place} is in use by another vhostpci-guest" in second.stderr
-
-
-def test_devices_tells_what_only_the_agent_can_read(link: Pair) -> None:
-    with served(link):
-        text = link.slave.run("vhostpci-guest devices -j", timeout=60).stdout
-    (device,) = json.loads(text)
-    assert device["agent"] is not None
-    assert device["iv_position"] == 0
 
 
 def test_agent_is_told_what_else_has_the_node_open(link: Pair) -> None:
