@@ -124,7 +124,15 @@ def test_ring_that_cannot_be_is_refused(bench: Bench) -> None:
     assert "memory region" in str(refused.value)
 
 
-def test_ring_that_is_somebody_elses_is_fenced(bench: Bench) -> None:
+def test_call_eventfd_of_a_ring_that_is_refused_is_closed(bench: Bench) -> None:
+    call = Eventfd(os.dup(bench.driver(TX).call_fd))
+    with pytest.raises(RingRefused):
+        bench.plane.start(TX, bench.conf(TX, desc=1 << 50, call=call))
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(call.fd)
+
+
+def test_ring_of_another_back_end_is_fenced(bench: Bench) -> None:
     with pytest.raises(RingRefused) as refused:
         bench.start(TX, base=5)
     assert refused.value.state is AgentRingState.FENCED

@@ -24,6 +24,7 @@ from vhostpci_guest.errors import Unusable
 from vhostpci_guest.serve.heartbeat import TICK
 from vhostpci_guest.serve.link import FAST, SLOW, Link
 from vhostpci_shared import metadata as md
+from vhostpci_shared.access import Metadata
 from vhostpci_shared.metadata import AgentRingState, AgentState, RingFlag
 from vhostpci_shared.wire import ProtocolError
 
@@ -74,6 +75,22 @@ def test_answer_comes_after_the_stops_and_before_the_starts(bench: Bench) -> Non
         ("start", 0, after),
         ("start", 1, after),
     ]
+
+
+def test_entries_of_the_rings_are_written_before_the_answer(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.publish(*pair(2))
+    answers = []
+
+    def write_agent(metadata: Metadata, agent: md.Agent) -> None:
+        answers.append((agent.generation, bench.daemon.ring(0).state))
+        write(metadata, agent)
+
+    write = Metadata.write_agent
+    monkeypatch.setattr(Metadata, "write_agent", write_agent)
+    generation = bench.publish(*pair(3, flags=0))
+    assert answers[0] == (generation, AgentRingState.STOPPED)
 
 
 def test_ring_that_does_not_stop_is_not_answered_for(bench: Bench) -> None:

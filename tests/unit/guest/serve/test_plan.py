@@ -3,6 +3,7 @@
 
 import struct
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -66,6 +67,14 @@ def snapshot(
 
 RX, TX = ring(session=1), ring(1, session=1)
 OFF = replace(RX, flags=RingFlag(0))
+CHANGES: dict[str, dict[str, Any]] = {
+    "size": {"size": 128},
+    "descriptor table": {"desc": 0x90000},
+    "driver area": {"driver": 0x90000},
+    "call vector": {"call_vector": 5},
+    "kick vector": {"kick_vector": 2},
+    "wish for calls": {"flags": RUNS & ~RingFlag.CALL},
+}
 
 
 @pytest.mark.parametrize(
@@ -115,6 +124,16 @@ OFF = replace(RX, flags=RingFlag(0))
             {0: running(RX)},
             Plan((0,), False, (0,)),
             id="another peer to call",
+        ),
+        *(
+            pytest.param(
+                want(RX),
+                want(replace(RX, **change)),
+                {0: running(RX)},
+                Plan((0,), False, (0,)),
+                id=f"another {name}",
+            )
+            for name, change in CHANGES.items()
         ),
         pytest.param(
             want(RX),
@@ -263,6 +282,33 @@ def test_regions_that_overlap_are_refused() -> None:
     regions = (md.Region(0x2000, 0x1000, 0, 0), md.Region(0x1000, 0x1001, 0, 0x8000))
     with pytest.raises(ProtocolError, match="overlap"):
         check(snapshot(regions=regions), {0: WINDOW}, 3)
+
+
+def test_regions_that_overlap_are_refused_wherever_they_are_in_the_table() -> None:
+    between = md.Region(0x9000, 0x1000, 0, 0)
+    regions = (
+        md.Region(0x1000, 0x1001, 0, 0),
+        between,
+        md.Region(0x2000, 0x1000, 0, 0x8000),
+    )
+    with pytest.raises(ProtocolError, match="overlap"):
+        check(snapshot(regions=regions), {0: WINDOW}, 3)
+
+
+def test_regions_may_be_in_any_order() -> None:
+    regions = (md.Region(0x2000, 0x1000, 0, 0), md.Region(0x1000, 0x1000, 0, 0x8000))
+    assert len(check(snapshot(regions=regions), {0: WINDOW}, 3).memory) == 2
+
+
+def test_regions_may_touch() -> None:
+    regions = (md.Region(0x1000, 0x1000, 0, 0), md.Region(0x2000, 0x1000, 0, 0x8000))
+    assert len(check(snapshot(regions=regions), {0: WINDOW}, 3).memory) == 2
+
+
+@pytest.mark.parametrize("number", [md.FIRST_WINDOW, md.LAST_WINDOW])
+def test_first_and_last_window_id_are_allowed(number: int) -> None:
+    regions = (md.Region(0, 1, number, 0),)
+    assert check(snapshot(regions=regions), {0: WINDOW}, 3).absent == (number,)
 
 
 def test_too_few_vectors_are_told_with_the_number_that_is_needed() -> None:

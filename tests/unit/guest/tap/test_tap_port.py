@@ -161,6 +161,15 @@ def test_port_follows_the_masters_mtu(network: None) -> None:
     port.close()
 
 
+@pytest.mark.parametrize("mtu", [68, 65521])
+def test_port_takes_the_smallest_and_the_largest_mtu(network: None, mtu: int) -> None:
+    port = a_port()
+    port.open(1, "net0")
+    port.follow_mtu(mtu)
+    assert port.mtu == mtu
+    port.close()
+
+
 def test_port_keeps_the_mtu_that_the_user_wants(network: None) -> None:
     port = a_port(mtu=9000)
     port.open(1, "net0")
