@@ -105,6 +105,16 @@ def test_socket_path_that_is_too_long_is_refused_before_anything_is_made() -> No
         DeviceConfig(name="a", memory=2**20, run_dir=Path("/" + "d" * 100))
 
 
+def test_socket_path_of_107_bytes_is_taken_and_one_of_108_refused() -> None:
+    def config(size: int) -> DeviceConfig:
+        path = Path("/" + "s" * (size - 1))
+        return DeviceConfig(name="a", memory=2**20, socket_path=path)
+
+    assert config(107).vhost_user.name == "s" * 106
+    with pytest.raises(ConfigError, match="has 108 bytes, more than 107"):
+        config(108)
+
+
 def test_window_socket_path_that_is_too_long_is_refused_too() -> None:
     run_dir = Path("/" + "d" * (MAX_SUN_PATH - len("//a.vhost-user")))
     with pytest.raises(HostError) as refusal:

@@ -42,6 +42,11 @@ def test_bar_needs_a_multiple_of_its_size(base: int, fits: bool) -> None:
     assert port("port", 2 * GIB, base=base).fits(2 * GIB) is fits
 
 
+def test_range_that_is_one_byte_too_short_for_a_window_does_not_fit() -> None:
+    assert port("port", GIB).fits(GIB)
+    assert not port("port", GIB - 1).fits(GIB)
+
+
 def test_port_without_a_share_fits_nothing() -> None:
     """So a bridge looks before firmware: the base is above the limit."""
     nothing = Port(name="p", base=0xFFF00000, limit=0xFFFFF, ready=True, taken=False)

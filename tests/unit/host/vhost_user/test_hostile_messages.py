@@ -275,6 +275,12 @@ def test_base_that_no_index_can_be_is_refused(backend: Backend, base: int) -> No
         backend.receive(Message.of(Request.SET_VRING_BASE, vu.VringState(0, base)))
 
 
+@pytest.mark.parametrize("num", [2, 2**32 - 1])
+def test_enable_that_is_neither_0_nor_1_is_refused(backend: Backend, num: int) -> None:
+    with pytest.raises(ProtocolError, match=f"enable {num}, neither 0 nor 1"):
+        backend.receive(Message.of(Request.SET_VRING_ENABLE, vu.VringState(0, num)))
+
+
 def test_stopped_ring_has_no_address_left(qemu: FrontEnd, backend: Backend) -> None:
     """DPDK 1846fe767f: stale addresses after GET_VRING_BASE."""
     qemu.driver_ok([RX])
