@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """File descriptors that know their owner.
 
-A descriptor that came over a socket is wrapped at once.  Whoever holds the object
-closes it; one that is forgotten says so with a ResourceWarning.
+A descriptor that came over a socket is wrapped at once.  The holder of the object
+closes it; the collector warns of one that was forgotten (ResourceWarning).
 """
 
 import errno
@@ -38,7 +38,7 @@ class Fd:
         """Return the number.
 
         Raises:
-            ValueError: it is closed, or somebody else's by now.
+            ValueError: it is closed, or was given away by `detach`.
         """
         if self._number < 0:
             raise ValueError("descriptor is closed")
@@ -46,7 +46,7 @@ class Fd:
 
     @property
     def closed(self) -> bool:
-        """Whether it is closed, or somebody else's by now."""
+        """Whether it is closed, or was given away by `detach`."""
         return self._number < 0
 
     def copy(self) -> "Fd":
@@ -54,7 +54,7 @@ class Fd:
         return Fd(os.dup(self.fileno()))
 
     def detach(self) -> int:
-        """Give the number away; the duty to close it goes with it."""
+        """Return the number, and leave it to the caller to close it."""
         number, self._number = self.fileno(), -1
         return number
 
@@ -139,7 +139,7 @@ class Notifier(Fd):
         """Take all signals; say whether there were any.
 
         Raises:
-            EOFError: a pipe that nobody can signal any more.
+            EOFError: the other end of a pipe is closed, so no signal can come.
         """
         os.set_blocking(self.fileno(), False)
         try:
@@ -164,7 +164,7 @@ def _is_pipe(fd: Fd) -> bool:
 
 
 def _is_connected(fd: Fd) -> bool:
-    """Whether a socket is a Unix stream with somebody at its other end."""
+    """Whether a socket is a connected Unix stream socket."""
     with socket.socket(fileno=os.dup(fd.fileno())) as ours:
         if (ours.family, ours.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
             return False

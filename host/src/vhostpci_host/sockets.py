@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unix sockets: the only file that touches one.
+"""Unix sockets: listen, accept, and find out who is at the other end.
 
-Everything is non-blocking but `ask`, the command line's side of the control socket.
-What a peer does wrong is a ProtocolError, its going away an EOFError.
+No socket here ever blocks.  What is said over a connection is in vhost_user/wire.py
+and ivshmem/wire.py.
 """
 
 import logging
@@ -24,7 +24,7 @@ _BACKLOG = 16
 
 
 def listen(path: Path, mode: int, group: int | None) -> socket.socket:
-    """Listen on `path`, in the place of a socket that a dead daemon left there.
+    """Listen on `path`; replace a socket there that no process listens on.
 
     Raises:
         HostError: it is in use, or cannot be made.
@@ -46,7 +46,12 @@ def listen(path: Path, mode: int, group: int | None) -> socket.socket:
 
 
 def _clear(path: Path) -> None:
-    """Remove a socket that nobody listens on."""
+    """Remove a socket that no process listens on.
+
+    Raises:
+        InUse: a process listens on it.
+        HostError: the path is no socket, or cannot be looked at.
+    """
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise HostError(f"{path} is there and is no socket: move it away")
@@ -62,7 +67,7 @@ def _clear(path: Path) -> None:
             path.unlink(missing_ok=True)
             return
         except BlockingIOError:
-            pass  # its queue is full: somebody listens
+            pass  # EAGAIN: its queue is full, so a process listens
         except OSError as error:
             raise explain("look at socket", path, error) from error
     raise InUse(f"{path} is in use by another program: stop it, or choose another name")
@@ -86,7 +91,7 @@ def inherited(number: int) -> socket.socket:
 
 
 def is_listening(sock: socket.socket) -> bool:
-    """Whether connections are to be accepted from it, or it is one itself."""
+    """Whether the socket listens; otherwise it is a connection."""
     return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
@@ -117,7 +122,10 @@ def hung_up(connection: socket.socket) -> bool:
 
 
 def at_end(connection: socket.socket) -> bool:
-    """Throw away what a peer sent that has nothing to say; whether it has ended."""
+    """Discard what a peer sent; return whether it has closed the connection.
+
+    For peers that have nothing to say: an ivshmem client only reads.
+    """
     try:
         return not connection.recv(4096)
     except BlockingIOError:
@@ -167,12 +175,15 @@ class Listener:
             self._take(connection)
 
     def _pause(self, error: OSError) -> None:
-        """Out of descriptors: the queue stays readable, so don't spin on it."""
+        """Accept nothing for ACCEPT_PAUSE seconds, after an accept() that failed."""
+        # Without descriptors the connection stays in the queue, and the socket
+        # readable: the loop would call `_ready` again at once, for ever.
         self._complain(f"cannot accept a connection: {error.strerror}")
         self._loop.remove_reader(self._server.fileno())
-        self._loop.call_later(ACCEPT_PAUSE, self._go_on)
+        self._loop.call_later(ACCEPT_PAUSE, self._unpause)
 
-    def _go_on(self) -> None:
+    def _unpause(self) -> None:
+        # It may have been closed meanwhile.
         if self._server.fileno() >= 0:
             self._loop.add_reader(self._server.fileno(), self._ready)
 

@@ -12,7 +12,7 @@ from ..fds import Fd
 
 @dataclass
 class Message:
-    """A message; whoever holds it closes the descriptors that nobody took."""
+    """A message, and its descriptors: the holder closes those that no handler took."""
 
     header: Header
     payload: bytes = b""
@@ -41,7 +41,7 @@ class Message:
         return self.fds.pop(0) if self.fds else None
 
     def close(self) -> None:
-        """Close what nobody took."""
+        """Close the descriptors that no handler took."""
         while self.fds:
             self.fds.pop().close()
 

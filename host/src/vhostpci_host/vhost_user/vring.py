@@ -76,10 +76,10 @@ class Vring:
         return self.kicked and self.areas is not None
 
     def translate(self, memory: MemoryMap) -> None:
-        """Find the areas anew, once size, addresses and kick are all there.
+        """Translate the areas, if size, addresses and kick are all known.
 
         Raises:
-            ProtocolError: they are, and the ring is not in memory.
+            ProtocolError: they are known, and an area is not in the memory.
         """
         self.areas, self.problem = None, ""
         if not (self.kicked and self.size and self.addr and memory.regions):
