@@ -42,9 +42,9 @@ class Agent:
 
     Args:
         source: where the devices come from; they are ours to close.
-        make_port: makes the slave's end of a device, given its name.
-        make_plane: makes what moves the packets of one device.
-        control: who is told how we are.
+        make_port: makes the TAP port of a device, given the device's name.
+        make_plane: makes the data plane of one device.
+        control: the status socket, or None.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Agent:
         """Serve until `stop` says so; `wakeup` is readable when it does.
 
         Raises:
-            Unusable: a device, or the TAP, cannot be had.
+            Unusable: the only device, or its TAP, cannot be used.
         """
         while not stop():
             self.step()
@@ -86,7 +86,7 @@ class Agent:
             self._control.look(self.status)
 
     def _serve(self, link: Link, *, tick: bool) -> None:
-        """Look at a link; where there are others, its failure is its own."""
+        """Look at a link; with several devices a failure ends this link only."""
         try:
             link.look()
             if tick:
@@ -97,7 +97,7 @@ class Agent:
             link.suspend(str(why))
 
     def _match(self) -> None:
-        """Have a link for each device that is there, and none else."""
+        """Make a link for each new device, and close those of devices that are gone."""
         present = list(self._source.devices())
         for device in [device for device in self._links if device not in present]:
             log.info("%s: the device is gone", device.name)
@@ -105,7 +105,7 @@ class Agent:
             if not self._source.single:
                 self._ports.pop(device.name).close()
                 for link in self._links.values():
-                    link.resume()  # it may have the TAP's name now
+                    link.resume()  # the TAP's name is free now
         for device in present:
             if device not in self._links:
                 self._take(device)
@@ -132,11 +132,7 @@ class Agent:
             self._source.give_back(device)
 
     def _wait(self, wakeup: int) -> None:
-        """Sleep until something may have happened.
-
-        Where there are no interrupts we wake 200 times a second to look at one word
-        of each link, so that is all that is done then.
-        """
+        """Sleep until a descriptor is readable, or a link or the source is due."""
         poll = select.poll()
         for fd in self._fds(wakeup):
             poll.register(fd, select.POLLIN)
@@ -148,6 +144,8 @@ class Agent:
         while (left := until - time.monotonic()) > 0:
             if poll.poll(math.ceil(min(interval, left) * 1000)):
                 return
+            # Without interrupts this wakes 200 times a second, so it looks at one word
+            # of each link, and leaves the rest of the round alone.
             if any(link.needs_look for link in links):
                 return
 
@@ -160,11 +158,13 @@ class Agent:
             yield from link.fds()
 
     def status(self) -> list[dict[str, Any]]:
-        """Return how each device's link is."""
+        """Return the status of each device's link."""
         return [link.status() for link in self._links.values()]
 
     def close(self) -> None:
-        """Stop all rings, say goodbye, give everything back."""
+        """Stop all rings, tell the daemons, and give all devices back."""
+        # Each step runs even if another fails.  The last entry runs first: links, then
+        # devices that have none, then ports; the source waits for the devices.
         with ExitStack() as undo:
             undo.callback(self._source.close)
             for port in self._ports.values():
@@ -178,11 +178,9 @@ class Agent:
 
 @contextmanager
 def stopped_by_signals() -> Iterator[tuple[Callable[[], bool], int]]:
-    """Give a question whether to stop, and a descriptor that is readable then.
-
-    The signals only write to the descriptor, so none can come at a bad moment: what
-    was begun is finished, and then undone in order.
-    """
+    """Yield a function that says whether to stop, and a descriptor readable then."""
+    # A handler that raised could interrupt any statement.  These set a flag, so the
+    # round that is under way is finished, and then everything is undone in order.
     read, write = socket.socketpair()
     stopping = False
 

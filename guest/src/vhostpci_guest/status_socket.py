@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The status socket: one connection, one JSON text, end."""
+"""The status socket: it answers each connection with one JSON text, and closes it."""
 
 import json
 import logging
@@ -15,23 +15,24 @@ log = logging.getLogger(__name__)
 RUN_DIR = Path("/run/vhostpci-guest")
 _SUFFIX = ".sock"
 _TIMEOUT = 1.0
-"""Seconds that an agent has for its answer; it never needs so long."""
+"""Seconds that `ask` waits for an agent; its loop answers within milliseconds."""
 
 Status = list[dict[str, Any]]
 
 
 class Control:
-    """Answers those who ask how we are.
+    """Answers `vhostpci-guest status`.
 
     Args:
-        directory: where the socket goes; made if need be, for us alone.
+        directory: where the socket is made; created with mode 0700 if it is missing.
 
     Raises:
-        OSError: there can be no socket there.
+        OSError: the directory or the socket cannot be made.
     """
 
     def __init__(self, directory: Path = RUN_DIR) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Remove the sockets of agents that were killed.
         for path in directory.glob(f"*{_SUFFIX}"):
             with suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
                 _connect(sock, path)
@@ -41,7 +42,7 @@ class Control:
             self._socket = undo.enter_context(
                 socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             )
-            self._path.unlink(missing_ok=True)  # of a process that had our number
+            self._path.unlink(missing_ok=True)  # of an earlier process with our PID
             self._socket.bind(str(self._path))
             undo.callback(self._path.unlink, missing_ok=True)
             self._path.chmod(0o600)
@@ -49,18 +50,19 @@ class Control:
             self._undo = undo.pop_all()
 
     def fileno(self) -> int:
-        """Return the socket, at which those who ask arrive."""
+        """Return the socket, which is readable when there are connections."""
         return self._socket.fileno()
 
     def look(self, status: Callable[[], Status]) -> None:
-        """Answer whoever has asked."""
+        """Answer all connections that have arrived."""
         while True:
             try:
                 connection, _address = self._socket.accept()
             except BlockingIOError:
                 return
             with connection, suppress(OSError):
-                # An answer is a few KiB and the buffer is empty: it never waits.
+                # The loop must not wait for who asks.  The answer is a few KiB and the
+                # socket's buffer is empty, so it fits.
                 connection.setblocking(False)
                 connection.sendall(json.dumps(status()).encode())
 
@@ -73,7 +75,7 @@ def ask(directory: Path = RUN_DIR) -> Status:
     """Return the status of all devices of all running agents.
 
     Raises:
-        OSError: we may not ask.
+        OSError: we may not connect.
     """
     found = []
     for path in sorted(directory.glob(f"*{_SUFFIX}")):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `vhostpci-guest devices` tells of a device.  It is only looked at."""
+"""What `vhostpci-guest devices` prints of a device.  Nothing is changed."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from ..status_socket import Status
 
 
 def describe(pci: PciDevice, links: Status) -> dict[str, Any]:
-    """Return all that can be known of a device, as JSON has it.
+    """Return the description of a device, as `devices --json` prints it.
 
     Args:
         pci: the device.
@@ -49,7 +49,7 @@ def describe(pci: PciDevice, links: Status) -> dict[str, Any]:
 
 
 def _position(pci: PciDevice, agent: int | None, windows: Iterable[int]) -> int | None:
-    """Return the IVPosition; an agent that alone may read it has told by its use."""
+    """Return the IVPosition; where only an agent may read it, by what it serves."""
     position = pci.iv_position
     if position is None and agent is not None:
         return md.SLAVE_ID
@@ -57,7 +57,7 @@ def _position(pci: PciDevice, agent: int | None, windows: Iterable[int]) -> int 
 
 
 def _better(pci: PciDevice, possible: list[str]) -> str | None:
-    """Return how to have more of a device than the best that is possible now."""
+    """Return a binding that is better than those possible now, and what it gives."""
     if not possible:
         return None
     best = BINDINGS[possible[0]]
@@ -81,7 +81,7 @@ def _gains(way: Binding, best: Binding, pci: PciDevice) -> list[str]:
 
 
 def lines(device: dict[str, Any]) -> Iterator[str]:
-    """Yield what `describe` returned for people."""
+    """Yield the lines for people that say what `describe` returned."""
     known = [f"{device['window'] >> 20} MiB"]
     if device["vectors"] is not None:
         known.append(f"{device['vectors']} vectors")

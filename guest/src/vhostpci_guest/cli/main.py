@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """vhostpci-guest: the command line.
 
-Exit status: 0 all went well; 1 it could not be done, and the last line on stderr
-says why; 2 the command line was wrong.
+Exit status: 0 success; 1 failure, and the last line on stderr says why; 2 the command
+line is wrong.
 """
 
 import argparse
@@ -36,7 +36,7 @@ class _UsageError(Exception):
 
 
 def _argument(parse: Callable[[str], _T]) -> Callable[[str], _T]:
-    """Let argparse show why `parse` refuses an argument."""
+    """Return `parse` with errors that argparse shows to the user."""
 
     def checked(text: str) -> _T:
         try:
@@ -77,13 +77,14 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         "--device",
         type=_argument(sysfs_device.normal_address),
         metavar="PCI-ADDRESS",
-        help="as 0000:00:05.0; default: all, those that are still to come as well",
+        help="for example 0000:00:05.0; default: all devices, also those that are "
+        "plugged later",
     )
     where.add_argument(
         "--socket",
         type=Path,
         metavar="PATH",
-        help="the daemon's ivshmem socket, for a slave that is no VM",
+        help="the daemon's ivshmem socket; for a slave process, not a VM",
     )
     run.add_argument(
         "--bind",
@@ -109,8 +110,8 @@ def _add_tap(run: argparse.ArgumentParser) -> None:
         "--bridge",
         type=_argument(bridge.parse_bridge),
         metavar="NAME",
-        help="the TAPs join it; it is made (without STP) if it is not there, and stays "
-        "at the end",
+        help="the bridge that the TAPs join; created (without STP) if it does not "
+        "exist, and kept at the end",
     )
     run.add_argument(
         "--mtu",
@@ -199,7 +200,8 @@ def _source(arguments: argparse.Namespace) -> Source:
     if arguments.socket is not None:
         return source.SocketSource(arguments.socket)
     if arguments.device is not None:
-        sysfs_device.at(arguments.device)  # says what is wrong with it before all else
+        # A wrong address is an error before anything is bound.
+        sysfs_device.at(arguments.device)
     return PciWatch(
         Uevents(),
         partial(bindings.bind_if, wanted=arguments.bind),
@@ -285,7 +287,7 @@ _COMMANDS = {"run": _run, "devices": _devices, "status": _status}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     arguments = parser().parse_args(argv)
-    # What the libraries say is for their developers, -v or not.
+    # The libraries' own debug and info lines are never shown, with -v or without.
     logging.basicConfig(level=logging.WARNING, format="vhostpci-guest: %(message)s")
     log.setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
     try:

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device as an ivshmem client: a slave that is a process or a container.
+"""An ivshmem client: the device of a slave that is a process or a container.
 
-The daemon's socket gives us what it gives QEMU: the memory, an eventfd for each of
-our vectors, and one for each doorbell of our peers, which come and go.
-
-Our own socket has a name, an abstract one, before it connects.  QEMU's has none: so
-the daemon knows that we take memory of any size (`docs/metadata.md`, "Windows").
+The daemon's socket sends us what it sends QEMU: the memory, an eventfd for each of our
+vectors, and one for each doorbell of our peers, which connect and disconnect.
 """
 
 import os
@@ -28,11 +25,12 @@ NAME = "socket"
 RETRY = 1.0
 """Seconds between two attempts to reach a daemon that is not there."""
 HANDSHAKE = 5.0
-"""Seconds that a daemon has for its handshake; it needs milliseconds."""
+"""Seconds in which the handshake must be complete; it takes milliseconds."""
 MAX_DOORBELLS = 1024
-"""Descriptors that we take of all our peers together."""
+"""Descriptors that we keep of all peers and vectors together."""
 _SETTLE = 1.0
-"""Seconds after which a handshake has all its vectors; the daemon's takes none."""
+"""Seconds after the memory in which further vectors may arrive.  The protocol does not
+say how many there are; the daemon sends them all at once."""
 
 
 class ServerGone(Exception):
@@ -48,7 +46,7 @@ class Client:
         path: the server's socket.
 
     Raises:
-        OSError: nobody listens there.
+        OSError: no server listens on the socket.
     """
 
     binding = NAME
@@ -70,7 +68,10 @@ class Client:
             self._socket = undo.enter_context(
                 socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             )
-            self._socket.bind("")  # to a name of the kernel's choice: see above
+            # An abstract name of the kernel's choice.  QEMU's socket has no name, so
+            # the daemon knows that we take memory of any size (docs/metadata.md,
+            # "Windows").
+            self._socket.bind("")
             self._socket.connect(self.name)
             self._undo.push(undo.pop_all())
 
@@ -84,11 +85,11 @@ class Client:
         return self._window is not None
 
     def receive(self) -> None:
-        """Take all the messages that are there.
+        """Read all messages that have arrived.
 
         Raises:
-            ServerGone: the server has closed the connection, or cut off the memory.
-            ProtocolError: it broke the protocol, or wants no client.
+            ServerGone: the server has closed the connection, or truncated the memory.
+            ProtocolError: it broke the protocol, or refuses the client.
             OSError: the connection failed.
         """
         while self._receive_some():
@@ -97,11 +98,9 @@ class Client:
             raise ServerGone(f"{self.name}: the memory that it shows was cut off")
 
     def _receive_some(self) -> bool:
-        """Take some bytes, of one message at most; return whether there were any.
-
-        A descriptor comes with the bytes that it was sent with, so bytes of two
-        messages must not be taken together.
-        """
+        """Read bytes of one message at most; return whether there were any."""
+        # A descriptor arrives with the bytes that it was sent with, so bytes of two
+        # messages must not be read together.
         room = ivshmem.SIZE - len(self._partial)
         try:
             data, fds, _flags, _address = socket.recv_fds(self._socket, room, 4)
@@ -120,7 +119,7 @@ class Client:
 
     def _message(self, message: int) -> None:
         fd = self._fds.pop(0) if self._fds else None
-        while self._fds:  # as QEMU: one descriptor a message
+        while self._fds:  # QEMU's server sends one descriptor a message at most
             os.close(self._fds.pop())
         with ExitStack() as undo:
             if fd is not None:
@@ -161,7 +160,7 @@ class Client:
         self._connected_at = time.monotonic()
 
     def _pay(self, peer: int, vector: int) -> None:
-        """Ring a doorbell that was rung before it was there."""
+        """Ring a doorbell that was rung before its peer had connected."""
         if (peer, vector) in self._owed:
             self._owed.discard((peer, vector))
             self.ring(peer, vector)
@@ -179,51 +178,51 @@ class Client:
 
     @property
     def window(self) -> Window:
-        """What its memory shows; only when connected."""
+        """Window with the shared memory; only when connected."""
         assert self._window is not None
         return self._window
 
     @property
     def vector_count(self) -> int:
-        """Vectors that have come so far."""
+        """How many vectors have arrived so far."""
         return len(self._vectors)
 
     @property
     def settled(self) -> bool:
-        """Whether no more vectors will come: the handshake is long over."""
+        """Whether no more vectors will arrive: the handshake is over."""
         return time.monotonic() - self._connected_at > _SETTLE
 
     @property
     def lost(self) -> bool:
-        """Whether its memory is gone: somebody has cut off its file."""
+        """Whether its memory is gone: its file was truncated."""
         return self._mapping is not None and self._mapping.lost
 
     def alarms(self) -> Iterator[int]:
-        """Return the descriptor that is readable once it is lost."""
+        """Return the descriptor that is readable when the memory is lost."""
         if self._mapping is not None:
             yield self._mapping.fileno()
 
     def vector(self, index: int) -> int | None:
-        """Return the eventfd of a vector; None if it has not come."""
+        """Return the eventfd of a vector; None if it has not arrived."""
         return self._vectors[index] if index < len(self._vectors) else None
 
     def doorbell(self, peer: int, vector: int) -> Call | None:
-        """Return a peer's doorbell, to be closed; None if that peer is not there.
+        """Return a peer's doorbell, which the caller closes; None without that peer.
 
-        It is a duplicate: the peer may go while a ring still uses it.
+        It is a duplicate: the peer may disconnect while a ring still uses it.
         """
         fds = self._peers.get(peer, [])
         return Eventfd(os.dup(fds[vector])) if vector < len(fds) else None
 
     def ring(self, peer: int, vector: int) -> None:
-        """Ring a peer's doorbell, or do it when the peer comes."""
+        """Ring a peer's doorbell now, or when the peer connects."""
         fds = self._peers.get(peer, [])
         if vector < len(fds):
             signal(fds[vector])
-        elif len(self._owed) < MAX_DOORBELLS:
+        elif len(self._owed) < MAX_DOORBELLS:  # the peer's number is the daemon's word
             self._owed.add((peer, vector))
 
     def close(self) -> None:
-        """Close the connection, and let go of the memory."""
+        """Close the connection, and unmap the memory."""
         self._window = self._mapping = None
         self._undo.close()

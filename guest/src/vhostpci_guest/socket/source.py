@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where devices come from; and one such place, a daemon's socket.
+"""A daemon's socket as a source of one device.
 
-The agent asks a source again and again which devices are there, so one that comes,
-goes, and comes back needs no more than an entry in a list.
+The agent asks a source in each round which devices are there, so a device that
+disappears and comes back needs no more than an entry in a list.
 """
 
 import errno
@@ -24,13 +24,13 @@ _ABSENT = (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN, errno.ECONNRESET)
 
 
 class SocketSource:
-    """A daemon's socket, tried every second while nobody listens there.
+    """A daemon's socket, tried every second while no daemon listens on it.
 
     The windows that the device names have sockets of their own beside it.
 
     Args:
         path: the socket.
-        now: a clock that only grows, in seconds.
+        now: a monotonic clock, in seconds.
     """
 
     single = True
@@ -45,10 +45,10 @@ class SocketSource:
         self._said = ""
 
     def look(self) -> None:
-        """Connect, or see what the daemon sends.
+        """Connect, or read what the daemon sends.
 
         Raises:
-            Unusable: the socket is none, or the daemon will not have us.
+            Unusable: the path is no socket, or the server refuses us.
         """
         try:
             if self._client is None and self._now() >= self._due:
@@ -67,7 +67,7 @@ class SocketSource:
         except OSError as error:
             fatal = error.errno not in _ABSENT
             self._lose(f"{self._path}: {error.strerror or error}", fatal=fatal)
-        if self._client is not None:  # a daemon that has died has no windows either
+        if self._client is not None:  # without a daemon there are no windows either
             self._windows.look()
 
     def _greet(self, client: Client) -> None:
@@ -75,10 +75,14 @@ class SocketSource:
             self._served, self._said = True, ""
 
     def _lose(self, why: str, *, fatal: bool) -> None:
-        """Start anew in a second; only what never worked is given up at once."""
+        """Connect again in a second.
+
+        Raises:
+            Unusable: the failure is fatal, and the device was never served.
+        """
         client, self._client = self._client, None
         if client is not None and not client.connected:
-            client.close()  # nobody has taken it
+            client.close()  # else the agent has it, and closes it
         if fatal and not self._served:
             raise Unusable(why)
         if why != self._said:
@@ -103,7 +107,7 @@ class SocketSource:
 
     @property
     def interval(self) -> float | None:
-        """Seconds until the next attempt, or until we wait no longer."""
+        """Seconds until the next attempt, or until the handshake is too late."""
         if self._client is None:
             return max(0.0, self._due - self._now())
         if self._client.connected:
@@ -111,14 +115,14 @@ class SocketSource:
         return max(0.0, self._due - RETRY + HANDSHAKE - self._now())
 
     def refuse(self, device: Device) -> None:
-        """Never happens: without its only device an agent ends."""
+        """Do nothing: an agent whose only device is refused ends."""
 
     def give_back(self, device: Device) -> None:
-        """Close a connection: nothing to wait for."""
+        """Close the connection at once, which takes no time."""
         device.close()
 
     def close(self) -> None:
-        """Close a connection whose handshake is not over."""
+        """Close a connection whose handshake is not complete."""
         if self._client is not None and not self._client.connected:
             self._client.close()
             self._client = None

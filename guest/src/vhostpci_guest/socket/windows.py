@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The windows of a device other than its own: the master's memory in attach mode.
+"""A daemon's sockets as windows: the master's memory in attach mode.
 
-Theory of operation.  The daemon names windows in the region table, and each may come
-before its name does, seconds later, or go while rings use it.  So whoever finds
-windows (a PCI watch, a daemon's sockets) never takes one from under a ring: one that
-goes is not found any more, but stays mapped until its user says by `want` that it
-uses it no longer.
+Theory of operation.  The daemon names windows in the region table.  A window may appear
+before it is named or seconds later, and disappear while rings use it.  So a window is
+never unmapped under a ring: one that disappears is not found any more, but stays mapped
+until the link says by `want` that its rings have stopped using it.
 """
 
 import logging
@@ -30,8 +29,8 @@ class SocketWindows:
     """Windows that are sockets of the daemon's, beside the device's own.
 
     Args:
-        path: the device's socket; window W's is this one with ``.W`` at its end.
-        now: a clock that only grows, in seconds.
+        path: the device's socket; that of window W has ``.W`` appended.
+        now: a monotonic clock, in seconds.
     """
 
     def __init__(self, path: Path, now: Callable[[], float] = time.monotonic) -> None:
@@ -45,17 +44,17 @@ class SocketWindows:
         return found.window if found else None
 
     def want(self, numbers: Set[int]) -> None:
-        """Have these windows open from now on, as far as they come, and no others."""
+        """Open these windows, now or when they appear, and close all others."""
         for number in self._sockets.keys() - numbers:
             self._sockets.pop(number).close()
         for number in numbers - self._sockets.keys():
             path = self._path.with_name(f"{self._path.name}.{number}")
             self._sockets[number] = _WindowSocket(path, number, self._now)
         for wanted in self._sockets.values():
-            wanted.let_go()
+            wanted.release_lost()
 
     def look(self) -> None:
-        """Open what is due, and see what the daemon sends."""
+        """Connect where it is due, and read what the daemon sends."""
         for wanted in self._sockets.values():
             wanted.look()
 
@@ -78,7 +77,7 @@ class SocketWindows:
 
 
 class _WindowSocket:
-    """One window's socket, tried again and again while nobody listens there."""
+    """One window's socket, tried repeatedly while no daemon listens on it."""
 
     def __init__(self, path: Path, number: int, now: Callable[[], float]) -> None:
         self._path = path
@@ -100,7 +99,7 @@ class _WindowSocket:
         return client.window
 
     def look(self) -> None:
-        """Connect, or see what the daemon sends."""
+        """Connect, or read what the daemon sends."""
         try:
             if self._client is None and self._now() >= self._due:
                 self._client = Client(self._path)
@@ -116,7 +115,11 @@ class _WindowSocket:
             self._lose(f"{self._path}: {error.strerror or error}")
 
     def _check(self, client: Client) -> None:
-        """See that the handshake is over in time, and is this window's."""
+        """Check that the handshake is complete in time, and is this window's.
+
+        Raises:
+            ProtocolError: it is too late, or the socket shows another window.
+        """
         if self.window is not None:
             self._pause, self._said = SOON, ""
         elif client.connected:
@@ -126,11 +129,11 @@ class _WindowSocket:
             raise ProtocolError(f"no handshake within {HANDSHAKE:g} s")
 
     def _lose(self, why: str) -> None:
-        """Start anew in a while."""
+        """Connect again after a pause."""
         if self._client is not None:
             self._lost.callback(self._client.close)
-            if self.window is None:  # nobody has ever had it
-                self.let_go()
+            if self.window is None:  # it was never found, so no ring uses it
+                self.release_lost()
             self._client = None
         self._due = self._now() + self._pause
         self._pause = min(2 * self._pause, RETRY)
@@ -138,8 +141,8 @@ class _WindowSocket:
             log.warning("%s; trying again", why)
             self._said = why
 
-    def let_go(self) -> None:
-        """Unmap what the daemon shows no more: nobody uses it."""
+    def release_lost(self) -> None:
+        """Unmap what the daemon shows no more; no ring may use it."""
         self._lost.close()
 
     def fds(self) -> Iterator[int]:
@@ -150,7 +153,7 @@ class _WindowSocket:
 
     @property
     def interval(self) -> float | None:
-        """Seconds until the next attempt, or until we wait no longer."""
+        """Seconds until the next attempt, or until the handshake is too late."""
         if self.window is not None:
             return None
         return max(0.0, self._due - self._now())
