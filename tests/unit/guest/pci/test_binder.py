@@ -10,6 +10,8 @@ from functools import partial
 
 import pytest
 
+from vhostpci_guest.eventfds import drain
+from vhostpci_guest.pci import binder as binder_module
 from vhostpci_guest.pci.binder import Binder
 
 
@@ -73,6 +75,28 @@ def test_exception_of_a_job_is_its_result(binder: Binder, results: Results) -> N
     binder.deliver()
     (error,) = results.values
     assert isinstance(error, OSError)
+
+
+def test_result_that_arrives_during_a_delivery_is_signalled(
+    binder: Binder, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    drains = 0
+
+    def drain_late(fd: int) -> bool:
+        nonlocal drains
+        drains += 1
+        if drains > 1:  # after the queue was read: the job finishes just now
+            go_on.set()
+            wait(binder)
+        return drain(fd)
+
+    monkeypatch.setattr(binder_module, "drain", drain_late)
+    binder.submit("waiting", go_on.wait, results)
+    binder.deliver()
+    go_on.set()
+    assert wait(binder)
+    monkeypatch.undo()
 
 
 def test_results_behind_one_whose_delivery_fails_are_not_lost(

@@ -410,6 +410,11 @@ def test_device_is_complete_once_its_bars_have_addresses(system: FakeSystem) -> 
     whole = (here.path / "resource").read_text()
     (here.path / "resource").write_text("0x0 0x0 0x0\n" * 6)
     assert not here.complete
+    first, second, _, *rest = whole.splitlines()
+    (here.path / "resource").write_text(
+        "\n".join((first, second, "0x0 0x0 0x0", *rest))
+    )
+    assert not here.complete
     (here.path / "resource").write_text(whole)
     (here.path / "resource2").unlink()
     assert not here.complete
@@ -456,3 +461,41 @@ def test_device_whose_position_only_a_driver_can_read_is_bound_and_given_back(
     assert position == 0
     assert bound is not None
     bound.close()
+
+
+def test_capability_pointer_counts_only_if_the_device_has_capabilities(
+    system: FakeSystem,
+) -> None:
+    here = device(system)
+    space = bytearray(config(3))
+    space[0x06] = 0  # Status, "Capabilities List"
+    (here.path / "config").write_bytes(space)
+    assert here.msix_vectors == 0
+
+
+def test_driver_that_another_bound_in_place_of_ours_is_not_unbound(
+    system: FakeSystem,
+) -> None:
+    system.load("vfio-pci")
+    here = device(system, driver="uio_pci_generic")
+    with here.bound(None):
+        system.write(here.path / "driver_override", "vfio-pci")
+        system.write(system.sys / "bus/pci/drivers_probe", HERE)
+    assert here.driver == "vfio-pci"
+
+
+def test_claim_lasts_until_the_driver_of_before_is_bound_again(
+    system: FakeSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound = bindings.bind(device(system, driver="vfio-pci"), "sysfs")
+    write, refused = system.write, []
+
+    def try_to_claim(path: Path, text: str) -> None:
+        with pytest.raises(Unusable, match="another vhostpci-guest"):
+            sysfs_device.at(HERE, system).claimed().__enter__()
+        refused.append(path.name)
+        write(path, text)
+
+    monkeypatch.setattr(system, "write", try_to_claim)
+    bound.close()
+    assert "drivers_probe" in refused

@@ -371,6 +371,29 @@ def test_window_of_two_links_is_let_go_by_both(machine: Machine) -> None:
         _ = window.view[0]
 
 
+def test_lost_window_of_two_links_stays_mapped_until_both_have_stopped(
+    machine: Machine,
+) -> None:
+    machine.plug(A)
+    machine.plug(B, W)
+    machine.start()
+    links = [machine.finder(), machine.finder()]
+    for windows in links:
+        windows.want({W})
+    machine.look()
+    window = links[0].find(W)
+    assert window is not None
+    machine.unplug(B)
+    machine.look()
+    links[0].want(set())
+    machine.look()
+    assert window.view[0] == 0
+    links[1].want(set())
+    machine.look()
+    with pytest.raises(ValueError, match="released"):
+        _ = window.view[0]
+
+
 def test_two_windows_of_one_number_are_both_refused(
     machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -412,6 +435,24 @@ def test_device_that_is_wanted_back_is_closed_and_looked_at_again(
     (path / "resource2").write_bytes(bytes(1 << 20))
     machine.look(after=RETRY)
     assert machine.served == [A]
+
+
+def test_pause_is_short_again_once_a_device_was_bound(machine: Machine) -> None:
+    path = machine.plug(A)
+    with PciDevice(A, machine.system).claimed():
+        watch = machine.start()
+        for _ in range(5):
+            machine.look(after=RETRY)
+    machine.look(after=RETRY)
+    (device,) = machine.taken
+    (path / "resource2").write_bytes(b"")
+    assert device.window.view[0] == 0  # so that the loss is noticed
+    machine.look()
+    (path / "resource2").write_bytes(bytes(1 << 20))
+    with PciDevice(A, machine.system).claimed():
+        machine.look(after=RETRY)
+        assert machine.served == []
+        assert watch.interval == pytest.approx(SOON)
 
 
 @pytest.fixture

@@ -143,6 +143,18 @@ def test_message_in_pieces_is_put_together(server: FakeServer, client: Client) -
     assert client.connected
 
 
+def test_rest_of_a_message_is_read_apart_from_the_next_message(
+    server: FakeServer, client: Client
+) -> None:
+    version = ivshmem.encode(ivshmem.VERSION)
+    server.say_bytes(version[:3])
+    client.receive()
+    server.say_bytes(version[3:] + ivshmem.encode(md.SLAVE_ID))
+    server.say(ivshmem.SHARED_MEMORY, server.memory)
+    client.receive()
+    assert client.connected
+
+
 def test_messages_that_come_together_are_taken_apart(
     server: FakeServer, client: Client
 ) -> None:
@@ -199,6 +211,21 @@ def test_flood_of_doorbells_has_an_end(server: FakeServer, client: Client) -> No
     client.receive()
     client._vectors.extend([server.doorbell] * MAX_DOORBELLS)
     server.introduce(2)
+    with pytest.raises(ProtocolError, match="over 1024"):
+        client.receive()
+    del client._vectors[3:]
+
+
+def test_limit_of_doorbells_may_be_reached_and_not_exceeded(
+    server: FakeServer, client: Client
+) -> None:
+    server.greet()
+    client.receive()
+    kept = client.vector_count + sum(map(len, client._peers.values()))
+    client._vectors.extend([server.doorbell] * (MAX_DOORBELLS - 1 - kept))
+    server.introduce(2)
+    client.receive()
+    server.introduce(3)
     with pytest.raises(ProtocolError, match="over 1024"):
         client.receive()
     del client._vectors[3:]
