@@ -4,7 +4,7 @@
 import os
 
 from vhostpci_host.fds import Fd
-from vhostpci_host.memory.regions import Placed
+from vhostpci_host.memory.regions import PlacedRegion
 from vhostpci_shared.vhost_user import MemRegion
 from vhostpci_shared.wire import ProtocolError
 
@@ -19,13 +19,13 @@ class Ram:
         self.fd = os.memfd_create("ram")
         os.ftruncate(self.fd, size)
 
-    def place(self, region: MemRegion, fd: Fd) -> Placed:
+    def place(self, region: MemRegion, fd: Fd) -> PlacedRegion:
         ours, theirs = os.fstat(self.fd), os.fstat(fd.fileno())
         if (ours.st_dev, ours.st_ino) != (theirs.st_dev, theirs.st_ino):
             raise ProtocolError("not the RAM")
         if region.size > self.size - region.mmap_offset:
             raise ProtocolError("past the end of the RAM")
-        return Placed(region, window=0, offset=region.mmap_offset)
+        return PlacedRegion(region, window=0, offset=region.mmap_offset)
 
     def read(self, window: int, offset: int, size: int) -> bytes:
         return os.pread(self.fd, size, offset)

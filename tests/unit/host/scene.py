@@ -28,7 +28,7 @@ from vhostpci_host.device.windows import ShownWindows
 from vhostpci_host.fds import Fd
 from vhostpci_host.ivshmem.linger import Linger
 from vhostpci_host.memory.arena import Arena
-from vhostpci_host.memory.attach import Attached, WindowIds
+from vhostpci_host.memory.attach import AttachedMemory, WindowIds
 from vhostpci_host.vhost_user.message import Message
 from vhostpci_shared import vhost_user as vu
 
@@ -100,7 +100,11 @@ class Scene:
         self.sockets = RecordedSockets()
         self.plugger = RecordedPlugger()
         self.warnings: list[str] = []
-        store = Arena(self.config) if memory else Attached(self.config, WindowIds(256))
+        store = (
+            Arena(self.config)
+            if memory
+            else AttachedMemory(self.config, WindowIds(256))
+        )
         windows = ShownWindows(
             self.config,
             store,

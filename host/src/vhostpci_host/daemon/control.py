@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control sockets' protocol: one JSON object a line, and one for an answer.
+"""Answer commands on control sockets: one JSON object per line, one answer line each.
 
     {"command": "status"}      {"ok": true, "result": {...}}
     {"command": "dance"}       {"ok": false, "error": "no command 'dance'; ..."}
 
-Each device has a socket, which knows `status`.  A daemon with many devices has one
-more, which also knows:
+The control socket of a device accepts `status`.  A daemon with many devices has one
+more control socket, which also accepts:
 
     {"command": "list"}
     {"command": "add", "name": "web", "options": {"memory": "1G", "queue-pairs": "4"}}
     {"command": "remove", "name": "web"}
 
-Options are those of the command line, all of them texts, and paths absolute.
+The options have the names of the command line's.  Each value is a string, and each
+path is absolute, since the daemon may have another working directory.
 """
 
 import asyncio
@@ -27,16 +28,16 @@ log = logging.getLogger(__name__)
 
 MAX_LINE = 65536
 MAX_CONNECTIONS = 64
-"""Connections to all of a daemon's control sockets at once."""
-PATIENCE = 10.0
-"""Seconds for a line to come, or an answer to be read."""
+"""The most connections to all control sockets of a daemon at one time."""
+LINE_TIMEOUT = 10.0
+"""Seconds within which the other end must send a line, or read an answer."""
 
 Request = Mapping[str, Any]
 Commands = Mapping[str, Callable[[Request], Awaitable[Any]]]
 
 
 class Control:
-    """Answers connections, as many at once as are good for us."""
+    """Serves control connections, at most MAX_CONNECTIONS at one time."""
 
     def __init__(self) -> None:
         self._connections = 0
@@ -47,15 +48,18 @@ class Control:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
-        """Answer the lines of one connection, until it ends or is too slow."""
+        """Answer the lines of one connection until it ends or a timeout passes."""
         with contextlib.closing(writer):
+            # Without a limit, connections could take the descriptors that the devices
+            # need for their front-ends.
             if self._connections >= MAX_CONNECTIONS:
                 return
             self._connections += 1
             try:
                 await _converse(commands, reader, writer)
+            # ValueError: readline() found no line end within the reader's limit.
             except (ConnectionError, TimeoutError, ValueError):
-                log.debug("a control connection broke", exc_info=True)
+                log.debug("closed a control connection after an error", exc_info=True)
             finally:
                 self._connections -= 1
 
@@ -63,9 +67,11 @@ class Control:
 async def _converse(
     commands: Commands, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
-    while line := await asyncio.wait_for(reader.readline(), PATIENCE):
+    while line := await asyncio.wait_for(reader.readline(), LINE_TIMEOUT):
+        # One line at a time: a caller that does not read its answers stops at drain()
+        # and cannot make us buffer more of them.
         writer.write(await answer(commands, line))
-        await asyncio.wait_for(writer.drain(), PATIENCE)
+        await asyncio.wait_for(writer.drain(), LINE_TIMEOUT)
 
 
 async def answer(commands: Commands, line: bytes) -> bytes:
@@ -74,8 +80,9 @@ async def answer(commands: Commands, line: bytes) -> bytes:
         result = {"ok": True, "result": await _run(commands, line)}
     except HostError as error:
         result = {"ok": False, "error": str(error)}
+    # A bug in one command must not end the daemon, which serves other devices.
     except Exception:
-        log.exception("a control command failed")
+        log.exception("the control command %r failed in the daemon", line[:80])
         text = "an error in the daemon, whose log says more: please report it"
         result = {"ok": False, "error": text}
     return json.dumps(result).encode() + b"\n"
@@ -84,6 +91,7 @@ async def answer(commands: Commands, line: bytes) -> bytes:
 async def _run(commands: Commands, line: bytes) -> Any:
     try:
         request = json.loads(line)
+    # RecursionError: json.loads() raises it for deeply nested brackets.
     except (ValueError, RecursionError):
         request = None
     if not isinstance(request, dict):

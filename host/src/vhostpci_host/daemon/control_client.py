@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line's side of a control socket."""
+"""Ask a daemon through its control socket, for the command line."""
 
 import json
 import os
@@ -10,13 +10,15 @@ from typing import Any
 from ..errors import HostError, NoDaemon, explain
 
 ASK_TIMEOUT = 5.0
+"""Seconds for each step: connecting, sending, and waiting for the answer."""
 
 
 def ask(path: Path, request: dict[str, Any], timeout: float = ASK_TIMEOUT) -> Any:
     """Send a request to the daemon behind control socket `path`; return its answer.
 
     Raises:
-        HostError: there is no daemon, or it cannot do what was asked.
+        NoDaemon: no daemon listens on the socket.
+        HostError: the daemon does not answer, or refuses the request.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout)
@@ -25,14 +27,19 @@ def ask(path: Path, request: dict[str, Any], timeout: float = ASK_TIMEOUT) -> An
             connection.sendall(json.dumps(request).encode() + b"\n")
             with connection.makefile("rb") as lines:
                 answer = json.loads(lines.readline())
+        # FileNotFoundError: there is no socket file.  ConnectionRefusedError: there is
+        # one that a killed daemon left behind.
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise NoDaemon(
                 f"no daemon at {path}: start it, or see --run-dir"
             ) from error
         except OSError as error:
             raise explain("ask the daemon at", path, error) from error
+        # An empty line, too: the daemon closed the connection without an answer.
         except ValueError as error:
-            raise HostError(f"the daemon at {path} gave no answer: {error}") from error
+            raise HostError(
+                f"the daemon at {path} sent no valid JSON: {error}"
+            ) from error
     if not answer.get("ok"):
         raise HostError(str(answer.get("error")))
     return answer["result"]

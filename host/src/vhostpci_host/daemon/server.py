@@ -18,12 +18,12 @@ from ..interfaces import Plugger
 from ..ivshmem.connection import SlaveConnection
 from ..ivshmem.linger import Linger
 from ..memory.arena import Arena, make_directory
-from ..memory.attach import Attached, WindowIds
+from ..memory.attach import AttachedMemory, WindowIds
 from ..memory.regions import Store
 from ..sockets import Listener
 from ..vhost_user.connection import MasterConnection
 from . import control
-from .isolated_loop import GuardedLoop
+from .isolated_loop import IsolatedLoop
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Server:
         plugger: Plugger | None = None,
         inherited: socket.socket | None = None,
     ) -> None:
-        self.loop = GuardedLoop(common.loop, self._fail, self._exhausted)
+        self.loop = IsolatedLoop(common.loop, self._fail, self._exhausted)
         self._common = common
         self._config = config
         self._failed = failed
@@ -117,7 +117,7 @@ class Server:
 
     def _store(self, config: DeviceConfig) -> Store:
         if config.mode is Mode.ATTACH:
-            return Attached(config, self._common.window_ids)
+            return AttachedMemory(config, self._common.window_ids)
         return Arena(config)
 
     @contextlib.contextmanager

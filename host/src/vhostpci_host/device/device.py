@@ -411,7 +411,7 @@ class Device:
     def _keep_files(self) -> None:
         """Close the memory files that neither the front-end nor the slave has."""
         memory = self.backend.memory.windows if self.backend else frozenset()
-        self.store.keep(memory | self.windows.numbers)
+        self.store.drop_windows_except(memory | self.windows.numbers)
 
     # Time.
 
@@ -421,7 +421,7 @@ class Device:
         if self.store.restore(sizes=self._ticks % SIZE_TICKS == 0):
             self._memory_restored()
         if self._ticks % SIZE_TICKS == 0:
-            for text in self.store.cut():
+            for text in self.store.report_cuts():
                 log.warning("%s: %s", self.config.name, text)
         if self._ticks % BEAT_TICKS == 0:
             self.store.metadata.beat()

@@ -33,13 +33,13 @@ from vhostpci_shared.wire import ProtocolError
 from ..config.device import DeviceConfig, window_size
 from ..errors import HostError, explain
 from ..fds import Fd
-from .regions import Placed, WindowFile, mapped_private
-from .sigbus import SharedMap
+from .regions import PlacedRegion, WindowFile, mapped_private
+from .sigbus import GuardedMapping
 
 log = logging.getLogger(__name__)
 
 _MEMORY_FILESYSTEMS = ("tmpfs", "hugetlbfs", "ramfs")
-_TRIES = 8
+_OPEN_TRIES = 8
 
 
 class Arena:
@@ -64,7 +64,7 @@ class Arena:
             undo.enter_context(self._file)
             if fresh:
                 undo.callback(self.path.unlink, missing_ok=True)
-            self._give_to(config)
+            self._set_owner_and_mode(config)
             self.filesystem = filesystem(self._file)
             self._check_size()
             self.file = undo.enter_context(_reopen(self._file))
@@ -72,7 +72,7 @@ class Arena:
             undo.pop_all()
         self.metadata = access.Metadata(access.find(self._map.view()))
 
-    def _give_to(self, config: DeviceConfig) -> None:
+    def _set_owner_and_mode(self, config: DeviceConfig) -> None:
         try:
             os.fchmod(self._file.fileno(), config.access)
             if config.group is not None:
@@ -119,11 +119,11 @@ class Arena:
                 (self.size >> 1) - page >> 20,
             )
 
-    def _map_metadata(self) -> SharedMap:
+    def _map_metadata(self) -> GuardedMapping:
         page = os.statvfs(self._file.fileno()).f_bsize
         length = max(page, md.SIZE) if self.filesystem == "hugetlbfs" else md.SIZE
         try:
-            return SharedMap(self._file, offset=self.size - length, length=length)
+            return GuardedMapping(self._file, offset=self.size - length, length=length)
         except OSError as error:
             raise explain("map the metadata of", self.path, error) from error
 
@@ -152,7 +152,7 @@ class Arena:
         if cut:
             os.ftruncate(self._file.fileno(), self.size)
         if self._map.lost:
-            self._map.renew()
+            self._map.map_again()
             return True
         return cut or not self.metadata.formatted()
 
@@ -160,10 +160,10 @@ class Arena:
         """Return the windows of a front-end of process `pid`; any slave can have us."""
         return ArenaWindows(self, pid)
 
-    def keep(self, numbers: frozenset[int]) -> None:
+    def drop_windows_except(self, numbers: frozenset[int]) -> None:
         """There is window 0 only, and it stays."""
 
-    def cut(self) -> list[str]:
+    def report_cuts(self) -> list[str]:
         """All of it is ours to mend."""
         return []
 
@@ -180,7 +180,7 @@ class Arena:
         """Let go of it, and remove it."""
         self.metadata.release()
         self._map.close()
-        if _is_at(self._file, self.path):
+        if _path_names(self._file, self.path):
             self.path.unlink()
         self.file.close()
         self._file.close()
@@ -198,7 +198,7 @@ class ArenaWindows:
         self._arena = arena
         self._pid = pid
 
-    def place(self, region: MemRegion, fd: Fd) -> Placed:
+    def place(self, region: MemRegion, fd: Fd) -> PlacedRegion:
         """Check that the region is in the arena, shared, and below the metadata.
 
         Raises:
@@ -224,7 +224,7 @@ class ArenaWindows:
                 f"the master (pid {self._pid}) maps the arena {arena.path} privately, "
                 f"so no packet would ever arrive; start it with {self._argument()}"
             )
-        return Placed(region, window=0, offset=region.mmap_offset)
+        return PlacedRegion(region, window=0, offset=region.mmap_offset)
 
     def read(self, window: int, offset: int, size: int) -> bytes:
         """Read from window 0, the only one."""
@@ -269,13 +269,13 @@ def filesystem(file: Fd) -> str:
 
 def _open_locked(path: Path, size: int) -> tuple[Fd, bool]:
     """Open the arena and lock it; say whether it is new, or was left behind."""
-    for _ in range(_TRIES):
+    for _ in range(_OPEN_TRIES):
         file = _open(path)
         try:
             _lock(path, file)
-            if _is_at(file, path):
+            if _path_names(file, path):
                 before = os.fstat(file.fileno()).st_size
-                if _sized(path, file, size):
+                if _set_size_or_unlink(path, file, size):
                     return file, not before
         except BaseException:
             file.close()
@@ -310,7 +310,7 @@ def _lock(path: Path, file: Fd) -> None:
         ) from None
 
 
-def _sized(path: Path, file: Fd, size: int) -> bool:
+def _set_size_or_unlink(path: Path, file: Fd, size: int) -> bool:
     """Size a new file; unlink one of another size, and say no."""
     now = os.fstat(file.fileno()).st_size
     if now == size:
@@ -328,7 +328,7 @@ def _sized(path: Path, file: Fd, size: int) -> bool:
     return True
 
 
-def _is_at(file: Fd, path: Path) -> bool:
+def _path_names(file: Fd, path: Path) -> bool:
     """Whether `path` still names the file that we have open."""
     try:
         there = path.lstat()

@@ -35,7 +35,7 @@ from vhostpci_shared.wire import ProtocolError
 from ..config.device import DeviceConfig
 from ..errors import HostError
 from ..fds import Fd
-from .regions import Placed, WindowFile, mapped_private
+from .regions import PlacedRegion, WindowFile, mapped_private
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -70,7 +70,7 @@ class WindowIds:
         self._used.discard(number)
 
 
-class Attached:
+class AttachedMemory:
     """Window 0 of one device, and the master's files (a `Store`).
 
     Args:
@@ -86,7 +86,7 @@ class Attached:
     def __init__(self, config: DeviceConfig, ids: WindowIds) -> None:
         self.files: dict[int, WindowFile] = {}
         self._ids = ids
-        self._cut: set[int] = set()
+        self._reported_cuts: set[int] = set()
         with ExitStack() as undo:
             self.file = undo.enter_context(_sealed_memfd(f"vhostpci-{config.name}"))
             self._map = mmap.mmap(self.file.fileno(), md.SIZE)
@@ -111,28 +111,28 @@ class Attached:
             file = undo.enter_context(fd.copy())
             number = self._ids.new()
             undo.pop_all()
-        self.files[number] = WindowFile(file, info.st_size, _key(info))
+        self.files[number] = WindowFile(file, info.st_size, _file_key(info))
         return number
 
-    def keep(self, numbers: frozenset[int]) -> None:
+    def drop_windows_except(self, numbers: frozenset[int]) -> None:
         """Let go of all windows but these."""
         for number in self.files.keys() - numbers:
             self.files.pop(number).file.close()
             self._ids.free(number)
-            self._cut.discard(number)
+            self._reported_cuts.discard(number)
 
     def restore(self, *, sizes: bool = True) -> bool:
         """Return False: window 0 is sealed, so no process can cut it."""
         return False
 
-    def cut(self) -> list[str]:
+    def report_cuts(self) -> list[str]:
         """Say which of the master's files are shorter than they were, each once."""
         found = []
-        for number in sorted(self.files.keys() - self._cut):
+        for number in sorted(self.files.keys() - self._reported_cuts):
             window = self.files[number]
             size = os.fstat(window.file.fileno()).st_size
             if size < window.size:
-                self._cut.add(number)
+                self._reported_cuts.add(number)
                 found.append(
                     f"the memory file of window {number} was cut from {window.size} to "
                     f"{size} bytes: what lies there is lost, and rings that need it "
@@ -146,7 +146,7 @@ class Attached:
 
     def close(self) -> None:
         """Let go of all."""
-        self.keep(frozenset())
+        self.drop_windows_except(frozenset())
         self.metadata.release()
         self._map.close()
         self.file.close()
@@ -161,23 +161,27 @@ class AttachedWindows:
         for_vm: says whether the slave is a VM, which takes powers of two only.
     """
 
-    def __init__(self, store: Attached, pid: int, for_vm: Callable[[], bool]) -> None:
+    def __init__(
+        self, store: AttachedMemory, pid: int, for_vm: Callable[[], bool]
+    ) -> None:
         self._store = store
         self._pid = pid
         self._for_vm = for_vm
 
-    def place(self, region: MemRegion, fd: Fd) -> Placed:
+    def place(self, region: MemRegion, fd: Fd) -> PlacedRegion:
         """Find the window of the region's file, or make one.
 
         Raises:
             ProtocolError: the slave cannot have it; the text says what to change.
         """
         info = os.fstat(fd.fileno())
-        number = self._store.window(_key(info))
-        size = self._check(region, fd, info) if number is None else info.st_size
+        number = self._store.window(_file_key(info))
+        size = (
+            self._check_new_file(region, fd, info) if number is None else info.st_size
+        )
         if region.mmap_offset > size or region.size > size - region.mmap_offset:
             raise ProtocolError(
-                f"{_name(region)} reaches beyond the end of its file, which has "
+                f"{_describe(region)} reaches beyond the end of its file, which has "
                 f"{size:#x} bytes"
             )
         self._check_bar(region, info)
@@ -186,21 +190,21 @@ class AttachedWindows:
                 number = self._store.add(fd, info)
             except HostError as error:
                 raise ProtocolError(str(error)) from error
-        return Placed(region, window=number, offset=region.mmap_offset)
+        return PlacedRegion(region, window=number, offset=region.mmap_offset)
 
-    def _check(self, region: MemRegion, fd: Fd, info: os.stat_result) -> int:
+    def _check_new_file(self, region: MemRegion, fd: Fd, info: os.stat_result) -> int:
         """Check a file that we have not seen before; return its size."""
         if not stat.S_ISREG(info.st_mode):
-            raise ProtocolError(f"{_name(region)} is in no file that can be mapped")
+            raise ProtocolError(f"{_describe(region)} is in no file that can be mapped")
         if fcntl.fcntl(fd.fileno(), fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
             raise ProtocolError(
-                f"{_name(region)} came with a file that may not be written: the slave "
-                "could put no packet there"
+                f"{_describe(region)} came with a file that may not be written: the "
+                "slave could put no packet there"
             )
         if mapped_private(self._pid, info):
             raise ProtocolError(
-                f"the master (pid {self._pid}) maps {_name(region)} privately, so no "
-                "packet would ever arrive; start it with memory that is shared: "
+                f"the master (pid {self._pid}) maps {_describe(region)} privately, so "
+                "no packet would ever arrive; start it with memory that is shared: "
                 "share=on (QEMU), <access mode='shared'/> (libvirt)"
             )
         return info.st_size
@@ -210,9 +214,9 @@ class AttachedWindows:
         size = info.st_size
         if size.bit_count() != 1 and self._for_vm():
             raise ProtocolError(
-                f"{_name(region)} is in a file of {size} bytes ({size / 2**20:g} MiB), "
-                "and a slave VM's window is a PCI BAR, which is a power of two: give "
-                f"the master's memory backend size={_round_up(size) >> 20}M, use "
+                f"{_describe(region)} is in a file of {size} bytes ({size / 2**20:g} "
+                "MiB), and a slave VM's window is a PCI BAR, which is a power of two: "
+                f"give the master's memory backend size={_round_up(size) >> 20}M, use "
                 "--mode arena, or serve it by a process (vhostpci-guest run --socket)"
             )
 
@@ -232,11 +236,11 @@ def _sealed_memfd(name: str) -> Fd:
     return file
 
 
-def _key(info: os.stat_result) -> tuple[int, int, int]:
+def _file_key(info: os.stat_result) -> tuple[int, int, int]:
     return info.st_dev, info.st_ino, info.st_size
 
 
-def _name(region: MemRegion) -> str:
+def _describe(region: MemRegion) -> str:
     return f"the memory at {region.guest_addr:#x} ({region.size:#x} bytes)"
 
 

@@ -21,7 +21,7 @@ from ..fds import Fd
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class PlacedRegion:
     """A region of the front-end, and the window and offset where the slave has it."""
 
     region: MemRegion
@@ -36,7 +36,7 @@ class Placed:
 class Windows(Protocol):
     """Where the slave has the memory of one front-end."""
 
-    def place(self, region: MemRegion, fd: Fd) -> Placed:
+    def place(self, region: MemRegion, fd: Fd) -> PlacedRegion:
         """Say where in a window the region of `fd` is.
 
         Raises:
@@ -79,7 +79,7 @@ class Store(Protocol):
         """The windows besides window 0, by their numbers."""
         ...
 
-    def keep(self, numbers: frozenset[int]) -> None:
+    def drop_windows_except(self, numbers: frozenset[int]) -> None:
         """Let go of all windows but these."""
 
     def restore(self, *, sizes: bool = True) -> bool:
@@ -94,7 +94,7 @@ class Store(Protocol):
         """
         ...
 
-    def cut(self) -> list[str]:
+    def report_cuts(self) -> list[str]:
         """Say what somebody has cut that is not ours to mend, each once."""
         ...
 
@@ -125,9 +125,9 @@ class WindowFile:
 class MemoryMap:
     """All regions of a front-end; no two overlap."""
 
-    regions: tuple[Placed, ...] = ()
+    regions: tuple[PlacedRegion, ...] = ()
 
-    def add(self, placed: Placed) -> "MemoryMap":
+    def add(self, placed: PlacedRegion) -> "MemoryMap":
         """Return the map with one more region; one that is there is no news.
 
         QEMU 7.2 tells of a region once for each queue pair.
@@ -140,7 +140,7 @@ class MemoryMap:
         if len(self.regions) >= md.MAX_REGIONS:
             raise ProtocolError(f"more than {md.MAX_REGIONS} memory regions")
         for other in self.regions:
-            if _overlap(placed.region, other.region):
+            if _regions_overlap(placed.region, other.region):
                 raise ProtocolError(f"memory region {placed} overlaps {other}")
         return MemoryMap((*self.regions, placed))
 
@@ -149,7 +149,9 @@ class MemoryMap:
 
         One that is not there may have gone when another queue pair said so.
         """
-        return MemoryMap(tuple(p for p in self.regions if not _same(p.region, region)))
+        return MemoryMap(
+            tuple(p for p in self.regions if not _same_region(p.region, region))
+        )
 
     def guest_addr(self, user_addr: int, size: int) -> int:
         """Return the guest physical address of a range at the front-end's address.
@@ -159,7 +161,7 @@ class MemoryMap:
         """
         for placed in self.regions:
             region = placed.region
-            if _inside(user_addr, size, region.user_addr, region.size):
+            if _range_holds(user_addr, size, region.user_addr, region.size):
                 return region.guest_addr + (user_addr - region.user_addr)
         raise ProtocolError(
             f"address {user_addr:#x} with {size} bytes is in none of the "
@@ -174,7 +176,7 @@ class MemoryMap:
         """
         for placed in self.regions:
             region = placed.region
-            if _inside(guest_addr, size, region.guest_addr, region.size):
+            if _range_holds(guest_addr, size, region.guest_addr, region.size):
                 return placed.window, placed.offset + (guest_addr - region.guest_addr)
         raise ProtocolError(f"guest address {guest_addr:#x} is in no memory region")
 
@@ -191,22 +193,22 @@ class MemoryMap:
         )
 
 
-def _inside(start: int, size: int, outer: int, outer_size: int) -> bool:
+def _range_holds(start: int, size: int, outer: int, outer_size: int) -> bool:
     """Whether a range lies in another; nothing here can wrap: Python's numbers."""
     return outer <= start and size <= outer_size - (start - outer)
 
 
-def _overlap(one: MemRegion, other: MemRegion) -> bool:
-    return _meet(one.guest_addr, one.size, other.guest_addr, other.size) or _meet(
-        one.user_addr, one.size, other.user_addr, other.size
-    )
+def _regions_overlap(one: MemRegion, other: MemRegion) -> bool:
+    return _ranges_overlap(
+        one.guest_addr, one.size, other.guest_addr, other.size
+    ) or _ranges_overlap(one.user_addr, one.size, other.user_addr, other.size)
 
 
-def _meet(start: int, size: int, other: int, other_size: int) -> bool:
+def _ranges_overlap(start: int, size: int, other: int, other_size: int) -> bool:
     return start < other + other_size and other < start + size
 
 
-def _same(one: MemRegion, other: MemRegion) -> bool:
+def _same_region(one: MemRegion, other: MemRegion) -> bool:
     return (one.guest_addr, one.user_addr, one.size) == (
         other.guest_addr,
         other.user_addr,

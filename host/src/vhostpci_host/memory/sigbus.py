@@ -1,25 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A mapping of a file that somebody else may cut, which does not kill us.
+"""Map a file so that the daemon survives when another process truncates the file.
 
-Theory of operation.  Whoever may open the file can truncate it, a slave process that
-was handed it included.  A load or store to what is gone then raises SIGBUS, which
-ends a process.  No check before the access helps: the cut may come in between.
+Theory of operation.  Any process that can open the file can truncate it; a slave
+process gets the file from us.  A load or store beyond the new end raises SIGBUS, which
+ends the process.  A check before the access does not help: the truncation may happen
+between the check and the access.
 
-So a handler for SIGBUS looks whether the address lies in one of our mappings.  If so
-it puts anonymous zero pages in the place of the mapping, notes that, and returns: the
-instruction is made again, and succeeds, on memory that nobody else sees.  The owner
-looks at `lost` now and then, makes the file whole, and has it mapped again, at the
-same address, by `renew`; all that the file held is to be written anew.  Any other
-address is none of our business: what was there before us is put back (the default
-action, as a rule), and the instruction made again ends the process as it would have.
+So we install a guard, a handler for SIGBUS, which compares the faulting address with
+our mappings.  If a mapping contains it, the handler replaces the mapping by anonymous
+zero pages, sets `lost`, and returns.  The CPU then repeats the instruction, which
+succeeds on private memory.  The owner polls `lost`, restores the file's size, and
+calls `map_again`, which maps the file at the same address; the owner must then write
+the file's contents again.  For an address in no mapping of ours the handler puts the
+previous action back (usually the default one) and returns: the repeated instruction
+faults once more, and ends the process as it would have without us.
 
-The handler is Python, called by libffi in the signal's frame.  That is sound for this
-signal, though it would not be for any: it is synchronous.  The mapping is only ever
-touched through memoryview objects, so the instruction that faults belongs to CPython's
-own load or store of a view (`unpack_single`, `memmove`), in a thread that holds the
-GIL and no lock of the C library; the interpreter is as consistent there as around any
-call from C into Python.  Nothing is ever skipped or unwound.  System calls that read or
-write the mapping for us give EFAULT and raise no signal.
+The handler is Python, called by libffi in the signal's frame.  That is sound because
+this SIGBUS is synchronous.  The mapping is accessed through memoryview objects only,
+so the instruction that faults is CPython's own load or store of a view
+(`unpack_single`, `memmove`), in a thread that holds the GIL and no lock of the C
+library; the interpreter is as consistent there as around any call from C into Python.
+No instruction is skipped, and no stack is unwound.  A system call that reads or writes
+the mapping for us fails with EFAULT and raises no signal.
 
 x86-64 with glibc or musl: `struct sigaction` and `siginfo_t` are laid out below.
 """
@@ -35,13 +37,15 @@ from ..fds import Fd
 
 MAP_FIXED, MAP_NORESERVE = 0x10, 0x4000  # <linux/mman.h>; not in Python's mmap
 SA_SIGINFO = 4
+# MAP_FIXED replaces the old pages in one step: no other thread can map something else
+# into the gap, and every view keeps its address.
 _PROTECTION = mmap.PROT_READ | mmap.PROT_WRITE
-_BLANK = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE
+_ZERO_PAGES = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE
 _SHARED = mmap.MAP_SHARED | MAP_FIXED
 
 
-class _Info(ctypes.Structure):
-    """The head of `siginfo_t`, for a signal that has an address (sigaction(2))."""
+class _SignalInfo(ctypes.Structure):
+    """The first fields of `siginfo_t` for a signal with an address (sigaction(2))."""
 
     _fields_: ClassVar = [
         ("number", ctypes.c_int),
@@ -51,11 +55,13 @@ class _Info(ctypes.Structure):
     ]
 
 
-_Handler = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.POINTER(_Info), ctypes.c_void_p)
+_Handler = ctypes.CFUNCTYPE(
+    None, ctypes.c_int, ctypes.POINTER(_SignalInfo), ctypes.c_void_p
+)
 
 
 class _Action(ctypes.Structure):
-    """`struct sigaction`, as the C library has it."""
+    """The C library's `struct sigaction`, which differs from the kernel's."""
 
     _fields_: ClassVar = [
         ("handler", ctypes.c_void_p),
@@ -65,37 +71,41 @@ class _Action(ctypes.Structure):
     ]
 
 
-# PyDLL keeps the GIL: no other thread runs while the handler does its work.
+# PyDLL keeps the GIL during a call.  If the handler released it, another thread could
+# release the view whose load or store is about to be repeated.
 _libc = ctypes.PyDLL(None, use_errno=True)
 _sigaction = _libc.sigaction
 _mmap = _libc.mmap
 _mmap.restype = ctypes.c_size_t
+# Python's mmap module cannot map at a given address.
 _mmap.argtypes = [
     *(ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int),
     ctypes.c_long,
 ]
 _FAILED = ctypes.c_size_t(-1).value
 
-_maps: tuple["SharedMap", ...] = ()
-_before = _Action()
+# A tuple that is replaced as a whole: the handler may run in another thread in the
+# middle of `_register` or `_unregister`, and sees either the old tuple or the new one.
+_maps: tuple["GuardedMapping", ...] = ()
+_previous_action = _Action()
 _installed = False
 
 
-class SharedMap:
-    """Bytes of a file, mapped and shared.
+class GuardedMapping:
+    """A shared mapping of part of a file, which survives the file's truncation.
 
     Args:
-        file: stays the caller's, and open for as long as this is.
-        offset: of the first byte, a multiple of the file's page.
-        length: a multiple of it, too.
+        file: stays the caller's, who keeps it open until `close`.
+        offset: of the first byte, a multiple of the page size of the file.
+        length: in bytes, a multiple of that page size.
 
     Raises:
-        OSError, ValueError: it cannot be mapped.
+        OSError, ValueError: the range of the file cannot be mapped.
     """
 
     def __init__(self, file: Fd, *, offset: int, length: int) -> None:
         self.lost = False
-        """Whether some of it was gone when it was touched: what we see is our own."""
+        """Whether the mapping shows private zero pages, not the file any more."""
         self._file = file
         self._offset = offset
         self._length = length
@@ -104,24 +114,26 @@ class SharedMap:
         _register(self)
 
     def view(self) -> memoryview:
-        """Return the bytes; released before `close`, they go with it."""
+        """Return the mapped bytes; release every view before `close`."""
         return memoryview(self._map)
 
     def covers(self, address: int) -> bool:
-        """Whether an address lies in it."""
+        """Return whether `address` lies in the mapping."""
         return self._address <= address < self._address + self._length
 
-    def blank(self) -> bool:
-        """Put zero pages of our own in its place; say whether that worked."""
+    def replace_with_zeros(self) -> bool:
+        """Replace the mapping by private zero pages; return whether mmap() did it."""
         self.lost = True
-        made = _mmap(self._address, self._length, _PROTECTION, _BLANK, -1, 0)
+        # All of the mapping, not only the page that faulted: the owner writes all of
+        # the contents again after a loss.
+        made = _mmap(self._address, self._length, _PROTECTION, _ZERO_PAGES, -1, 0)
         return bool(made == self._address)
 
-    def renew(self) -> None:
-        """Map the file again, at the same address; views stay good.
+    def map_again(self) -> None:
+        """Map the file again at the same address, so that existing views show it.
 
         Raises:
-            OSError: that is not possible; it is as it was.
+            OSError: mmap() failed; the mapping keeps its zero pages.
         """
         file = self._file.fileno()
         made = _mmap(
@@ -133,35 +145,39 @@ class SharedMap:
         self.lost = False
 
     def close(self) -> None:
-        """Let go of it, unless somebody still has a view."""
+        """Unmap the file, or keep it mapped and guarded while a view exists."""
+        # BufferError: `_unregister` is skipped, so that an access through the view that
+        # is left cannot end the process either.
         with contextlib.suppress(BufferError):
             self._map.close()
             _unregister(self)
 
 
-def _register(one: SharedMap) -> None:
+def _register(one: GuardedMapping) -> None:
     global _maps, _installed
     _maps = (*_maps, one)
     if not _installed:
         _installed = True
         ours = _Action(ctypes.cast(_on_sigbus, ctypes.c_void_p), flags=SA_SIGINFO)
-        _sigaction(signal.SIGBUS, ctypes.byref(ours), ctypes.byref(_before))
+        _sigaction(signal.SIGBUS, ctypes.byref(ours), ctypes.byref(_previous_action))
 
 
-def _unregister(one: SharedMap) -> None:
+def _unregister(one: GuardedMapping) -> None:
     global _maps
     _maps = tuple(other for other in _maps if other is not one)
 
 
-def _handle(number: int, info: "ctypes._Pointer[_Info]", context: int) -> None:
-    """Mend what SIGBUS is about, or have it do what it does without us."""
+def _handle(number: int, info: "ctypes._Pointer[_SignalInfo]", context: int) -> None:
+    """Handle SIGBUS: replace the mapping that faulted, or restore the old action."""
     global _installed
     address = info.contents.address
     for one in _maps:
-        if one.covers(address) and one.blank():
+        if one.covers(address) and one.replace_with_zeros():
             return
-    _sigaction(signal.SIGBUS, ctypes.byref(_before), None)
+    # Not our address, or mmap() failed.  Returning with our handler in place would
+    # repeat the instruction and this handler forever.
+    _sigaction(signal.SIGBUS, ctypes.byref(_previous_action), None)
     _installed = False
 
 
-_on_sigbus = _Handler(_handle)  # kept: the kernel has its address
+_on_sigbus = _Handler(_handle)  # a global: the kernel keeps its address

@@ -59,7 +59,7 @@ def test_any_line_is_answered(line: bytes) -> None:
 def test_connection_that_says_nothing_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "PATIENCE", 0.05)
+    monkeypatch.setattr(control, "LINE_TIMEOUT", 0.05)
     assert asyncio.run(conversation(tmp_path / "control", b'{"half a li')) == b""
 
 

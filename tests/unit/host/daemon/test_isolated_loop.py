@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fakes.loop import ManualLoop
-from vhostpci_host.daemon.isolated_loop import GuardedLoop
+from vhostpci_host.daemon.isolated_loop import IsolatedLoop
 from vhostpci_host.fds import Notifier
 
 
@@ -19,14 +19,16 @@ class Guard:
         self.outer = ManualLoop()
         self.failures: list[Exception] = []
         self.shortages: list[OSError] = []
-        self.loop = GuardedLoop(self.outer, self.failures.append, self.shortages.append)
+        self.loop = IsolatedLoop(
+            self.outer, self.failures.append, self.shortages.append
+        )
         self.calls = 0
 
     def count(self) -> None:
         """Be called back."""
         self.calls += 1
 
-    def watch(self, loop: GuardedLoop, notifier: Notifier) -> None:
+    def watch(self, loop: IsolatedLoop, notifier: Notifier) -> None:
         """Count the signals of a notifier."""
 
         def signalled() -> None:
@@ -92,7 +94,7 @@ def test_failed_device_starts_nothing_new(guard: Guard, notifier: Notifier) -> N
 
 
 def test_failure_leaves_other_devices_alone(guard: Guard, notifier: Notifier) -> None:
-    other = GuardedLoop(guard.outer, guard.failures.append, guard.shortages.append)
+    other = IsolatedLoop(guard.outer, guard.failures.append, guard.shortages.append)
     guard.watch(other, notifier)
     other.call_later(1.0, guard.count)
     guard.loop.call_later(0.0, guard.fail)
@@ -118,7 +120,7 @@ def test_other_errors_of_the_machine_are_failures(guard: Guard) -> None:
 
 
 def test_shortage_that_cannot_be_dealt_with_is_a_failure(guard: Guard) -> None:
-    loop = GuardedLoop(guard.outer, guard.failures.append, lambda error: guard.fail())
+    loop = IsolatedLoop(guard.outer, guard.failures.append, lambda error: guard.fail())
     loop.call_later(0.0, guard.run_out)
     guard.outer.advance()
     assert [str(error) for error in guard.failures] == ["ours"]

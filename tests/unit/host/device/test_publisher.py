@@ -11,7 +11,7 @@ from tests.fakes.frontend import region
 from vhostpci_host.config.device import DeviceConfig, Mode
 from vhostpci_host.device.publisher import Publisher
 from vhostpci_host.fds import Fd
-from vhostpci_host.memory.attach import Attached, WindowIds
+from vhostpci_host.memory.attach import AttachedMemory, WindowIds
 from vhostpci_host.vhost_user.backend import Answer, Backend
 from vhostpci_host.vhost_user.message import Message
 from vhostpci_shared import metadata as md
@@ -22,21 +22,21 @@ MIB = 2**20
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Attached]:
+def store(tmp_path: Path) -> Iterator[AttachedMemory]:
     config = DeviceConfig(name="dev", mode=Mode.ATTACH, memory=0, run_dir=tmp_path)
-    store = Attached(config, WindowIds(256))
+    store = AttachedMemory(config, WindowIds(256))
     yield store
     store.close()
 
 
 @pytest.fixture
-def publisher(store: Attached, tmp_path: Path) -> Publisher:
+def publisher(store: AttachedMemory, tmp_path: Path) -> Publisher:
     config = DeviceConfig(name="dev", mode=Mode.ATTACH, memory=0, run_dir=tmp_path)
     return Publisher(config, store.metadata, instance=7)
 
 
 @pytest.fixture
-def backend(store: Attached) -> Iterator[Backend]:
+def backend(store: AttachedMemory) -> Iterator[Backend]:
     """A front-end that has named one region, in window 256."""
     backend = Backend(1, store.windows(0, lambda: True))
     memory = Fd(os.memfd_create("master"))
@@ -49,14 +49,14 @@ def backend(store: Attached) -> Iterator[Backend]:
     backend.close()
 
 
-def snapshot(store: Attached) -> md.Snapshot:
+def snapshot(store: AttachedMemory) -> md.Snapshot:
     found = store.metadata.snapshot()
     assert found is not None
     return found
 
 
 def test_region_is_published_once_its_window_can_be_opened(
-    publisher: Publisher, backend: Backend, store: Attached
+    publisher: Publisher, backend: Backend, store: AttachedMemory
 ) -> None:
     publisher.publish(backend, None, frozenset())
     assert snapshot(store).regions == ()
@@ -65,7 +65,7 @@ def test_region_is_published_once_its_window_can_be_opened(
 
 
 def test_nothing_new_is_not_published_again(
-    publisher: Publisher, store: Attached
+    publisher: Publisher, store: AttachedMemory
 ) -> None:
     assert publisher.publish(None, None, frozenset())
     generation = publisher.generation
@@ -74,7 +74,7 @@ def test_nothing_new_is_not_published_again(
 
 
 def test_renewed_lease_is_published_in_a_new_session(
-    publisher: Publisher, store: Attached
+    publisher: Publisher, store: AttachedMemory
 ) -> None:
     publisher.publish(None, None, frozenset())
     before = snapshot(store).rings[0].session
@@ -84,7 +84,7 @@ def test_renewed_lease_is_published_in_a_new_session(
 
 
 def test_destroyed_region_is_written_again_as_a_whole(
-    publisher: Publisher, store: Attached
+    publisher: Publisher, store: AttachedMemory
 ) -> None:
     publisher.publish(None, None, frozenset())
     os.pwrite(store.file.fileno(), bytes(md.SIZE), 0)

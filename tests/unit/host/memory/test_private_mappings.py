@@ -18,7 +18,7 @@ from tests.fakes.windows import MIB
 from vhostpci_host.config.device import DeviceConfig
 from vhostpci_host.fds import Fd
 from vhostpci_host.memory.arena import Arena, ArenaWindows
-from vhostpci_host.memory.attach import Attached, AttachedWindows, WindowIds
+from vhostpci_host.memory.attach import AttachedMemory, AttachedWindows, WindowIds
 from vhostpci_shared.vhost_user import MemRegion
 from vhostpci_shared.wire import ProtocolError
 
@@ -71,7 +71,7 @@ def memory(tmp_path: Path) -> Path:
 
 @contextmanager
 def attached(config: DeviceConfig, pid: int) -> Iterator[AttachedWindows]:
-    with closing(Attached(config, WindowIds(256))) as store:
+    with closing(AttachedMemory(config, WindowIds(256))) as store:
         yield store.windows(pid, lambda: False)
 
 

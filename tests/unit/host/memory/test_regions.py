@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vhostpci_host.memory.regions import MemoryMap, Placed
+from vhostpci_host.memory.regions import MemoryMap, PlacedRegion
 from vhostpci_shared import metadata as md
 from vhostpci_shared.vhost_user import MemRegion
 from vhostpci_shared.wire import ProtocolError
 
-LOW = Placed(MemRegion(0, 0xA0000, 0x7000_0000, 0), window=0, offset=0)
-HIGH = Placed(MemRegion(0xC0000, 0x40000, 0x700C_0000, 0xC0000), 0, 0xC0000)
+LOW = PlacedRegion(MemRegion(0, 0xA0000, 0x7000_0000, 0), window=0, offset=0)
+HIGH = PlacedRegion(MemRegion(0xC0000, 0x40000, 0x700C_0000, 0xC0000), 0, 0xC0000)
 MAP = MemoryMap().add(LOW).add(HIGH)
 
 
@@ -80,6 +80,6 @@ def test_metadata_shows_where_each_region_is() -> None:
 
 
 def test_ends_that_touch_are_no_overlap() -> None:
-    first = Placed(MemRegion(0, 16, 0, 0), 0, 0)
-    second = Placed(MemRegion(16, 16, 16, 16), 0, 16)
+    first = PlacedRegion(MemRegion(0, 16, 0, 0), 0, 0)
+    second = PlacedRegion(MemRegion(16, 16, 16, 16), 0, 16)
     assert len(MemoryMap().add(first).add(second).regions) == 2

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager, suppress
 import pytest
 
 from vhostpci_host.fds import Fd
-from vhostpci_host.memory.sigbus import SharedMap
+from vhostpci_host.memory.sigbus import GuardedMapping
 
 PAGE = 4096
 SIZE = 4 * PAGE
@@ -27,9 +27,9 @@ def file() -> Iterator[Fd]:
 
 
 @pytest.fixture
-def shared(file: Fd) -> Iterator[SharedMap]:
+def shared(file: Fd) -> Iterator[GuardedMapping]:
     """All but the first page of it."""
-    with closing(SharedMap(file, offset=PAGE, length=SIZE - PAGE)) as shared:
+    with closing(GuardedMapping(file, offset=PAGE, length=SIZE - PAGE)) as shared:
         yield shared
 
 
@@ -37,7 +37,7 @@ def cut(file: Fd, size: int = 0) -> None:
     os.ftruncate(file.fileno(), size)
 
 
-def test_file_that_is_whole_is_shared(file: Fd, shared: SharedMap) -> None:
+def test_file_that_is_whole_is_shared(file: Fd, shared: GuardedMapping) -> None:
     with shared.view() as view:
         view[0] = ord("y")
         assert os.pread(file.fileno(), 2, PAGE) == b"yx"
@@ -45,7 +45,7 @@ def test_file_that_is_whole_is_shared(file: Fd, shared: SharedMap) -> None:
 
 
 def test_what_was_cut_reads_as_zeros_and_can_be_written(
-    file: Fd, shared: SharedMap
+    file: Fd, shared: GuardedMapping
 ) -> None:
     with shared.view() as view, view.cast("Q") as words:
         cut(file)
@@ -58,24 +58,24 @@ def test_what_was_cut_reads_as_zeros_and_can_be_written(
 
 @pytest.mark.parametrize("size", [0, 1, PAGE, PAGE + 1, SIZE - PAGE])
 def test_renewed_mapping_shows_the_file_to_the_same_view(
-    file: Fd, shared: SharedMap, size: int
+    file: Fd, shared: GuardedMapping, size: int
 ) -> None:
     with shared.view() as view:
         cut(file, size)
         view[-1] = 1
         os.ftruncate(file.fileno(), SIZE)
         assert os.pread(file.fileno(), 1, SIZE - 1) == b"\0"
-        shared.renew()
+        shared.map_again()
         assert not shared.lost
         view[-1] = 2
         assert os.pread(file.fileno(), 1, SIZE - 1) == b"\2"
 
 
-def test_other_mappings_are_left_alone(file: Fd, shared: SharedMap) -> None:
+def test_other_mappings_are_left_alone(file: Fd, shared: GuardedMapping) -> None:
     with Fd(os.memfd_create("whole")) as other:
         os.ftruncate(other.fileno(), PAGE)
         with (
-            closing(SharedMap(other, offset=0, length=PAGE)) as whole,
+            closing(GuardedMapping(other, offset=0, length=PAGE)) as whole,
             shared.view() as view,
         ):
             cut(file)
@@ -84,7 +84,7 @@ def test_other_mappings_are_left_alone(file: Fd, shared: SharedMap) -> None:
 
 
 def test_every_cut_is_survived_whatever_we_do_with_the_mapping(
-    file: Fd, shared: SharedMap
+    file: Fd, shared: GuardedMapping
 ) -> None:
     end = threading.Event()
 
@@ -104,7 +104,7 @@ def test_every_cut_is_survived_whatever_we_do_with_the_mapping(
                 lost += shared.lost
                 if shared.lost:
                     with suppress(OSError):
-                        shared.renew()
+                        shared.map_again()
     assert lost > 10
 
 
@@ -120,7 +120,9 @@ def running(target: Callable[[], None], end: threading.Event) -> Iterator[None]:
         thread.join()
 
 
-def test_fault_in_another_thread_is_survived_too(file: Fd, shared: SharedMap) -> None:
+def test_fault_in_another_thread_is_survived_too(
+    file: Fd, shared: GuardedMapping
+) -> None:
     found = []
 
     def look() -> None:
@@ -137,11 +139,11 @@ def test_fault_in_another_thread_is_survived_too(file: Fd, shared: SharedMap) ->
 STRAY = """
 import mmap, os
 from vhostpci_host.fds import Fd
-from vhostpci_host.memory.sigbus import SharedMap
+from vhostpci_host.memory.sigbus import GuardedMapping
 files = [Fd(os.memfd_create("cut")) for _ in range(2)]
 for file in files:
     os.ftruncate(file.fileno(), 8192)
-ours = SharedMap(files[0], offset=0, length=8192)
+ours = GuardedMapping(files[0], offset=0, length=8192)
 stray = mmap.mmap(files[1].fileno(), 8192)
 for file in files:
     os.ftruncate(file.fileno(), 0)
