@@ -342,7 +342,7 @@ class Device:
         store, loop = self.store, self._loop
         self.slave = Slave(
             *(port, loop, store.file, vectors, self._doorbell),
-            unplugged=self.config.plugged,
+            plugged=self.config.plugged,
         )
         self._renew_running()
         self._settle()

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The conversation with the slave: QEMU's ivshmem-doorbell, or an agent itself."""
+"""The ivshmem server: speaks to the slave VM's QEMU, or to an agent process."""

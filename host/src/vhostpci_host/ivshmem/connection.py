@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A slave's connection: ivshmem messages to its QEMU, or to an agent itself."""
+"""A slave's ivshmem connection: sends messages, and notices when the slave is gone."""
 
 import errno
 import socket
@@ -17,23 +17,24 @@ MAX_QUEUE = 4096
 """Messages that may wait for a slave to read; about thirty sets of call eventfds."""
 
 RETRY = 0.02
+"""Seconds until we try again to send what the socket did not take."""
 
 
 class SlaveOwner(Protocol):
-    """Who made an ivshmem connection, and hears what becomes of it."""
+    """The owner of a `SlaveConnection`, which the connection calls back."""
 
     def slave_closed(self) -> None:
-        """The slave's connection is closed."""
+        """Note that the slave's connection is closed."""
 
     def say_once(self, text: str) -> None:
-        """Warn of a peer, but not each time that it tries again."""
+        """Log a warning about the slave, unless it repeats the last one."""
 
 
 class SlaveConnection:
-    """An ivshmem connection (a `SlavePort`): it only ever sends.
+    """An ivshmem connection to a slave (a `SlavePort`); nothing is read from it.
 
-    What the socket's buffer cannot take waits, with descriptors of its own: a slave's
-    QEMU that got half a handshake would spin for ever.
+    Messages that the socket's buffer cannot take wait in a queue, with duplicates of
+    their descriptors: the caller may close its own at once.
     """
 
     def __init__(
@@ -51,10 +52,10 @@ class SlaveConnection:
         self._connection = connection
         self._queue: deque[Outgoing] = deque()
         self._retry: Timer | None = None
-        self._closed = self._greeted = False
+        self._closed = self._sent_any = False
 
     def start(self) -> None:
-        """Watch for its end: nothing else comes from it."""
+        """Watch for the end of the connection."""
         self._loop.add_reader(self._connection.fileno(), self._readable)
 
     def _readable(self) -> None:
@@ -62,7 +63,9 @@ class SlaveConnection:
             self.close()
 
     def send(self, messages: list[Outgoing]) -> None:
-        """Send messages, or queue them; a slave that never reads them is dropped."""
+        """Send messages, or queue them; drop a slave that leaves too many unread."""
+        # Duplicate every descriptor before the first message is sent: if descriptors
+        # run out, a QEMU must not be left with half a handshake.
         try:
             self._queue.extend(
                 Outgoing(one.message, one.fd and one.fd.copy()) for one in messages
@@ -72,6 +75,8 @@ class SlaveConnection:
                 raise
             self.give_up(no_descriptors(error))
             return
+        # While a timer is set, older messages wait: these must not overtake them, since
+        # a vector is known by its place in the order.
         if self._retry is None:
             self._flush()
         if len(self._queue) > MAX_QUEUE:
@@ -82,50 +87,55 @@ class SlaveConnection:
         try:
             while self._queue and not self._closed:
                 wire.send_outgoing(self._connection, self._queue[0])
-                self._greeted = True
+                self._sent_any = True
+                # Take a message off the queue only once it has been sent.
                 _release(self._queue.popleft())
         except EOFError:
+            # Close it later, like `drop`: the device may have called `send`.
             self._loop.call_later(0, self.close)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.ETOOMANYREFS):
                 raise
+            # A timer, because no event says when ETOOMANYREFS is over: Linux counts the
+            # descriptors in flight of all our user's sockets together.
             self._retry = self._loop.call_later(RETRY, self._flush)
 
     def give_up(self, reason: str) -> None:
-        """Drop a slave that we cannot tell what it is to know.
-
-        One that was told nothing at all is refused: QEMU would spin for ever on a
-        connection that ends without a word.
-        """
+        """Drop a slave because we lack the descriptors to send it what it needs."""
         self._release_all()
-        if not self._greeted:
+        # A QEMU that has read nothing yet would read for ever if the connection just
+        # ended; a refusal ends its device_add with an error.
+        if not self._sent_any:
             self._queue.extend(refusal())
             self._flush()
         self.drop(reason)
 
     def unread(self) -> bool:
-        """Whether the slave has not read all that was sent."""
+        """Whether the slave has not yet read everything that was sent."""
         if self._closed:
             return False
         return bool(self._queue) or wire.has_unread(self._connection)
 
     def hung_up(self) -> bool:
-        """Whether the slave is gone, though we have not read so yet."""
+        """Whether the slave has closed its end, even if we have not read that yet."""
         return sockets.hung_up(self._connection)
 
     def drop(self, reason: str) -> None:
-        """Close the connection, soon: the device may be in the middle of it."""
+        """Close the connection for `reason`, once the present callback has returned."""
         self._owner.say_once(f"slave (pid {self.pid}) dropped: {reason}")
+        # Not at once: `close` makes the device forget its slave, and the device may
+        # have called `send` with that slave in its hands.
         self._loop.call_later(0, self.close)
 
     def close(self) -> None:
-        """Close the connection; the device learns of it."""
+        """Close the connection, and tell the owner."""
         if self._closed:
             return
         self._closed = True
         if self._retry is not None:
             self._retry.cancel()
         self._release_all()
+        # Before `leave`, which may watch the same socket, or close it.
         self._loop.remove_reader(self._connection.fileno())
         self._linger.leave(self._connection)
         self._owner.slave_closed()

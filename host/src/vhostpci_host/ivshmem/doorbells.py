@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals on their way between the two VMs."""
+"""Carry kicks from the master to the slave, and calls from the slave to the master."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,51 +12,57 @@ from ..interfaces import Loop
 
 
 class Relay:
-    """Passes the signals of one notifier to another.
-
-    It watches a descriptor of its own: the one that it was made from may be closed
-    at any time, and epoll would not say so.
-    """
+    """Forward the signals of one notifier to another, until `close`."""
 
     def __init__(self, loop: Loop, source: Notifier, target: Notifier) -> None:
         self.count = 0
+        """How many times signals were forwarded."""
         self.source = source
-        """The notifier that it was made from."""
+        """The notifier that the relay was made from; a lease compares it."""
         self._loop = loop
+        # Watch a duplicate that only the relay closes.  The owner may close `source` at
+        # any time; epoll would go on to report the eventfd, which QEMU has open too,
+        # and there would be no number left by which to remove it.
         with ExitStack() as undo:
             self._source = undo.enter_context(source.dup())
             self._target = target.dup()
             undo.pop_all()
-        loop.add_reader(self._source.fileno(), self._pass)
+        loop.add_reader(self._source.fileno(), self._forward)
 
-    def _pass(self) -> None:
+    def _forward(self) -> None:
         try:
+            # Drain first: a kick that came between the signal and a later drain would
+            # be lost.
             if self._source.drain():
                 self.count += 1
                 self._target.signal()
         except EOFError:
+            # The end of a pipe stays readable: the loop would call back for ever.
             self._loop.remove_reader(self._source.fileno())
 
     def close(self) -> None:
-        """Pass no more."""
+        """Stop forwarding, and close the relay's descriptors."""
+        # Remove the number before it is closed and becomes another file's.
         self._loop.remove_reader(self._source.fileno())
         self._source.close()
         self._target.close()
 
 
 class VectorSet:
-    """The vectors of one slave's device: they are given to it once, when it comes.
+    """The eventfds of one slave's vectors, which the slave gets once, when it connects.
 
-    A ring whose kick is known by then has the kick itself for its vector: so it goes
-    from VM to VM, and we sleep.  Another has an eventfd of ours, to which kicks are
-    relayed; so are those of a driver that has started anew, as it brings new ones.
+    The vector of a ring whose kick is known by then is the kick itself: the master
+    signals the slave without the daemon.  Any other ring has an eventfd of ours, into
+    which the daemon relays the kicks.  A driver that starts again brings new kicks;
+    those are relayed too, because the slave's QEMU takes its vectors only once.
 
     Args:
-        kicks: by ring, as far as they are known.
+        kicks: one for each ring; None for a kick that is not known yet.
     """
 
     def __init__(self, kicks: Sequence[Notifier | None]) -> None:
         self.notifiers: list[Notifier] = []
+        # The kernel's number of each eventfd that is a kick itself, and its ring.
         self._direct: dict[int, int] = {}
         with ExitStack() as undo:
             undo.callback(self.close)
@@ -64,9 +70,13 @@ class VectorSet:
             undo.pop_all()
 
     def _fill(self, kicks: Sequence[Notifier | None]) -> None:
+        # Vector 0 is for the metadata; the rings' vectors follow in their order.
         self.notifiers.append(Notifier.new())
         for ring, kick in enumerate(kicks):
+            # Compare the kernel's number: two descriptors may be of one eventfd.
             number = None if kick is None else kick.eventfd_id
+            # A pipe has no number, and QEMU takes only eventfds.  One eventfd
+            # as the vector of two rings would signal only one of them.
             if kick is None or number is None or number in self._direct:
                 self.notifiers.append(Notifier.new())
             else:
@@ -74,38 +84,37 @@ class VectorSet:
                 self._direct[number] = ring
 
     def signal_metadata(self) -> None:
-        """Tell the agent that the metadata has changed."""
+        """Signal the agent that the metadata has changed."""
         self.notifiers[md.METADATA_VECTOR].signal()
 
     def is_direct(self, ring: int) -> bool:
-        """Whether the slave was given a kick of this ring's."""
+        """Whether this ring's vector is the kick that the ring had at first."""
         return ring in self._direct.values()
 
     def relay_target(self, ring: int, kick: Notifier) -> Notifier | None:
-        """Return where to relay a ring's kick; None if the slave has it itself.
+        """Return the notifier to relay a ring's kick to; None if no relay is needed.
 
         Raises:
-            ProtocolError: it is another ring's kick, so relaying might go in a circle.
+            ProtocolError: the kick is the vector of another ring.
         """
         number = kick.eventfd_id
         if number in self._direct:
+            # Two rings with each other's kicks would be two relays that signal each
+            # other for ever.
             if self._direct[number] != ring:
                 raise ProtocolError(f"ring {ring} has the kick of another ring")
+            # The slave waits for this very eventfd; a relay would take its signals.
             return None
         return self.notifiers[md.FIRST_KICK_VECTOR + ring]
 
     def close(self) -> None:
-        """Let go of them; the slave has descriptors of its own."""
+        """Close our descriptors; the slave has its own."""
         for notifier in self.notifiers:
             notifier.close()
 
 
 class CallSet:
-    """The master's call notifiers as one peer of the slave: vector i is ring i.
-
-    A ring without one has a placeholder: a peer's vectors are known by their order.
-    A pipe or socket (User Mode Linux) is behind an eventfd: QEMU takes nothing else.
-    """
+    """The eventfds of one call peer: vector i interrupts the master for ring i."""
 
     def __init__(self, loop: Loop, sources: Sequence[Notifier | None]) -> None:
         self.notifiers: list[Notifier] = []
@@ -121,24 +130,30 @@ class CallSet:
         if source is not None and source.is_eventfd:
             self.notifiers.append(source.dup())
             return
+        # A ring without a call has a placeholder, because a vector is known only by its
+        # place in the order.  A pipe or a socket, which User Mode Linux brings, has an
+        # eventfd in front, because the slave's QEMU takes nothing else.
         self.notifiers.append(Notifier.new())
         if source is not None:
             self._relays.append(Relay(loop, self.notifiers[-1], source))
 
     def covers(self, wanted: Sequence[Notifier | None]) -> bool:
-        """Whether it has all of these: that a ring has stopped takes no new peer."""
+        """Whether every notifier in `wanted` is in the set already."""
+        # A ring that has stopped wants none, and needs no new peer.  Compare objects,
+        # not numbers: `_sources` keeps the objects alive, so none is ever mistaken for
+        # a newer one, while the number of a closed descriptor is soon used again.
         return all(
             theirs is None or ours is theirs
             for ours, theirs in zip(self._sources, wanted, strict=True)
         )
 
     def signal(self) -> None:
-        """Signal all: one interrupt too many is harmless, one lost hangs a queue."""
+        """Interrupt the master for every ring."""
         for notifier in self.notifiers:
             notifier.signal()
 
     def close(self) -> None:
-        """Let go of them; the slave's QEMU has descriptors of its own."""
+        """End the relays, and close our descriptors; the slave's QEMU has its own."""
         for relay in self._relays:
             relay.close()
         for notifier in self.notifiers:

@@ -17,13 +17,13 @@ from . import wire
 from .peers import refusal
 
 LINGER = 30.0
-"""Seconds after which no QEMU is still between those two steps."""
+"""Seconds after which no QEMU is still between `chardev-add` and `device_add`."""
 MOST = 64
-"""Connections that are kept at a time; more than that come from a hostile peer."""
+"""The most connections that are kept open; only a hostile peer makes more."""
 
 
 class Linger:
-    """The connections that wait for their QEMU to close them.
+    """Keep connections open until their QEMU has closed them.
 
     Args:
         loop: the daemon's own loop.  The loop of one device will not do: it calls
@@ -35,10 +35,10 @@ class Linger:
         self._waiting: dict[socket.socket, Timer] = {}
 
     def leave(self, connection: socket.socket) -> None:
-        """Take a connection over, and close it as soon as that harms no QEMU.
-
-        A process (an agent with --socket) copes with a closed connection at once.
-        """
+        """Take a connection over, and close it as soon as that harms no QEMU."""
+        # An agent process copes with a connection that closes at any time; a QEMU that
+        # has closed its end reads no more.  Beyond MOST, our own descriptors count more
+        # than the peer that opens so many connections.
         if (
             wire.is_process(connection)
             or sockets.hung_up(connection)
@@ -46,26 +46,28 @@ class Linger:
         ):
             connection.close()
             return
-        late = self._loop.call_later(LINGER, partial(self._close, connection))
-        self._waiting[connection] = late
+        timer = self._loop.call_later(LINGER, partial(self._close, connection))
+        self._waiting[connection] = timer
         readable = partial(self._readable, connection)
         self._loop.add_reader(connection.fileno(), readable)
 
     def refuse(self, connection: socket.socket) -> None:
-        """Tell a peer that it cannot have what it connected for."""
+        """Tell a slave that it is refused, and keep its connection open."""
         wire.send_last(connection, refusal())
         self.leave(connection)
 
     def close(self) -> None:
-        """Close all connections now: the daemon ends."""
+        """Close all connections now, because the daemon ends."""
         for connection in list(self._waiting):
             self._close(connection)
 
     def _readable(self, connection: socket.socket) -> None:
+        # A QEMU that sends something has not closed its end; what it sent is discarded.
         if sockets.at_end(connection):
             self._close(connection)
 
     def _close(self, connection: socket.socket) -> None:
         self._waiting.pop(connection).cancel()
+        # Before close(): a closed socket has no number to remove.
         self._loop.remove_reader(connection.fileno())
         connection.close()

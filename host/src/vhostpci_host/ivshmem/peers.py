@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose doorbell is whose, on one ivshmem connection.
+"""The peers of one ivshmem connection: which ID stands for which eventfds.
 
-The slave's QEMU is peer 0 and gets all its vectors during the handshake, since it
-takes none later.  The daemon is peer 1, with one doorbell.  From 2 on, each set of
-the master's call eventfds is a peer, vector i for ring i.
-
-An ID is never used twice: QEMU frees a peer's array once more when an ID comes back
-(`close_peer_eventfds` in hw/misc/ivshmem.c, from 2.5 until at least 10.2).  Nor is a
-peer taken back twice.  65,534 sets are enough for a connection's life.
+- Peer 0 is the slave's device, with all its vectors.
+- Peer 1 is the daemon, with one doorbell.
+- Each peer from 2 on is one set of the master's call eventfds: vector i is ring i.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,87 +16,96 @@ from ..fds import Fd, Notifier
 
 
 class PeersExhausted(Exception):
-    """This connection can have no further peer; only a new one can."""
+    """The connection can take no further peer; only a new connection can."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """One ivshmem message, and the descriptor beside it, which is not ours."""
+    """One ivshmem message, and the descriptor beside it, which the caller keeps."""
 
     message: int
     fd: Fd | None = None
 
 
 class Peers:
-    """The IDs that one connection has seen, and what to send next."""
+    """Choose the peer IDs of one connection, and make the messages about them."""
 
     def __init__(self) -> None:
         self.call_peer: int | None = None
         """The peer that has the master's present call eventfds."""
         self.used = 0
-        """How many sets were introduced so far."""
+        """How many call peers were introduced; it never decreases."""
         self._old: list[int] = []
-        """Those that are void, and were not taken back."""
+        """Call peers that are void, and that the slave has not been told to drop."""
 
     def handshake(
         self, memory: Fd, vectors: Sequence[Notifier], doorbell: Notifier
     ) -> list[Outgoing]:
-        """Return all that QEMU needs to become a device, to be sent in one go."""
+        """Return the messages that make QEMU's device; send all of them at once."""
+        # QEMU reads these messages in realize(), one after the other, with its whole VM
+        # standing still, until it has the shared memory.  If the connection ends before
+        # that, QEMU reads from it for ever.
         return [
             Outgoing(ivshmem.VERSION),
             Outgoing(md.SLAVE_ID),
             Outgoing(ivshmem.SHARED_MEMORY, memory),
+            # Before the vectors: once the agent can be interrupted, it can answer.
             Outgoing(md.DAEMON_PEER, doorbell),
+            # All vectors now: QEMU with KVM aborts when the guest unmasks a vector that
+            # has no eventfd.  The k-th message is vector k, as none has a number.
             *(Outgoing(md.SLAVE_ID, vector) for vector in vectors),
         ]
 
     def introduce(self, calls: Iterable[Notifier]) -> list[Outgoing]:
-        """Give a new set of call eventfds to the slave, under a new ID.
+        """Return the messages that give the slave a new set of call eventfds.
 
-        The peer before it stays until `retire`: the slave may still ring it.
+        The peer before it stays until `retire`: the agent may still ring it.
 
         Raises:
-            PeersExhausted: there is no ID left.
+            PeersExhausted: every ID has been used.
         """
+        # Count up, and never use an ID again: when an ID comes back, QEMU frees the
+        # old peer's array a second time (close_peer_eventfds in hw/misc/ivshmem.c, from
+        # 2.5 until at least 10.2).  65,534 sets are enough for one connection.
         peer = md.FIRST_CALL_PEER + self.used
         if peer > ivshmem.MAX_ID:
-            raise PeersExhausted(f"all {self.used} call peers were used")
+            raise PeersExhausted(f"all {self.used} IDs of call peers have been used")
         self.withdraw()
         self.used += 1
         self.call_peer = peer
         return [Outgoing(peer, call) for call in calls]
 
     def withdraw(self) -> None:
-        """The present set is void; `retire` takes it back."""
+        """Mark the present call peer as void; `retire` tells the slave later."""
         if self.call_peer is not None:
             self._old.append(self.call_peer)
             self.call_peer = None
 
     @property
     def kept(self) -> int:
-        """How many void sets the slave still has."""
+        """How many void call peers the slave still has."""
         return len(self._old)
 
     def retire(self) -> list[Outgoing]:
-        """Take back the peers that nobody rings any more, each once."""
+        """Return the messages that tell the slave to drop its void call peers."""
+        # Empty the list first: to drop a peer twice is a double free in QEMU, too.
         old, self._old = self._old, []
         return [Outgoing(peer) for peer in old]
 
 
 def window_handshake(number: int, memory: Fd, vector: Notifier) -> list[Outgoing]:
-    """Return all that makes a device of a window with the master's memory.
-
-    It takes no doorbells, and its vector is never signalled: QEMU under KVM ends
-    with a device that has a vector without an eventfd.
-    """
+    """Return the messages that make a device of a window with the master's memory."""
     return [
         Outgoing(ivshmem.VERSION),
         Outgoing(number),
         Outgoing(ivshmem.SHARED_MEMORY, memory),
+        # This eventfd is never signalled.  The device has one vector at least, and QEMU
+        # with KVM aborts on a vector without an eventfd.
         Outgoing(number, vector),
     ]
 
 
 def refusal() -> list[Outgoing]:
-    """Return what a slave is told that is not wanted, as there is one already."""
+    """Return the messages for a slave that is refused."""
+    # A version that QEMU does not know ends the device's realize() with an error.
     return [Outgoing(ivshmem.REFUSED)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The slave's connection: its peers, and the master's call notifiers behind them."""
+"""The slave of one device: its vectors, its peers, and when to replace a call peer."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -10,52 +10,50 @@ from .doorbells import CallSet, VectorSet
 from .peers import Outgoing, Peers, PeersExhausted
 
 UNREAD_MAX = 0.100
-"""Seconds to wait for the slave's QEMU to read of a new peer."""
+"""Seconds to wait until the slave's QEMU has read the messages about a new peer."""
 KEPT_MAX = 128
-"""Eventfds of old peers that a device which keeps them may have, before it is replaced.
+"""Eventfds of old peers that a plugged function may keep before it is replaced.
 
-A QEMU may have 1024 descriptors, if nobody gave it more.
+By default, a QEMU process may have 1024 descriptors open.
 """
 RETIRE = 1.0
-"""Seconds after which an old peer goes, even if the agent says nothing."""
+"""Seconds after which an old peer is dropped even if the agent does not answer."""
 
 
 class SlavePort(Protocol):
-    """The ivshmem connection, as the device sees it."""
+    """The ivshmem connection, as `Slave` and `Device` use it."""
 
     @property
     def pid(self) -> int:
-        """The slave's QEMU, or the agent itself; 0 if unknown."""
+        """The process of the slave's QEMU, or of the agent; 0 if unknown."""
         ...
 
     @property
     def is_process(self) -> bool:
-        """Whether it is an agent itself, not the QEMU of a slave VM."""
+        """Whether the slave is an agent process, not the QEMU of a slave VM."""
         ...
 
     def send(self, messages: list[Outgoing]) -> None:
-        """Send messages, in this order, however long it takes."""
+        """Send messages in this order; those that must wait are queued."""
 
     def unread(self) -> bool:
-        """Whether the other side has not read all of them."""
+        """Whether the slave has not yet read everything that was sent."""
         ...
 
     def drop(self, reason: str) -> None:
-        """Close it for `reason`; the device is told by `slave_gone`."""
+        """Close the connection for `reason`; `Device.slave_gone` is called later."""
 
 
 class Slave:
-    """One ivshmem connection, from its handshake to its end.
+    """The slave of one device, from its handshake until its connection ends.
 
     Args:
         port: the connection.
-        loop: what calls back.
-        window: window 0.
-        vectors: the vectors that it is given; they are ours to close.
-        doorbell: ours, for the agent to ring.
-        unplugged: whether its device will be unplugged one day.  QEMU frees what it
-            knows of a peer that is taken back, and again when the device goes; so
-            such a device keeps all that it was told of.
+        loop: tells the time, and runs the relays.
+        window: the file of window 0.
+        vectors: the slave's vectors; `close` closes them.
+        doorbell: the daemon's own eventfd, which the agent signals as peer 1.
+        plugged: whether the daemon plugged the ivshmem function, and will unplug it.
     """
 
     def __init__(
@@ -66,74 +64,93 @@ class Slave:
         vectors: VectorSet,
         doorbell: Notifier,
         *,
-        unplugged: bool = False,
+        plugged: bool = False,
     ) -> None:
         self.port = port
         self.vectors = vectors
         self.peers = Peers()
         self._loop = loop
-        self._unplugged = unplugged
+        self._plugged = plugged
         self._calls: CallSet | None = None
         self._unread_until: float | None = None
-        self._retire: tuple[int, float] | None = None
+        # The generation that may still name an old peer, and since when it is old.
+        self._outdated: tuple[int, float] | None = None
         port.send(self.peers.handshake(window, vectors.notifiers, doorbell))
 
     def introduce(self, wanted: Sequence[Notifier | None], generation: int) -> bool:
-        """Make these call notifiers the newest peer, unless they are it already.
+        """Make a new call peer of these notifiers; return whether one was needed.
 
-        `generation` is the last in which the agent was told of the peer before.
+        Args:
+            wanted: one for each ring; None for a ring that does not run.
+            generation: the last one that may name the peer before.
 
         Raises:
-            PeersExhausted: the slave's device can have no other.
+            PeersExhausted: the slave's ivshmem function can have no further peer.
         """
         if not any(wanted) or (self._calls and self._calls.covers(wanted)):
             return False
-        if self._unplugged and self.peers.kept * len(wanted) >= KEPT_MAX:
+        # A plugged function keeps its old peers (see `retire`), so they are counted.
+        if self._plugged and self.peers.kept * len(wanted) >= KEPT_MAX:
             raise PeersExhausted(f"it keeps the eventfds of {self.peers.kept} peers")
         self._close_calls()
         self._calls = CallSet(self._loop, wanted)
+        # The agent rings the old peer until it acts by the next generation, so the
+        # slave keeps both for now.
         self.port.send(self.peers.introduce(self._calls.notifiers))
-        self._retire = (generation, self._loop.time())
+        self._outdated = (generation, self._loop.time())
         return True
 
     def withdraw(self, generation: int) -> None:
-        """The master is gone: its call notifiers are void."""
+        """Make the call peer void, because the front-end has disconnected."""
         self._close_calls()
         self.peers.withdraw()
-        self._retire = (generation, self._loop.time())
+        self._outdated = (generation, self._loop.time())
 
     def retire(self, reached: int) -> None:
-        """Take back old peers when the agent, at generation `reached`, knows better."""
-        if self._retire is None:
+        """Drop old peers once the agent has answered a generation without them.
+
+        Args:
+            reached: the generation that the agent has answered.
+        """
+        if self._outdated is None:
             return
-        generation, since = self._retire
+        generation, since = self._outdated
         if reached <= generation and self._loop.time() - since < RETIRE:
             return
-        self._retire = None
-        if not self._unplugged:
+        self._outdated = None
+        # QEMU frees the array of a peer when the peer is dropped, and frees it again
+        # when the ivshmem function goes: a function that will be unplugged has to keep
+        # all its peers.
+        if not self._plugged:
             self.port.send(self.peers.retire())
+        # Until now the agent may have rung the old peer: the master's driver, which has
+        # new call eventfds, has missed those interrupts.
         self.signal_calls()
 
     def behind(self) -> bool:
-        """Whether to wait until its QEMU has read of the newest peer.
+        """Whether to wait because the slave's QEMU has unread messages.
 
-        Until then, a doorbell for that peer rings nowhere.
+        QEMU ignores a doorbell for a peer that it has not read about.
         """
         if not self.port.unread():
             self._unread_until = None
             return False
+        # The wait is bounded: a QEMU that reads nothing must not keep the daemon from
+        # publishing.
         now = self._loop.time()
         if self._unread_until is None:
             self._unread_until = now + UNREAD_MAX
         return now < self._unread_until
 
     def signal_calls(self) -> None:
-        """Interrupt the master: once too often is harmless, a lost one is not."""
+        """Interrupt the master for every ring of the present call peer."""
+        # Callers signal once too often on purpose: a spurious interrupt is harmless, a
+        # lost one hangs the queue.
         if self._calls is not None:
             self._calls.signal()
 
     def close(self) -> None:
-        """Let go of the notifiers."""
+        """Close the notifiers."""
         self._close_calls()
         self.vectors.close()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The socket of one window: whoever connects gets the window's file."""
+"""The socket of one window: a slave that connects to it gets the window's file."""
 
 import socket
 from collections.abc import Callable
@@ -21,30 +21,30 @@ class Listening(Protocol):
     """A listening socket that calls back with each connection."""
 
     def close(self) -> None:
-        """Stop listening, and remove the socket."""
+        """Stop listening, and remove the socket's file."""
 
 
 Listen = Callable[[Path, Callable[[socket.socket], None]], Listening]
-"""Listens at a path, and calls back with each connection.
+"""A function that listens at a path, and calls back with each connection.
 
-Raises `HostError` if there cannot be a socket.
+It raises `HostError` if it cannot make the socket.
 """
 
 
 class WindowSocket:
-    """The socket of one window: a slave that connects can read and write the memory.
+    """Give one window to the slave that connects to its socket, one slave at a time.
 
     Args:
-        number: the window's, and the IVPosition of the device that shows it.
-        window: its file; it stays the caller's.
-        path: of the socket.
+        number: the window's number, which is the IVPosition of its ivshmem function.
+        window: the window's file, of which this object makes its own descriptor.
+        path: where to make the socket.
         listen: makes the socket.
-        loop: calls it back.
+        loop: calls back when a connection ends.
         linger: keeps connections open that QEMU would spin on.
-        say_once: warns of a peer, but not each time that it tries again.
+        say_once: logs a warning, unless it repeats the last one.
 
     Raises:
-        HostError: there cannot be a socket at `path`.
+        HostError: the socket at `path` cannot be made.
     """
 
     def __init__(
@@ -78,23 +78,24 @@ class WindowSocket:
 
     def _new(self, connection: socket.socket) -> None:
         if self._connection is not None and self._connection.hung_up():
-            # Its end has not been read yet: this is the same slave, back again.
+            # The loop has not yet told us that the old connection ended.  Without this
+            # check, a slave that reconnects would be refused because of itself.
             self._connection.close()
-        why = self._why_not(connection)
-        if why is not None:
+        reason = self._refusal(connection)
+        if reason is not None:
             self._linger.refuse(connection)
-            self.say_once(why)
+            self.say_once(reason)
             return
         self._connection = SlaveConnection(self, connection, self._loop, self._linger)
         self._connection.start()
         self._connection.send(window_handshake(self._number, self._file, self._vector))
 
-    def _why_not(self, connection: socket.socket) -> str | None:
-        """Return why this peer cannot have the window; None if it can."""
+    def _refusal(self, connection: socket.socket) -> str | None:
+        """Return why this slave cannot have the window; None if it can."""
         who = f"window {self._number} refused to pid {sockets.peer_pid(connection)}"
         if self._connection is not None:
-            return f"{who}: pid {self._connection.pid} has it"
-        # QEMU aborts on a BAR whose size is no power of two.
+            return f"{who}: pid {self._connection.pid} is connected"
+        # QEMU aborts on a BAR whose size is no power of two; a process maps any size.
         if not self._fits_bar and not wire.is_process(connection):
             return (
                 f"{who}: its {self._size} bytes are no power of two, as a VM's BAR "
@@ -104,11 +105,12 @@ class WindowSocket:
         return None
 
     def slave_closed(self) -> None:
-        """Note that the connection is closed; another slave may have the window."""
+        """Note that the connection is closed, so another slave may connect."""
         self._connection = None
 
     def close(self) -> None:
-        """Close the socket and the connection: the window is shown no more."""
+        """Close the socket and the connection, and our descriptors of the window."""
+        # Stop listening first: a slave that reconnects must not get the window again.
         self._listener.close()
         if self._connection is not None:
             self._connection.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ivshmem messages on a socket: each with at most one descriptor; we only send."""
+"""Send ivshmem messages on a socket: each is 8 bytes with at most one descriptor."""
 
 import array
 import contextlib
@@ -13,20 +13,18 @@ from .peers import Outgoing
 
 
 def is_process(connection: socket.socket) -> bool:
-    """Whether an ivshmem client is an agent itself, and no QEMU.
-
-    An agent gives its socket a name before it connects; QEMU never does.
-    """
+    """Whether the ivshmem client is an agent process, and not a QEMU."""
+    # An agent binds its socket to an abstract name before it connects; QEMU never does.
     return bool(connection.getpeername())
 
 
 def send_outgoing(connection: socket.socket, outgoing: Outgoing) -> None:
-    """Send one ivshmem message in a sendmsg() of its own, as QEMU needs it.
+    """Send one ivshmem message.
 
     Raises:
-        BlockingIOError: the buffer is full; it has not been sent.
-        EOFError: the other side is gone.
-        OSError: ETOOMANYREFS, if too many descriptors are under way.
+        BlockingIOError: the socket's buffer is full; the message was not sent.
+        EOFError: the client has closed the connection.
+        OSError: ETOOMANYREFS, if too many descriptors are in flight.
     """
     ancillary = []
     if outgoing.fd is not None:
@@ -34,20 +32,25 @@ def send_outgoing(connection: socket.socket, outgoing: Outgoing) -> None:
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
     data = ivshmem.encode(outgoing.message)
     try:
+        # One sendmsg() for each descriptor: of several in one sendmsg(), QEMU uses the
+        # first and closes the others.  Eight bytes are sent whole or not at all.
         connection.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
     except ConnectionError as error:
         raise EOFError(str(error)) from error
 
 
 def send_last(connection: socket.socket, messages: list[Outgoing]) -> None:
-    """Send the last messages that this peer gets, if it takes them."""
+    """Send the last messages that a client gets; drop those that it does not take."""
     with contextlib.suppress(EOFError, BlockingIOError):
         for outgoing in messages:
             send_outgoing(connection, outgoing)
 
 
 def has_unread(connection: socket.socket) -> bool:
-    """Whether the other side has not read all that we sent."""
+    """Whether the client has not yet read everything that we sent."""
+    # For a Unix socket, SIOCOUTQ counts what the other end has not read, although it
+    # lies in the other end's queue already.  Python names it only as TIOCOUTQ, which is
+    # the same number.
     queued = array.array("i", [0])
-    fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, queued)  # SIOCOUTQ
+    fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, queued)
     return queued[0] > 0
