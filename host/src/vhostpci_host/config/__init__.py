@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device is configured to be: its options, and the file that lists devices."""
+"""The configuration of devices: their options, and the file that lists devices."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device is configured to be, checked before anything is made."""
+"""The configuration of one device, checked before any file or socket is made."""
 
 import grp
 import os
@@ -21,6 +21,9 @@ MAX_MEMORY = 2**44
 MAX_SUN_PATH = 107
 """Bytes that `struct sockaddr_un` has for a path (unix(7)), less the NUL."""
 
+# A device's name becomes part of file names, QEMU IDs and QEMU options, so it can have
+# neither "/" nor "," nor a space.  It begins with no "-", which the command line would
+# take for an option, and no ".", which would hide its files.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # int() refuses more than 4300 digits with a plain ValueError: take no more than any
 # size that MAX_MEMORY allows could need.
@@ -33,7 +36,7 @@ def check_name(text: str) -> str:
     """Return `text` if it can name a device, its files and its QEMU objects.
 
     Raises:
-        HostError: it cannot.
+        HostError: the text cannot be such a name.
     """
     if not _NAME.fullmatch(text):
         raise HostError(
@@ -44,15 +47,17 @@ def check_name(text: str) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes of a size such as 512M or 4G.
+    """Return the number of bytes that a size such as 512M or 4G stands for.
 
     Raises:
-        HostError: it is none, or none that a VM's memory can have.
+        HostError: the text is no size, or a VM's memory cannot have that size.
     """
     match = _SIZE.fullmatch(text.strip())
     if not match:
         raise HostError(f"memory {text!r}: write a size such as 512M or 4G")
+    # "MiB", "MB" and "M" all mean 2**20 bytes, as the "M" of QEMU's options does.
     size = int(match[1]) * _UNITS[match[2].upper()]
+    # Whole megabytes: the printed QEMU options and libvirt XML give sizes in them.
     if not 0 < size <= MAX_MEMORY or size % MIB:
         raise HostError(
             f"memory {text!r} is {size} bytes: it must be a multiple of 1M, "
@@ -65,8 +70,10 @@ def parse_mode(text: str) -> int:
     """Return the file mode of octal digits such as 0660.
 
     Raises:
-        HostError: they are none, or set more than read and write for somebody.
+        HostError: the text is no file mode, or one that sets other bits than the
+            three for reading and the three for writing.
     """
+    # Only those bits mean something for a socket and a memory file.
     if not re.fullmatch(r"0?[0-7]{3}", text) or int(text, 8) & ~0o666:
         raise HostError(f"socket-mode {text!r}: write octal digits such as 0660")
     return int(text, 8)
@@ -76,8 +83,10 @@ def parse_queue_pairs(text: str) -> int:
     """Return the number of queue pairs.
 
     Raises:
-        HostError: it is none, or more than the metadata has room for.
+        HostError: the text is no number, or the metadata has no room for as many.
     """
+    # The pattern comes first: int() would also take "+1", "1_0" and digits that are not
+    # ASCII.
     if not _COUNT.fullmatch(text) or not 1 <= int(text) <= MAX_QUEUE_PAIRS:
         raise HostError(
             f"queue-pairs {text!r}: write a number from 1 to {MAX_QUEUE_PAIRS}"
@@ -89,8 +98,10 @@ def parse_domain(text: str) -> str:
     """Return `text` if it can be the name of a libvirt domain.
 
     Raises:
-        HostError: it cannot, or virsh would take it for an option.
+        HostError: the text cannot be a domain's name, or looks like an option.
     """
+    # Without a "/" a domain's name cannot be mistaken for a QMP socket, which is an
+    # absolute path: `status` shows either in the same place.
     if not text or text.startswith("-") or "/" in text:
         raise HostError(
             f"slave-libvirt {text!r}: write a domain's name as `virsh list` has it"
@@ -114,23 +125,26 @@ def group_id(name: str) -> int:
 
 
 def window_size(memory: int) -> int:
-    """Return the size of a window for `memory` bytes: a BAR is a power of two."""
+    """Return the size of the window for an arena with `memory` bytes of RAM."""
+    # The metadata region comes behind the RAM.  A power of two: QEMU aborts on a BAR of
+    # another size (an assertion in pci_register_bar).
     return 1 << (memory + md.SIZE - 1).bit_length()
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with a configuration, and the option that it is about."""
+    """A reason why a configuration cannot be served, and the option to change."""
 
     option: str
     text: str
 
 
 class ConfigError(HostError):
-    """Values that do not go together.
+    """The options of a device contradict each other, or one is missing.
 
     Args:
-        config: the device's; more may be said of it.
+        config: the device's configuration.  It exists although it cannot be served, so
+            that a caller can look for further mistakes in it.
         problems: at least one.
     """
 
@@ -143,23 +157,23 @@ class ConfigError(HostError):
 class Mode(StrEnum):
     """How the master's memory comes into the slave's windows."""
 
-    ARENA = "arena"  # one file that we make: the master's RAM and window 0
-    ATTACH = "attach"  # whatever files the master has, a window for each
+    ARENA = "arena"  # the daemon makes one file: the master's RAM and window 0
+    ATTACH = "attach"  # the master has its own files: each becomes a window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceConfig:
-    """One device; the paths follow from its name.
+    """The configuration of one device; most of its paths follow from its name.
 
     Raises:
-        ConfigError: the values do not go together, or a socket's path is longer than
-            a socket's path can be.
+        ConfigError: the values contradict each other, or a socket's path is longer
+            than MAX_SUN_PATH.
     """
 
     name: str
     mode: Mode = Mode.ARENA
     memory: int = 0
-    """Bytes of the master's memory; in attach mode it is the master's own affair."""
+    """Bytes of the master's RAM in arena mode; 0 in attach mode."""
     queue_pairs: int = 1
     run_dir: Path = RUN_DIR
     memory_dir: Path = MEMORY_DIR
@@ -167,13 +181,15 @@ class DeviceConfig:
     access: int = 0o600
     """File mode of the sockets and the memory."""
     socket_path: Path | None = None
-    """The vhost-user socket, where it is not the one in `run_dir`."""
+    """The vhost-user socket; None puts it into `run_dir`."""
     slave_qmp: Path | None = None
-    """The QMP socket of the slave VM, for plugging its devices in."""
+    """The QMP socket of the slave VM into which the windows are plugged."""
     slave_libvirt: str | None = None
-    """The libvirt domain of the slave VM, for the same."""
+    """The libvirt domain into which the windows are plugged."""
 
     def __post_init__(self) -> None:
+        # All problems at once: the user of a file should not have to correct one
+        # mistake to learn of the next.
         if problems := [*self._memory_problems(), *self._other_problems()]:
             raise ConfigError(self, problems)
 
@@ -183,6 +199,7 @@ class DeviceConfig:
                 "memory",
                 "memory is missing: in arena mode give the master's RAM, such as 1G",
             )
+        # Refuse a size rather than ignore it: its author expects an arena of that size.
         if self.mode is Mode.ATTACH and self.memory:
             yield Problem(
                 "memory",
@@ -191,14 +208,18 @@ class DeviceConfig:
             )
 
     def _other_problems(self) -> Iterator[Problem]:
+        # Refuse both rather than use one of them silently.
         if self.slave_qmp is not None and self.slave_libvirt is not None:
             yield Problem(
                 "slave-qmp",
                 "slave-qmp and slave-libvirt exclude each other: a domain's QMP "
                 "socket is libvirt's, so give the domain alone",
             )
+        # A window's socket is made only when the master has described its memory: check
+        # now that the longest path of any window fits.
         longest = {**self.sockets, "window's": self.window(md.LAST_WINDOW)}
         for what, path in longest.items():
+            # The kernel counts bytes, not characters.
             if (size := len(os.fsencode(path))) > MAX_SUN_PATH:
                 yield Problem(
                     "socket-path" if path == self.socket_path else "run-dir",
@@ -208,7 +229,7 @@ class DeviceConfig:
 
     @property
     def sockets(self) -> dict[str, Path]:
-        """All sockets that are there as long as the device is."""
+        """All sockets that exist as long as the daemon serves the device."""
         return {
             "vhost-user": self.vhost_user,
             "ivshmem": self.ivshmem,
@@ -217,14 +238,14 @@ class DeviceConfig:
 
     @property
     def files(self) -> dict[str, Path]:
-        """All that the device has in the file system: no two devices share one."""
+        """All files and sockets that belong to this device alone."""
         sockets = {f"{what} socket": path for what, path in self.sockets.items()}
         arena = {"memory": self.arena} if self.mode is Mode.ARENA else {}
         return {**sockets, **arena}
 
     @property
     def plugged(self) -> bool:
-        """Whether the slave is a VM that we plug devices into."""
+        """Whether the daemon plugs the windows into a running slave VM."""
         return self.slave_qmp is not None or self.slave_libvirt is not None
 
     @property
@@ -238,12 +259,12 @@ class DeviceConfig:
         return self.run_dir / f"{self.name}.ivshmem"
 
     def window(self, number: int) -> Path:
-        """The socket of window `number`; that of 0 is the slave's own."""
+        """The socket of window `number`; that of window 0 is `ivshmem`."""
         return Path(f"{self.ivshmem}.{number}") if number else self.ivshmem
 
     @property
     def control(self) -> Path:
-        """The socket that our own command line connects to."""
+        """The socket on which the daemon answers the commands about this device."""
         return self.run_dir / f"{self.name}.control"
 
     @property
@@ -253,35 +274,39 @@ class DeviceConfig:
 
     @property
     def rings(self) -> int:
-        """Virtqueues: receive and transmit for each pair."""
+        """How many virtqueues there are: two for each queue pair."""
         return 2 * self.queue_pairs
 
     @property
     def vectors(self) -> int:
-        """Interrupt vectors that the slave's device must have."""
+        """How many MSI-X vectors the ivshmem function of window 0 must have."""
         return md.FIRST_KICK_VECTOR + self.rings
 
     @property
     def daemon_control(self) -> Path:
-        """The socket for `add`, `remove` and `list`, of a daemon with many devices."""
+        """The socket for `add`, `remove` and `list`, if the daemon serves a file."""
         return daemon_control(self.run_dir)
 
 
 def daemon_control(run_dir: Path) -> Path:
-    """Return the control socket of a daemon with many devices."""
+    """Return the control socket of a daemon that serves many devices."""
+    # No device's name leads to this path: its sockets here are NAME.control and so on.
     return run_dir / "control"
 
 
 def conflicts(
     devices: Iterable[DeviceConfig],
 ) -> Iterator[tuple[DeviceConfig, DeviceConfig | None, str]]:
-    """Find files that two devices, or a device and the daemon, would both have.
+    """Find the files that two devices, or a device and the daemon, would both use.
 
-    Each comes with the device that is later, the one before it (None is the daemon),
-    and what to say.
+    Yields:
+        For each such file: the device that comes later in `devices`, the one before it
+        (None is the daemon), and the text of the error.
     """
     owners: dict[str, tuple[DeviceConfig | None, str]] = {}
     for device in devices:
+        # normpath, not realpath: the check depends on the configuration alone, and not
+        # on what lies in the file system at this moment.
         daemons = os.path.normpath(device.daemon_control)
         owners.setdefault(daemons, (None, "the daemon's control socket"))
         for what, path in device.files.items():

@@ -32,12 +32,13 @@ from .device import RUN_DIR, ConfigError, DeviceConfig, check_name, conflicts
 
 DEVICE = "device"
 
+# TOML 1.0: a bare key has only ASCII letters, ASCII digits, "_" and "-".
 _BARE_KEY = re.compile(r"[\w-]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
-    """What a file says, all of it checked."""
+    """The content of a configuration file that has no mistakes."""
 
     run_dir: Path
     shared: dict[str, str]
@@ -56,10 +57,11 @@ def load(path: Path) -> ConfigFile:
     """Read a configuration file.
 
     Raises:
-        FileError: it has mistakes; the text tells them all.
-        HostError: it cannot be read.
+        FileError: the file has mistakes; the text has them all.
+        HostError: the file cannot be read.
     """
     try:
+        # Bytes, so that `_parse` can name the line of a byte that is not UTF-8.
         data = path.read_bytes()
     except OSError as error:
         raise explain("read", path, error) from error
@@ -67,6 +69,8 @@ def load(path: Path) -> ConfigFile:
         document = _parse(data)
     except HostError as error:
         raise FileError(path, [str(error)]) from error
+    # absolute() follows no symbolic link: relative paths count from the directory that
+    # the user has named.
     check = _Check(path.absolute().parent, document)
     if mistakes := check.mistakes():
         raise FileError(path, mistakes)
@@ -75,6 +79,7 @@ def load(path: Path) -> ConfigFile:
 
 def _parse(data: bytes) -> dict[str, Any]:
     try:
+        # tomllib takes no other encoding than UTF-8, and TOML has no other.
         return tomllib.loads(data.decode())
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
@@ -83,6 +88,7 @@ def _parse(data: bytes) -> dict[str, Any]:
             "save the file as UTF-8"
         ) from error
     except RecursionError:
+        # tomllib calls itself for each bracket.
         raise HostError("this is not TOML: too many nested brackets") from None
     # TOMLDecodeError, and int()'s plain ValueError for more than 4300 digits.
     except ValueError as error:
@@ -97,7 +103,7 @@ class _Table:
     texts: dict[str, str] = field(default_factory=dict)
     values: dict[str, object] = field(default_factory=dict)
     wrong: set[str] = field(default_factory=set)
-    """Options that are given, with a value that cannot be."""
+    """The options that stand in the table with a wrong value."""
     mistakes: list[str] = field(default_factory=list)
 
     def add_mistake(self, text: object) -> None:
@@ -108,7 +114,8 @@ class _Check:
     """Checks a parsed file, and keeps its mistakes in the order of its tables.
 
     Args:
-        base: the file's directory, from which its relative paths count.
+        base: the file's directory, from which its relative paths count.  The daemon's
+            working directory may be any, for instance / under systemd.
         document: the file, as `tomllib` returns it.
     """
 
@@ -123,6 +130,7 @@ class _Check:
         # After the whole top: its options are defaults for every device, even if
         # `device.NAME.OPTION = ...` stands before them.
         self._check_devices(document.get(DEVICE, {}))
+        # After all devices: a conflict may be with one that comes later in the file.
         for device, _, text in conflicts(self._devices):
             self._tables[device.name].add_mistake(text)
 
@@ -132,7 +140,7 @@ class _Check:
         return [text for table in tables for text in table.mistakes]
 
     def result(self) -> ConfigFile:
-        """Return what the file says; the caller has seen that it has no mistakes."""
+        """Return the content; the caller has checked that there are no mistakes."""
         run_dir = self._top.values.get("run-dir", RUN_DIR)
         assert isinstance(run_dir, Path), "a path option"
         return ConfigFile(run_dir, self._top.texts, tuple(self._devices))
@@ -141,6 +149,8 @@ class _Check:
         if _is_array_of_tables(value):
             name = _quoted(key)
             self._top.add_mistake(f"[[{name}]]: there are only tables [device.NAME]")
+        # Most likely [NAME] of a device, without the "device.".  A table that has an
+        # option's name is a wrong value of that option instead.
         elif isinstance(value, dict) and key not in options.OPTIONS:
             name = _quoted(key)
             self._top.add_mistake(f"[{name}]: there are only tables [device.NAME]")
@@ -171,7 +181,8 @@ class _Check:
         try:
             check_name(name)
         except HostError as error:
-            # Make no configuration of it: its paths would have that name in them.
+            # The name's mistake comes before those of the options.  Assemble no
+            # configuration: its paths would have that name in them.
             table.mistakes.insert(0, f"{table.heading}: {error}")
         else:
             self._assemble(name, table)
@@ -186,13 +197,15 @@ class _Check:
             table.add_mistake(
                 f"{_quoted(key)}: a device's table has no tables in it: remove it"
             )
+            # `memory.x = 1` gives memory a wrong value; `_assemble` must not say that
+            # memory is missing.
             table.wrong.add(key)
         else:
             known = options.OPTIONS.keys() - {options.RUN_DIR.name}
             self._take(table, key, value, sorted(known))
 
     def _take(self, table: _Table, key: str, value: object, known: list[str]) -> None:
-        """Check one value by itself, and keep it."""
+        """Check one option without regard to the others, and keep its value."""
         try:
             text = self._text(key, value, known)
             table.values[key] = options.value(key, text)
@@ -203,25 +216,29 @@ class _Check:
             table.texts[key] = text
 
     def _text(self, key: str, value: object, known: list[str]) -> str:
-        """Return a value as the text that the command line would have."""
+        """Return a value as the text that a user would write on the command line."""
         option = options.OPTIONS.get(key)
         if option is None:
             near = difflib.get_close_matches(key, known, n=1)
-            hint = f"do you mean {near[0]}?" if near else f"there are {_list(known)}"
+            known_names = f"there are {', '.join(known)}"
+            hint = f"do you mean {near[0]}?" if near else known_names
             raise HostError(f"{_quoted(key)}: there is no such option; {hint}")
         if isinstance(value, str):
             return options.absolute(option, value, self._base)
+        # A number where the command line has one.  A `socket-mode = 660` is refused:
+        # TOML would take it for decimal, and octal is what its author means.
         if option.is_number and _is_number(value):
             return str(value)
         or_number = " or a number" if option.is_number else ""
         raise HostError(f"{key} {_shown(value)}: write a text in quotes{or_number}")
 
     def _assemble(self, name: str, table: _Table) -> None:
-        """Make the device's configuration; report values that do not go together."""
+        """Make the device's configuration; report values that contradict each other."""
         wrong = table.wrong | self._top.wrong
         if "mode" in wrong:
             wrong.add("memory")  # only some modes need it, and the mode is unknown
         try:
+            # A device's own options replace those at the top.
             device = options.assemble(name, {**self._top.values, **table.values})
         except ConfigError as error:
             device = error.config
@@ -230,6 +247,7 @@ class _Check:
                 # already; do not call it missing too.
                 if problem.option not in wrong:
                     table.add_mistake(problem.text)
+        # Also a device with problems: `conflicts` can then report its files too.
         self._devices.append(device)
 
 
@@ -243,31 +261,25 @@ def _is_array_of_tables(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    """Whether a value is an integer of TOML: 64 bits, and no boolean.
-
-    `tomllib` takes a hexadecimal number of any length, but str() refuses to write
-    one that has more than 4300 decimal digits.
-    """
+    """Whether a value is an integer that TOML allows: 64 bits, and no boolean."""
+    # In Python, bool is a kind of int.
     if isinstance(value, bool) or not isinstance(value, int):
         return False
+    # tomllib takes a hexadecimal number of any length, but str() raises ValueError for
+    # one that has more than 4300 decimal digits.
     return -(2**63) <= value < 2**63
 
 
 def _shown(value: object) -> str:
-    """Return a value for a message, shortened if it is long or deep.
-
-    A dotted key of thousands of parts makes a table that repr() cannot write.
-    """
+    """Return a value for a message, shortened if it is long or deep."""
     try:
+        # Not repr(): it raises RecursionError for the table that a dotted key of
+        # thousands of parts makes.
         return reprlib.repr(value)
-    except ValueError:  # as above: more than 4300 digits
+    except ValueError:  # a hexadecimal number with more than 4300 decimal digits
         return "(a number of thousands of digits)"
 
 
 def _quoted(key: str) -> str:
     """Return a key as TOML writes it: in quotes if it has more than bare characters."""
     return key if _BARE_KEY.fullmatch(key) else json.dumps(key)
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(names)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A device's options, declared once: for the command line, `add`, and the file.
 
-A value is text until `device` makes a `DeviceConfig` of it, wherever it came from:
-so one check and one message serve `--queue-pairs 99`, a line of a configuration file,
-and what a program writes to the control socket.
+The value of an option is text until `device` makes a `DeviceConfig` of it.  So one
+check and one message serve `--queue-pairs 99`, a line of a configuration file, and what
+a program writes to the control socket.
 """
 
 import argparse
@@ -34,23 +34,23 @@ class Option:
 
     name: str
     field: str
-    """What it sets in `DeviceConfig`."""
+    """The field of `DeviceConfig` that it sets."""
     parse: Callable[[str], object]
-    """Makes the value of the text; raises HostError, with the option's name first."""
+    """Returns the value of a text; its HostError begins with the option's name."""
     metavar: str
     help: str
     is_path: bool = False
     is_number: bool = False
-    """Whether a file may have it as a number, too."""
-    machine: bool = False
-    """Whether it depends on the machine that the daemon runs on what is right."""
+    """Whether a configuration file may also give it as a TOML number."""
+    daemon_checks: bool = False
+    """Whether only the daemon can check its value."""
 
 
 def parse_device_mode(text: str) -> Mode:
-    """Return the mode of that name.
+    """Return the mode whose name is `text`.
 
     Raises:
-        HostError: there is none.
+        HostError: no mode has this name.
     """
     try:
         return Mode(text)
@@ -60,6 +60,7 @@ def parse_device_mode(text: str) -> Mode:
 
 def _path(name: str) -> Callable[[str], Path]:
     def parse(text: str) -> Path:
+        # Path("") is the working directory.
         if not text:
             raise HostError(f"{name} {text!r}: write a path")
         return Path(text)
@@ -137,7 +138,8 @@ SOCKET_GROUP = Option(
     parse=group_id,
     metavar="GROUP",
     help="group that may use sockets and memory (mode 0660)",
-    machine=True,
+    # The daemon may run where other groups exist, in a container for instance.
+    daemon_checks=True,
 )
 SOCKET_MODE = Option(
     name="socket-mode",
@@ -148,18 +150,18 @@ SOCKET_MODE = Option(
 )
 
 WHAT = (MODE, MEMORY, QUEUE_PAIRS, SOCKET_PATH)
-"""What a device is: all that `qemu-args` needs, with the directories."""
+"""The options of the device itself; with PLACES, all that a master's QEMU needs."""
 SLAVE_VM = (SLAVE_QMP, SLAVE_LIBVIRT)
 PLACES = (RUN_DIR, MEMORY_DIR)
 ACCESS = (SOCKET_GROUP, SOCKET_MODE)
 OPTIONS = {option.name: option for option in (*WHAT, *SLAVE_VM, *PLACES, *ACCESS)}
-"""All there are, by name."""
+"""All options, by name."""
 SHARED = frozenset(option.name for option in (*PLACES, *ACCESS))
-"""Those that a file may have at its top, for all its devices."""
+"""The options that may stand at a file's top, for all its devices."""
 
 
 def add_to(parser: argparse.ArgumentParser, *options: Option) -> None:
-    """Have a command take these options."""
+    """Add these options to a command."""
     for option in options:
         parser.add_argument(
             f"--{option.name}",
@@ -170,26 +172,29 @@ def add_to(parser: argparse.ArgumentParser, *options: Option) -> None:
 
 
 def _checked(option: Option) -> Callable[[str], str]:
-    """Have argparse report what is wrong with a text; keep the text."""
+    """Return a type for argparse that checks a text, and returns it as text."""
 
     def check(text: str) -> str:
-        if not option.machine:
+        if not option.daemon_checks:
             try:
                 value(option.name, text)
             except HostError as error:
+                # argparse prints the text of no other exception.
                 raise argparse.ArgumentTypeError(str(error)) from error
+        # The text goes to the daemon, whose working directory is another.
         return absolute(option, text, Path.cwd())
 
     return check
 
 
 def absolute(option: Option, text: str, base: Path) -> str:
-    """Return the text, and if it is a path, seen from `base`."""
+    """Return the text; if it is a relative path, return it joined to `base`."""
+    # An empty text stays empty, so that `_path` refuses it.
     return str(base / text) if option.is_path and text else text
 
 
 def texts(args: argparse.Namespace) -> dict[str, str]:
-    """Return the options that the command line has."""
+    """Return the options that the user gave on the command line."""
     found = {name: getattr(args, name.replace("-", "_"), None) for name in OPTIONS}
     return {name: text for name, text in found.items() if text is not None}
 
@@ -198,10 +203,12 @@ def value(name: str, text: str) -> object:
     """Return the value of an option.
 
     Raises:
-        HostError: there is no such option, or it cannot have that value.
+        HostError: there is no such option, or its value is wrong.
     """
     if name not in OPTIONS:
         raise HostError(f"{name}: no such option; there are: {', '.join(OPTIONS)}")
+    # This refuses NUL and lone surrogates, for which the calls of the operating system
+    # raise ValueError, and line ends, which would break log lines apart.
     if not text.isprintable():
         raise HostError(f"{name} {text!r}: leave out what cannot be printed")
     return OPTIONS[name].parse(text)
@@ -211,19 +218,20 @@ def device(name: str, given: Texts) -> DeviceConfig:
     """Return the configuration of the device `name`.
 
     Raises:
-        HostError: an option is wrong, or they do not go together.
+        HostError: an option is wrong, or the options contradict each other.
     """
     values = {key: value(key, text) for key, text in given.items()}
     return assemble(name, values)
 
 
 def assemble(name: str, values: Mapping[str, object]) -> DeviceConfig:
-    """Return a configuration of values that were parsed.
+    """Return the configuration of device `name` with these parsed values.
 
     Raises:
-        ConfigError: they do not go together.
+        ConfigError: the values contradict each other.
     """
     fields = {OPTIONS[key].field: value for key, value in values.items()}
+    # Mode 0600 would give the group that the user has named nothing.
     if fields.get("group") is not None:
         fields.setdefault("access", 0o660)
     return DeviceConfig(name=name, **fields)  # type: ignore[arg-type]
