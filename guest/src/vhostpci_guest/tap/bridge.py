@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bridge that TAPs join.
 
-It is made if it is not there, and stays when we end: others may have joined it, and
-the next agent will.  One that somebody deletes while we run is not made again, since
-he meant to; when there is one of its name again, the TAPs join that.
+The agent makes the bridge at its start if the bridge does not exist.  The bridge stays
+when the agent ends, because other interfaces may have joined it.  If the bridge is
+deleted while the agent runs, the agent does not make it again, since that was the
+user's decision.  When a bridge of that name appears again, the TAPs join it.
 """
 
 import logging
@@ -20,45 +21,41 @@ def parse_bridge(text: str) -> str:
     """Return a bridge's name.
 
     Raises:
-        ValueError: the kernel would not take it.
+        ValueError: the kernel would refuse the name.
     """
     if not is_name(text):
-        raise ValueError(f"{text!r} is no name of a bridge, as br0")
+        raise ValueError(f"{text!r} is no name of a bridge: write one as br0")
     return text
 
 
 class Bridge:
-    """A bridge by its name.
-
-    Args:
-        name: its name.
-    """
+    """A Linux bridge, known by its name; it need not exist."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     @property
     def index(self) -> int | None:
-        """The kernel's number for it; None if it is not there."""
+        """The interface index of the bridge; None if it does not exist."""
+        # Asked each time: a bridge that is deleted and made again has another index.
         try:
             return socket.if_nametoindex(self.name)
         except OSError:
             return None
 
     def make(self) -> None:
-        """Make it, if it is not there.
-
-        Without the spanning tree protocol a port forwards as soon as it has joined.
-        A MAC of its own does not change with those of its ports, as the kernel's does.
+        """Make the bridge, unless it exists.
 
         Raises:
-            Unusable: there can be none, or what has its name is no bridge.
+            Unusable: the kernel refuses, or an interface of that name is no bridge.
         """
         if self.index is None:
             try:
                 self._make()
             except Unusable as why:
-                if self.index is None:  # else another agent was faster
+                # Another agent, started at the same time, may have made the bridge
+                # after our look: then there is one, and nothing is wrong.
+                if self.index is None:
                     raise Unusable(f"{why}; modprobe bridge, and run as root") from None
         self._check()
 
@@ -68,14 +65,20 @@ class Bridge:
                 "add",
                 ifname=self.name,
                 kind="bridge",
+                # A TAP forwards as soon as it has its carrier.  With the spanning tree
+                # protocol it would listen and learn for two delays of 15 s before.
                 br_stp_state=0,
                 br_forward_delay=0,
+                # Without an address that is set, the kernel gives the bridge the
+                # lowest MAC of its members, which changes as TAPs come and go.
                 address=stable_mac("bridge", self.name),
             )
             ip.link("set", index=socket.if_nametoindex(self.name), state="up")
         log.info("made bridge %s", self.name)
 
     def _check(self) -> None:
+        # The kernel alone would not refuse all of them: a bond or a VRF takes members
+        # by the same request as a bridge.
         with netlink(f"bridge {self.name}", "to look at it") as ip:
             info = ip.link("get", ifname=self.name)[0].get_attr("IFLA_LINKINFO")
         kind = info.get_attr("IFLA_INFO_KIND") if info else None
@@ -86,17 +89,18 @@ class Bridge:
             )
 
     def join(self, tap: str) -> int:
-        """Make a TAP a port of it; return the bridge's number.
+        """Add a TAP to the bridge; return the bridge's interface index.
 
         Raises:
-            Unusable: it is not there, or no bridge, or the kernel refuses.
+            Unusable: the bridge does not exist or is no bridge, or the kernel refuses.
         """
         index = self.index
         if index is None:
             raise Unusable(
                 f"bridge {self.name} is gone: make it again (ip link add {self.name} "
-                "type bridge), or start the agent anew"
+                "type bridge), or restart the agent"
             )
+        # Again: since `make`, another interface may have taken the name.
         self._check()
         with netlink(f"TAP {tap}", f"to join bridge {self.name}") as ip:
             ip.link("set", index=socket.if_nametoindex(tap), master=index)

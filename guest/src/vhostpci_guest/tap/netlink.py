@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks the kernel to set up interfaces, by way of pyroute2."""
+"""Requests to the kernel about network interfaces, made with pyroute2."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,22 +9,24 @@ from ..errors import Unusable
 
 
 def preload() -> None:
-    """Import what it needs, before anybody waits for us.
-
-    It takes longer than all the rest together: a second or two in an emulated VM.
-    """
+    """Import pyroute2 before the agent takes a device."""
+    # The import takes a second or two in an emulated VM.  Later, inside the event loop,
+    # all devices would wait for it, and the daemon for the agent's answer.
     import pyroute2  # noqa: F401
 
 
 @contextmanager
 def netlink(who: str, what: str) -> Iterator[Any]:
-    """Give pyroute2's IPRoute; what the kernel refuses becomes Unusable.
+    """Give a pyroute2.IPRoute, and turn a refusal of the kernel into Unusable.
 
     Args:
-        who: as "TAP vp0".
-        what: that is asked for it.
+        who: the interface that the request is about, as "TAP vp0".
+        what: what is requested, as "MTU 9000".
+
+    Raises:
+        Unusable: the kernel refuses the request.
     """
-    # Imported here, so that only those pay who need it: see `preload`.
+    # Imported here and in `preload` only: commands as `status` start without pyroute2.
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
@@ -32,6 +34,7 @@ def netlink(who: str, what: str) -> Iterator[Any]:
         try:
             yield ip
         except NetlinkError as error:
+            # `args` has the errno and then the text.
             raise Unusable(
                 f"{who}: the kernel refuses {what}: {error.args[-1]}"
             ) from error

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The TAP: what the slave's kernel sees of the master's card.
 
-It is made when the agent learns how many queue pairs there are, and goes with the
-agent, unless the user made it before.  The ioctls are those of linux/if_tun.h.
+The agent makes the TAP when it knows the number of queue pairs.  The TAP disappears
+when the agent closes it or ends; one that the user made before stays.  The ioctls are
+those of linux/if_tun.h.
 """
 
 import errno
@@ -23,8 +24,10 @@ from .netlink import netlink
 
 NODE = Path("/dev/net/tun")
 DEFAULT_NAME = "vp%d"
-MTU_MIN, MTU_MAX = 68, 65521  # the kernel's own limits for a TAP
-NAME_MAX = 15
+# The kernel's limits for a TAP: the smallest MTU of IPv4, and 65535 less the 14 bytes
+# of an Ethernet header.
+MTU_MIN, MTU_MAX = 68, 65521
+NAME_MAX = 15  # bytes: IFNAMSIZ without the NUL at the end
 
 
 def _ioc(direction: int, number: int, size: int) -> int:
@@ -48,8 +51,10 @@ IFF_NO_PI = 0x1000
 IFF_VNET_HDR = 0x4000
 IFF_TUN_EXCL = 0x8000
 
+# struct ifreq has 40 bytes: the name, and a union that begins with the flags.
 _ifreq = struct.Struct("=16sH22x")
 
+# A container may have no machine-id.  The boot ID then keeps the MACs until a reboot.
 
 _MACHINE = (Path("/etc/machine-id"), Path("/proc/sys/kernel/random/boot_id"))
 
@@ -58,7 +63,7 @@ Address = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TapConfig:
-    """What one TAP is to be; None leaves it to the kernel or the master."""
+    """The settings of one TAP; None leaves a setting to the kernel or the master."""
 
     name: str | None = None
     mac: str | None = None
@@ -70,8 +75,9 @@ def parse_name(text: str) -> str:
     """Return an interface name, or a pattern of one with a single ``%d``.
 
     Raises:
-        ValueError: the kernel would not take it.
+        ValueError: the kernel would refuse the name.
     """
+    # The kernel puts the first free number in the place of "%d".
     plain = text.replace("%d", "", 1)
     if not is_name(plain) or len(text) > NAME_MAX:
         raise ValueError(
@@ -82,7 +88,7 @@ def parse_name(text: str) -> str:
 
 
 def is_name(text: str) -> bool:
-    """Whether the kernel takes it for an interface's name."""
+    """Return whether the kernel accepts `text` as the name of an interface."""
     usable = re.fullmatch(r"[^\s/:%]+", text) and len(text.encode()) <= NAME_MAX
     return bool(usable) and text.isprintable() and text not in (".", "..")
 
@@ -91,25 +97,30 @@ def parse_mac(text: str) -> str:
     """Return a unicast MAC address in lower case.
 
     Raises:
-        ValueError: it is none.
+        ValueError: `text` is not a unicast MAC address.
     """
     mac = text.lower()
     if not re.fullmatch(r"([0-9a-f]{2}:){5}[0-9a-f]{2}", mac):
         raise ValueError(f"{text!r} is no MAC address, as 02:00:00:00:00:01")
+    # The lowest bit of the first byte marks a group address.  The kernel refuses those
+    # and zero for an interface: fail at the start, not when a device comes.
     if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
-        raise ValueError(f"{text!r} is a group's or no MAC address: no card has it")
+        raise ValueError(
+            f"{text!r} is a multicast or the zero address: a card needs a unicast MAC"
+        )
     return mac
 
 
 def stable_mac(*what: str) -> str:
-    """Return a MAC that is this machine's for `what`, and the same each time.
-
-    Else a new agent's TAP would have a new one, and the master would send to the old
-    one until its ARP entry expires.
-    """
+    """Return a MAC that depends on this machine and on `what` only."""
+    # The kernel would give each new TAP a random MAC.  After a restart of the agent the
+    # master would send to the old MAC until its ARP entry expires.  The machine is part
+    # of it: two slaves with devices of the same names may be in one network.
     machine = next((path.read_text() for path in _MACHINE if path.exists()), "")
     digest = hashlib.sha256("\0".join((machine, *what)).encode()).digest()[:6]
-    local = bytes([digest[0] & 0xFC | 0x02]) + digest[1:]  # and not a group's
+    # Bit 1 of the first byte: locally administered, so no manufacturer uses it.  Bit 0
+    # is 0: unicast.
+    local = bytes([digest[0] & 0xFC | 0x02]) + digest[1:]
     return local.hex(":")
 
 
@@ -117,7 +128,7 @@ def parse_mtu(text: str) -> int:
     """Return an MTU in bytes.
 
     Raises:
-        ValueError: it is no number, or none that a TAP can have.
+        ValueError: `text` is not a number, or the kernel would refuse that MTU.
     """
     mtu = int(text) if text.isdecimal() else 0
     if not MTU_MIN <= mtu <= MTU_MAX:
@@ -129,8 +140,10 @@ def parse_address(text: str) -> Address:
     """Return an IPv4 or IPv6 address with its prefix length.
 
     Raises:
-        ValueError: it is none, or the prefix length is missing.
+        ValueError: `text` is not an address, or has no prefix length.
     """
+    # Without a length, ip_interface() would take /32 or /128: the slave would have no
+    # route to the master.
     if "/" not in text:
         raise ValueError(f"{text!r} has no prefix length, as in 10.0.0.1/24")
     return ipaddress.ip_interface(text)
@@ -140,13 +153,13 @@ class Tap:
     """A TAP with a descriptor for each queue pair, ready for `readv` and `writev`.
 
     Args:
-        name: its name or pattern; it may exist if nobody uses it.
+        name: its name or pattern; a TAP of this name may exist if it is free.
         queues: how many queue pairs.
-        new: refuse one that exists.
+        new: refuse a TAP that exists.
         node: /dev/net/tun.
 
     Raises:
-        Unusable: it cannot be had; the text says why.
+        Unusable: the TAP cannot be made or attached to.
     """
 
     def __init__(
@@ -157,11 +170,14 @@ class Tap:
             first = _open(node, undo)
             self.name, self.made = _attach_first(first, name, queues, new)
             fds = [first]
+            # By the name that the first queue got: a pattern would make another TAP.
             for _ in range(queues - 1):
                 fds.append(_open(node, undo))
                 _attach(fds[-1], self.name, _flags(queues))
             self.fds = tuple(fds)
             self._undo = undo.pop_all()
+        # A new TAP has its carrier.  Without it until the master's rings run, the slave
+        # does not send into queues that no worker reads.
         self.set_carrier(False)
 
     def set_header_length(self, length: int) -> None:
@@ -173,24 +189,36 @@ class Tap:
         self._ioctl(TUNSETOFFLOAD, int(offloads))
 
     def check(self) -> None:
-        """See that it is still there.
+        """Check that the TAP still exists.
 
         Raises:
-            Unusable: somebody deleted it.
+            Unusable: the TAP was deleted.
         """
+        # It changes nothing, and fails with EBADFD if the queue has lost its TAP.
         self._ioctl(TUNGETIFF, bytes(_ifreq.size))
 
     def set_carrier(self, on: bool) -> None:
-        """Plug the cable in, or out."""
+        """Turn the carrier on or off."""
+        # By the descriptor (since Linux 5.0): unlike a request by netlink it cannot
+        # meet another interface that has got the name.
         self._ioctl(TUNSETCARRIER, struct.pack("=i", on))
 
     def use_queue(self, index: int, on: bool) -> None:
-        """Let the kernel use a queue other than the first, or not."""
+        """Attach a queue other than the first to the TAP, or detach it.
+
+        The descriptor stays open.  The kernel drops the packets that wait in a queue
+        when it is detached.
+
+        Raises:
+            Unusable: the TAP was deleted.
+        """
         flag = IFF_ATTACH_QUEUE if on else IFF_DETACH_QUEUE
         try:
             self._ioctl(TUNSETQUEUE, _ifreq.pack(b"", flag), queue=index)
         except OSError:
-            self.check()  # it is EINVAL, if that is the reason
+            # TUNSETQUEUE is the one ioctl that reports a deleted TAP as EINVAL, not
+            # EBADFD, and EINVAL has other reasons too: a second ioctl tells.
+            self.check()
             raise
 
     def _ioctl(self, request: int, argument: int | bytes, *, queue: int = 0) -> None:
@@ -199,15 +227,15 @@ class Tap:
         except OSError as error:
             if error.errno == errno.EBADFD:
                 raise Unusable(
-                    f"TAP {self.name} is gone: somebody deleted it"
+                    f"TAP {self.name} is gone: another program deleted it"
                 ) from None
             raise
 
     def configure(self, config: TapConfig) -> None:
-        """Set MAC, MTU and addresses, and set it up.
+        """Set MAC, MTU and addresses, and bring the interface up.
 
         Raises:
-            Unusable: the kernel refuses one of them.
+            Unusable: the kernel refuses a setting.
         """
         if config.mac is not None:
             _set(self.name, f"MAC {config.mac}", address=config.mac)
@@ -215,6 +243,7 @@ class Tap:
             self.set_mtu(config.mtu)
         for address in config.addresses:
             _add_address(self.name, address)
+        # Last: from here on the kernel sends its first packets, which have the MAC.
         _set(self.name, "to set it up", state="up")
 
     def set_mtu(self, mtu: int) -> None:
@@ -226,26 +255,33 @@ class Tap:
         _set(self.name, f"MTU {mtu}", mtu=mtu)
 
     def close(self) -> None:
-        """Let go of it; if we made it, it is gone then."""
+        """Close all queues; the kernel then removes a TAP that we made."""
         self._undo.close()
 
 
 def check_node(node: Path = NODE) -> None:
-    """See that there is a /dev/net/tun, before anything is changed for its sake.
+    """Check that /dev/net/tun can be opened.
 
     Raises:
-        Unusable: there is none for us.
+        Unusable: it does not exist, or we may not open it.
     """
     with ExitStack() as undo:
         _open(node, undo)
 
 
 def _flags(queues: int) -> int:
+    # NO_PI: no four bytes of flags and protocol before a packet.  VNET_HDR: each read
+    # and write begins with a virtio-net header, as each packet in the master's buffers
+    # does.  With it checksum and segmentation offload reach the other side.
     flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
+    # The flag must be the same as when the TAP was made (else EINVAL).  A TAP that the
+    # user made with the defaults of `ip tuntap` is one without multi_queue.
     return flags | IFF_MULTI_QUEUE if queues > 1 else flags
 
 
 def _open(node: Path, undo: ExitStack) -> int:
+    # NONBLOCK: a worker reads until there are no more packets, and must not sleep
+    # there.
     try:
         fd = os.open(node, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -261,11 +297,15 @@ def _open(node: Path, undo: ExitStack) -> int:
 
 
 def _attach_first(fd: int, name: str, queues: int, new: bool) -> tuple[str, bool]:
-    """Make the TAP, or take the one there is; return its name, and if we made it."""
+    """Make the TAP or attach to an existing one; return its name, and if we made it."""
     flags = _flags(queues)
+    # TUN_EXCL first: one call without it would not tell whether the TAP was there, and
+    # a TAP of the user's keeps its MAC.
     try:
         return _attach(fd, name, flags | IFF_TUN_EXCL), True
     except OSError as error:
+        # Only for a name that does not exist: else the kernel says EBUSY, and a user
+        # who owns the TAP may attach to it without the capability.
         if error.errno == errno.EPERM:
             raise Unusable("making a TAP needs CAP_NET_ADMIN: run as root") from None
         if error.errno != errno.EBUSY or new:
@@ -273,18 +313,21 @@ def _attach_first(fd: int, name: str, queues: int, new: bool) -> tuple[str, bool
     try:
         return _attach(fd, name, flags), False
     except OSError as error:
-        raise Unusable(f"TAP {name} exists, and {_why(error, queues)}") from error
+        why = _attach_failure(error, queues)
+        raise Unusable(f"TAP {name} exists, and {why}") from error
 
 
 def _attach(fd: int, name: str, flags: int) -> str:
     request = bytearray(_ifreq.pack(name.encode(), flags))
     fcntl.ioctl(fd, TUNSETIFF, request)
+    # The kernel has written the name that it chose for a pattern.
     raw: bytes = _ifreq.unpack(request)[0]
     return raw.split(b"\0", 1)[0].decode()
 
 
-def _why(error: OSError, queues: int) -> str:
-    """Explain why an interface that exists cannot be attached to."""
+def _attach_failure(error: OSError, queues: int) -> str:
+    """Explain why we cannot attach to an interface that exists."""
+    # EBUSY: a single queue, which another process has.  E2BIG: as many as there can be.
     if error.errno in (errno.EBUSY, errno.E2BIG):
         return "another process has it: choose another --tap"
     if error.errno == errno.EINVAL:
@@ -293,7 +336,7 @@ def _why(error: OSError, queues: int) -> str:
             f"is no TAP {kind} multi_queue, as {queues} queue pair(s) need: choose "
             "another --tap, or remove it"
         )
-    return f"can't be had: {error.strerror}"
+    return f"the kernel refuses to attach to it: {error.strerror}"
 
 
 def _set(name: str, what: str, **attributes: object) -> None:
@@ -304,7 +347,8 @@ def _set(name: str, what: str, **attributes: object) -> None:
 def _add_address(name: str, address: Address) -> None:
     with netlink(f"TAP {name}", f"address {address}") as ip:
         index = socket.if_nametoindex(name)
-        # "replace": a TAP that was here before may have it already.
+        # "replace", not "add": a TAP that the user made may have the address already,
+        # and the kernel would refuse a second one (EEXIST).
         ip.addr(
             "replace",
             index=index,

@@ -166,7 +166,7 @@ def test_tap_of_the_user_is_used_and_stays(network: None) -> None:
 def test_tap_that_somebody_deletes_is_gone(network: None) -> None:
     made = Tap("vp0", 1)
     ip("link", "del", "vp0")
-    with pytest.raises(Unusable, match="somebody deleted it"):
+    with pytest.raises(Unusable, match="another program deleted it"):
         made.check()
     made.close()
 

@@ -122,7 +122,7 @@ def test_queues_of_a_tap_that_is_deleted_say_so(network: None) -> None:
     port = a_port(name="mine")
     port.open(2, "")
     ip("link", "del", "mine")
-    with pytest.raises(Unusable, match="somebody deleted it"):
+    with pytest.raises(Unusable, match="another program deleted it"):
         port.use_queues(set())
     port.close()
 
