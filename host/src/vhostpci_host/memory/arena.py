@@ -8,8 +8,8 @@ The master's QEMU is told to use it as its memory, so nothing is copied and noth
 depends on who starts first.  Only the metadata is mapped here; a ring's index is
 read with pread(), which needs no mapping and no reservation of huge pages.
 
-Whoever may open the file may cut it.  That kills neither us (guard.py) nor the device:
-it is made whole again, and all that we had written is written anew.
+A process that may open the file may cut it.  That ends neither the daemon (sigbus.py)
+nor the device: the file gets its size back, and the metadata is written again.
 
 The file is locked while its daemon lives.  One that a killed daemon left behind is
 used again if it has the right size, since the master may still have it as RAM.
@@ -164,7 +164,7 @@ class Arena:
         """There is window 0 only, and it stays."""
 
     def report_cuts(self) -> list[str]:
-        """All of it is ours to mend."""
+        """Return nothing: `restore` gives the only file its size back."""
         return []
 
     def describe(self) -> dict[str, Any]:
@@ -177,7 +177,7 @@ class Arena:
         }
 
     def close(self) -> None:
-        """Let go of it, and remove it."""
+        """Close the file, and remove it."""
         self.metadata.release()
         self._map.close()
         if _path_names(self._file, self.path):
@@ -281,7 +281,7 @@ def _open_locked(path: Path, size: int) -> tuple[Fd, bool]:
             file.close()
             raise
         file.close()
-    raise HostError(f"arena {path} keeps being replaced by somebody else")
+    raise HostError(f"arena {path} keeps being replaced by another process")
 
 
 def _open(path: Path) -> Fd:

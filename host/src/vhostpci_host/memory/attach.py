@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attach mode: the master's memory is whatever it is, each file of it a window.
+"""Attach mode: the master brings its memory files, and each of them becomes a window.
 
-    window 0      a small file of ours: the metadata, nothing else
-    window 4711   a file of the master's: memfd, DIMM, NUMA node, huge pages
-    window 4712   another
+    window 0      a small memfd of the daemon's: the metadata, nothing else
+    window 4711   a memory file of the master's: memfd, DIMM, NUMA node, huge pages
+    window 4712   another memory file of the master's
 
-A file is known by st_dev and st_ino, so a region that comes again, in whatever
-message, from whichever connection, has the window that it had; our descriptor keeps
-the number from being another file's.  A file that has another size by then (DPDK's
-heap grows in its file) is a new window: the slave has mapped the old one as it was.
-A window's number is the IVPosition of the
-device that shows it.  It is unique in this daemon, and the numbers start at random,
-so that a slave VM with devices of two daemons has hardly ever two of one number (if
-it has, its agent says so).
+A file is identified by st_dev, st_ino and st_size.  A region that is sent again, in any
+message and over any connection, therefore keeps its window.  A file that has grown
+(DPDK's heap grows in its file) becomes a new window, because the slave has mapped the
+old window with the old size.
 
-We map nothing of the master's: a ring's index is read with pread(), which a file
-that shrinks cannot kill us by.  Window 0 is sealed against shrinking.
+A window's number is the IVPosition of the ivshmem function that shows it.  It is unique
+in this daemon, and the first number is random, so that two daemons that serve one slave
+VM rarely choose the same number (if they do, the agent reports it).
+
+The daemon maps none of the master's files.  It reads a ring's index with pread(), which
+returns fewer bytes where a file was cut and raises no SIGBUS.
 """
 
 import fcntl
@@ -37,14 +37,16 @@ from ..errors import HostError
 from ..fds import Fd
 from .regions import PlacedRegion, WindowFile, mapped_private
 
+# Without F_SEAL_SHRINK a slave process could cut window 0, and our access to the
+# metadata would end in SIGBUS.  F_SEAL_SEAL keeps anyone from adding a write seal.
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class WindowIds:
-    """The numbers of one daemon's windows.
+    """Gives out the window numbers of one daemon.
 
     Args:
-        first: where to start; at random if it is not given.
+        first: the first number to give out; None chooses a random one.
     """
 
     def __init__(self, first: int | None = None) -> None:
@@ -52,11 +54,13 @@ class WindowIds:
         self._used: set[int] = set()
 
     def new(self) -> int:
-        """Return a number that has not been used for as long as can be.
+        """Return a free number, the one that has been free for the longest time.
 
         Raises:
-            HostError: all are in use.
+            HostError: all numbers are in use.
         """
+        # Go on counting instead of taking the lowest free number: a slave that is
+        # slow to drop a window must not take the next window for the old one.
         for _ in range(md.FIRST_WINDOW, md.LAST_WINDOW + 1):
             number = self._next
             self._next = number + 1 if number < md.LAST_WINDOW else md.FIRST_WINDOW
@@ -66,19 +70,21 @@ class WindowIds:
         raise HostError(f"all {len(self._used)} windows are in use: remove a device")
 
     def free(self, number: int) -> None:
-        """Take a number back."""
+        """Allow `new` to give out this number again."""
         self._used.discard(number)
 
 
 class AttachedMemory:
-    """Window 0 of one device, and the master's files (a `Store`).
+    """The windows of one device in attach mode: its metadata, and the master's files.
+
+    This is a `Store`.
 
     Args:
-        config: the device's.
-        ids: where windows get their numbers.
+        config: the device's configuration.
+        ids: gives out the windows' numbers.
 
     Raises:
-        HostError: there is no memory for it.
+        HostError: the kernel has no memory for the metadata.
     """
 
     size = md.SIZE
@@ -98,16 +104,18 @@ class AttachedMemory:
         return AttachedWindows(self, pid, for_vm)
 
     def window(self, key: tuple[int, int, int]) -> int | None:
-        """Return the window of a file of that size, if it has one."""
+        """Return the number of the window with this file key, None if there is none."""
         return next((n for n, file in self.files.items() if file.key == key), None)
 
     def add(self, fd: Fd, info: os.stat_result) -> int:
-        """Make a window of a file; return its number.
+        """Make a window of a file, and return the window's number.
 
         Raises:
-            HostError: there are no numbers left.
+            HostError: all window numbers are in use.
         """
         with ExitStack() as undo:
+            # A descriptor of our own keeps the inode allocated: else the kernel could
+            # give its number to another file, which we would take for this one.
             file = undo.enter_context(fd.copy())
             number = self._ids.new()
             undo.pop_all()
@@ -115,7 +123,7 @@ class AttachedMemory:
         return number
 
     def drop_windows_except(self, numbers: frozenset[int]) -> None:
-        """Let go of all windows but these."""
+        """Close the files of all windows except `numbers`, and free their numbers."""
         for number in self.files.keys() - numbers:
             self.files.pop(number).file.close()
             self._ids.free(number)
@@ -126,7 +134,7 @@ class AttachedMemory:
         return False
 
     def report_cuts(self) -> list[str]:
-        """Say which of the master's files are shorter than they were, each once."""
+        """Return a message for each of the master's files that was cut, once each."""
         found = []
         for number in sorted(self.files.keys() - self._reported_cuts):
             window = self.files[number]
@@ -136,7 +144,7 @@ class AttachedMemory:
                 found.append(
                     f"the memory file of window {number} was cut from {window.size} to "
                     f"{size} bytes: what lies there is lost, and rings that need it "
-                    "are dead until the master starts anew"
+                    "are dead: restart the master"
                 )
         return found
 
@@ -145,7 +153,7 @@ class AttachedMemory:
         return {"size": 0, "window": self.size, "path": None, "filesystem": "memfd"}
 
     def close(self) -> None:
-        """Let go of all."""
+        """Close all files, and unmap the metadata."""
         self.drop_windows_except(frozenset())
         self.metadata.release()
         self._map.close()
@@ -153,12 +161,12 @@ class AttachedMemory:
 
 
 class AttachedWindows:
-    """The master's files as the windows of one front-end.
+    """Places the regions of one front-end in windows.
 
     Args:
-        store: which has them.
-        pid: the front-end's process, to see whether it shares its memory.
-        for_vm: says whether the slave is a VM, which takes powers of two only.
+        store: the device's windows.
+        pid: the front-end's process, whose mappings are checked for MAP_PRIVATE.
+        for_vm: returns whether the slave is a VM, which needs sizes of a power of two.
     """
 
     def __init__(
@@ -169,16 +177,18 @@ class AttachedWindows:
         self._for_vm = for_vm
 
     def place(self, region: MemRegion, fd: Fd) -> PlacedRegion:
-        """Find the window of the region's file, or make one.
+        """Find or make the window of the region's file.
 
         Raises:
-            ProtocolError: the slave cannot have it; the text says what to change.
+            ProtocolError: the slave cannot map the region; the text says what to
+                change.
         """
         info = os.fstat(fd.fileno())
         number = self._store.window(_file_key(info))
         size = (
             self._check_new_file(region, fd, info) if number is None else info.st_size
         )
+        # Subtract instead of adding: both numbers come from the front-end.
         if region.mmap_offset > size or region.size > size - region.mmap_offset:
             raise ProtocolError(
                 f"{_describe(region)} reaches beyond the end of its file, which has "
@@ -193,7 +203,7 @@ class AttachedWindows:
         return PlacedRegion(region, window=number, offset=region.mmap_offset)
 
     def _check_new_file(self, region: MemRegion, fd: Fd, info: os.stat_result) -> int:
-        """Check a file that we have not seen before; return its size."""
+        """Check that the slave can use a file without a window; return its size."""
         if not stat.S_ISREG(info.st_mode):
             raise ProtocolError(f"{_describe(region)} is in no file that can be mapped")
         if fcntl.fcntl(fd.fileno(), fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
@@ -210,7 +220,8 @@ class AttachedWindows:
         return info.st_size
 
     def _check_bar(self, region: MemRegion, info: os.stat_result) -> None:
-        """Refuse, for a slave VM, what would end its QEMU."""
+        """Refuse a file whose size would abort the QEMU of a slave VM."""
+        # QEMU asserts is_power_of_2(size) in pci_register_bar.
         size = info.st_size
         if size.bit_count() != 1 and self._for_vm():
             raise ProtocolError(
@@ -221,16 +232,19 @@ class AttachedWindows:
             )
 
     def read(self, window: int, offset: int, size: int) -> bytes:
-        """Read from a window; what its owner has cut off is missing."""
+        """Read from a window; return fewer bytes where its file was cut."""
         return os.pread(self._store.files[window].file.fileno(), size, offset)
 
 
 def _sealed_memfd(name: str) -> Fd:
     try:
         flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        # The kernel refuses a name of more than 249 bytes.
         file = Fd(os.memfd_create(name[:200], flags))
     except OSError as error:
-        raise HostError(f"no memory for the metadata: {error.strerror}") from error
+        raise HostError(
+            f"cannot create the memfd {name} for the metadata: {error.strerror}"
+        ) from error
     os.ftruncate(file.fileno(), md.SIZE)
     fcntl.fcntl(file.fileno(), fcntl.F_ADD_SEALS, _SEALS)
     return file

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The master's regions, and where each lies in a window that the slave has.
+"""Translate the master's addresses to windows and offsets that the slave can map.
 
 The same byte has up to four addresses: the guest's physical one (descriptors), the
 front-end's own one (SET_VRING_ADDR), the offset in the front-end's file, and the
-offset in a window.  A `MemoryMap` turns the second into the first, and the first
-into the last, for whole ranges only.
+offset in a window.  A `MemoryMap` translates the front-end's address to
+the guest physical one, and that one to a window and an offset.  It translates ranges
+that lie in one region as a whole, and refuses all others.
 """
 
 import os
@@ -22,7 +23,7 @@ from ..fds import Fd
 
 @dataclass(frozen=True, slots=True)
 class PlacedRegion:
-    """A region of the front-end, and the window and offset where the slave has it."""
+    """A region of the front-end, with the window and the offset where it lies."""
 
     region: MemRegion
     window: int
@@ -34,23 +35,23 @@ class PlacedRegion:
 
 
 class Windows(Protocol):
-    """Where the slave has the memory of one front-end."""
+    """Places the regions of one front-end in windows, and reads from them."""
 
     def place(self, region: MemRegion, fd: Fd) -> PlacedRegion:
-        """Say where in a window the region of `fd` is.
+        """Return the window and the offset of a region, whose memory is the file `fd`.
 
         Raises:
-            ProtocolError: it is in no window; the text says what to change.
+            ProtocolError: no window can show it; the text says what to change.
         """
         ...
 
     def read(self, window: int, offset: int, size: int) -> bytes:
-        """Read from a window; less comes back where the window ends."""
+        """Read from a window; return fewer bytes where the window ends."""
         ...
 
 
 class Store(Protocol):
-    """The ways to give the slave the master's memory: the arena, or attach mode."""
+    """The memory files of one device: an `Arena`, or `AttachedMemory`."""
 
     @property
     def metadata(self) -> Metadata:
@@ -59,12 +60,12 @@ class Store(Protocol):
 
     @property
     def file(self) -> Fd:
-        """Window 0, to be given away."""
+        """The file of window 0, as it is sent to the slave."""
         ...
 
     @property
     def size(self) -> int:
-        """Bytes of window 0."""
+        """The size of window 0 in bytes."""
         ...
 
     def windows(self, pid: int, for_vm: Callable[[], bool]) -> Windows:
@@ -80,7 +81,7 @@ class Store(Protocol):
         ...
 
     def drop_windows_except(self, numbers: frozenset[int]) -> None:
-        """Let go of all windows but these."""
+        """Close the files of all windows except `numbers` and window 0."""
 
     def restore(self, *, sizes: bool = True) -> bool:
         """Restore the metadata if another process has cut the file that it lies in.
@@ -95,7 +96,10 @@ class Store(Protocol):
         ...
 
     def report_cuts(self) -> list[str]:
-        """Say what somebody has cut that is not ours to mend, each once."""
+        """Return a message for each file that was cut and that we cannot restore.
+
+        Each file is reported once.
+        """
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -103,12 +107,12 @@ class Store(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of all."""
+        """Close all files, and unmap the metadata."""
 
 
 @dataclass(frozen=True, slots=True)
 class WindowFile:
-    """A memory file of the master's, and its size in bytes when it came."""
+    """A memory file of the master's, with its size when we received it."""
 
     file: Fd
     size: int
@@ -117,24 +121,25 @@ class WindowFile:
 
     @property
     def fits_bar(self) -> bool:
-        """Whether it can be a PCI device's BAR; QEMU aborts where it cannot."""
+        """Whether the file can be the BAR of an ivshmem function."""
+        # QEMU aborts for a BAR whose size is no power of two.
         return self.size.bit_count() == 1
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryMap:
-    """All regions of a front-end; no two overlap."""
+    """All regions of a front-end, of which no two overlap."""
 
     regions: tuple[PlacedRegion, ...] = ()
 
     def add(self, placed: PlacedRegion) -> "MemoryMap":
-        """Return the map with one more region; one that is there is no news.
-
-        QEMU 7.2 tells of a region once for each queue pair.
+        """Return the map with one more region.
 
         Raises:
-            ProtocolError: it overlaps another, or the table is full.
+            ProtocolError: the region overlaps another, or the table is full.
         """
+        # Adding an identical region again is a no-op: QEMU 7.2 sends each region once
+        # for each queue pair.
         if placed in self.regions:
             return self
         if len(self.regions) >= md.MAX_REGIONS:
@@ -145,10 +150,9 @@ class MemoryMap:
         return MemoryMap((*self.regions, placed))
 
     def remove(self, region: MemRegion) -> "MemoryMap":
-        """Return the map without `region`, whose mmap_offset is ignored.
-
-        One that is not there may have gone when another queue pair said so.
-        """
+        """Return the map without `region`, whose mmap_offset is ignored."""
+        # Removing an unknown region is a no-op: QEMU may have removed it for another
+        # queue pair already.
         return MemoryMap(
             tuple(p for p in self.regions if not _same_region(p.region, region))
         )
@@ -169,7 +173,7 @@ class MemoryMap:
         )
 
     def locate(self, guest_addr: int, size: int) -> tuple[int, int]:
-        """Return window and offset of a range at a guest physical address.
+        """Return the window and the offset of a range at a guest physical address.
 
         Raises:
             ProtocolError: the range does not lie in one region.
@@ -178,15 +182,17 @@ class MemoryMap:
             region = placed.region
             if _range_holds(guest_addr, size, region.guest_addr, region.size):
                 return placed.window, placed.offset + (guest_addr - region.guest_addr)
-        raise ProtocolError(f"guest address {guest_addr:#x} is in no memory region")
+        raise ProtocolError(
+            f"guest address {guest_addr:#x} with {size} bytes is in no memory region"
+        )
 
     @property
     def windows(self) -> frozenset[int]:
-        """The windows that the regions are in."""
+        """The numbers of the windows in which the regions lie."""
         return frozenset(placed.window for placed in self.regions)
 
     def metadata(self) -> tuple[md.Region, ...]:
-        """Return the regions as the slave is to see them."""
+        """Return the regions as entries of the metadata."""
         return tuple(
             md.Region(p.region.guest_addr, p.region.size, p.window, p.offset)
             for p in self.regions
@@ -194,7 +200,8 @@ class MemoryMap:
 
 
 def _range_holds(start: int, size: int, outer: int, outer_size: int) -> bool:
-    """Whether a range lies in another; nothing here can wrap: Python's numbers."""
+    """Return whether the outer range holds all of the other range."""
+    # No sum can wrap here: Python's integers have no fixed width.
     return outer <= start and size <= outer_size - (start - outer)
 
 
@@ -217,13 +224,14 @@ def _same_region(one: MemRegion, other: MemRegion) -> bool:
 
 
 def mapped_private(pid: int, info: os.stat_result) -> bool:
-    """Whether process `pid` maps the file of `info`, and only privately.
+    """Return whether process `pid` maps the file of `info`, and only privately.
 
-    False where that cannot be known: the process is another user's, or the file is
-    mapped by a process that `pid` merely connected for.
+    False where we cannot know: another user runs the process, or `pid` connected for
+    the process that maps the file.
     """
     wanted = (f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}", info.st_ino)
     modes = set()
+    # Both kinds may occur: a process may map parts of its shared memory privately, too.
     try:
         with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
             for line in maps:
