@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command vhostpci-host."""
+"""The command line of vhostpci-host."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several commands have in common: arguments, and the errors about them."""
+"""Arguments that several commands share, and the error for a wrong combination."""
 
 import argparse
 from collections.abc import Callable
@@ -13,7 +13,7 @@ _Value = TypeVar("_Value")
 
 
 class Usage(HostError):
-    """Arguments that do not go together."""
+    """Arguments that contradict each other, or one of them is missing."""
 
 
 def add_name(parser: argparse.ArgumentParser, **more: Any) -> None:
@@ -34,5 +34,5 @@ def _checked(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:
 
 
 def run_dir(args: argparse.Namespace) -> Path:
-    """Return the directory of the sockets that a command looks for a daemon in."""
+    """Return the directory in which a command looks for the daemon's sockets."""
     return Path(args.run_dir) if args.run_dir else RUN_DIR

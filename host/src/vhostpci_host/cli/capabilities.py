@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`--print-capabilities`, by which a tool finds out what this back-end can do."""
+"""The option `--print-capabilities`: tools ask with it what this back-end can do."""
 
 import argparse
 import json
@@ -19,11 +19,11 @@ def add_option(parser: argparse.ArgumentParser) -> None:
 
 
 class _PrintCapabilities(argparse.Action):
-    """Print the capabilities and exit, even if the rest of the line is wrong.
+    """Print the capabilities and exit, even if the rest of the line is wrong."""
 
-    QEMU's vhost-user.rst, "Backend program conventions": other options and arguments
-    should be ignored then.
-    """
+    # QEMU's vhost-user.rst, "Backend program conventions": with this option a back-end
+    # should ignore all other options and arguments.  An action runs while argparse
+    # still reads the line, before it misses the COMMAND.
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(nargs=0, **kwargs)

@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The XML that libvirt, 8.2 or later, needs for a domain to be a master or a slave.
+"""Make the XML with which libvirt, 8.2 or later, runs a domain as a master or a slave.
 
-A domain that is complete and valid, with what vhostpci needs and no disk: a user
-defines it as it is and adds to it, or takes the elements into a domain that is there.
+The domain is complete and valid: it has what vhostpci needs, and no disk.  A user
+defines it as it is and adds to it, or copies the elements into an existing domain.
 
-What libvirt has no element for is set on its devices by `<qemu:override>`, which
-names a device by its alias; an alias of a user's begins with `ua-`.  The arena as the
-master's RAM is the one thing that takes `<qemu:commandline>`: libvirt chooses the
-files behind `<memoryBacking>` itself.  Its own memory object stays unused then, and
-takes no memory, since nothing ever touches it.
+Where libvirt has no element for a property of QEMU's, `<qemu:override>` (which libvirt
+8.2 brought) sets it on a device, which it names by its alias.
 """
 
 from xml.etree import ElementTree as ET
@@ -23,17 +20,13 @@ QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 ET.register_namespace("qemu", QEMU)
 
 Properties = dict[str, bool | int]
-"""What QEMU calls properties of a device, by name."""
+"""Values of a device's properties in QEMU, by the properties' names."""
 
 GIB = 2**30
 OTHER_PORTS = 4
-"""Ports before those for windows: libvirt gives other devices the first free ones."""
+"""Root ports before those for windows: libvirt fills the first with other devices."""
 STATIC_SLOT = 0x10
-"""A slot of bus 0 that libvirt gives nobody.
-
-Left to itself, it would put an ivshmem device behind a bridge to conventional PCI:
-one IOMMU group with all that are there.
-"""
+"""A slot of bus 0 that libvirt assigns to no device."""
 
 
 def master(
@@ -45,11 +38,9 @@ def master(
 ) -> ET.Element:
     """Return the domain of this device's master.
 
-    `<reconnect>` and `ctrl_guest_offloads` are there for what `qemu.master` says.
-
     Args:
         config: the device's.
-        ram: the size of its memory in attach mode, where we do not know it.
+        ram: the size of the master's memory in attach mode.
         kind: the domain's type, `kvm` or `qemu`.
         vectors: MSI-X vectors of the card, where libvirt's number is not right.
 
@@ -61,11 +52,14 @@ def master(
     domain = _domain(f"{config.name}-master", kind, size)
     if not arena:
         domain.append(_shared_memory())
+    # Without the element libvirt turns ACPI off.
     add_element(add_element(domain, "features"), "acpi")
     alias = _alias(config.name)
     add_element(domain, "devices").append(_interface(config, alias))
     if arena:
         domain.append(_arena(config))
+    # As in `qemu_args._card`: the back-end cannot learn that the guest turned offloads
+    # off.
     properties: Properties = {"ctrl_guest_offloads": False}
     if vectors is not None:
         properties["vectors"] = vectors
@@ -82,8 +76,8 @@ def slave(
 ) -> ET.Element:
     """Return the domain of this device's slave.
 
-    It has the device from its start; where the daemon plugs devices in, as always in
-    attach mode, it has ports for them instead.
+    The domain has the ivshmem function from its start.  If the daemon plugs the
+    windows, as it always does in attach mode, it has root ports for them instead.
 
     Args:
         config: the device's.
@@ -99,18 +93,21 @@ def slave(
     features = add_element(domain, "features")
     add_element(features, "acpi")
     add_element(features, "apic")
+    # libvirt demands the I/O APIC in QEMU for an IOMMU with interrupt remapping.
     add_element(features, "ioapic", driver="qemu")
     devices = add_element(domain, "devices")
     if config.plugged or config.mode is Mode.ATTACH:
         domain.append(_override(_add_ports(devices, config, ram, windows)))
     else:
         devices.append(_static(config))
+    # The guest's vfio-pci needs the IOMMU: it takes no function without an IOMMU group,
+    # and without vfio-pci the agent gets no interrupts unless it has its own module.
     add_element(add_element(devices, "iommu", model="intel"), "driver", intremap="on")
     return domain
 
 
 def hint(config: DeviceConfig, role: str) -> str:
-    """Return what to tell whoever gets this device's domain."""
+    """Return the comment that goes to stderr beside this device's domain."""
     if role == "slave":
         also, more = "<features>", SLAVE_HINT
     elif config.mode is Mode.ARENA:
@@ -143,7 +140,7 @@ def _domain(name: str, kind: str, memory: int) -> ET.Element:
 
 
 def _shared_memory() -> ET.Element:
-    """Return what makes the master's RAM a file that others can map."""
+    """Return the element that makes the master's RAM a file that others can map."""
     backing = ET.Element("memoryBacking")
     add_element(backing, "source", type="memfd")
     add_element(backing, "access", mode="shared")
@@ -151,7 +148,10 @@ def _shared_memory() -> ET.Element:
 
 
 def _arena(config: DeviceConfig) -> ET.Element:
-    """Return what makes the arena the master's RAM."""
+    """Return the element that makes the arena the master's RAM."""
+    # A plain command line, since libvirt chooses the files behind <memoryBacking>
+    # itself.  libvirt's own memory object stays there unused, and takes no memory,
+    # since nothing touches it.
     commandline = ET.Element(f"{{{QEMU}}}commandline")
     for word in qemu_args.flat(qemu_args.arena(config)):
         add_element(commandline, f"{{{QEMU}}}arg", value=word)
@@ -159,21 +159,27 @@ def _arena(config: DeviceConfig) -> ET.Element:
 
 
 def _interface(config: DeviceConfig, alias: str) -> ET.Element:
-    """Return the card; libvirt itself finds `mq=on` and the vectors for its queues."""
+    """Return the network card."""
     card = ET.Element("interface", type="vhostuser")
+    # libvirt chooses a random MAC address otherwise, and `qemu-args` would differ.
     add_element(card, "mac", address=qemu_args.mac(config.name))
+    # "client" is QEMU's part: the daemon listens.
     source = add_element(
         card, "source", type="unix", path=str(config.vhost_user), mode="client"
     )
+    # Without it the carrier stays down after a restart of the daemon.
     add_element(source, "reconnect", enabled="yes", timeout="1")
     add_element(card, "model", type="virtio")
     if config.queue_pairs > 1:
+        # From this libvirt derives mq=on and the number of MSI-X vectors.
         add_element(card, "driver", queues=str(config.queue_pairs))
     add_element(card, "alias", name=alias)
     return card
 
 
 def _static(config: DeviceConfig) -> ET.Element:
+    # libvirt would put an ivshmem function without an address behind a bridge to
+    # conventional PCI, where it shares one IOMMU group with all other devices.
     size = window_size(config.memory)
     plug = Plug(window=0, socket=config.ivshmem, vectors=config.vectors, size=size)
     return shmem(object_id(config.name, 0), plug, bus=0, slot=STATIC_SLOT)
@@ -182,11 +188,13 @@ def _static(config: DeviceConfig) -> ET.Element:
 def _add_ports(
     devices: ET.Element, config: DeviceConfig, ram: int | None, windows: int
 ) -> dict[str, Properties]:
-    """Add a port for each window; return what must be overridden in them."""
+    """Add a root port for each window; return the properties to override in them."""
     add_element(devices, "controller", type="pci", index="0", model="pcie-root")
     for _ in range(OTHER_PORTS):
         add_element(devices, "controller", type="pci", model="pcie-root-port")
     size, count = qemu_args.room(config, ram, windows)
+    # `_alias` writes "_" only as "__" or "_-", so no device has an alias that is
+    # another's with "_port0" behind it.
     aliases = [f"{_alias(config.name)}_port{i}" for i in range(count)]
     for alias in aliases:
         port = add_element(devices, "controller", type="pci", model="pcie-root-port")
@@ -195,12 +203,13 @@ def _add_ports(
 
 
 def _override(devices: dict[str, Properties]) -> ET.Element:
-    """Return the properties that the devices with these aliases get from us."""
+    """Return the element that sets QEMU's properties of devices, by their aliases."""
     override = ET.Element(f"{{{QEMU}}}override")
     for alias, properties in devices.items():
         device = add_element(override, f"{{{QEMU}}}device", alias=alias)
         frontend = add_element(device, f"{{{QEMU}}}frontend")
         for name, value in properties.items():
+            # bool first: in Python it is a kind of int.
             kind = "bool" if isinstance(value, bool) else "unsigned"
             words = {"name": name, "type": kind, "value": str(value).lower()}
             add_element(frontend, f"{{{QEMU}}}property", **words)
@@ -208,5 +217,8 @@ def _override(devices: dict[str, Properties]) -> ET.Element:
 
 
 def _alias(name: str) -> str:
-    """Return the alias that `name` gives: it can have no '.', and stays unique."""
+    """Return the alias of the device `name`; no other name has the same."""
+    # libvirt silently ignores an alias that does not begin with "ua-" or has another
+    # character than letters, digits, "-" and "_".  "_" is doubled, so "_-" can only
+    # come from a ".".
     return "ua-vhostpci-" + name.replace("_", "__").replace(".", "_-")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `vhostpci-host`: its commands, and its exit status.
+"""The command `vhostpci-host`: its sub-commands, and its exit status.
 
-Exit status: 0 all went well, 1 it did not (one line on stderr says why), 2 the
-arguments are wrong.
+Exit status: 0 the command succeeded, 1 it failed (stderr says why), 2 the arguments are
+wrong.
 """
 
 import argparse
@@ -50,9 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
     except FileError as error:
-        # One line for each mistake, and each begins with the file's name.
+        # Without "vhostpci-host:" in front: the text has a line for each mistake, which
+        # begins with the file's name, as an editor expects it.
         print(error, file=sys.stderr)
         return 1
+    # A ConfigError here comes from the command line: a file's are in its FileError.
+    # argparse exits with 2 for a wrong option, so we do for a wrong combination.
     except (Usage, ConfigError) as error:
         print(f"vhostpci-host: {error}", file=sys.stderr)
         return 2
@@ -60,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vhostpci-host: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # The reader of our output (`head`, a pager) has ended: there is no one to
-        # tell.
+        # The reader of our output (`head`, a pager) has ended, as a user may well want.
+        # Print no traceback about it.
         return 1
     return 0

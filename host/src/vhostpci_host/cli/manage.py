@@ -42,6 +42,8 @@ def add_status(parser: argparse.ArgumentParser) -> None:
 
 def _add(args: argparse.Namespace) -> None:
     given = options.texts(args)
+    # --run-dir says where the daemon is.  It is no option of the new device, whose
+    # sockets are in the daemon's directory.
     given.pop(options.RUN_DIR.name, None)
     _ask_daemon(args, {"command": "add", "name": args.name, "options": given})
 
@@ -62,6 +64,7 @@ def _status(args: argparse.Namespace) -> None:
     directory = run_dir(args)
     found = [ask_status(directory, name) for name in _names(directory, args.name)]
     if args.json:
+        # One object for a name, a list for all: a script need not unpack the first.
         print(json.dumps(found[0] if args.name else found, indent=2))
     else:
         print("\n".join(print_status.text(one) for one in found) or "no devices")
@@ -84,12 +87,13 @@ def _ask_daemon(args: argparse.Namespace, request: dict[str, Any]) -> Any:
 
 
 def _names(run_dir: Path, name: str | None) -> list[str]:
-    """Return the device that the user named, or all of a directory's daemons."""
+    """Return the named device, or all devices whose daemons use this directory."""
     if name:
         return [name]
     # A device that a daemon serves has a control socket; one that failed has none,
     # and only the daemon that lists it knows of it.
     names = {path.stem for path in run_dir.glob("*.control")}
+    # Daemons that serve one device each have no socket `control`.
     with contextlib.suppress(NoDaemon):
         rows = control_client.ask(daemon_control(run_dir), {"command": "list"})
         names |= {row["name"] for row in rows}
@@ -111,5 +115,6 @@ def ask_status(run_dir: Path, name: str) -> dict[str, Any]:
         try:
             answer = control_client.ask(daemon_control(run_dir), request)
         except NoDaemon:
+            # The first error names the socket of the device that the user asked for.
             raise error from None
     return answer

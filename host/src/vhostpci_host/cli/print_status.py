@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `status` and `list` print for people."""
+"""Make the text that `status` and `list` print for people."""
 
 from ..device.status import FAILED, Json
 
 
 def text(status: Json) -> str:
-    """Return the status for people."""
+    """Return the status of one device as lines of text."""
+    # A device that failed has only its name, mode and reason.
     if status["state"] == FAILED:
         return f"{status['name']}: failed: {status['reason']}"
     lines = [f"{status['name']}: {status['state']}", _memory_line(status["memory"])]
@@ -17,7 +18,7 @@ def text(status: Json) -> str:
 
 
 def table(rows: list[Json]) -> str:
-    """Return a list of devices for people."""
+    """Return a table with a line for each device."""
     lines = [("NAME", "MODE", "STATE", "MASTER", "SLAVE")]
     for one in rows:
         state = one["state"] + (f": {one['reason']}" if one["reason"] else "")
@@ -62,7 +63,7 @@ def _connection_lines(status: Json) -> list[str]:
 
 
 def _plugging_lines(plugging: Json | None) -> list[str]:
-    """Tell what is plugged into the slave VM, and what stands in the way."""
+    """Return which windows are plugged into the slave VM, and the present problem."""
     if plugging is None:
         return []
     there, wanted = (
@@ -75,6 +76,7 @@ def _plugging_lines(plugging: Json | None) -> list[str]:
 
 
 def _region_line(region: Json) -> str:
+    # Both addresses belong to the region, as in /proc/iomem.
     first, last = region["guest_addr"], region["guest_addr"] + region["size"] - 1
     where = f"{region['offset']:#x} of window {region['window']}"
     return f"  region   {first:#x}-{last:#x} at {where}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arguments that a stock QEMU, 7.2 to 10.x, needs to be a master or a slave."""
+"""Make the arguments with which a stock QEMU, 7.2 to 10.x, is a master or a slave."""
 
 import shlex
 import zlib
@@ -15,13 +15,12 @@ Args = list[tuple[str, str]]
 def master(
     config: DeviceConfig, ram: int | None = None, *, vectors: int | None = None
 ) -> Args:
-    """Return what makes a VM the master of this device.
+    """Return the arguments that make a VM the master of this device.
 
-    `ram` is the size of its memory in attach mode, where we do not know it.
-    `reconnect=1` is what brings its link back after a restart of the daemon;
-    deprecated from 9.2 on (reconnect-ms=), and understood until at least 10.2.
-    `ctrl_guest_offloads=off`: vhost-user cannot tell us when the guest turns
-    offloads off at run time, so the guest must not be able to.
+    Args:
+        config: the device's.
+        ram: the size of the master's memory in attach mode.
+        vectors: MSI-X vectors of the card, where the usual number is not right.
 
     Raises:
         HostError: `ram` is needed.
@@ -30,8 +29,12 @@ def master(
     attached = config.mode is Mode.ATTACH
     size = known(config, ram) if attached else config.memory
     return [
+        # QEMU refuses a machine whose -m differs from its memory backend's size.
         ("-m", f"{size >> 20}M"),
         *(_shared_memory(config, size) if attached else arena(config)),
+        # reconnect=1 brings the card's carrier back after a restart of the daemon;
+        # without, it stays down until the VM restarts.  QEMU 9.2 deprecates the option
+        # in favour of reconnect-ms=, which 9.1 does not know; 10.2 still takes it.
         (
             "-chardev",
             f"socket,id={name},path={_escape(config.vhost_user)},reconnect=1",
@@ -42,13 +45,16 @@ def master(
 
 
 def arena(config: DeviceConfig) -> Args:
-    """Return what makes the arena a VM's memory."""
+    """Return the arguments that make the arena a VM's memory."""
+    # share=on: without it QEMU maps a private copy, sends the daemon the file all the
+    # same, and no packet ever arrives.
     where = f"mem-path={_escape(config.arena)},share=on"
     return _backend(config, "memory-backend-file", config.memory, where)
 
 
 def _shared_memory(config: DeviceConfig, size: int) -> Args:
-    """Return an example of memory that a slave can have."""
+    """Return the arguments for a memory that the daemon can show to the slave."""
+    # A memfd is one example.  Ordinary RAM has no file that QEMU could send us.
     return _backend(config, "memory-backend-memfd", size, "share=on")
 
 
@@ -75,17 +81,22 @@ def known(config: DeviceConfig, ram: int | None) -> int:
 
 
 def slave(config: DeviceConfig, ram: int | None = None, *, windows: int = 1) -> Args:
-    """Return what makes a VM the slave of this device.
+    """Return the arguments that make a VM the slave of this device.
 
-    `ram` is the size of the master's memory and `windows` the number of its files, in
-    attach mode.  A device that is plugged needs a port each, with room for its BAR.
+    Args:
+        config: the device's.  If its windows are plugged, the VM gets a root port for
+            each; else it gets the ivshmem function itself.
+        ram: the size of the master's memory in attach mode.
+        windows: how many files the master's memory has in attach mode.
 
     Raises:
-        HostError: `ram` is needed; there is no way to plug the windows.
+        HostError: `ram` is needed; or QEMU arguments cannot make the slave.
     """
     name = object_id(config.name)
     if config.slave_qmp is not None:
+        # wait=off: the VM starts whether or not the daemon runs.
         qmp = f"unix:{_escape(config.slave_qmp)},server=on,wait=off"
+        # Only a PCI Express machine has root ports.
         return [("-machine", "q35"), *_ports(config, ram, windows), ("-qmp", qmp)]
     if config.mode is Mode.ATTACH or config.slave_libvirt is not None:
         raise HostError(
@@ -94,6 +105,8 @@ def slave(config: DeviceConfig, ram: int | None = None, *, windows: int = 1) -> 
             "slave process needs none (vhostpci-guest run --socket)"
         )
     return [
+        # No reconnect= here: with it QEMU connects in the background, and the ivshmem
+        # function spins for ever as it waits for the handshake (measured with 7.2).
         ("-chardev", f"socket,id={name},path={_escape(config.ivshmem)}"),
         (
             "-device",
@@ -104,8 +117,11 @@ def slave(config: DeviceConfig, ram: int | None = None, *, windows: int = 1) -> 
 
 
 def _ports(config: DeviceConfig, ram: int | None, windows: int) -> Args:
-    """Return a root port for each window, its number unlike any other device's."""
+    """Return a root port for each window."""
     size, count = room(config, ram, windows)
+    # QEMU refuses two ports with the same chassis and slot.  They follow from the
+    # device's name, so that several devices' arguments fit into one command line: a
+    # chassis has 8 bits, a slot 13.
     number = zlib.crc32(config.name.encode())
     chassis, slot = 1 + number % 255, 1 + (number >> 8) % 4000
     return [
@@ -119,19 +135,19 @@ def _ports(config: DeviceConfig, ram: int | None, windows: int) -> Args:
 
 
 def room(config: DeviceConfig, ram: int | None, windows: int) -> tuple[int, int]:
-    """Return how many bytes each of a slave's ports must have, and how many ports.
-
-    Twice what its window has: a window begins at a multiple of its size, and what
-    SeaBIOS gives a port below 4 GiB begins at any megabyte.
+    """Return how many bytes each root port must reserve, and how many ports to make.
 
     Raises:
         HostError: `ram` is needed, or no window of a VM can have that size.
     """
+    # A port reserves twice its window's size: a BAR begins at a multiple of its size,
+    # but the range that SeaBIOS gives a port below 4 GiB begins at any megabyte.
     if config.mode is Mode.ARENA:
         return 2 * window_size(config.memory), 1
     size = known(config, ram)
     _check_power_of_two(config, size)
-    return 2 * size, windows + 1  # the one with the doorbells
+    # One port more than files: in attach mode window 0 has the metadata alone.
+    return 2 * size, windows + 1
 
 
 SLAVE_HINT = """\
@@ -143,6 +159,8 @@ MASTER_HINT = """\
 
 
 def _check_power_of_two(config: DeviceConfig, size: int) -> None:
+    # In attach mode the file is the BAR, and QEMU aborts on a BAR whose size is no
+    # power of two.  The daemon pads an arena to such a size.
     if size & (size - 1):
         below = 1 << size.bit_length() - 1
         raise HostError(
@@ -153,7 +171,7 @@ def _check_power_of_two(config: DeviceConfig, size: int) -> None:
 
 
 def text(args: Args) -> str:
-    """Return what may be pasted behind `qemu-system-x86_64`: one option a line."""
+    """Return the arguments for a shell, one option a line, quoted where needed."""
     return " \\\n".join(f"{option} {shlex.quote(value)}" for option, value in args)
 
 
@@ -163,7 +181,9 @@ def flat(args: Args) -> list[str]:
 
 
 def mac(name: str) -> str:
-    """Return a MAC address that follows from the name: QEMU gives all VMs the same."""
+    """Return a MAC address that follows from the device's name."""
+    # QEMU's own default is the same in every VM, which two masters on one network
+    # cannot have.  52:54:00 is the prefix that QEMU and libvirt use.
     tail = zlib.crc32(name.encode()).to_bytes(4, "big")[1:]
     return "52:54:00:" + ":".join(f"{byte:02x}" for byte in tail)
 
@@ -173,17 +193,21 @@ def _queues(config: DeviceConfig) -> str:
 
 
 def _card(config: DeviceConfig, vectors: int | None) -> str:
-    """Return the card: with several pairs, a vector for each ring and two more."""
+    """Return the network card, as the value of `-device`."""
+    # ctrl_guest_offloads=off: a guest that may turn offloads off at run time tells QEMU
+    # alone (vhost-user has no message for it), and would still get packets with them.
     card = (
         f"virtio-net-pci,netdev={object_id(config.name)}-net,mac={mac(config.name)},"
         "ctrl_guest_offloads=off"
     )
     if config.queue_pairs > 1:
         card += ",mq=on"
+        # A vector for each ring, one for configuration changes, one for the control
+        # queue.
         vectors = config.rings + 2 if vectors is None else vectors
     return card if vectors is None else f"{card},vectors={vectors}"
 
 
 def _escape(value: object) -> str:
-    """QEMU's option parser takes a doubled comma for one."""
+    """Return a value for one of QEMU's options, which end at a single comma."""
     return str(value).replace(",", ",,")

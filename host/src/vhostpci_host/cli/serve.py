@@ -44,7 +44,9 @@ def _run(args: argparse.Namespace) -> None:
     if args.name is None:
         raise Usage("run: give a device's NAME, or --config FILE")
     if args.fd is not None and args.socket_path is not None:
+        # An inherited socket is bound to its path already.
         raise Usage("run: --fd and --socket-path exclude each other: give one")
+    # The configuration is checked before logging is set up: `main` prints its errors.
     device = options.device(args.name, options.texts(args))
     _set_up_logging(verbose=args.verbose)
     inherited = None if args.fd is None else sockets.inherited(args.fd)
@@ -52,6 +54,8 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _run_file(args: argparse.Namespace) -> None:
+    # Options beside the file would have to override it or be overridden, and a second
+    # start without them would serve something else: the file alone says what is served.
     more = [f"--{name}" for name in options.texts(args)]
     more += ["NAME"] * bool(args.name) + ["--fd"] * (args.fd is not None)
     if more:

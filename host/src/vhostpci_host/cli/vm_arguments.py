@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands that print how to start a VM: `qemu-args` and `xml`."""
+"""The commands that print what a VM needs: `qemu-args` for QEMU, `xml` for libvirt."""
 
 import argparse
 import json
@@ -52,6 +52,8 @@ def _add_vm(parser: argparse.ArgumentParser) -> None:
         "--vectors", type=int, metavar="N", help="MSI-X vectors of the master's card"
     )
     vectors.add_argument(
+        # QEMU 7.2 without KVM takes the MSI-X of a vhost-user card for an irqfd of
+        # KVM's and dereferences NULL when the driver starts.  8.0 and later do not.
         "--tcg-7.2",
         dest="vectors",
         action="store_const",
@@ -61,6 +63,7 @@ def _add_vm(parser: argparse.ArgumentParser) -> None:
 
 
 def _qemu_args(args: argparse.Namespace) -> None:
+    # Only attach mode uses `ram`; in arena mode the size is in the configuration.
     ram = args.memory and parse_size(args.memory)
     device = _qemu_device(args)
     if args.role == "master":
@@ -77,6 +80,7 @@ def _qemu_args(args: argparse.Namespace) -> None:
         print(json.dumps(qemu_args.flat(words)))
         return
     print(qemu_args.text(words))
+    # On stderr, so that a shell's $(...) and a pipe get the arguments alone.
     print(hint, file=sys.stderr)
 
 
@@ -95,9 +99,10 @@ def _qemu_device(args: argparse.Namespace) -> DeviceConfig:
     """Return the device as the command line describes it, or as a daemon serves it."""
     given = options.texts(args)
     # In attach mode --memory is the size of the master's own memory, for the example
-    # that is printed: no option of the device.
+    # that is printed.  It is no option of the device, which would refuse it.
     if given.get("mode") == Mode.ATTACH:
         given.pop("memory", None)
+    # An arena without a size cannot be described: ask the daemon that serves it.
     elif "memory" not in given:
         return _running_config(args)
     return options.device(args.name, given)
@@ -107,7 +112,7 @@ def _running_config(args: argparse.Namespace) -> DeviceConfig:
     """Return the configuration of a device that a daemon serves.
 
     Raises:
-        HostError: no daemon serves it, or it failed.
+        HostError: no daemon serves the device, or the device failed.
     """
     try:
         running = ask_status(run_dir(args), args.name)
@@ -125,6 +130,7 @@ def _running_config(args: argparse.Namespace) -> DeviceConfig:
         memory=0 if attach else running["memory"]["size"],
         queue_pairs=running["queue_pairs"],
         run_dir=run_dir(args),
+        # Attach mode has no arena, so nothing looks at the directory.
         memory_dir=Path() if attach else Path(running["memory"]["path"]).parent,
         socket_path=Path(running["sockets"]["vhost_user"]),
         slave_qmp=Path(slave) if slave.startswith("/") else None,

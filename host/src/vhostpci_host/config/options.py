@@ -105,7 +105,7 @@ SLAVE_LIBVIRT = Option(
     field="slave_libvirt",
     parse=parse_domain,
     metavar="DOMAIN",
-    help="the same for a slave VM of libvirt's",
+    help="the slave VM's libvirt domain: plug its devices in while it runs",
 )
 SOCKET_PATH = Option(
     name="socket-path",
