@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class Negotiated(TypedDict):
-    """What both rings have in common."""
+    """The part of a `RingConf` that both rings of the pair share."""
 
     hdr_len: int
     max_packet: int
@@ -38,7 +38,7 @@ class Negotiated(TypedDict):
 
 
 class RingOptions(TypedDict, total=False):
-    """What a test changes in a ring's conf()."""
+    """Fields of a `RingConf` that a test may replace."""
 
     desc: int
     driver: int
@@ -54,10 +54,25 @@ class RingOptions(TypedDict, total=False):
     session: int
 
 
-class Pair:
-    """Options are those of the rings and the worker.
+class WorkerOptions(TypedDict, total=False):
+    """Options of the worker that a test may set; see `Worker`."""
 
-    ``tap_fd`` is a real TAP, in place of the socket pair.
+    threaded: bool
+    spin: float
+    poll_max: float
+    hold: float
+
+
+class Pair:
+    """A worker, the fake master's two rings, and the far end of the TAP.
+
+    Args:
+        regions: guest address and size of each region of the master's memory.
+        start: index at which both rings start.
+        kicks: whether the rings have kicks; without them the worker polls.
+        running: whether both rings are started at once.
+        tap_fd: a real TAP, which replaces the socket pair.
+        worker: options of the worker, which by default has no thread.
     """
 
     def __init__(
@@ -71,12 +86,9 @@ class Pair:
         hdr_len: int = 12,
         max_packet: int = 65600,
         kicks: bool = True,
-        threaded: bool = False,
         running: bool = True,
-        spin: float = 0.0,
-        poll_max: float = 5e-3,
-        hold: float = 0.05,
         tap_fd: int | None = None,
+        **worker: Unpack[WorkerOptions],
     ) -> None:
         self.base = start
         self._negotiated: Negotiated = {
@@ -88,30 +100,41 @@ class Pair:
         }
         self._kicks = kicks
         with ExitStack() as stack:
-            self.machine = stack.enter_context(
-                Machine(*regions, num=num, start=start, event_idx=event_idx)
+            self._open_rings(
+                stack, Machine(*regions, num=num, start=start, event_idx=event_idx)
             )
-            self.memory = self.machine.memory
-            self.rx, self.tx = self.machine.rx, self.machine.tx
-            self.meta = {index: self.memory.allocate(64, 64) for index in RingIndex}
-            self.ours, self.tap = map(stack.enter_context, _packet_sockets())
-            self.events_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            stack.callback(os.close, self.events_fd)
-            self.worker = stack.enter_context(
-                Worker(
-                    self.ours.fileno() if tap_fd is None else tap_fd,
-                    events_fd=self.events_fd,
-                    threaded=threaded,
-                    spin=spin,
-                    poll_max=poll_max,
-                    hold=hold,
-                )
-            )
-            self.worker.set_memory(self.memory.table())
+            self._open_worker(stack, tap_fd, worker)
             if running:
                 self.start(RX)
                 self.start(TX)
             self._stack = stack.pop_all()
+
+    def _open_rings(self, stack: ExitStack, machine: Machine) -> None:
+        """Take the rings of the fake master, with a metadata entry for each."""
+        self.machine = stack.enter_context(machine)
+        self.memory = machine.memory
+        self.rx, self.tx = machine.rx, machine.tx
+        self.meta = {index: self.memory.allocate(64, 64) for index in RingIndex}
+
+    def _open_worker(
+        self, stack: ExitStack, tap_fd: int | None, options: WorkerOptions
+    ) -> None:
+        """Open the TAP and the worker.
+
+        The stack closes the worker first: a thread may use the TAP and the eventfd
+        until then.
+        """
+        self.ours, self.tap = map(stack.enter_context, _packet_sockets())
+        self.events_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        stack.callback(os.close, self.events_fd)
+        defaults: WorkerOptions = {"threaded": False, "hold": 0.05}
+        worker = Worker(
+            self.ours.fileno() if tap_fd is None else tap_fd,
+            events_fd=self.events_fd,
+            **(defaults | options),
+        )
+        self.worker = stack.enter_context(worker)
+        self.worker.set_memory(self.memory.table())
 
     def __enter__(self) -> Self:
         return self
@@ -141,17 +164,17 @@ class Pair:
         self.worker.start(index, self.conf(index, **options))
 
     def restart(self, index: RingIndex) -> None:
-        """A new session: both sides forget all, and go on at the used idx."""
+        """Start a new session: both ends go on at the used index, chains forgotten."""
         base = self.worker.stop(index)
         self.driver(index).forget(base)
         self.start(index, base=base)
 
     def settle(self) -> None:
-        """Let a worker without a thread do all that it can."""
+        """Step a worker that has no thread until it finds nothing more to do."""
         for _ in range(10_000):
             if not self.worker.step():
                 return
-        raise AssertionError("the worker does not come to rest")
+        raise AssertionError("the worker still finds work after 10,000 steps")
 
     def status(self, index: RingIndex) -> RingStatus:
         return self.worker.status(index)
@@ -160,16 +183,17 @@ class Pair:
         return self.worker.status(index).state
 
     def packets(self) -> list[bytes]:
-        """What has arrived at the TAP."""
+        """Return the packets that have arrived at the TAP since the last call."""
         got = []
         with suppress(BlockingIOError):
             while True:
-                # Little more than the longest packet: recv() allocates it all
-                # under the GIL, and under ASan a MiB takes a millisecond.
+                # Twice the longest packet is enough.  recv() allocates the whole
+                # buffer under the GIL, and under ASan 1 MiB takes a millisecond.
                 got.append(self.tap.recv(1 << 17))
         return got
 
     def events(self) -> int:
+        """Return how often a ring was broken or fenced since the last call."""
         try:
             return os.eventfd_read(self.events_fd)
         except BlockingIOError:
@@ -177,7 +201,7 @@ class Pair:
 
 
 def _packet_sockets() -> tuple[socket.socket, socket.socket]:
-    """Two ends that keep packets apart, as a TAP does, and don't block."""
+    """Return two connected sockets that keep packets apart and do not block."""
     ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in ends:
         end.setblocking(False)
@@ -185,7 +209,7 @@ def _packet_sockets() -> tuple[socket.socket, socket.socket]:
 
 
 def wait_for(what: Callable[[], list[T]]) -> list[T]:
-    """Wait until a list is not empty."""
+    """Call `what` until it returns a list that is not empty; return that list."""
     got: list[T] = []
 
     def look() -> bool:
@@ -197,7 +221,10 @@ def wait_for(what: Callable[[], list[T]]) -> list[T]:
 
 
 class Background:
-    """Calls something again and again in a thread, until left."""
+    """A thread that calls a function repeatedly until the `with` block ends.
+
+    An error of the function ends the thread, and is raised where the block ends.
+    """
 
     def __init__(self, step: Callable[[], object]) -> None:
         self._step = step
