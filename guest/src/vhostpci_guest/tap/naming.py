@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user wants of the TAPs: rules that give each device its own.
+"""The user's rules for the TAPs: their names, MACs and addresses.
 
-A rule is a template, in which ``{name}`` is the device's name and ``{n}`` the smallest
-number that no other device of this agent has.  For MAC and addresses there may be
-exceptions, ``NAME=VALUE``, for the device of that name: they replace the rule.
+A rule is a template.  In it, ``{name}`` is the device's name, and ``{n}`` is the
+smallest number that no other device of this agent has.  For MACs and addresses the user
+may also write ``NAME=VALUE``, which replaces the rule for the device of that name.
 
-What can be seen at the start is refused there (ValueError, a usage error).  The rest
-depends on the devices that come, and is that device's trouble alone (Unusable).
+A rule that cannot work for any device is refused at the start (ValueError, a usage
+error).  A rule that does not fit one device fails that device only (Unusable).
 """
 
 import string
@@ -18,22 +18,22 @@ from ..errors import Unusable
 from .tap import Address, TapConfig, parse_address, parse_mac, parse_name
 
 _NAME, _N = "name", "n"
-_MAC_N_MAX = 255
+_MAC_N_MAX = 255  # {n} is one byte of the MAC
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A text with ``{name}`` and ``{n}`` in it, or without; ``{{`` is a brace."""
+    """A text that may contain ``{name}`` and ``{n}``; ``{{`` stands for a brace."""
 
     text: str
     fields: frozenset[str]
 
     @classmethod
     def parse(cls, text: str, *allowed: str) -> Self:
-        """Read a template in which only these fields may be.
+        """Read a template that may contain the `allowed` fields only.
 
         Raises:
-            ValueError: another is, or the braces don't match.
+            ValueError: it contains another field, or the braces do not match.
         """
         wanted = " or ".join(f"{{{field}}}" for field in allowed)
         try:
@@ -42,15 +42,17 @@ class Template:
             raise ValueError(f"{text!r}: {error}: write {wanted}") from None
         fields = set()
         for _literal, name, spec, conversion in parts:
-            if name is None:
+            if name is None:  # the text behind the last field
                 continue
+            # Neither formats as "{n:03}" nor attributes as "{name.x}": whether they
+            # work would show only when a device comes.
             if name not in allowed or spec or conversion:
                 raise ValueError(f"{text!r}: {{{name}}} is not known: write {wanted}")
             fields.add(name)
         return cls(text, frozenset(fields))
 
     def fill(self, **values: object) -> str:
-        """Return the text with these in place of its fields."""
+        """Return the text with `values` in place of its fields."""
         return self.text.format(**values)
 
     def __str__(self) -> str:
@@ -58,8 +60,8 @@ class Template:
 
 
 @dataclass(frozen=True, slots=True)
-class Own:
-    """What one device has instead of the rule."""
+class Override:
+    """The value that one device has instead of the rule's, as NAME=VALUE."""
 
     name: str
     value: str
@@ -68,45 +70,47 @@ class Own:
         return f"{self.name}={self.value}"
 
 
-Rule = Template | Own
+Rule = Template | Override
 
 
 def parse_tap(text: str) -> Template:
-    """Read the rule for names.
+    """Read the rule for the names of TAPs.
 
     Raises:
-        ValueError: no device's name, however short, would make it one of a TAP.
+        ValueError: the result would be no interface name, whatever the device's name.
     """
     template = Template.parse(text, _NAME, _N)
+    # The shortest values: what is too long even with them is too long for all devices.
     parse_name(template.fill(name="x", n=0))
     return template
 
 
 def parse_mac_rule(text: str) -> Rule:
-    """Read the rule for MACs, or one device's.
+    """Read the rule for MACs, or the override for one device.
 
     Raises:
-        ValueError: it makes none.
+        ValueError: the result would be no MAC.
     """
     return _rule(text, parse_mac, "00")
 
 
 def parse_address_rule(text: str) -> Rule:
-    """Read the rule for an address, or one device's.
+    """Read the rule for an address, or the override for one device.
 
     Raises:
-        ValueError: it makes none.
+        ValueError: the result would be no address.
     """
     return _rule(text, parse_address, "0")
 
 
 def _rule(text: str, parse: Callable[[str], object], n: str) -> Rule:
+    # From the right: a device's name may contain "=", a MAC or an address does not.
     name, equals, value = text.rpartition("=")
     if equals:
         if not name:
             raise ValueError(f"{text!r} names no device: write NAME={value}")
         parse(value)
-        return Own(name, value)
+        return Override(name, value)
     template = Template.parse(text, _N)
     parse(template.fill(n=n))
     return template
@@ -114,7 +118,7 @@ def _rule(text: str, parse: Callable[[str], object], n: str) -> Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What the user wants of all TAPs; None leaves it to the kernel or the master."""
+    """The settings for all TAPs; None leaves a setting to the kernel or the master."""
 
     tap: Template | None = None
     mtu: int | None = None
@@ -124,15 +128,15 @@ class Rules:
     own_addresses: Mapping[str, tuple[Address, ...]] = field(default_factory=dict)
 
     def config(self, device: str, name: str, n: int) -> TapConfig:
-        """Return what one device's TAP is to be.
+        """Return the settings of one device's TAP.
 
         Args:
-            device: what the user knows it by, with its name.
-            name: its name.
-            n: its number.
+            device: what an error calls the device: its address and its name.
+            name: the device's name in the metadata.
+            n: the device's number.
 
         Raises:
-            Unusable: a rule makes nonsense of them.
+            Unusable: a rule does not fit this device.
         """
         return TapConfig(
             name=self._name(device, name, n),
@@ -144,6 +148,8 @@ class Rules:
     def _name(self, device: str, name: str, n: int) -> str | None:
         if self.tap is None:
             return None
+        # Again, after `parse_tap`: the device's name comes from the hypervisor, and may
+        # be too long, or have a character that no interface name may have.
         made = self.tap.fill(name=name, n=n)
         try:
             return parse_name(made)
@@ -161,6 +167,7 @@ class Rules:
                 f"{device}: --mac {self.mac} is for {_MAC_N_MAX + 1} devices, and this "
                 "is one more: leave --mac out, or start another agent"
             )
+        # A byte of a MAC has two digits, as `parse_mac` demands.
         return parse_mac(self.mac.fill(n=f"{n:02x}"))
 
     def _addresses(self, device: str, name: str, n: int) -> tuple[Address, ...]:
@@ -186,13 +193,13 @@ def make_rules(
     macs: Sequence[Rule],
     addresses: Sequence[Rule],
 ) -> Rules:
-    """Sort the command line's rules from its exceptions.
+    """Separate the rules of the command line from its overrides.
 
     Raises:
-        ValueError: there are two for the same.
+        ValueError: there are two MACs for one device, or two rules for MACs.
     """
     own_macs: dict[str, str] = {}
-    for own in _owns(macs):
+    for own in _overrides(macs):
         if own.name in own_macs:
             raise ValueError(f"--mac {own}: {own.name} has one already")
         own_macs[own.name] = parse_mac(own.value)
@@ -203,7 +210,8 @@ def make_rules(
             "device's own write NAME=MAC"
         )
     own_addresses: dict[str, tuple[Address, ...]] = {}
-    for own in _owns(addresses):
+    for own in _overrides(addresses):
+        # Unlike a MAC, an interface may have several addresses.
         before = own_addresses.get(own.name, ())
         own_addresses[own.name] = (*before, parse_address(own.value))
     return Rules(
@@ -216,5 +224,5 @@ def make_rules(
     )
 
 
-def _owns(rules: Sequence[Rule]) -> list[Own]:
-    return [rule for rule in rules if isinstance(rule, Own)]
+def _overrides(rules: Sequence[Rule]) -> list[Override]:
+    return [rule for rule in rules if isinstance(rule, Override)]

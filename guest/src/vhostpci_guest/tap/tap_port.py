@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The slave's end of a card: a TAP that outlives the device's comings and goings.
+"""The port of a device: its TAP, which stays when the device is away for a while.
 
-The ports of one agent know of each other (`Ports`), so that rules which give two
-devices the same TAP are found out: the second is refused, the first goes on.
+`Ports` knows the ports of one agent.  If the user's rules give two devices the same TAP
+or MAC, `Ports` refuses the second device, and the first goes on.
 """
 
 import fcntl
@@ -20,13 +20,13 @@ from .tap import DEFAULT_NAME, MTU_MAX, MTU_MIN, Tap, TapConfig, is_name, stable
 
 log = logging.getLogger(__name__)
 
-_SIOCGIFMTU = 0x8921
+_SIOCGIFMTU = 0x8921  # linux/sockios.h
 _DEFAULT_MTU = 1500
 
 
 @dataclass(slots=True)
 class _Claim:
-    """What a device has, and no other of this agent may have."""
+    """Number, TAP name and MAC of a device, which no other device may have."""
 
     label: str
     number: int
@@ -38,8 +38,8 @@ class Ports:
     """The ports of one agent.
 
     Args:
-        rules: what the user wants of their TAPs.
-        bridge: what they join.
+        rules: the user's rules for the TAPs.
+        bridge: the bridge that all TAPs join; None for no bridge.
     """
 
     def __init__(self, rules: Rules, bridge: Bridge | None = None) -> None:
@@ -48,7 +48,7 @@ class Ports:
         self._claims: dict[str, _Claim] = {}
 
     def make(self, device: str) -> "Port":
-        """Return the port of a device; its name and its number are its until `close`.
+        """Return the port of a device; it keeps TAP name and number until `close`.
 
         Args:
             device: its PCI address, or the path of its socket.
@@ -56,34 +56,40 @@ class Ports:
         return Port(self, device)
 
     def claim(self, device: str, name: str) -> TapConfig:
-        """Return what a device's TAP is to be, which no other has from now on.
+        """Reserve number, TAP name and MAC for a device; return its TAP's settings.
 
         Args:
             device: as for `make`.
-            name: what the metadata calls it.
+            name: the device's name in the metadata.
 
         Raises:
-            Unusable: another has it, or a rule makes nonsense of this device.
+            Unusable: another device has the TAP name or the MAC, or a rule does not fit
+                this device.
         """
+        # "setdefault": a device that claims again, with other queue pairs, keeps its
+        # number, and with it what the rules make of the number.
         claim = self._claims.setdefault(device, _Claim("", self._free_number()))
         claim.label = f"{device} ({name!r})"
         config = self.rules.config(claim.label, name, claim.number)
         for other in self._others(device):
             if config.name is not None and config.name == other.name:
-                raise Unusable(self._twice(claim, other, "--tap", config.name))
+                raise Unusable(self._conflict(claim, other, "--tap", config.name))
             if config.mac is not None and config.mac == other.mac:
-                raise Unusable(self._twice(claim, other, "--mac", config.mac))
+                raise Unusable(self._conflict(claim, other, "--mac", config.mac))
+        # After the checks: a device that is refused reserves neither name nor MAC.
         claim.name, claim.mac = config.name, config.mac
         return config
 
     def _free_number(self) -> int:
+        # The smallest, not the next: numbers stay below the limit of --mac (256)
+        # however often devices are plugged and unplugged.
         used = {claim.number for claim in self._claims.values()}
         return next(n for n in range(len(used) + 1) if n not in used)
 
     def _others(self, device: str) -> list[_Claim]:
         return [claim for held, claim in self._claims.items() if held != device]
 
-    def _twice(self, claim: _Claim, other: _Claim, option: str, what: str) -> str:
+    def _conflict(self, claim: _Claim, other: _Claim, option: str, what: str) -> str:
         rule = self.rules.tap if option == "--tap" else self.rules.mac
         example = "--tap vp{n}" if option == "--tap" else "--mac 02:00:00:00:00:{n}"
         return (
@@ -91,33 +97,34 @@ class Ports:
             f"{other.label} has already: give each its own, as in {example}"
         )
 
-    def note(self, device: str, tap: str) -> None:
-        """Take note of the name that a device's TAP has got."""
+    def set_name(self, device: str, tap: str) -> None:
+        """Record the name that a device's TAP has got."""
+        # In place of a pattern as vp%d, which the rule gives to every device.
         self._claims[device].name = tap
 
-    def own_mac(self, device: str, name: str) -> str:
-        """Return a MAC for a device to which the user gives none.
-
-        A PCI device that is plugged again may come into another slot, and keeps its
-        MAC.  What tells apart two sockets of the same name is their path.
-        """
+    def choose_mac(self, device: str, name: str) -> str:
+        """Return a MAC for a device to which the user gives none."""
+        # Without the PCI address: a device that is plugged again may get another one,
+        # and must keep its MAC.  A socket's path does not change, and tells apart the
+        # devices of two daemons that have the same name.
         mac = stable_mac(device if "/" in device else "", name)
+        # Two PCI devices of one name: the second needs its address after all.
         if any(mac == other.mac for other in self._others(device)):
             mac = stable_mac(device, name)
         self._claims[device].mac = mac
         return mac
 
     def release(self, device: str) -> None:
-        """Let others have what a device had."""
+        """Make a device's number, TAP name and MAC available to other devices."""
         self._claims.pop(device, None)
 
 
 class Port:
-    """A TAP that is made when somebody knows for how many queue pairs.
+    """The TAP of one device, which `open` makes once the queue pairs are known.
 
     Args:
-        ports: those of this agent, of which it is one.
-        device: name of the device that it is for.
+        ports: all ports of this agent.
+        device: the device's PCI address, or the path of its socket.
     """
 
     def __init__(self, ports: Ports, device: str) -> None:
@@ -132,41 +139,46 @@ class Port:
 
     @property
     def name(self) -> str | None:
-        """The TAP's name, once there is one."""
+        """The TAP's name; None before `open`."""
         return self._tap.name if self._tap else None
 
     @property
     def bridge(self) -> str | None:
-        """The bridge that the TAP was made to join, while that is there."""
+        """The name of the bridge that the TAP has joined; None while there is none."""
         bridge = self._ports.bridge
         return bridge.name if bridge and self._bridge_index is not None else None
 
     @property
     def carrier(self) -> bool:
-        """Whether the cable is in."""
+        """Whether the TAP has its carrier."""
         return self._carrier
 
     @property
     def mtu(self) -> int:
-        """The TAP's MTU now: its user may change it."""
+        """The TAP's MTU, read from the kernel."""
+        # Not from memory: the user may have changed it (ip link set mtu).
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             request = struct.pack("=16s16x", (self.name or "").encode())
             try:
                 answer = fcntl.ioctl(sock.fileno(), _SIOCGIFMTU, request)
             except OSError:
+                # There is no such TAP any more: the next ioctl of its queue reports
+                # that.
                 return _DEFAULT_MTU
         return int(struct.unpack_from("=i", answer, 16)[0])
 
     def open(self, queues: int, name: str) -> tuple[int, ...]:
-        """Return a descriptor for each queue pair; the TAP is made if need be.
+        """Return a descriptor for each queue pair; make the TAP if there is none.
 
         Args:
             queues: how many queue pairs.
-            name: the device's, as the metadata has it.
+            name: the device's name in the metadata.
 
         Raises:
-            Unusable: the TAP cannot be had, or not as the user wants it.
+            Unusable: the TAP cannot be made, attached to or set up as the user wants.
         """
+        # The flag multi_queue of a TAP cannot change: another number of queue pairs
+        # gets another TAP.
         if self._tap and len(self._tap.fds) != queues:
             self._drop_tap()
         if self._tap is None:
@@ -175,6 +187,7 @@ class Port:
             try:
                 self._configure(self._tap, config, name)
             except BaseException:
+                # Else the next `open` would return the TAP as if it were set up.
                 self._drop_tap()
                 raise
             log.info("TAP %s for %d queue pair(s)", self._tap.name, queues)
@@ -183,6 +196,8 @@ class Port:
     def _make(self, wanted: str | None, queues: int, name: str) -> Tap:
         if wanted is not None:
             return Tap(wanted, queues)
+        # The name comes from the hypervisor, which must not choose an interface that
+        # the slave has already: hence new=True, and no pattern.
         if is_name(name):
             try:
                 return Tap(name, queues, new=True)
@@ -191,57 +206,70 @@ class Port:
         return Tap(DEFAULT_NAME, queues)
 
     def _configure(self, tap: Tap, config: TapConfig, name: str) -> None:
-        """Set a TAP up, with a MAC of our own unless the user chose one, or made it."""
-        self._ports.note(self._device, tap.name)
+        """Give a TAP its settings, and bring it up."""
+        self._ports.set_name(self._device, tap.name)
+        # A TAP that the user made keeps the MAC that it has.
         if config.mac is None and tap.made:
-            config = replace(config, mac=self._ports.own_mac(self._device, name))
+            config = replace(config, mac=self._ports.choose_mac(self._device, name))
+        # Before the TAP is up: a new TAP that the bridge refuses is never up outside of
+        # it.
         if self._ports.bridge is not None:
             self._bridge_index = self._ports.bridge.join(tap.name)
         tap.configure(config)
 
     def set_options(self, options: NetOptions) -> None:
-        """Let packets look as the master's driver wants them."""
+        """Set the header length and offloads that the master's driver negotiated."""
         if self._tap and options != self._options:
             self._tap.set_header_length(options.hdr_len)
             self._tap.set_offloads(options.offloads)
             self._options = options
 
     def use_queues(self, pairs: Set[int]) -> None:
-        """Have the kernel spread packets over these queue pairs' queues only.
+        """Attach the queues of these pairs and of the first; detach the others.
 
-        What it gave to another would wait there for a driver that does not come.
-        The first queue is always there.
+        Raises:
+            Unusable: the TAP was deleted.
         """
         if self._tap is None:
             return
+        # The kernel spreads packets over all attached queues.  A packet in the queue of
+        # a pair that the master's driver does not use would wait there for ever.  Queue
+        # 0 stays: the kernel detaches no queue of a TAP without multi_queue (EINVAL).
         unused = set(range(1, len(self._tap.fds))) - pairs
+        # Only what changes: the kernel refuses to attach a queue twice (EINVAL).
         for index in sorted(unused ^ self._unused):
             self._tap.use_queue(index, index not in unused)
         self._unused = unused
 
     def check(self) -> None:
-        """See that the TAP is still there.
+        """Check that the TAP still exists.
 
         Raises:
-            Unusable: somebody deleted it.
+            Unusable: the TAP was deleted.
         """
         if self._tap:
             self._tap.check()
 
     def set_carrier(self, on: bool) -> None:
-        """Plug the cable in, or out."""
+        """Turn the TAP's carrier on or off."""
         if self._tap and on != self._carrier:
             self._tap.set_carrier(on)
             self._carrier = on
             log.info("%s: carrier %s", self._tap.name, "on" if on else "off")
 
     def follow_mtu(self, mtu: int) -> None:
-        """Take the MTU that the master was told, unless the user wants another."""
+        """Set the MTU that the master was told, unless the user set one by a rule."""
+        # 0: the daemon was told none.  The MTU as before: what the user has changed by
+        # hand since then stays.
         if self._tap is None or self._ports.rules.mtu or mtu in (0, self._mtu):
             return
+        # Before the checks, so that a wrong MTU is logged once, not at each generation.
         self._mtu = mtu
         if not MTU_MIN <= mtu <= MTU_MAX:
-            log.warning("%s: MTU %d is none for a TAP", self._tap.name, mtu)
+            log.warning(
+                "%s: the master's MTU %d is outside %d to %d, so the TAP keeps its own",
+                *(self._tap.name, mtu, MTU_MIN, MTU_MAX),
+            )
             return
         try:
             self._tap.set_mtu(mtu)
@@ -249,13 +277,14 @@ class Port:
             log.warning("%s", why)
 
     def follow_bridge(self) -> None:
-        """See what has become of the bridge: join it if it was made again.
-
-        Whoever takes the TAP out of a bridge that is there may do so.
-        """
+        """Join the bridge if it was deleted and made again; log if it is gone."""
+        # By the bridge's index, not by the TAP's membership: a user may take the TAP
+        # out of the bridge, and the agent must not put it back.
         bridge = self._ports.bridge
         if self._tap is None or bridge is None or bridge.index == self._bridge_index:
             return
+        # Before `join`: a bridge that refuses is tried and logged once, not at each
+        # tick.
         self._bridge_index = bridge.index
         if self._bridge_index is None:
             log.warning(
@@ -271,12 +300,13 @@ class Port:
             log.info("%s: joined bridge %s again", self._tap.name, bridge.name)
 
     def close(self) -> None:
-        """Let go of the TAP and of its number; if we made it, it is gone then."""
+        """Close the TAP, which removes one that we made; release its number."""
         self._drop_tap()
         self._ports.release(self._device)
 
     def _drop_tap(self) -> None:
         if self._tap:
             self._tap.close()
+            # The next TAP starts with none of these set, and must get all of them.
             self._tap, self._carrier, self._options, self._mtu = None, False, None, 0
             self._unused = frozenset()
