@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the virtio-net features that the master's driver acknowledged mean for us."""
+"""Turns the virtio-net features that the master's driver acknowledged into options."""
 
 from vhostpci_shared.virtio import Feature
 
 from ..net_options import NetOptions, Offload
 
 MAX_IP_PACKET = 65535
-ETHERNET = 18  # header, and a VLAN tag
+ETHERNET = 18  # bytes of the header and of a VLAN tag, which an MTU does not count
 
 
 def options(features: int, mtu: int) -> NetOptions:
-    """Return what `features` mean, on a TAP with `mtu`.
-
-    The header has `num_buffers` with VERSION_1 always, before it only with
-    MRG_RXBUF (VIRTIO, "Legacy Interface: Device Operation").
-    """
+    """Return the packet options for a master with `features`, on a TAP with `mtu`."""
     offloads = _offloads(features)
     large = offloads & (Offload.TSO4 | Offload.TSO6)
+    # VIRTIO, "Legacy Interface: Device Operation": with VERSION_1 the header always has
+    # `num_buffers`, and in the legacy interface only with MRG_RXBUF.
     return NetOptions(
         hdr_len=12
         if features & (Feature.F_VERSION_1 | Feature.NET_F_MRG_RXBUF)
         else 10,
+        # With segmentation offload the slave's kernel gives the TAP segments longer
+        # than the MTU: as long as an IP packet can be.
         max_packet=(MAX_IP_PACKET if large else mtu) + ETHERNET,
         offloads=offloads,
         mergeable=bool(features & Feature.NET_F_MRG_RXBUF),
@@ -30,7 +30,9 @@ def options(features: int, mtu: int) -> NetOptions:
 
 
 def _offloads(features: int) -> Offload:
-    """Return what the master takes; segmentation needs checksum offload too."""
+    """Return the offloads that the TAP may leave to the master."""
+    # GUEST_ means what the master receives, which the TAP sends.  Without CSUM the TAP
+    # refuses the others (EINVAL), and VIRTIO has them depend on it as well.
     if not features & Feature.NET_F_GUEST_CSUM:
         return Offload(0)
     offloads = Offload.CSUM
@@ -38,6 +40,7 @@ def _offloads(features: int) -> Offload:
         offloads |= Offload.TSO4
     if features & Feature.NET_F_GUEST_TSO6:
         offloads |= Offload.TSO6
+    # ECN alone means nothing: it is a property of the segments of TSO4 and TSO6.
     if features & Feature.NET_F_GUEST_ECN and offloads & (Offload.TSO4 | Offload.TSO6):
         offloads |= Offload.TSO_ECN
     return offloads

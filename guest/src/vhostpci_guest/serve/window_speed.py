@@ -1,21 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast the windows read: whether this machine's processor may cache them.
+"""Measures how fast the windows read, and warns if the processor does not cache them.
 
-Theory of operation.  sysfs and vfio-pci map a BAR uncached, and so does the kernel
-where firmware says so of its addresses.  Whether that counts is the hypervisor's to
-say: KVM on Intel ignores it, KVM on AMD does not, and then each load of a few bytes
-takes as long as one of a device's register, and a packet's copy a hundred times as
-long as it should.  Nothing in the guest tells which it is, so it is measured.
+sysfs and vfio-pci map a BAR uncached, and so does the kernel where firmware declares
+the BAR's addresses uncached.  The hypervisor decides whether that has an effect: KVM on
+Intel ignores it, KVM on AMD does not.  Where it has, each load of a few bytes takes as
+long as a read of a device's register, and the copy of a packet takes a hundred times as
+long.  The guest cannot ask which it is, so the agent measures.
 
-No figure is slow by itself: an emulated machine reads all its memory slowly.  So a
-window is compared with memory of our own, by the same copy of the same length.  What
-else runs on the machine can only make a copy slower, so of several the fastest
-counts; and a window is called slow only if it was so at several ticks, one after the
-other.  From then on, or once it was fast, it is not measured again.
-
-Only a page is read that is there: reading a hole of the hypervisor's file fills it.
-Of window 0 this is the one that the daemon writes, of another the first of the
-master's memory.
+An emulated machine reads all its memory slowly, so no rate is slow by itself.  The
+agent compares a window with memory of its own.
 """
 
 import logging
@@ -29,33 +22,36 @@ from ..interfaces import Device, Window
 
 log = logging.getLogger(__name__)
 
+# A cached window is as fast as our own memory, since the first copy brings it into the
+# cache.  An uncached one is forty times slower and more.
 SLOW = 8
-"""How many times slower than our own memory is slow.  What is cached is as fast, since
-the first copy brings it near; uncached it is forty times slower and more."""
+"""A window is slow if our own memory is at least this many times faster."""
+# Enough for the clock to resolve, and if each byte is a load of its own (0.25 µs), a
+# round of it holds up the event loop for a millisecond.
 PIECE = 4096
-"""Bytes that are copied: a millisecond, if it is one load for each."""
+"""Bytes that one round copies."""
 LOOKS = 3
-"""Measurements that a window must be slow in before we say so."""
+"""A window must be slow in this many measurements before the agent warns."""
 _ROUNDS = 8
 _FEWEST_ROUNDS = 3
-_ENOUGH = 4_000_000
-"""Nanoseconds after which there are no further rounds."""
+_TIME_LIMIT = 4_000_000
+"""Nanoseconds after which a measurement ends, once it has `_FEWEST_ROUNDS`."""
 
 _MODULE = (
     "load the module uio_vhostpci and take --bind kmod, which maps it cached "
     "(docs/operations.md)"
 )
-_MENDS = {
+_REMEDIES = {
     "kmod": "its BAR is likely below 4 GiB, where firmware lets nothing be cached: a "
     "window of 1 GiB or more is put above, as are all in a slave with such a port",
     "socket": "let the memory's file be on tmpfs or hugetlbfs",
 }
-"""What to do, by binding; else there is the module."""
+"""What the user can do, by binding; for the other bindings it is `_MODULE`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Bytes a second that a window reads, and memory of our own."""
+    """The rates at which a window and our own memory read, in bytes per second."""
 
     window: float
     own: float
@@ -66,11 +62,12 @@ class Speed:
         return self.own >= SLOW * self.window
 
     def best(self, other: "Speed") -> "Speed":
-        """Return the faster of both measurements, each side by itself."""
+        """Return the higher rate of two measurements, for the window and for us."""
+        # Other load on the machine makes a copy slower, never faster.
         return Speed(max(self.window, other.window), max(self.own, other.own))
 
     def status(self) -> dict[str, float | bool]:
-        """Return it as `vhostpci-guest status -j` prints it, in MB/s."""
+        """Return the rates as `vhostpci-guest status -j` prints them, in MB/s."""
         return {
             "mbps": round(self.window / 1e6, 1),
             "own_mbps": round(self.own / 1e6, 1),
@@ -81,16 +78,18 @@ class Speed:
 def measure(
     piece: memoryview, now: Callable[[], int] = time.perf_counter_ns
 ) -> Speed | None:
-    """Return how fast bytes read; None if there are none.
+    """Return how fast `piece` and our own memory read; None if `piece` is empty.
 
     Args:
-        piece: what to read; as much again is read of our own memory.
+        piece: a part of a window.
         now: a clock that only grows, in nanoseconds.
     """
     if not piece:
         return None
     target, own = memoryview(bytearray(len(piece))), memoryview(bytearray(len(piece)))
     times = list(_times(target, own, piece, now))
+    # The fastest round: whatever else ran made the others slower.  At least 1, since
+    # two readings of a coarse clock may be equal.
     fastest = (max(1, min(side)) for side in zip(*times, strict=True))
     ours, its = (len(piece) * 1e9 / nanoseconds for nanoseconds in fastest)
     return Speed(window=its, own=ours)
@@ -99,7 +98,8 @@ def measure(
 def _times(
     target: memoryview, own: memoryview, piece: memoryview, now: Callable[[], int]
 ) -> Iterator[tuple[int, int]]:
-    """Copy both a few times; the first round has the page faults."""
+    """Copy our own memory and the piece by turns; give the time of each round."""
+    # Three rounds at least: the first has the page faults, and fills the cache.
     start = now()
     for number in range(1, _ROUNDS + 1):
         before = now()
@@ -108,22 +108,25 @@ def _times(
         target[:] = piece
         after = now()
         yield between - before, after - between
-        if number >= _FEWEST_ROUNDS and after - start > _ENOUGH:
+        if number >= _FEWEST_ROUNDS and after - start > _TIME_LIMIT:
             return
 
 
 def piece_of(window: Window) -> memoryview:
-    """Return what may be read of a window: nothing, of one that is too small."""
+    """Return the part of a window to measure; empty if the window is too small."""
+    # A page that exists: a read of a hole in the hypervisor's file would fill the hole.
+    # The daemon writes the metadata region of window 0.  In another window, page 0 is
+    # the first page of a region of the master's memory.
     start = window.size - md.SIZE if window.id == md.SLAVE_ID else 0
     return window.view[start : start + PIECE] if start >= 0 else window.view[:0]
 
 
 class Speeds:
-    """How fast each window of a device is.
+    """Measures the windows of one device, and remembers the results.
 
     Args:
-        device: whose windows they are.
-        measure: measures a piece of one.
+        device: the device that the windows belong to.
+        measure: measures a part of a window.
     """
 
     def __init__(
@@ -136,7 +139,7 @@ class Speeds:
         self._known: dict[int, _Known] = {}
 
     def look(self, windows: Mapping[int, Window | None]) -> None:
-        """Measure those that we are not sure of, and warn of those that are slow."""
+        """Measure each window whose speed is not certain yet; warn of slow ones."""
         there = {number: found for number, found in windows.items() if found}
         self._known = {
             number: self._of(number, window) for number, window in there.items()
@@ -146,13 +149,16 @@ class Speeds:
                 self._look(number, known)
 
     def _of(self, number: int, window: Window) -> "_Known":
+        # Another object under the same number is another mapping, maybe of another
+        # kind.
         known = self._known.get(number)
         return known if known and known.window is window else _Known(window)
 
     def _look(self, number: int, known: "_Known") -> None:
+        # "with": a slice that stays open would keep the window from being unmapped.
         with piece_of(known.window) as view:
             speed = self._measure(view)
-        known.take(speed)
+        known.add(speed)
         if known.sure and known.speed and known.speed.slow:
             log.warning("%s", self._warning(number, known.speed))
 
@@ -162,18 +168,18 @@ class Speeds:
             f"{device.name}: window {number} reads {speed.window / 1e6:.0f} MB/s, "
             f"this machine's own memory {speed.own / 1e6:.0f} MB/s: it looks "
             f"uncached (bound by {device.binding}), and each packet takes longer for "
-            f"it; {_MENDS.get(device.binding, _MODULE)}"
+            f"it; {_REMEDIES.get(device.binding, _MODULE)}"
         )
 
     def status(self, number: int) -> dict[str, float | bool] | None:
-        """Return what is known of a window; None if that is nothing."""
+        """Return a window's rates for the status; None if it was not measured."""
         known = self._known.get(number)
         return known.speed.status() if known and known.speed else None
 
 
 @dataclass(slots=True)
 class _Known:
-    """What is known of one window so far."""
+    """The measurements of one window."""
 
     window: Window
     speed: Speed | None = None
@@ -181,12 +187,14 @@ class _Known:
 
     @property
     def sure(self) -> bool:
-        """Whether another measurement would tell nothing new."""
+        """Whether the window needs no further measurement."""
         return self.looks >= LOOKS
 
-    def take(self, speed: Speed | None) -> None:
-        """Add a measurement; one that is good, or impossible, is the last."""
+    def add(self, speed: Speed | None) -> None:
+        """Add a measurement, or None if the window cannot be measured."""
         if speed and self.speed:
             speed = self.speed.best(speed)
         self.speed = speed
+        # One fast measurement proves that the window is cached.  A slow one may be due
+        # to other load, so it counts only if several follow each other.
         self.looks = self.looks + 1 if speed and speed.slow else LOOKS
