@@ -46,7 +46,7 @@ class _WorkerOut:
     def __getitem__(self, index: int) -> _WorkerPtr: ...
 
 class _Address:
-    """A pointer."""
+    """A C pointer, which int() turns into an address."""
 
     def __int__(self) -> int: ...
 
@@ -118,21 +118,21 @@ class _Lib:
         """
 
     def worker_stop_ring(self, worker: _WorkerPtr, index: int, timeout_ms: int) -> int:
-        """Take a ring back.  Returns the index where a successor goes on.
+        """Stop a ring.  Returns the used index where another back-end goes on.
 
-        After this the ring, the regions and the eventfds are not touched.
-        -ETIMEDOUT: the worker still has it, ask again; -ENOENT: it was never
-        started.
+        After this the worker touches neither the ring nor the regions nor the
+        eventfds.  -ETIMEDOUT: the worker still uses the ring, call again; -ENOENT:
+        the ring was never started.
         """
 
     def worker_read_ring(self, worker: _WorkerPtr, index: int, ret: _RingStatus) -> int:
         """Fill a struct ring_status."""
 
     def worker_step(self, worker: _WorkerPtr) -> int:
-        """One round of a worker without a thread, without the sleep.
+        """Run one round of a worker that has no thread, without its sleep.
 
-        Returns the number of packets and chains dealt with.  0: nothing to do,
-        and kicks are asked for.
+        Returns the number of packets and chains that the round handled.  0: there
+        was nothing to do, and the rings ask for kicks.
         """
 
     def guard_open(self, address: int, size: int, fd: int) -> int:
@@ -143,10 +143,10 @@ class _Lib:
         """
 
     def guard_close(self, number: int) -> int:
-        """Watch over a mapping no longer."""
+        """Guard a mapping no longer."""
 
     def guard_lost(self, number: int) -> int:
-        """Return 1 if what was mapped is lost, else 0."""
+        """Return 1 if the guarded memory is lost, else 0."""
 
 ffi: _FFI
 lib: _Lib

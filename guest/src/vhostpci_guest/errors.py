@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The error that a user can act on; a peer's mistakes are `ProtocolError`."""
+"""The error that a user can act on; a mistake of a peer is a `ProtocolError`."""
 
 
 class Unusable(Exception):
-    """This machine, as it is, cannot do what was asked; the text says what to change.
+    """This machine cannot do what the user asked; the text says what to change.
 
-    Neither our fault nor a peer's: one line for the user, exit status 1.
+    The fault is neither in our code nor in a peer.  The command line prints the text as
+    one line, without a traceback, and exits with status 1.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent's layers ask of each other: devices, windows, sources of both."""
+"""Protocols and types that the agent's layers share: devices, windows, sources."""
 
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Doorbell:
-    """A peer's doorbell in the doorbell register of our ivshmem function.
+    """The doorbell of one vector of a peer, rung by a store to the doorbell register.
 
     One 32-bit store of `value` at `host_addr`, where the register is mapped, rings it.
     """
@@ -19,7 +19,7 @@ class Doorbell:
 
     @property
     def value(self) -> int:
-        """What to store: the register has the peer in its upper 16 bits."""
+        """The value to store: peer in the upper 16 bits, vector in the lower."""
         return self.peer << 16 | self.vector
 
 
@@ -36,15 +36,15 @@ Call = Doorbell | Eventfd
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """BAR 2: `id` is the device's IVPosition, `address` where this process has it.
-
-    `device` is the name of what shows it: a PCI address, or the path of a socket.
-    """
+    """A window that this process has mapped."""
 
     id: int
+    """The window's number: the IVPosition of its ivshmem function."""
     address: int
+    """Where this process has mapped it."""
     view: memoryview
     device: str
+    """PCI address of the ivshmem function, or path of the window's socket."""
 
     @property
     def size(self) -> int:
@@ -53,7 +53,7 @@ class Window:
 
 
 class Device(Protocol):
-    """An ivshmem device that is ours until `close`."""
+    """An ivshmem function or a daemon's socket, which the agent has until `close`."""
 
     @property
     def name(self) -> str:
@@ -61,26 +61,27 @@ class Device(Protocol):
 
     @property
     def binding(self) -> str:
-        """How we have it: ``vfio``, ``uio``, ``sysfs`` or ``socket``."""
+        """The binding: ``kmod``, ``vfio``, ``uio``, ``sysfs`` or ``socket``."""
 
     @property
     def window(self) -> Window:
-        """What its BAR 2 shows."""
+        """The window of this device itself: its BAR 2, or the file from its socket."""
 
     @property
     def vector_count(self) -> int:
-        """Vectors that the device has."""
+        """Number of vectors that the device has now."""
 
     @property
     def settled(self) -> bool:
-        """Whether no more vectors will come."""
+        """Whether the number of vectors is final."""
+        # An ivshmem server sends a socket's vectors one by one.
 
     @property
     def lost(self) -> bool:
-        """Whether it is gone, or wanted back: it is to be closed."""
+        """Whether the device was removed or taken back, and must be closed."""
 
     def alarms(self) -> Iterable[int]:
-        """Return descriptors that are readable once it is lost."""
+        """Return descriptors that are readable once the device is lost."""
 
     def vector(self, index: int) -> int | None:
         """Return the eventfd of a vector; None where there are no interrupts."""
@@ -99,56 +100,58 @@ class Device(Protocol):
 
 
 class Windows(Protocol):
-    """Finds windows for one device."""
+    """Finds the further windows of one device."""
 
     def find(self, number: int) -> Window | None:
-        """Return the window with this ID, if it is there."""
+        """Return the window with this number; None if it is not there (yet)."""
 
     def want(self, numbers: Set[int]) -> None:
-        """Have these windows from now on, as far as they come, and no others.
+        """Set which windows to map when they appear; release all others.
 
-        The caller uses none of the others any more, and none that is not found.
+        After this call the caller must not touch any other window, and of these only
+        those that `find` returns.
         """
 
 
 class Source(Protocol):
-    """Where devices come from."""
+    """Finds devices, and takes them back."""
 
     def look(self) -> None:
-        """See what has happened.
+        """Read the events that are pending, and update the devices and windows.
 
         Raises:
             Unusable: no device will ever come.
         """
 
     def devices(self) -> Iterable[Device]:
-        """Return the devices that are there; who takes one calls `give_back`."""
+        """Return the devices that exist; the caller ends its use with `give_back`."""
 
     def windows(self, device: Device) -> Windows:
-        """Return what finds further windows for one of the devices."""
+        """Return the finder of further windows for one of the devices."""
 
     def fds(self) -> Iterable[int]:
-        """Return the descriptors at which something happens."""
+        """Return descriptors that are readable when `look` has something to do."""
 
     @property
     def interval(self) -> float | None:
-        """Seconds until the next look, if nothing happens before."""
+        """Seconds until `look` must be called at the latest; None for no limit."""
 
     @property
     def single(self) -> bool:
-        """Whether it has one device ever: if that one fails, all is over.
+        """Whether there is only ever one device.
 
-        Then its TAP stays while the device is away, too.
+        If so, the agent ends when that device fails, and keeps the TAP while the device
+        is away.
         """
 
     def refuse(self, device: Device) -> None:
-        """Offer a device no more: it cannot be served, and is given back next."""
+        """Never offer this device again; the caller gives it back next."""
 
     def give_back(self, device: Device) -> None:
-        """Close a device that was taken, now or soon: it may take a second or two.
+        """Close a device, at once or within a second or two.
 
         The caller must not touch the device after this call.
         """
 
     def close(self) -> None:
-        """Give back all but the devices that the agent took; finish what is begun."""
+        """Release all devices that the agent does not use; finish what has begun."""

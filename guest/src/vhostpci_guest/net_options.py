@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How packets lie in the master's buffers, by the features that its driver took."""
+"""How packets lie in the master's buffers, which its driver's features decide."""
 
 from dataclasses import dataclass
 from enum import IntFlag
 
 
 class Offload(IntFlag):
-    """What the TAP may leave to its reader (TUN_F_*)."""
+    """Work that the TAP may leave to its reader: TUN_F_* of linux/if_tun.h."""
 
     CSUM = 0x01
     TSO4 = 0x02
@@ -16,14 +16,12 @@ class Offload(IntFlag):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetOptions:
-    """How packets look in the master's buffers.
-
-    `hdr_len` is in bytes, as is `max_packet`: the longest that the master takes,
-    without that header.
-    """
+    """How packets lie in the master's buffers."""
 
     hdr_len: int
+    """Length of the virtio-net header before each packet, in bytes."""
     max_packet: int
+    """Longest packet that the master accepts, in bytes, without that header."""
     offloads: Offload
     mergeable: bool
     event_idx: bool

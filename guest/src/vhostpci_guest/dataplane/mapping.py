@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device's memory in this process, guarded against its loss."""
+"""Maps the memory of a device into this process, with a guard against its loss."""
 
 import ctypes
 import mmap
@@ -8,19 +8,19 @@ from .native import Guard
 
 
 class Mapping:
-    """Memory of a device in this process, shared and writable.
+    """A shared and writable mapping of a device's memory.
 
-    It is guarded: if the file shrinks, or the device is unplugged, there are zeros
-    instead, and `lost` is set.
+    If the file shrinks, or the device is unplugged, the guard puts zeros in the place
+    of the memory, and `lost` is set.
 
     Args:
-        fd: what to map; it may be closed afterwards.
+        fd: the file to map; it may be closed afterwards.
         size: bytes.
         offset: where in `fd` to start, a multiple of the page size.
-        skip: bytes of the first page that are somebody else's.
+        skip: bytes at the start of the first page that belong to another device.
 
     Raises:
-        OSError: the kernel does not map it.
+        OSError: the kernel does not map the file.
     """
 
     def __init__(self, fd: int, size: int, *, offset: int = 0, skip: int = 0) -> None:
@@ -29,9 +29,12 @@ class Mapping:
         self.address = base + skip
         self.view = memoryview(self._mmap)
         if skip:
-            # The kernel maps the page, Python shows no more than the file's size.
+            # The kernel maps whole pages, but mmap shows `size` bytes from the first
+            # page's start, which ends `skip` bytes too early.  What is built on the
+            # address does not count as a use of the mmap: `close` finds no slice of it.
             here = (ctypes.c_char * size).from_address(self.address)
             self.view = memoryview(here).cast("B")
+        # Before any access: a BAR can be lost between the mapping and its first read.
         try:
             self._guard = Guard(base, skip + size)
         except BaseException:
@@ -45,15 +48,17 @@ class Mapping:
 
     @property
     def lost(self) -> bool:
-        """Whether the memory is gone, and there are zeros in its place."""
+        """Whether the memory is lost, and the mapping holds zeros."""
         return self._guard.lost
 
     def close(self) -> None:
-        """Unmap it.
+        """Unmap the memory.
 
         Raises:
-            BufferError: somebody still has a part of `view`.
+            BufferError: a slice of `view` is still in use.
         """
         self.view.release()
         self._mmap.close()
-        self._guard.close()  # not before: who still has a part may use it
+        # Last: if a slice is in use, a line above raises BufferError, the mapping
+        # stays, and an access to it must still survive the loss of the memory.
+        self._guard.close()

@@ -59,6 +59,8 @@ def _ring_conf(conf: RingConf) -> dict[str, int]:
         "hdr_len": conf.hdr_len,
         "max_packet": conf.max_packet,
         "kick_fd": -1 if conf.kick_fd is None else conf.kick_fd,
+        # A call is an eventfd or a doorbell, never both; C takes address 0 for no
+        # doorbell.
         "call_fd": conf.call.fd if isinstance(conf.call, Eventfd) else -1,
         "call_value": doorbell.value if doorbell else 0,
         "call_addr": doorbell.host_addr if doorbell else 0,
@@ -76,7 +78,7 @@ class CLayout:
 
 
 def c_layout(struct: str) -> CLayout:
-    """How the compiler laid a struct of ring_api.h out."""
+    """Return the layout that the compiler gave a struct of ring_api.h."""
     ctype = ffi.typeof(f"struct {struct}")
     return CLayout(
         ffi.sizeof(ctype),
@@ -93,23 +95,23 @@ def c_enum(name: str) -> dict[str, int]:
 
 
 def address_of(buffer: object) -> int:
-    """Where a buffer lies: a mapping, to be kept while a worker uses it."""
+    """Return the address of a buffer; keep the buffer while a worker uses it."""
     return int(ffi.cast("uintptr_t", ffi.from_buffer("char[]", buffer)))
 
 
 class Guard:
-    """Lets this process survive that memory is taken away while it is mapped.
+    """Makes this process survive the loss of memory that it has mapped.
 
-    Its file may shrink, its device may be unplugged; an access is a SIGBUS then, in
-    a worker or in Python.  With a guard, zeros take the place of the whole range, the
-    access goes on, and :attr:`lost` is set.
+    When the mapped file shrinks, or the device is unplugged, an access raises SIGBUS,
+    in a worker or in Python.  With a guard, zeros take the place of the whole range,
+    the access goes on, and :attr:`lost` is set.
 
     Args:
         address: where the mapping starts.
-        size: its length.
+        size: its length in bytes.
 
     Raises:
-        RingError: that is no mapping, or there are 4096 guards.
+        RingError: no mapping can be at this address, or there are 4096 guards already.
     """
 
     def __init__(self, address: int, size: int) -> None:
@@ -117,6 +119,8 @@ class Guard:
         self._closed = False
         try:
             number = lib.guard_open(address, size, self._fd)
+            # The table of texts has EINVAL for a ring's options, which is not meant
+            # here.
             if number == -errno.EINVAL:
                 raise RingError(
                     errno.EINVAL, f"{size} bytes at {address:#x} are no mapping"
@@ -132,13 +136,21 @@ class Guard:
 
     @property
     def lost(self) -> bool:
-        """Whether the memory is lost; whoever has read zeros of it finds this set."""
+        """Whether the memory is lost."""
+        # C sets it before it maps the zeros: after a read of such zeros it is True.  A
+        # closed guard's number may belong to another guard by now.
         return not self._closed and lib.guard_lost(self._number) == 1
 
     def close(self) -> None:
-        """Let go: after the last access, and before anything else is mapped there."""
+        """Guard the mapping no longer.
+
+        Call it after the last access, and before another mapping is made at this
+        address.
+        """
         if not self._closed:
             self._closed = True
+            # The eventfd after the guard: guard_close() waits for a handler that may be
+            # about to write to it.
             lib.guard_close(self._number)
             os.close(self._fd)
 
@@ -200,22 +212,24 @@ class Worker:
         self.close()
 
     def close(self, timeout: float = 5.0) -> None:
-        """Stop the rings and end the thread.  May be repeated."""
+        """Stop the rings and end the thread; do nothing if that is done."""
         if self._closed:
             return
         check(
             lib.worker_destroy(self._worker, round(timeout * 1000)),
             f"end the thread of {self._name}",
         )
+        # Not before: after a timeout C has freed nothing, and close() may be repeated.
         self._closed = True
 
     def set_memory(self, regions: Sequence[MemRegion]) -> None:
         """Replace the master's memory; both rings must be stopped."""
-        self._open()
+        self._require_open()
         table = [
             {"guest_addr": r.guest_addr, "size": r.size, "host_addr": r.host_addr}
             for r in regions
         ]
+        # C copies the table, so it may be freed after the call.
         result = lib.worker_set_memory(
             self._worker, ffi.new("struct mem_region[]", table), len(table)
         )
@@ -229,10 +243,12 @@ class Worker:
 
     def start(self, index: RingIndex, conf: RingConf) -> None:
         """Run a ring."""
-        self._open()
+        self._require_open()
         try:
             c_conf = ffi.new("struct ring_conf *", _ring_conf(conf))
         except OverflowError as error:
+            # cffi refuses a number that does not fit its member.  The numbers come from
+            # the metadata, so it is the ring's entry that is wrong, not our code.
             raise RingError(
                 errno.EINVAL, f"cannot start {self._ring(index)}: {error}"
             ) from None
@@ -242,19 +258,19 @@ class Worker:
         )
 
     def stop(self, index: RingIndex, timeout: float = 1.0) -> int:
-        """Take a ring back: it is not touched after this.
+        """Stop a ring; return the used index at which another back-end goes on.
 
-        Returns the index at which a successor goes on.
+        After this call the worker does not touch the ring.
         """
-        self._open()
+        self._require_open()
         return check(
             lib.worker_stop_ring(self._worker, index, round(timeout * 1000)),
             f"stop {self._ring(index)}",
         )
 
     def status(self, index: RingIndex) -> RingStatus:
-        """What a ring does, and has done."""
-        self._open()
+        """Return a ring's state, position and counts."""
+        self._require_open()
         c_status = ffi.new("struct ring_status *")
         check(
             lib.worker_read_ring(self._worker, index, c_status),
@@ -272,14 +288,17 @@ class Worker:
         )
 
     def step(self) -> int:
-        """One round of a worker made with threaded=False, without its sleep.
+        """Run one round of a worker made with threaded=False, without its sleep.
 
-        Returns how many packets it dealt with; 0: kicks are asked for.
+        Return the number of packets that the round moved or dropped.  After 0 the rings
+        ask for kicks.
         """
-        self._open()
+        self._require_open()
         return check(lib.worker_step(self._worker), f"step {self._name}")
 
-    def _open(self) -> None:
+    def _require_open(self) -> None:
+        # C has freed a closed worker: a call with its pointer would be a use after
+        # free.
         if self._closed:
             raise ValueError(f"the worker of {self._name} is closed")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data plane of our own: a worker thread in C for each queue pair."""
+"""Our own data plane: a worker thread in C for each queue pair."""
 
 import errno
 import os
@@ -35,6 +35,7 @@ class Workers:
         self._undo = ExitStack()
         with ExitStack() as undo:
             self._events_fd = new_eventfd()
+            # Registered before the workers, so closed after them: they write to it.
             undo.callback(os.close, self._events_fd)
             self._workers = [
                 undo.enter_context(Worker(fd, events_fd=self._events_fd, pair=pair))
@@ -50,6 +51,8 @@ class Workers:
             worker.set_memory(regions)
 
     def start(self, index: int, conf: RingConf) -> None:
+        # One is left if the ring had stopped by itself and the `stop` after it timed
+        # out.
         self._close_call_fd(index)
         if isinstance(conf.call, Eventfd):
             self._call_fds[index] = conf.call.fd
@@ -85,11 +88,14 @@ class Workers:
 
     def status(self, index: int) -> RingStatus:
         pair, ring = _split(index)
+        # The metadata of an earlier agent may name rings of pairs that the device had
+        # before and has no more.
         if pair >= len(self._workers):
             return RingStatus()
         return self._workers[pair].status(ring)
 
     def close(self) -> None:
+        # First the threads, last the eventfds that they write to.
         self._undo.close()
         for index in list(self._call_fds):
             self._close_call_fd(index)
