@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The conversation with the front-end: the master's QEMU, in vhost-user."""
+"""The vhost-user back-end: speaks to the front-end, which is the master's QEMU."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A front-end's connection: bytes of a socket in, messages out."""
+"""A front-end's connection: reads its messages, and sends it replies."""
 
 import logging
 import socket
@@ -15,18 +15,18 @@ from .message import Message
 log = logging.getLogger(__name__)
 
 MESSAGES_AT_ONCE = 16
-"""Messages of one front-end before others have their turn."""
+"""Messages of one front-end that are read before the loop serves others."""
 
 
 class MasterConnection:
-    """A front-end's connection (a `MasterPort`).
+    """Read the messages of one front-end, and send it replies (a `MasterPort`).
 
     Args:
-        connection: the socket; closed with the connection.
+        connection: the socket, which `close` closes.
         loop: calls back when there is something to read.
-        receive: takes each message.
+        receive: called with each message.
         closed: called once, when the connection has been closed.
-        say_once: warns of a peer, but not each time that it tries again.
+        say_once: logs a warning, unless it repeats the last one.
     """
 
     def __init__(
@@ -48,12 +48,14 @@ class MasterConnection:
         self._closed = self._paused = False
 
     def start(self) -> None:
-        """Begin to read."""
+        """Start to read messages."""
         self._loop.add_reader(self._connection.fileno(), self._readable)
 
     def _readable(self) -> None:
         try:
+            # The rest stays in the socket, and the loop calls back for it.
             for _ in range(MESSAGES_AT_ONCE):
+                # `_receive` may have paused or closed the connection.
                 message = None if self._busy() else self._reader.read()
                 if message is None:
                     return
@@ -67,7 +69,7 @@ class MasterConnection:
         return self._closed or self._paused
 
     def send(self, data: bytes) -> None:
-        """Send a reply; one who does not read it is dropped."""
+        """Send a reply; drop a front-end that does not read its replies."""
         try:
             wire.send(self._connection, data)
         except EOFError:
@@ -76,30 +78,33 @@ class MasterConnection:
             self.drop(str(error))
 
     def pause(self) -> None:
-        """Read no message until `resume`."""
+        """Read no further message until `resume`."""
         self._paused = True
         self._loop.remove_reader(self._connection.fileno())
 
     def resume(self) -> None:
-        """Read messages again."""
+        """Read messages again; a no-op unless the connection is paused."""
         if self._paused and not self._closed:
             self._paused = False
             self.start()
 
     def hung_up(self) -> bool:
-        """Whether the front-end is gone, though we have not read so yet."""
+        """Whether the front-end has closed its end, even if that is still unread."""
         return sockets.hung_up(self._connection)
 
     def drop(self, reason: str) -> None:
-        """Close the connection for what the front-end did."""
+        """Log `reason`, and close the connection."""
         self._say_once(f"front-end (pid {self.pid}) dropped: {reason}")
         self.close()
 
     def close(self) -> None:
-        """Close the connection; the device learns of it."""
+        """Close the connection, and call `closed`."""
+        # A reply that fails may close the connection while a message of it is being
+        # served; tell the device once.
         if self._closed:
             return
         self._closed = True
+        # Before close(): a closed socket has no number to remove.
         self._loop.remove_reader(self._connection.fileno())
         self._reader.close()
         self._connection.close()

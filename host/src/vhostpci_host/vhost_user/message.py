@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One vhost-user message with the descriptors that came beside it."""
+"""One vhost-user message, and the descriptors that came with it."""
 
 from dataclasses import dataclass, field
 from typing import Self
@@ -12,7 +12,7 @@ from ..fds import Fd
 
 @dataclass
 class Message:
-    """A message, and its descriptors: the holder closes those that no handler took."""
+    """A message with its descriptors; on exit it closes those that nothing took."""
 
     header: Header
     payload: bytes = b""
@@ -22,7 +22,7 @@ class Message:
     def of(
         cls, request: Request, payload: Payload | None = None, *fds: Fd, flags: int = 0
     ) -> Self:
-        """Make the message that a front-end would send."""
+        """Make the message that a front-end sends as `request`."""
         data = encode(request, payload, flags)
         size = Header.layout.size
         return cls(Header.parse(data[:size]), data[size:], list(fds))
@@ -37,7 +37,7 @@ class Message:
         return shape.payload.parse(self.payload)
 
     def take(self) -> Fd | None:
-        """Take the first descriptor over, if there is one."""
+        """Return the first descriptor, which the caller then owns; None without one."""
         return self.fds.pop(0) if self.fds else None
 
     def close(self) -> None:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One virtqueue, as the front-end has described it so far.
+"""One vring, as the front-end has described it so far.
 
-The requests that describe a ring may come in any order.  A ring is `ready` once
-they add up: size, addresses that translate, and a kick.  It is stopped again by
-taking the kick away.
+The requests that describe a ring may come in any order.  A ring is `ready` once it has
+a size, addresses that lie in the memory, and a kick.  `Vring.stop` takes the kick away.
 """
 
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from ..memory.regions import MemoryMap
 
 @dataclass(frozen=True, slots=True)
 class Areas:
-    """Guest physical addresses of a ring's three areas, checked in full."""
+    """Guest physical addresses of a ring's three areas; each is in one region."""
 
     desc: int
     driver: int
@@ -32,6 +31,7 @@ class Areas:
         Raises:
             ProtocolError: an area is not aligned, or not wholly in one region.
         """
+        # The alignments 16, 2 and 4 are VIRTIO's, for guest physical addresses.
         extra = virtio.RING_EXTRA
         return cls(
             _area(memory, "descriptor table", addr.desc, virtio.DESC_SIZE * size, 16),
@@ -54,33 +54,36 @@ def _area(memory: MemoryMap, name: str, user_addr: int, size: int, align: int) -
 
 @dataclass(slots=True)
 class Vring:
-    """What the front-end said of one ring, and its notifiers, which it owns."""
+    """What the front-end has said about one ring, and the ring's notifiers."""
 
     size: int = 0
     base: int = 0
+    """Where the ring starts, or where it stood when it was stopped."""
     addr: VringAddr | None = None
     areas: Areas | None = None
     kicked: bool = False
-    """Whether SET_VRING_KICK came, be it with a descriptor or without."""
+    """Whether SET_VRING_KICK came, with a descriptor or without one."""
     enable: bool | None = None
-    """What SET_VRING_ENABLE said, if it came."""
+    """What SET_VRING_ENABLE said last; None if it never came."""
     problem: str = ""
-    """Why a ring that is kicked cannot run."""
+    """Why a ring with size, addresses and kick cannot run; empty if it can."""
     kick: Notifier | None = None
     call: Notifier | None = None
     err: Notifier | None = None
 
     @property
     def ready(self) -> bool:
-        """Whether it can run."""
+        """Whether the ring can run; it runs once it is enabled, too."""
         return self.kicked and self.areas is not None
 
     def translate(self, memory: MemoryMap) -> None:
-        """Translate the areas, if size, addresses and kick are all known.
+        """Translate the addresses, if size, addresses and kick are all known.
 
         Raises:
-            ProtocolError: they are known, and an area is not in the memory.
+            ProtocolError: an area is not aligned, or not wholly in one region.
         """
+        # Not before the kick: a front-end replaces size and addresses one by one, and
+        # the new size with the old addresses need not fit in any region.
         self.areas, self.problem = None, ""
         if not (self.kicked and self.size and self.addr and memory.regions):
             return
@@ -91,20 +94,22 @@ class Vring:
             raise
 
     def set_notifier(self, name: str, notifier: Notifier | None) -> None:
-        """Replace `kick`, `call` or `err`, and close the one before it."""
+        """Replace the notifier `kick`, `call` or `err`, and close the previous one."""
         before: Notifier | None = getattr(self, name)
         if before is not None:
             before.close()
         setattr(self, name, notifier)
 
     def stop(self) -> None:
-        """Forget kick and call: each start brings new ones."""
+        """Make the ring not ready, and close its kick and call."""
+        # QEMU makes new eventfds each time that the driver starts.  The base stays: the
+        # reply to GET_VRING_BASE needs it.
         self.kicked, self.areas, self.problem = False, None, ""
         self.set_notifier("kick", None)
         self.set_notifier("call", None)
 
     def reset(self) -> None:
-        """Forget everything, for a device that is reset or gone."""
+        """Forget everything: the device was reset, or the front-end is gone."""
         self.stop()
         self.set_notifier("err", None)
         self.size, self.base, self.addr, self.enable = 0, 0, None, None

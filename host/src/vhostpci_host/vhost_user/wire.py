@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vhost-user messages on a socket: bytes and descriptors in, bytes out."""
+"""Read vhost-user messages with descriptors from a socket, and send replies."""
 
 import array
 import errno
@@ -14,11 +14,7 @@ from .message import Message
 
 
 class MessageReader:
-    """Puts vhost-user messages together from what a connection has to read.
-
-    A message is read in its own pieces and never beyond its end: so descriptors that
-    come with a piece are the message's.
-    """
+    """Put vhost-user messages together from the pieces that a socket delivers."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -27,12 +23,15 @@ class MessageReader:
         self._fds: list[Fd] = []
 
     def read(self) -> Message | None:
-        """Return the next message; None if it is not all there yet.
+        """Return the next message; None if a part of it has not arrived yet.
 
         Raises:
-            EOFError: the front-end is gone.
-            ProtocolError: this is no vhost-user message.
+            EOFError: the front-end has closed the connection.
+            ProtocolError: the bytes are not a vhost-user message.
+            OSError: EMFILE, if there is no number left for a descriptor.
         """
+        # Never read beyond the end of this message: Linux delivers descriptors with the
+        # first byte that they were sent with, so those that come now belong to it.
         while (missing := self._missing()) > 0:
             try:
                 self._receive(missing)
@@ -44,7 +43,7 @@ class MessageReader:
         return Message(header, payload, fds)
 
     def close(self) -> None:
-        """Close the descriptors of a message that will never be whole."""
+        """Close the descriptors of a message that has arrived in part."""
         while self._fds:
             self._fds.pop().close()
 
@@ -54,29 +53,32 @@ class MessageReader:
         if self._header is None and len(self._data) == size:
             self._header, self._data = vu.Header.parse(self._data), b""
         wanted = size if self._header is None else self._header.size
-        # A header has to be looked at even if it is the whole message.
+        # A header without a payload is a whole message: nothing is missing then.
         return wanted - len(self._data)
 
     def _receive(self, size: int) -> None:
         data, fds = receive(self._connection, size)
+        # Keep the descriptors before anything can fail here: `close` closes them then.
         self._fds += fds
         if not data:
             raise EOFError("the front-end is gone")
         self._data += data
+        # `receive` bounds the descriptors of one piece; this bounds their sum.
         if len(self._fds) > vu.MAX_FDS:
             raise ProtocolError(f"more than {vu.MAX_FDS} descriptors in one message")
 
 
 def receive(connection: socket.socket, size: int) -> tuple[bytes, list[Fd]]:
-    """Read up to `size` bytes, and the descriptors beside them, which are ours.
+    """Read up to `size` bytes, and the descriptors with them, which the caller owns.
 
     Raises:
-        BlockingIOError: there is nothing yet.
-        EOFError: the other side is gone.
-        ProtocolError: there were more descriptors than any message has.
-        OSError: EMFILE, if we can have no more of them.
+        BlockingIOError: nothing has arrived.
+        EOFError: the connection is broken.
+        ProtocolError: more descriptors came than any message has.
+        OSError: EMFILE, if there is no number left for a descriptor.
     """
-    # Not socket.recv_fds(): Python 3.11's drops its flags.
+    # Not socket.recv_fds(): Python 3.11's ignores its flags, and without
+    # MSG_CMSG_CLOEXEC a descriptor stays open across exec().
     room = socket.CMSG_LEN(vu.MAX_FDS * array.array("i").itemsize)
     try:
         data, ancillary, flags, _ = connection.recvmsg(
@@ -86,26 +88,30 @@ def receive(connection: socket.socket, size: int) -> tuple[bytes, list[Fd]]:
         raise EOFError(str(error)) from error
     fds = [Fd(number) for _, _, rights in ancillary for number in _ints(rights)]
     if flags & socket.MSG_CTRUNC:
+        # Linux has dropped some of the descriptors, so the message is not usable.
         for fd in fds:
             fd.close()
-        if len(fds) < vu.MAX_FDS:  # there was room: Linux had no number to give
+        # With room left in the buffer, Linux had no number to give the next one.
+        if len(fds) < vu.MAX_FDS:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         raise ProtocolError(f"more than {vu.MAX_FDS} descriptors in one message")
     return data, fds
 
 
 def _ints(rights: bytes) -> list[int]:
-    """Return the numbers in an SCM_RIGHTS, the only kind that we are sent."""
+    """Return the descriptors' numbers in the data of an SCM_RIGHTS message."""
     return array.array("i", rights).tolist()
 
 
 def send(connection: socket.socket, data: bytes) -> None:
-    """Send a reply, which is small enough for any socket buffer.
+    """Send a reply.
 
     Raises:
-        EOFError: the other side is gone.
-        ProtocolError: it does not read what we send.
+        EOFError: the front-end has closed the connection.
+        ProtocolError: the front-end does not read the replies.
     """
+    # A reply has some 20 bytes, and a front-end waits for one before it asks for the
+    # next.  A buffer that is full of replies means that none of them is being read.
     try:
         sent = connection.send(data, socket.MSG_NOSIGNAL)
     except BlockingIOError:
