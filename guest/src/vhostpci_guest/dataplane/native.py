@@ -58,6 +58,7 @@ def _ring_conf(conf: RingConf) -> dict[str, int]:
         | conf.mergeable * lib.RING_MRG_RXBUF,
         "hdr_len": conf.hdr_len,
         "max_packet": conf.max_packet,
+        # -1: the binding has no interrupts, so the worker polls.
         "kick_fd": -1 if conf.kick_fd is None else conf.kick_fd,
         # A call is an eventfd or a doorbell, never both; C takes address 0 for no
         # doorbell.
@@ -195,6 +196,7 @@ class Worker:
             },
         )
         result = lib.worker_create(conf, out)
+        # Before the checks below raise: there is no worker that close() could end.
         self._closed = result < 0
         if result == -errno.EINVAL:
             raise RingError(

@@ -8,7 +8,7 @@ long as a read of a device's register, and the copy of a packet takes a hundred 
 long.  The guest cannot ask which it is, so the agent measures.
 
 An emulated machine reads all its memory slowly, so no rate is slow by itself.  The
-agent compares a window with memory of its own.
+agent compares a window with the memory of its process.
 """
 
 import logging
@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 # cache.  An uncached one is forty times slower and more.
 SLOW = 8
 """A window is slow if our own memory is at least this many times faster."""
-# Enough for the clock to resolve, and if each byte is a load of its own (0.25 µs), a
-# round of it holds up the event loop for a millisecond.
+# Enough for the clock to resolve, and if the processor loads each byte apart (0.25 µs),
+# a round of it holds up the event loop for a millisecond.
 PIECE = 4096
 """Bytes that one round copies."""
 LOOKS = 3

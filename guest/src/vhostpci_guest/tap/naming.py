@@ -140,6 +140,8 @@ class Rules:
         """
         return TapConfig(
             name=self._name(device, name, n),
+            # The override first: its device may have a number that --mac has no room
+            # for.
             mac=self.own_macs.get(name) or self._mac(device, n),
             mtu=self.mtu,
             addresses=self._addresses(device, name, n),
