@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What holds for every test: nothing that it opened stays open."""
+"""Settings of all tests, and a check that each closes what it opened."""
 
 import gc
 import os
@@ -12,12 +12,13 @@ from hypothesis import HealthCheck, settings
 
 from tests.descriptors import open_descriptors
 
-# Machines under emulation are slow now and then; pytest-timeout bounds a test.
+# No deadline for one example: an emulated machine pauses at times, and
+# pytest-timeout limits the test as a whole.
 settings.register_profile(
     "vhostpci",
     deadline=None,
     suppress_health_check=[
-        HealthCheck.function_scoped_fixture,  # ours opens nothing
+        HealthCheck.function_scoped_fixture,  # our autouse fixture opens nothing
         HealthCheck.too_slow,
     ],
 )
@@ -51,14 +52,14 @@ NEEDS = {
         *("gcc-12", "make", "pahole"),  # the slave has our module
     ),
 }
-"""What the tests with these markers need of the machine, beside root."""
+"""The programs and devices that tests with a marker need; they need root too."""
 
 
 LAST_RESORT = {"vm": 1800, "libvirt": 1800, "process": 300, "frontends": 300}
-"""After so many seconds pytest ends a test with this marker and without a limit.
+"""Seconds after which pytest ends a test that has this marker and no timeout.
 
-What such a test waits for has a limit that fails with a reason.  This one is for what
-those do not see: it must not end a test that a loaded machine makes slow.
+Each wait in such a test has a limit, and names what it waited for when that expires.
+This limit catches the remaining hangs, and is long enough for a loaded machine.
 """
 
 
@@ -75,7 +76,7 @@ def _marked(item: pytest.Item, marker: str) -> bool:
 
 
 def lacking(marker: str) -> list[str]:
-    """Return what this machine has not."""
+    """Return the programs and devices of a marker that this machine lacks."""
     lacks = [
         need
         for need in NEEDS[marker]
@@ -85,7 +86,7 @@ def lacking(marker: str) -> list[str]:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip where something is missing, and name it; in CI that is a failure."""
+    """Skip a test whose needs are missing, and name them; in CI, fail it."""
     for marker in NEEDS:
         if item.get_closest_marker(marker) and (lacks := lacking(marker)):
             stop = pytest.fail if os.environ.get("CI") else pytest.skip
@@ -94,13 +95,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def no_descriptor_leaks() -> Iterator[None]:
-    """Fail a test that leaves a descriptor open, and say which."""
+    """Fail a test that leaves a descriptor open, and name the descriptor."""
     before = open_descriptors()
     yield
     after = open_descriptors()
     if after != before:
-        gc.collect()  # what is in a cycle warns of itself now, and closes
+        gc.collect()  # objects in cycles close their fds, with a ResourceWarning
         after = open_descriptors()
-    # The number of a descriptor is used again: compare what it is, too.
+    # A number may be used again for another file: compare the files too.
     leaked = {fd: what for fd, what in after.items() if before.get(fd) != what}
     assert not leaked, f"left open: {leaked}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent, as the daemon sees it: it answers generations, and moves no packet."""
+"""A fake agent, as the daemon sees it: it answers generations and moves no packets."""
 
 import mmap
 import os
@@ -29,7 +29,7 @@ class FakeAgent:
         self.answers = True
         self.beats = True
         self.asked: list[int] = []
-        """The generations that it was interrupted for."""
+        """The generation at each interrupt of vector 0."""
         self._loop = loop
         self._slave = slave
         self._vector = slave.own[md.METADATA_VECTOR]
@@ -43,20 +43,20 @@ class FakeAgent:
         self.close()
 
     def snapshot(self) -> md.Snapshot:
-        """What the daemon says now."""
+        """Return the current contents of the metadata."""
         snapshot = self.metadata.snapshot()
         assert snapshot is not None, "the daemon is writing"
         return snapshot
 
     def say(self, **changes: object) -> None:
-        """Change what the agent says of itself, and ring the daemon."""
+        """Change the agent's entry in the metadata, and ring the daemon's doorbell."""
         fields = {name: getattr(self.entry, name) for name in self.entry.__slots__}
         self.entry = md.Agent(**(fields | changes))
         self.metadata.write_agent(self.entry)
         self._slave.ring(md.DAEMON_PEER, 0)
 
     def say_ring(self, index: int, state: md.AgentRingState) -> None:
-        """Say of a ring, in its present session, how it is."""
+        """Write the state of a ring in its current session, and ring the doorbell."""
         session = self.snapshot().rings[index].session
         self.metadata.write_agent_ring(
             index, md.AgentRing(session=session, state=state)
@@ -64,7 +64,7 @@ class FakeAgent:
         self._slave.ring(md.DAEMON_PEER, 0)
 
     def answer(self) -> None:
-        """Act by what the daemon says now."""
+        """Answer the current generation."""
         self.say(generation=self.metadata.generation())
 
     def _interrupt(self) -> None:

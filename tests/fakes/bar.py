@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An ivshmem device without a VM, and the daemon's side of its metadata.
+"""A fake device without a VM, and the daemon's side of its metadata.
 
-The window is a memfd, so that it has an address as a BAR has; doorbells are written
-down instead of rung.
+The window is a memfd, because the agent needs an address as a BAR has one.  A doorbell
+is recorded instead of rung.
 """
 
 import os
@@ -21,16 +21,16 @@ FEATURES = 1 << 32
 RUNS = RingFlag.STARTED | RingFlag.ENABLED | RingFlag.CALL
 MEMORY = md.Region(guest_addr=0, size=SIZE - md.SIZE, window=0, offset=0)
 DOORBELLS = 0x1000
-"""Where the doorbell register would be."""
+"""A made-up address of the doorbell register."""
 
 
 class FakeDevice:
-    """A `Device`.
+    """A `Device` whose window is a memfd.
 
     Args:
-        size: of its window, in bytes.
-        vectors: how many it has.
-        interrupts: whether they arrive at eventfds; else one has to poll.
+        size: bytes of its window.
+        vectors: number of its vectors.
+        interrupts: whether vectors have eventfds; without them the agent polls.
         window: its IVPosition.
     """
 
@@ -51,7 +51,7 @@ class FakeDevice:
         self.lost = False
         self.rung: list[tuple[int, int]] = []
         self.absent: set[int] = set()
-        """Peers that are not there."""
+        """Peers that have no doorbell."""
         self._undo = ExitStack()
         self.fd = os.memfd_create("bar")
         self._undo.callback(os.close, self.fd)
@@ -64,11 +64,11 @@ class FakeDevice:
             self._undo.callback(os.close, vector)
 
     def alarms(self) -> Iterator[int]:
-        """Return nothing: a test says `lost` aloud."""
+        """Return no alarm: the test sets `lost` instead."""
         return iter(())
 
     def vector(self, index: int) -> int | None:
-        """Return a vector's eventfd."""
+        """Return the eventfd of a vector; None where interrupts are off."""
         return self._vectors[index] if index < len(self._vectors) else None
 
     def interrupt(self, index: int) -> None:
@@ -76,7 +76,7 @@ class FakeDevice:
         signal(self._vectors[index])
 
     def interrupted(self, index: int) -> bool:
-        """Take what one of our vectors holds; return whether it held anything."""
+        """Clear one of our vectors; return whether it was signalled."""
         return drain(self._vectors[index])
 
     def doorbell(self, peer: int, vector: int) -> Call | None:
@@ -84,7 +84,7 @@ class FakeDevice:
         return None if peer in self.absent else Doorbell(DOORBELLS, peer, vector)
 
     def ring(self, peer: int, vector: int) -> None:
-        """Write down that a doorbell was rung."""
+        """Record that a doorbell was rung."""
         self.rung.append((peer, vector))
 
     def close(self) -> None:
@@ -95,30 +95,30 @@ class FakeDevice:
 
 
 class FakeWindows:
-    """A `Windows` whose windows the test plugs in and pulls out."""
+    """A `Windows` whose windows the test plugs and unplugs."""
 
     def __init__(self) -> None:
         self.wanted: Set[int] = frozenset()
         self.watch: Callable[[], None] = lambda: None
-        """Is called before a window is let go."""
+        """Called before a window is unmapped."""
         self._there: dict[int, FakeDevice] = {}
         self._gone: list[FakeDevice] = []
 
     def plug(self, number: int, size: int = SIZE) -> FakeDevice:
-        """Have a window; return the device that shows it."""
+        """Plug a window; return the device that shows it."""
         self._there[number] = FakeDevice(size=size, window=number)
         return self._there[number]
 
     def pull(self, number: int) -> None:
-        """Have a window no more; it stays mapped until it is let go."""
+        """Unplug a window; it stays mapped until the next `want`."""
         self._gone.append(self._there.pop(number))
 
     def find(self, number: int) -> Window | None:
-        """Return a window that is there."""
+        """Return a plugged window."""
         return self._there[number].window if number in self._there else None
 
     def want(self, numbers: Set[int]) -> None:
-        """Unmap what is not wanted, and what is gone."""
+        """Unmap the windows that are no longer wanted or no longer plugged."""
         for number in self._there.keys() & self.wanted - numbers:
             self.pull(number)
         self.wanted = frozenset(numbers)
@@ -127,15 +127,15 @@ class FakeWindows:
             self._gone.pop().close()
 
     def close(self) -> None:
-        """Unmap all."""
+        """Unmap all windows."""
         for device in (*self._there.values(), *self._gone):
             device.close()
 
 
 class FakeDaemon:
-    """What `vhostpci-host` writes into the metadata of a device.
+    """A daemon that writes the metadata of a device.
 
-    It has a mapping of its own, and so outlives the device.
+    It maps the window separately, so it can still write after the device is closed.
     """
 
     def __init__(self, device: FakeDevice) -> None:
@@ -171,19 +171,19 @@ class FakeDaemon:
         return self.metadata.publish(device, regions, rings)
 
     def beat(self) -> None:
-        """Live."""
+        """Raise the heartbeat of the daemon."""
         self.metadata.beat()
 
     def agent(self) -> md.Agent:
-        """What the agent says of itself."""
+        """Return the agent's entry in the metadata."""
         return self.metadata.agent()
 
     def ring(self, index: int) -> md.AgentRing:
-        """What the agent says of a ring."""
+        """Return the agent's entry for a ring."""
         return self.metadata.agent_ring(index)
 
     def poked(self) -> bool:
-        """Whether our doorbell was rung since we looked last."""
+        """Return whether the daemon's doorbell was rung since the last call."""
         doorbell = (md.DAEMON_PEER, 0)
         rung = doorbell in self._device.rung
         self._device.rung.clear()

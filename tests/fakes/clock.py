@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A clock that is turned by hand."""
+"""A fake clock, which the test sets."""
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A time function whose result changes only when the test sets `seconds`."""
 
     def __init__(self) -> None:
         self.seconds = 100.0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The master's side: its memory, and the driver of one split virtqueue.
+"""A fake master: its memory, and the driver of one split virtqueue.
 
-``send``, ``post`` and ``collect`` do what Linux's virtio_ring.c does, by the rules;
-``put_desc``, ``publish``, ``move_used`` and ``Memory`` write anything a test wants.
+``send``, ``post`` and ``collect`` follow VIRTIO, as Linux's virtio_ring.c does.
+``put_desc``, ``publish``, ``move_used`` and ``Memory`` write any value, valid or not.
 """
 
 import mmap
@@ -23,9 +23,10 @@ MIB = 1 << 20
 
 
 class Region:
-    """A memfd, or another file, mapped by itself.
+    """A region of guest physical memory: a memfd, or another file, that is mapped.
 
-    Regions that are side by side for the master are not so here.
+    Each region has a separate mapping, so regions that are adjacent in the master are
+    not adjacent here.
     """
 
     def __init__(self, guest_addr: int, size: int, fd: int | None = None) -> None:
@@ -58,7 +59,7 @@ def _memory(size: int) -> int:
 
 
 class Memory:
-    """Guest-physical memory: two regions side by side, a hole, and a big one."""
+    """Guest physical memory; by default two adjacent regions and one far above."""
 
     def __init__(self, *regions: tuple[int, int]) -> None:
         layout = regions or ((0x10000, MIB), (0x10000 + MIB, MIB), (1 << 32, 4 * MIB))
@@ -73,7 +74,7 @@ class Memory:
         return [MemRegion(r.guest_addr, r.size, r.host_addr) for r in self.regions]
 
     def allocate(self, size: int, align: int = 16) -> int:
-        """Take memory from the last region."""
+        """Return the guest address of unused memory in the last region."""
         addr = -(-self._next // align) * align
         self._next = addr + size
         last = self.regions[-1]
@@ -134,7 +135,7 @@ class Desc:
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """A chain that came back: its head, and what was written into it."""
+    """A used chain: its head, and the bytes that the device wrote into it."""
 
     head: int
     len: int
@@ -176,7 +177,7 @@ class Driver:
     # What a correct driver does.
 
     def send(self, *pieces: bytes, indirect: bool = False) -> int:
-        """Make a chain of buffers with these bytes available; its head."""
+        """Make a chain of buffers with these bytes available; return its head."""
         descs = []
         for piece in pieces:
             addr = self.memory.allocate(len(piece), 1)
@@ -185,12 +186,12 @@ class Driver:
         return self.offer(*descs, indirect=indirect)
 
     def post(self, *sizes: int, indirect: bool = False) -> int:
-        """Make a chain of empty buffers of these sizes available; its head."""
+        """Make a chain of empty buffers of these sizes available; return its head."""
         descs = [Desc(self.memory.allocate(n, 1), n) for n in sizes]
         return self.offer(*descs, indirect=indirect)
 
     def offer(self, *descs: Desc, indirect: bool = False) -> int:
-        """Make a chain of these descriptors available; NEXT is filled in."""
+        """Make these descriptors available as a chain; return its head."""
         chain = [Desc(d.addr, d.len, d.flags | self.flags) for d in descs]
         if indirect:
             table = self.memory.allocate(16 * len(chain))
@@ -214,7 +215,7 @@ class Driver:
         return slots[0]
 
     def collect(self) -> list[Used]:
-        """Take the chains that came back, in the order in which they did."""
+        """Return the used chains since the last call, in the order of the used ring."""
         done = []
         while self.last_used != self.used_idx():
             elem = self.used + 4 + 8 * (self.last_used % self.num)
@@ -228,7 +229,7 @@ class Driver:
         return done
 
     def forget(self, index: int) -> None:
-        """Go on with an empty ring at ``index``, as a driver that was loaded again."""
+        """Continue with an empty ring at ``index``, as a reloaded driver does."""
         self.avail_idx = self.last_used = self._kicked = index
         self._free = list(range(self.num))
         self._chains.clear()
@@ -251,14 +252,14 @@ class Driver:
         return wanted
 
     def calls(self) -> int:
-        """How many interrupts came since the last time."""
+        """Return the number of calls since the last time."""
         try:
             return os.eventfd_read(self.call_fd)
         except BlockingIOError:
             return 0
 
     def ask_for_calls(self, wanted: bool) -> None:
-        """Enable interrupts: with EVENT_IDX at the next chain that comes back."""
+        """Enable or suppress calls; with EVENT_IDX the next used chain triggers one."""
         if self.event_idx:
             event = self.last_used if wanted else self.last_used - 1
             self.memory.store(self.used_event, 2, event % 2**16)
@@ -276,7 +277,7 @@ class Driver:
     def avail_event(self) -> int:
         return self.used + 4 + 8 * self.num
 
-    # Steps of the above, which only a hostile driver takes alone.
+    # Single steps of the methods above; only a hostile driver takes one alone.
 
     def put_desc(self, index: int, desc: Desc) -> None:
         self.memory.write(self.desc + 16 * index, bytes(desc))
@@ -289,7 +290,7 @@ class Driver:
             self.memory.write(addr + 16 * i, bytes(link))
 
     def put_avail(self, head: int) -> None:
-        """Fill the next slot of the avail ring, and count it."""
+        """Fill the next entry of the avail ring, which `publish` then makes visible."""
         slot = self.avail + 4 + 2 * (self.avail_idx % self.num)
         self.memory.store(slot, 2, head)
         self.avail_idx = (self.avail_idx + 1) % 2**16
@@ -298,14 +299,14 @@ class Driver:
         self.memory.store(self.avail + 2, 2, idx % 2**16)
 
     def hand_over(self, *chain: Desc) -> None:
-        """Put descriptors, exactly as they are, into the first slots; offer slot 0."""
+        """Write descriptors unchanged from entry 0 on; make entry 0 available."""
         for i, d in enumerate(chain):
             self.put_desc(i, d)
         self.put_avail(0)
         self.publish(self.avail_idx)
 
     def move_used(self, idx: int) -> None:
-        """Move the used index, as another back-end does that completes chains."""
+        """Move the used index, as another back-end on the same ring does."""
         self.memory.store(self.used + 2, 2, idx % 2**16)
 
     def bytes_of_ring(self) -> bytes:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QEMU's side of vhost-user: what a stock master sends, and in which order.
+"""A fake front-end: it sends what a stock QEMU sends, in the same order.
 
-`FrontEnd` speaks through a transport: `Direct` is a back-end in this process, without
-a socket; `Socket` is a daemon's.
+A `FrontEnd` sends through a transport.  `Direct` calls a back-end in this process;
+`Socket` connects to the socket of a daemon.
 """
 
 import os
@@ -28,7 +28,7 @@ ALL_BUT_SLOTS = ~ProtocolFeature.CONFIGURE_MEM_SLOTS
 
 
 class Refused(Exception):
-    """The back-end answered no."""
+    """The back-end answered a request with an error."""
 
 
 class Dropped(Exception):
@@ -36,7 +36,7 @@ class Dropped(Exception):
 
 
 class Transport(Protocol):
-    """A way to a back-end; both calls return or raise at once, or within seconds."""
+    """A way to a back-end; each call returns or raises within seconds."""
 
     def send(self, data: bytes, fds: Sequence[int]) -> None: ...
 
@@ -46,7 +46,7 @@ class Transport(Protocol):
 
 
 class Direct:
-    """A back-end of this process; `quiesced` hears of each Quiesce."""
+    """A transport to a back-end in this process; `quiesced` gets each Quiesce."""
 
     def __init__(
         self, backend: Backend, quiesced: Callable[[frozenset[int]], None] | None = None
@@ -77,12 +77,14 @@ class Direct:
         return self._replies.pop(0)
 
     def close(self) -> None:
-        assert not self._replies, f"replies that nobody read: {self._replies}"
+        assert not self._replies, (
+            f"replies that the front-end has not read: {self._replies}"
+        )
         self.backend.close()
 
 
 class Socket:
-    """A connection to a daemon's vhost-user socket."""
+    """A transport that is connected to a daemon's vhost-user socket."""
 
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -117,7 +119,7 @@ class Socket:
 
 @dataclass(frozen=True, slots=True)
 class RingAt:
-    """Where the driver has a ring, in guest physical addresses."""
+    """The place of a ring, in guest physical addresses."""
 
     index: int
     size: int = 256
@@ -128,13 +130,13 @@ class RingAt:
 
     @classmethod
     def nth(cls, index: int, *, size: int = 256, base: int = 0) -> Self:
-        """A ring in 64 KiB of its own."""
+        """Return a ring in 64 KiB that it shares with no other ring."""
         start = 0x10000 * (index + 1)
         return cls(index, size, start, start + 0x4000, start + 0x8000, base)
 
 
 def region(size: int, *, guest_addr: int = 0, offset: int = 0) -> vu.MemRegion:
-    """A region at the address where this front-end would have it."""
+    """Return a region with the user address that this front-end gives it."""
     return vu.MemRegion(guest_addr, size, USER_BASE + guest_addr, offset)
 
 
@@ -147,11 +149,11 @@ class FrontEnd:
     queue_pairs: int = 1
     acks: ProtocolFeature = ALL_BUT_SLOTS
     need_reply: bool = False
-    """Ask for a reply to everything, as User Mode Linux does."""
+    """Whether to ask for a reply to each request, as User Mode Linux does."""
     features: Feature = NO_FEATURES
     protocol_features: ProtocolFeature = NO_PROTOCOL_FEATURES
     user_base: int = USER_BASE
-    """Its own address of guest physical address 0."""
+    """The address in this front-end of guest physical address 0."""
     kicks: dict[int, int] = field(default_factory=dict)
     calls: dict[int, int] = field(default_factory=dict)
 
@@ -162,7 +164,7 @@ class FrontEnd:
         self.close()
 
     def close(self) -> None:
-        """Go away without a word."""
+        """Close the connection without stopping the rings."""
         self.transport.close()
         for fd in (*self.kicks.values(), *self.calls.values()):
             os.close(fd)
@@ -177,7 +179,7 @@ class FrontEnd:
         *fds: int,
         need_reply: bool = False,
     ) -> None:
-        """Send a request; wait for the yes, where there is to be one."""
+        """Send a request; raise `Refused` if it asks for a reply and gets an error."""
         acks = ProtocolFeature.REPLY_ACK in self.protocol_features
         asks = acks and (need_reply or self.need_reply)
         flags = HeaderFlag.NEED_REPLY if asks else 0
@@ -186,7 +188,7 @@ class FrontEnd:
             raise Refused(f"{request.name}: {answer.value}")
 
     def ask(self, request: Request, payload: vu.Payload | None = None) -> bytes:
-        """Send a request that has a reply of its own; return the reply's payload."""
+        """Send a request that always has a reply; return the reply's payload."""
         self.transport.send(vu.message(request, payload), ())
         return self._reply(request)
 
@@ -201,7 +203,7 @@ class FrontEnd:
     # What QEMU does, in QEMU's order.
 
     def connect(self) -> None:
-        """What QEMU sends when the chardev connects."""
+        """Send what QEMU sends when its chardev connects."""
         offered = Feature(vu.U64.parse(self.ask(Request.GET_FEATURES)).value)
         self.features = offered
         if Feature.F_PROTOCOL_FEATURES in offered:
@@ -226,7 +228,7 @@ class FrontEnd:
             self.send(Request.SET_VRING_ENABLE, vu.VringState(index, num))
 
     def driver_ok(self, rings: Iterable[RingAt], *, pairs: int = 1) -> None:
-        """What QEMU sends when the guest's driver comes up."""
+        """Send what QEMU sends when the guest's driver sets DRIVER_OK."""
         self.enable(pairs)
         self.send(Request.SET_FEATURES, vu.U64(self.features))
         self.set_memory()
@@ -234,13 +236,13 @@ class FrontEnd:
             self.start_ring(ring)
 
     def set_memory(self) -> None:
-        """SET_MEM_TABLE with all regions."""
+        """Send SET_MEM_TABLE with all regions."""
         table = vu.MemTable(tuple(region for region, _ in self.regions))
         fds = [fd for _, fd in self.regions]
         self.send(Request.SET_MEM_TABLE, table, *fds, need_reply=True)
 
     def start_ring(self, ring: RingAt) -> None:
-        """NUM, BASE, ADDR, KICK, CALL: fresh eventfds each time."""
+        """Send NUM, BASE, ADDR, KICK and CALL, with new eventfds."""
         self.send(Request.SET_VRING_NUM, vu.VringState(ring.index, ring.size))
         self.send(Request.SET_VRING_BASE, vu.VringState(ring.index, ring.base))
         self.send(Request.SET_VRING_ADDR, self.address(ring))
@@ -248,7 +250,7 @@ class FrontEnd:
         self._new_call(ring.index)
 
     def address(self, ring: RingAt) -> vu.VringAddr:
-        """The ring's addresses, as QEMU has them."""
+        """Return the addresses of a ring, counted as QEMU counts them."""
         return vu.VringAddr(
             ring.index,
             0,
@@ -273,18 +275,18 @@ class FrontEnd:
         fds[index] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def stop_ring(self, index: int) -> int:
-        """GET_VRING_BASE: where the ring stands."""
+        """Send GET_VRING_BASE; return the index at which the ring stopped."""
         data = self.ask(Request.GET_VRING_BASE, vu.VringState(index, 0))
         state = vu.VringState.parse(data)
         assert state.index == index
         return state.num
 
     def kick(self, index: int) -> None:
-        """The driver has offered something."""
+        """Kick a ring, as the driver does after it made a buffer available."""
         os.eventfd_write(self.kicks[index], 1)
 
     def called(self, index: int, timeout: float = TIMEOUT) -> bool:
-        """Whether the ring's interrupt came; it is taken."""
+        """Return whether a call came in time, and clear it."""
         readable, _, _ = select.select([self.calls[index]], [], [], timeout)
         if readable:
             os.eventfd_read(self.calls[index])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An ivshmem server on a socket, which says what the test wants it to say."""
+"""A fake ivshmem server on a socket, which sends what the test asks it to send."""
 
 import os
 import socket
@@ -16,13 +16,13 @@ SIZE = 1 << 20
 
 
 class FakeServer:
-    """Listens on `path`; `accept`, then say things.
+    """A server that listens on `path`; call `accept` first, then send messages.
 
-    Its memory has metadata, as a daemon's has.
+    Its memory has a metadata region, as a daemon's has.
 
     Args:
         path: the socket.
-        window: the ID that a client gets.
+        window: the ID that it gives to a client.
     """
 
     def __init__(self, path: Path, *, window: int = md.SLAVE_ID) -> None:
@@ -45,7 +45,7 @@ class FakeServer:
         self.metadata.format()
 
     def accept(self) -> None:
-        """Take the client that has connected; forget the one before."""
+        """Accept the next client; close the connection of the previous one."""
         self.hang_up()
         self._client, self.client_name = self._listener.accept()
 
@@ -59,7 +59,7 @@ class FakeServer:
         socket.send_fds(self._client, [data], list(fds))
 
     def greet(self, vectors: int = 3) -> None:
-        """Say all that makes a client a device; the daemon's doorbell is peer 1."""
+        """Send a whole handshake of a device; peer 1 is the daemon."""
         self.say(ivshmem.VERSION)
         self.say(self.window)
         self.say(ivshmem.SHARED_MEMORY, self.memory)
@@ -67,14 +67,14 @@ class FakeServer:
         self.vectors = self.introduce(self.window, vectors)
 
     def greet_window(self) -> None:
-        """Say all that makes a client a window that is no device."""
+        """Send a whole handshake of a window socket: memory and one vector."""
         self.say(ivshmem.VERSION)
         self.say(self.window)
         self.say(ivshmem.SHARED_MEMORY, self.memory)
         self.introduce(self.window)
 
     def introduce(self, peer: int, vectors: int = 1) -> list[int]:
-        """Introduce a peer; return our ends of its doorbells."""
+        """Send the eventfds of a peer; return them."""
         fds = []
         for _ in range(vectors):
             fds.append(new_eventfd())
@@ -83,11 +83,11 @@ class FakeServer:
         return fds
 
     def rung(self, fd: int) -> bool:
-        """Whether a doorbell was rung."""
+        """Return whether a doorbell was rung, and clear it."""
         return drain(fd)
 
     def hung_up(self) -> bool:
-        """Whether the client has closed the connection."""
+        """Return whether the client has closed the connection."""
         assert self._client is not None
         self._client.settimeout(0.2)
         with suppress(TimeoutError):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A virsh with one domain, which does what the test wants.
+"""A fake virsh with one domain.
 
-`FakeLibvirt` is the test's side.  Run as a program this file is virsh itself; what it
-shall do, and what it was asked, lies in a directory.
+A test uses `FakeLibvirt`.  Run as a program, this file is virsh: it reads from a
+directory what it must do, and records there how it was called.
 """
 
 import json
@@ -26,11 +26,11 @@ PORT = """\
   <alias name='port-{bus}'/>
 </controller>"""
 TOP = 2**40
-"""Where ports have their shares of addresses, each that far from the next."""
+"""The distance between the addresses of one root port and those of the next."""
 
 
 class FakeLibvirt:
-    """What the virsh of this test finds."""
+    """The test's control over the fake virsh and its domain."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -51,7 +51,10 @@ class FakeLibvirt:
         root: str = "pcie-root",
         hotplug: str = "on",
     ) -> None:
-        """Run the domain, with ports: bytes of address space by number of the bus."""
+        """Run the domain with a root port for each bus number in `shares`.
+
+        A value of `shares` is the port's bytes of address space.
+        """
         shares = {2: 2**30} if shares is None else shares
         ports = "".join(PORT.format(bus=bus, hotplug=hotplug) for bus in shares)
         text = DOMAIN.format(kind=kind, run=run, root=root, ports=ports)
@@ -59,51 +62,51 @@ class FakeLibvirt:
         self._write("shares", json.dumps(shares))
 
     def shut_off(self) -> None:
-        """Have the domain defined, and not running."""
+        """Stop the domain; it stays defined."""
         self._write("domain", "<domain type='qemu'><devices/></domain>")
         self._write("event", "")
 
     def say(self, text: str) -> None:
-        """Print that as the domain's XML."""
+        """Make virsh print this text as the XML of the domain."""
         self._write("domain", text)
 
     def refuse(self, command: str, text: str) -> None:
-        """Let a command fail, with these lines."""
+        """Make a command fail with this text on standard error."""
         self._write(f"refuse.{command}", text)
 
     def allow(self, command: str) -> None:
-        """Let it do its work again."""
+        """Make a refused command work again."""
         (self._directory / f"refuse.{command}").unlink()
 
     def hang(self, command: str) -> None:
-        """Let a command never end."""
+        """Make a command hang for a minute."""
         self._write(f"hang.{command}", "")
 
     def hold_on(self) -> None:
-        """Let the guest not let go of what is unplugged."""
+        """Make the guest ignore each unplug until `let_go`."""
         self._write("hold", "")
 
     def let_go(self) -> None:
-        """Let it let go of all that it was asked for."""
+        """Make the guest release all devices whose unplug was asked for."""
         (self._directory / "hold").unlink()
         domain = Domain(self._directory)
         for alias in self.asked("detach-device-alias", "--alias"):
             domain.detach(alias)
 
     def give_no_addresses(self) -> None:
-        """Let the guest take no notice of what is plugged."""
+        """Make the guest assign no address to a plugged device."""
         self._write("deaf", "")
 
     def set_up_nothing(self) -> None:
-        """Let the firmware not have run yet."""
+        """Leave the root ports as they are before the firmware has run."""
         self._write("early", "")
 
     def answer_monitor(self, text: str) -> None:
-        """Let QEMU say that."""
+        """Make QEMU answer each monitor command with this text."""
         self._write("monitor", text)
 
     def asked(self, command: str, option: str) -> list[str]:
-        """Return what `option` was each time that a command was run."""
+        """Return the value of `option` in each run of a command."""
         return [
             words[words.index(option) + 1]
             for words in self.calls()
@@ -117,7 +120,7 @@ class FakeLibvirt:
         return [json.loads(line) for line in lines]
 
     def executed(self, command: str) -> list[dict[str, str]]:
-        """Return with which arguments QEMU was asked for that."""
+        """Return the arguments of each run of a monitor command."""
         requests = map(json.loads, self.asked("qemu-monitor-command", "--cmd"))
         return [one["arguments"] for one in requests if one["execute"] == command]
 
@@ -138,7 +141,7 @@ class Domain:
         self.root = ET.fromstring(self._path.read_text())
 
     def attach(self, text: str) -> None:
-        """Have one more device."""
+        """Add a device, with an alias as libvirt gives it."""
         device = ET.fromstring(text)
         devices = self._devices()
         alias = f"shmem{sum(1 for _ in devices.iter('shmem'))}"
@@ -147,7 +150,7 @@ class Domain:
         self._write()
 
     def detach(self, alias: str) -> None:
-        """Have it no more."""
+        """Remove the device that has this alias."""
         devices = self._devices()
         for shmem in devices.findall("shmem"):
             if shmem.find(f"alias[@name='{alias}']") is not None:
@@ -155,7 +158,7 @@ class Domain:
         self._write()
 
     def monitor(self, request: str, passed: str) -> str:
-        """What QEMU answers."""
+        """Return QEMU's answer to a monitor command."""
         if (said := self._directory / "monitor").exists():
             return said.read_text()
         command = json.loads(request)["execute"]
@@ -190,7 +193,7 @@ class Domain:
         deaf = (self._directory / "deaf").exists()
         for shmem in self.root.iterfind("devices/shmem"):
             place, alias = shmem.find("address"), shmem.find("alias")
-            assert alias is not None, "attached, and no alias"
+            assert alias is not None, "an attached device has no alias"
             if place is not None and int(place.get("bus", ""), 0) == bus:
                 yield {
                     "qdev_id": alias.get("name"),
@@ -208,7 +211,7 @@ class Domain:
 
 
 def main(directory: Path, words: list[str]) -> int:
-    """Be virsh."""
+    """Run one virsh command; return its exit status."""
     with (directory / "calls").open("a") as log:
         log.write(json.dumps(words) + "\n")
     command, options = words[3], dict(zip(words[4::2], words[5::2], strict=False))
@@ -233,7 +236,7 @@ def main(directory: Path, words: list[str]) -> int:
 
 
 def wait_event(path: Path) -> int:
-    """Wait until something happens to the domain."""
+    """Wait up to ten seconds for an event of the domain; return an exit status."""
     for _ in range(200):
         if path.exists():
             return 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An event loop whose clock is turned by hand (a `vhostpci_host.interfaces.Loop`)."""
+"""A fake event loop (a `vhostpci_host.interfaces.Loop`) whose time the test sets."""
 
 import heapq
 import itertools
@@ -11,7 +11,7 @@ _ROUNDS = 1000
 
 
 class ManualTimer:
-    """A callback that was asked for; cancelling it forgets it."""
+    """A callback that waits for its time, unless it is cancelled."""
 
     def __init__(self, callback: Callable[[], Any]) -> None:
         self.callback: Callable[[], Any] | None = callback
@@ -21,7 +21,7 @@ class ManualTimer:
 
 
 class ManualLoop:
-    """Nothing happens but in `advance`."""
+    """A `Loop` that calls back only within `advance`."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -44,11 +44,11 @@ class ManualLoop:
         return self._readers.pop(fd, None) is not None
 
     def watched(self) -> set[int]:
-        """The descriptors that are waited for."""
+        """Return the descriptors that have a reader."""
         return set(self._readers)
 
     def advance(self, seconds: float = 0.0) -> None:
-        """Let time pass: what is due happens, and what is readable is read."""
+        """Let time pass: call due timers, and the readers of readable descriptors."""
         end = self.now + seconds
         self._read()
         while self._timers and self._timers[0][0] <= end:
@@ -70,4 +70,6 @@ class ManualLoop:
             for fd, _ in ready:
                 if fd in self._readers:
                     self._readers[fd]()
-        raise AssertionError("descriptors stay readable: somebody does not read them")
+        raise AssertionError(
+            "descriptors stay readable: a reader does not read its descriptor"
+        )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network namespace of the test's own, which ends with the test."""
+"""A network namespace for one test."""
 
 import ctypes
 import os
@@ -22,7 +22,7 @@ def private_network() -> Iterator[None]:
     """Move this thread, and what it starts, into a new and empty namespace.
 
     Raises:
-        OSError: no right to do so.
+        OSError: this process may not make namespaces.
     """
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:

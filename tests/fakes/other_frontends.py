@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Front-ends that are not QEMU: what they send, in their order, as it was recorded.
+"""Fake front-ends that are not QEMU; they send what was recorded of the real ones.
 
     User Mode Linux 6.1     Debian's user-mode-linux, virtio_uml.device=SOCKET:1
     DPDK 22.11 virtio-user  Debian's dpdk-dev, net_virtio_user in dpdk-testpmd
@@ -24,13 +24,13 @@ DPDK_BASE = 0x1_0010_0000
 
 
 def ring_at(base: int, index: int) -> RingAt:
-    """Return a ring in 64 KiB of its own, above a base."""
+    """Return a ring in 64 KiB that it shares with no other ring, above a base."""
     at = RingAt.nth(index)
     return RingAt(index, at.size, base + at.desc, base + at.avail, base + at.used)
 
 
 def uml_region(size: int) -> vu.MemRegion:
-    """Return its one region; the file ends where the region does."""
+    """Return the one region of User Mode Linux, which ends where its file ends."""
     return vu.MemRegion(UML_BASE, size, UML_BASE, UML_BASE)
 
 
@@ -41,10 +41,11 @@ def dpdk_region(size: int) -> vu.MemRegion:
 
 @dataclass
 class UserModeLinux(FrontEnd):
-    """It asks for a reply to everything, and enables no ring: it need not.
+    """User Mode Linux: it asks for a reply to each request, and enables no ring.
 
-    Its calls are pairs of sockets.  When its driver goes it says nothing; when the
-    driver comes back, it describes the rings anew, over the old ones.
+    Without F_PROTOCOL_FEATURES rings start enabled.  Its calls are socket pairs.  It
+    stops no ring when its driver is removed; when the driver is loaded again, it
+    describes all rings again.
     """
 
     need_reply: bool = True
@@ -53,7 +54,7 @@ class UserModeLinux(FrontEnd):
     """Our ends of the call sockets."""
 
     def connect(self) -> None:
-        """The kernel boots: the device is probed."""
+        """Send what it sends when the kernel boots and probes the device."""
         self.send(Request.SET_OWNER)
         offered = Feature(vu.U64.parse(self.ask(Request.GET_FEATURES)).value)
         data = self.ask(Request.GET_PROTOCOL_FEATURES)
@@ -70,7 +71,7 @@ class UserModeLinux(FrontEnd):
         self.features &= ~Feature.F_PROTOCOL_FEATURES
 
     def driver_ok(self, rings: Iterable[RingAt], *, pairs: int = 1) -> None:
-        """The driver is loaded: all rings are described, then all are kicked."""
+        """Send what it sends when the driver is loaded: all rings, then all kicks."""
         rings = list(rings)
         self.send(Request.SET_FEATURES, vu.U64(self.features))
         self.set_memory()
@@ -83,7 +84,7 @@ class UserModeLinux(FrontEnd):
             self._new_kick(ring.index)
 
     def remove_driver(self) -> None:
-        """The driver goes, and the only sign of it is this."""
+        """Send GET_FEATURES, the only message when the driver is removed."""
         self.ask(Request.GET_FEATURES)
 
     def _new_call(self, index: int) -> None:
@@ -94,7 +95,7 @@ class UserModeLinux(FrontEnd):
             self.send(Request.SET_VRING_CALL, vu.VringFd(index), theirs.fileno())
 
     def interrupted(self, index: int) -> bool:
-        """Whether the ring's interrupt came within seconds; it is taken."""
+        """Return whether a call came within seconds, and clear it."""
         end = self.ends[index]
         end.settimeout(5.0)
         try:
@@ -103,7 +104,7 @@ class UserModeLinux(FrontEnd):
             return False
 
     def close(self) -> None:
-        """The process is gone."""
+        """Close everything, as the end of the process does."""
         super().close()
         for end in self.ends.values():
             end.close()
@@ -112,15 +113,15 @@ class UserModeLinux(FrontEnd):
 
 @dataclass
 class Dpdk(FrontEnd):
-    """Its calls come before all else, and a ring is enabled when all are described.
+    """DPDK: it sends the calls first, and enables the rings after describing them all.
 
-    To stop, it disables the rings, and then asks where they stand.
+    To stop, it disables all rings, and then asks each for its index.
     """
 
     user_base: int = 0
 
     def connect(self) -> None:
-        """The virtual device is probed."""
+        """Send what it sends when the virtual device is probed."""
         self.send(Request.SET_OWNER)
         offered = Feature(vu.U64.parse(self.ask(Request.GET_FEATURES)).value)
         data = self.ask(Request.GET_PROTOCOL_FEATURES)
@@ -137,7 +138,7 @@ class Dpdk(FrontEnd):
         self.features = offered & mine
 
     def driver_ok(self, rings: Iterable[RingAt], *, pairs: int = 1) -> None:
-        """The port is started."""
+        """Send what it sends when testpmd starts the port."""
         rings = list(rings)
         for ring in rings:
             self._new_call(ring.index)
@@ -153,14 +154,14 @@ class Dpdk(FrontEnd):
     def change_memory(
         self, regions: list[tuple[vu.MemRegion, int]], rings: Sequence[RingAt]
     ) -> None:
-        """Its heap grew or shrank, while the rings ran."""
+        """Send what it sends when its heap changes while the rings run."""
         self._enable(rings, on=False)
         self.regions = regions
         self.set_memory()
         self._enable(rings, on=True)
 
     def stop(self, rings: Sequence[RingAt]) -> list[int]:
-        """The port is stopped; return where the rings stand."""
+        """Send what it sends when the port stops; return the index of each ring."""
         self._enable(rings, on=False)
         return [self.stop_ring(ring.index) for ring in rings]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A data plane and a port that move nothing, and remember what they were told."""
+"""A fake data plane and a fake TAP port, which record calls and move no packets."""
 
 import os
 from collections.abc import Callable, Sequence, Set
@@ -21,32 +21,32 @@ from vhostpci_shared.metadata import AgentRingState
 
 
 class FakePlane:
-    """A `DataPlane`; rings run until they are stopped, or stop by themselves."""
+    """A `DataPlane` whose rings run until the agent or the test stops them."""
 
     def __init__(self, tap_fds: Sequence[int] = (0,)) -> None:
         self.tap_fds = tuple(tap_fds)
         self.memory: tuple[MemRegion, ...] = ()
         self.running: dict[int, RingConf] = {}
         self.starts: list[tuple[int, int]] = []
-        """Each start: ring, and the index it starts at."""
+        """The ring and the index of each start."""
         self.stops: list[int] = []
         self.stuck: set[int] = set()
-        """Rings that don't stop in time."""
+        """Rings whose stop raises TimeoutError."""
         self.refuses: dict[int, RingRefused] = {}
         self.refuse_once: Callable[[], RingRefused] | None = None
-        """Makes what the next start is refused with."""
+        """Makes the error that the next start raises; used once."""
         self.watch: Callable[[str, int], None] = lambda _what, _index: None
-        """Is told of each start and stop, when it happens."""
+        """Called with "start" or "stop" and the ring, at each start and stop."""
         self.closed = False
         self._events = new_eventfd()
         self._statuses: dict[int, RingStatus] = {}
 
     def fileno(self) -> int:
-        """Return the eventfd of rings that stopped by themselves."""
+        """Return the eventfd that is signalled when a ring is broken or fenced."""
         return self._events
 
     def set_memory(self, regions: Sequence[MemRegion]) -> None:
-        """Remember it; a plane whose rings run must not be asked."""
+        """Record the regions; fail the test if a ring still runs."""
         assert not self.running, "memory changes while rings run"
         self.memory = tuple(regions)
 
@@ -73,17 +73,17 @@ class FakePlane:
         return self._statuses[index].index
 
     def status(self, index: int) -> RingStatus:
-        """Return how a ring stands."""
+        """Return the state of a ring."""
         return self._statuses.get(index, RingStatus())
 
     def move(self, index: int, at: int, packets: int = 0) -> None:
-        """Let a ring get to an index."""
+        """Advance a ring to an index."""
         self._statuses[index] = RingStatus(
             state=AgentRingState.RUNNING, index=at, stats=Stats(packets=packets)
         )
 
     def stop_by_itself(self, index: int, state: AgentRingState, reason: str) -> None:
-        """Let a ring stop by itself."""
+        """Stop a ring as if the worker had found it broken or fenced."""
         status = self._statuses[index]
         self._statuses[index] = replace(status, state=state, reason=reason)
         signal(self._events)
@@ -97,7 +97,7 @@ class FakePlane:
 
 
 class FakePort(Port):
-    """A port whose TAP is only told of."""
+    """A `Port` that records what is asked of its TAP, and makes none."""
 
     def __init__(self, device: str = "0000:00:05.0") -> None:
         super().__init__(Ports(Rules()), device)
@@ -108,19 +108,19 @@ class FakePort(Port):
         self.plugged = False
         self.used: frozenset[int] = frozenset()
         self.watch: Callable[[], None] = lambda: None
-        """Is called when the queues that are used change."""
+        """Called when the set of queues in use changes."""
         self.bridge_looks = 0
         self.deleted = False
-        """Whether somebody has deleted the TAP."""
+        """Whether the TAP counts as deleted."""
 
     @property
     def name(self) -> str | None:
-        """Return a name."""
+        """The name of the TAP while it is open."""
         return "vp0" if self.queues else None
 
     @property
     def carrier(self) -> bool:
-        """Whether the cable is in."""
+        """Whether the carrier is on."""
         return self.plugged
 
     @property
@@ -129,7 +129,7 @@ class FakePort(Port):
         return 1500
 
     def open(self, queues: int, name: str) -> tuple[int, ...]:
-        """Return numbers that are no descriptors."""
+        """Record the call; return numbers that are not open descriptors."""
         self.doings.append(f"open {name}")
         self.queues = queues
         return tuple(range(1000, 1000 + queues))
@@ -145,7 +145,7 @@ class FakePort(Port):
             self.watch()
 
     def check(self) -> None:
-        """Miss what was deleted."""
+        """Raise `Unusable` if the TAP counts as deleted."""
         if self.deleted:
             raise Unusable("TAP vp0 is gone")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two connections of a device, recorded instead of sent."""
+"""Fake connections of a device, which record messages instead of sending them."""
 
 import os
 import select
@@ -48,8 +48,8 @@ class RecordedMaster:
 class RecordedSlave:
     """An ivshmem connection (a `SlavePort`), and a QEMU that reads it at once.
 
-    It checks what would end a real QEMU: an ID that comes back, a peer that goes
-    twice, a vector too many.
+    It fails the test at what would end a real QEMU: an ID that is used again, a peer
+    that leaves twice, a vector too many.
     """
 
     def __init__(self, vectors: int, pid: int = 0, *, is_process: bool = False) -> None:
@@ -100,13 +100,13 @@ class RecordedSlave:
         self.dropped = reason
 
     def ring(self, peer: int, vector: int) -> None:
-        """The slave writes its doorbell register; QEMU ignores what leads nowhere."""
+        """Ring a doorbell; QEMU ignores an unknown peer or vector."""
         fds = self.peers.get(peer, [])
         if vector < len(fds):
             os.eventfd_write(fds[vector], 1)
 
     def interrupted(self, vector: int) -> bool:
-        """Whether the slave's vector was signalled; it is taken."""
+        """Return whether a vector of the slave was signalled, and clear it."""
         if not select.select([self.own[vector]], [], [], 0)[0]:
             return False
         os.eventfd_read(self.own[vector])
@@ -143,19 +143,19 @@ class RecordedSockets:
 
 
 class RecordedListener:
-    """One of them."""
+    """A listening socket that counts as open until it is closed."""
 
     def __init__(self, closed: Callable[[], None]) -> None:
         self.close = closed
 
 
 class RecordedPlugger:
-    """Plugs nothing (a `Plugger`), and knows what it was to plug."""
+    """A `Plugger` that plugs nothing, and records what it was asked to plug."""
 
     def __init__(self) -> None:
         self.wanted: frozenset[Plug] = frozenset()
         self.left_out: set[int] = set()
-        """The windows that were wanted, and then were not, if only for a moment."""
+        """The windows that were once wanted and then, even for a moment, not wanted."""
 
     @property
     def windows(self) -> set[int]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A QEMU's monitor on a Unix socket, whose guest does what the test wants."""
+"""A fake QMP monitor on a Unix socket, with a fake guest behind it."""
 
 import asyncio
 import json
@@ -18,11 +18,14 @@ PERIPHERAL = "/machine/peripheral/"
 
 
 class _CommandError(Exception):
-    """What QEMU answers instead of a result."""
+    """An error that QEMU answers to a command."""
 
 
 class FakeQemu:
-    """Has ports, chardevs and devices; serves one client at a time, as QEMU does."""
+    """A QEMU with root ports, chardevs and devices.
+
+    It serves one client at a time, as QEMU does.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -57,11 +60,11 @@ class FakeQemu:
         await self.die()
 
     async def start(self) -> None:
-        """Listen, as a VM that has just been started."""
+        """Listen, as a QEMU that has just started."""
         self._server = await asyncio.start_unix_server(self._client, self.path)
 
     async def die(self) -> None:
-        """End, with all that was plugged."""
+        """Stop; all chardevs and devices are lost."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -75,7 +78,7 @@ class FakeQemu:
         self.devices.clear()
 
     def port(self, name: str, share: int, base: int = 4 * GIB) -> None:
-        """Have one more port, with a share of addresses."""
+        """Add a root port with `share` bytes of address space."""
         self.ports[name] = (base, base + share - 1)
 
     def refuse(self, command: str, reason: str = "because") -> None:
@@ -83,42 +86,42 @@ class FakeQemu:
         self._refusals[command] = reason
 
     def never_answer(self, command: str) -> None:
-        """Leave a command without an answer."""
+        """Never answer a command."""
         self._unanswered.add(command)
 
     def answer_nonsense(self, command: str) -> None:
-        """Answer what no QEMU would."""
+        """Answer a command with a result that no QEMU gives."""
         self._nonsense.add(command)
 
     def answer_again(self) -> None:
-        """Be a QEMU that works."""
+        """Stop refusing, staying silent and holding devices."""
         self._refusals.clear()
         self._unanswered.clear()
         self._greets = True
         self._holds = self._refuses_to_let_go = self._loses_events = False
 
     def lack_kvm(self) -> None:
-        """Leave the vectors of devices that go watched."""
+        """Run without KVM: the vectors of unplugged devices stay watched."""
         self.kvm = False
 
     def never_greet(self) -> None:
-        """Accept, and say nothing."""
+        """Accept connections, but send no greeting."""
         self._greets = False
 
     def hold_on(self) -> None:
-        """Have a guest that does not answer when it is asked to let go."""
+        """Make the guest ignore each unplug until `let_go`."""
         self._holds = True
 
     def refuse_to_let_go(self) -> None:
-        """Have a guest that says no."""
+        """Make the guest refuse each unplug."""
         self._refuses_to_let_go = True
 
     def lose_events(self) -> None:
-        """Have a guest that lets go, and nobody told of it."""
+        """Send no events, although the guest releases devices."""
         self._loses_events = True
 
     def let_go(self) -> None:
-        """Have the guest let go of all that it was asked for."""
+        """Make the guest release all devices whose unplug was asked for."""
         self._holds = False
         for name in [name for name in self.devices if self.asked[name]]:
             self._delete(name)
@@ -292,7 +295,7 @@ class FakeQemu:
 
 
 def _requests(text: str) -> tuple[list[dict[str, Any]], str]:
-    """Take the objects out of a stream that need not have line ends."""
+    """Split a stream, which need not have line ends, into objects and the rest."""
     found = []
     while text := text.lstrip():
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The other side of a daemon's ivshmem socket, as a process."""
+"""A client of a daemon's ivshmem socket, without a VM."""
 
 import array
 import contextlib
@@ -19,7 +19,7 @@ TIMEOUT = 10.0
 
 
 class SlaveClient:
-    """A slave's QEMU, or an agent as a process: reads the ivshmem server."""
+    """A slave's QEMU, or the agent of a slave process, at the ivshmem socket."""
 
     def __init__(self, path: Path) -> None:
         self.client = Client()
@@ -32,7 +32,7 @@ class SlaveClient:
         self.socket.connect(os.fspath(path))
 
     def read(self) -> None:
-        """Take one message."""
+        """Read one message and keep what it brings."""
         size = array.array("i").itemsize
         data, ancillary, flags, _ = self.socket.recvmsg(8, socket.CMSG_LEN(4 * size))
         assert not flags & socket.MSG_CTRUNC
@@ -64,13 +64,13 @@ class SlaveClient:
                     os.close(old)
 
     def handshake(self, vectors: int = 3) -> Self:
-        """Read all that a QEMU needs."""
+        """Read until all our vectors have arrived, as QEMU does when it starts."""
         while len(self.own) < vectors:
             self.read()
         return self
 
     def catch_up(self) -> None:
-        """Take what is there."""
+        """Read messages until none comes for 0.1 seconds."""
         while select.select([self.socket], [], [], 0.1)[0]:
             self.read()
 

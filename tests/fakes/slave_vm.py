@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A slave VM that does what the test wants (a `SlaveVm`)."""
+"""A fake slave VM (a `SlaveVm`) that follows the test."""
 
 import asyncio
 from collections import Counter
@@ -9,7 +9,7 @@ from vhostpci_host.interfaces import Plug
 
 
 class FakeVm:
-    """Has windows plugged and unplugged; `steps` says what was done, in order."""
+    """A `SlaveVm` that keeps a set of windows; `steps` lists each plug and unplug."""
 
     def __init__(self) -> None:
         self.steps: list[str] = []
@@ -26,32 +26,32 @@ class FakeVm:
         self._free.set()
 
     def refuse(self, *windows: int) -> None:
-        """Plug none of these, from now on; any other."""
+        """Refuse to plug exactly these windows from now on."""
         self._refused = set(windows)
 
     def hold_on(self, *windows: int) -> None:
-        """Never let go of these, from now on; of any other, at once."""
+        """Refuse to unplug exactly these windows from now on."""
         self._stubborn = set(windows)
 
     def hang(self) -> None:
-        """Answer nothing."""
+        """Leave each call waiting until `wake_up`."""
         self._free.clear()
 
     def wake_up(self) -> None:
-        """Answer again."""
+        """Let the calls that wait, and all later ones, return."""
         self._free.set()
 
     def have_a_bug(self) -> None:
-        """Raise what no caller expects."""
+        """Raise RuntimeError, which no caller handles, from each call."""
         self._bug = True
 
     def die(self) -> None:
-        """End, with all that was plugged."""
+        """Stop the VM; all plugged windows are lost."""
         self.windows.clear()
         self._ended.set()
 
     def come_back(self) -> None:
-        """Start anew."""
+        """Start the VM again, without any window."""
         self._ended = asyncio.Event()
 
     async def _answer(self) -> None:

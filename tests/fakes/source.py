@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A source of devices that come and go when the test says so."""
+"""A fake source of devices, which the test plugs and unplugs."""
 
 from collections.abc import Iterable
 
@@ -20,22 +20,22 @@ class FakeSource:
         self.closed = False
 
     def look(self) -> None:
-        """Nothing happens by itself."""
+        """Do nothing: only the test changes what is plugged."""
 
     def devices(self) -> Iterable[Device]:
-        """Return what is plugged in."""
+        """Return the plugged devices."""
         return self.there
 
     def windows(self, device: Device) -> FakeWindows:
-        """Return windows of its own."""
+        """Return new, empty windows for a device."""
         return FakeWindows()
 
     def fds(self) -> Iterable[int]:
-        """Return none."""
+        """Return no descriptor: there is nothing to wait for."""
         return ()
 
     def refuse(self, device: Device) -> None:
-        """Show it no more."""
+        """Stop offering a device, and record it."""
         self.there.remove(device)
         self.refused.append(device)
 
@@ -44,12 +44,12 @@ class FakeSource:
         device.close()
 
     def close(self) -> None:
-        """Remember it."""
+        """Record that the source is closed."""
         self.closed = True
 
 
 def beat_and_step(agent: Agent, *daemons: FakeDaemon) -> None:
-    """Let the daemons live, and the agent look."""
+    """Let each daemon beat once, then let the agent look once."""
     for daemon in daemons:
         daemon.beat()
     agent.step()

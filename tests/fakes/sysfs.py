@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A kernel's file trees in a directory, with PCI drivers that bind and unbind.
+"""A fake sysfs, /dev and /proc in a directory, with PCI drivers that bind and unbind.
 
-Only writes have to be played: everything that the code reads is a real file, link
-or directory.
+All that the code reads is a real file, link or directory.  Only the effects of a write
+are simulated.
 """
 
 import errno
@@ -20,28 +20,28 @@ BAR0, BAR2 = 256, 1 << 20
 
 
 class FakeSystem(System):
-    """A `System` below `root`.
+    """A `System` whose file trees lie below `root`.
 
     Args:
         root: an empty directory.
-        modules: drivers that could be loaded.
+        modules: drivers that modprobe can load.
     """
 
     def __init__(self, root: Path, *modules: str) -> None:
         super().__init__(root)
         self.modules = modules
         self.writes: list[tuple[str, str]] = []
-        """All writes: file's name, text."""
+        """File name and text of each write, in order."""
         self.deaf: set[str] = set()
-        """Drivers that take no device."""
+        """Drivers that bind no device."""
         self.refusals: dict[str, str] = {}
         """Drivers that the kernel refuses to load, and why."""
         self.unsigned: set[str] = set()
-        """Drivers that nobody has signed."""
+        """Drivers without a signature."""
         self.busy: set[str] = set()
-        """Nodes that somebody has open whom nobody sees."""
+        """Nodes that are open in a process that /proc does not show."""
         self.low = False
-        """Whether what is plugged in comes to be below 4 GiB."""
+        """Whether the BARs of devices plugged from now on lie below 4 GiB."""
         self._gone = root / "gone"
         for path in ("sys/bus/pci/devices", "sys/bus/pci/drivers", "dev", "proc"):
             (root / path).mkdir(parents=True)
@@ -58,9 +58,9 @@ class FakeSystem(System):
         group: str | None = None,
         skip: int = 0,
     ) -> Path:
-        """Plug a device in; return its directory.
+        """Plug a device in; return its directory in sysfs.
 
-        Its registers begin `skip` bytes after a page's start.
+        Its registers (BAR 0) begin `skip` bytes after the start of a page.
         """
         path = self.sys / "bus/pci/devices" / address
         path.mkdir()
@@ -87,25 +87,26 @@ class FakeSystem(System):
         return path
 
     def unplug(self, address: str) -> None:
-        """Pull a device out: its memory goes with it."""
+        """Pull a device out; an access to its memory then raises SIGBUS."""
         path = self.sys / "bus/pci/devices" / address
         if (path / "driver").exists():
             self._unbind(path)
         for resource in path.glob("resource[02]"):
             os.truncate(resource, 0)
-        # Moved, not removed: another in its place must not have its inode.
+        # Move it instead of removing it: the inode must not be used again for a
+        # device that is plugged at the same address later.
         path.rename(self._gone / f"{len(list(self._gone.iterdir()))}")
 
     def devices(self) -> list[Path]:
-        """The devices that are there."""
+        """Return the directories of the plugged devices."""
         return list((self.sys / "bus/pci/devices").iterdir())
 
     def load_now(self, driver: str) -> None:
-        """Have a driver."""
+        """Load a driver."""
         (self.sys / "bus/pci/drivers" / driver).mkdir(exist_ok=True)
 
     def modprobe(self, module: str, *, dry: bool = False) -> str | None:
-        """Load a driver if there is one; else say what modprobe would."""
+        """Load a driver; return modprobe's error message if that fails."""
         if module in self.refusals and not dry:
             return f"modprobe: ERROR: could not insert: {self.refusals[module]}"
         if module not in self.modules:
@@ -115,11 +116,11 @@ class FakeSystem(System):
         return None
 
     def signer(self, module: str) -> str:
-        """Say whose key has signed a module."""
-        return "" if module in self.unsigned else "somebody"
+        """Return who signed a module; empty for a module without a signature."""
+        return "" if module in self.unsigned else "the distribution"
 
     def write(self, path: Path, text: str) -> None:
-        """Write an attribute, and do what the kernel does then."""
+        """Write an attribute, and simulate the kernel's reaction."""
         self.writes.append((path.name, text.strip()))
         if path.name == "unbind":
             self._unbind(self.sys / "bus/pci/devices" / text)
@@ -142,19 +143,22 @@ class FakeSystem(System):
             self._bind(device, driver)
 
     def matches(self, address: str, driver: str) -> bool:
-        """Whether the kernel would offer a device to a driver that knows its ID."""
+        """Return whether driver_override lets a driver that knows the ID bind."""
         path = self.sys / "bus/pci/devices" / address / "driver_override"
         return path.read_text().strip() in ("(null)", driver)
 
     def open(self, node: Path) -> int:
-        """Open a node; what is written to it is kept at its end."""
+        """Open a node; writes are appended to its file, where `armed` finds them."""
         users = node.name in self.busy or self.users([node])
         if users and self._has_window(node):
             raise OSError(errno.EBUSY, "Device or resource busy", str(node))
         return os.open(node, os.O_RDWR | os.O_CLOEXEC | os.O_APPEND)
 
     def readable(self, fd: int) -> bool:
-        """Whether poll() says anything of a descriptor; a node's file is no judge."""
+        """Return whether a descriptor is readable.
+
+        A plain file is always readable to poll(), and the nodes here are plain files.
+        The node of uio_vhostpci counts as readable once its device is gone."""
         link = Path(os.readlink(f"/proc/self/fd/{fd}"))
         if self.dev in link.parents:
             return not self._has_window(link)
@@ -163,14 +167,14 @@ class FakeSystem(System):
         return bool(poll.poll(0))
 
     def armed(self, node: str) -> list[tuple[int, int]]:
-        """The vectors and descriptors that were written to a node."""
+        """Return each vector and eventfd that was written to a node."""
         data = (self.dev / node).read_bytes()[mmap.PAGESIZE + BAR2 :]
         return [
             (word >> 20, word & 0xFFFFF) for (word,) in struct.iter_unpack("=i", data)
         ]
 
     def _has_window(self, node: Path) -> bool:
-        """Whether a node is there, and uio_vhostpci's."""
+        """Return whether a node exists and belongs to uio_vhostpci."""
         with suppress(FileNotFoundError):
             return node.stat().st_size > 0
         return False
@@ -186,14 +190,16 @@ class FakeSystem(System):
             self._hand_over(device, node)
 
     def _hand_over(self, device: Path, node: Path) -> None:
-        """Have the BARs in the driver's node, and nowhere else."""
+        """Move the BARs from sysfs into the driver's node, as uio_vhostpci does."""
         skip = int((device / "resource").read_text().split()[0], 16) % mmap.PAGESIZE
         page = bytes(skip) + (device / "resource0").read_bytes()
         window = (device / "resource2").read_bytes()
         node.write_bytes(page.ljust(mmap.PAGESIZE, b"\0") + window)
         for index in (0, 2):
             (device / f"resource{index}").rename(device / f".resource{index}")
-            (device / f"resource{index}").mkdir()  # no mmap() of this one
+            (
+                device / f"resource{index}"
+            ).mkdir()  # a directory cannot be opened for mmap()
 
     def _unbind(self, device: Path) -> None:
         (device / "driver").unlink()
@@ -207,7 +213,7 @@ class FakeSystem(System):
                 kept.rename(device / f"resource{index}")
 
     def opened(self, node: str, *, pid: int, name: str) -> None:
-        """Let a process have a device node open."""
+        """Show in /proc that a process has a device node open."""
         fds = self.proc / str(pid) / "fd"
         fds.mkdir(parents=True)
         (fds.parent / "comm").write_text(f"{name}\n")
@@ -217,7 +223,7 @@ class FakeSystem(System):
 def config(vectors: int) -> bytes:
     """Return a configuration space with two capabilities, MSI-X the second."""
     space = bytearray(CONFIG_SIZE)
-    struct.pack_into("<H", space, 0x04, 2)  # memory is on
+    struct.pack_into("<H", space, 0x04, 2)  # memory space is enabled
     struct.pack_into("<H", space, 0x06, 0x10)
     space[0x34] = 0x40
     struct.pack_into("<BB", space, 0x40, 0x09, 0x50)

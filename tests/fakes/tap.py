@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A TAP as the ring driver has it: virtio-net headers of 12 bytes, not blocking."""
+"""Open a TAP as the agent does: non-blocking, with 12-byte virtio-net headers."""
 
 import fcntl
 import os
@@ -17,7 +17,9 @@ HEADER = struct.Struct("<BBHHHHH")
 
 
 def open_tap(name: str, offloads: int = 0) -> int:
-    """Make a TAP, in the namespace of this thread; return its queue, to be closed."""
+    """Make a TAP in the network namespace of this thread.
+
+    The caller closes the descriptor that this returns, and the TAP goes with it."""
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR

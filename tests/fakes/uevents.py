@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A machine whose PCI devices come and go, and the kernel's word of it."""
+"""Fake uevents: the kernel's messages about plugged and unplugged PCI devices."""
 
 import os
 import struct
@@ -11,7 +11,7 @@ from vhostpci_guest.pci.uevents import Overrun, Uevent
 
 
 class FakeEvents:
-    """An `Events` of a fake system; devices are plugged and unplugged here."""
+    """The `Events` of a fake system, which plugs and unplugs devices as well."""
 
     def __init__(self, system: FakeSystem) -> None:
         self.system = system
@@ -21,7 +21,9 @@ class FakeEvents:
         self.closed = False
 
     def plug(self, address: str, position: int = 0, *, complete: bool = True) -> Path:
-        """Plug a device in; the kernel may not be done with it yet."""
+        """Plug a device in and report it.
+
+        With complete=False its memory cannot be read until `complete` is called."""
         path = self.system.plug(address)
         registers = struct.pack("<8xI244x", position)
         if complete:
@@ -33,22 +35,22 @@ class FakeEvents:
         return path
 
     def complete(self, address: str) -> None:
-        """Be done with a device; of this there is no word."""
+        """Make the memory of a device readable; the kernel sends no uevent for that."""
         path = self.system.sys / "bus/pci/devices" / address
         (path / "resource0.later").rename(path / "resource0")
 
     def unplug(self, address: str) -> None:
-        """Pull a device out."""
+        """Pull a device out and report it."""
         self.system.unplug(address)
         self.say("remove", address)
 
     def say(self, action: str, address: str) -> None:
-        """Say anything."""
+        """Report an action of a device."""
         self._events.append(Uevent(action, address))
         signal(self._fd)
 
     def overrun(self) -> None:
-        """Forget what was to be said."""
+        """Lose all unread uevents, as a full netlink socket does."""
         self._events.clear()
         self._overrun = True
 

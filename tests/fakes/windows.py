@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows onto memory that a test can write (a `vhostpci_host.memory.Windows`)."""
+"""Fake windows (a `vhostpci_host.memory.Windows`) onto memory that a test can write."""
 
 import os
 
@@ -12,7 +12,7 @@ MIB = 1 << 20
 
 
 class Ram:
-    """One file that is all the memory there is."""
+    """A memfd that holds all the memory of the master, shown as window 0."""
 
     def __init__(self, size: int = 16 * MIB) -> None:
         self.size = size
@@ -31,7 +31,7 @@ class Ram:
         return os.pread(self.fd, size, offset)
 
     def use(self, used: int, index: int) -> None:
-        """Have the used ring at this address stand at an index."""
+        """Set the used index of the ring whose used ring is at this address."""
         os.pwrite(self.fd, index.to_bytes(2, "little"), used + 2)
 
     def close(self) -> None:
