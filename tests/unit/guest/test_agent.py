@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop: devices come and go, signals end it, somebody asks how we are."""
+"""The agent's loop: plugged devices, signals, and the status socket."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from vhostpci_shared import metadata as md
 from vhostpci_shared.metadata import AgentState
 
 
-def test_device_that_comes_is_served_and_one_that_goes_is_given_back() -> None:
+def test_plugged_device_is_served_and_unplugged_one_is_given_back() -> None:
     device = FakeDevice()
     daemon = FakeDaemon(device)
     daemon.publish(*pair(2))
@@ -78,7 +78,7 @@ def test_devices_are_served_side_by_side() -> None:
     agent.close()
 
 
-def test_device_without_metadata_ends_us_and_is_given_back() -> None:
+def test_only_device_without_metadata_ends_the_agent_and_is_given_back() -> None:
     device = FakeDevice()
     agent = Agent(FakeSource(device), FakePort, Planes())
     with pytest.raises(Unusable, match=r"0000:00:05\.0: no vhostpci metadata"):
@@ -143,7 +143,7 @@ def two() -> Iterator[Two]:
     two.close()
 
 
-def test_failure_of_a_device_touches_no_other(
+def test_failed_device_does_not_affect_another(
     two: Two, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(3):
@@ -156,7 +156,7 @@ def test_failure_of_a_device_touches_no_other(
     assert caplog.text.count("vectors=3") == 1
 
 
-def test_device_that_failed_is_tried_again_when_its_daemon_says_more(two: Two) -> None:
+def test_failed_device_is_tried_again_when_its_daemon_publishes(two: Two) -> None:
     generation = two.daemons[0].publish(*pair(3))
     two.devices[0].vector_count = 3
     two.step()
@@ -164,7 +164,7 @@ def test_device_that_failed_is_tried_again_when_its_daemon_says_more(two: Two) -
     assert two.daemons[0].agent().generation == generation
 
 
-def test_machine_that_fails_a_device_fails_no_other(two: Two) -> None:
+def test_lack_of_threads_for_one_device_leaves_another_running(two: Two) -> None:
     two.step()
     two.devices[0].vector_count = 3
     two.planes.no_more = True
@@ -182,7 +182,7 @@ def test_tap_of_a_pci_device_goes_with_it(two: Two) -> None:
     del two.daemons[1]
 
 
-def test_device_that_failed_is_tried_again_when_another_goes(two: Two) -> None:
+def test_failed_device_is_tried_again_when_another_is_unplugged(two: Two) -> None:
     two.step()
     two.devices[0].vector_count = 3
     two.step()
@@ -244,7 +244,7 @@ def test_signal_ends_the_loop_at_once(number: signal.Signals) -> None:
     assert device.closed
 
 
-def test_signals_are_the_programs_own_again_afterwards() -> None:
+def test_signal_handlers_are_restored_after_the_loop() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with stopped_by_signals():
         assert signal.getsignal(signal.SIGTERM) is not before
@@ -253,7 +253,7 @@ def test_signals_are_the_programs_own_again_afterwards() -> None:
 
 @pytest.fixture
 def answering(tmp_path: Path) -> Iterator[Callable[[object], Path]]:
-    """Answers one who asks, from a thread."""
+    """Start a thread that answers one client of the status socket."""
     with ExitStack() as undo:
 
         def start(status: object) -> Path:
@@ -274,7 +274,9 @@ def answering(tmp_path: Path) -> Iterator[Callable[[object], Path]]:
         yield start
 
 
-def test_status_is_told_to_whom_asks(answering: Callable[[object], Path]) -> None:
+def test_status_is_sent_to_a_client_of_the_status_socket(
+    answering: Callable[[object], Path],
+) -> None:
     directory = answering([{"device": "0000:00:05.0"}])
     assert status_socket.ask(directory) == [
         {"pid": os.getpid(), "device": "0000:00:05.0"}
@@ -283,19 +285,19 @@ def test_status_is_told_to_whom_asks(answering: Callable[[object], Path]) -> Non
 
 @pytest.fixture
 def killed(tmp_path: Path) -> Path:
-    """The socket of an agent that was killed."""
+    """Return the status socket that a killed agent left."""
     path = tmp_path / "1.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.bind(str(path))
     return path
 
 
-def test_socket_of_a_killed_agent_is_removed_by_one_who_asks(killed: Path) -> None:
+def test_socket_of_a_killed_agent_is_removed_by_a_status_client(killed: Path) -> None:
     assert status_socket.ask(killed.parent) == []
     assert not killed.exists()
 
 
-def test_socket_of_a_killed_agent_is_removed_by_the_next(killed: Path) -> None:
+def test_socket_of_a_killed_agent_is_removed_by_the_next_agent(killed: Path) -> None:
     Control(killed.parent).close()
     assert not killed.exists()
 
@@ -319,7 +321,7 @@ def test_socket_goes_with_the_agent(tmp_path: Path) -> None:
     assert list(directory.iterdir()) == []
 
 
-def test_nobody_runs_where_there_is_no_directory(tmp_path: Path) -> None:
+def test_missing_socket_directory_means_that_no_agent_runs(tmp_path: Path) -> None:
     assert status_socket.ask(tmp_path / "none") == []
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent as an ivshmem client, with a server that says what the test wants."""
+"""The agent as an ivshmem client of a fake server."""
 
 import os
 import socket
@@ -57,7 +57,7 @@ def test_handshake_gives_a_device(server: FakeServer, client: Client) -> None:
     assert client.vector_count == 3
 
 
-def test_server_knows_us_from_a_qemu_by_our_sockets_name(
+def test_server_recognizes_an_agent_by_the_name_of_its_socket(
     server: FakeServer, client: Client
 ) -> None:
     assert isinstance(server.client_name, bytes)
@@ -177,7 +177,9 @@ def test_further_descriptors_of_a_message_are_closed(
     assert server.rung(server.doorbell)  # and the leak check sees the rest
 
 
-def test_server_that_hangs_up_is_gone(server: FakeServer, client: Client) -> None:
+def test_device_is_lost_when_the_server_closes_the_connection(
+    server: FakeServer, client: Client
+) -> None:
     server.greet()
     server.hang_up()
     with pytest.raises(ServerGone):
@@ -185,7 +187,7 @@ def test_server_that_hangs_up_is_gone(server: FakeServer, client: Client) -> Non
     assert client.window.view[0] == 0  # the memory stays until `close`
 
 
-def test_memory_that_is_no_memory_is_refused(
+def test_descriptor_that_cannot_be_mapped_is_refused_as_memory(
     server: FakeServer, client: Client
 ) -> None:
     server.say(ivshmem.VERSION)
@@ -206,7 +208,7 @@ def test_empty_memory_is_refused(server: FakeServer, client: Client) -> None:
         client.receive()
 
 
-def test_flood_of_doorbells_has_an_end(server: FakeServer, client: Client) -> None:
+def test_number_of_doorbells_is_limited(server: FakeServer, client: Client) -> None:
     server.greet()
     client.receive()
     client._vectors.extend([server.doorbell] * MAX_DOORBELLS)
@@ -268,7 +270,9 @@ def test_source_waits_for_a_daemon(
     server.close()
 
 
-def test_source_finds_the_daemon_again(server: FakeServer, path: Path) -> None:
+def test_source_reconnects_to_a_restarted_daemon(
+    server: FakeServer, path: Path
+) -> None:
     clock = Clock()
     source = SocketSource(path, clock)
     source.look()
@@ -323,7 +327,9 @@ def test_source_keeps_trying_if_a_later_daemon_refuses_us(
     assert source.interval == RETRY
 
 
-def test_silent_server_is_given_up(server: FakeServer, path: Path) -> None:
+def test_connection_to_a_silent_server_is_given_up(
+    server: FakeServer, path: Path
+) -> None:
     clock = Clock()
     source = SocketSource(path, clock)
     source.look()

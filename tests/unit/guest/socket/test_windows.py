@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The windows of a slave that is a process: a socket for each."""
+"""The windows of a slave process, each of which comes over a window socket."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -69,7 +69,7 @@ def test_wanted_window_is_opened(windows: SocketWindows, serve: Serve) -> None:
     assert windows.interval is None
 
 
-def test_window_that_nobody_wants_is_not_opened(
+def test_window_that_is_not_wanted_is_not_opened(
     windows: SocketWindows, serve: Serve
 ) -> None:
     serve(W)
@@ -79,7 +79,7 @@ def test_window_that_nobody_wants_is_not_opened(
     assert windows.interval is None
 
 
-def test_window_that_is_not_there_is_tried_again_ever_more_slowly(
+def test_missing_window_is_tried_again_after_ever_longer_pauses(
     windows: SocketWindows,
     serve: Serve,
     clock: Clock,
@@ -118,7 +118,7 @@ def test_window_that_is_no_longer_wanted_is_closed(
     assert windows.find(V) is kept
 
 
-def test_window_that_the_daemon_closes_stays_mapped_until_it_is_let_go(
+def test_window_that_the_daemon_closes_stays_mapped_until_it_is_released(
     windows: SocketWindows, serve: Serve
 ) -> None:
     server = serve(W)
@@ -136,7 +136,7 @@ def test_window_that_the_daemon_closes_stays_mapped_until_it_is_let_go(
         _ = window.view[0]
 
 
-def test_window_that_comes_back_is_another(
+def test_window_that_is_opened_again_is_a_new_window(
     windows: SocketWindows, serve: Serve, clock: Clock
 ) -> None:
     server = serve(W)
@@ -191,7 +191,7 @@ def test_server_that_is_silent_is_tried_again(
     assert server.hung_up()
 
 
-def test_window_whose_file_is_cut_off_is_opened_anew(
+def test_window_whose_file_is_truncated_is_opened_again(
     windows: SocketWindows, serve: Serve, clock: Clock
 ) -> None:
     server = serve(W)
@@ -200,7 +200,7 @@ def test_window_whose_file_is_cut_off_is_opened_anew(
     window = windows.find(W)
     assert window is not None
     os.ftruncate(server.memory, SIZE // 2)
-    assert window.view[SIZE - 1] == 0  # as a ring finds out
+    assert window.view[SIZE - 1] == 0  # a read past the end finds out, as a worker does
     windows.look()
     assert windows.find(W) is None
     windows.want({W})

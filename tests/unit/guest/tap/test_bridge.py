@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bridge that TAPs join, in a kernel."""
+"""The bridge that TAPs join, in a real network namespace."""
 
 import json
 from typing import Any
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("network")
 
 
 def link(name: str) -> Any:
-    """What ip(8) says of an interface."""
+    """Return what ip(8) reports of an interface."""
     return json.loads(ip("-j", "-d", "link", "show", name))[0]
 
 
@@ -27,7 +27,7 @@ def test_bridge_is_made_so_that_ports_forward_at_once() -> None:
     assert (options["stp_state"], options["forward_delay"]) == (0, 0)
 
 
-def test_bridge_keeps_its_mac_whoever_joins() -> None:
+def test_bridge_keeps_its_mac_when_taps_join() -> None:
     bridge = Bridge("br0")
     bridge.make()
     before = link("br0")["address"]
@@ -38,7 +38,7 @@ def test_bridge_keeps_its_mac_whoever_joins() -> None:
     tap.close()
 
 
-def test_bridge_of_the_user_is_left_as_it_is() -> None:
+def test_bridge_made_by_the_user_is_not_changed() -> None:
     ip("link", "add", "br0", "type", "bridge", "stp_state", "1")
     before = link("br0")
     Bridge("br0").make()
@@ -46,14 +46,14 @@ def test_bridge_of_the_user_is_left_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(("name", "kind"), [("lo", "a card"), ("tap0", "tun")])
-def test_what_is_no_bridge_is_refused(name: str, kind: str) -> None:
+def test_interface_that_is_not_a_bridge_is_refused(name: str, kind: str) -> None:
     ip("tuntap", "add", "tap0", "mode", "tap")
     for do in (Bridge(name).make, lambda: Bridge(name).join("lo")):
         with pytest.raises(Unusable, match=f"{name} is no bridge but {kind}: choose"):
             do()
 
 
-def test_bridge_that_is_gone_is_not_made_again_by_a_tap() -> None:
+def test_deleted_bridge_is_not_made_again_when_a_tap_joins() -> None:
     tap = Tap("tap0", 1)
     with pytest.raises(Unusable, match=r"br0 is gone: make it again \(ip link add"):
         Bridge("br0").join("tap0")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One agent, several devices, real TAPs by the user's rules."""
+"""One agent makes real TAPs for several devices by the user's rules."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("network")
 
 
 class Slave:
-    """A slave into which the test plugs devices."""
+    """An agent whose devices the test plugs and unplugs."""
 
     def __init__(self, tap: str | None = None, bridge: str | None = None) -> None:
         rules = Rules(tap=None if tap is None else parse_tap(tap))
@@ -32,7 +32,7 @@ class Slave:
         self._there: dict[str, tuple[FakeDevice, FakeDaemon]] = {}
 
     def plug(self, slot: str, name: str) -> FakeDaemon:
-        """Plug a device in; return its daemon, who wants its rings to run."""
+        """Plug a device in; return its daemon, which has published running rings."""
         device = FakeDevice(name=slot)
         daemon = FakeDaemon(device)
         self._there[slot] = (device, daemon)
@@ -50,7 +50,7 @@ class Slave:
         self.step()
 
     def step(self) -> None:
-        """Let everybody live, and the agent look."""
+        """Let each daemon beat, then let the agent look."""
         daemons = [daemon for _, daemon in self._there.values()]
         beat_and_step(self._agent, *daemons)
 
@@ -62,7 +62,7 @@ class Slave:
 
 @pytest.fixture
 def slaves() -> Iterator[list[Slave]]:
-    """What the test puts here is closed."""
+    """A list whose slaves are closed after the test."""
     made: list[Slave] = []
     yield made
     for slave in made:
@@ -75,7 +75,7 @@ def slave(slaves: list[Slave], tap: str | None = None) -> Slave:
 
 
 def taps() -> set[str]:
-    """The TAPs that there are."""
+    """Return the names of the TAPs."""
     lines = ip("-o", "link", "show").splitlines()
     return {line.split(":")[1].strip() for line in lines} - {"lo"}
 
@@ -91,7 +91,7 @@ def test_taps_come_and_go_with_their_devices(slaves: list[Slave]) -> None:
     assert taps() == {"vp0", "vp1", "vp2"}
 
 
-def test_name_that_is_given_twice_is_the_second_devices_trouble(
+def test_name_given_twice_fails_only_the_second_device(
     slaves: list[Slave], caplog: pytest.LogCaptureFixture
 ) -> None:
     many = slave(slaves, "vp0")
@@ -108,7 +108,9 @@ def test_name_that_is_given_twice_is_the_second_devices_trouble(
     assert taps() == {"vp0"}
 
 
-def test_name_is_the_seconds_when_the_first_is_unplugged(slaves: list[Slave]) -> None:
+def test_second_device_gets_the_name_when_the_first_is_unplugged(
+    slaves: list[Slave],
+) -> None:
     many = slave(slaves, "vp0")
     many.plug("05.0", "one")
     second = many.plug("06.0", "two")
@@ -120,7 +122,7 @@ def test_name_is_the_seconds_when_the_first_is_unplugged(slaves: list[Slave]) ->
     assert taps() == {"vp0"}
 
 
-def test_name_that_does_not_fit_is_its_devices_trouble(slaves: list[Slave]) -> None:
+def test_name_that_is_too_long_fails_only_its_device(slaves: list[Slave]) -> None:
     many = slave(slaves, "tap-{name}")
     long = many.plug("05.0", "a-very-long-name")
     short = many.plug("06.0", "short")
@@ -129,7 +131,7 @@ def test_name_that_does_not_fit_is_its_devices_trouble(slaves: list[Slave]) -> N
     assert taps() == {"tap-short"}
 
 
-def test_bridge_that_is_gone_when_a_device_comes_is_that_ones_trouble() -> None:
+def test_missing_bridge_fails_only_the_device_that_is_plugged() -> None:
     ip("link", "add", "br0", "type", "bridge")
     many = Slave(bridge="br0")
     first = many.plug("05.0", "one")

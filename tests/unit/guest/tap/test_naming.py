@@ -67,7 +67,7 @@ def test_bad_template_is_refused_at_the_start(template: str, why: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["twelve-bytes", "a/b", "a b"])
-def test_name_that_makes_no_tap_says_what_to_change(name: str) -> None:
+def test_refusal_of_a_device_name_says_what_to_change(name: str) -> None:
     with pytest.raises(Unusable) as refusal:
         rules("tap-{name}").config("05.0", name, 0)
     for part in ("05.0: --tap tap-{name}", name, "write {n}", "another name"):
@@ -92,7 +92,7 @@ def test_a_devices_own_addresses_replace_the_rule() -> None:
     ]
 
 
-def test_number_that_makes_no_address_says_so() -> None:
+def test_number_that_gives_no_valid_address_is_refused() -> None:
     with pytest.raises(Unusable, match=r"05\.0: --address 10\.0\.{n}\.1/24: .*256"):
         rules(addresses=("10.0.{n}.1/24",)).config("05.0", "net0", 256)
 
@@ -102,7 +102,7 @@ def test_mac_has_the_devices_number_in_hexadecimal() -> None:
     assert config.mac == "02:00:00:00:00:ff"
 
 
-def test_number_that_makes_no_mac_says_so() -> None:
+def test_number_that_gives_no_valid_mac_is_refused() -> None:
     with pytest.raises(Unusable, match="is for 256 devices"):
         rules(macs=("02:00:00:00:00:{n}",)).config("05.0", "net0", 256)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A QEMU closes its connection itself; only a process may find it closed."""
+"""An unwanted connection lingers until QEMU closes it; a process is cut off at once."""
 
 import socket
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def qemu() -> Iterator[Pair]:
 
 
 def test_refusal_stays_to_be_read_until_qemu_closes(qemu: Pair) -> None:
-    """In device_add, which may come long after chardev-add has connected."""
+    """QEMU reads it in device_add, perhaps long after chardev-add has connected."""
     ours, theirs = qemu
     loop = ManualLoop()
     Linger(loop).refuse(ours)
@@ -44,7 +44,7 @@ def test_refusal_stays_to_be_read_until_qemu_closes(qemu: Pair) -> None:
     assert loop.watched() == set()
 
 
-def test_qemu_that_stays_for_ever_is_left_at_last(qemu: Pair) -> None:
+def test_connection_that_qemu_never_closes_is_closed_after_a_time(qemu: Pair) -> None:
     loop = ManualLoop()
     Linger(loop).leave(qemu[0])
     loop.advance(LINGER + 1)
@@ -52,7 +52,7 @@ def test_qemu_that_stays_for_ever_is_left_at_last(qemu: Pair) -> None:
     assert loop.watched() == set()
 
 
-def test_what_qemu_still_says_is_no_end(qemu: Pair) -> None:
+def test_bytes_from_qemu_do_not_end_the_lingering_connection(qemu: Pair) -> None:
     loop = ManualLoop()
     Linger(loop).leave(qemu[0])
     qemu[1].send(b"?")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ivshmem stream: no ID comes back, no peer goes twice, no vector is missing."""
+"""ivshmem messages: no ID is used twice, no peer leaves twice, each has its vectors."""
 
 from collections.abc import Iterator
 
@@ -45,7 +45,7 @@ def test_handshake_has_all_vectors_and_the_daemons_doorbell(
 
 
 @given(st.lists(st.sampled_from(["introduce", "withdraw", "retire"]), max_size=60))
-def test_any_course_of_events_is_one_that_qemu_survives(
+def test_any_order_of_events_sends_only_messages_that_qemu_survives(
     notifiers: list[Notifier], course: list[str]
 ) -> None:
     peers, client = Peers(), Client()
@@ -71,7 +71,7 @@ def test_any_course_of_events_is_one_that_qemu_survives(
     assert peers.call_peer not in gone
 
 
-def test_ids_are_used_up_once_and_then_it_is_said(notifiers: list[Notifier]) -> None:
+def test_lack_of_unused_peer_ids_is_reported(notifiers: list[Notifier]) -> None:
     peers = Peers()
     for number in range(65534):
         messages = peers.introduce(notifiers[:1])
@@ -80,6 +80,6 @@ def test_ids_are_used_up_once_and_then_it_is_said(notifiers: list[Notifier]) -> 
         peers.introduce(notifiers[:1])
 
 
-def test_second_slave_is_told_a_version_that_nobody_knows() -> None:
+def test_second_slave_gets_a_version_that_no_client_accepts() -> None:
     assert [m.message for m in refusal()] == [ivshmem.REFUSED]
     assert all(m.fd is None for m in refusal())

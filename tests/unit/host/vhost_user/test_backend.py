@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vhost-user sessions, whole, without a socket."""
+"""Whole vhost-user sessions with the back-end, without a socket."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -44,7 +44,7 @@ def test_qemu_session_from_connect_to_stop(
     assert [backend.runs(0), backend.runs(1)] == [False, False]
 
 
-def test_driver_that_comes_back_starts_where_it_stopped(
+def test_ring_of_a_reloaded_driver_starts_at_the_index_where_it_stopped(
     qemu: FrontEnd, backend: Backend, ram: Ram
 ) -> None:
     for base in (0, 65535, 3):
@@ -69,7 +69,7 @@ def test_multiqueue_is_offered_with_several_pairs(ram: Ram) -> None:
         assert vu.U64.parse(qemu.ask(Request.GET_QUEUE_NUM)).value == 4
 
 
-def test_ring_is_not_disturbed_by_what_changes_nothing(
+def test_message_that_changes_nothing_does_not_quiesce_the_ring(
     ram: Ram, backend: Backend
 ) -> None:
     quiesced: list[frozenset[int]] = []
@@ -100,7 +100,7 @@ def test_ring_is_not_disturbed_by_what_changes_nothing(
     ],
     ids=lambda value: value.name if isinstance(value, Request) else None,
 )
-def test_change_of_a_ready_ring_waits_until_nobody_touches_it(
+def test_change_of_a_ready_ring_waits_until_the_ring_is_quiesced(
     qemu: FrontEnd,
     backend: Backend,
     request_: Request,
@@ -117,7 +117,7 @@ def test_change_of_a_ready_ring_waits_until_nobody_touches_it(
     assert not backend.waiting
 
 
-def test_index_is_read_after_the_agent_has_let_go(
+def test_index_is_read_after_the_agent_has_stopped_the_ring(
     ram: Ram, backend: Backend, qemu: FrontEnd
 ) -> None:
     qemu.driver_ok([RX])
@@ -138,7 +138,7 @@ def test_ring_goes_on_from_its_index_after_new_memory(
     assert backend.rings[0].base == 7
 
 
-def test_front_end_that_goes_while_we_wait_leaves_nothing(
+def test_front_end_that_disconnects_during_a_quiesce_leaves_nothing_waiting(
     qemu: FrontEnd, backend: Backend
 ) -> None:
     qemu.driver_ok([RX, TX])
@@ -156,8 +156,8 @@ def test_front_end_that_goes_while_we_wait_leaves_nothing(
         "enable features memory num base addr kick call",  # QEMU
         "features memory num base addr call kick enable",  # cloud-hypervisor
         "features memory call num base addr kick enable",  # DPDK
-        "kick addr num enable memory features",  # nobody
-        "memory enable kick call base addr num features",  # nobody
+        "kick addr num enable memory features",  # no known front-end
+        "memory enable kick call base addr num features",  # no known front-end
     ],
 )
 def test_ring_runs_once_it_is_described_in_whatever_order(
@@ -218,7 +218,7 @@ def test_memory_may_come_in_single_regions(ram: Ram) -> None:
         assert [p.region for p in backend.memory.regions] == [low]
 
 
-def test_memory_told_once_for_each_queue_pair_disturbs_no_ring(ram: Ram) -> None:
+def test_region_added_again_for_each_queue_pair_quiesces_no_ring(ram: Ram) -> None:
     """QEMU 7.2 adds, and removes, each region for each of its vhost devices."""
     backend = Backend(2, ram)
     quiesced: list[frozenset[int]] = []
@@ -278,7 +278,9 @@ def test_user_mode_linux_is_answered_from_the_negotiation_on(
         assert backend.runs(0)
 
 
-def test_mtu_is_taken_if_it_can_be(qemu: FrontEnd, backend: Backend) -> None:
+def test_possible_mtu_is_accepted_and_any_other_refused(
+    qemu: FrontEnd, backend: Backend
+) -> None:
     qemu.send(Request.NET_SET_MTU, vu.U64(9000), need_reply=True)
     assert backend.mtu == 9000
     for mtu in (0, 67, 65536, 2**64 - 1):
@@ -300,7 +302,7 @@ def test_reset_forgets_rings_and_keeps_memory(qemu: FrontEnd, backend: Backend) 
     assert len(backend.memory.regions) == 1
 
 
-def test_refusal_is_answered_where_the_front_end_can_hear_it(
+def test_refusal_is_answered_if_the_front_end_asked_for_a_reply(
     qemu: FrontEnd, backend: Backend
 ) -> None:
     transport = qemu.transport
@@ -312,7 +314,7 @@ def test_refusal_is_answered_where_the_front_end_can_hear_it(
     ]
 
 
-def test_refusal_ends_the_session_where_it_cannot(qemu: FrontEnd) -> None:
+def test_refusal_without_a_reply_ends_the_session(qemu: FrontEnd) -> None:
     with pytest.raises(ProtocolError, match="SET_VRING_NUM: ring size 3"):
         qemu.send(Request.SET_VRING_NUM, vu.VringState(0, 3))
 
@@ -348,8 +350,10 @@ def test_err_descriptor_replaces_the_one_before(
         assert backend.rings[index].err is not None
 
 
-def test_question_that_cannot_be_answered_ends_the_session(qemu: FrontEnd) -> None:
-    """GET_VRING_BASE has a reply of its own: a plain no would be read as one."""
+def test_refused_request_that_always_has_a_reply_ends_the_session(
+    qemu: FrontEnd,
+) -> None:
+    """QEMU would read an error code in reply to GET_VRING_BASE as the base."""
     data = vu.message(
         Request.GET_VRING_BASE, vu.VringState(9, 0), vu.HeaderFlag.NEED_REPLY
     )
@@ -357,7 +361,9 @@ def test_question_that_cannot_be_answered_ends_the_session(qemu: FrontEnd) -> No
         qemu.transport.send(data, ())
 
 
-def test_question_that_also_asks_for_a_yes_is_answered_once(qemu: FrontEnd) -> None:
+def test_request_that_always_has_a_reply_gets_one_despite_need_reply(
+    qemu: FrontEnd,
+) -> None:
     data = vu.message(Request.GET_FEATURES, flags=vu.HeaderFlag.NEED_REPLY)
     qemu.transport.send(data, ())
     assert len(qemu.transport.receive()) == 20

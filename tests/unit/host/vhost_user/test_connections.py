@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections over socket pairs: pieces, floods, and peers that do not read."""
+"""Connections over socket pairs: split messages, floods, and ends that do not read."""
 
 import os
 import socket
@@ -25,7 +25,7 @@ from vhostpci_shared.wire import ProtocolError
 
 
 class Owner:
-    """Notes what it hears."""
+    """The owner of a connection, which records each callback."""
 
     def __init__(self) -> None:
         self.messages: list[tuple[str, int]] = []
@@ -70,7 +70,7 @@ def master(pair: Pair) -> tuple[ManualLoop, Owner, MasterConnection]:
     return loop, owner, connection
 
 
-def test_messages_in_one_piece_are_told_apart_with_their_descriptors(
+def test_messages_read_together_are_split_with_their_descriptors(
     pair: Pair,
 ) -> None:
     loop, owner, connection = master(pair)
@@ -161,8 +161,8 @@ def slave(pair: Pair) -> tuple[ManualLoop, Owner, SlaveConnection]:
     return loop, owner, connection
 
 
-def test_handshake_is_sent_whole_before_anybody_reads(pair: Pair) -> None:
-    """64 rings are 32 queue pairs: the most that a device can have."""
+def test_handshake_is_sent_whole_before_the_slave_reads(pair: Pair) -> None:
+    """A device has at most 32 queue pairs, which are 64 rings."""
     loop, owner, connection = slave(pair)
     with closing(Notifier.new()) as fd:
         connection.send([Outgoing(0, fd) for _ in range(200)])
@@ -180,7 +180,9 @@ def test_handshake_is_sent_whole_before_anybody_reads(pair: Pair) -> None:
     connection.close()
 
 
-def test_what_does_not_fit_waits_in_its_order(pair: Pair) -> None:
+def test_messages_that_do_not_fit_the_socket_are_sent_later_in_order(
+    pair: Pair,
+) -> None:
     pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     loop, _, connection = slave(pair)
     connection.send([Outgoing(number) for number in range(1000)])
@@ -192,7 +194,7 @@ def test_what_does_not_fit_waits_in_its_order(pair: Pair) -> None:
     connection.close()
 
 
-def test_slave_that_never_reads_is_dropped_at_last(pair: Pair) -> None:
+def test_slave_that_never_reads_is_dropped_after_a_time(pair: Pair) -> None:
     before = len(open_descriptors())
     loop, owner, connection = slave(pair)
     with closing(Notifier.new()) as fd:
@@ -206,7 +208,7 @@ def test_slave_that_never_reads_is_dropped_at_last(pair: Pair) -> None:
     assert len(open_descriptors()) == before - 2
 
 
-def test_slave_that_talks_is_not_listened_to(pair: Pair) -> None:
+def test_bytes_from_the_slave_are_ignored(pair: Pair) -> None:
     loop, owner, connection = slave(pair)
     with closing(Notifier.new()) as fd:
         socket.send_fds(pair[1], [b"hello"], [fd.fileno()])
@@ -216,8 +218,10 @@ def test_slave_that_talks_is_not_listened_to(pair: Pair) -> None:
     connection.close()
 
 
-def test_slave_that_goes_in_the_handshake_is_noticed_later(pair: Pair) -> None:
-    """Not in the middle of it: the device is still telling it things."""
+def test_slave_that_disconnects_in_the_handshake_is_reported_afterwards(
+    pair: Pair,
+) -> None:
+    """The connection reports its end only after the device has finished sending."""
     loop, owner, connection = slave(pair)
     pair[1].close()
     connection.send([Outgoing(0), Outgoing(0)])
@@ -226,13 +230,13 @@ def test_slave_that_goes_in_the_handshake_is_noticed_later(pair: Pair) -> None:
     assert owner.closed == 1
 
 
-def test_reply_to_one_who_is_gone_is_an_end(pair: Pair) -> None:
+def test_reply_to_a_closed_connection_ends_it(pair: Pair) -> None:
     pair[1].close()
     with pytest.raises(EOFError):
         wire.send(pair[0], b"x")
 
 
-def test_received_descriptor_is_given_to_no_child(pair: Pair) -> None:
+def test_received_descriptor_is_not_inherited_by_a_child(pair: Pair) -> None:
     with closing(Notifier.new()) as fd:
         os.set_inheritable(fd.fileno(), True)
         socket.send_fds(pair[1], [b"x"], [fd.fileno()])

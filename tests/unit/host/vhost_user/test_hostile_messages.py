@@ -174,7 +174,7 @@ def test_region_that_overflows_64_bits_is_refused(
 
 
 @pytest.mark.parametrize("count", [0, 2])
-def test_table_with_another_number_of_descriptors_is_refused(
+def test_table_with_more_or_fewer_descriptors_than_regions_is_refused(
     backend: Backend, ram: Ram, count: int
 ) -> None:
     """CVE-2021-3839: a count of the peer's against an array of ours."""
@@ -264,13 +264,13 @@ def test_ring_that_grows_out_of_its_region_is_refused(
 
 
 @pytest.mark.parametrize("num", [0, 3, 65536, 2**31, 2**32 - 1])
-def test_ring_size_that_cannot_be_is_refused(backend: Backend, num: int) -> None:
+def test_impossible_ring_size_is_refused(backend: Backend, num: int) -> None:
     with pytest.raises(ProtocolError, match="ring size"):
         backend.receive(Message.of(Request.SET_VRING_NUM, vu.VringState(0, num)))
 
 
 @pytest.mark.parametrize("base", [65536, 2**32 - 1])
-def test_base_that_no_index_can_be_is_refused(backend: Backend, base: int) -> None:
+def test_base_beyond_16_bits_is_refused(backend: Backend, base: int) -> None:
     with pytest.raises(ProtocolError, match="base"):
         backend.receive(Message.of(Request.SET_VRING_BASE, vu.VringState(0, base)))
 
@@ -321,7 +321,7 @@ def test_request_that_we_do_not_offer_is_refused_by_name(
 
 
 @pytest.mark.parametrize("number", [0, 44, 2**32 - 1])
-def test_request_that_nobody_knows_is_refused(backend: Backend, number: int) -> None:
+def test_unknown_request_is_refused(backend: Backend, number: int) -> None:
     one = Message(vu.Header(number, vu.VERSION, 0))
     with pytest.raises(ProtocolError, match=f"request {number}"):
         backend.receive(one)
