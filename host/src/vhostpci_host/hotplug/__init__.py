@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The conversation with a slave VM's monitor: plugging and unplugging windows."""
+"""Plug windows into a running slave VM, and unplug them, through QMP or libvirt."""

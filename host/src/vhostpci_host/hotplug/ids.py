@@ -18,10 +18,12 @@ def object_id(device: str, window: int = 0) -> str:
 
 
 def window_of(device: str, identifier: str) -> int | None:
-    """Return the window whose `object_id` that is; None if it is not of `device`."""
+    """Return the window with this `object_id`; None if the ID is not of `device`."""
+    # The IDs of the user's own chardevs and devices come here too: take any text.
     if identifier == object_id(device, 0):
         return 0
     head, _, rest = identifier.partition(".")
+    # Only up to the next dot: the name may have dots itself.
     number, _, name = rest.partition(".")
     if head != "vhostpci" or name != device or not number.isdecimal():
         return None

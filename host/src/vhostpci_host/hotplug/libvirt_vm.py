@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A slave VM that libvirt manages, and that is therefore asked through virsh.
+"""A slave VM that libvirt manages: the daemon asks it through virsh.
 
 libvirt keeps the QMP socket of its domains for itself.  Each step reads the domain's
 live XML, where a window is the `<shmem>` whose name is the window's `object_id`.
@@ -27,7 +27,11 @@ UNPLUG_TIME = 8.0
 UNPLUG_LOOK = 0.3
 """Seconds between two looks whether the guest has released a window."""
 AWAY_TIME = 0.9
-"""Seconds for which the answer that a domain does not run is reused."""
+"""Seconds for which the answer that a domain does not run is reused.
+
+Less than the reconciler's pause before it asks again (AWAY_PAUSE), so that each device
+gets a new answer at its next attempt.
+"""
 WATCH_TIME = 10
 """Seconds between two looks at a domain that has no events."""
 EVENT_LOOK = 0.5
@@ -42,9 +46,9 @@ class Live:
     run: str
     """libvirt's number of this run of it; another start has another."""
     windows: dict[str, str]
-    """The aliases of all `<shmem>` there are, by their names."""
+    """The aliases of all `<shmem>` elements, by their names."""
     ports: dict[str, int]
-    """The numbers of the buses behind ports for hot-plug, by the ports' aliases."""
+    """The bus numbers of the root ports that allow hot-plug, by the ports' aliases."""
     express: bool
     """Whether its PCI bus is PCI Express."""
     kvm: bool
@@ -54,6 +58,7 @@ class Live:
     def parse(cls, text: str) -> Self | None:
         """Return what `virsh dumpxml` says; None if the domain does not run."""
         root = ET.fromstring(text)
+        # Only a domain that runs has an ID.
         run = root.get("id")
         if run is None:
             return None
@@ -62,6 +67,8 @@ class Live:
             for shmem in root.iterfind("devices/shmem")
         }
         ports = {
+            # The index of a controller is the number of the bus behind it, which
+            # `<address bus=...>` names.
             _alias(port): int(port.get("index", "0"))
             for port in root.iterfind("devices/controller[@model='pcie-root-port']")
             if port.find("target[@hotplug='off']") is None
@@ -89,6 +96,8 @@ class LibvirtVm:
         self._qemu = f"the QEMU of domain {name!r}"
         self._virsh = virsh or Virsh()
         self._loop = asyncio.get_running_loop()
+        # `_turn` is held for one virsh command, so that many devices do not flood
+        # libvirt; `_plugging` for a whole plug, so that no two choose one root port.
         self._turn, self._plugging = asyncio.Lock(), asyncio.Lock()
         self._away, self._away_until = "", 0.0
         self._run: str | None = None
@@ -107,6 +116,8 @@ class LibvirtVm:
             name = object_id(device, plug.window)
             element = shmem_xml.shmem(name, plug, bus=await self._bus(live, plug))
             try:
+                # --live: the domain's persistent XML stays as it is.  After its next
+                # start the windows may be others, and the daemon plugs them then.
                 await self._ask(
                     *("attach-device", "--file", FILE, "--live"),
                     more_time=PLUG_TIME,
@@ -125,6 +136,7 @@ class LibvirtVm:
             return None
         answer = await self._query_pci()
         with understood(self._qemu, "query-pci"):
+            # libvirt's alias of a controller is the ID that QEMU knows it by.
             ports = pci_ports.ports(answer, dict.fromkeys(live.ports, PORT))
         for port in pci_ports.best(ports, plug.size):
             return live.ports[port.name]
@@ -145,6 +157,7 @@ class LibvirtVm:
 
     def _refusal(self, plug: Plug, reason: str) -> str:
         advice = ""
+        # With or without a capital letter: the text may be QEMU's or libvirt's.
         if "ermission denied" in reason:
             advice = (
                 "; let QEMU's user and its AppArmor or SELinux profile reach "
@@ -161,6 +174,8 @@ class LibvirtVm:
         live = await self._live()
         if name not in live.windows:
             return
+        # With KVM an unplugged window leaves nothing to clear, and several
+        # windows may be unplugged at once.
         if live.kvm:
             await self._eject(name, window, live)
             return
@@ -177,6 +192,7 @@ class LibvirtVm:
     async def _eject(self, name: str, window: int, live: Live) -> None:
         """Ask the guest to release a window, and wait until it has."""
         alias = live.windows[name]
+        # By alias: `detach-device` would want the whole element, as libvirt has it now.
         try:
             await self._ask("detach-device-alias", "--alias", alias, "--live")
         except VmAway:
@@ -191,6 +207,8 @@ class LibvirtVm:
         await self._wait_unplugged(name, window)
 
     async def _wait_unplugged(self, name: str, window: int) -> None:
+        # Look rather than wait for the event device-removed: one that comes between two
+        # runs of `virsh event` is missed.
         deadline = self._loop.time() + UNPLUG_TIME
         while name in (await self._live()).windows:
             if self._loop.time() > deadline:
@@ -202,6 +220,8 @@ class LibvirtVm:
 
     async def unassigned(self, device: str) -> set[int]:
         """Return which of the plugged windows have no address in the guest."""
+        # libvirt's XML has the slot of a device, but not whether its BAR has an
+        # address: only QEMU knows.
         windows = (await self._live()).windows
         answer = await self._query_pci()
         with understood(self._qemu, "query-pci"):
@@ -221,6 +241,7 @@ class LibvirtVm:
 
     async def hand_over(self, name: str, descriptor: socket.socket) -> None:
         """Give QEMU a descriptor, under a name."""
+        # libvirt 8.2 and later: `--pass-fds` sends the descriptor with the command.
         await self._execute("getfd", {"fdname": name}, descriptor.fileno())
 
     async def _execute(
@@ -243,24 +264,28 @@ class LibvirtVm:
         """Return when the last run of the domain that was seen has ended."""
         if self._run is None:
             return
+        # All devices of the domain wait for one watch.
         if self._watch is None or self._watch.done():
             self._watch = asyncio.create_task(self._wait_ended(self._run))
+        # A device that is removed must not cancel it for the others.
         await asyncio.shield(self._watch)
 
     async def _wait_ended(self, run: str) -> None:
-        """Look at the domain after each of its events, and every WATCH_TIME seconds.
-
-        An event between two runs of virsh is missed.
-        """
+        """Look at the domain after each of its events, and every WATCH_TIME seconds."""
+        # The event alone would not do: one that comes between two runs of `virsh event`
+        # is missed.
         with contextlib.suppress(PlugError):
             while (await self._live()).run == run:
                 await self._event()
+                # Also where virsh fails at once: the loop must not run hot.
                 await asyncio.sleep(EVENT_LOOK)
 
     async def _event(self) -> None:
-        """Wait for an event; for virsh it is an error if none has come in time."""
+        """Wait for an event, at most WATCH_TIME seconds."""
+        # Not through `_ask`: the wait would hold up the other commands.
         words = ("event", "--domain", self._name, "--event", "lifecycle")
         timeout = ("--timeout", str(WATCH_TIME))
+        # For virsh it is an error if no event has come in time.
         with contextlib.suppress(PlugError):
             await self._virsh.run(*words, *timeout, more_time=WATCH_TIME)
 
@@ -296,6 +321,8 @@ class LibvirtVm:
             live = Live.parse(text)
         except VmAway:
             raise
+        # A domain that libvirt does not know may be defined yet: the reconciler waits
+        # for it like for one that does not run.
         except (PlugError, ET.ParseError) as error:
             raise VmAway(
                 f"libvirt at {self._virsh.uri} does not tell of domain {self._name!r}: "

@@ -14,6 +14,7 @@ from typing import Any
 PORTS = frozenset({"pcie-root-port", "ioh3420", "xio3130-downstream"})
 """QEMU's PCI Express ports: they have one slot, which supports hot-plug."""
 
+# The class code of a PCI-to-PCI bridge, which a root port is, too.
 _PCI_TO_PCI = 0x0604
 _WINDOW_BAR = 2
 
@@ -53,6 +54,7 @@ def ports(answer: Any, types: dict[str, str]) -> list[Port]:
     return [
         _port(device)
         for device in _devices(answer)
+        # The class alone is not enough: a bridge to conventional PCI has it as well.
         if device["class_info"]["class"] == _PCI_TO_PCI
         and types.get(device["qdev_id"]) in PORTS
     ]
@@ -73,6 +75,8 @@ def _port(device: dict[str, Any]) -> Port:
 
 def best(found: list[Port], size: int) -> list[Port]:
     """Return the free ports that a BAR of `size` fits into, the smallest first."""
+    # QEMU refuses neither a port that has a device already (the guest never sees the
+    # second) nor one that firmware has not set up (the guest gives the BAR no address).
     free = [port for port in found if port.ready and not port.taken]
     return sorted((p for p in free if p.fits(size)), key=lambda port: port.share)
 
@@ -93,7 +97,8 @@ def unassigned(answer: Any) -> set[str]:
 
 
 def unset(ports: list[Port]) -> bool:
-    """Whether firmware has yet to set up all of the ports."""
+    """Whether firmware has not set up any of the ports yet."""
+    # One port with a bus number shows that firmware has run.
     return bool(ports) and not any(port.ready for port in ports)
 
 
@@ -105,6 +110,8 @@ def free_text(ports: list[Port]) -> str:
 
 def size_text(size: int) -> str:
     """Return a number of bytes as QEMU's options write it, such as 512M."""
+    # The largest unit that divides it: users copy the text into a command line, so it
+    # must not be rounded.
     for unit, letter in ((2**40, "T"), (2**30, "G"), (2**20, "M"), (2**10, "K")):
         if size and size % unit == 0:
             return f"{size // unit}{letter}"

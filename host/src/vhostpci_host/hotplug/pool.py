@@ -11,7 +11,7 @@ from .vm import SlaveVm
 
 
 class _Shared:
-    """A slave VM, and how many devices use it."""
+    """A slave VM, and the number of devices whose pluggers use it."""
 
     def __init__(self, vm: SlaveVm) -> None:
         self.vm = vm
@@ -44,6 +44,8 @@ class SlavePool:
         async def release() -> None:
             shared.users -= 1
             if not shared.users:
+                # Before the await: a device that is added meanwhile must get a new
+                # connection, and not the one that is being closed.
                 del self._vms[where]
                 await shared.vm.close()
 
@@ -51,17 +53,17 @@ class SlavePool:
 
 
 def _where(config: DeviceConfig) -> str:
-    """Return one name for one VM, whichever way the user has written it."""
+    """Return the key of a slave VM: equal for all devices that are plugged there."""
     if config.slave_qmp is not None:
+        # realpath: two paths to one socket must not become two connections, of which
+        # QEMU would greet only the first.
         return os.path.realpath(config.slave_qmp)
     return str(config.slave_libvirt)
 
 
 def _vm(config: DeviceConfig) -> SlaveVm:
-    """Return the way to ask the slave VM.
-
-    The imports stand here so that a daemon without hot-plug does not load qemu.qmp.
-    """
+    """Return the slave VM of this configuration, not yet connected."""
+    # The imports stand here so that a daemon without hot-plug does not load qemu.qmp.
     if config.slave_libvirt is not None:
         from .libvirt_vm import LibvirtVm
 

@@ -58,9 +58,12 @@ class QmpVm:
         monitor = await self._connected()
         # One plug at a time: two of them would choose the same free port.
         async with self._plugging:
+            # An unplug that was cancelled or failed may have left eventfds watched.
             await self._clear(monitor)
             place = await self._place(monitor, plug)
             name = object_id(device, plug.window)
+            # The chardev first: it connects to the window's socket, where the daemon
+            # answers with the handshake that device_add reads.
             await self._add_chardev(monitor, name, plug.socket)
             try:
                 await monitor.execute(
@@ -78,11 +81,14 @@ class QmpVm:
                 raise
 
     async def _add_chardev(self, monitor: Monitor, name: str, path: Path) -> None:
+        # No reconnect: with it QEMU 7.2 connects in the background, and an ivshmem
+        # device on such a chardev spins for ever as it waits for the handshake.
         address = {"type": "unix", "data": {"path": str(path)}}
         backend = {"type": "socket", "data": {"addr": address, "server": False}}
         try:
             await monitor.execute("chardev-add", id=name, backend=backend)
         except Refused as error:
+            # QMP has no error code for this: only QEMU's text tells it.
             if "Permission denied" not in error.reason:
                 raise
             raise PlugError(
@@ -104,6 +110,7 @@ class QmpVm:
                     await self._clear(monitor)
             else:
                 await self._eject(monitor, name + DEVICE)
+        # Only now: QEMU refuses to remove a chardev that a device uses.
         if name in await self._chardevs(monitor):
             await monitor.execute("chardev-remove", id=name)
 
@@ -124,6 +131,7 @@ class QmpVm:
 
     async def close(self) -> None:
         """Close the connection; what is plugged stays plugged."""
+        # First the attempt to connect, which would set `_monitor` when it succeeds.
         if self._opening is not None:
             self._opening.cancel()
             await asyncio.wait([self._opening])
@@ -136,6 +144,8 @@ class QmpVm:
             return self._monitor
         if self._opening is None:
             self._opening = asyncio.create_task(Monitor.open(self._path))
+            # The first callback of the task: it has set `_monitor` before any caller of
+            # this method goes on.
             self._opening.add_done_callback(self._opened)
         # A caller that is cancelled must not cancel it for the others.
         return await asyncio.shield(self._opening)
@@ -160,7 +170,7 @@ class QmpVm:
             return {chardev["label"] for chardev in answer}
 
     async def _place(self, monitor: Monitor, plug: Plug) -> dict[str, object]:
-        """Return the arguments of `device_add` that name the place."""
+        """Return the arguments of `device_add` that say where to plug a window."""
         types = await self._devices(monitor)
         answer = await monitor.execute("query-pci")
         with understood(self._vm, "query-pci"):
@@ -168,7 +178,9 @@ class QmpVm:
         for port in pci_ports.best(ports, plug.size):
             if await self._takes(monitor, port.name):
                 return {"bus": port.name}
-        # i440fx has no root ports: QEMU finds a free slot of its one bus.
+        # Without `bus` QEMU takes the first bus that it finds: on q35 the root bus,
+        # which has no hot-plug.  i440fx has no root ports: QEMU finds a free slot of
+        # its one bus.
         machine = await monitor.execute("qom-get", path="/machine", property="type")
         if "i440fx" in str(machine):
             return {}

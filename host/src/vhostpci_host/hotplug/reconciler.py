@@ -200,6 +200,8 @@ class Reconciler:
     async def _unplug(self, window: int) -> None:
         """Unplug a window; ask the guest again until it releases it."""
         what = f"unplug {window}"
+        # There is no last attempt: a guest may boot for minutes, or never get a driver.
+        # Until it has released the window, no new one of that number is plugged.
         try:
             while not await self._try_unplug(window, what):
                 await asyncio.sleep(UNPLUG_EVERY)
@@ -224,6 +226,7 @@ class Reconciler:
 
     async def _wait_change(self) -> None:
         """Wait for a change; report windows that the guest gives no address."""
+        # QEMU has no event that says that the guest has set up a BAR: ask for it.
         while self._ours and not self._changed.is_set():
             await self._sleep(CHECK_AFTER)
             if self._changed.is_set() or not await self._lacks_addresses():
@@ -260,6 +263,7 @@ class Reconciler:
 
     async def _wait_gone(self) -> None:
         await self._vm.gone()
+        # The next look must call `_on_connected`, even if another VM is there at once.
         self._connected = False
         self._changed.set()
 
@@ -278,6 +282,8 @@ class Reconciler:
 
     def _problem(self, what: str, text: str) -> None:
         """Keep a problem for `status`; warn of it unless the last warning said so."""
+        # The same text again is for --verbose alone: a VM that is away for a night
+        # would fill the log.
         self._problems[what] = text
         level = logging.DEBUG if text == self._said.get(what) else logging.WARNING
         self._said[what] = text

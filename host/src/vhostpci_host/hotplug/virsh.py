@@ -9,7 +9,7 @@ from .vm import PlugError, VmAway
 ANSWER_TIME = 10.0
 """Seconds that libvirt has to answer a question."""
 FILE = "/dev/fd/%d"
-"""Stands among a command's words for the path of the file that it reads."""
+"""The word of a command that `run` replaces by the path of the file to read."""
 
 
 class Virsh:
@@ -17,13 +17,13 @@ class Virsh:
 
     Args:
         uri: which libvirt; None means LIBVIRT_DEFAULT_URI, else qemu:///system.
-            virsh without a URI would ask qemu:///session for all users but root.
         answer_time: seconds that it has to answer.
     """
 
     def __init__(
         self, uri: str | None = None, *, answer_time: float = ANSWER_TIME
     ) -> None:
+        # virsh without a URI would ask qemu:///session for all users but root.
         self.uri = uri or os.environ.get("LIBVIRT_DEFAULT_URI", "qemu:///system")
         self._answer_time = answer_time
 
@@ -35,8 +35,8 @@ class Virsh:
         Args:
             words: the command.
             more_time: seconds that it may take on top of `answer_time`.
-            file: what is in the file that it reads.
-            fd: a descriptor that it may use.
+            file: the content of the file that the command reads as FILE.
+            fd: a descriptor that virsh inherits under the same number.
 
         Raises:
             VmAway: libvirt cannot be asked, or does not answer.
@@ -45,6 +45,7 @@ class Virsh:
         # A memfd, not a temporary file: it needs no directory and no clean-up.
         with open(os.memfd_create("vhostpci"), "w") as stream:
             stream.write(file)
+            # virsh opens the file by its path, and so reads it from the start.
             stream.flush()
             name = FILE % stream.fileno()
             argv = [name if word == FILE else word for word in words]
@@ -87,6 +88,7 @@ class Virsh:
             if process.returncode is None:
                 process.kill()
                 await process.communicate()
+        # A command that failed has nothing of use on stdout.
         if process.returncode:
             raise self._error(_reason(err.decode(errors="replace")))
         return out.decode(errors="replace")

@@ -10,7 +10,7 @@ from ..interfaces import Plug
 
 
 class PlugError(HostError):
-    """The VM refused a step, or did not finish it in time; the caller tries again."""
+    """The VM refused a step, or did not finish it in time; the caller may try again."""
 
 
 class VmAway(PlugError):
@@ -66,6 +66,8 @@ def understood(vm: str, command: str) -> Iterator[None]:
     """
     try:
         yield
+    # What wrong keys, types and numbers raise.  An answer is QEMU's or libvirt's: it
+    # must not end the reconciler's task, which tries again.
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise PlugError(
             f"{vm} answers {command} in a way that we do not understand ({error!r}): "
