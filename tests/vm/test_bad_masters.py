@@ -5,7 +5,7 @@ master, made wrongly       vhostpci-host
    virtio-net ------ vhost-user
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,9 +27,16 @@ def boot(daemon: Daemon, change: Callable[[str], str]) -> None:
         assert vm.is_running()
 
 
-def test_memory_that_is_not_shared(daemon: Daemon) -> None:
-    boot(daemon, lambda word: word.replace("share=on", "share=off"))
-    said = daemon.output()
+@pytest.fixture(scope="module")
+def refused(logs: Path) -> Iterator[Daemon]:
+    """A daemon that has refused a master whose memory is private."""
+    with Daemon("card", memory="512M", logs=logs / "refused") as daemon:
+        boot(daemon, lambda word: word.replace("share=on", "share=off"))
+        yield daemon
+
+
+def test_memory_that_is_not_shared(refused: Daemon) -> None:
+    said = refused.output()
     assert "privately" in said
     assert "share=on" in said
 
@@ -47,8 +54,7 @@ def test_memory_that_is_not_the_arena(daemon: Daemon, tmp_path: Path) -> None:
     assert f"mem-path={arena}" in said
 
 
-def test_next_master_with_the_right_memory_is_served(daemon: Daemon) -> None:
-    boot(daemon, lambda word: word.replace("share=on", "share=off"))
-    assert "started rings" not in daemon.output()
-    boot(daemon, lambda word: word)
-    assert "started rings" in daemon.output()
+def test_next_master_with_the_right_memory_is_served(refused: Daemon) -> None:
+    assert "started rings" not in refused.output()
+    boot(refused, lambda word: word)
+    assert "started rings" in refused.output()

@@ -6,6 +6,8 @@ ivshmem ---------------- vhostpci-guest
 """
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +23,17 @@ def slave(daemon: Daemon, args: list[str]) -> Vm:
     """A slave VM without a vIOMMU."""
     guest = image.build(wheels.guest_wheels())
     return Vm("slave", guest, logs=daemon.log.parent, args=args)
+
+
+@pytest.fixture(scope="module")
+def without_viommu(logs: Path) -> Iterator[Vm]:
+    """One slave VM with the right device, for the tests that leave it as it was."""
+    with (
+        Daemon("card", memory="512M", logs=logs / "without-viommu") as daemon,
+        slave(daemon, daemon.qemu_args("slave")) as vm,
+    ):
+        vm.wait_ready()
+        yield vm
 
 
 def fails(vm: Vm, *options: str) -> str:
@@ -44,14 +57,13 @@ def test_too_few_vectors(daemon: Daemon) -> None:
         assert "vectors=3" in daemon.status()["agent"]["message"]
 
 
-def test_slave_without_a_viommu(daemon: Daemon) -> None:
-    with slave(daemon, daemon.qemu_args("slave")) as vm:
-        vm.wait_ready()
-        assert "intel-iommu" in fails(vm, "--bind", "vfio")
-        listed = vm.run("vhostpci-guest devices", timeout=60).stdout
-        assert "vfio" in listed
-        assert "intel-iommu" in listed
-        assert "uio" in listed
+def test_slave_without_a_viommu(without_viommu: Vm) -> None:
+    vm = without_viommu
+    assert "intel-iommu" in fails(vm, "--bind", "vfio")
+    listed = vm.run("vhostpci-guest devices", timeout=60).stdout
+    assert "vfio" in listed
+    assert "intel-iommu" in listed
+    assert "uio" in listed
 
 
 def test_device_that_is_not_ours(daemon: Daemon) -> None:
@@ -71,20 +83,20 @@ def test_no_device_at_all_is_waited_for(daemon: Daemon) -> None:
         assert job.stop() == 0, job.output()
 
 
-def test_driver_that_was_bound_before_is_put_back(daemon: Daemon) -> None:
+def test_driver_that_was_bound_before_is_put_back(without_viommu: Vm) -> None:
+    vm = without_viommu
     driver = "basename $(readlink /sys/bus/pci/devices/$(cat /tmp/address)/driver)"
-    with slave(daemon, daemon.qemu_args("slave")) as vm:
-        vm.wait_ready()
-        vm.run(
-            "modprobe uio_pci_generic && "
-            "echo 1af4 1110 > /sys/bus/pci/drivers/uio_pci_generic/new_id && "
-            "basename $(ls -d /sys/bus/pci/drivers/uio_pci_generic/0*) > /tmp/address"
-        )
-        job = vm.spawn("exec vhostpci-guest run --bind sysfs")
-        vm.run(
-            "for i in $(seq 300); do ip -o link | grep -q card && exit; "
-            "sleep 0.1; done; exit 1",
-            timeout=40,
-        )
-        assert job.stop() == 0, job.output()
-        assert vm.run(driver).stdout == "uio_pci_generic\n"
+    uio = "/sys/bus/pci/drivers/uio_pci_generic"
+    vm.run(
+        f"modprobe uio_pci_generic && echo 1af4 1110 > {uio}/new_id && "
+        f"basename $(ls -d {uio}/0*) > /tmp/address"
+    )
+    job = vm.spawn("exec vhostpci-guest run --bind sysfs")
+    vm.run(
+        "for i in $(seq 300); do ip -o link | grep -q card && exit; "
+        "sleep 0.1; done; exit 1",
+        timeout=40,
+    )
+    assert job.stop() == 0, job.output()
+    assert vm.run(driver).stdout == "uio_pci_generic\n"
+    vm.run(f"echo 1af4 1110 > {uio}/remove_id && rmmod uio_pci_generic")

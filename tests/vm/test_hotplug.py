@@ -151,6 +151,8 @@ def test_dimm_that_comes_while_packets_flow(slave: Slave, daemon: Daemon) -> Non
             memory.plug_dimm(master, 256 * MIB)
             wait_windows(slave, 3)
             time.sleep(2)
+            for running in (up, down):
+                running.wait_answers(11)
         ping = up.result() + down.result()
         assert ping.received == ping.sent > 20
 

@@ -71,6 +71,8 @@ def test_pings_go_on_while_pairs_come_and_go(link: Pair) -> None:
         for pairs in changes:
             use(link, pairs)
             wait_told(link, pairs)
+        for running in (upwards, downwards):
+            running.wait_answers(6)
     for ping in (upwards.result(), downwards.result()):
         assert ping.sent > 5
         assert ping.sent - ping.received < len(changes)

@@ -30,26 +30,18 @@ def test_master_first(pair_down: Pair) -> None:
                 _assert_packets_cross(pair_down)
 
 
-def test_slave_and_its_agent_first(pair_down: Pair) -> None:
-    with pair_down.slave as slave:
-        slave.wait_ready()
-        with slave.agent("vfio"):
-            slave.wait_for(f"ip link show {TAP} | grep -q NO-CARRIER")
-            with pair_down.master as master:
-                master.wait_ready()
-                _assert_packets_cross(pair_down)
-
-
-def test_another_master_after_the_first_one_ended(
+def test_slave_and_its_agent_first_and_then_one_master_after_another(
     pair_down: Pair, daemon: Daemon
 ) -> None:
+    no_carrier = f"ip link show {TAP} | grep -q NO-CARRIER"
     with pair_down.slave as slave:
         slave.wait_ready()
         with slave.agent("vfio"):
+            slave.wait_for(no_carrier)
             with pair_down.master as master:
                 master.wait_ready()
                 _assert_packets_cross(pair_down)
-            slave.wait_for(f"ip link show {TAP} | grep -q NO-CARRIER")
+            slave.wait_for(no_carrier)
             second, _ = pair.make(daemon, daemon.log.parent)
             with second:
                 second.wait_ready()

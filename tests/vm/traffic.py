@@ -11,6 +11,7 @@ from typing import Protocol
 
 from tests.vm.channel import GuestError
 from tests.vm.harness import Result, Vm
+from tests.waiting import wait_for
 
 # 5201 in hexadecimal, as /proc/net/tcp6 has a listening socket.
 LISTENS = "grep -q ':1451 .* 0A ' /proc/net/tcp /proc/net/tcp6"
@@ -62,6 +63,13 @@ class Pinging:
     def __init__(self, source: Vm, address: str, interval: float) -> None:
         self._what = f"{source.name}: ping {address}"
         self._job = source.spawn(f"exec ping -n -i {interval} {address}")
+
+    def wait_answers(self, count: int) -> None:
+        """Return once so many answers have come, however slow the guests are."""
+        wait_for(
+            lambda: self._job.output().count("icmp_seq=") >= count,
+            lambda: f"{self._what} has {count} answers: {self._job.output()}",
+        )
 
     def stop(self) -> None:
         """Send no more."""
