@@ -24,7 +24,7 @@ from tests.vm.show import Progress
 
 BINDINGS = ("sysfs", "uio", "vfio", "kmod")
 SETTLED = 2.0
-"""Seconds after the last packet until polling has slowed down as far as it does."""
+"""Seconds after the last packet until polling has reached its longest pause."""
 
 # Processor time of a process with all its threads, in ticks (proc(5)).
 TICKS = "cut -d')' -f2- /proc/{pid}/stat | cut -d' ' -f13,14"
@@ -32,7 +32,7 @@ TICKS = "cut -d')' -f2- /proc/{pid}/stat | cut -d' ' -f13,14"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long to measure."""
+    """The duration of each measurement."""
 
     rounds: int
     idle: float
@@ -45,7 +45,7 @@ class Figures:
     """What was measured with one binding, a value for each round, or each ping."""
 
     idle: list[float] = field(default_factory=list)
-    """Per cent of one processor of the slave's."""
+    """Per cent of one of the slave's processors."""
     rtt: list[float] = field(default_factory=list)
     down: list[float] = field(default_factory=list)
     up: list[float] = field(default_factory=list)
@@ -120,7 +120,7 @@ def table(figures: dict[str, Figures]) -> str:
 
 
 def run(bindings: Sequence[str], plan: Plan) -> dict[str, Figures]:
-    """Boot, and measure all bindings, round by round."""
+    """Boot the VMs, and measure all bindings once in each round."""
     figures = {name: Figures() for name in bindings}
     say = Progress()
     with (
@@ -136,7 +136,7 @@ def run(bindings: Sequence[str], plan: Plan) -> dict[str, Figures]:
 
 
 def main() -> int:
-    """Measure, and print."""
+    """Measure all bindings and print the results."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.bindings")
     add = parser.add_argument
     add("--bind", nargs="+", choices=BINDINGS, default=BINDINGS, metavar="BINDING")

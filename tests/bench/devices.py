@@ -26,7 +26,7 @@ MODES = {"arena": 'memory = "16M"', "attach": 'mode = "attach"'}
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What the daemon has at one moment."""
+    """The resources of the daemon at one moment."""
 
     rss: int
     pss: int
@@ -34,7 +34,7 @@ class Sample:
 
     @classmethod
     def of(cls, fleet: Fleet) -> "Sample":
-        """Look at it now."""
+        """Read the resources that the daemon uses now."""
         rollup = Path(f"/proc/{fleet.process.pid}/smaps_rollup").read_text()
         sizes = {
             line.split(":")[0]: int(line.split()[1]) * KIB
@@ -54,7 +54,7 @@ def cpu_seconds(pid: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """All that was measured."""
+    """The results of one run."""
 
     count: int
     empty: Sample
@@ -67,7 +67,7 @@ class Result:
     stop: float
 
     def per_device(self, what: str, sample: Sample) -> float:
-        """What one device has added."""
+        """Return what one device adds to the daemon's resources."""
         more = getattr(sample, what) - getattr(self.empty, what)
         return float(more) / self.count
 
@@ -147,7 +147,7 @@ def table(result: Result) -> str:
 
 
 def main() -> int:
-    """Measure, and print."""
+    """Measure the daemon and print the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("-n", "--devices", type=int, default=200, metavar="N")
     parser.add_argument("--mode", choices=MODES, default="arena")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the ring costs on top of its system calls: python tests/bench/ring.py
 
-Needs root, for a TAP in a network namespace of its own, and a quiet machine.
-The figure to look at is the ratio: through the ring to bare, both medians.
+It needs root, to make a TAP in a new network namespace, and a quiet machine.
+Compare the ratio: the median time through the ring to that of the bare system calls.
 """
 
 import statistics
@@ -40,7 +40,7 @@ def build(program: Path) -> None:
 
 
 def measure(program: Path, *case: str | int) -> tuple[float, float]:
-    """Return the medians of both, in ns for a packet."""
+    """Return the median ns per packet, through the ring and without it."""
     out = subprocess.run(
         ["unshare", "-n", program, *map(str, case), str(ROUNDS)],
         check=True,
