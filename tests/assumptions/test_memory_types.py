@@ -30,9 +30,9 @@ CACHED, UNCACHED = "write-back", "uncached-minus"
 MAP = """
 import json, mmap, os, re, signal, sys
 from contextlib import ExitStack, closing
-from vhostpci_guest.pci import sysfs, sysfs_device, vfio
+from vhostpci_guest.pci import search, sysfs, vfio
 
-device = sysfs_device.at(sys.argv[1])
+device = search.at(sys.argv[1])
 start, end = device._bar(2)
 
 def mem(device):

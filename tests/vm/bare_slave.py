@@ -39,8 +39,8 @@ for device in pathlib.Path("/sys/bus/pci/devices").iterdir():
 # As the agent binds a device.
 HOLD = """
 import sys, time
-from vhostpci_guest.pci import bindings, sysfs_device
-device = bindings.bind(sysfs_device.at(sys.argv[2]), sys.argv[1])
+from vhostpci_guest.pci import bindings, search
+device = bindings.bind(search.at(sys.argv[2]), sys.argv[1])
 print("holds it", flush=True)
 time.sleep(60)
 """

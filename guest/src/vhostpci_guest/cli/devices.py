@@ -6,7 +6,9 @@ from typing import Any
 
 from vhostpci_shared import metadata as md
 
-from ..pci.bindings import BINDINGS, HIGHER, Binding, is_low, signals
+from ..pci.binding_names import signals
+from ..pci.bindings import BINDINGS, HIGHER, Binding, is_low
+from ..pci.position import find_position
 from ..pci.sysfs_device import PciDevice
 from ..status_socket import Status
 
@@ -50,7 +52,7 @@ def describe(pci: PciDevice, links: Status) -> dict[str, Any]:
 
 def _position(pci: PciDevice, agent: int | None, windows: Iterable[int]) -> int | None:
     """Return the IVPosition; where only an agent may read it, by what it serves."""
-    position = pci.iv_position
+    position = find_position(pci)
     if position is None and agent is not None:
         return md.SLAVE_ID
     return next(iter(windows), None) if position is None else position

@@ -10,12 +10,13 @@ from vhostpci_shared import metadata as md
 
 from ..errors import Unusable
 from . import kmod, sysfs, uio, vfio
+from .binding_names import AUTO, KMOD, SYSFS, UIO, VFIO, signals
 from .ivshmem import PciBound
-from .sysfs_device import PciDevice, read_position
+from .position import read_position
+from .sysfs_device import PciDevice
 
 log = logging.getLogger(__name__)
 
-AUTO = "auto"
 HIGHER = (
     "firmware puts windows from 1 GiB up there; give the master 512 MiB of memory or "
     "more, in attach mode 1 GiB"
@@ -50,16 +51,11 @@ class Binding:
         return "cached" if self.cached else "uncached"
 
 
-def signals(interrupts: bool) -> str:
-    """Return the text for people that says how the agent learns of changes."""
-    return "interrupts" if interrupts else "polling"
-
-
 BINDINGS = {
-    kmod.NAME: Binding(kmod.why_not, kmod.bind, interrupts=True, cached=True),
-    vfio.NAME: Binding(vfio.why_not, vfio.bind, interrupts=True),
-    uio.NAME: Binding(uio.why_not, uio.bind, interrupts=False),
-    sysfs.NAME: Binding(sysfs.why_not, sysfs.bind, interrupts=False),
+    KMOD: Binding(kmod.why_not, kmod.bind, interrupts=True, cached=True),
+    VFIO: Binding(vfio.why_not, vfio.bind, interrupts=True),
+    UIO: Binding(uio.why_not, uio.bind, interrupts=False),
+    SYSFS: Binding(sysfs.why_not, sysfs.bind, interrupts=False),
 }
 
 

@@ -14,10 +14,10 @@ from contextlib import ExitStack
 from ..dataplane.mapping import Mapping
 from ..errors import Unusable
 from ..eventfds import new_eventfd
+from .binding_names import KMOD
 from .ivshmem import PciBound, Registers
 from .sysfs_device import UIO_VHOSTPCI, PciDevice
 
-NAME = "kmod"
 DRIVER = UIO_VHOSTPCI
 
 _OLD = (errno.ENOSYS, errno.EIO)
@@ -51,7 +51,7 @@ def bind(pci: PciDevice) -> PciBound:
         vectors = _interrupts(pci, node, stack)
         return PciBound(
             place=pci,
-            binding=NAME,
+            binding=KMOD,
             registers=registers,
             bar=bar,
             vector_count=len(vectors),

@@ -4,10 +4,10 @@
 from contextlib import ExitStack
 
 from ..errors import Unusable
+from .binding_names import SYSFS
 from .ivshmem import PciBound, Registers
-from .sysfs_device import PciDevice, mapped_resource, read_position
-
-NAME = "sysfs"
+from .position import mapped_resource, read_position
+from .sysfs_device import PciDevice
 
 
 def why_not(pci: PciDevice) -> str | None:
@@ -30,7 +30,7 @@ def bind(pci: PciDevice) -> PciBound:
     with ExitStack() as stack:
         stack.enter_context(pci.bound(None))
         stack.enter_context(pci.enabled())
-        return mapped(pci, NAME, stack)
+        return mapped(pci, SYSFS, stack)
 
 
 def read_unbound(pci: PciDevice) -> int:

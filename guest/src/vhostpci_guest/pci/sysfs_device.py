@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding, claiming and binding ivshmem's PCI devices, through sysfs.
+"""One PCI device in sysfs: what the kernel says of it, its claim and its driver.
 
 The driver that was bound before is bound again at the end, even after a failure.  A
 device that another uses is left alone: another agent (it has locked the device's
@@ -11,34 +11,23 @@ import errno
 import fcntl
 import mmap
 import os
-import re
-import struct
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from ..dataplane.mapping import Mapping
 from ..errors import Unusable
-from .ivshmem import Registers
+from . import config_space
 from .kernel import System
 
-VENDOR, DEVICE = "0x1af4", "0x1110"
 UIO_VHOSTPCI = "uio_vhostpci"
 """Our own driver.  It reserves the BARs, so they are mapped from its node only."""
 SHAREABLE = ("vfio-pci", "uio_pci_generic", UIO_VHOSTPCI)
 """Drivers for user space: if no process has the node open, we unbind them."""
 
-COMMAND = 0x04
-COMMAND_MEMORY, COMMAND_MASTER = 2, 4
-_STATUS, _STATUS_CAPABILITIES, _CAPABILITIES = 0x06, 0x10, 0x34
-_MSIX = 0x11
-_CONFIG_SIZE = 256
-
 _NO_DRIVER = "vhostpci-guest"
 """The name of no driver: as `driver_override` it keeps all drivers from a device."""
 _HIDDEN = "a process that is hidden from us"
 """A user that /proc does not show, for example in another container."""
-_ADDRESS = re.compile(r"([0-9a-f]{4,}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
 
 class PciDevice:
@@ -102,30 +91,15 @@ class PciDevice:
 
     def config(self) -> bytes:
         """Return its configuration space; without root only the first 64 bytes."""
-        return (self.path / "config").read_bytes()[:_CONFIG_SIZE]
+        return (self.path / "config").read_bytes()[: config_space.SIZE]
 
     @property
     def msix_vectors(self) -> int | None:
         """Number of its MSI-X vectors; None if only root may read it."""
         config = self.config()
-        if len(config) < _CONFIG_SIZE:
+        if len(config) < config_space.SIZE:
             return None
-        return _msix_vectors(config)
-
-    @property
-    def iv_position(self) -> int | None:
-        """Its IVPosition register; None while we may not read it.
-
-        If the device's memory is off, it is switched on for the read, but only if
-        no other agent, driver or process has the device.
-        """
-        with suppress(OSError, Unusable), ExitStack() as undo:
-            (command,) = struct.unpack_from("<H", self.config(), COMMAND)
-            if not command & COMMAND_MEMORY:
-                undo.enter_context(self.claimed())
-                undo.enter_context(self.enabled())
-            return read_position(self)
-        return None
+        return config_space.msix_vectors(config)
 
     def why_taken(self) -> str | None:
         """Return the driver or process that keeps us from binding it, or None."""
@@ -316,128 +290,3 @@ class PciDevice:
             with suppress(OSError):  # unplugged unnoticed, or another driver is bound
                 if not self.going:
                     self.system.write(self.path / "enable", "0")
-
-
-@contextmanager
-def mapped_resource(device: PciDevice, bar: int, size: int) -> Iterator[Mapping]:
-    """Map the start of a BAR from its file in sysfs.
-
-    Raises:
-        OSError: the kernel does not map it (lockdown; a driver has reserved it).
-    """
-    fd = os.open(device.path / f"resource{bar}", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        mapping = Mapping(fd, size, skip=device.bar_skip(bar))
-    finally:
-        os.close(fd)
-    try:
-        yield mapping
-    finally:
-        mapping.close()
-
-
-@contextmanager
-def _mapped_registers(device: PciDevice) -> Iterator[Mapping]:
-    if device.driver != UIO_VHOSTPCI:
-        with mapped_resource(device, 0, Registers.SIZE) as mapping:
-            yield mapping
-        return
-    with device.uio_node() as node:
-        mapping = Mapping(node, Registers.SIZE, skip=device.bar_skip(0))
-        with closing(mapping):
-            yield mapping
-
-
-def read_position(device: PciDevice) -> int:
-    """Return the IVPosition register of a device whose memory is switched on.
-
-    Raises:
-        Unusable: another process has the node of its driver open.
-        OSError: the kernel does not map the registers.
-    """
-    with _mapped_registers(device) as mapping:
-        registers = Registers(mapping)
-        try:
-            return registers.iv_position
-        finally:
-            registers.release()
-
-
-def find(
-    system: System | None = None, addresses: Iterable[str] | None = None
-) -> list[PciDevice]:
-    """Return this machine's ivshmem devices, in the order of their addresses.
-
-    Args:
-        system: where the kernel's files are.
-        addresses: the PCI devices to look at; None: all that udev knows.
-    """
-    if addresses is None:
-        addresses = _udev_addresses()
-    system = system or System()
-    devices = [PciDevice(address, system) for address in sorted(addresses)]
-    return [device for device in devices if is_ivshmem(device)]
-
-
-def at(address: str, system: System | None = None) -> PciDevice:
-    """Return the device at a PCI address; the domain may be left out.
-
-    Raises:
-        Unusable: there is no device, or it is not an ivshmem device.
-    """
-    full = normal_address(address)
-    device = PciDevice(full, system or System())
-    if not device.path.exists():
-        raise Unusable(f"no PCI device {full}; vhostpci-guest devices lists them")
-    if not is_ivshmem(device):
-        raise Unusable(
-            f"{full} is no ivshmem device ({VENDOR[2:]}:{DEVICE[2:]}); "
-            "vhostpci-guest devices lists those that are"
-        )
-    return device
-
-
-def normal_address(address: str) -> str:
-    """Return a PCI address as sysfs spells it.
-
-    Raises:
-        Unusable: the text is not a PCI address.
-    """
-    address = address.lower()
-    if not _ADDRESS.fullmatch(address):
-        raise Unusable(f"{address!r} is no PCI address, as 0000:00:05.0")
-    return address if address.count(":") == 2 else f"0000:{address}"
-
-
-def _udev_addresses() -> list[str]:
-    # Imported here: with --device nothing is searched, and it takes 0.1 s under TCG.
-    import pyudev
-
-    found = pyudev.Context().list_devices(subsystem="pci")
-    return [device.sys_name for device in found.match_attribute("vendor", VENDOR)]
-
-
-def is_ivshmem(device: PciDevice) -> bool:
-    """Whether a device is plugged, and has the PCI IDs of ivshmem."""
-    with suppress(OSError):
-        vendor = (device.path / "vendor").read_text().strip()
-        kind = (device.path / "device").read_text().strip()
-        return (vendor, kind) == (VENDOR, DEVICE)
-    return False
-
-
-def _msix_vectors(config: bytes) -> int:
-    """Return the vectors of the MSI-X capability (PCI, "Capabilities List")."""
-    (status,) = struct.unpack_from("<H", config, _STATUS)
-    at = config[_CAPABILITIES] if status & _STATUS_CAPABILITIES else 0
-    # A list that loops, by a bug of the device, must end: more capabilities than
-    # words are impossible.
-    for _ in range(_CONFIG_SIZE // 4):
-        at &= ~3  # the two low bits are reserved, and software must mask them
-        if at == 0:
-            return 0
-        kind, following, control = struct.unpack_from("<BBH", config, at)
-        if kind == _MSIX:
-            return int(control & 0x7FF) + 1  # the field has the size minus one
-        at = following
-    return 0

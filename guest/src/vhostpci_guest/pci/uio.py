@@ -10,10 +10,10 @@ from contextlib import ExitStack
 
 from ..errors import Unusable
 from . import sysfs
+from .binding_names import UIO
 from .ivshmem import PciBound
 from .sysfs_device import PciDevice
 
-NAME = "uio"
 DRIVER = "uio_pci_generic"
 
 
@@ -34,4 +34,4 @@ def bind(pci: PciDevice) -> PciBound:
     with ExitStack() as stack:
         stack.enter_context(pci.bound(DRIVER))
         stack.enter_context(pci.uio_node())
-        return sysfs.mapped(pci, NAME, stack)
+        return sysfs.mapped(pci, UIO, stack)

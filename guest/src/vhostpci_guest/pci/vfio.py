@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from ..dataplane.mapping import Mapping
 from ..errors import Unusable
 from ..eventfds import new_eventfd
+from .binding_names import VFIO
+from .config_space import COMMAND, COMMAND_MASTER, COMMAND_MEMORY
 from .ivshmem import PciBound, Registers
-from .sysfs_device import COMMAND, COMMAND_MASTER, COMMAND_MEMORY, PciDevice
+from .sysfs_device import PciDevice
 
-NAME = "vfio"
 DRIVER = "vfio-pci"
 
 _NO_IOMMU = (
@@ -91,7 +92,7 @@ def bind(pci: PciDevice) -> PciBound:
         vectors = _interrupts(device, stack)
         return PciBound(
             place=pci,
-            binding=NAME,
+            binding=VFIO,
             registers=registers,
             bar=bar,
             vector_count=len(vectors),

@@ -33,7 +33,8 @@ from ..errors import Unusable
 from ..interfaces import Device, Window, Windows
 from .binder import Binder
 from .kernel import System
-from .sysfs_device import PciDevice, is_ivshmem
+from .search import is_ivshmem
+from .sysfs_device import PciDevice
 from .uevents import Events, Overrun
 from .windows import WindowTable
 

@@ -16,10 +16,12 @@ import pytest
 from tests.fakes.sysfs import FakeSystem
 from tests.fakes.uevents import FakeEvents
 from vhostpci_guest import __version__, status_socket
-from vhostpci_guest.cli import main as command
+from vhostpci_guest.cli import run
 from vhostpci_guest.cli.main import main, parser
 from vhostpci_guest.errors import Unusable
-from vhostpci_guest.pci import sysfs_device, watch
+from vhostpci_guest.pci import position as pci_position
+from vhostpci_guest.pci import search, watch
+from vhostpci_guest.pci.sysfs_device import PciDevice
 from vhostpci_guest.pci.uevents import Uevents
 from vhostpci_guest.tap import tap
 
@@ -31,15 +33,15 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSystem:
     """A machine whose PCI devices are those that the test plugs in."""
     system = FakeSystem(tmp_path / "root", "uio_pci_generic")
 
-    def find() -> list[sysfs_device.PciDevice]:
+    def find() -> list[PciDevice]:
         names = (system.sys / "bus/pci/devices").iterdir()
         return real_find(system, [path.name for path in names])
 
-    real_find: Callable[..., list[sysfs_device.PciDevice]] = sysfs_device.find
-    monkeypatch.setattr(sysfs_device, "find", find)
-    for module in (sysfs_device, watch):
+    real_find: Callable[..., list[PciDevice]] = search.find
+    monkeypatch.setattr(search, "find", find)
+    for module in (search, watch):
         monkeypatch.setattr(module, "System", lambda: system)
-    monkeypatch.setattr(command, "Uevents", lambda: FakeEvents(system))
+    monkeypatch.setattr(run, "Uevents", lambda: FakeEvents(system))
     monkeypatch.setattr(status_socket, "ask", list)
     return system
 
@@ -174,7 +176,7 @@ def test_missing_libudev_is_said(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyudev", None)
-    monkeypatch.setattr(command, "Uevents", Uevents)
+    monkeypatch.setattr(run, "Uevents", Uevents)
     assert main(["run"]) == 1
     assert "install libudev and pyudev" in caplog.text
 
@@ -249,10 +251,10 @@ def test_devices_tells_the_position_that_only_the_agent_can_read(
 ) -> None:
     """The module's node is one process's, and nobody else has the registers."""
 
-    def busy(device: sysfs_device.PciDevice) -> int:
+    def busy(device: PciDevice) -> int:
         raise Unusable(f"{device.address} is in use by vhostpci-guest (pid 77)")
 
-    monkeypatch.setattr(sysfs_device, "read_position", busy)
+    monkeypatch.setattr(pci_position, "read_position", busy)
     for slot in "567":
         system.plug(f"0000:00:0{slot}.0", driver="uio_vhostpci")
     window = {"id": 4711, "device": "0000:00:06.0", "size": 4096}

@@ -11,8 +11,9 @@ import pytest
 
 from tests.fakes.sysfs import BAR2, FakeSystem, config
 from vhostpci_guest.errors import Unusable
-from vhostpci_guest.pci import bindings, ivshmem, sysfs_device
+from vhostpci_guest.pci import bindings, ivshmem, search
 from vhostpci_guest.pci.ivshmem import PciBound
+from vhostpci_guest.pci.position import find_position
 from vhostpci_guest.pci.sysfs_device import PciDevice
 
 HERE = "0000:00:05.0"
@@ -38,7 +39,7 @@ def here(system: FakeSystem) -> PciDevice:
     """A device with IVPosition 42 and five vectors."""
     path = system.plug(HERE, vectors=5)
     (path / "resource0").write_bytes(struct.pack("<8xI244x", 42))
-    return sysfs_device.at(HERE, system)
+    return search.at(HERE, system)
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_window_and_doorbell_are_the_nodes(system: FakeSystem, bound: PciBound) 
 def test_registers_may_begin_in_the_middle_of_a_page(system: FakeSystem) -> None:
     path = system.plug(HERE, skip=0x300)
     (path / "resource0").write_bytes(struct.pack("<8xI244x", 4711))
-    bound = bindings.bind(sysfs_device.at(HERE, system), "kmod")
+    bound = bindings.bind(search.at(HERE, system), "kmod")
     assert bound.window.id == 4711
     bound.close()
 
@@ -251,7 +252,7 @@ def test_window_below_4_gib_is_a_warning(
     caplog.set_level("INFO")
     system.low = True
     system.plug(HERE)
-    bindings.bind(sysfs_device.at(HERE, system), "kmod").close()
+    bindings.bind(search.at(HERE, system), "kmod").close()
     assert "uncached (BAR 2 below 4 GiB)" in caplog.text
     assert "give the master 512 MiB of memory or more" in caplog.text
 
@@ -265,7 +266,7 @@ def test_metadata_alone_may_be_anywhere(
     lines = (path / "resource").read_text().splitlines()
     lines[2] = f"{1 << 31:#x} {(1 << 31) + 0xFFFF:#x} 0x0"
     (path / "resource").write_text("\n".join(lines))
-    bindings.bind(sysfs_device.at(HERE, system), "kmod").close()
+    bindings.bind(search.at(HERE, system), "kmod").close()
     assert caplog.text == ""
 
 
@@ -278,7 +279,7 @@ def test_position_is_read_through_the_node_of_the_driver(
     system.load_now(DRIVER)
     with here.bound(DRIVER):
         before = list(system.writes)
-        assert position(here) == here.iv_position == 42
+        assert position(here) == find_position(here) == 42
         assert system.writes == before
 
 
@@ -286,6 +287,6 @@ def test_position_of_a_device_that_an_agent_has_is_unknown(
     here: PciDevice, system: FakeSystem, bound: PciBound
 ) -> None:
     system.busy.add("uio0")
-    assert here.iv_position is None
+    assert find_position(here) is None
     with pytest.raises(Unusable, match="another vhostpci-guest"):
         position(here)

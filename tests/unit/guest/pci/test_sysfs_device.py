@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tests.fakes.sysfs import BAR2, FakeSystem, config
 from vhostpci_guest.errors import Unusable
-from vhostpci_guest.pci import bindings, sysfs, sysfs_device, uio
+from vhostpci_guest.pci import bindings, config_space, search, sysfs, uio
+from vhostpci_guest.pci.position import find_position
 from vhostpci_guest.pci.sysfs_device import PciDevice
 
 HERE = "0000:00:05.0"
@@ -33,7 +34,7 @@ def system(tmp_path: Path) -> FakeSystem:
 
 def device(system: FakeSystem, **options: str | int | None) -> PciDevice:
     system.plug(HERE, **options)  # type: ignore[arg-type]
-    return sysfs_device.at(HERE, system)
+    return search.at(HERE, system)
 
 
 def test_only_ivshmem_devices_are_found(system: FakeSystem) -> None:
@@ -42,34 +43,34 @@ def test_only_ivshmem_devices_are_found(system: FakeSystem) -> None:
     system.plug("0000:00:02.0", vendor="0x8086")
     system.plug("0000:00:05.0")
     names = ["0000:00:07.0", "0000:00:01.0", "0000:00:02.0", "0000:00:05.0"]
-    found = sysfs_device.find(system, names)
+    found = search.find(system, names)
     assert [device.address for device in found] == ["0000:00:05.0", "0000:00:07.0"]
 
 
 def test_device_that_went_while_we_looked_is_not_found(system: FakeSystem) -> None:
-    assert sysfs_device.find(system, [HERE]) == []
+    assert search.find(system, [HERE]) == []
 
 
 @pytest.mark.parametrize("text", ["00:05.0", "0000:00:05.0", "0000:00:05.0".upper()])
 def test_address_may_be_spelled_as_lspci_does(text: str) -> None:
-    assert sysfs_device.normal_address(text) == HERE
+    assert search.normal_address(text) == HERE
 
 
 @pytest.mark.parametrize("text", ["", "5", "00:05", "00:05.8", "../../x", "net0"])
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(Unusable, match="no PCI address"):
-        sysfs_device.normal_address(text)
+        search.normal_address(text)
 
 
 def test_no_device_at_an_address_is_said(system: FakeSystem) -> None:
     with pytest.raises(Unusable, match="no PCI device"):
-        sysfs_device.at("00:05.0", system)
+        search.at("00:05.0", system)
 
 
 def test_another_kind_of_device_is_refused(system: FakeSystem) -> None:
     system.plug(HERE, device="0x1041")
     with pytest.raises(Unusable, match="no ivshmem device"):
-        sysfs_device.at(HERE, system)
+        search.at(HERE, system)
 
 
 def test_device_tells_its_vectors_and_window(system: FakeSystem) -> None:
@@ -89,7 +90,7 @@ def test_registers_may_begin_in_the_middle_of_a_page(system: FakeSystem) -> None
         mapping = mmap.mmap(file.fileno(), 256)
     page = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
     ctypes.c_uint32.from_address(page + 0x308).value = 4711
-    assert here.iv_position == 4711
+    assert find_position(here) == 4711
 
 
 def test_vectors_are_unknown_to_others_than_root(system: FakeSystem) -> None:
@@ -109,7 +110,7 @@ def test_capability_list_that_loops_has_an_end(system: FakeSystem) -> None:
 
 @given(st.binary(min_size=256, max_size=256))
 def test_any_configuration_space_has_some_number_of_vectors(space: bytes) -> None:
-    assert 0 <= sysfs_device._msix_vectors(space) <= 2048
+    assert 0 <= config_space.msix_vectors(space) <= 2048
 
 
 def test_position_is_read_from_the_register(system: FakeSystem) -> None:
@@ -117,13 +118,13 @@ def test_position_is_read_from_the_register(system: FakeSystem) -> None:
     registers = bytearray(256)
     struct.pack_into("<I", registers, 8, 42)
     (here.path / "resource0").write_bytes(registers)
-    assert here.iv_position == 42
+    assert find_position(here) == 42
 
 
 def test_position_of_a_device_that_is_off_is_read_too(system: FakeSystem) -> None:
     here = device(system)
     (here.path / "config").write_bytes(bytes(256))
-    assert here.iv_position == 0
+    assert find_position(here) == 0
     assert system.writes == [("enable", "1"), ("enable", "0")]
 
 
@@ -132,7 +133,7 @@ def test_position_of_a_device_that_is_off_and_anothers_is_unknown(
 ) -> None:
     here = device(system, driver="ivshmem-net")
     (here.path / "config").write_bytes(bytes(256))
-    assert here.iv_position is None
+    assert find_position(here) is None
     assert system.writes == []
 
 
@@ -492,7 +493,7 @@ def test_claim_lasts_until_the_driver_of_before_is_bound_again(
 
     def try_to_claim(path: Path, text: str) -> None:
         with pytest.raises(Unusable, match="another vhostpci-guest"):
-            sysfs_device.at(HERE, system).claimed().__enter__()
+            search.at(HERE, system).claimed().__enter__()
         refused.append(path.name)
         write(path, text)
 

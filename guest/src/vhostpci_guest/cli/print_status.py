@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `vhostpci-guest status` prints for people."""
+
+from typing import Any
+
+from ..pci.binding_names import signals
+
+# Not imported from vhostpci_shared.metadata: making that module's dataclasses takes
+# longer than all other work of this command.  A unit test compares the two.
+OWN_WINDOW = 0
+"""The number of a device's own window, `metadata.SLAVE_ID`."""
+
+
+def print_link(link: dict[str, Any]) -> None:
+    """Print one device's entry of the status."""
+    how = signals(link["interrupts"])
+    carrier = "on" if link["carrier"] else "off"
+    print(
+        f"{link['device']}  {link['name'] or '(no name yet)'}  {link['state']}"
+        f"  {link['binding']} ({how}), pid {link['pid']}"
+    )
+    if link["message"]:
+        print(f"  {link['message']}")
+    master = "connected" if link["master"] else "not connected"
+    print(f"  daemon {link['daemon']}, master {master}")
+    bridge = f" in bridge {link['bridge']}" if link["bridge"] else ""
+    print(f"  TAP {link['tap'] or '(none yet)'}{bridge}, carrier {carrier}")
+    print(f"  window {OWN_WINDOW}: {_speed_text(link['speed'])}")
+    for window in link["windows"]:
+        print(f"  window {window['id']}: {_window_text(window)}")
+    for ring in link["rings"]:
+        _print_ring(ring)
+
+
+def _print_ring(ring: dict[str, Any]) -> None:
+    # VIRTIO, "Network Device", "Virtqueues": receiveq1, transmitq1, receiveq2, ...
+    side = "receive" if ring["ring"] % 2 == 0 else "transmit"
+    print(
+        f"  ring {ring['ring']} ({side}) {ring['state']} at {ring['index']}: "
+        f"{ring['packets']} packets, {ring['octets']} bytes, {ring['drops']} "
+        f"dropped, {ring['kicks']} kicks, {ring['calls']} calls"
+    )
+    if ring["reason"]:
+        print(f"    {ring['reason']}")
+
+
+def _window_text(window: dict[str, Any]) -> str:
+    if window["device"] is None:
+        return "not there yet"
+    speed = _speed_text(window["speed"])
+    return f"{window['device']}, {window['size']} bytes, {speed}"
+
+
+def _speed_text(speed: dict[str, Any] | None) -> str:
+    if speed is None:
+        return "not measured"
+    text = f"reads {speed['mbps']:.0f} MB/s (own memory {speed['own_mbps']:.0f} MB/s)"
+    return f"{text}: looks uncached" if speed["slow"] else text

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `run`: from its options to a running agent.
+
+It imports the whole agent, with netlink and C, so `cli.main` imports it for `run` only.
+"""
+
+import argparse
+import logging
+from contextlib import ExitStack
+from functools import partial
+
+from .. import status_socket
+from ..agent import Agent, stopped_by_signals
+from ..dataplane.workers import Workers
+from ..interfaces import Source
+from ..pci import bindings, search
+from ..pci.uevents import Uevents
+from ..pci.watch import PciWatch
+from ..socket import source
+from ..tap import bridge, naming, netlink, tap
+from ..tap.tap_port import Ports
+from .errors import UsageError
+
+log = logging.getLogger(__name__)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Serve devices until a signal ends the agent.
+
+    Raises:
+        UsageError: the options do not fit each other.
+        Unusable: this machine lacks something, or the only device cannot be used.
+    """
+    wanted, joined = _rules(arguments), _bridge(arguments)
+    with ExitStack() as undo:
+        # First: a signal that comes during the steps below must undo them as well.
+        stop, wakeup = undo.enter_context(stopped_by_signals())
+        # Before the source: an agent that can make no TAP must not take a device from
+        # its driver.
+        tap.check_node()
+        if joined is not None:
+            joined.make()
+        control = _control(undo)
+        agent = Agent(_source(arguments), Ports(wanted, joined).make, Workers, control)
+        undo.callback(agent.close)
+        netlink.preload()
+        agent.run(stop, wakeup)
+
+
+def _rules(arguments: argparse.Namespace) -> naming.Rules:
+    try:
+        return naming.make_rules(
+            tap=arguments.tap,
+            mtu=arguments.mtu,
+            macs=arguments.mac,
+            addresses=arguments.address,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _bridge(arguments: argparse.Namespace) -> bridge.Bridge | None:
+    if arguments.bridge is None:
+        return None
+    # The kernel would accept both, but gives no packet to an address of a port: the
+    # bridge takes each packet that arrives there.
+    if arguments.address:
+        raise UsageError(
+            "--bridge and --address: a port of a bridge has no address of its own; "
+            f"give it to the bridge: ip address add CIDR dev {arguments.bridge}"
+        )
+    return bridge.Bridge(arguments.bridge)
+
+
+def _control(undo: ExitStack) -> status_socket.Control | None:
+    # Packets flow without the status socket, and /run may be read-only in a container.
+    try:
+        socket = status_socket.Control()
+    except OSError as error:
+        log.warning("no status socket in %s: %s", status_socket.RUN_DIR, error.strerror)
+        return None
+    undo.callback(socket.close)
+    return socket
+
+
+def _source(arguments: argparse.Namespace) -> Source:
+    if arguments.socket is not None:
+        return source.SocketSource(arguments.socket)
+    if arguments.device is not None:
+        # A wrong address is an error before anything is bound.
+        search.at(arguments.device)
+    return PciWatch(
+        Uevents(),
+        partial(bindings.bind_if, wanted=arguments.bind),
+        only=arguments.device,
+    )

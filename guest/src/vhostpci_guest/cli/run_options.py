@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of `vhostpci-guest run`.
+
+The grammar of all commands is made for each command, and a slave VM may be emulated,
+where importing the agent takes seconds.  So each function here imports what it needs
+when its option is given, and the top of the file imports nothing of the agent's.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from ..errors import Unusable
+from ..pci.binding_names import AUTO, NAMES
+
+if TYPE_CHECKING:
+    from ..tap.naming import Rule, Template
+
+_T = TypeVar("_T")
+
+
+def _argument(parse: Callable[[str], _T]) -> Callable[[str], _T]:
+    """Return `parse` with errors that argparse shows to the user."""
+
+    def checked(text: str) -> _T:
+        try:
+            return parse(text)
+        except (ValueError, Unusable) as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked
+
+
+@_argument
+def _pci_address(text: str) -> str:
+    from ..pci.search import normal_address
+
+    return normal_address(text)
+
+
+@_argument
+def _tap(text: str) -> "Template":
+    from ..tap.naming import parse_tap
+
+    return parse_tap(text)
+
+
+@_argument
+def _bridge(text: str) -> str:
+    from ..tap.bridge import parse_bridge
+
+    return parse_bridge(text)
+
+
+@_argument
+def _mtu(text: str) -> int:
+    from ..tap.tap import parse_mtu
+
+    return parse_mtu(text)
+
+
+@_argument
+def _address(text: str) -> "Rule":
+    from ..tap.naming import parse_address_rule
+
+    return parse_address_rule(text)
+
+
+@_argument
+def _mac(text: str) -> "Rule":
+    from ..tap.naming import parse_mac_rule
+
+    return parse_mac_rule(text)
+
+
+def add_run_options(run: argparse.ArgumentParser) -> None:
+    """Add the options of `run` to its parser."""
+    where = run.add_mutually_exclusive_group()
+    where.add_argument(
+        "--device",
+        type=_pci_address,
+        metavar="PCI-ADDRESS",
+        help="for example 0000:00:05.0; default: all devices, also those that are "
+        "plugged later",
+    )
+    where.add_argument(
+        "--socket",
+        type=Path,
+        metavar="PATH",
+        help="the daemon's ivshmem socket; for a slave process, not a VM",
+    )
+    run.add_argument(
+        "--bind",
+        choices=(AUTO, *NAMES),
+        default=AUTO,
+        help="how to reach the PCI device; kmod is our module uio_vhostpci; default: "
+        "the best way that works",
+    )
+    _add_tap(run)
+    _add_addresses(run)
+
+
+def _add_tap(run: argparse.ArgumentParser) -> None:
+    run.add_argument(
+        "--tap",
+        type=_tap,
+        metavar="TEMPLATE",
+        help="the TAP's name, of 15 bytes at most; {name} in it is the device's name, "
+        "{n} the smallest number that no other device of this agent has; default: the "
+        "device's name if it is free, else vp0, vp1, ...",
+    )
+    run.add_argument(
+        "--bridge",
+        type=_bridge,
+        metavar="NAME",
+        help="the bridge that the TAPs join; created (without STP) if it does not "
+        "exist, and kept at the end",
+    )
+    run.add_argument(
+        "--mtu",
+        type=_mtu,
+        metavar="BYTES",
+        help="default: what the master was told, else 1500",
+    )
+
+
+def _add_addresses(run: argparse.ArgumentParser) -> None:
+    run.add_argument(
+        "--address",
+        type=_address,
+        action="append",
+        default=[],
+        metavar="[NAME=]CIDR",
+        help="IPv4 or IPv6 address with prefix length, as 10.0.0.1/24, 10.0.{n}.1/24; "
+        "NAME= is for the device of that name, which has only its own then; may be "
+        "repeated",
+    )
+    run.add_argument(
+        "--mac",
+        type=_mac,
+        action="append",
+        default=[],
+        metavar="[NAME=]MAC",
+        help="with several devices as 02:00:00:00:00:{n}, or NAME=MAC for each; "
+        "default: one of our own, the same each time",
+    )

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a device's IVPosition, and mapping its BARs from sysfs."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+
+from ..dataplane.mapping import Mapping
+from ..errors import Unusable
+from .config_space import memory_is_on
+from .ivshmem import Registers
+from .sysfs_device import UIO_VHOSTPCI, PciDevice
+
+
+@contextmanager
+def mapped_resource(device: PciDevice, bar: int, size: int) -> Iterator[Mapping]:
+    """Map the start of a BAR from its file in sysfs.
+
+    Raises:
+        OSError: the kernel does not map it (lockdown; a driver has reserved it).
+    """
+    fd = os.open(device.path / f"resource{bar}", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        mapping = Mapping(fd, size, skip=device.bar_skip(bar))
+    finally:
+        os.close(fd)
+    try:
+        yield mapping
+    finally:
+        mapping.close()
+
+
+@contextmanager
+def _mapped_registers(device: PciDevice) -> Iterator[Mapping]:
+    if device.driver != UIO_VHOSTPCI:
+        with mapped_resource(device, 0, Registers.SIZE) as mapping:
+            yield mapping
+        return
+    with device.uio_node() as node:
+        mapping = Mapping(node, Registers.SIZE, skip=device.bar_skip(0))
+        with closing(mapping):
+            yield mapping
+
+
+def read_position(device: PciDevice) -> int:
+    """Return the IVPosition register of a device whose memory is switched on.
+
+    Raises:
+        Unusable: another process has the node of its driver open.
+        OSError: the kernel does not map the registers.
+    """
+    with _mapped_registers(device) as mapping:
+        registers = Registers(mapping)
+        try:
+            return registers.iv_position
+        finally:
+            registers.release()
+
+
+def find_position(device: PciDevice) -> int | None:
+    """Return a device's IVPosition register; None while we may not read it.
+
+    If the device's memory is off, it is switched on for the read, but only if no other
+    agent, driver or process has the device.
+    """
+    with suppress(OSError, Unusable), ExitStack() as undo:
+        if not memory_is_on(device.config()):
+            undo.enter_context(device.claimed())
+            undo.enter_context(device.enabled())
+        return read_position(device)
+    return None
