@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from .. import __version__, status_socket
 from ..errors import Unusable
 from .errors import UsageError
+from .machine import check_machine
 from .print_status import print_link
 from .run_options import add_run_options
 
@@ -46,6 +47,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    # Before the import: on another machine the ring driver may not have been built.
+    check_machine()
     from .run import run
 
     run(arguments)
