@@ -136,6 +136,9 @@ class Agent:
         poll = select.poll()
         for fd in self._fds(wakeup):
             poll.register(fd, select.POLLIN)
+        if self._control is not None:
+            for fd, events in self._control.events():
+                poll.register(fd, events)
         links = list(self._links.values())
         interval = min([link.interval for link in links], default=TICK)
         until = self._tick_at
@@ -152,8 +155,6 @@ class Agent:
     def _fds(self, wakeup: int) -> Iterator[int]:
         yield wakeup
         yield from self._source.fds()
-        if self._control is not None:
-            yield self._control.fileno()
         for link in self._links.values():
             yield from link.fds()
 

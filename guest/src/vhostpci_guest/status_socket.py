@@ -1,23 +1,71 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The status socket: it answers each connection with one JSON text, and closes it."""
+"""The status socket: it answers each connection with one JSON text, and closes it.
+
+The agent's loop sends an answer, and must not wait for the client: that loop serves
+every device.  An answer may be longer than the socket's buffer (212992 bytes by
+default), and the client may be stopped by Ctrl-Z or a debugger.  So what does not fit
+is sent in later rounds of the loop, up to a time limit.
+"""
 
 import json
 import logging
 import os
+import select
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
+
+from .errors import Unusable
 
 log = logging.getLogger(__name__)
 
 RUN_DIR = Path("/run/vhostpci-guest")
 _SUFFIX = ".sock"
 _TIMEOUT = 1.0
-"""Seconds that `ask` waits for an agent; its loop answers within milliseconds."""
+"""Seconds that `ask` waits for the next bytes; the loop sends within milliseconds."""
+ANSWER_TIME = 5.0
+"""Seconds in which a client must read its whole answer, so that it is freed again."""
+MAX_ANSWERS = 16
+"""How many answers may be under way; further clients wait in the socket's backlog."""
 
 Status = list[dict[str, Any]]
+
+
+class _Answer:
+    """The rest of an answer that a client has not read yet."""
+
+    def __init__(self, connection: socket.socket, text: bytes, until: float) -> None:
+        connection.setblocking(False)
+        self.connection = connection
+        self.until = until
+        self._rest = memoryview(text)
+
+    def send(self, now: float) -> bool:
+        """Send what fits into the socket's buffer; return whether the answer is over.
+
+        It is over when everything is sent, the client is gone, or its time has passed.
+        """
+        try:
+            # Repeated until the buffer is full: the kernel may take only a part even
+            # where it has room for more.
+            while self._rest:
+                self._rest = self._rest[self.connection.send(self._rest) :]
+        except BlockingIOError:
+            if now < self.until:
+                return False
+            log.warning(
+                "a client of the status socket did not read its answer within %g s: "
+                "the last %d bytes are not sent",
+                ANSWER_TIME,
+                len(self._rest),
+            )
+        except OSError as error:
+            # The user may end the client at any time, as with `status | head -1`.
+            log.debug("a client of the status socket is gone: %s", error.strerror)
+        return True
 
 
 class Control:
@@ -25,12 +73,17 @@ class Control:
 
     Args:
         directory: where the socket is made; created with mode 0700 if it is missing.
+        now: a monotonic clock, in seconds.
 
     Raises:
         OSError: the directory or the socket cannot be made.
     """
 
-    def __init__(self, directory: Path = RUN_DIR) -> None:
+    def __init__(
+        self, directory: Path = RUN_DIR, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._now = now
+        self._answers: list[_Answer] = []
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Remove the sockets of agents that were killed.
         for path in directory.glob(f"*{_SUFFIX}"):
@@ -49,25 +102,32 @@ class Control:
             self._socket.listen()
             self._undo = undo.pop_all()
 
-    def fileno(self) -> int:
-        """Return the socket, which is readable when there are connections."""
-        return self._socket.fileno()
+    def events(self) -> Iterator[tuple[int, int]]:
+        """Return the descriptors to poll for `look`, each with its poll() events."""
+        # Not polled while `look` would accept nothing: the loop would never sleep.
+        if len(self._answers) < MAX_ANSWERS:
+            yield self._socket.fileno(), select.POLLIN
+        for answer in self._answers:
+            yield answer.connection.fileno(), select.POLLOUT
 
     def look(self, status: Callable[[], Status]) -> None:
-        """Answer all connections that have arrived."""
-        while True:
+        """Answer the connections that have arrived, and go on with earlier answers."""
+        while len(self._answers) < MAX_ANSWERS:
             try:
                 connection, _address = self._socket.accept()
             except BlockingIOError:
-                return
-            with connection, suppress(OSError):
-                # The loop must not wait for who asks.  The answer is a few KiB and the
-                # socket's buffer is empty, so it fits.
-                connection.setblocking(False)
-                connection.sendall(json.dumps(status()).encode())
+                break
+            text = json.dumps(status()).encode()
+            self._answers.append(_Answer(connection, text, self._now() + ANSWER_TIME))
+        for answer in list(self._answers):
+            if answer.send(self._now()):
+                self._answers.remove(answer)
+                answer.connection.close()
 
     def close(self) -> None:
-        """Remove the socket."""
+        """Remove the socket, and end all answers."""
+        for answer in self._answers:
+            answer.connection.close()
         self._undo.close()
 
 
@@ -76,6 +136,7 @@ def ask(directory: Path = RUN_DIR) -> Status:
 
     Raises:
         OSError: we may not connect.
+        Unusable: an agent's answer is cut off.
     """
     found = []
     for path in sorted(directory.glob(f"*{_SUFFIX}")):
@@ -95,13 +156,30 @@ def _connect(sock: socket.socket, path: Path) -> bool:
 
 
 def _ask(path: Path) -> Status:
+    text = bytearray()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:
             if not _connect(sock, path):
                 return []
-            text = b"".join(iter(lambda: sock.recv(65536), b""))
+            while piece := sock.recv(65536):
+                text += piece
         except TimeoutError:
-            log.warning("agent %s does not answer", path.stem)
-            return []
-    status: Status = json.loads(text)
+            if not text:
+                log.warning("agent %s does not answer", path.stem)
+                return []
+        except ConnectionResetError:
+            pass  # the agent ended: what has arrived is not complete
+    return _parse(text, path.stem)
+
+
+def _parse(text: bytearray, pid: str) -> Status:
+    # The text is one JSON list: each part of it lacks the closing bracket, and is not
+    # JSON, so a cut-off answer is never taken for a whole one.
+    try:
+        status: Status = json.loads(text)
+    except ValueError:
+        raise Unusable(
+            f"agent {pid}: its answer is cut off after {len(text)} bytes, because the "
+            "agent ended or the answer took too long; ask again"
+        ) from None
     return status

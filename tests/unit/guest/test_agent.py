@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's loop: plugged devices, signals, and the status socket."""
+"""The agent's loop: plugged devices, signals, and the status."""
 
 import json
 import os
 import signal
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,10 +14,8 @@ from tests.fakes.bar import FakeDaemon, FakeDevice, pair
 from tests.fakes.plane import FakePort
 from tests.fakes.source import FakeSource, beat_and_step
 from tests.unit.guest.loop import Planes, answer_time, running
-from vhostpci_guest import status_socket
 from vhostpci_guest.agent import Agent, stopped_by_signals
 from vhostpci_guest.errors import Unusable
-from vhostpci_guest.status_socket import Control
 from vhostpci_shared import metadata as md
 from vhostpci_shared.metadata import AgentState
 
@@ -249,80 +244,6 @@ def test_signal_handlers_are_restored_after_the_loop() -> None:
     with stopped_by_signals():
         assert signal.getsignal(signal.SIGTERM) is not before
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-@pytest.fixture
-def answering(tmp_path: Path) -> Iterator[Callable[[object], Path]]:
-    """Start a thread that answers one client of the status socket."""
-    with ExitStack() as undo:
-
-        def start(status: object) -> Path:
-            socket_ = Control(tmp_path)
-            undo.callback(socket_.close)
-            end = threading.Event()
-
-            def answer() -> None:
-                while not end.wait(0.01):
-                    socket_.look(lambda: status)  # type: ignore[arg-type, return-value]
-
-            thread = threading.Thread(target=answer)
-            thread.start()
-            undo.callback(thread.join)
-            undo.callback(end.set)
-            return tmp_path
-
-        yield start
-
-
-def test_status_is_sent_to_a_client_of_the_status_socket(
-    answering: Callable[[object], Path],
-) -> None:
-    directory = answering([{"device": "0000:00:05.0"}])
-    assert status_socket.ask(directory) == [
-        {"pid": os.getpid(), "device": "0000:00:05.0"}
-    ]
-
-
-@pytest.fixture
-def killed(tmp_path: Path) -> Path:
-    """Return the status socket that a killed agent left."""
-    path = tmp_path / "1.sock"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.bind(str(path))
-    return path
-
-
-def test_socket_of_a_killed_agent_is_removed_by_a_status_client(killed: Path) -> None:
-    assert status_socket.ask(killed.parent) == []
-    assert not killed.exists()
-
-
-def test_socket_of_a_killed_agent_is_removed_by_the_next_agent(killed: Path) -> None:
-    Control(killed.parent).close()
-    assert not killed.exists()
-
-
-def test_socket_of_a_living_agent_stays(
-    answering: Callable[[object], Path],
-) -> None:
-    directory = answering([])
-    (path,) = directory.iterdir()
-    path.rename(directory / "1.sock")
-    Control(directory).close()
-    assert (directory / "1.sock").exists()
-
-
-def test_socket_goes_with_the_agent(tmp_path: Path) -> None:
-    directory = tmp_path / "run"
-    ours = Control(directory)
-    assert len(list(directory.iterdir())) == 1
-    assert directory.stat().st_mode & 0o777 == 0o700
-    ours.close()
-    assert list(directory.iterdir()) == []
-
-
-def test_missing_socket_directory_means_that_no_agent_runs(tmp_path: Path) -> None:
-    assert status_socket.ask(tmp_path / "none") == []
 
 
 def test_status_of_a_link_is_json() -> None:

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The status socket: short and long answers, slow clients, killed agents."""
+
+import json
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.clock import Clock
+from tests.fakes.source import FakeSource
+from tests.unit.guest.loop import Planes
+from vhostpci_guest import status_socket
+from vhostpci_guest.agent import Agent
+from vhostpci_guest.cli.main import main
+from vhostpci_guest.errors import Unusable
+from vhostpci_guest.status_socket import ANSWER_TIME, MAX_ANSWERS, Control, Status
+
+LONG: Status = [
+    {"device": f"0000:00:05.{n % 8}", "text": "x" * 1000} for n in range(4000)
+]
+"""A status of 4 MiB: no socket's buffer is as long."""
+
+
+class StatusAgent(Agent):
+    """An agent without devices, that has a given status all the same."""
+
+    answer: Status
+
+    def status(self) -> Status:
+        return self.answer
+
+
+@contextmanager
+def agent_with(status: Status, directory: Path) -> Iterator[None]:
+    """Run an agent's loop that answers with `status`."""
+    control = Control(directory)
+    agent = StatusAgent(
+        FakeSource(), lambda _name: pytest.fail("no TAP"), Planes(), control
+    )
+    agent.answer = status
+    read, write = os.pipe()
+    end = threading.Event()
+    thread = threading.Thread(target=agent.run, args=(end.is_set, read))
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        os.write(write, b"x")
+        thread.join()
+        os.close(read)
+        os.close(write)
+        agent.close()
+        control.close()
+
+
+@pytest.fixture
+def control(tmp_path: Path, clock: Clock) -> Iterator[Control]:
+    control = Control(tmp_path, clock)
+    yield control
+    control.close()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def connect(tmp_path: Path) -> Iterator[Callable[[], socket.socket]]:
+    """Return a function that connects to the only agent; what it returns is closed."""
+    with ExitStack() as undo:
+
+        def connect() -> socket.socket:
+            (path,) = tmp_path.glob("*.sock")
+            client = undo.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(str(path))
+            client.settimeout(5)
+            return client
+
+        yield connect
+
+
+def test_short_status_is_sent_to_a_client(tmp_path: Path) -> None:
+    with agent_with([{"device": "0000:00:05.0"}], tmp_path):
+        found = status_socket.ask(tmp_path)
+    assert found == [{"pid": os.getpid(), "device": "0000:00:05.0"}]
+
+
+def test_status_of_some_mib_is_sent_whole(tmp_path: Path) -> None:
+    with agent_with(LONG, tmp_path):
+        found = status_socket.ask(tmp_path)
+    assert found == [{"pid": os.getpid(), **link} for link in LONG]
+
+
+def test_client_that_never_reads_does_not_hold_the_agent_up(
+    control: Control, connect: Callable[[], socket.socket]
+) -> None:
+    connect()
+    start = time.monotonic()
+    control.look(lambda: LONG)
+    control.look(lambda: LONG)
+    assert time.monotonic() - start < 2  # a blocking send would never end
+    quick = connect()
+    control.look(list)
+    assert quick.recv(100) == b"[]"
+
+
+def test_client_that_never_reads_is_dropped_when_its_time_is_over(
+    control: Control,
+    clock: Clock,
+    connect: Callable[[], socket.socket],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    client = connect()
+    control.look(lambda: LONG)
+    clock.seconds += ANSWER_TIME - 0.1
+    control.look(lambda: LONG)
+    assert len(list(control.events())) == 2
+    clock.seconds += 0.2
+    control.look(lambda: LONG)
+    assert len(list(control.events())) == 1
+    assert "did not read its answer within 5 s" in caplog.text
+    text = b"".join(iter(lambda: client.recv(65536), b""))
+    assert 0 < len(text) < len(json.dumps(LONG))
+
+
+def test_client_that_goes_while_it_is_answered_is_dropped_at_once(
+    control: Control, connect: Callable[[], socket.socket]
+) -> None:
+    client = connect()
+    control.look(lambda: LONG)
+    client.close()
+    control.look(lambda: LONG)
+    assert len(list(control.events())) == 1
+
+
+def test_loop_sleeps_while_a_client_does_not_read(
+    control: Control, connect: Callable[[], socket.socket]
+) -> None:
+    connect()
+    control.look(lambda: LONG)
+    poll = select.poll()
+    for fd, events in control.events():
+        poll.register(fd, events)
+    assert poll.poll(0) == []
+
+
+def test_clients_above_the_limit_wait_until_an_answer_is_over(
+    control: Control, connect: Callable[[], socket.socket]
+) -> None:
+    clients = [connect() for _ in range(MAX_ANSWERS + 1)]
+    control.look(lambda: LONG)
+    assert len(list(control.events())) == MAX_ANSWERS  # none of them for new clients
+    clients[0].close()
+    control.look(lambda: LONG)
+    control.look(list)
+    assert clients[-1].recv(100) == b"[]"
+
+
+@pytest.fixture
+def cut_off(tmp_path: Path) -> Iterator[Path]:
+    """Answer one client with half a status, as an agent that is killed meanwhile."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "77.sock"))
+        server.listen()
+
+        def answer() -> None:
+            connection, _address = server.accept()
+            with connection:
+                connection.sendall(b'[{"device": "0000:00')
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield tmp_path
+        thread.join()
+
+
+def test_answer_that_is_cut_off_is_an_error_that_names_the_agent(cut_off: Path) -> None:
+    with pytest.raises(
+        Unusable, match="agent 77: its answer is cut off after 20 bytes"
+    ):
+        status_socket.ask(cut_off)
+
+
+@pytest.mark.parametrize("command", ["status", "devices"])
+def test_answer_that_is_cut_off_ends_status_and_only_warns_devices(
+    command: str,
+    cut_off: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ask = status_socket.ask
+    monkeypatch.setattr(status_socket, "ask", lambda: ask(cut_off))
+    monkeypatch.setattr("vhostpci_guest.pci.search.find", list)
+    assert main([command]) == (1 if command == "status" else 0)
+    assert "cut off after 20 bytes" in caplog.text
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """Return the status socket that a killed agent left."""
+    path = tmp_path / "1.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.bind(str(path))
+    return path
+
+
+def test_socket_of_a_killed_agent_is_removed_by_a_status_client(killed: Path) -> None:
+    assert status_socket.ask(killed.parent) == []
+    assert not killed.exists()
+
+
+def test_socket_of_a_killed_agent_is_removed_by_the_next_agent(killed: Path) -> None:
+    Control(killed.parent).close()
+    assert not killed.exists()
+
+
+def test_socket_of_a_living_agent_stays(control: Control, tmp_path: Path) -> None:
+    (path,) = tmp_path.iterdir()
+    path.rename(tmp_path / "1.sock")
+    Control(tmp_path).close()
+    assert (tmp_path / "1.sock").exists()
+
+
+def test_socket_goes_with_the_agent(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    ours = Control(directory)
+    assert len(list(directory.iterdir())) == 1
+    assert directory.stat().st_mode & 0o777 == 0o700
+    ours.close()
+    assert list(directory.iterdir()) == []
+
+
+def test_missing_socket_directory_means_that_no_agent_runs(tmp_path: Path) -> None:
+    assert status_socket.ask(tmp_path / "none") == []
