@@ -27,7 +27,7 @@ settings.load_profile("vhostpci")
 
 NEEDS = {
     "kmod": (
-        *("apt-get", "chroot", "depmod", "dkms", "dpkg-deb", "gcc-12", "make"),
+        *("apt-get", "chroot", "depmod", "dkms", "dpkg-deb", "gcc", "make"),
         *("modinfo", "nsenter", "openssl", "pahole", "perl", "sparse", "tar"),
         "unshare",
     ),
@@ -46,10 +46,10 @@ NEEDS = {
         *("nsenter", "ping", "setpriv", "stdbuf", "stty", "unshare"),
     ),
     "vm": (
-        *("/dev/net/tun", "/usr/bin/python3.11", "apt-get", "depmod", "dpkg-deb"),
+        *("/dev/net/tun", "/usr/bin/python3", "apt-get", "depmod", "dpkg-deb"),
         *("ip", "ldconfig", "modprobe", "nsenter", "ping", "qemu-system-x86_64"),
         *("readelf", "setpriv", "tar", "unshare"),
-        *("gcc-12", "make", "pahole"),  # the slave has our module
+        *("gcc", "make", "pahole"),  # the slave has our module
     ),
 }
 """The programs and devices that tests with a marker need; they need root too."""

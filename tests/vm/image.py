@@ -103,7 +103,7 @@ def _base(kernel: Kernel) -> Path:
 
 def _packages(kernel: Kernel) -> dict[debs.Archive, list[str]]:
     """What the base is made of, and where each part of it comes from."""
-    packages = {debs.MACHINE: rootfs.words("packages")}
+    packages = {debs.MACHINE: rootfs.packages()}
     packages.setdefault(kernel.archive(), []).extend(kernel.image_packages())
     return packages
 

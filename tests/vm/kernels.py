@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.vm import debs, suites
+from tests.vm.debian import CODENAME
 
 HEADERS_NEED = r"linux-headers-.*-common$|linux-kbuild-"
 
@@ -56,5 +57,5 @@ class Kernel:
 
 
 BOOKWORM = Kernel("bookworm")
-BACKPORTS = Kernel("backports", "bookworm-backports")
+BACKPORTS = Kernel("backports", f"{CODENAME}-backports")
 NEWEST = Kernel("newest", "sid")

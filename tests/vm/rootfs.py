@@ -15,18 +15,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tests.vm import debs
+from tests.vm.debian import CODENAME, PYTHON
 
 LISTS = Path(__file__).parent / "guest"
-SITE_PACKAGES = Path("usr/local/lib/python3.11/dist-packages")
-
-# Debian's own Python, as in the guest: what it compiles and installs runs there.
-PYTHON = "/usr/bin/python3.11"
+SITE_PACKAGES = Path(f"usr/local/lib/{PYTHON.name}/dist-packages")
 
 
 def words(name: str) -> list[str]:
     """The words of a list beside ``guest/init``, without its comments."""
     lines = (LISTS / f"{name}.txt").read_text().splitlines()
     return [word for line in lines for word in line.partition("#")[0].split()]
+
+
+def packages() -> list[str]:
+    """The Debian packages of the guest, but for its kernel."""
+    return [*words("packages"), *words(f"packages-{CODENAME}")]
 
 
 def make(root: Path, files: Iterable[Path], requirements: Sequence[str]) -> str:
@@ -63,7 +66,7 @@ def pip_install(target: Path, *what: str) -> None:
     # --target leaves this machine's own packages out of it; its warnings are
     # about this machine's set-up.
     _run(
-        *(sys.executable, "-m", "pip", "--python", PYTHON, "install", "-qq"),
+        *(sys.executable, "-m", "pip", "--python", str(PYTHON), "install", "-qq"),
         *("--disable-pip-version-check", "--no-compile", "--no-warn-script-location"),
         *("--root-user-action=ignore", "--target", str(target), *what),
     )
@@ -76,7 +79,8 @@ def compile_python(directory: Path, root: Path, *, legacy: bool) -> None:
     at the sources' times.
     """
     _run(
-        *(PYTHON, "-m", "compileall", "-q", "-f", "-j0", *(["-b"] if legacy else [])),
+        *(str(PYTHON), "-m", "compileall", "-q", "-f", "-j0"),
+        *(["-b"] if legacy else []),
         *("--invalidation-mode", "unchecked-hash"),
         *("-s", str(root), "-p", "/", str(directory)),
     )
@@ -87,7 +91,7 @@ def _make_skeleton(root: Path) -> None:
     for name in ("dev", "proc", "sys", "run", "tmp", "root", "etc"):
         (root / name).mkdir(parents=True)
     debs.merge_usr(root)
-    (root / "usr/bin/python3").symlink_to("python3.11")
+    (root / "usr/bin/python3").symlink_to(PYTHON.name)
     (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
     (root / "etc/group").write_text("root:x:0:\n")
     (root / "etc/hosts").write_text("127.0.0.1 localhost\n")
@@ -152,7 +156,7 @@ def _install_python(root: Path, requirements: Sequence[str]) -> None:
     pip_install(site, *requirements)
     for path in [*site.rglob("tests"), *site.rglob("test"), site / "bin"]:
         shutil.rmtree(path, ignore_errors=True)
-    for directory in (root / "usr/lib/python3.11", site):
+    for directory in (root / "usr/lib" / PYTHON.name, site):
         compile_python(directory, root, legacy=True)
         for path in [*directory.rglob("*.py")]:
             path.unlink()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.vm import debs
 from tests.vm.cache import cache_dir, one_at_a_time
+from tests.vm.debian import CODENAME
 
 log = logging.getLogger(__name__)
 
@@ -56,14 +57,14 @@ def _options(home: Path) -> tuple[str, ...]:
 
 
 def _site() -> str:
-    """The mirror that this machine has Debian 12 from."""
-    if not debs.sites("bookworm"):
+    """The mirror that this machine has its own release of Debian's from."""
+    if not debs.sites(CODENAME):
         debs.update()
-    sites = debs.sites("bookworm")
+    sites = debs.sites(CODENAME)
     if not sites:
         raise RuntimeError(
-            "APT has no source of Debian 12 (bookworm) whose mirror could be used: "
-            "see `apt-get indextargets`, and add one to /etc/apt/sources.list"
+            f"APT has no source of Debian's release {CODENAME!r} whose mirror could be "
+            "used: see `apt-get indextargets`, and add one to /etc/apt/sources.list"
         )
     return sites[0]
 

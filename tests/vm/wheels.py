@@ -20,6 +20,7 @@ from tests.vm.cache import (
     key_of,
     one_at_a_time,
 )
+from tests.vm.debian import PYTHON
 from tests.vm.image import CHECKOUT
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def _wheel(project: str) -> Path:
 def _pip_wheel(source: Path, target: Path) -> None:
     subprocess.run(
         [
-            *(sys.executable, "-m", "pip", "--python", rootfs.PYTHON, "wheel"),
+            *(sys.executable, "-m", "pip", "--python", str(PYTHON), "wheel"),
             *("-qq", "--disable-pip-version-check", "--no-deps"),
             *("-w", str(target), str(source)),
         ],
