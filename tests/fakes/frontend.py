@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from vhostpci_host.fds import Fd
-from vhostpci_host.vhost_user.backend import Answer, Backend, Quiesce
+from vhostpci_host.vhost_user.backend import Answer, Backend
+from vhostpci_host.vhost_user.front_end_setup import Quiesce
 from vhostpci_host.vhost_user.message import Message
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import HeaderFlag, ProtocolFeature, Request

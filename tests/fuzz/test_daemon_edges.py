@@ -304,4 +304,4 @@ def test_master_is_answered_in_time_whatever_the_slave_writes(
             made.settle()
         backend = made.device.backend
         assert backend is not None
-        assert all(backend.runs(index) for index in range(2))
+        assert all(backend.setup.runs(index) for index in range(2))

@@ -2,15 +2,16 @@
 """One device: the session with its front-end, and what that means to its slave.
 
 Theory of operation.  The front-end describes its rings in many small messages
-(`vhost_user/backend.py` keeps what they say).  Once they have been quiet for some
-milliseconds the device *settles*: it introduces the call eventfds to the slave as a
-peer, publishes the metadata, and interrupts the agent.  A message that stops a ring is
-different: the metadata is published at once, and the front-end gets its answer when
+(`vhost_user/front_end_setup.py` keeps what they say).  Once they have been quiet for
+some milliseconds the device *settles*: it introduces the call eventfds to the slave as
+a peer, publishes the metadata, and interrupts the agent.  A message that stops a ring
+is different: the metadata is published at once, and the front-end gets its answer when
 the agent says that it has stopped, or has had its time.
 
 `Device` calls the others, and none of them calls it but through the loop:
 
-- `Backend` says what the front-end has set up, and whether a message needs a quiesce;
+- `Backend` serves the front-end's messages, and says whether one needs a quiesce; what
+  they have set up is its `FrontEndSetup`;
 - `Publisher` holds the leases of the rings and writes what the agent is shown;
 - `AgentWait` is the wait for the agent while the front-end has no answer;
 - `AgentView` and `RingReports` read what the agent says of itself and of its rings;
@@ -35,7 +36,8 @@ from ..ivshmem.doorbells import VectorSet
 from ..ivshmem.peers import PeersExhausted
 from ..ivshmem.slave import Slave, SlavePort
 from ..memory.regions import Store
-from ..vhost_user.backend import Answer, Backend, Quiesce
+from ..vhost_user.backend import Answer, Backend
+from ..vhost_user.front_end_setup import FrontEndSetup, Quiesce
 from ..vhost_user.message import Message
 from .agent_view import AgentView
 from .debounce import Debounce
@@ -96,6 +98,11 @@ class Device:
     def leases(self) -> list[Lease]:
         """The rings as the agent knows them, by index."""
         return self.publisher.leases
+
+    @property
+    def setup(self) -> FrontEndSetup | None:
+        """What the front-end has set up; None without a front-end."""
+        return self.backend.setup if self.backend is not None else None
 
     def close(self) -> None:
         """Tell the slave that the master is gone, and release everything.
@@ -241,10 +248,11 @@ class Device:
         backend = self.backend
         if backend is None or backend.waiting:
             return
-        if not self._show_windows(backend):
+        setup = backend.setup
+        if not self._show_windows(setup):
             return
         try:
-            introduced = self._introduce_calls(backend)
+            introduced = self._introduce_calls(setup)
         except PeersExhausted as error:
             self._replace_slave(error)
             return
@@ -253,9 +261,9 @@ class Device:
             # publish that peer yet.
             self._debounce.retry_in(POLL)
             return
-        started = self._start_rings(backend)
+        started = self._start_rings(setup)
         try:
-            self._relay_kicks(backend)
+            self._relay_kicks(setup)
         except ProtocolError as error:
             self._drop_master(error)
             return
@@ -264,29 +272,29 @@ class Device:
             # The driver may wait for an interrupt that went to the old call eventfds.
             self.slave.signal_calls()
 
-    def _show_windows(self, backend: Backend) -> bool:
+    def _show_windows(self, setup: FrontEndSetup) -> bool:
         """Open a socket for each window before the agent is told of it."""
-        device = any(backend.runs(index) for index in range(len(self.leases)))
+        device = any(setup.runs(index) for index in range(len(self.leases)))
         try:
             self.windows.show(
-                backend.memory.windows, device=device or self.windows.device
+                setup.memory.windows, device=device or self.windows.device
             )
         except HostError as error:
             self._drop_master(error)
             return False
         return True
 
-    def _relay_kicks(self, backend: Backend) -> None:
+    def _relay_kicks(self, setup: FrontEndSetup) -> None:
         vectors = self.slave.vectors if self.slave else None
-        for lease, vring in zip(self.leases, backend.rings, strict=True):
+        for lease, vring in zip(self.leases, setup.rings, strict=True):
             lease.relay_kicks(self._loop, vring.kick, vectors)
 
-    def _introduce_calls(self, backend: Backend) -> bool:
+    def _introduce_calls(self, setup: FrontEndSetup) -> bool:
         if self.slave is None:
             return False
         calls = [
-            vring.call if backend.runs(index) else None
-            for index, vring in enumerate(backend.rings)
+            vring.call if setup.runs(index) else None
+            for index, vring in enumerate(setup.rings)
         ]
         return self.slave.introduce(calls, self.publisher.generation)
 
@@ -306,11 +314,11 @@ class Device:
             self._replacing = True
             self.windows.replug()
 
-    def _start_rings(self, backend: Backend) -> list[int]:
+    def _start_rings(self, setup: FrontEndSetup) -> list[int]:
         """Give the agent the rings that the front-end runs; return the new ones."""
-        started = self.publisher.start(backend, self._loop.time())
+        started = self.publisher.start(setup, self._loop.time())
         for index in started:
-            base, used = backend.rings[index].base, backend.used_index(index)
+            base, used = setup.rings[index].base, setup.used_index(index)
             if base != used:
                 log.warning(
                     "%s: ring %d is to start at %d, but its used index is %d",
@@ -326,7 +334,7 @@ class Device:
     def _publish(self) -> None:
         """Show the agent what is new, and interrupt it."""
         call_peer = self.slave.peers.call_peer if self.slave else None
-        if self.publisher.publish(self.backend, call_peer, self.windows.numbers):
+        if self.publisher.publish(self.setup, call_peer, self.windows.numbers):
             self.windows.published(self.publisher.generation)
             if self.slave is not None:
                 self.slave.vectors.signal_metadata()
@@ -350,12 +358,12 @@ class Device:
 
     def _kicks(self) -> list[Notifier | None]:
         """Return the kicks that a slave may have for its vectors, by ring."""
-        backend = self.backend
-        if backend is None:
+        setup = self.setup
+        if setup is None:
             return [None] * len(self.leases)
         return [
-            vring.kick if backend.runs(index) else None
-            for index, vring in enumerate(backend.rings)
+            vring.kick if setup.runs(index) else None
+            for index, vring in enumerate(setup.rings)
         ]
 
     def slave_gone(self) -> None:
@@ -385,7 +393,7 @@ class Device:
         before = self.publisher.last_session
         self._sample_agent()
         self._check_wait()
-        self._reports.look(self.backend, self._loop.time())
+        self._reports.look(self.setup, self._loop.time())
         if self.publisher.last_session != before:
             self._publish()
         if self.slave is not None:
@@ -398,7 +406,7 @@ class Device:
             self._renew_running()
 
     def _renew_running(self) -> None:
-        self.publisher.renew_running(self.backend, self._loop.time())
+        self.publisher.renew_running(self.setup, self._loop.time())
 
     def _retire_windows(self) -> None:
         """Close the windows that the agent uses no more."""
@@ -410,7 +418,7 @@ class Device:
 
     def _keep_files(self) -> None:
         """Close the memory files that neither the front-end nor the slave has."""
-        memory = self.backend.memory.windows if self.backend else frozenset()
+        memory = self.setup.memory.windows if self.setup else frozenset()
         self.store.drop_windows_except(memory | self.windows.numbers)
 
     # Time.

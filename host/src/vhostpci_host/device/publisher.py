@@ -14,7 +14,7 @@ from vhostpci_shared.access import Metadata
 from vhostpci_shared.metadata import DeviceFlag
 
 from ..config.device import DeviceConfig
-from ..vhost_user.backend import Backend
+from ..vhost_user.front_end_setup import FrontEndSetup
 from .ring_lease import Lease, RingState, Sessions
 
 
@@ -44,19 +44,19 @@ class Publisher:
         return self._sessions.last
 
     def publish(
-        self, backend: Backend | None, call_peer: int | None, windows: Set[int]
+        self, setup: FrontEndSetup | None, call_peer: int | None, windows: Set[int]
     ) -> bool:
         """Write the metadata if it says something new; return whether it does.
 
         Args:
-            backend: what the front-end has set up; None without a front-end.
+            setup: what the front-end has set up; None without a front-end.
             call_peer: the peer whose doorbells interrupt the master, if there is one.
             windows: numbers of the windows that the slave can open.
         """
         content = (
-            self._device(backend),
-            self._regions(backend, windows),
-            self._rings(backend, call_peer),
+            self._device(setup),
+            self._regions(setup, windows),
+            self._rings(setup, call_peer),
         )
         if content == self._content:
             return False
@@ -69,38 +69,38 @@ class Publisher:
         self._metadata.format()
         self._content = None
 
-    def _device(self, backend: Backend | None) -> md.Device:
+    def _device(self, setup: FrontEndSetup | None) -> md.Device:
         config = self._config
         return md.Device(
             instance=self._instance,
-            features=int(backend.features) if backend else 0,
-            flags=DeviceFlag.MASTER if backend else DeviceFlag(0),
+            features=int(setup.features) if setup else 0,
+            flags=DeviceFlag.MASTER if setup else DeviceFlag(0),
             queue_pairs=config.queue_pairs,
             vectors=config.vectors,
             daemon_peer=md.DAEMON_PEER,
-            mtu=backend.mtu if backend else 0,
+            mtu=setup.mtu if setup else 0,
             region_count=0,  # Metadata.publish() counts regions and rings
             ring_count=0,
             name=config.name,
         )
 
     def _regions(
-        self, backend: Backend | None, windows: Set[int]
+        self, setup: FrontEndSetup | None, windows: Set[int]
     ) -> tuple[md.Region, ...]:
         """Return the regions that lie in windows that the slave can open.
 
         A region whose window has no socket yet is left out: an agent that reads of it
         would wait for a window that cannot come.
         """
-        if backend is None:
+        if setup is None:
             return ()
         shown = windows | {md.SLAVE_ID}
-        return tuple(r for r in backend.memory.metadata() if r.window in shown)
+        return tuple(r for r in setup.memory.metadata() if r.window in shown)
 
     def _rings(
-        self, backend: Backend | None, call_peer: int | None
+        self, setup: FrontEndSetup | None, call_peer: int | None
     ) -> tuple[md.Ring, ...]:
-        vrings = backend.rings if backend else [None] * len(self.leases)
+        vrings = setup.rings if setup else [None] * len(self.leases)
         return tuple(
             lease.entry(vring, call_peer)
             for lease, vring in zip(self.leases, vrings, strict=True)
@@ -112,12 +112,12 @@ class Publisher:
         """Return which of these rings the agent may touch."""
         return frozenset(i for i in indexes if self.leases[i].running)
 
-    def start(self, backend: Backend, now: float) -> list[int]:
+    def start(self, setup: FrontEndSetup, now: float) -> list[int]:
         """Give the agent each stopped ring that the front-end runs; return those."""
         started = [
             index
             for index, lease in enumerate(self.leases)
-            if lease.state is RingState.STOPPED and backend.runs(index)
+            if lease.state is RingState.STOPPED and setup.runs(index)
         ]
         for index in started:
             self.leases[index].step(RingState.RUNNING)
@@ -144,19 +144,19 @@ class Publisher:
         self.stopped(ended)
         return ended
 
-    def renew(self, lease: Lease, backend: Backend, now: float) -> None:
+    def renew(self, lease: Lease, setup: FrontEndSetup, now: float) -> None:
         """Give a running ring to the agent in a new session.
 
         It starts where the ring's used index stands in the master's memory: packets
         complete in order, so that is right whoever ran the ring before.
         """
-        vring = backend.rings[lease.index]
-        vring.base = backend.used_index(lease.index)
+        vring = setup.rings[lease.index]
+        vring.base = setup.used_index(lease.index)
         lease.renew(now)
 
-    def renew_running(self, backend: Backend | None, now: float) -> None:
+    def renew_running(self, setup: FrontEndSetup | None, now: float) -> None:
         """Give every running ring to the agent in a new session."""
         for lease in self.leases:
             if lease.running:
-                assert backend is not None, "a ring runs without a front-end"
-                self.renew(lease, backend, now)
+                assert setup is not None, "a ring runs without a front-end"
+                self.renew(lease, setup, now)

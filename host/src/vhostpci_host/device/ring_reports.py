@@ -8,7 +8,7 @@ from vhostpci_shared.access import Metadata
 from vhostpci_shared.metadata import AgentRingState
 from vhostpci_shared.wire import ProtocolError
 
-from ..vhost_user.backend import Backend
+from ..vhost_user.front_end_setup import FrontEndSetup
 from .publisher import Publisher
 from .ring_lease import Lease
 
@@ -33,7 +33,7 @@ class RingReports:
         self._publisher = publisher
         self._seen: tuple[bytes, int] | None = None
 
-    def look(self, backend: Backend | None, now: float) -> None:
+    def look(self, setup: FrontEndSetup | None, now: float) -> None:
         """Act on each ring that the agent reports as broken or fenced.
 
         This is called for each device four times a second, so nothing is parsed while
@@ -42,16 +42,18 @@ class RingReports:
         leases = self._publisher.leases
         raw = self._metadata.agent_ring_bytes(len(leases))
         state = raw, self._publisher.last_session
-        if backend is None or state == self._seen:
+        if setup is None or state == self._seen:
             return
         later = False
         for lease in leases:
             if lease.running:
-                later |= self._look_at(lease, raw, backend, now)
+                later |= self._look_at(lease, raw, setup, now)
         # A ring whose renewal has to wait is looked at again though nothing changes.
         self._seen = None if later else (raw, self._publisher.last_session)
 
-    def _look_at(self, lease: Lease, raw: bytes, backend: Backend, now: float) -> bool:
+    def _look_at(
+        self, lease: Lease, raw: bytes, setup: FrontEndSetup, now: float
+    ) -> bool:
         """Act on one ring's entry; return whether to look at it again."""
         size = md.AgentRing.layout.size
         try:
@@ -62,7 +64,7 @@ class RingReports:
             return False  # the agent does not know of this session yet
         if said.state is AgentRingState.BROKEN and lease.reported != lease.session:
             lease.reported = lease.session
-            self._report_broken(lease, backend)
+            self._report_broken(lease, setup)
         elif said.state is AgentRingState.FENCED:
             # Two writers that fence each other off must not do so at full speed.
             if now - lease.renewed_at < RENEW_PAUSE:
@@ -72,16 +74,16 @@ class RingReports:
                 self._name,
                 lease.index,
             )
-            self._publisher.renew(lease, backend, now)
+            self._publisher.renew(lease, setup, now)
         return False
 
-    def _report_broken(self, lease: Lease, backend: Backend) -> None:
+    def _report_broken(self, lease: Lease, setup: FrontEndSetup) -> None:
         log.warning(
             "%s: the master's driver broke ring %d; it works again when the driver "
             "is loaded again",
             self._name,
             lease.index,
         )
-        err = backend.rings[lease.index].err
+        err = setup.rings[lease.index].err
         if err is not None:
             err.signal()

@@ -95,14 +95,14 @@ def _windows(device: Device) -> list[Json]:
 
 
 def _master(device: Device) -> Json | None:
-    backend = device.backend
-    if backend is None or device.master is None:
+    setup = device.setup
+    if setup is None or device.master is None:
         return None
     return {
         "pid": device.master.pid,
-        "features": virtio.names(backend.features),
-        "protocol_features": virtio.names(backend.protocol_features),
-        "mtu": backend.mtu,
+        "features": virtio.names(setup.features),
+        "protocol_features": virtio.names(setup.protocol_features),
+        "mtu": setup.mtu,
         "regions": [
             {
                 "guest_addr": placed.region.guest_addr,
@@ -110,7 +110,7 @@ def _master(device: Device) -> Json | None:
                 "window": placed.window,
                 "offset": placed.offset,
             }
-            for placed in backend.memory.regions
+            for placed in setup.memory.regions
         ],
     }
 
@@ -140,15 +140,16 @@ def _agent(device: Device) -> Json:
 
 def _ring(device: Device, index: int) -> Json:
     lease = device.leases[index]
-    vring = device.backend.rings[index] if device.backend else None
+    setup = device.setup
+    vring = setup.rings[index] if setup else None
     return {
         "index": index,
         "queue": f"{'tx' if index % 2 else 'rx'}{index // 2}",
         "state": lease.state.value,
         "size": vring.size if vring else 0,
-        "enabled": bool(device.backend and device.backend.enabled(index)),
+        "enabled": bool(setup and setup.enabled(index)),
         "base": vring.base if vring else 0,
-        "used_index": device.backend.used_index(index) if device.backend else 0,
+        "used_index": setup.used_index(index) if setup else 0,
         "problem": vring.problem if vring else "",
         "session": lease.session,
         "kicks_relayed": lease.relayed(),

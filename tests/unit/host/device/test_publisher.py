@@ -58,9 +58,9 @@ def snapshot(store: AttachedMemory) -> md.Snapshot:
 def test_region_is_published_once_its_window_can_be_opened(
     publisher: Publisher, backend: Backend, store: AttachedMemory
 ) -> None:
-    publisher.publish(backend, None, frozenset())
+    publisher.publish(backend.setup, None, frozenset())
     assert snapshot(store).regions == ()
-    publisher.publish(backend, None, frozenset({256}))
+    publisher.publish(backend.setup, None, frozenset({256}))
     assert [r.window for r in snapshot(store).regions] == [256]
 
 

@@ -15,7 +15,9 @@ from tests.fakes.frontend import (
     region,
 )
 from tests.fakes.windows import MIB, Ram
-from vhostpci_host.vhost_user.backend import Answer, Backend, Quiesce
+from vhostpci_host.vhost_user import negotiation
+from vhostpci_host.vhost_user.backend import Answer, Backend
+from vhostpci_host.vhost_user.front_end_setup import Quiesce
 from vhostpci_host.vhost_user.message import Message
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import ProtocolFeature, Request
@@ -38,10 +40,10 @@ def test_qemu_session_from_connect_to_stop(
     qemu: FrontEnd, backend: Backend, ram: Ram
 ) -> None:
     qemu.driver_ok([RX, TX])
-    assert [backend.runs(0), backend.runs(1)] == [True, True]
+    assert [backend.setup.runs(0), backend.setup.runs(1)] == [True, True]
     ram.use(TX.used, 17)
     assert [qemu.stop_ring(0), qemu.stop_ring(1)] == [0, 17]
-    assert [backend.runs(0), backend.runs(1)] == [False, False]
+    assert [backend.setup.runs(0), backend.setup.runs(1)] == [False, False]
 
 
 def test_ring_of_a_reloaded_driver_starts_at_the_index_where_it_stopped(
@@ -49,13 +51,13 @@ def test_ring_of_a_reloaded_driver_starts_at_the_index_where_it_stopped(
 ) -> None:
     for base in (0, 65535, 3):
         qemu.driver_ok([RingAt.nth(0, base=base)])
-        assert backend.rings[0].base == base
+        assert backend.setup.rings[0].base == base
         ram.use(RX.used, (base + 5) % 2**16)
         assert qemu.stop_ring(0) == (base + 5) % 2**16
 
 
-def test_offer_is_what_the_ring_driver_can_do(backend: Backend) -> None:
-    offered = backend.offered
+def test_offer_is_what_the_ring_driver_can_do() -> None:
+    offered = negotiation.offered(queue_pairs=1)
     assert Feature.F_VERSION_1 | Feature.NET_F_MRG_RXBUF in offered
     assert not offered & (Feature.F_RING_PACKED | Feature.F_ACCESS_PLATFORM)
     assert Feature.NET_F_MQ not in offered
@@ -63,7 +65,7 @@ def test_offer_is_what_the_ring_driver_can_do(backend: Backend) -> None:
 
 def test_multiqueue_is_offered_with_several_pairs(ram: Ram) -> None:
     backend = Backend(4, ram)
-    assert Feature.NET_F_MQ in backend.offered
+    assert Feature.NET_F_MQ in negotiation.offered(queue_pairs=4)
     with FrontEnd(Direct(backend), [], 4) as qemu:
         qemu.connect()
         assert vu.U64.parse(qemu.ask(Request.GET_QUEUE_NUM)).value == 4
@@ -108,11 +110,11 @@ def test_change_of_a_ready_ring_waits_until_the_ring_is_quiesced(
     rings: set[int],
 ) -> None:
     qemu.driver_ok([RX, TX])
-    before = [(r.size, r.base, r.kicked, r.enable) for r in backend.rings]
+    before = [(r.size, r.base, r.kicked, r.enable) for r in backend.setup.rings]
     outcome = backend.receive(Message.of(request_, payload))
     assert outcome == Quiesce(frozenset(rings))
     assert backend.waiting
-    assert [(r.size, r.base, r.kicked, r.enable) for r in backend.rings] == before
+    assert [(r.size, r.base, r.kicked, r.enable) for r in backend.setup.rings] == before
     assert isinstance(backend.resume(), Answer)
     assert not backend.waiting
 
@@ -134,8 +136,8 @@ def test_ring_goes_on_from_its_index_after_new_memory(
     qemu.driver_ok([RX])
     ram.use(RX.used, 7)
     qemu.set_memory()
-    assert backend.runs(0)
-    assert backend.rings[0].base == 7
+    assert backend.setup.runs(0)
+    assert backend.setup.rings[0].base == 7
 
 
 def test_front_end_that_disconnects_during_a_quiesce_leaves_nothing_waiting(
@@ -173,14 +175,14 @@ def test_ring_runs_once_it_is_described_in_whatever_order(
         "kick": lambda: qemu._new_kick(0),
         "call": lambda: qemu._new_call(0),
     }
-    backend.rings[0].enable = None  # this front-end has not said so yet
+    backend.setup.rings[0].enable = None  # this front-end has not said so yet
     names = order.split()
     qemu.send(Request.SET_FEATURES, vu.U64(Feature.F_PROTOCOL_FEATURES))
     for name in names[:-1]:
         steps[name]()
     steps[names[-1]]()
-    assert backend.runs(0)
-    assert not backend.runs(1)
+    assert backend.setup.runs(0)
+    assert not backend.setup.runs(1)
 
 
 def test_ring_without_protocol_features_starts_enabled(
@@ -189,7 +191,7 @@ def test_ring_without_protocol_features_starts_enabled(
     with FrontEnd(Direct(backend), [(region(ram.size), ram.fd)]) as old:
         old.features = Feature.F_VERSION_1
         old.driver_ok([RX])
-        assert backend.runs(0)
+        assert backend.setup.runs(0)
 
 
 def test_ring_is_polled_where_there_is_no_descriptor(
@@ -198,9 +200,9 @@ def test_ring_is_polled_where_there_is_no_descriptor(
     qemu.driver_ok([RX])
     qemu.send(Request.SET_VRING_KICK, vu.VringFd(0, nofd=True))
     qemu.send(Request.SET_VRING_CALL, vu.VringFd(0, nofd=True))
-    assert backend.runs(0)
-    assert backend.rings[0].kick is None
-    assert backend.rings[0].call is None
+    assert backend.setup.runs(0)
+    assert backend.setup.rings[0].kick is None
+    assert backend.setup.rings[0].call is None
 
 
 def test_memory_may_come_in_single_regions(ram: Ram) -> None:
@@ -214,8 +216,8 @@ def test_memory_may_come_in_single_regions(ram: Ram) -> None:
         qemu.start_ring(RX)
         qemu.enable()
         qemu.send(Request.REM_MEM_REG, vu.SingleRegion(high))
-        assert backend.runs(0)
-        assert [p.region for p in backend.memory.regions] == [low]
+        assert backend.setup.runs(0)
+        assert [p.region for p in backend.setup.memory.regions] == [low]
 
 
 def test_region_added_again_for_each_queue_pair_quiesces_no_ring(ram: Ram) -> None:
@@ -230,7 +232,7 @@ def test_region_added_again_for_each_queue_pair_quiesces_no_ring(ram: Ram) -> No
         qemu.start_ring(RX)
         qemu.enable()
         qemu.send(Request.ADD_MEM_REG, one, ram.fd, need_reply=True)
-        assert backend.runs(0)
+        assert backend.setup.runs(0)
         assert quiesced == []
         qemu.send(Request.REM_MEM_REG, one, need_reply=True)
         qemu.send(Request.REM_MEM_REG, one, need_reply=True)
@@ -245,10 +247,10 @@ def test_ring_waits_while_its_region_is_away(
     qemu.driver_ok([RX])
     ram.use(RX.used, 5)
     qemu.send(Request.REM_MEM_REG, vu.SingleRegion(region(ram.size)))
-    assert not backend.runs(0)
+    assert not backend.setup.runs(0)
     qemu.send(Request.ADD_MEM_REG, vu.SingleRegion(region(ram.size)), ram.fd)
-    assert backend.runs(0)
-    assert backend.rings[0].base == 5
+    assert backend.setup.runs(0)
+    assert backend.setup.rings[0].base == 5
 
 
 def test_region_to_remove_may_bring_a_descriptor_as_old_qemu_does(
@@ -256,7 +258,7 @@ def test_region_to_remove_may_bring_a_descriptor_as_old_qemu_does(
 ) -> None:
     qemu.set_memory()
     qemu.send(Request.REM_MEM_REG, vu.SingleRegion(region(ram.size)), ram.fd)
-    assert backend.memory.regions == ()
+    assert backend.setup.memory.regions == ()
 
 
 def test_user_mode_linux_is_answered_from_the_negotiation_on(
@@ -275,18 +277,18 @@ def test_user_mode_linux_is_answered_from_the_negotiation_on(
         finally:
             os.close(left)
             os.close(right)
-        assert backend.runs(0)
+        assert backend.setup.runs(0)
 
 
 def test_possible_mtu_is_accepted_and_any_other_refused(
     qemu: FrontEnd, backend: Backend
 ) -> None:
     qemu.send(Request.NET_SET_MTU, vu.U64(9000), need_reply=True)
-    assert backend.mtu == 9000
+    assert backend.setup.mtu == 9000
     for mtu in (0, 67, 65536, 2**64 - 1):
         with pytest.raises(Refused):
             qemu.send(Request.NET_SET_MTU, vu.U64(mtu), need_reply=True)
-    assert backend.mtu == 9000
+    assert backend.setup.mtu == 9000
 
 
 def test_rarp_is_accepted(qemu: FrontEnd) -> None:
@@ -296,10 +298,10 @@ def test_rarp_is_accepted(qemu: FrontEnd) -> None:
 def test_reset_forgets_rings_and_keeps_memory(qemu: FrontEnd, backend: Backend) -> None:
     qemu.driver_ok([RX])
     qemu.send(Request.RESET_DEVICE)
-    assert backend.features == 0
-    assert not backend.rings[0].kicked
-    assert not backend.enabled(0)
-    assert len(backend.memory.regions) == 1
+    assert backend.setup.features == 0
+    assert not backend.setup.rings[0].kicked
+    assert not backend.setup.enabled(0)
+    assert len(backend.setup.memory.regions) == 1
 
 
 def test_refusal_is_answered_if_the_front_end_asked_for_a_reply(
@@ -347,7 +349,7 @@ def test_err_descriptor_replaces_the_one_before(
     with eventfd() as first, eventfd() as second:
         for fd in (first, second):
             qemu.send(Request.SET_VRING_ERR, vu.VringFd(index), fd)
-        assert backend.rings[index].err is not None
+        assert backend.setup.rings[index].err is not None
 
 
 def test_refused_request_that_always_has_a_reply_ends_the_session(

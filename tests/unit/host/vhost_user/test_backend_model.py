@@ -11,7 +11,8 @@ from tests.descriptors import open_descriptors
 from tests.fakes.frontend import RingAt, region
 from tests.fakes.windows import MIB, Ram
 from vhostpci_host.fds import Fd
-from vhostpci_host.vhost_user.backend import Answer, Backend, Quiesce
+from vhostpci_host.vhost_user.backend import Answer, Backend
+from vhostpci_host.vhost_user.front_end_setup import Quiesce
 from vhostpci_host.vhost_user.message import Message
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import Request
@@ -154,7 +155,7 @@ class Session(RuleBasedStateMachine):
             ring.enable = False
         self.features, self.negotiated = 0, False
 
-    @precondition(lambda self: any(self.backend.runs(i) for i in range(RINGS)))
+    @precondition(lambda self: any(self.backend.setup.runs(i) for i in range(RINGS)))
     @rule(index=ring_index, packets=st.integers(1, 1000))
     def packets_move(self, index: int, packets: int) -> None:
         self.used[index] = (self.used[index] + packets) % 2**16
@@ -164,8 +165,8 @@ class Session(RuleBasedStateMachine):
     def rings_run_as_the_model_has_it(self) -> None:
         for index in range(RINGS):
             ready = self.model[index].ready(self.memory)
-            assert self.backend.rings[index].ready == ready
-            assert self.backend.runs(index) == (ready and self.enabled(index))
+            assert self.backend.setup.rings[index].ready == ready
+            assert self.backend.setup.runs(index) == (ready and self.enabled(index))
 
     @invariant()
     def descriptors_are_bounded(self) -> None:

@@ -237,7 +237,7 @@ def test_ring_that_crosses_the_end_of_its_region_is_refused(
         qemu.connect()
         with pytest.raises(ProtocolError, match="in none of the"):
             qemu.driver_ok([areas_at(MIB)[case]])
-        assert not backend.runs(0)
+        assert not backend.setup.runs(0)
 
 
 @pytest.mark.parametrize("addr", [0, USER_BASE - 1, 2**64 - 1, 2**64 - 16], ids=hex)
@@ -260,7 +260,7 @@ def test_ring_that_grows_out_of_its_region_is_refused(
         qemu.driver_ok([RingAt(0)])
         with pytest.raises(ProtocolError, match="in none of the"):
             qemu.send(Request.SET_VRING_NUM, vu.VringState(0, 32768))
-        assert not backend.runs(0)
+        assert not backend.setup.runs(0)
 
 
 @pytest.mark.parametrize("num", [0, 3, 65536, 2**31, 2**32 - 1])
@@ -285,9 +285,9 @@ def test_stopped_ring_has_no_address_left(qemu: FrontEnd, backend: Backend) -> N
     """DPDK 1846fe767f: stale addresses after GET_VRING_BASE."""
     qemu.driver_ok([RX])
     qemu.stop_ring(0)
-    assert backend.rings[0].areas is None
+    assert backend.setup.rings[0].areas is None
     qemu.set_memory()
-    assert backend.rings[0].areas is None
+    assert backend.setup.rings[0].areas is None
 
 
 def test_stop_of_a_ring_that_never_was_answers_its_base(

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one front-end has set up so far: features, memory and rings.
+
+The handlers of its requests change it, and the device reads it.  It begins empty when
+the front-end connects, and is closed when the front-end disconnects.
+"""
+
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+
+from vhostpci_shared import virtio
+from vhostpci_shared.vhost_user import Payload, ProtocolFeature
+from vhostpci_shared.virtio import Feature
+from vhostpci_shared.wire import ProtocolError
+
+from ..fds import Fd
+from ..memory.regions import MemoryMap, Windows
+from .vring import Vring
+
+
+@dataclass(frozen=True, slots=True)
+class Quiesce:
+    """The rings that the agent must stop touching before the request goes on."""
+
+    rings: frozenset[int]
+
+
+Wait = Generator[Quiesce, None, None]
+Steps = Generator[Quiesce, None, Payload | None]
+"""A handler that may have to wait; it returns the reply, None without one."""
+
+
+class FrontEndSetup:
+    """The features, the memory and the rings of one front-end.
+
+    Args:
+        queue_pairs: how many the device has.
+        windows: the windows in which the front-end's memory may lie.
+    """
+
+    def __init__(self, queue_pairs: int, windows: Windows) -> None:
+        self.queue_pairs = queue_pairs
+        self.windows = windows
+        self.features = Feature(0)
+        self.protocol_features = ProtocolFeature(0)
+        self.memory = MemoryMap()
+        self.mtu = 0
+        self.rings = [Vring() for _ in range(2 * queue_pairs)]
+        self._backend_channel: Fd | None = None
+
+    def runs(self, index: int) -> bool:
+        """Whether ring `index` is ready and enabled."""
+        return self.rings[index].ready and self.enabled(index)
+
+    def enabled(self, index: int) -> bool:
+        """Whether ring `index` is enabled."""
+        # QEMU sends SET_VRING_ENABLE even before SET_FEATURES, so what it said counts
+        # first.  A front-end that did not acknowledge F_PROTOCOL_FEATURES has no such
+        # request, and its rings are enabled from the start.
+        said = self.rings[index].enable
+        return (
+            Feature.F_PROTOCOL_FEATURES not in self.features if said is None else said
+        )
+
+    def used_index(self, index: int) -> int:
+        """Return the used index in a ready ring's memory; of any other, its base."""
+        ring = self.rings[index]
+        if ring.areas is None:
+            return ring.base
+        address = ring.areas.device + virtio.USED_IDX_OFFSET
+        # Less than two bytes come back if another process has cut the file.
+        data = self.windows.read(*self.memory.locate(address, 2), 2)
+        return int.from_bytes(data, "little") if len(data) == 2 else ring.base
+
+    def ring(self, index: int) -> Vring:
+        """Return the ring of an index that came from the front-end.
+
+        Raises:
+            ProtocolError: the device has no such ring.
+        """
+        if index >= len(self.rings):
+            raise ProtocolError(f"vring {index}; there are {len(self.rings)}")
+        return self.rings[index]
+
+    def quiesce(self, indexes: Iterable[int]) -> Wait:
+        """Quiesce those of these rings that are ready, and read where they stand."""
+        ready = frozenset(i for i in indexes if self.rings[i].ready)
+        if not ready:
+            return
+        yield Quiesce(ready)
+        # Packets complete in order, so the used index is where the ring goes on: chains
+        # that the agent took and did not return are taken again.  Read the index from
+        # memory: an agent that is late or dead cannot be asked.
+        for index in ready:
+            self.rings[index].base = self.used_index(index)
+
+    def quiesce_all(self) -> Wait:
+        """Quiesce every ring that is ready, and read where they stand."""
+        return self.quiesce(range(len(self.rings)))
+
+    def keep_backend_channel(self, fd: Fd | None) -> None:
+        """Keep the channel for requests of the back-end, and close the previous one."""
+        if self._backend_channel is not None:
+            self._backend_channel.close()
+        self._backend_channel = fd
+
+    def close(self) -> None:
+        """Release everything, because the front-end is gone."""
+        for ring in self.rings:
+            ring.reset()
+        self.keep_backend_channel(None)

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The requests about the master's memory: as one table, or region by region."""
+
+from vhostpci_shared import metadata as md
+from vhostpci_shared import vhost_user as vu
+from vhostpci_shared.wire import ProtocolError
+
+from ..memory.regions import MemoryMap
+from .front_end_setup import FrontEndSetup, Steps, Wait
+from .message import Message
+
+
+def get_max_mem_slots(setup: FrontEndSetup, _: vu.Empty, __: Message) -> vu.Payload:
+    return vu.U64(md.MAX_REGIONS)
+
+
+def set_mem_table(
+    setup: FrontEndSetup, payload: vu.MemTable, message: Message
+) -> Steps:
+    if len(message.fds) != len(payload.regions):
+        raise ProtocolError(
+            f"{len(message.fds)} descriptors for {len(payload.regions)} regions"
+        )
+    # Place every region before a ring is stopped: a refused table changes nothing.
+    memory = MemoryMap()
+    for region, fd in zip(payload.regions, message.fds, strict=True):
+        memory = memory.add(setup.windows.place(region, fd))
+    yield from _change_memory(setup, memory)
+    return None
+
+
+def add_mem_reg(
+    setup: FrontEndSetup, payload: vu.SingleRegion, message: Message
+) -> Steps:
+    memory = setup.memory.add(setup.windows.place(payload.region, message.fds[0]))
+    # QEMU 7.2 adds, and removes, each region once for each queue pair: only the
+    # first time may stop rings.
+    if memory != setup.memory:
+        yield from _change_memory(setup, memory)
+    return None
+
+
+def rem_mem_reg(setup: FrontEndSetup, payload: vu.SingleRegion, _: Message) -> Steps:
+    memory = setup.memory.remove(payload.region)
+    if memory != setup.memory:
+        yield from _change_memory(setup, memory)
+    return None
+
+
+def _change_memory(setup: FrontEndSetup, memory: MemoryMap) -> Wait:
+    """Quiesce all rings, change the memory, and translate the addresses again."""
+    yield from setup.quiesce_all()
+    setup.memory = memory
+    for ring in setup.rings:
+        try:
+            ring.translate(memory)
+        except ProtocolError:
+            # QEMU removes and adds regions one by one when the layout changes.  The
+            # ring is not ready until its region is back.
+            continue

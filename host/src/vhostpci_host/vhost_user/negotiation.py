@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the back-end offers, and the requests that negotiate it with the front-end."""
+
+from vhostpci_shared import vhost_user as vu
+from vhostpci_shared import virtio
+from vhostpci_shared.vhost_user import ProtocolFeature
+from vhostpci_shared.virtio import Feature
+from vhostpci_shared.wire import ProtocolError
+
+from .front_end_setup import FrontEndSetup, Steps
+from .message import Message
+
+# Not F_RING_PACKED: when a back-end dies, QEMU takes a split ring's base from the used
+# index in the guest's memory; for a packed ring it cannot.  Not F_ACCESS_PLATFORM: ring
+# addresses would be IOVAs.
+FEATURES = (
+    Feature.F_VERSION_1
+    | Feature.F_PROTOCOL_FEATURES
+    | Feature.F_EVENT_IDX
+    | Feature.F_INDIRECT_DESC
+    | Feature.F_ANY_LAYOUT
+    # Without MRG_RXBUF, a Linux guest with GUEST_TSO posts some 17 pages a buffer.
+    | Feature.NET_F_MRG_RXBUF
+    | Feature.NET_F_CSUM
+    | Feature.NET_F_GUEST_CSUM
+    | Feature.NET_F_GUEST_TSO4
+    | Feature.NET_F_GUEST_TSO6
+    | Feature.NET_F_GUEST_ECN
+    | Feature.NET_F_HOST_TSO4
+    | Feature.NET_F_HOST_TSO6
+    | Feature.NET_F_HOST_ECN
+    | Feature.NET_F_MTU
+)
+# Not LOG_SHMFD: the agent does not log which pages it writes, and without this feature
+# QEMU refuses to migrate the master.  Not INFLIGHT_SHMFD: QEMU never uses it for a
+# network card, so packets must complete in order.  Not CONFIG: QEMU ignores it for a
+# network card, with a warning.
+PROTOCOL_FEATURES = (
+    ProtocolFeature.MQ
+    | ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.NET_MTU
+    | ProtocolFeature.RARP
+    | ProtocolFeature.BACKEND_REQ
+    # Without it, QEMU gives up on a master with more than eight regions.
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
+)
+
+
+def offered(queue_pairs: int) -> Feature:
+    """Return the features of a device: with several queue pairs also multiqueue."""
+    return FEATURES | (Feature.NET_F_MQ if queue_pairs > 1 else Feature(0))
+
+
+def get_features(setup: FrontEndSetup, _: vu.Empty, __: Message) -> vu.Payload:
+    return vu.U64(offered(setup.queue_pairs))
+
+
+def set_features(setup: FrontEndSetup, payload: vu.U64, _: Message) -> Steps:
+    extra = payload.value & ~offered(setup.queue_pairs)
+    if extra:
+        raise ProtocolError(f"not offered: {virtio.names(Feature(extra))}")
+    # QEMU repeats SET_FEATURES for each queue pair, when the rings of the earlier
+    # pairs run already: the same features must not stop them.
+    if payload.value != setup.features:
+        yield from setup.quiesce_all()
+    setup.features = Feature(payload.value)
+    return None
+
+
+def get_protocol_features(setup: FrontEndSetup, _: vu.Empty, __: Message) -> vu.Payload:
+    return vu.U64(PROTOCOL_FEATURES)
+
+
+def set_protocol_features(setup: FrontEndSetup, payload: vu.U64, _: Message) -> None:
+    extra = payload.value & ~PROTOCOL_FEATURES
+    if extra:
+        raise ProtocolError(f"not offered: {virtio.names(ProtocolFeature(extra))}")
+    setup.protocol_features = ProtocolFeature(payload.value)
+
+
+def get_queue_num(setup: FrontEndSetup, _: vu.Empty, __: Message) -> vu.Payload:
+    return vu.U64(setup.queue_pairs)

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The requests about one vring.
+
+QEMU, DPDK and User Mode Linux describe their rings in different orders.  So no handler
+checks which requests came before its own.  Whether a ring is ready follows from all its
+requests together (`Vring.ready`)::
+
+            SET_VRING_NUM, _ADDR, _KICK, SET_MEM_TABLE (any order)
+    STOPPED ─────────────────────────────────────────────────────► READY
+       ▲     GET_VRING_BASE, RESET_DEVICE                            │
+       └─────────────────────────────────────────────────────────────┘
+
+A ready ring runs if it is enabled as well.  A request that changes a ready ring first
+quiesces it, so the change is made when the agent no longer touches the ring.
+"""
+
+from vhostpci_shared import vhost_user as vu
+from vhostpci_shared import virtio
+from vhostpci_shared.wire import ProtocolError
+
+from ..fds import Notifier
+from .front_end_setup import FrontEndSetup, Steps
+from .message import Message
+
+
+def set_vring_num(setup: FrontEndSetup, payload: vu.VringState, _: Message) -> Steps:
+    ring = setup.ring(payload.index)
+    num = virtio.check_split_size(payload.num)
+    if num != ring.size:
+        yield from setup.quiesce([payload.index])
+        ring.size = num
+        ring.translate(setup.memory)
+    return None
+
+
+def set_vring_addr(setup: FrontEndSetup, payload: vu.VringAddr, _: Message) -> Steps:
+    ring = setup.ring(payload.index)
+    if payload != ring.addr:
+        yield from setup.quiesce([payload.index])
+        ring.addr = payload
+        ring.translate(setup.memory)
+    return None
+
+
+def set_vring_base(setup: FrontEndSetup, payload: vu.VringState, _: Message) -> Steps:
+    ring = setup.ring(payload.index)
+    # The field has 32 bits, an index of a split ring 16.
+    if payload.num >= 2**16:
+        raise ProtocolError(f"base {payload.num} of a ring that counts to 65535")
+    # First the quiesce, which sets the base to the used index.
+    yield from setup.quiesce([payload.index])
+    ring.base = payload.num
+    return None
+
+
+def get_vring_base(setup: FrontEndSetup, payload: vu.VringState, _: Message) -> Steps:
+    ring = setup.ring(payload.index)
+    # First the quiesce, which reads the used index: `stop` forgets where that is.
+    yield from setup.quiesce([payload.index])
+    ring.stop()
+    return vu.VringState(payload.index, ring.base)
+
+
+def set_vring_kick(setup: FrontEndSetup, payload: vu.VringFd, message: Message) -> None:
+    ring = setup.ring(payload.index)
+    # A new kick for a ready ring stops nothing: the agent has no kick, and the
+    # device relays from the new one.  Without a descriptor, the ring is polled.
+    ring.set_notifier("kick", _notifier(payload, message))
+    if not ring.kicked:
+        ring.kicked = True
+        ring.translate(setup.memory)
+
+
+def set_vring_call(setup: FrontEndSetup, payload: vu.VringFd, message: Message) -> None:
+    ring = setup.ring(payload.index)
+    # A call is no condition for a ring to be ready: QEMU sends it after the kick
+    # (the one that it sends at connect is not the guest's interrupt), and a guest
+    # that polls has none.
+    ring.set_notifier("call", _notifier(payload, message))
+
+
+def set_vring_err(setup: FrontEndSetup, payload: vu.VringFd, message: Message) -> None:
+    ring = setup.ring(payload.index)
+    ring.set_notifier("err", _notifier(payload, message))
+
+
+def set_vring_enable(setup: FrontEndSetup, payload: vu.VringState, _: Message) -> Steps:
+    ring = setup.ring(payload.index)
+    if payload.num > 1:
+        raise ProtocolError(f"enable {payload.num}, neither 0 nor 1")
+    # Only a ring that was enabled has to stop.  QEMU also sends this request before
+    # it has described any ring, with 0 and with 1.
+    if not payload.num and setup.enabled(payload.index):
+        yield from setup.quiesce([payload.index])
+    ring.enable = bool(payload.num)
+    return None
+
+
+def _notifier(payload: vu.VringFd, message: Message) -> Notifier | None:
+    """Take the notifier of a message; None if its flag says that there is none."""
+    # `not nofd` counts as 1 or 0: the number of descriptors that belongs to the flag.
+    if len(message.fds) != (not payload.nofd):
+        raise ProtocolError(
+            f"{len(message.fds)} descriptors and the flag for none "
+            f"{'set' if payload.nofd else 'not set'}"
+        )
+    fd = message.take()
+    if fd is None:
+        return None
+    # `adopt` leaves nothing to close, unless it refuses the descriptor.
+    try:
+        return Notifier.adopt(fd)
+    finally:
+        fd.close()
