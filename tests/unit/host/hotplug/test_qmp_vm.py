@@ -430,8 +430,9 @@ def test_qemu_that_stops_answering_is_told_of_once(
             await until(lambda: qemu.clients >= 3)
 
     play(scenario)
-    warned = [r for r in caplog.records if r.levelno >= logging.WARNING]
-    assert len(warned) == 1
+    # Only ours: on a busy machine asyncio's debug mode warns of slow callbacks.
+    ours = [r for r in caplog.records if r.name == reconciler.log.name]
+    assert [r.levelno for r in ours].count(logging.WARNING) == 1
 
 
 def test_vectors_that_qemu_goes_on_watching_are_cleared(play: Played) -> None:
