@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device with all that is around it, in one process and without sockets.
+"""A device and everything that it talks to, in one process and without sockets.
 
 FrontEnd ──messages──► Device ──messages──► RecordedSlave ◄── FakeAgent
                          └──── window 0 (a file) ─────┘
@@ -36,7 +36,7 @@ SETTLED = 0.05
 
 
 class ToDevice:
-    """A front-end's transport into a device; waiting for a reply lets time pass."""
+    """A front-end's transport to a device; time passes while it waits for a reply."""
 
     def __init__(self, device: Device, loop: ManualLoop) -> None:
         self.port = RecordedMaster(device.master_gone)
@@ -70,13 +70,21 @@ class ToDevice:
 
 
 class MakeFile(Protocol):
-    """Makes a memory file of so many bytes."""
+    """Makes a memory file of `size` bytes, and returns its descriptor."""
 
     def __call__(self, size: int = 16 * MIB) -> int: ...
 
 
 class Scene:
-    """A device, and whoever is asked for; without `memory` in attach mode."""
+    """A device, and the front-end, slave and agent that a test asks for.
+
+    Args:
+        directory: for the device's sockets and its arena.
+        loop: the only source of time.
+        memory: bytes of the arena; 0 for attach mode.
+        queue_pairs: of the device.
+        slave_qmp: with a QMP socket, the device's windows are plugged.
+    """
 
     def __init__(
         self,
@@ -100,25 +108,26 @@ class Scene:
         self.sockets = RecordedSockets()
         self.plugger = RecordedPlugger()
         self.warnings: list[str] = []
-        store = (
-            Arena(self.config)
-            if memory
-            else AttachedMemory(self.config, WindowIds(256))
-        )
+        self.device = self._make_device()
+        self._timer = loop.call_later(TICK, self._tick)
+        self.agents = 0
+        self._stack = ExitStack()
+        self._slaves: list[RecordedSlave] = []
+
+    def _make_device(self) -> Device:
+        config, loop = self.config, self.loop
+        arena = config.mode is Mode.ARENA
+        store = Arena(config) if arena else AttachedMemory(config, WindowIds(256))
         windows = ShownWindows(
-            self.config,
+            config,
             store,
             self.sockets.listen,
             loop=loop,
             linger=Linger(loop),
             warn=self.warnings.append,
-            plugger=self.plugger if slave_qmp else None,
+            plugger=self.plugger if config.plugged else None,
         )
-        self.device = Device(self.config, store, windows, loop)
-        self._timer = loop.call_later(TICK, self._tick)
-        self.agents = 0
-        self._stack = ExitStack()
-        self._slaves: list[RecordedSlave] = []
+        return Device(config, store, windows, loop)
 
     def _tick(self) -> None:
         """Tick the device, as the daemon does."""
@@ -127,7 +136,7 @@ class Scene:
 
     @property
     def shown(self) -> dict[int, int]:
-        """The windows that have a socket, with the bytes of each one's file."""
+        """The size of each window that has a socket, by its number."""
         files = self.device.store.files
         return {number: files[number].size for number in self.sockets.windows}
 
@@ -146,7 +155,7 @@ class Scene:
     def front_end(
         self, memory: list[tuple[vu.MemRegion, int]] | None = None, **options: object
     ) -> FrontEnd:
-        """A stock QEMU, connected; its memory is the arena, if nothing is said."""
+        """Connect a stock QEMU; without `memory`, its memory is the arena."""
         transport = ToDevice(self.device, self.loop)
         if memory is None:
             memory = [(region(self.config.memory), self.device.store.file.fileno())]
@@ -158,23 +167,23 @@ class Scene:
     def running(
         self, memory: list[tuple[vu.MemRegion, int]] | None = None, **options: object
     ) -> FrontEnd:
-        """A front-end whose guest's driver is up, and settled."""
+        """Connect a front-end, load its guest's driver, and let the device settle."""
         front_end = self.front_end(memory, **options)
         self.start(front_end)
         return front_end
 
     def start(self, front_end: FrontEnd) -> None:
-        """The guest's driver comes up."""
+        """Load the guest's driver, and let the device settle."""
         rings = [RingAt.nth(index) for index in range(self.config.rings)]
         front_end.driver_ok(rings, pairs=self.config.queue_pairs)
         self.settle()
 
     def settle(self) -> None:
-        """Let the device come to rest."""
+        """Let the device settle: the front-end sends nothing more for now."""
         self.loop.advance(SETTLED)
 
     def slave(self, *, is_process: bool = False) -> RecordedSlave:
-        """A slave VM (or process), connected; one that was there is gone."""
+        """Connect a slave VM (or process), after the previous one has disconnected."""
         self.device.slave_gone()
         slave = RecordedSlave(self.config.vectors, is_process=is_process)
         self._slaves.append(slave)
@@ -182,7 +191,7 @@ class Scene:
         return slave
 
     def agent(self, slave: RecordedSlave) -> FakeAgent:
-        """An agent in it, which has been heard of."""
+        """Start an agent in the slave, and let the device read what it says."""
         agent = FakeAgent(self.loop, slave, self.device.store.file.fileno())
         self._stack.callback(agent.close)
         self.agents += 1
@@ -191,7 +200,7 @@ class Scene:
         return agent
 
     def sessions(self) -> list[int]:
-        """The sessions that the agent is told of, by ring."""
+        """Return the sessions that the metadata shows the agent, by ring."""
         snapshot = self.device.store.metadata.snapshot()
         assert snapshot is not None
         return [ring.session for ring in snapshot.rings]

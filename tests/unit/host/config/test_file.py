@@ -77,53 +77,80 @@ def test_file_without_devices_is_good(file: Path) -> None:
     assert load(file, "# they come later") == ConfigFile(RUN_DIR, {}, ())
 
 
-def test_every_mistake_is_told_at_once_in_the_order_of_tables_and_keys(
+def test_all_mistakes_are_reported_together_those_at_the_top_first(
     file: Path,
 ) -> None:
-    said = mistakes(
-        file,
-        """\
-sokcet-group = "x"
-memory = "1G"
-[device.a]
-queue-pairs = 99
-memory = "1X"
-[device.b]
-mode = "attach"
-run-dir = "/x"
-[switch.d]
-[device.c]
-mode = "attach"
-memory = "1G"
-slave-qmp = "/q"
-slave-libvirt = "vm"
-[device."a/b"]
-memory = true
-[device.e.f]
-[[device.g]]
-[[other]]
-""",
-    )
-    assert said == [
+    text = """
+        sokcet-group = "x"
+        memory = "1G"
+        [device.a]
+        queue-pairs = 99
+        memory = "1X"
+        [switch.d]
+        [device.b]
+        run-dir = "/x"
+        [[other]]
+    """
+    # Then device by device, and within one in the order of the keys.
+    starts = [
         "sokcet-group: there is no such option; do you mean socket-group?",
         "memory is for one device: move it to [device.NAME]",
         "[switch]: there are only tables [device.NAME]",
         "[[other]]: there are only tables [device.NAME]",
-        "device.a: queue-pairs '99': write a number from 1 to 32",
-        "device.a: memory '1X': write a size such as 512M or 4G",
-        "device.b: run-dir is for the whole daemon: move it to the file's top, "
-        "before the first table",
-        "device.c: memory is for arena mode: in attach mode the master brings its "
-        "own, so leave it out",
-        "device.c: slave-qmp and slave-libvirt exclude each other: a domain's QMP "
-        "socket is libvirt's, so give the domain alone",
-        "device.\"a/b\": name 'a/b': use 1 to 64 letters, digits, '.', '_' and '-', "
-        "and start with a letter or digit",
-        'device."a/b": memory True: write a text in quotes or a number',
-        "device.e: f: a device's table has no tables in it: remove it",
-        "device.e: memory is missing: in arena mode give the master's RAM, such as 1G",
-        "device.g: write [device.g], with single brackets",
+        "device.a: queue-pairs '99': write a number",
+        "device.a: memory '1X': write a size",
+        "device.b: run-dir is for the whole daemon: move it",
+        "device.b: memory is missing",
     ]
+    said = mistakes(file, text)
+    pairs = zip(said, starts, strict=True)
+    assert [line[: len(start)] for line, start in pairs] == starts
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            '[device.b]\nmode = "attach"\nrun-dir = "/x"',
+            [
+                "device.b: run-dir is for the whole daemon: move it to the file's top, "
+                "before the first table"
+            ],
+        ),
+        (
+            '[device.c]\nmode = "attach"\nmemory = "1G"\n'
+            'slave-qmp = "/q"\nslave-libvirt = "vm"',
+            [
+                "device.c: memory is for arena mode: in attach mode the master brings "
+                "its own, so leave it out",
+                "device.c: slave-qmp and slave-libvirt exclude each other: a domain's "
+                "QMP socket is libvirt's, so give the domain alone",
+            ],
+        ),
+        (
+            '[device."a/b"]\nmemory = true',
+            [
+                "device.\"a/b\": name 'a/b': use 1 to 64 letters, digits, '.', '_' and "
+                "'-', and start with a letter or digit",
+                'device."a/b": memory True: write a text in quotes or a number',
+            ],
+        ),
+        (
+            "[device.e.f]",
+            [
+                "device.e: f: a device's table has no tables in it: remove it",
+                "device.e: memory is missing: in arena mode give the master's RAM, "
+                "such as 1G",
+            ],
+        ),
+        ("[[device.g]]", ["device.g: write [device.g], with single brackets"]),
+    ],
+    ids=["run-dir", "contradictions", "name", "table in a table", "double brackets"],
+)
+def test_mistake_in_a_devices_table_is_reported_with_the_correction(
+    file: Path, text: str, said: list[str]
+) -> None:
+    assert mistakes(file, text) == said
 
 
 @pytest.mark.parametrize(
