@@ -29,6 +29,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # size that MAX_MEMORY allows could need.
 _SIZE = re.compile(r"(\d{1,20})([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
 _COUNT = re.compile(r"\d{1,20}", re.ASCII)
+_WINDOW_SOCKET = re.compile(r".+\.ivshmem\.\d+", re.ASCII)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -190,7 +191,12 @@ class DeviceConfig:
     def __post_init__(self) -> None:
         # All problems at once: the user of a file should not have to correct one
         # mistake to learn of the next.
-        if problems := [*self._memory_problems(), *self._other_problems()]:
+        problems = [
+            *self._memory_problems(),
+            *self._other_problems(),
+            *self._path_problems(),
+        ]
+        if problems:
             raise ConfigError(self, problems)
 
     def _memory_problems(self) -> Iterator[Problem]:
@@ -226,6 +232,33 @@ class DeviceConfig:
                     f"the {what} socket {path} has {size} bytes, more than "
                     f"{MAX_SUN_PATH}: use a shorter name or directory",
                 )
+
+    def _path_problems(self) -> Iterator[Problem]:
+        """Find the paths that this device would use for two things."""
+        # Only `socket_path` and `slave_qmp` can be such a path: the names of all other
+        # sockets end differently, and a name has no "/" that could make them equal.
+        uses = dict(self.files)
+        if self.slave_qmp is not None:
+            uses["slave VM's QMP socket"] = self.slave_qmp
+        first_uses: dict[str, str] = {}
+        for what, path in uses.items():
+            first = first_uses.setdefault(os.path.normpath(path), what)
+            if first != what:
+                option = "slave-qmp" if path == self.slave_qmp else "socket-path"
+                yield Problem(
+                    option,
+                    f"{path} is both its {first} and its {what}: "
+                    f"choose another {option}",
+                )
+        # The windows' numbers are random, so no window may have its socket there yet.
+        if self.vhost_user.parent == self.run_dir and _WINDOW_SOCKET.fullmatch(
+            self.vhost_user.name
+        ):
+            yield Problem(
+                "socket-path",
+                f"socket-path {self.vhost_user}: in {self.run_dir} that is the name of "
+                "a window's socket: choose another",
+            )
 
     @property
     def sockets(self) -> dict[str, Path]:

@@ -152,6 +152,45 @@ def test_two_devices_share_no_file() -> None:
     assert "a.control is the control socket of a too" in text
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"socket_path": RUN_DIR / "a.ivshmem"},
+            "a.ivshmem is both its vhost-user socket and its ivshmem socket",
+        ),
+        (
+            {"socket_path": RUN_DIR / "x" / ".." / "a.control"},
+            "a.control is both its vhost-user socket and its control socket",
+        ),
+        (
+            {"socket_path": Path("/m/a"), "memory_dir": Path("/m")},
+            "/m/a is both its vhost-user socket and its memory",
+        ),
+        (
+            {"slave_qmp": RUN_DIR / "a.vhost-user"},
+            "a.vhost-user is both its vhost-user socket and its slave VM's QMP socket",
+        ),
+        (
+            {"socket_path": RUN_DIR / "b.ivshmem.300"},
+            "b.ivshmem.300: in /run/vhostpci that is the name of a window's socket",
+        ),
+    ],
+    ids=["ivshmem", "control", "memory", "QMP", "window"],
+)
+def test_device_that_names_one_path_for_two_things_is_refused(
+    fields: dict[str, Path], said: str
+) -> None:
+    good = DeviceConfig(name="a", memory=MIB)
+    with pytest.raises(ConfigError, match=f"{said}: choose another"):
+        replace(good, **fields)  # type: ignore[arg-type]
+
+
+def test_socket_path_like_a_windows_may_be_in_another_directory() -> None:
+    path = RUN_DIR / "x" / "b.ivshmem.300"
+    assert DeviceConfig(name="a", memory=MIB, socket_path=path).vhost_user == path
+
+
 def test_no_device_takes_the_daemons_control_socket() -> None:
     device = DeviceConfig(name="control", memory=MIB, memory_dir=RUN_DIR)
     ((_, other, text),) = conflicts([device])
