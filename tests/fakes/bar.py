@@ -176,7 +176,7 @@ class FakeDaemon:
 
     def agent(self) -> md.Agent:
         """Return the agent's entry in the metadata."""
-        return self.metadata.agent()
+        return md.Agent.parse(self.metadata.agent_bytes())
 
     def ring(self, index: int) -> md.AgentRing:
         """Return the agent's entry for a ring."""

@@ -194,11 +194,14 @@ class Quiesces(Background):
         generation = self._card.publish()
         os.eventfd_write(self._vector, 1)
         start = time.monotonic()
-        while self._card.metadata.agent().generation != generation:
+        while self._answered_generation() != generation:
             assert time.monotonic() - start < 20, "the agent does not answer"
             time.sleep(0.001)
         self.times.append(time.monotonic() - start)
         time.sleep(0.02)
+
+    def _answered_generation(self) -> int:
+        return md.Agent.parse(self._card.metadata.agent_bytes()).generation
 
 
 @pytest.fixture

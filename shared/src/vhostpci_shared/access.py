@@ -122,16 +122,10 @@ class Metadata:
         beat = self._word(md.HEARTBEAT_OFFSET)
         self._set_word(md.HEARTBEAT_OFFSET, (beat + 1) % 2**64)
 
-    def agent(self) -> md.Agent:
-        """Read the agent's own entry.
-
-        Raises:
-            ProtocolError: the entry is invalid.
-        """
-        return md.Agent.parse(self._read(md.AGENT, md.Agent.layout.size))
-
     def agent_bytes(self) -> bytes:
-        """Copy what `agent` parses, to see whether it has changed."""
+        """Copy the agent's own entry, for `metadata.Agent.parse`."""
+        # Not parsed here: the daemon parses a copy only if it differs from the last
+        # one, and must not read the region again, which the agent writes meanwhile.
         return self._read(md.AGENT, md.Agent.layout.size)
 
     def agent_ring_bytes(self, count: int) -> bytes:
