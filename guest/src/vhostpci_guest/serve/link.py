@@ -27,7 +27,6 @@ from typing import Any
 
 from vhostpci_shared import metadata as md
 from vhostpci_shared.access import Metadata, find
-from vhostpci_shared.metadata import AgentState
 from vhostpci_shared.wire import ProtocolError
 
 from ..dataplane.interface import PlaneMaker, RingStatus
@@ -35,7 +34,8 @@ from ..errors import Unusable
 from ..eventfds import drain
 from ..interfaces import Device, Window, Windows
 from ..tap.tap_port import Port
-from .agent_entry import AgentEntry
+from .answers import Answers
+from .carrier import Carrier
 from .heartbeat import SILENT_TICKS, TICK, DaemonHeartbeat
 from .named_windows import NamedWindows
 from .plan import NOTHING, Want, check, named
@@ -48,8 +48,6 @@ FAST = 0.005
 """Seconds between two looks where no interrupt tells of a change."""
 SLOW = 0.1
 """The same while no master is connected."""
-_IDLE_TICKS = 2
-"""Ticks without a running ring until the carrier goes off: 0.2 to 0.4 s."""
 
 
 class Link:
@@ -91,15 +89,12 @@ class Link:
         except ProtocolError:
             self._metadata.release()
             raise
-        self._entry = AgentEntry(self._metadata, device)
+        self._answers = Answers(self._metadata, device, self._rings)
+        self._carrier = Carrier(port)
         self._heartbeat = DaemonHeartbeat(self._metadata.heartbeat())
         self._snapshot: md.Snapshot | None = None
-        self._followed_generation: int | None = None
-        """The generation that we act by; None: follow the metadata as it is."""
-        self._was_ready = False
         self._suspended = False
         self._suspended_why = ""
-        self._idle_ticks = 0
         self._rings.take_over(self._metadata)
 
     # Called by the agent's loop.
@@ -120,7 +115,7 @@ class Link:
         """Whether `look` would find something to do; this question costs little."""
         return (
             self._rings.waiting_for_peer
-            or self._generation_changed
+            or self._answers.generation_changed
             or self._windows.changed
             or not self._heartbeat.alive
         )
@@ -148,7 +143,7 @@ class Link:
             self._release_lost_windows()
             return
         generation = self._metadata.generation()
-        changed = generation != self._followed_generation or self._windows.changed
+        changed = generation != self._answers.generation or self._windows.changed
         # Odd: the daemon is still writing.  Once it is even we look again.
         if changed and generation % 2 == 0:
             self._follow(generation)
@@ -165,12 +160,11 @@ class Link:
         """
         self._watch_daemon(tick=True)
         self._note_stopped_rings()
-        self._idle_ticks += 1
+        self._carrier.tick()
         self._set_carrier()
         self.port.follow_bridge()
         self._speeds.look({md.SLAVE_ID: self.device.window, **self._windows.used})
-        self._entry.beat()
-        self._write_status()
+        self._answers.beat()
 
     def suspend(self, why: str) -> None:
         """Stop serving until the metadata changes: our machine cannot go on now."""
@@ -179,7 +173,7 @@ class Link:
         with suppress(Unusable):  # the TAP may be what is wrong
             self._set_carrier()
         self.port.close()
-        self._answer_failed(why)
+        self._answers.answer_failed(why)
         self._suspended = True
         if why != self._suspended_why:
             log.warning("%s: %s; left alone for now", self.device.name, why)
@@ -188,7 +182,7 @@ class Link:
     def resume(self) -> None:
         """Try a suspended device again: its obstacle may be gone."""
         if self._suspended:
-            self._followed_generation = None
+            self._answers.follow_again()
 
     # Following the daemon.
 
@@ -198,7 +192,7 @@ class Link:
         if alive == self._heartbeat.alive:
             return
         # When the daemon is back, follow its metadata even if it is the same.
-        self._followed_generation = None
+        self._answers.follow_again()
         if alive:
             log.warning(
                 "%s: the daemon has been silent for %g s: its rings are stopped "
@@ -210,7 +204,7 @@ class Link:
             # connection close and uses the rings itself, so two would write to them.
             self._rings.stop_for(NOTHING)
             self._announce_stopped_rings()
-        elif self._was_ready:
+        elif self._answers.was_ready:
             log.info("%s: the daemon is back", self.device.name)
 
     def _follow(self, generation: int) -> None:
@@ -227,10 +221,10 @@ class Link:
                 return
             windows = self._windows.find(named(snapshot))
             want = self._check(snapshot, windows)
-            self._set_ready(snapshot.device.name)
+            self._answers.set_ready(snapshot.device.name)
         except ProtocolError as why:
             snapshot, windows = None, {}
-            self._set_failed(str(why))
+            self._answers.set_failed(str(why))
         self._log_absent(want)
         if not self._rings.stop_for(want):
             # A ring still runs that the daemon takes back.  No answer, so that the
@@ -241,9 +235,12 @@ class Link:
         # the daemon unplugs the windows then.
         self._windows.use(windows)
         self._snapshot = snapshot
+        self._answers.daemon_peer = (
+            snapshot.device.daemon_peer if snapshot else md.DAEMON_PEER
+        )
         # Before any start: the daemon waits for this answer, and with it the master's
         # QEMU, while a TAP is made or a thread starts slowly.
-        self._answer(generation)
+        self._answers.answer(generation)
         if snapshot is not None:
             self._serve(snapshot.device)
         self._set_carrier()
@@ -268,26 +265,10 @@ class Link:
         except Unusable as why:
             # A daemon must not be able to end an agent that serves well: once we were
             # ready, a wish for more vectors is the daemon's mistake.
-            if self._was_ready:
+            if self._answers.was_ready:
                 raise ProtocolError(str(why)) from None
-            self._answer_failed(str(why))
+            self._answers.answer_failed(str(why))
             raise
-
-    def _set_ready(self, name: str) -> None:
-        if self._entry.state is not AgentState.READY:
-            log.info("%s: serving %r", self.device.name, name)
-        self._entry.set_ready()
-        self._was_ready = True
-
-    def _set_failed(self, why: str) -> None:
-        if why != self._entry.message:
-            log.warning("%s: %s", self.device.name, why)
-        self._entry.set_failed(why)
-
-    def _answer_failed(self, why: str) -> None:
-        """Tell the daemon why this device is not served, so that it does not wait."""
-        self._entry.set_failed(why)
-        self._answer(self._metadata.generation())
 
     def _log_absent(self, want: Want) -> None:
         """Log which windows are awaited, if they are others than before."""
@@ -300,17 +281,6 @@ class Link:
         if self._windows.changed and self._rings.stop_for(NOTHING):
             self._windows.use(self._windows.find(self._windows.numbers))
 
-    def _answer(self, generation: int) -> None:
-        """Tell the daemon that we act by this generation."""
-        self._followed_generation = generation
-        self._entry.set_generation(generation)
-        self._write_status()
-        self._ring_daemon()
-
-    def _ring_daemon(self) -> None:
-        peer = self._snapshot.device.daemon_peer if self._snapshot else md.DAEMON_PEER
-        self.device.ring(peer, md.METADATA_VECTOR)
-
     # The rings.
 
     def _serve(self, device: md.Device) -> None:
@@ -318,7 +288,7 @@ class Link:
         try:
             self._rings.open(device)
         except Unusable as why:
-            self._answer_failed(str(why))
+            self._answers.answer_failed(str(why))
             raise
         self.port.follow_mtu(device.mtu)
         self._start_rings()
@@ -326,15 +296,10 @@ class Link:
     def _start_rings(self) -> None:
         """Start the rings that the daemon wants and that do not run."""
         for index, why in self._rings.start():
-            if not self._generation_changed:
+            if not self._answers.generation_changed:
                 log.warning("%s: ring %d can't run: %s", self.device.name, index, why)
         self._set_carrier()
-        self._write_status()
-
-    @property
-    def _generation_changed(self) -> bool:
-        """Whether the daemon has written something that we do not act by yet."""
-        return self._followed_generation != self._metadata.generation()
+        self._answers.write()
 
     def _note_stopped_rings(self) -> None:
         """Log and announce the rings that have stopped by themselves.
@@ -342,14 +307,14 @@ class Link:
         Raises:
             Unusable: they stopped because the TAP is gone, and so we cannot go on.
         """
-        if self._generation_changed:
+        if self._answers.generation_changed:
             # A worker may see the end of a session before we read why the daemon ended
             # it.  That ring is not broken: `_follow` stops it, as the daemon wants.
             return
         try:
             stopped = self._rings.take_stopped()
         except Unusable as why:
-            self._answer_failed(str(why))
+            self._answers.answer_failed(str(why))
             raise
         for index, status in stopped:
             self._log_stopped(index, status)
@@ -369,30 +334,14 @@ class Link:
     def _announce_stopped_rings(self) -> None:
         """Tell the slave's kernel, by the carrier, and the daemon."""
         self._set_carrier()
-        self._write_status()
-        self._ring_daemon()
+        self._answers.announce()
 
     def _set_carrier(self) -> None:
-        """Set the carrier on while a ring runs, and off once no ring will run again.
-
-        A master stops its rings for some milliseconds when its memory changes.  To set
-        the carrier off for that would drop the packets that wait in the TAP, and have a
-        bridge relearn its addresses.
-        """
-        if self._rings.running:
-            self._idle_ticks = 0
-            self.port.set_carrier(True)
-        elif not self._rings.wanted.master or self._idle_ticks >= _IDLE_TICKS:
-            self.port.set_carrier(False)
+        self._carrier.follow(
+            running=self._rings.running, master=self._rings.wanted.master
+        )
 
     # Status.
-
-    def _write_status(self) -> None:
-        """Write the agent's part of the metadata."""
-        # The rings first: the agent's entry ends with the generation, at which the
-        # daemon takes all that belongs to the answer for written.
-        self._rings.write_status(self._metadata)
-        self._entry.write()
 
     def status(self) -> dict[str, Any]:
         """Return the device's state as `vhostpci-guest status -j` prints it."""
@@ -403,8 +352,8 @@ class Link:
             "binding": self.device.binding,
             "interrupts": self.device.vector(md.METADATA_VECTOR) is not None,
             "vectors": self.device.vector_count,
-            "state": self._entry.state.name.lower(),
-            "message": self._entry.message,
+            "state": self._answers.state.name.lower(),
+            "message": self._answers.message,
             "daemon": "alive" if self._heartbeat.alive else "silent",
             "master": self._rings.wanted.master,
             "speed": self._speeds.status(md.SLAVE_ID),
@@ -417,7 +366,7 @@ class Link:
                 }
                 for number, window in self._windows.used.items()
             ],
-            "generation": self._followed_generation,
+            "generation": self._answers.generation,
             "tap": self.port.name,
             "bridge": self.port.bridge,
             "carrier": self.port.carrier,
@@ -429,9 +378,7 @@ class Link:
         self._rings.stop_for(NOTHING)
         with suppress(Unusable):  # the TAP may be why we end
             self._set_carrier()
-        self._entry.set_left()
-        self._write_status()
-        self._ring_daemon()
+        self._answers.leave()
         # A worker may use the windows, so they go after the data plane.
         self._rings.close()
         self._windows.use({})

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When the TAP has its carrier."""
+
+from ..tap.tap_port import Port
+
+_IDLE_TICKS = 2
+"""Ticks without a running ring until the carrier goes off: 0.2 to 0.4 s."""
+
+
+class Carrier:
+    """Sets the carrier of a port on while a ring runs, and off once none will run.
+
+    A master stops its rings for some milliseconds when its memory changes.  To set the
+    carrier off for that would drop the packets that wait in the TAP, and have a bridge
+    relearn its addresses.
+
+    Args:
+        port: the port of the TAP.
+    """
+
+    def __init__(self, port: Port) -> None:
+        self._port = port
+        self._idle_ticks = 0
+
+    def tick(self) -> None:
+        """Count a tick; `follow` counts only those since a ring ran."""
+        self._idle_ticks += 1
+
+    def follow(self, *, running: bool, master: bool) -> None:
+        """Set the carrier.
+
+        Args:
+            running: whether a ring runs now.
+            master: whether a master is connected.
+
+        Raises:
+            Unusable: the TAP is gone.
+        """
+        if running:
+            self._idle_ticks = 0
+            self._port.set_carrier(True)
+        elif not master or self._idle_ticks >= _IDLE_TICKS:
+            self._port.set_carrier(False)
