@@ -7,8 +7,8 @@ import pytest
 
 from tests.unit.guest.pci.watched_vm import A, B, C, W, WatchedVm
 from vhostpci_guest.errors import Unusable
+from vhostpci_guest.pci.functions import PATIENCE, RETRY, SOON
 from vhostpci_guest.pci.sysfs_device import PciDevice
-from vhostpci_guest.pci.watch import PATIENCE, RETRY, SOON
 
 
 def test_functions_present_at_the_start_are_served(machine: WatchedVm) -> None:

@@ -6,7 +6,7 @@ import pytest
 from tests.unit.guest.pci.watched_vm import A, B, WatchedVm
 from vhostpci_guest.errors import Unusable
 from vhostpci_guest.pci import ivshmem as device_module
-from vhostpci_guest.pci.watch import PATIENCE, RETRY
+from vhostpci_guest.pci.functions import PATIENCE, RETRY
 
 
 def test_device_of_another_driver_is_served_once_that_driver_unbinds(

@@ -4,7 +4,7 @@
 import pytest
 
 from tests.unit.guest.pci.watched_vm import A, B, C, W, WatchedVm
-from vhostpci_guest.pci.watch import RETRY
+from vhostpci_guest.pci.functions import RETRY
 
 
 def test_window_is_bound_only_while_it_is_wanted(machine: WatchedVm) -> None:
