@@ -194,7 +194,7 @@ def test_end_closes_the_source(two: Two) -> None:
 
 
 @pytest.mark.parametrize("interrupts", [True, False], ids=["interrupts", "polling"])
-def test_quiesce_is_answered_within_milliseconds(interrupts: bool) -> None:
+def test_quiesce_is_answered_soon(interrupts: bool) -> None:
     device = FakeDevice(interrupts=interrupts)
     daemon = FakeDaemon(device)
     daemon.publish()
@@ -206,7 +206,9 @@ def test_quiesce_is_answered_within_milliseconds(interrupts: bool) -> None:
                 device.interrupt(md.METADATA_VECTOR)
             late.append(answer_time(daemon, generation))
     daemon.close()
-    assert sorted(late)[len(late) // 2] < 0.01  # others may have the CPU now and then
+    # A link that polls looks every 5 ms; one that does not wake for its daemon answers
+    # after 100 ms or more.  A loaded machine stays below the limit in between.
+    assert sorted(late)[len(late) // 2] < 0.05
 
 
 def test_idle_agent_sleeps() -> None:
