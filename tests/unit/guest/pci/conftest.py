@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.sysfs import FakeSystem
 from tests.unit.guest.pci.watched_vm import WatchedVm
 
 
@@ -15,3 +16,9 @@ def machine(tmp_path: Path) -> Iterator[WatchedVm]:
     machine = WatchedVm(tmp_path)
     yield machine
     machine.close()
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> FakeSystem:
+    """Return a slave VM without functions, whose kernel has two stock drivers."""
+    return FakeSystem(tmp_path, "vfio-pci", "uio_pci_generic")

@@ -10,21 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.sysfs import BAR2, FakeSystem, config
+from tests.unit.guest.pci.plugged import HERE, position
 from vhostpci_guest.errors import Unusable
 from vhostpci_guest.pci import bindings, ivshmem, search
 from vhostpci_guest.pci.ivshmem import PciBound
 from vhostpci_guest.pci.position import find_position
 from vhostpci_guest.pci.sysfs_device import PciDevice
 
-HERE = "0000:00:05.0"
 DRIVER = "uio_vhostpci"
-
-
-def position(here: PciDevice) -> int:
-    """Have a device's IVPosition found out, and no more."""
-    found, bound = bindings.bind_if(here, frozenset())
-    assert bound is None
-    return found
 
 
 @pytest.fixture
