@@ -177,7 +177,7 @@ class Listener:
     def _pause(self, error: OSError) -> None:
         """Accept nothing for ACCEPT_PAUSE seconds, after an accept() that failed."""
         # Without descriptors the connection stays in the queue, and the socket
-        # readable: the loop would call `_ready` again at once, for ever.
+        # readable: the loop would call `_ready` again and again.
         self._complain(f"cannot accept a connection: {error.strerror}")
         self._loop.remove_reader(self._server.fileno())
         self._loop.call_later(ACCEPT_PAUSE, self._unpause)

@@ -111,7 +111,7 @@ def ask_status(run_dir: Path, name: str) -> dict[str, Any]:
     try:
         answer = control_client.ask(run_dir / f"{name}.control", request)
     except NoDaemon as error:
-        # A device that failed has no control socket of its own any more.
+        # The control socket of a device that failed is closed.
         try:
             answer = control_client.ask(daemon_control(run_dir), request)
         except NoDaemon:

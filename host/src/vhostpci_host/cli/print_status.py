@@ -24,11 +24,13 @@ def table(rows: list[Json]) -> str:
         state = one["state"] + (f": {one['reason']}" if one["reason"] else "")
         pids = (str(one[key] or "-") for key in ("master_pid", "slave_pid"))
         lines.append((one["name"], one["mode"], state, *pids))
+    # Nothing is shortened: the reason of a failure is what the user has to read.
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def _memory_line(memory: Json) -> str:
+    # In attach mode only the metadata is ours, and it is a memfd without a path.
     if memory["path"] is None:
         return "  memory   the master's own (attach mode)"
     return (
@@ -48,6 +50,8 @@ def _window_line(window: Json) -> str:
 def _connection_lines(status: Json) -> list[str]:
     master, slave, agent = status["master"], status["slave"], status["agent"]
     lines = [f"  master   {'pid ' + str(master['pid']) if master else 'not connected'}"]
+    # A front-end connects first and negotiates then: for a moment, or for as long as it
+    # hangs, there are no features.
     if master:
         lines.append(f"  features {' '.join(master['features']) or 'none yet'}")
         lines.append(
@@ -57,6 +61,8 @@ def _connection_lines(status: Json) -> list[str]:
     lines.append(
         f"  slave    {'pid ' + str(slave['pid']) if slave else 'not connected'}"
     )
+    # The entry of an agent that is gone keeps its last state, such as "ready".  Only
+    # `present`, which follows the heartbeat, says whether that is still true.
     words = [agent["state"] if agent["present"] else "not present", agent["binding"]]
     lines.append(f"  agent    {' '.join(filter(None, [*words, agent['message']]))}")
     return lines
@@ -83,6 +89,7 @@ def _region_line(region: Json) -> str:
 
 
 def _ring_line(ring: Json) -> str:
+    # None if the agent's entry of the ring is nonsense: the slave can write anything.
     agent = ring["agent"] or {}
     return (
         f"  {ring['queue']:8} {ring['state']:8} "

@@ -106,7 +106,7 @@ def slave(config: DeviceConfig, ram: int | None = None, *, windows: int = 1) -> 
         )
     return [
         # No reconnect= here: with it QEMU connects in the background, and the ivshmem
-        # function spins for ever as it waits for the handshake (measured with 7.2).
+        # function spins without end in its wait for the handshake (measured with 7.2).
         ("-chardev", f"socket,id={name},path={_escape(config.ivshmem)}"),
         (
             "-device",

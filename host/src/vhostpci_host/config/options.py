@@ -40,6 +40,7 @@ class Option:
     metavar: str
     help: str
     is_path: bool = False
+    """Whether a relative value is joined to the caller's directory, or the file's."""
     is_number: bool = False
     """Whether a configuration file may also give it as a TOML number."""
     daemon_checks: bool = False
@@ -71,6 +72,7 @@ def _path(name: str) -> Callable[[str], Path]:
 MODE = Option(
     name="mode",
     field="mode",
+    # Not `Mode` itself: its ValueError does not name the option.
     parse=parse_device_mode,
     metavar="MODE",
     help="arena: we make the master's memory; attach: the master brings it, "
@@ -100,6 +102,7 @@ SLAVE_QMP = Option(
     help="the slave VM's QMP socket: plug its devices in while it runs",
     is_path=True,
 )
+# There is no option for libvirt's URI: LIBVIRT_DEFAULT_URI has it, as for virsh.
 SLAVE_LIBVIRT = Option(
     name="slave-libvirt",
     field="slave_libvirt",
@@ -107,6 +110,8 @@ SLAVE_LIBVIRT = Option(
     metavar="DOMAIN",
     help="the slave VM's libvirt domain: plug its devices in while it runs",
 )
+# The vhost-user specification gives this option its name ("Backend program
+# conventions"): a management program knows it without knowing us.
 SOCKET_PATH = Option(
     name="socket-path",
     field="socket_path",
@@ -149,6 +154,7 @@ SOCKET_MODE = Option(
     help="mode of sockets and memory (default: 0600, or 0660 with a group)",
 )
 
+# `--help` lists the options in the order of these tuples.
 WHAT = (MODE, MEMORY, QUEUE_PAIRS, SOCKET_PATH)
 """The options of the device itself; with PLACES, all that a master's QEMU needs."""
 SLAVE_VM = (SLAVE_QMP, SLAVE_LIBVIRT)
@@ -165,6 +171,7 @@ def add_to(parser: argparse.ArgumentParser, *options: Option) -> None:
     for option in options:
         parser.add_argument(
             f"--{option.name}",
+            # argparse reports what a type refuses, with the option's name and status 2.
             type=_checked(option),
             metavar=option.metavar,
             help=option.help,
@@ -195,6 +202,8 @@ def absolute(option: Option, text: str, base: Path) -> str:
 
 def texts(args: argparse.Namespace) -> dict[str, str]:
     """Return the options that the user gave on the command line."""
+    # A command has only some of the options.  One that was not given stays out, so that
+    # the file's top, or the default of `DeviceConfig`, can give its value.
     found = {name: getattr(args, name.replace("-", "_"), None) for name in OPTIONS}
     return {name: text for name, text in found.items() if text is not None}
 
@@ -220,6 +229,8 @@ def device(name: str, given: Texts) -> DeviceConfig:
     Raises:
         HostError: an option is wrong, or the options contradict each other.
     """
+    # The values first, in the user's order: a wrong value is a clearer error than the
+    # contradiction that it causes.
     values = {key: value(key, text) for key, text in given.items()}
     return assemble(name, values)
 

@@ -395,7 +395,7 @@ async def run_file(file: ConfigFile) -> None:
 
 
 def _raise_limit() -> None:
-    """Raise the limit of open descriptors as far as we may: a ring takes five."""
+    """Raise the limit of open descriptors to the hard limit: a ring takes five."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent as far as the daemon knows it: by what it writes into the metadata.
+"""What the daemon knows of the agent: only what the agent writes into the metadata.
 
-All of it is the slave's own word.  It decides only how long the daemon waits for the
-agent and what it tells the user, never where the daemon reads or writes.
+All of it comes from the slave, which may lie.  It decides only how long the daemon
+waits for the agent and what it tells the user, never where the daemon reads or writes.
 """
 
 import logging

@@ -148,7 +148,7 @@ class Publisher:
         """Give a running ring to the agent in a new session.
 
         It starts where the ring's used index stands in the master's memory: packets
-        complete in order, so that is right whoever ran the ring before.
+        complete in order, so that is right for any previous user of the ring.
         """
         vring = setup.rings[lease.index]
         vring.base = setup.used_index(lease.index)

@@ -68,7 +68,7 @@ class ShownWindows:
 
     @property
     def numbers(self) -> frozenset[int]:
-        """The windows that have a socket; window 0 has one of its own."""
+        """The windows that have a socket, without window 0, which always has one."""
         return frozenset(self._sockets)
 
     def show(self, numbers: frozenset[int], *, device: bool) -> None:

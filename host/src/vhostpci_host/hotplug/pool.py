@@ -21,7 +21,8 @@ class _Shared:
 class SlavePool:
     """Shares one connection to each slave VM among the devices that are plugged there.
 
-    A QMP socket serves one client at a time: a second client would wait for ever.
+    A QMP socket serves one client at a time: a second one waits until
+    the first has disconnected.
     """
 
     def __init__(self) -> None:

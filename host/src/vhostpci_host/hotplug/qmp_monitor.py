@@ -24,6 +24,8 @@ GREETING_TIME = 5.0
 COMMAND_TIME = 10.0
 """Seconds that it has for a command."""
 
+# A guest's refusal has an event since QEMU 6.2, and not with every hot-plug controller:
+# without one, only the caller's time limit ends the wait.
 _UNPLUG_ENDS = ("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR")
 _CLOSED = (QMPError, OSError, EOFError)
 """What a connection that has ended raises."""
@@ -48,7 +50,7 @@ class Monitor:
         self._path, self._connection = path, connection
         self._client = QMPClient()
         # The filter sees every event and keeps none: nothing reads the library's
-        # queue, which would grow for ever.
+        # queue, which would grow without end.
         self._client.events.event_filter = self._on_event
         self._awaited: dict[str, asyncio.Future[bool]] = {}
         self._ended: asyncio.Task[None] | None = None
@@ -69,6 +71,7 @@ class Monitor:
             async with asyncio.timeout(GREETING_TIME):
                 await self._client.connect(self._connection)
         except asyncio.CancelledError:
+            # `close` cannot do it: it waits for `_ended`, which does not exist yet.
             self._connection.close()
             raise
         except TimeoutError:
@@ -81,6 +84,7 @@ class Monitor:
             raise VmAway(
                 f"the QMP socket {self._path} does not answer as one: {error}"
             ) from error
+        # A task from the start: it must notice the end of a VM that nothing asks.
         self._ended = asyncio.create_task(self._wait_end())
 
     @property
@@ -91,6 +95,7 @@ class Monitor:
     async def wait_closed(self) -> None:
         """Wait until either side has closed the connection."""
         assert self._ended is not None, "never opened"
+        # Several devices wait; one that is cancelled must not cancel it for the others.
         await asyncio.shield(self._ended)
 
     async def close(self) -> None:
@@ -125,6 +130,7 @@ class Monitor:
             async with asyncio.timeout(COMMAND_TIME):
                 return await self._client.execute(command, arguments or None)
         except TimeoutError:
+            # QEMU executes the commands in order: the next one would hang behind this.
             await self.close()
             raise VmAway(
                 f"the slave VM at {self._path} has not answered {command} in "
@@ -172,6 +178,7 @@ class Monitor:
         kind, data = event["event"], event.get("data")
         if kind not in _UNPLUG_ENDS or not isinstance(data, dict):
             return False
+        # The event of a device without an ID has no `device`.
         awaited = self._awaited.get(data.get("device", ""))
         if awaited is not None and not awaited.done():
             awaited.set_result(kind == "DEVICE_DELETED")

@@ -82,7 +82,7 @@ class QmpVm:
 
     async def _add_chardev(self, monitor: Monitor, name: str, path: Path) -> None:
         # No reconnect: with it QEMU 7.2 connects in the background, and an ivshmem
-        # device on such a chardev spins for ever as it waits for the handshake.
+        # device on such a chardev spins without end in its wait for the handshake.
         address = {"type": "unix", "data": {"path": str(path)}}
         backend = {"type": "socket", "data": {"addr": address, "server": False}}
         try:

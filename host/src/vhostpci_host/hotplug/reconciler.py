@@ -147,7 +147,7 @@ class Reconciler:
         self._ours = {n: plug for n, plug in self._ours.items() if n in there}
         for window in sorted(there - self._ours.keys() - self._leaving.keys()):
             self._leaving[window] = self._start(self._unplug(window))
-        # Unplugging runs in tasks of its own: one window that its guest holds must not
+        # Unplugging runs in separate tasks: one window that its guest holds must not
         # keep the others from being plugged.
         if not self._leaving and not self._ours:
             self._settled.set()

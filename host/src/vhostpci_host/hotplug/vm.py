@@ -13,6 +13,8 @@ class PlugError(HostError):
     """The VM refused a step, or did not finish it in time; the caller may try again."""
 
 
+# Also a PlugError: a rollback need not know why its step failed.  Where the difference
+# matters, VmAway is caught first.
 class VmAway(PlugError):
     """The VM does not run, or does not answer; what is plugged into it is unknown."""
 

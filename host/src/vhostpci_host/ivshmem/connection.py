@@ -103,7 +103,7 @@ class SlaveConnection:
     def give_up(self, reason: str) -> None:
         """Drop a slave because we lack the descriptors to send it what it needs."""
         self._release_all()
-        # A QEMU that has read nothing yet would read for ever if the connection just
+        # A QEMU that has read nothing yet would not stop reading if the connection just
         # ended; a refusal ends its device_add with an error.
         if not self._sent_any:
             self._queue.extend(refusal())

@@ -37,7 +37,8 @@ class Relay:
                 self.count += 1
                 self._target.signal()
         except EOFError:
-            # The end of a pipe stays readable: the loop would call back for ever.
+            # The end of a pipe stays readable: the loop would call back
+            # again and again.
             self._loop.remove_reader(self._source.fileno())
 
     def close(self) -> None:
@@ -100,7 +101,7 @@ class VectorSet:
         number = kick.eventfd_id
         if number in self._direct:
             # Two rings with each other's kicks would be two relays that signal each
-            # other for ever.
+            # other without end.
             if self._direct[number] != ring:
                 raise ProtocolError(f"ring {ring} has the kick of another ring")
             # The slave waits for this very eventfd; a relay would take its signals.

@@ -4,7 +4,7 @@
 A running QEMU connects in `chardev-add`, or in libvirt's attach, and reads the
 handshake only in `device_add`.  If the daemon closes the connection in between, QEMU's
 chardev drops what it has not read; `device_add` then reads nothing, again and again,
-with the whole VM standing still, for ever.  So a connection that was refused, or whose
+without end, and the whole VM stands still.  So a connection that was refused, or whose
 device or window is gone, stays open until QEMU closes its end.
 """
 

@@ -44,7 +44,7 @@ class Peers:
         """Return the messages that make QEMU's device; send all of them at once."""
         # QEMU reads these messages in realize(), one after the other, with its whole VM
         # standing still, until it has the shared memory.  If the connection ends before
-        # that, QEMU reads from it for ever.
+        # that, QEMU never stops reading from it.
         return [
             Outgoing(ivshmem.VERSION),
             Outgoing(md.SLAVE_ID),

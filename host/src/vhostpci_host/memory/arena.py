@@ -293,7 +293,7 @@ def _open(path: Path) -> Fd:
 
 
 def _reopen(file: Fd) -> Fd:
-    """Open the same file once more, as an open file of its own."""
+    """Open the same file once more, as a separate open file."""
     path = f"/proc/self/fd/{file.fileno()}"
     return Fd(os.open(path, os.O_RDWR | os.O_CLOEXEC))
 

@@ -122,7 +122,7 @@ class Backend:
         """Whether the front-end waits for an acknowledgement: 0, or not 0."""
         # Call this after the request is served: User Mode Linux asks for an
         # acknowledgement with the very SET_PROTOCOL_FEATURES that negotiates REPLY_ACK.
-        # A request with a reply of its own gets that one reply only.
+        # A request that always has a reply gets that one reply only.
         acks = ProtocolFeature.REPLY_ACK in self.setup.protocol_features
         return acks and header.need_reply and header.request not in vu.REPLIES
 

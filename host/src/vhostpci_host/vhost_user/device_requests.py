@@ -14,7 +14,7 @@ MAX_MTU = 65535
 
 
 def set_owner(setup: FrontEndSetup, _: vu.Empty, __: Message) -> None:
-    """Do nothing: each connection is a session of its own."""
+    """Do nothing: the front-end of a connection is its only owner."""
 
 
 def reset_owner(setup: FrontEndSetup, _: vu.Empty, __: Message) -> None:
