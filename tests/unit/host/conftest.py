@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A back-end and a device to talk to, without sockets and without time."""
+"""A back-end and a device without sockets, in which time passes only on demand."""
 
 import os
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def qemu(ram: Ram, backend: Backend) -> Iterator[FrontEnd]:
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Scene]:
-    """A device of one queue pair, with nobody there yet."""
+    """A device of one queue pair, with neither a front-end nor a slave yet."""
     with Scene(tmp_path, ManualLoop(), memory=16 * MIB) as scene:
         yield scene
 

@@ -26,7 +26,7 @@ def test_descriptor_is_closed_once() -> None:
         os.fstat(number)
 
 
-def test_forgotten_descriptor_says_so_and_is_closed() -> None:
+def test_forgotten_descriptor_is_closed_with_a_warning() -> None:
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         Fd(os.dup(0))
@@ -41,14 +41,14 @@ def test_notifier_is_taken_over_from_its_descriptor() -> None:
         assert notifier.is_eventfd
 
 
-def test_what_is_no_notifier_stays_with_its_owner() -> None:
+def test_descriptor_that_is_no_notifier_stays_with_its_owner() -> None:
     with Fd(os.memfd_create("file")) as fd:
         with pytest.raises(ProtocolError, match="no eventfd, no pipe"):
             Notifier.adopt(fd)
         assert not fd.closed
 
 
-def test_signals_add_up_and_are_taken_together() -> None:
+def test_one_drain_takes_all_signals() -> None:
     with Notifier.new() as notifier:
         assert not notifier.drain()
         notifier.signal()
@@ -57,7 +57,7 @@ def test_signals_add_up_and_are_taken_together() -> None:
         assert not notifier.drain()
 
 
-def test_blocking_notifier_does_not_make_us_wait() -> None:
+def test_signal_to_a_full_blocking_eventfd_does_not_wait() -> None:
     with Notifier.new() as notifier:
         os.set_blocking(notifier.fileno(), True)
         assert not notifier.drain()
@@ -79,7 +79,7 @@ def test_pipe_is_a_notifier_until_its_other_end_closes() -> None:
             reader.drain()
 
 
-def test_signal_to_an_abandoned_pipe_is_lost_quietly() -> None:
+def test_signal_to_a_pipe_without_a_reader_is_dropped() -> None:
     read, write = os.pipe()
     os.close(read)
     with Notifier.adopt(Fd(write)) as writer:
@@ -100,8 +100,8 @@ def test_pair_of_sockets_is_a_pipe() -> None:
             reader.drain()
 
 
-def test_socket_that_was_closed_with_signals_unread_is_an_abandoned_pipe() -> None:
-    """Linux tells of it by ECONNRESET, once, and not by an end of file."""
+def test_socket_that_was_closed_with_signals_unread_is_at_its_end() -> None:
+    """Linux reports it once, as ECONNRESET and not as an end of file."""
     left, right = (Fd(end.detach()) for end in socket.socketpair())
     with Notifier.adopt(left) as reader, Notifier.adopt(right) as writer:
         reader.signal()
@@ -110,7 +110,7 @@ def test_socket_that_was_closed_with_signals_unread_is_an_abandoned_pipe() -> No
             reader.drain()
 
 
-def test_full_socket_does_not_make_us_wait() -> None:
+def test_signal_to_a_full_socket_does_not_wait() -> None:
     left, right = (Fd(end.detach()) for end in socket.socketpair())
     with left, Notifier.adopt(right) as writer:
         for _ in range(1000):

@@ -21,7 +21,7 @@ QEMU = {"qemu": libvirt_xml.QEMU}
 
 
 def read(element: ET.Element) -> ET.Element:
-    """Read what is printed, as libvirt does."""
+    """Parse the printed XML, as libvirt does."""
     return ET.fromstring(shmem_xml.text(element))
 
 
@@ -32,7 +32,7 @@ def attributes(element: ET.Element, path: str) -> dict[str, str]:
 
 
 def words(element: ET.Element) -> list[str]:
-    """Return what goes to QEMU's command line as it is."""
+    """Return the arguments that libvirt passes to QEMU unchanged."""
     return [arg.attrib["value"] for arg in element.iterfind(".//qemu:arg", QEMU)]
 
 
@@ -66,7 +66,7 @@ def test_master_in_attach_mode_shares_memory_of_libvirts() -> None:
     assert words(master) == []
 
 
-def test_master_comes_back_and_keeps_its_offloads() -> None:
+def test_master_reconnects_and_keeps_its_offloads() -> None:
     master = read(libvirt_xml.master(ARENA))
     source = "devices/interface/source"
     assert attributes(master, source)["path"] == "/run/vhostpci/web.vhost-user"
@@ -103,7 +103,7 @@ def test_slave_in_arena_mode_has_the_device_from_its_start() -> None:
 
 
 def ports(slave: ET.Element) -> dict[str, int]:
-    """Return the ports for windows, and what they have for them."""
+    """Return the root ports for windows, with the address space that each reserves."""
     reserves = {
         alias: int(properties["pref64-reserve"])
         for alias, properties in overridden(slave).items()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: QEMU's conventions, and one line for what is wrong."""
+"""The command line: QEMU's conventions, and errors of one line."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def failure(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
     ],
     ids=" ".join,
 )
-def test_capabilities_are_printed_whatever_else_is_said(
+def test_capabilities_are_printed_despite_other_arguments(
     capsys: pytest.CaptureFixture[str], argv: list[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:
@@ -38,7 +38,7 @@ def test_capabilities_are_printed_whatever_else_is_said(
     assert json.loads(capsys.readouterr().out) == {"type": "net", "features": []}
 
 
-def test_version_is_ours(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["--version"])
     assert end.value.code == 0
@@ -84,7 +84,7 @@ def test_wrong_arguments_are_named_with_status_2(
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_arguments_that_do_not_go_together_are_told_with_status_2(
+def test_contradicting_arguments_are_reported_with_status_2(
     capsys: pytest.CaptureFixture[str], argv: list[str], text: str
 ) -> None:
     assert main(argv) == 2
@@ -141,7 +141,7 @@ def test_qemu_args_need_a_daemon_or_the_memory(
     assert "intel_iommu=on" in out.err
 
 
-def test_xml_is_printed_alone_and_its_hints_aside(
+def test_xml_goes_to_standard_output_and_its_hints_to_standard_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["xml", "a", "--role", "slave", "--memory", "1G"]) == 0
@@ -158,7 +158,7 @@ def test_xml_is_printed_alone_and_its_hints_aside(
         ("slave", "attach", "<features>.\n# For interrupts"),
     ],
 )
-def test_xml_hints_say_what_to_take_over(
+def test_xml_hints_name_the_elements_to_copy(
     capsys: pytest.CaptureFixture[str], role: str, mode: str, text: str
 ) -> None:
     assert main(["xml", "a", "--role", role, "--mode", mode, "--memory", "1G"]) == 0
@@ -175,7 +175,7 @@ def test_xml_has_no_port_for_a_window_that_no_vm_can_have(
 @pytest.mark.parametrize(
     "argv", [["add", "a", "--memory", "1M"], ["remove", "a"], ["list"]], ids=" ".join
 )
-def test_devices_come_and_go_in_a_daemon_with_a_file(
+def test_add_remove_and_list_need_a_daemon_with_a_file(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, argv: list[str]
 ) -> None:
     text = failure(capsys, *argv, "--run-dir", tmp_path)
@@ -183,7 +183,7 @@ def test_devices_come_and_go_in_a_daemon_with_a_file(
     assert "run --config FILE" in text
 
 
-def test_good_file_is_said_to_be_so(
+def test_valid_file_is_confirmed(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     file = tmp_path / "vms.toml"
@@ -193,7 +193,7 @@ def test_good_file_is_said_to_be_so(
 
 
 @pytest.mark.parametrize("argv", [["check-config"], ["run", "--config"]], ids=" ".join)
-def test_bad_file_is_told_line_by_line_with_status_1(
+def test_each_mistake_of_a_file_is_a_line_with_status_1(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, argv: list[str]
 ) -> None:
     run_dir = tmp_path / "run"

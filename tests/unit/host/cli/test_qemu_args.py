@@ -36,7 +36,7 @@ def test_master_has_the_arena_as_its_memory() -> None:
     ]
 
 
-def test_master_comes_back_and_keeps_its_offloads() -> None:
+def test_master_reconnects_and_keeps_its_offloads() -> None:
     args = qemu_args.master(DEVICE)
     assert values(args, "-chardev")[0].endswith(",reconnect=1")
     assert "ctrl_guest_offloads=off" in values(args, "-device")[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user may configure, and what is said of the rest."""
+"""What a user may configure, and the errors for everything else."""
 
 import grp
 from dataclasses import replace
@@ -74,12 +74,12 @@ def test_window_is_the_power_of_two_with_room_for_the_metadata(
 
 
 @pytest.mark.parametrize("text", ["0", "33", "-1", "x", "", "²", "1.0"])
-def test_queue_pairs_that_cannot_be_are_refused(text: str) -> None:
+def test_impossible_number_of_queue_pairs_is_refused(text: str) -> None:
     with pytest.raises(HostError, match="queue-pairs"):
         parse_queue_pairs(text)
 
 
-def test_queue_pairs_may_be_up_to_the_metadatas_room() -> None:
+def test_queue_pairs_may_be_as_many_as_the_metadata_has_room_for() -> None:
     assert parse_queue_pairs("32") == 32
 
 
@@ -89,23 +89,23 @@ def test_mode_is_octal(text: str, mode: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "rw", "0777", "8", "01660", "-660", "0o660"])
-def test_mode_that_is_none_is_refused(text: str) -> None:
+def test_text_that_is_no_file_mode_is_refused(text: str) -> None:
     with pytest.raises(HostError, match="socket-mode"):
         parse_mode(text)
 
 
-def test_group_is_found_or_missed_by_name() -> None:
+def test_group_is_found_by_its_name() -> None:
     assert group_id(grp.getgrgid(0).gr_name) == 0
     with pytest.raises(HostError, match="groupadd no-such-group"):
         group_id("no-such-group")
 
 
-def test_socket_path_that_is_too_long_is_refused_before_anything_is_made() -> None:
+def test_socket_path_that_is_too_long_is_refused() -> None:
     with pytest.raises(HostError, match="more than 107: use a shorter name"):
         DeviceConfig(name="a", memory=2**20, run_dir=Path("/" + "d" * 100))
 
 
-def test_socket_path_of_107_bytes_is_taken_and_one_of_108_refused() -> None:
+def test_socket_path_may_have_107_bytes_and_not_108() -> None:
     def config(size: int) -> DeviceConfig:
         path = Path("/" + "s" * (size - 1))
         return DeviceConfig(name="a", memory=2**20, socket_path=path)
@@ -123,7 +123,7 @@ def test_window_socket_path_that_is_too_long_is_refused_too() -> None:
     assert "a.vhost-user" not in str(refusal.value)
 
 
-def test_all_that_does_not_go_together_is_told_at_once() -> None:
+def test_all_contradictions_are_reported_together() -> None:
     with pytest.raises(ConfigError) as refusal:
         DeviceConfig(
             name="a", slave_qmp=Path("/x"), slave_libvirt="vm", run_dir=Path("/r")

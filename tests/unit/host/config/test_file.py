@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration file: what it gives, and a line for each of its mistakes."""
+"""The configuration file: its devices, or one line for each of its mistakes."""
 
 import grp
 from pathlib import Path
@@ -33,7 +33,7 @@ def mistakes(file: Path, text: str) -> list[str]:
     return [line.removeprefix(f"{file}: ") for line in lines]
 
 
-def test_device_has_what_its_table_says(file: Path) -> None:
+def test_device_takes_its_options_from_its_table(file: Path) -> None:
     (device,) = load(
         file,
         '[device.web]\nmode = "attach"\nqueue-pairs = 4\nslave-qmp = "/q"\n'
@@ -54,7 +54,7 @@ def test_memory_may_be_a_text_or_a_number_of_bytes(file: Path) -> None:
     assert sizes == [2**30, 2**30]
 
 
-def test_top_is_for_all_devices_and_a_table_for_its_own(file: Path) -> None:
+def test_option_at_the_top_is_the_default_for_all_devices(file: Path) -> None:
     group = grp.getgrgid(0).gr_name
     loaded = load(
         file,
@@ -69,11 +69,11 @@ def test_top_is_for_all_devices_and_a_table_for_its_own(file: Path) -> None:
     assert loaded.shared["memory-dir"] == "/m"
 
 
-def test_relative_path_is_seen_from_the_file(file: Path) -> None:
+def test_relative_path_starts_at_the_files_directory(file: Path) -> None:
     assert load(file, 'run-dir = "run"').run_dir == file.parent / "run"
 
 
-def test_file_without_devices_is_good(file: Path) -> None:
+def test_file_without_devices_is_valid(file: Path) -> None:
     assert load(file, "# they come later") == ConfigFile(RUN_DIR, {}, ())
 
 
@@ -162,7 +162,7 @@ def test_mistake_in_a_devices_table_is_reported_with_the_correction(
         ("[a]\n[b]\n[a]", "Cannot declare ('a',) twice", "line 3, column 3"),
     ],
 )
-def test_broken_toml_is_told_with_its_line_and_column(
+def test_broken_toml_is_reported_with_its_line_and_column(
     file: Path, text: str, said: str, place: str
 ) -> None:
     (told,) = mistakes(file, text)
@@ -195,18 +195,20 @@ def test_huge_value_is_a_mistake_like_any_other(
         ("[[device]]", "device [{}]: write a table [device.NAME]"),
     ],
 )
-def test_device_that_is_not_a_table_is_told(file: Path, text: str, said: str) -> None:
+def test_device_that_is_not_a_table_is_a_mistake(
+    file: Path, text: str, said: str
+) -> None:
     assert mistakes(file, text) == [said]
 
 
-def test_option_at_the_top_counts_for_a_device_that_stands_before_it(
+def test_option_at_the_top_applies_to_a_device_that_stands_before_it(
     file: Path,
 ) -> None:
     (device,) = load(file, 'device.a.memory = "1G"\nrun-dir = "/r"').devices
     assert device.run_dir == Path("/r")
 
 
-def test_memory_is_not_judged_where_the_mode_is_wrong(file: Path) -> None:
+def test_memory_is_not_checked_if_the_mode_is_wrong(file: Path) -> None:
     assert mistakes(file, '[device.a]\nmode = "dance"') == [
         "device.a: mode 'dance': write arena or attach"
     ]
@@ -226,7 +228,7 @@ def test_memory_is_not_judged_where_the_mode_is_wrong(file: Path) -> None:
         ("socket-path.a = 1", "a device's table has no tables in it"),
     ],
 )
-def test_value_that_cannot_be_is_told_with_its_key_and_the_mend(
+def test_impossible_value_is_refused_with_its_key_and_what_to_write(
     file: Path, line: str, said: str
 ) -> None:
     mode = "arena" if line.startswith("memory") else "attach"
@@ -235,7 +237,7 @@ def test_value_that_cannot_be_is_told_with_its_key_and_the_mend(
     assert said in told
 
 
-def test_two_devices_with_one_socket_are_told(file: Path) -> None:
+def test_two_devices_with_one_socket_are_a_mistake(file: Path) -> None:
     (said,) = mistakes(
         file,
         '[device.a]\nmemory = "1G"\nsocket-path = "/run/x"\n'
@@ -245,7 +247,7 @@ def test_two_devices_with_one_socket_are_told(file: Path) -> None:
     assert "is the vhost-user socket of a too" in said
 
 
-def test_two_devices_with_one_memory_file_are_told(file: Path) -> None:
+def test_two_devices_with_one_memory_file_are_a_mistake(file: Path) -> None:
     (said,) = mistakes(
         file,
         'run-dir = "/r"\n[device."a.control"]\nmemory = "1G"\nmemory-dir = "/r"\n'
@@ -254,7 +256,7 @@ def test_two_devices_with_one_memory_file_are_told(file: Path) -> None:
     assert "/r/a.control is the memory of a.control too" in said
 
 
-def test_devices_that_have_other_mistakes_conflict_all_the_same(file: Path) -> None:
+def test_conflict_is_found_between_devices_that_have_other_mistakes(file: Path) -> None:
     said = mistakes(
         file, '[device.a]\nsocket-path = "/x"\n[device.b]\nsocket-path = "/x"'
     )
@@ -269,7 +271,7 @@ WORDS = [
 
 
 @given(st.lists(st.sampled_from(WORDS)).map(" ".join).map(str.encode) | st.binary())
-def test_any_bytes_are_taken_or_each_mistake_has_a_line_with_the_file(
+def test_any_bytes_are_accepted_or_each_mistake_has_a_line_with_the_file(
     tmp_path: Path, data: bytes
 ) -> None:
     path = tmp_path / "any.toml"
@@ -282,12 +284,12 @@ def test_any_bytes_are_taken_or_each_mistake_has_a_line_with_the_file(
         assert all(line.startswith(f"{path}: ") for line in lines)
 
 
-def test_file_that_is_not_utf_8_is_told_with_its_line(file: Path) -> None:
+def test_file_that_is_not_utf_8_is_refused_with_the_line(file: Path) -> None:
     file.write_bytes(b"a = 1\nb = \xff\n")
     with pytest.raises(FileError, match=r": byte 0xff in line 2 is not UTF-8"):
         config_file.load(file)
 
 
-def test_file_that_is_not_there_is_named(file: Path) -> None:
+def test_missing_configuration_file_is_named(file: Path) -> None:
     with pytest.raises(HostError, match=f"cannot read {file}: No such file"):
         config_file.load(file)

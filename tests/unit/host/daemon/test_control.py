@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control sockets' protocol: any line has an answer."""
+"""The control sockets' protocol: each line has an answer."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ COMMANDS = {"echo": echo, "refuse": refuse}
 
 
 def ask(line: bytes) -> dict[str, Any]:
-    """The answer to a line."""
+    """Return the answer to a line."""
     answer = asyncio.run(control.answer(COMMANDS, line))
     assert answer.endswith(b"\n")
     decoded: dict[str, Any] = json.loads(answer)
@@ -39,12 +39,12 @@ def test_command_has_a_result_or_an_error() -> None:
     assert ask(b'{"command": "refuse"}') == {"ok": False, "error": "not now"}
 
 
-def test_unknown_command_is_told_which_there_are() -> None:
+def test_unknown_command_is_answered_with_the_known_ones() -> None:
     error = "no command 'dance'; there are: echo, refuse"
     assert ask(b'{"command": "dance"}') == {"ok": False, "error": error}
 
 
-def test_error_of_ours_is_an_answer_and_in_the_log(
+def test_bug_of_ours_is_an_answer_and_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert "whose log says more" in ask(b'{"command": "echo"}')["error"]
@@ -70,7 +70,7 @@ def test_connection_has_an_answer_for_each_line(tmp_path: Path) -> None:
 
 
 async def conversation(path: Path, said: bytes, *, end: bool = False) -> bytes:
-    """Say something over a socket; return what came until it was closed."""
+    """Send `said` to a control socket; return all answers until it is closed."""
     ours = Control()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

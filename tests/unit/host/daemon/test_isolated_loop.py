@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device's own loop: what fails in it, and what is called back then."""
+"""A device's isolated loop: a failure in one callback ends all of that device's."""
 
 import errno
 import os
@@ -12,8 +12,8 @@ from vhostpci_host.daemon.isolated_loop import IsolatedLoop
 from vhostpci_host.fds import Notifier
 
 
-class Guard:
-    """A guarded loop, and what it has told of."""
+class IsolatedDevice:
+    """An isolated loop, and what it has reported."""
 
     def __init__(self) -> None:
         self.outer = ManualLoop()
@@ -47,8 +47,8 @@ class Guard:
 
 
 @pytest.fixture
-def guard() -> Guard:
-    return Guard()
+def device() -> IsolatedDevice:
+    return IsolatedDevice()
 
 
 @pytest.fixture
@@ -57,70 +57,78 @@ def notifier() -> Iterator[Notifier]:
         yield notifier
 
 
-def test_callbacks_come_as_from_any_loop(guard: Guard, notifier: Notifier) -> None:
-    guard.watch(guard.loop, notifier)
-    guard.loop.call_later(1.0, guard.count)
-    guard.loop.call_later(1.0, guard.count).cancel()
-    notifier.signal()
-    guard.outer.advance(2.0)
-    assert guard.calls == 2
-    guard.loop.remove_reader(notifier.fileno())
-    assert not guard.outer.watched()
-    assert guard.loop.time() == guard.outer.time()
-
-
-def test_failure_is_told_once_and_nothing_is_called_after_it(
-    guard: Guard, notifier: Notifier
+def test_callbacks_are_called_as_by_any_loop(
+    device: IsolatedDevice, notifier: Notifier
 ) -> None:
-    guard.loop.add_reader(notifier.fileno(), guard.fail)
-    guard.loop.call_later(1.0, guard.count)
-    guard.loop.call_later(1.0, guard.fail)
+    device.watch(device.loop, notifier)
+    device.loop.call_later(1.0, device.count)
+    device.loop.call_later(1.0, device.count).cancel()
     notifier.signal()
-    guard.outer.advance(2.0)
-    assert [str(error) for error in guard.failures] == ["ours"]
-    assert not guard.calls
-    assert not guard.outer.watched()
+    device.outer.advance(2.0)
+    assert device.calls == 2
+    device.loop.remove_reader(notifier.fileno())
+    assert not device.outer.watched()
+    assert device.loop.time() == device.outer.time()
 
 
-def test_failed_device_starts_nothing_new(guard: Guard, notifier: Notifier) -> None:
-    guard.loop.call_later(0.0, guard.fail)
-    guard.outer.advance()
-    guard.loop.add_reader(notifier.fileno(), guard.count)
-    guard.loop.call_later(0.0, guard.count).cancel()
-    guard.loop.call_later(0.0, guard.count)
+def test_failure_is_reported_once_and_nothing_is_called_after_it(
+    device: IsolatedDevice, notifier: Notifier
+) -> None:
+    device.loop.add_reader(notifier.fileno(), device.fail)
+    device.loop.call_later(1.0, device.count)
+    device.loop.call_later(1.0, device.fail)
     notifier.signal()
-    guard.outer.advance(1.0)
-    assert not guard.calls
+    device.outer.advance(2.0)
+    assert [str(error) for error in device.failures] == ["ours"]
+    assert not device.calls
+    assert not device.outer.watched()
 
 
-def test_failure_leaves_other_devices_alone(guard: Guard, notifier: Notifier) -> None:
-    other = IsolatedLoop(guard.outer, guard.failures.append, guard.shortages.append)
-    guard.watch(other, notifier)
-    other.call_later(1.0, guard.count)
-    guard.loop.call_later(0.0, guard.fail)
-    guard.outer.advance()
+def test_failed_device_starts_nothing_new(
+    device: IsolatedDevice, notifier: Notifier
+) -> None:
+    device.loop.call_later(0.0, device.fail)
+    device.outer.advance()
+    device.loop.add_reader(notifier.fileno(), device.count)
+    device.loop.call_later(0.0, device.count).cancel()
+    device.loop.call_later(0.0, device.count)
     notifier.signal()
-    guard.outer.advance(1.0)
-    assert guard.calls == 2
+    device.outer.advance(1.0)
+    assert not device.calls
 
 
-def test_shortage_of_descriptors_is_no_failure(guard: Guard) -> None:
-    guard.loop.call_later(0.0, guard.run_out)
-    guard.loop.call_later(1.0, guard.count)
-    guard.outer.advance(1.0)
-    assert [error.errno for error in guard.shortages] == [errno.EMFILE]
-    assert not guard.failures
-    assert guard.calls == 1
+def test_failure_leaves_other_devices_alone(
+    device: IsolatedDevice, notifier: Notifier
+) -> None:
+    other = IsolatedLoop(device.outer, device.failures.append, device.shortages.append)
+    device.watch(other, notifier)
+    other.call_later(1.0, device.count)
+    device.loop.call_later(0.0, device.fail)
+    device.outer.advance()
+    notifier.signal()
+    device.outer.advance(1.0)
+    assert device.calls == 2
 
 
-def test_other_errors_of_the_machine_are_failures(guard: Guard) -> None:
-    guard.loop.call_later(0.0, lambda: os.close(-1))
-    guard.outer.advance()
-    assert isinstance(guard.failures[0], OSError)
+def test_shortage_of_descriptors_is_no_failure(device: IsolatedDevice) -> None:
+    device.loop.call_later(0.0, device.run_out)
+    device.loop.call_later(1.0, device.count)
+    device.outer.advance(1.0)
+    assert [error.errno for error in device.shortages] == [errno.EMFILE]
+    assert not device.failures
+    assert device.calls == 1
 
 
-def test_shortage_that_cannot_be_dealt_with_is_a_failure(guard: Guard) -> None:
-    loop = IsolatedLoop(guard.outer, guard.failures.append, lambda error: guard.fail())
-    loop.call_later(0.0, guard.run_out)
-    guard.outer.advance()
-    assert [str(error) for error in guard.failures] == ["ours"]
+def test_other_errors_of_the_machine_are_failures(device: IsolatedDevice) -> None:
+    device.loop.call_later(0.0, lambda: os.close(-1))
+    device.outer.advance()
+    assert isinstance(device.failures[0], OSError)
+
+
+def test_failure_to_handle_a_shortage_is_a_failure(device: IsolatedDevice) -> None:
+    loop = IsolatedLoop(
+        device.outer, device.failures.append, lambda error: device.fail()
+    )
+    loop.call_later(0.0, device.run_out)
+    device.outer.advance()
+    assert [str(error) for error in device.failures] == ["ours"]

@@ -31,7 +31,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
 
 @pytest.fixture
 def plugged(tmp_path: Path) -> Iterator[Scene]:
-    """A device whose slave is a VM that is plugged into."""
+    """A device whose windows are plugged into a slave VM."""
     with Scene(tmp_path, ManualLoop(), slave_qmp=tmp_path / "qmp") as scene:
         yield scene
 
@@ -49,10 +49,8 @@ def two_nodes(one: int, other: int) -> Memory:
     ]
 
 
-def test_device_that_will_be_unplugged_keeps_its_old_peers(
-    plugged: Scene, file: MakeFile
-) -> None:
-    """QEMU would free them a second time when it is."""
+def test_plugged_device_keeps_its_old_peers(plugged: Scene, file: MakeFile) -> None:
+    """QEMU would free them a second time when the device is unplugged."""
     memory = [(region(16 * MIB), file(16 * MIB))]
     slave = plugged.slave()
     qemu = plugged.front_end(memory)
@@ -93,7 +91,7 @@ def test_window_0_is_the_metadata_and_cannot_be_cut(scene: Scene) -> None:
         os.ftruncate(fd, 0)
 
 
-def test_agent_is_never_told_of_a_window_that_has_no_socket(
+def test_window_is_published_only_after_it_has_a_socket(
     scene: Scene, file: MakeFile
 ) -> None:
     qemu = scene.front_end([(region(16 * MIB), file())])
@@ -117,7 +115,7 @@ def test_region_whose_window_has_no_socket_yet_is_not_published(
         assert [r.window for r in agent.snapshot().regions] == list(scene.shown)
 
 
-def test_table_that_comes_a_thousand_times_is_one_window(
+def test_table_that_is_sent_a_thousand_times_is_one_window(
     scene: Scene, file: MakeFile
 ) -> None:
     scene.agent(scene.slave())
@@ -131,7 +129,7 @@ def test_table_that_comes_a_thousand_times_is_one_window(
     assert all(ring.running for ring in scene.device.leases)
 
 
-def test_memory_that_is_plugged_in_while_rings_run(
+def test_memory_that_is_added_while_rings_run_is_another_window(
     scene: Scene, file: MakeFile
 ) -> None:
     agent = scene.agent(scene.slave())
@@ -146,13 +144,13 @@ def test_memory_that_is_plugged_in_while_rings_run(
         assert ring.session != before
 
 
-def test_window_goes_when_the_agent_has_let_go_of_it(
+def test_window_is_closed_when_the_agent_has_released_it(
     scene: Scene, file: MakeFile
 ) -> None:
     agent = scene.agent(scene.slave())
     qemu = scene.running(two_nodes(file(), file()))
     qemu.regions.pop()
-    qemu.set_memory()  # the rings are stopped; that they may go on is yet to come
+    qemu.set_memory()  # stops the rings; they start again when the device settles
     agent.answers = False
     scene.loop.advance(0.5)
     assert 257 in scene.shown
@@ -162,13 +160,13 @@ def test_window_goes_when_the_agent_has_let_go_of_it(
     assert list(scene.device.store.files) == [256]
 
 
-def test_each_window_waits_until_the_agent_has_let_go_of_that_very_one(
+def test_each_window_stays_open_until_the_agent_has_released_it(
     scene: Scene, file: MakeFile
 ) -> None:
     agent = scene.agent(scene.slave())
     third = (region(16 * MIB, guest_addr=2 * HIGH), file())
     qemu = scene.front_end([*two_nodes(file(), file()), third])
-    qemu.set_memory()  # no ring runs: nobody waits for the agent
+    qemu.set_memory()  # no ring runs, so nothing waits for the agent
     scene.settle()
     agent.answers = False
     dropped = []
@@ -186,7 +184,7 @@ def test_each_window_waits_until_the_agent_has_let_go_of_that_very_one(
     assert sorted(scene.shown) == [256]
 
 
-def test_window_goes_after_a_while_if_the_agent_says_nothing(
+def test_window_is_closed_after_a_time_if_the_agent_does_not_answer(
     scene: Scene, file: MakeFile
 ) -> None:
     scene.agent(scene.slave()).answers = False
@@ -198,7 +196,7 @@ def test_window_goes_after_a_while_if_the_agent_says_nothing(
     assert not scene.device.store.files
 
 
-def test_master_that_comes_back_at_once_has_the_window_that_it_had(
+def test_master_that_reconnects_at_once_keeps_its_window(
     scene: Scene, file: MakeFile
 ) -> None:
     scene.agent(scene.slave()).answers = False
@@ -224,17 +222,17 @@ def test_refused_table_leaves_no_window(scene: Scene, file: MakeFile) -> None:
 
 
 def test_window_that_waits_for_the_agent_is_kept(scene: Scene, file: MakeFile) -> None:
-    """The new table's files are in no table while the rings are being stopped."""
+    """While the rings are being stopped, only the waiting message has the file."""
     agent = scene.agent(scene.slave())
     agent.answers = False
     qemu = scene.running([(region(16 * MIB), file())])
     qemu.regions.append((region(16 * MIB, guest_addr=HIGH), file()))
-    qemu.set_memory()  # the heart beats, and a tick passes, before the time is over
+    qemu.set_memory()  # waits for the agent for a second, in which ticks pass
     scene.settle()
     assert sorted(scene.shown) == [256, 257]
 
 
-def test_file_that_is_too_short_for_its_region(
+def test_file_that_is_too_short_for_its_region_is_refused(
     scene: Scene, file: MakeFile, caplog: pytest.LogCaptureFixture
 ) -> None:
     qemu = scene.front_end([(region(16 * MIB, offset=MIB), file(16 * MIB))])
@@ -243,7 +241,7 @@ def test_file_that_is_too_short_for_its_region(
     assert "beyond the end of its file" in caplog.text
 
 
-def test_file_that_may_not_be_written(
+def test_file_that_may_not_be_written_is_refused(
     scene: Scene, file: MakeFile, caplog: pytest.LogCaptureFixture
 ) -> None:
     read_only = os.open(f"/proc/self/fd/{file()}", os.O_RDONLY)
@@ -254,7 +252,7 @@ def test_file_that_may_not_be_written(
     assert "may not be written" in caplog.text
 
 
-def test_descriptor_that_is_no_memory(scene: Scene) -> None:
+def test_descriptor_that_is_no_memory_is_refused(scene: Scene) -> None:
     read, write = os.pipe()
     qemu = scene.front_end([(region(MIB), read)])
     with pytest.raises(Refused):
@@ -263,7 +261,7 @@ def test_descriptor_that_is_no_memory(scene: Scene) -> None:
     os.close(write)
 
 
-def test_file_that_is_cut_is_told_of_once_and_ends_nothing(
+def test_file_that_is_cut_is_logged_once_and_the_front_end_goes_on(
     scene: Scene, file: MakeFile, caplog: pytest.LogCaptureFixture
 ) -> None:
     fd = file(16 * MIB)
@@ -278,13 +276,15 @@ def test_file_that_is_cut_is_told_of_once_and_ends_nothing(
 # What a slave VM can have.
 
 
-def test_odd_size_is_fine_for_a_process(scene: Scene, file: MakeFile) -> None:
+def test_size_that_is_no_power_of_two_is_accepted_for_a_process(
+    scene: Scene, file: MakeFile
+) -> None:
     scene.slave(is_process=True)
     scene.running([(region(24 * MIB), file(24 * MIB))])
     assert scene.shown == {256: 24 * MIB}
 
 
-def test_odd_size_is_refused_for_a_slave_vm_with_what_to_change(
+def test_size_that_is_no_power_of_two_is_refused_for_a_slave_vm(
     scene: Scene, file: MakeFile, caplog: pytest.LogCaptureFixture
 ) -> None:
     scene.slave()
@@ -295,7 +295,7 @@ def test_odd_size_is_refused_for_a_slave_vm_with_what_to_change(
     assert "size=32M" in caplog.text
 
 
-def test_odd_size_is_refused_before_the_slave_vm_is_plugged(
+def test_size_that_is_no_power_of_two_is_refused_before_anything_is_plugged(
     plugged: Scene, file: MakeFile
 ) -> None:
     qemu = plugged.front_end([(region(24 * MIB), file(24 * MIB))])
@@ -307,7 +307,7 @@ def test_odd_size_is_refused_before_the_slave_vm_is_plugged(
 # Plugging.
 
 
-def test_nothing_is_plugged_before_the_masters_driver_is_up(
+def test_nothing_is_plugged_before_the_masters_driver_is_loaded(
     plugged: Scene, file: MakeFile
 ) -> None:
     qemu = plugged.front_end([(region(16 * MIB), file())])
@@ -321,7 +321,7 @@ def test_nothing_is_plugged_before_the_masters_driver_is_up(
         assert plug.socket == plugged.config.window(plug.window)
 
 
-def test_drivers_reload_leaves_the_devices_plugged(
+def test_reload_of_the_driver_leaves_the_windows_plugged(
     plugged: Scene, file: MakeFile
 ) -> None:
     qemu = plugged.running([(region(16 * MIB), file())])
@@ -331,7 +331,9 @@ def test_drivers_reload_leaves_the_devices_plugged(
     assert plugged.plugger.windows == {0, 256}
 
 
-def test_all_is_unplugged_when_the_master_goes(plugged: Scene, file: MakeFile) -> None:
+def test_all_windows_are_unplugged_when_the_master_disconnects(
+    plugged: Scene, file: MakeFile
+) -> None:
     agent = plugged.agent(plugged.slave())
     qemu = plugged.running([(region(16 * MIB), file())])
     agent.answers = False
@@ -343,10 +345,10 @@ def test_all_is_unplugged_when_the_master_goes(plugged: Scene, file: MakeFile) -
     assert not plugged.plugger.wanted
 
 
-def test_device_with_too_many_old_peers_is_plugged_anew(
+def test_device_with_too_many_old_peers_is_unplugged_and_plugged_again(
     plugged: Scene, file: MakeFile
 ) -> None:
-    """They cannot be taken back, and a master may reload its driver for ever."""
+    """They cannot be taken back, and a master may reload its driver without end."""
     slave = plugged.slave()
     qemu = plugged.running([(region(16 * MIB), file())])
     while not plugged.plugger.left_out:
@@ -388,7 +390,9 @@ def test_window_without_a_socket_ends_the_connection(
 # Slots.
 
 
-def test_region_by_region(scene: Scene, file: MakeFile) -> None:
+def test_regions_that_are_added_one_by_one_become_windows(
+    scene: Scene, file: MakeFile
+) -> None:
     memory = two_nodes(file(), file())
     qemu = scene.front_end([], acks=SLOTS)
     for one, fd in memory:
@@ -403,7 +407,7 @@ def test_region_by_region(scene: Scene, file: MakeFile) -> None:
 # Numbers.
 
 
-def test_window_numbers_come_back_as_late_as_can_be() -> None:
+def test_window_number_is_used_again_as_late_as_possible() -> None:
     ids = WindowIds(md.LAST_WINDOW)
     assert [ids.new(), ids.new(), ids.new()] == [
         md.LAST_WINDOW,
@@ -414,7 +418,7 @@ def test_window_numbers_come_back_as_late_as_can_be() -> None:
     assert ids.new() == md.FIRST_WINDOW + 2
 
 
-def test_window_number_in_use_is_left_out() -> None:
+def test_window_number_in_use_is_not_given_again() -> None:
     ids = WindowIds(md.LAST_WINDOW)
     kept = ids.new()
     others = [ids.new() for _ in range(md.LAST_WINDOW - md.FIRST_WINDOW)]

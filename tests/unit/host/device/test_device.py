@@ -22,7 +22,7 @@ RX = RingAt.nth(0)
 RUNS = RingFlag.STARTED | RingFlag.ENABLED
 
 
-def test_agent_sees_the_master_whole(scene: Scene) -> None:
+def test_agent_is_shown_all_that_the_master_has_set_up(scene: Scene) -> None:
     with scene.agent(scene.slave()) as agent:
         qemu = scene.running()
         seen = agent.snapshot()
@@ -37,7 +37,7 @@ def test_agent_sees_the_master_whole(scene: Scene) -> None:
 
 
 def test_agent_is_not_shown_a_ring_before_its_call_is_known(scene: Scene) -> None:
-    """QEMU sends KICK before CALL: what is shown in between would lose interrupts."""
+    """QEMU sends KICK before CALL: a ring that ran in between would lose interrupts."""
     with scene.agent(scene.slave()) as agent:
         scene.running()
         assert all(
@@ -48,7 +48,7 @@ def test_agent_is_not_shown_a_ring_before_its_call_is_known(scene: Scene) -> Non
         assert len(agent.asked) == asked
 
 
-def test_device_settles_when_it_has_been_quiet(scene: Scene) -> None:
+def test_device_settles_when_the_front_end_has_been_quiet(scene: Scene) -> None:
     qemu = scene.front_end()
     qemu.driver_ok([RX])
     for _ in range(5):
@@ -59,7 +59,7 @@ def test_device_settles_when_it_has_been_quiet(scene: Scene) -> None:
     assert scene.device.leases[0].running
 
 
-def test_messages_that_keep_coming_do_not_delay_the_rings_for_ever(
+def test_rings_start_even_if_the_front_end_keeps_sending_messages(
     scene: Scene,
 ) -> None:
     qemu = scene.front_end()
@@ -80,8 +80,8 @@ def test_kick_reaches_the_slaves_vector(scene: Scene) -> None:
     assert [slave.interrupted(1), slave.interrupted(2)] == [False, True]
 
 
-def test_kick_that_is_known_when_the_slave_comes_is_its_vector(scene: Scene) -> None:
-    """It goes from VM to VM, and the daemon has nothing to do with it."""
+def test_kick_that_is_known_when_the_slave_connects_is_its_vector(scene: Scene) -> None:
+    """Such a kick goes from VM to VM without the daemon."""
     qemu = scene.running()
     slave = scene.slave()
     qemu.kick(1)
@@ -91,7 +91,7 @@ def test_kick_that_is_known_when_the_slave_comes_is_its_vector(scene: Scene) -> 
     assert scene.device.leases[1].relayed() == 0
 
 
-def test_kick_of_a_driver_that_started_anew_is_relayed(scene: Scene) -> None:
+def test_kick_of_a_driver_that_was_loaded_again_is_relayed(scene: Scene) -> None:
     qemu = scene.running()
     slave = scene.slave()
     slave.interrupted(2)
@@ -105,7 +105,7 @@ def test_kick_of_a_driver_that_started_anew_is_relayed(scene: Scene) -> None:
     assert scene.device.leases[1].relayed() >= 1
 
 
-def test_kick_that_comes_again_is_not_relayed_to_itself(scene: Scene) -> None:
+def test_kick_that_is_sent_again_is_not_relayed_to_itself(scene: Scene) -> None:
     qemu = scene.running()
     slave = scene.slave()
     kick = vu.VringFd(1)
@@ -119,7 +119,7 @@ def test_kick_that_comes_again_is_not_relayed_to_itself(scene: Scene) -> None:
 
 
 def test_kicks_that_swap_their_rings_end_the_connection(scene: Scene) -> None:
-    """Relayed, the one would signal the other for ever."""
+    """If they were relayed, each would signal the other without end."""
     qemu = scene.running()
     scene.slave()
     for index in range(2):
@@ -130,7 +130,7 @@ def test_kicks_that_swap_their_rings_end_the_connection(scene: Scene) -> None:
         qemu.send(Request.SET_OWNER)
 
 
-def test_slave_that_comes_anew_has_what_the_one_before_left(scene: Scene) -> None:
+def test_next_slave_gets_the_same_kicks_as_the_previous_one(scene: Scene) -> None:
     qemu = scene.running()
     scene.slave()
     slave = scene.slave()
@@ -138,12 +138,12 @@ def test_slave_that_comes_anew_has_what_the_one_before_left(scene: Scene) -> Non
     assert slave.interrupted(1)
 
 
-def test_doorbell_of_the_slave_reaches_the_masters_interrupt(scene: Scene) -> None:
+def test_doorbell_of_the_slave_interrupts_the_master(scene: Scene) -> None:
     slave = scene.slave()
     agent = scene.agent(slave)
     qemu = scene.running()
     for index in range(2):
-        assert qemu.called(index, 0)  # once, for what may have been lost
+        assert qemu.called(index, 0)  # one for an interrupt that may have been lost
     scene.loop.advance(2.0)
     for index in range(2):
         qemu.called(index, 0)
@@ -152,7 +152,7 @@ def test_doorbell_of_the_slave_reaches_the_masters_interrupt(scene: Scene) -> No
     assert [qemu.called(0, 0), qemu.called(1, 0)] == [False, True]
 
 
-def test_call_that_is_a_pipe_is_behind_an_eventfd(scene: Scene) -> None:
+def test_call_that_is_a_pipe_is_signalled_through_an_eventfd(scene: Scene) -> None:
     slave = scene.slave()
     qemu = scene.running()
     read, write = os.pipe2(os.O_NONBLOCK)  # a signal that is missing fails at once
@@ -168,8 +168,8 @@ def test_call_that_is_a_pipe_is_behind_an_eventfd(scene: Scene) -> None:
         os.close(write)
 
 
-def test_rings_are_taken_at_once_when_the_connection_breaks(scene: Scene) -> None:
-    """QEMU's own virtio-net has the rings by then."""
+def test_rings_stop_at_once_when_the_connection_ends(scene: Scene) -> None:
+    """QEMU's own virtio-net uses the rings from then on."""
     with scene.agent(scene.slave()) as agent:
         qemu = scene.running()
         before = scene.sessions()
@@ -180,7 +180,7 @@ def test_rings_are_taken_at_once_when_the_connection_breaks(scene: Scene) -> Non
         assert all(new > old for new, old in zip(scene.sessions(), before, strict=True))
 
 
-def test_every_start_and_stop_is_a_session_of_its_own(scene: Scene) -> None:
+def test_every_start_and_stop_begins_a_new_session(scene: Scene) -> None:
     with scene.agent(scene.slave()):
         qemu = scene.front_end()
         seen = [scene.sessions()[0]]
@@ -229,7 +229,7 @@ def test_slave_may_come_before_or_after_the_master(scene: Scene) -> None:
             assert all(ring.runs and ring.flags & RingFlag.CALL for ring in rings)
 
 
-def test_each_start_is_a_new_peer_and_the_old_one_goes_once(scene: Scene) -> None:
+def test_each_start_is_a_new_peer_and_the_old_peer_leaves_once(scene: Scene) -> None:
     slave = scene.slave()
     with scene.agent(slave) as agent:
         qemu = scene.front_end()
@@ -244,7 +244,7 @@ def test_each_start_is_a_new_peer_and_the_old_one_goes_once(scene: Scene) -> Non
         assert set(slave.peers) == {md.DAEMON_PEER, peers[-1]}
 
 
-def test_old_peer_goes_though_no_agent_says_anything(scene: Scene) -> None:
+def test_old_peer_leaves_after_a_time_without_an_agent(scene: Scene) -> None:
     slave = scene.slave()
     qemu = scene.front_end()
     for _ in range(2):
@@ -265,7 +265,7 @@ def test_ring_that_stops_alone_takes_no_new_peer(scene: Scene) -> None:
     assert set(slave.peers) == {md.DAEMON_PEER, 2}
 
 
-def test_interrupt_that_went_to_the_old_peer_is_made_up_for(scene: Scene) -> None:
+def test_interrupt_that_went_to_the_old_peer_is_repeated(scene: Scene) -> None:
     with scene.agent(scene.slave()) as agent:
         qemu = scene.running()
         scene.loop.advance(2.0)
@@ -274,12 +274,12 @@ def test_interrupt_that_went_to_the_old_peer_is_made_up_for(scene: Scene) -> Non
         scene.settle()
         assert qemu.called(0, 0)
         assert not qemu.called(0, 0)
-        agent.answer()  # it may have rung the old peer until now
+        agent.answer()  # until now the agent may have rung the old peer's doorbell
         scene.loop.advance()
         assert qemu.called(0, 0)
 
 
-def test_agent_is_told_of_a_peer_only_when_the_slaves_qemu_has_read_of_it(
+def test_peer_is_published_only_after_the_slaves_qemu_has_read_of_it(
     scene: Scene,
 ) -> None:
     slave = scene.slave()
@@ -293,7 +293,7 @@ def test_agent_is_told_of_a_peer_only_when_the_slaves_qemu_has_read_of_it(
     assert scene.device.leases[0].running
 
 
-def test_slave_that_never_reads_does_not_hold_the_master_for_ever(
+def test_rings_start_after_a_time_although_the_slave_reads_nothing(
     scene: Scene,
 ) -> None:
     slave = scene.slave()
@@ -304,7 +304,7 @@ def test_slave_that_never_reads_does_not_hold_the_master_for_ever(
     assert scene.device.leases[0].running
 
 
-def test_ids_that_run_out_drop_the_slave_with_what_to_do(scene: Scene) -> None:
+def test_slave_is_dropped_when_the_peer_ids_are_used_up(scene: Scene) -> None:
     slave = scene.slave()
     qemu = scene.front_end()
     assert scene.device.slave is not None
@@ -337,7 +337,7 @@ def test_replaced_kick_is_the_one_that_is_relayed(scene: Scene) -> None:
     os.close(old)
 
 
-def test_kick_that_came_back_blocking_does_not_stop_the_daemon(scene: Scene) -> None:
+def test_eventfd_that_was_made_blocking_does_not_stop_the_daemon(scene: Scene) -> None:
     """QEMU clears O_NONBLOCK of descriptors that it was sent and did not want."""
     slave = scene.slave()
     qemu = scene.running()
@@ -349,14 +349,14 @@ def test_kick_that_came_back_blocking_does_not_stop_the_daemon(scene: Scene) -> 
     assert slave.interrupted(1)
 
 
-def test_heart_of_the_daemon_beats(scene: Scene) -> None:
+def test_daemon_has_a_heartbeat(scene: Scene) -> None:
     before = scene.device.store.metadata.heartbeat()
     scene.loop.advance(5.0)
     assert scene.device.store.metadata.heartbeat() >= before + 10
 
 
 @pytest.mark.parametrize("size", [0, 5 * MIB], ids=["to nothing", "in the middle"])
-def test_file_that_somebody_cut_is_whole_again_and_the_agent_finds_all_anew(
+def test_arena_that_was_cut_is_restored_and_published_again(
     scene: Scene, caplog: pytest.LogCaptureFixture, size: int
 ) -> None:
     scene.slave()
@@ -375,7 +375,9 @@ def test_file_that_somebody_cut_is_whole_again_and_the_agent_finds_all_anew(
     assert caplog.text.count("another process cut") == 1
 
 
-def test_file_that_was_cut_between_two_looks_is_noticed(scene: Scene) -> None:
+def test_arena_that_was_cut_and_grown_between_two_checks_is_restored(
+    scene: Scene,
+) -> None:
     scene.running()
     before = snapshot(scene)
     os.truncate(scene.config.arena, 0)
@@ -385,7 +387,7 @@ def test_file_that_was_cut_between_two_looks_is_noticed(scene: Scene) -> None:
 
 
 def snapshot(scene: Scene) -> md.Snapshot:
-    """What somebody sees who maps the file now."""
+    """Return what a process that maps the file now reads in it."""
     with scene.config.arena.open("r+b") as file, mmap.mmap(file.fileno(), 0) as window:
         metadata = access.Metadata(access.find(memoryview(window)))
         found = metadata.snapshot()
@@ -394,7 +396,7 @@ def snapshot(scene: Scene) -> md.Snapshot:
     return found
 
 
-def test_refusal_is_told_with_the_request(
+def test_refusal_is_logged_with_the_request(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     qemu = scene.front_end()
@@ -408,7 +410,7 @@ def test_refusal_is_told_with_the_request(
     assert f"mem-path={scene.config.arena},share=on" in caplog.text
 
 
-def test_base_that_is_not_the_used_index_is_told(
+def test_base_that_is_not_the_used_index_is_logged(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     qemu = scene.front_end()
@@ -418,9 +420,7 @@ def test_base_that_is_not_the_used_index_is_told(
 
 
 @pytest.mark.parametrize("pairs", [1, 4])
-def test_stream_to_the_slave_never_has_too_few_vectors(
-    tmp_path: Path, pairs: int
-) -> None:
+def test_slave_is_always_sent_all_vectors_of_a_peer(tmp_path: Path, pairs: int) -> None:
     with Scene(tmp_path, ManualLoop(), memory=16 * MIB, queue_pairs=pairs) as scene:
         slave = scene.slave()
         assert slave.messages[:3] == [(0, False), (0, False), (-1, True)]
@@ -434,7 +434,7 @@ def test_stream_to_the_slave_never_has_too_few_vectors(
                 qemu.stop_ring(index)
 
 
-def test_device_tells_its_starts_and_stops(
+def test_starts_and_stops_are_logged(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

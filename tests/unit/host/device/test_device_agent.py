@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent says of itself, how long it is waited for, and what it is given."""
+"""What the agent reports, how long the master waits for it, and its sessions."""
 
 import os
 
@@ -17,7 +17,9 @@ from vhostpci_shared.vhost_user import Request
 RX = RingAt.nth(0)
 
 
-def test_answer_waits_for_the_agent_and_is_true(scene: Scene) -> None:
+def test_base_is_answered_only_after_the_agent_has_stopped_the_ring(
+    scene: Scene,
+) -> None:
     with scene.agent(scene.slave()) as agent:
         qemu = scene.running()
         generation = agent.metadata.generation()
@@ -32,7 +34,7 @@ def test_answer_waits_for_the_agent_and_is_true(scene: Scene) -> None:
 
 @pytest.mark.parametrize("slave", [False, True], ids=["no slave", "no agent"])
 def test_without_an_agent_the_master_never_waits(scene: Scene, slave: bool) -> None:
-    """QEMU holds its lock meanwhile."""
+    """QEMU holds its big lock while it waits."""
     if slave:
         scene.slave()
     qemu = scene.running()
@@ -41,7 +43,7 @@ def test_without_an_agent_the_master_never_waits(scene: Scene, slave: bool) -> N
     assert scene.loop.now == started
 
 
-def test_agent_that_says_nothing_delays_the_master_for_a_second_once(
+def test_agent_that_does_not_answer_delays_the_master_by_one_second_once(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     with scene.agent(scene.slave()) as agent:
@@ -55,8 +57,8 @@ def test_agent_that_says_nothing_delays_the_master_for_a_second_once(
     assert "did not stop within" in caplog.text
 
 
-def test_ring_is_the_agents_until_it_has_let_go(scene: Scene) -> None:
-    """It may yet report as used what it has sent; a new session would forbid that."""
+def test_ring_keeps_its_session_until_the_agent_has_stopped_it(scene: Scene) -> None:
+    """The agent may still report sent packets as used, in the present session only."""
     with scene.agent(scene.slave()) as agent:
         qemu = scene.running()
         agent.answers = False
@@ -71,8 +73,8 @@ def test_ring_is_the_agents_until_it_has_let_go(scene: Scene) -> None:
         assert scene.sessions()[0] != before
 
 
-def test_agent_is_waited_for_from_its_first_word_on(scene: Scene) -> None:
-    """It runs rings from then on, and its heart may not have beaten yet."""
+def test_device_waits_for_an_agent_from_its_first_answer_on(scene: Scene) -> None:
+    """The agent runs rings from then on, perhaps before its first heartbeat."""
     slave = scene.slave()
     qemu = scene.running()
     with FakeAgent(scene.loop, slave, scene.device.store.file.fileno()) as agent:
@@ -85,8 +87,8 @@ def test_agent_is_waited_for_from_its_first_word_on(scene: Scene) -> None:
         qemu.transport.receive()
 
 
-def test_first_agent_of_a_slave_keeps_the_sessions_that_it_finds(scene: Scene) -> None:
-    """It may be at a packet when it is heard of, and a new session would fence it."""
+def test_first_agent_of_a_slave_keeps_the_present_sessions(scene: Scene) -> None:
+    """It may be copying a packet at that moment; a new session would fence it."""
     slave = scene.slave()
     scene.running()
     before = scene.sessions()
@@ -94,7 +96,9 @@ def test_first_agent_of_a_slave_keeps_the_sessions_that_it_finds(scene: Scene) -
         assert scene.sessions() == before
 
 
-def test_what_a_dead_agent_left_makes_no_second_one_of_the_first(scene: Scene) -> None:
+def test_first_agent_keeps_the_sessions_despite_a_dead_agents_entry(
+    scene: Scene,
+) -> None:
     stale = md.Agent(instance=9, heartbeat=77, state=md.AgentState.READY)
     scene.device.store.metadata.write_agent(stale)
     slave = scene.slave()
@@ -105,10 +109,10 @@ def test_what_a_dead_agent_left_makes_no_second_one_of_the_first(scene: Scene) -
         assert scene.sessions() == before
 
 
-def test_agent_that_follows_another_is_seen_even_while_the_master_waits(
+def test_next_agent_is_noticed_even_while_the_master_waits(
     scene: Scene,
 ) -> None:
-    """The one before may yet be there, and must find its sessions over."""
+    """The previous agent may still run, and must find that its sessions have ended."""
     with scene.agent(scene.slave()) as agent:
         qemu = scene.running()
         before = scene.sessions()[1]
@@ -117,7 +121,9 @@ def test_agent_that_follows_another_is_seen_even_while_the_master_waits(
         assert scene.sessions()[1] != before
 
 
-def test_agent_whose_heart_stopped_is_not_waited_for(scene: Scene) -> None:
+def test_device_does_not_wait_for_an_agent_whose_heartbeat_stopped(
+    scene: Scene,
+) -> None:
     with scene.agent(scene.slave()) as agent:
         qemu = scene.running()
         agent.beats = agent.answers = False
@@ -127,7 +133,7 @@ def test_agent_whose_heart_stopped_is_not_waited_for(scene: Scene) -> None:
         assert scene.loop.now == started
 
 
-def test_agent_that_failed_is_not_waited_for(scene: Scene) -> None:
+def test_device_does_not_wait_for_an_agent_that_failed(scene: Scene) -> None:
     with scene.agent(scene.slave()) as agent:
         qemu = scene.running()
         agent.answers = False
@@ -138,8 +144,10 @@ def test_agent_that_failed_is_not_waited_for(scene: Scene) -> None:
         assert scene.loop.now == started
 
 
-def test_agent_of_a_dead_daemons_days_is_not_waited_for(scene: Scene) -> None:
-    """What is READY in a reused arena may be nobody: its heart has to beat first."""
+def test_device_does_not_wait_for_an_agent_whose_heartbeat_it_never_saw(
+    scene: Scene,
+) -> None:
+    """A reused arena may still call a dead agent READY: wait for a heartbeat first."""
     stale = md.Agent(instance=9, heartbeat=77, state=md.AgentState.READY)
     scene.device.store.metadata.write_agent(stale)
     scene.slave()
@@ -150,7 +158,7 @@ def test_agent_of_a_dead_daemons_days_is_not_waited_for(scene: Scene) -> None:
     assert scene.loop.now == started
 
 
-def test_slave_that_goes_while_the_master_waits_frees_it(scene: Scene) -> None:
+def test_wait_for_the_agent_ends_when_the_slave_disconnects(scene: Scene) -> None:
     slave = scene.slave()
     with scene.agent(slave) as agent:
         qemu = scene.running()
@@ -160,10 +168,12 @@ def test_slave_that_goes_while_the_master_waits_frees_it(scene: Scene) -> None:
         started = scene.loop.now
         qemu.stop_ring(0)
         assert scene.loop.now - started < 0.2
-        assert scene.sessions()[0] != before, "it may live on, and is fenced"
+        assert scene.sessions()[0] != before, (
+            "the agent may still run, and must be fenced"
+        )
 
 
-def test_front_end_that_goes_while_it_waits_leaves_all_in_order(scene: Scene) -> None:
+def test_front_end_may_disconnect_while_it_waits_for_the_agent(scene: Scene) -> None:
     with scene.agent(scene.slave()) as agent:
         qemu = scene.running()
         agent.answers = False
@@ -175,7 +185,9 @@ def test_front_end_that_goes_while_it_waits_leaves_all_in_order(scene: Scene) ->
         assert agent.snapshot().device.flags == 0
 
 
-def test_new_agent_gets_the_rings_anew_from_where_they_stand(scene: Scene) -> None:
+def test_next_agent_gets_new_sessions_that_start_at_the_used_index(
+    scene: Scene,
+) -> None:
     with scene.agent(scene.slave()) as agent:
         scene.running()
         before = agent.snapshot().rings[0]
@@ -187,7 +199,7 @@ def test_new_agent_gets_the_rings_anew_from_where_they_stand(scene: Scene) -> No
         assert after.base == 50
 
 
-def test_fenced_ring_is_given_anew_but_not_in_a_hurry(scene: Scene) -> None:
+def test_fenced_ring_is_renewed_at_most_once_a_second(scene: Scene) -> None:
     with scene.agent(scene.slave()) as agent:
         scene.running()
         scene.loop.advance(2.0)
@@ -199,7 +211,7 @@ def test_fenced_ring_is_given_anew_but_not_in_a_hurry(scene: Scene) -> None:
         assert len(seen) == 2
 
 
-def test_broken_ring_is_told_to_the_user_once_and_to_qemu(
+def test_broken_ring_is_logged_once_and_signalled_to_qemu(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     err = os.eventfd(0, os.EFD_NONBLOCK)
@@ -214,7 +226,7 @@ def test_broken_ring_is_told_to_the_user_once_and_to_qemu(
     os.close(err)
 
 
-def test_agents_complaint_is_told_once(
+def test_message_of_a_failed_agent_is_logged_once(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     with scene.agent(scene.slave()) as agent:
@@ -223,7 +235,7 @@ def test_agents_complaint_is_told_once(
     assert caplog.text.count("agent failed: no /dev/net/tun") == 1
 
 
-def test_agent_that_says_something_new_each_time_cannot_fill_the_log(
+def test_agent_whose_message_keeps_changing_cannot_fill_the_log(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     with scene.agent(scene.slave()) as agent:
@@ -233,7 +245,7 @@ def test_agent_that_says_something_new_each_time_cannot_fill_the_log(
     assert caplog.text.count("agent failed") <= 3
 
 
-def test_too_few_vectors_are_told_with_what_to_change(
+def test_too_few_vectors_are_logged_with_what_to_change(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     with scene.agent(scene.slave()) as agent:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""User Mode Linux and DPDK, in the order of messages that was recorded of them."""
+"""User Mode Linux and DPDK, with their messages in the order that was recorded."""
 
 import os
 from collections.abc import Iterator
@@ -83,13 +83,13 @@ def test_uml_is_interrupted_through_its_socket(
     uml.driver_ok(rings(UML_BASE, 2))
     scene.settle()
     entry = snapshot(scene).rings[1]
-    assert uml.interrupted(1), "one for whatever was lost before"
+    assert uml.interrupted(1), "no interrupt for what may have been lost"
     os.eventfd_write(slave.peers[entry.call_peer][entry.call_vector], 1)
     scene.loop.advance(0.001)
     assert uml.interrupted(1)
 
 
-def test_uml_reloads_its_driver_without_a_word(
+def test_uml_reloads_its_driver_without_stopping_the_rings(
     scene: Scene, uml: UserModeLinux
 ) -> None:
     scene.agent(scene.slave(is_process=True))
@@ -120,7 +120,7 @@ def test_dpdk_runs_the_rings_that_it_enables_last(
     assert snapshot(scene).regions == (md.Region(DPDK_BASE, SIZE, 256, 0),)
 
 
-def test_dpdk_that_stops_is_told_the_used_index(scene: Scene, dpdk: Dpdk) -> None:
+def test_dpdk_that_stops_a_ring_gets_its_used_index(scene: Scene, dpdk: Dpdk) -> None:
     scene.agent(scene.slave(is_process=True))
     described = rings(DPDK_BASE, 2)
     for start in (0, 7):
@@ -133,7 +133,7 @@ def test_dpdk_that_stops_is_told_the_used_index(scene: Scene, dpdk: Dpdk) -> Non
 
 
 def test_heap_that_grows_in_its_file_is_a_new_window(scene: Scene, dpdk: Dpdk) -> None:
-    """The slave has mapped the old window as long as it was."""
+    """The slave has mapped the old window with its old length."""
     agent = scene.agent(scene.slave(is_process=True))
     described = rings(DPDK_BASE, 2)
     dpdk.driver_ok(described)
@@ -147,4 +147,4 @@ def test_heap_that_grows_in_its_file_is_a_new_window(scene: Scene, dpdk: Dpdk) -
     assert running(scene) == [0, 1]
     agent.answer()
     scene.loop.advance(2.0)
-    assert list(scene.shown) == [257], "the old one is let go of"
+    assert list(scene.shown) == [257], "the old window is still open"

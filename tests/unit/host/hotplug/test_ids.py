@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The IDs of what a VM has of ours."""
+"""The IDs of our objects in a slave VM."""
 
 from vhostpci_host.hotplug.ids import object_id, window_of
 

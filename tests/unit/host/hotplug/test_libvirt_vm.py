@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A domain as the slave VM: what virsh is asked, and what its answers mean."""
+"""A libvirt domain as the slave VM: our commands to virsh, and its answers."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ METADATA = Plug(window=0, socket=Path("/run/web.ivshmem"), vectors=3, size=2**20
 
 @pytest.fixture
 def virsh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeLibvirt:
-    """A virsh of ours before the machine's own, with a domain that runs."""
+    """A fake virsh, first in PATH, with a domain that runs."""
     fake = FakeLibvirt(tmp_path)
     monkeypatch.setenv("PATH", f"{fake.bin}:{os.environ['PATH']}")
     monkeypatch.setattr(libvirt_vm, "UNPLUG_TIME", 0.2)
@@ -35,7 +35,7 @@ def virsh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeLibvirt:
 
 
 def ask(work: Callable[[LibvirtVm], Awaitable[T]], answer_time: float = 10) -> T:
-    """Do something with the slave VM."""
+    """Run `work` with the slave VM, and return its result."""
 
     async def run() -> T:
         vm = LibvirtVm("switch", Virsh("test:///x", answer_time=answer_time))
@@ -56,7 +56,7 @@ def plug(*plugs: Plug, device: str = "web") -> None:
 
 
 def buses(virsh: FakeLibvirt) -> list[str]:
-    """Return where the windows are, in the order in which they came."""
+    """Return the buses of the windows, in the order in which they were plugged."""
     places = [shmem.find("address") for shmem in virsh.shmems()]
     return [place.get("bus", "") for place in places if place is not None]
 
@@ -69,7 +69,7 @@ def test_every_command_goes_to_the_given_libvirt_and_domain(
     assert virsh.asked("attach-device", "--domain") == ["switch"]
 
 
-def test_libvirt_is_the_machines_unless_the_environment_says_otherwise(
+def test_libvirt_is_the_systems_unless_the_environment_names_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("LIBVIRT_DEFAULT_URI", raising=False)
@@ -78,7 +78,9 @@ def test_libvirt_is_the_machines_unless_the_environment_says_otherwise(
     assert Virsh().uri == "qemu:///session"
 
 
-def test_what_was_plugged_is_found_and_can_be_unplugged(virsh: FakeLibvirt) -> None:
+def test_window_that_was_plugged_is_listed_and_can_be_unplugged(
+    virsh: FakeLibvirt,
+) -> None:
     virsh.start({2: 2**30, 3: 2**30})
 
     async def work(vm: LibvirtVm) -> list[set[int]]:
@@ -92,7 +94,7 @@ def test_what_was_plugged_is_found_and_can_be_unplugged(virsh: FakeLibvirt) -> N
     assert ask(work) == [set(), {0, 300}, {0}]
 
 
-def test_other_devices_windows_are_not_ours(virsh: FakeLibvirt) -> None:
+def test_windows_of_another_device_are_not_listed(virsh: FakeLibvirt) -> None:
     plug(WINDOW, device="db")
     assert ask(lambda vm: vm.plugged("web")) == set()
 
@@ -118,7 +120,7 @@ def test_no_two_windows_go_to_one_port(virsh: FakeLibvirt) -> None:
     [({}, "on", "none"), ({2: 2**30}, "off", "none"), ({2: 2**29}, "on", "512M")],
     ids=["no port", "a port without hot-plug", "too small"],
 )
-def test_window_that_has_no_place_is_told_with_the_mend(
+def test_window_without_a_free_port_is_refused_with_what_to_add(
     virsh: FakeLibvirt, shares: dict[int, int], hotplug: str, free: str
 ) -> None:
     virsh.start(shares, hotplug=hotplug)
@@ -130,7 +132,7 @@ def test_window_that_has_no_place_is_told_with_the_mend(
     assert virsh.shmems() == []
 
 
-def test_firmware_is_waited_for(virsh: FakeLibvirt) -> None:
+def test_plug_waits_until_the_firmware_has_run(virsh: FakeLibvirt) -> None:
     virsh.set_up_nothing()
     with pytest.raises(PlugError, match="firmware of domain 'switch' has not set up"):
         plug(WINDOW)
@@ -139,13 +141,13 @@ def test_firmware_is_waited_for(virsh: FakeLibvirt) -> None:
 @pytest.mark.parametrize(
     "text", ["no JSON", "[]", '{"error": {}}', '{"return": [{"devices": 5}]}']
 )
-def test_qemu_that_answers_nonsense_is_told_of(virsh: FakeLibvirt, text: str) -> None:
+def test_nonsense_from_qemu_is_an_error(virsh: FakeLibvirt, text: str) -> None:
     virsh.answer_monitor(text)
     with pytest.raises(PlugError, match=r"QEMU of domain 'switch' .* not understand"):
         plug(WINDOW)
 
 
-def test_refused_plug_is_told_in_libvirts_words(virsh: FakeLibvirt) -> None:
+def test_refused_plug_is_reported_in_libvirts_words(virsh: FakeLibvirt) -> None:
     virsh.refuse(
         "attach-device",
         "error: Failed to attach device from /dev/fd/7\nerror: internal error: no\n\n",
@@ -156,7 +158,7 @@ def test_refused_plug_is_told_in_libvirts_words(virsh: FakeLibvirt) -> None:
     assert str(caught.value) == text
 
 
-def test_socket_that_qemu_may_not_use_is_told_with_the_mend(
+def test_socket_that_qemu_may_not_use_is_reported_with_the_option(
     virsh: FakeLibvirt,
 ) -> None:
     virsh.refuse(
@@ -166,12 +168,12 @@ def test_socket_that_qemu_may_not_use_is_told_with_the_mend(
         plug(WINDOW)
 
 
-def test_what_is_not_there_is_unplugged_at_once(virsh: FakeLibvirt) -> None:
+def test_window_that_is_not_plugged_is_unplugged_at_once(virsh: FakeLibvirt) -> None:
     ask(lambda vm: vm.unplug("web", 300))
     assert virsh.asked("detach-device-alias", "--alias") == []
 
 
-def test_qemu_with_kvm_is_not_touched_after_an_unplug(virsh: FakeLibvirt) -> None:
+def test_with_kvm_nothing_is_cleared_after_an_unplug(virsh: FakeLibvirt) -> None:
     plug(WINDOW)
     ask(lambda vm: vm.unplug("web", 300))
     assert virsh.executed("netdev_add") == []
@@ -189,13 +191,13 @@ def test_qemu_without_kvm_is_cleared_of_what_an_unplug_leaves(
     assert [one["id"] for one in virsh.executed("netdev_del")] == handed
 
 
-def test_command_that_qemu_refuses_is_told_with_its_words(virsh: FakeLibvirt) -> None:
+def test_command_that_qemu_refuses_is_reported_in_its_words(virsh: FakeLibvirt) -> None:
     virsh.answer_monitor('{"error": {"class": "GenericError", "desc": "not now"}}')
     with pytest.raises(PlugError, match="refuses query-pci: not now"):
         plug(WINDOW)
 
 
-def test_guest_that_does_not_let_go_is_told_of_and_asked_again(
+def test_guest_that_does_not_release_a_window_is_an_error_and_is_asked_again(
     virsh: FakeLibvirt,
 ) -> None:
     plug(WINDOW)
@@ -212,14 +214,14 @@ def test_guest_that_does_not_let_go_is_told_of_and_asked_again(
     ask(lambda vm: vm.unplug("web", 300))
 
 
-def test_refused_unplug_is_told_in_libvirts_words(virsh: FakeLibvirt) -> None:
+def test_refused_unplug_is_reported_in_libvirts_words(virsh: FakeLibvirt) -> None:
     plug(WINDOW)
     virsh.refuse("detach-device-alias", "error: Failed to do so\nerror: it is busy\n")
     with pytest.raises(PlugError, match=r"unplug window 300 .*: it is busy"):
         ask(lambda vm: vm.unplug("web", 300))
 
 
-def test_domain_that_does_not_run_is_waited_for(virsh: FakeLibvirt) -> None:
+def test_domain_that_does_not_run_is_away(virsh: FakeLibvirt) -> None:
     virsh.shut_off()
     with pytest.raises(VmAway, match="waiting for domain 'switch'"):
         ask(lambda vm: vm.plugged("web"))
@@ -234,13 +236,15 @@ def test_domain_that_cannot_be_read_is_away(virsh: FakeLibvirt, text: str) -> No
         ask(lambda vm: vm.plugged("web"))
 
 
-def test_domain_that_is_not_there_is_named(virsh: FakeLibvirt) -> None:
+def test_missing_domain_is_named(virsh: FakeLibvirt) -> None:
     virsh.refuse("dumpxml", "error: failed to get domain 'switch'\n")
     with pytest.raises(VmAway, match="failed to get domain 'switch'; give a name"):
         ask(lambda vm: vm.plugged("web"))
 
 
-def test_libvirt_that_does_not_run_is_told_with_the_mend(virsh: FakeLibvirt) -> None:
+def test_libvirt_that_does_not_run_is_an_error_with_what_to_start(
+    virsh: FakeLibvirt,
+) -> None:
     virsh.refuse(
         "dumpxml",
         "error: failed to connect to the hypervisor\n"
@@ -251,7 +255,7 @@ def test_libvirt_that_does_not_run_is_told_with_the_mend(virsh: FakeLibvirt) -> 
 
 
 @pytest.mark.parametrize("command", ["dumpxml", "attach-device"])
-def test_libvirt_that_hangs_is_left_alone(
+def test_libvirt_that_hangs_is_given_up_after_the_time_limit(
     virsh: FakeLibvirt, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.setattr(libvirt_vm, "PLUG_TIME", 0)
@@ -260,7 +264,7 @@ def test_libvirt_that_hangs_is_left_alone(
         ask(lambda vm: vm.plug("web", WINDOW), answer_time=1)
 
 
-def test_question_that_is_taken_back_leaves_no_virsh(virsh: FakeLibvirt) -> None:
+def test_cancelled_question_leaves_no_virsh_process(virsh: FakeLibvirt) -> None:
     virsh.hang("dumpxml")
 
     async def work(vm: LibvirtVm) -> None:
@@ -275,7 +279,7 @@ def test_question_that_is_taken_back_leaves_no_virsh(virsh: FakeLibvirt) -> None
     ask(work)
 
 
-def test_machine_without_virsh_is_told_with_the_mend(
+def test_missing_virsh_is_an_error_with_the_package_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -283,7 +287,7 @@ def test_machine_without_virsh_is_told_with_the_mend(
         ask(lambda vm: vm.plugged("web"))
 
 
-def test_domain_that_is_away_is_asked_for_once_by_many_devices(
+def test_many_devices_ask_once_for_a_domain_that_is_away(
     virsh: FakeLibvirt,
 ) -> None:
     virsh.shut_off()
@@ -311,7 +315,7 @@ def test_domain_that_starts_is_found(
     assert ask(work) == set()
 
 
-def test_end_of_the_domain_is_seen(virsh: FakeLibvirt) -> None:
+def test_end_of_the_domain_is_noticed(virsh: FakeLibvirt) -> None:
     async def work(vm: LibvirtVm) -> None:
         await vm.plugged("web")
         gone = [asyncio.create_task(vm.gone()) for _ in range(3)]
@@ -324,7 +328,7 @@ def test_end_of_the_domain_is_seen(virsh: FakeLibvirt) -> None:
     assert len(virsh.asked("event", "--domain")) == 1
 
 
-def test_domain_that_was_started_anew_is_another(virsh: FakeLibvirt) -> None:
+def test_domain_that_was_restarted_counts_as_another(virsh: FakeLibvirt) -> None:
     async def work(vm: LibvirtVm) -> None:
         await vm.plugged("web")
         virsh.start(run=2)
@@ -333,7 +337,9 @@ def test_domain_that_was_started_anew_is_another(virsh: FakeLibvirt) -> None:
     ask(work)
 
 
-def test_nobody_waits_for_the_end_of_a_domain_that_is_away(virsh: FakeLibvirt) -> None:
+def test_wait_for_the_end_of_a_domain_that_is_away_returns_at_once(
+    virsh: FakeLibvirt,
+) -> None:
     virsh.shut_off()
 
     async def work(vm: LibvirtVm) -> None:

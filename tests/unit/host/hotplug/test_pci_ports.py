@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A window goes into the smallest port that it fits into."""
+"""A window goes to the smallest root port with room for it."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def test_smallest_port_that_is_large_enough_comes_first() -> None:
     assert names(pci_ports.best(ports, 64 * 1024))[0] == "small"
 
 
-def test_port_that_is_taken_or_not_set_up_is_none() -> None:
+def test_port_that_is_taken_or_not_set_up_is_not_offered() -> None:
     ports = [port("taken", GIB, taken=True), port("not yet", GIB, ready=False)]
     assert pci_ports.best(ports, MIB) == []
 
@@ -48,7 +48,7 @@ def test_range_that_is_one_byte_too_short_for_a_window_does_not_fit() -> None:
 
 
 def test_port_without_a_share_fits_nothing() -> None:
-    """So a bridge looks before firmware: the base is above the limit."""
+    """Before firmware has run, a root port's base is above its limit."""
     nothing = Port(name="p", base=0xFFF00000, limit=0xFFFFF, ready=True, taken=False)
     assert not nothing.fits(64 * 1024)
     assert nothing.share == 0

@@ -44,7 +44,7 @@ def test_devices_of_one_slave_share_it_until_the_last_is_closed(
     asyncio.run(scenario())
 
 
-def test_device_whose_slave_is_nobodys_has_no_plugger() -> None:
+def test_device_without_a_slave_vm_has_no_plugger() -> None:
     async def scenario() -> None:
         assert SlavePool().plugger(DeviceConfig(name="web", memory=1 << 30)) is None
 

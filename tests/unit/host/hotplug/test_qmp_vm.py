@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows are plugged through a monitor, whatever the QEMU behind it does."""
+"""Windows are plugged over QMP, even if the QEMU refuses, hangs or ends."""
 
 import asyncio
 import logging
@@ -32,7 +32,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give up soon: for those tests only in which something does not come."""
+    """Shorten the time limits: only for tests in which an answer never comes."""
     monkeypatch.setattr(qmp_monitor, "GREETING_TIME", 0.5)
     monkeypatch.setattr(qmp_monitor, "COMMAND_TIME", 0.5)
     monkeypatch.setattr(qmp_vm, "GUEST_TIME", 0.5)
@@ -44,7 +44,7 @@ Played = Callable[[Scenario], None]
 
 @pytest.fixture
 def play(tmp_path: Path) -> Played:
-    """Run a scenario with a QEMU that has two ports, and our way to it."""
+    """Run a scenario with a QEMU that has two root ports, and a `QmpVm` for it."""
 
     async def run(scenario: Scenario) -> None:
         async with FakeQemu(tmp_path / "qmp") as qemu:
@@ -93,7 +93,7 @@ def test_window_is_a_chardev_and_a_device_in_the_port_that_fits_best(
     play(scenario)
 
 
-def test_windows_of_another_device_are_not_ours(play: Played) -> None:
+def test_windows_of_another_device_are_not_listed(play: Played) -> None:
     async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
         await vm.plug("web-300", METADATA)
         assert await vm.plugged("web") == set()
@@ -120,7 +120,7 @@ def test_i440fx_needs_no_port(play: Played) -> None:
     play(scenario)
 
 
-def test_no_port_is_told_with_the_argument_that_mends_it(play: Played) -> None:
+def test_lack_of_a_free_port_is_an_error_with_the_argument_to_add(play: Played) -> None:
     async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
         await vm.plug("other", WINDOW)
         text = await error_of(vm.plug("web", WINDOW))
@@ -140,7 +140,7 @@ def test_port_whose_hot_plug_is_off_is_left_alone(play: Played) -> None:
     play(scenario)
 
 
-def test_vm_whose_firmware_has_not_run_is_waited_for(play: Played) -> None:
+def test_plug_fails_until_the_firmware_has_run(play: Played) -> None:
     async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
         for name in qemu.ports:
             qemu.ports[name] = (0xFFF00000, 0xFFFFF)
@@ -159,7 +159,9 @@ def test_device_that_is_refused_leaves_no_chardev(play: Played) -> None:
     play(scenario)
 
 
-def test_socket_that_qemu_may_not_open_is_told_with_the_mend(play: Played) -> None:
+def test_socket_that_qemu_may_not_open_is_an_error_with_the_option(
+    play: Played,
+) -> None:
     async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
         qemu.refuse("chardev-add", "Failed to connect to '/run/x': Permission denied")
         assert "--socket-group" in await error_of(vm.plug("web", METADATA))
@@ -167,7 +169,7 @@ def test_socket_that_qemu_may_not_open_is_told_with_the_mend(play: Played) -> No
     play(scenario)
 
 
-def test_half_of_a_plug_is_found_and_removed(play: Played) -> None:
+def test_chardev_without_a_device_is_found_and_removed(play: Played) -> None:
     async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
         qemu.chardevs["vhostpci.301.web"] = "/run/web.ivshmem.301"
         assert await vm.plugged("web") == {301}
@@ -177,7 +179,7 @@ def test_half_of_a_plug_is_found_and_removed(play: Played) -> None:
     play(scenario)
 
 
-def test_unplug_returns_when_the_guest_has_let_go(play: Played) -> None:
+def test_unplug_returns_when_the_guest_has_released_the_device(play: Played) -> None:
     async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
         qemu.hold_on()
         await vm.plug("web", METADATA)
@@ -193,7 +195,7 @@ def test_unplug_returns_when_the_guest_has_let_go(play: Played) -> None:
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("answer", [FakeQemu.hold_on, FakeQemu.refuse_to_let_go])
-def test_guest_that_does_not_let_go_is_told_and_asked_again(
+def test_guest_that_does_not_release_a_device_is_an_error_and_is_asked_again(
     play: Played, answer: Callable[[FakeQemu], None]
 ) -> None:
     async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
@@ -214,7 +216,7 @@ def test_guest_that_does_not_let_go_is_told_and_asked_again(
 
 
 @pytest.mark.usefixtures("impatient")
-def test_event_that_is_lost_is_not_missed(play: Played) -> None:
+def test_unplug_succeeds_although_the_event_was_lost(play: Played) -> None:
     async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
         await vm.plug("web", METADATA)
         qemu.lose_events()
@@ -224,7 +226,7 @@ def test_event_that_is_lost_is_not_missed(play: Played) -> None:
     play(scenario)
 
 
-def test_device_of_the_command_line_is_told_of(play: Played) -> None:
+def test_device_of_the_command_line_cannot_be_unplugged(play: Played) -> None:
     async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
         await vm.plug("web", METADATA)
         qemu.refuse("device_del", "Bus 'pcie.0' does not support hotplugging")
@@ -308,7 +310,7 @@ def test_vm_that_ends_in_a_command_is_away(play: Played) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_command_without_an_answer_is_given_up_and_all_is_asked_anew(
+def test_command_without_an_answer_ends_the_connection(
     play: Played,
 ) -> None:
     async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
@@ -323,7 +325,9 @@ def test_command_without_an_answer_is_given_up_and_all_is_asked_anew(
 
 
 @pytest.mark.usefixtures("impatient")
-def test_socket_that_never_greets_is_given_up_for_all_who_wait(play: Played) -> None:
+def test_all_devices_give_up_together_on_a_socket_that_never_greets(
+    play: Played,
+) -> None:
     async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
         qemu.never_greet()
         start = time.monotonic()
@@ -343,7 +347,7 @@ def test_devices_share_one_connection(play: Played) -> None:
 
 
 @pytest.mark.parametrize("said", [b"hello\r\n", b'{"QMP": 3}\r\n', b""])
-def test_socket_that_speaks_something_else_is_told_of(
+def test_socket_that_does_not_speak_qmp_is_an_error(
     tmp_path: Path, said: bytes
 ) -> None:
     async def other(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -359,7 +363,7 @@ def test_socket_that_speaks_something_else_is_told_of(
     asyncio.run(scenario())
 
 
-def test_queue_that_is_full_is_no_connection(tmp_path: Path) -> None:
+def test_socket_whose_queue_is_full_is_an_error(tmp_path: Path) -> None:
     async def scenario() -> None:
         vm = QmpVm(tmp_path / "qmp")
         assert "other clients wait there" in await error_of(vm.plugged("web"))
@@ -420,7 +424,7 @@ def test_whole_life_of_a_device(play: Played) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_qemu_that_stops_answering_is_told_of_once(
+def test_qemu_that_stops_answering_is_logged_once(
     play: Played, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
@@ -435,7 +439,7 @@ def test_qemu_that_stops_answering_is_told_of_once(
     assert [r.levelno for r in ours].count(logging.WARNING) == 1
 
 
-def test_vectors_that_qemu_goes_on_watching_are_cleared(play: Played) -> None:
+def test_eventfds_that_qemu_goes_on_watching_are_cleared(play: Played) -> None:
     async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
         qemu.lack_kvm()
         await vm.plug("web", METADATA)
@@ -446,7 +450,7 @@ def test_vectors_that_qemu_goes_on_watching_are_cleared(play: Played) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_vectors_of_a_device_that_went_late_are_cleared_before_the_next_one(
+def test_eventfds_of_a_late_unplug_are_cleared_before_the_next_plug(
     play: Played,
 ) -> None:
     async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
@@ -462,7 +466,7 @@ def test_vectors_of_a_device_that_went_late_are_cleared_before_the_next_one(
     play(scenario)
 
 
-def test_with_kvm_nothing_is_left_to_clear(play: Played) -> None:
+def test_with_kvm_there_is_nothing_to_clear(play: Played) -> None:
     async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
         await vm.plug("web", METADATA)
         await vm.unplug("web", 0)

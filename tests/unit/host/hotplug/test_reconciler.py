@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wanted becomes what is plugged, whatever the slave VM does meanwhile."""
+"""The wanted windows become the plugged ones, even if the slave VM fails or hangs."""
 
 import asyncio
 import logging
@@ -52,7 +52,7 @@ async def hotplugged(vm: FakeVm) -> AsyncIterator[Reconciler]:
         await plugger.close()
 
 
-def test_windows_are_plugged_before_the_one_with_the_metadata() -> None:
+def test_window_0_is_plugged_last() -> None:
     async def scenario() -> None:
         vm = FakeVm()
         async with hotplugged(vm) as plugger:
@@ -70,7 +70,7 @@ def test_windows_are_plugged_before_the_one_with_the_metadata() -> None:
     asyncio.run(scenario())
 
 
-def test_what_is_not_wanted_any_more_is_unplugged() -> None:
+def test_window_that_is_no_longer_wanted_is_unplugged() -> None:
     async def scenario() -> None:
         vm = FakeVm()
         async with hotplugged(vm) as plugger:
@@ -83,7 +83,7 @@ def test_what_is_not_wanted_any_more_is_unplugged() -> None:
     asyncio.run(scenario())
 
 
-def test_wish_that_changes_all_the_time_ends_with_the_last() -> None:
+def test_windows_that_were_wanted_last_are_plugged_in_the_end() -> None:
     async def scenario() -> None:
         vm = FakeVm()
         async with hotplugged(vm) as plugger:
@@ -96,7 +96,7 @@ def test_wish_that_changes_all_the_time_ends_with_the_last() -> None:
     asyncio.run(scenario())
 
 
-def test_what_a_daemon_before_us_left_is_unplugged_before_it_is_plugged_anew() -> None:
+def test_window_that_a_previous_daemon_left_is_unplugged_and_plugged_again() -> None:
     async def scenario() -> None:
         vm = FakeVm()
         vm.windows = {0, 999}
@@ -109,7 +109,7 @@ def test_what_a_daemon_before_us_left_is_unplugged_before_it_is_plugged_anew() -
     asyncio.run(scenario())
 
 
-def test_window_that_was_left_out_for_a_moment_is_plugged_anew() -> None:
+def test_window_that_was_not_wanted_for_a_moment_is_plugged_again() -> None:
     async def scenario() -> None:
         vm = FakeVm()
         async with hotplugged(vm) as plugger:
@@ -122,7 +122,7 @@ def test_window_that_was_left_out_for_a_moment_is_plugged_anew() -> None:
     asyncio.run(scenario())
 
 
-def test_window_with_other_vectors_is_plugged_anew() -> None:
+def test_window_with_another_number_of_vectors_is_plugged_again() -> None:
     async def scenario() -> None:
         vm = FakeVm()
         async with hotplugged(vm) as plugger:
@@ -134,7 +134,7 @@ def test_window_with_other_vectors_is_plugged_anew() -> None:
     asyncio.run(scenario())
 
 
-def test_window_that_the_guest_holds_is_asked_for_again_and_again(
+def test_guest_that_holds_a_window_is_asked_again_and_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def scenario() -> None:
@@ -155,7 +155,7 @@ def test_window_that_the_guest_holds_is_asked_for_again_and_again(
     assert len(warned) == 1
 
 
-def test_new_one_of_a_window_waits_until_the_old_one_is_gone_others_do_not() -> None:
+def test_only_the_same_window_waits_until_its_old_device_is_unplugged() -> None:
     async def scenario() -> None:
         vm = FakeVm()
         async with hotplugged(vm) as plugger:
@@ -171,7 +171,7 @@ def test_new_one_of_a_window_waits_until_the_old_one_is_gone_others_do_not() -> 
     asyncio.run(scenario())
 
 
-def test_window_that_is_refused_is_told_once_tried_again_and_keeps_no_other(
+def test_refused_window_is_logged_once_tried_again_and_delays_no_other(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def scenario() -> None:
@@ -203,7 +203,7 @@ def test_window_that_would_abort_the_vm_is_never_plugged() -> None:
     asyncio.run(scenario())
 
 
-def test_same_wish_again_asks_the_vm_nothing() -> None:
+def test_same_wanted_windows_again_cost_no_question_to_the_vm() -> None:
     async def scenario() -> None:
         vm = FakeVm()
         async with hotplugged(vm) as plugger:
@@ -218,7 +218,7 @@ def test_same_wish_again_asks_the_vm_nothing() -> None:
     asyncio.run(scenario())
 
 
-def test_error_of_ours_is_the_loops_and_told() -> None:
+def test_bug_of_ours_goes_to_the_loop_and_into_the_status() -> None:
     async def scenario() -> None:
         vm = FakeVm()
         failures: list[BaseException] = []
@@ -234,7 +234,7 @@ def test_error_of_ours_is_the_loops_and_told() -> None:
     asyncio.run(scenario())
 
 
-def test_vm_that_comes_later_gets_all_that_is_wanted(
+def test_vm_that_starts_later_gets_all_wanted_windows(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def scenario() -> None:
@@ -253,7 +253,7 @@ def test_vm_that_comes_later_gets_all_that_is_wanted(
     assert len(warned) == 1
 
 
-def test_vm_that_dies_and_comes_back_is_plugged_into_anew() -> None:
+def test_windows_are_plugged_again_into_a_vm_that_was_restarted() -> None:
     async def scenario() -> None:
         vm = FakeVm()
         async with hotplugged(vm) as plugger:
@@ -268,7 +268,7 @@ def test_vm_that_dies_and_comes_back_is_plugged_into_anew() -> None:
     asyncio.run(scenario())
 
 
-def test_window_without_an_address_is_told_until_it_has_one() -> None:
+def test_window_without_an_address_is_a_problem_until_it_has_one() -> None:
     async def scenario() -> None:
         vm = FakeVm()
         vm.without_address = {256}
@@ -281,7 +281,7 @@ def test_window_without_an_address_is_told_until_it_has_one() -> None:
     asyncio.run(scenario())
 
 
-def test_close_unplugs_all() -> None:
+def test_close_unplugs_all_windows() -> None:
     async def scenario() -> None:
         vm = FakeVm()
         async with hotplugged(vm) as plugger:
@@ -292,7 +292,7 @@ def test_close_unplugs_all() -> None:
     asyncio.run(scenario())
 
 
-def test_close_with_nothing_plugged_waits_for_nobody() -> None:
+def test_close_with_nothing_plugged_returns_at_once() -> None:
     async def scenario() -> None:
         vm = FakeVm()
         async with hotplugged(vm) as plugger:
@@ -308,7 +308,7 @@ def test_close_with_nothing_plugged_waits_for_nobody() -> None:
 
 
 @pytest.mark.parametrize("trouble", ["hangs", "holds on", "is away"])
-def test_close_ends_in_time_whatever_the_vm_does(trouble: str) -> None:
+def test_close_ends_in_time_even_if_the_vm_does_not_answer(trouble: str) -> None:
     async def scenario() -> None:
         vm = FakeVm()
         async with hotplugged(vm) as plugger:

@@ -29,7 +29,7 @@ def qemu() -> Iterator[Pair]:
         yield ours, theirs
 
 
-def test_refusal_stays_to_be_read_until_qemu_closes(qemu: Pair) -> None:
+def test_refusal_can_be_read_until_qemu_closes_the_connection(qemu: Pair) -> None:
     """QEMU reads it in device_add, perhaps long after chardev-add has connected."""
     ours, theirs = qemu
     loop = ManualLoop()
@@ -60,7 +60,7 @@ def test_bytes_from_qemu_do_not_end_the_lingering_connection(qemu: Pair) -> None
     assert qemu[0].fileno() >= 0
 
 
-def test_process_finds_its_connection_closed_at_once(tmp_path: Path) -> None:
+def test_refused_process_is_disconnected_at_once(tmp_path: Path) -> None:
     with (
         socket.socket(socket.AF_UNIX) as listener,
         socket.socket(socket.AF_UNIX) as agent,
@@ -76,7 +76,7 @@ def test_process_finds_its_connection_closed_at_once(tmp_path: Path) -> None:
         assert agent.recv(1) == b""
 
 
-def test_connections_that_wait_are_bounded() -> None:
+def test_number_of_lingering_connections_is_bounded() -> None:
     linger = Linger(ManualLoop())
     pairs = [pair() for _ in range(MOST + 1)]
     for ours, _ in pairs:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arena's file: made, locked, used again, removed."""
+"""The arena's file: how it is made, locked, used again and removed."""
 
 import mmap
 import os
@@ -66,7 +66,7 @@ def test_leftover_of_the_right_size_is_used_again(config: DeviceConfig) -> None:
 def test_arena_that_cannot_be_served_is_not_left_behind(
     config: DeviceConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Unless it was there before: a master may have it as its memory."""
+    """A file that was there before stays: a master may have it as its memory."""
     monkeypatch.setattr(arena_module, "filesystem", lambda _: "hugetlbfs")
     page = os.statvfs(config.memory_dir).f_bsize
     monkeypatch.setattr(
@@ -91,7 +91,7 @@ def test_leftover_of_another_size_is_replaced(config: DeviceConfig) -> None:
 def test_arena_that_was_replaced_is_not_removed(config: DeviceConfig) -> None:
     arena = Arena(config)
     config.arena.unlink()
-    config.arena.write_bytes(b"somebody else's")
+    config.arena.write_bytes(b"another process's")
     arena.close()
     assert config.arena.exists()
 
@@ -122,7 +122,7 @@ def test_other_users_directory_is_not_trusted(
         Arena(config)
 
 
-def test_file_system_that_is_no_memory_is_told(
+def test_file_system_on_a_disk_is_logged(
     config: DeviceConfig,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -132,7 +132,7 @@ def test_file_system_that_is_no_memory_is_told(
     assert "is on ext4: use a tmpfs or hugetlbfs directory" in caplog.text
 
 
-def test_file_system_with_too_little_room_is_told(
+def test_file_system_with_too_little_room_is_logged(
     config: DeviceConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     Arena(replace(config, memory=2**42)).close()
@@ -188,7 +188,9 @@ def test_region_may_end_where_the_metadata_starts(config: DeviceConfig) -> None:
         ArenaWindows(arena, 0).place(MemRegion(0, 32 * MIB - md.SIZE, 0, 0), fd)
 
 
-def test_private_mapping_is_told_from_a_shared_one(config: DeviceConfig) -> None:
+def test_private_mapping_is_distinguished_from_a_shared_one(
+    config: DeviceConfig,
+) -> None:
     config.arena.write_bytes(bytes(MIB))
     with config.arena.open("r+b") as file:
         info = os.fstat(file.fileno())
@@ -199,6 +201,6 @@ def test_private_mapping_is_told_from_a_shared_one(config: DeviceConfig) -> None
                 assert not mapped_private(os.getpid(), info)
 
 
-def test_process_that_cannot_be_looked_at_is_believed(config: DeviceConfig) -> None:
+def test_process_whose_mappings_cannot_be_read_is_trusted(config: DeviceConfig) -> None:
     config.arena.write_bytes(b"")
     assert not mapped_private(0, config.arena.stat())

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A master that maps its memory privately is refused: no packet would reach it.
 
-The master is a process of its own here, as its QEMU is: this process maps parts of the
-same files itself, and shared.
+The master is a separate process here, as its QEMU is, because the process of the test
+has shared mappings of the same files.
 """
 
 import os

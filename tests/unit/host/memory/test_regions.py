@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses of one kind to addresses of another, for whole ranges."""
+"""The memory map: it translates ranges of addresses from one kind to another."""
 
 import pytest
 from hypothesis import given
@@ -61,13 +61,13 @@ def test_any_range_is_in_the_region_that_holds_all_of_it(start: int, size: int) 
     assert found == (0, inside[0].offset + start - inside[0].region.guest_addr)
 
 
-def test_region_is_removed_whatever_its_offset_is_said_to_be() -> None:
+def test_offset_does_not_matter_when_a_region_is_removed() -> None:
     left = MAP.remove(MemRegion(0xC0000, 0x40000, 0x700C_0000, 12345))
     assert left.regions == (LOW,)
     assert left.remove(HIGH.region) == left
 
 
-def test_region_that_is_there_is_no_news() -> None:
+def test_region_that_is_added_twice_changes_nothing() -> None:
     assert MAP.add(LOW) == MAP
     assert MAP.add(HIGH) == MAP
 
@@ -79,7 +79,7 @@ def test_metadata_shows_where_each_region_is() -> None:
     )
 
 
-def test_ends_that_touch_are_no_overlap() -> None:
+def test_adjacent_regions_do_not_overlap() -> None:
     first = PlacedRegion(MemRegion(0, 16, 0, 0), 0, 0)
     second = PlacedRegion(MemRegion(16, 16, 16, 16), 0, 16)
     assert len(MemoryMap().add(first).add(second).regions) == 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A mapping whose file is cut: we go on, on pages of our own, until it is renewed."""
+"""A mapping whose file is cut: it reads as zeros until it is mapped again."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def file() -> Iterator[Fd]:
 
 @pytest.fixture
 def shared(file: Fd) -> Iterator[GuardedMapping]:
-    """All but the first page of it."""
+    """A mapping of all but the first page of the file."""
     with closing(GuardedMapping(file, offset=PAGE, length=SIZE - PAGE)) as shared:
         yield shared
 
@@ -44,7 +44,7 @@ def test_file_that_is_whole_is_shared(file: Fd, shared: GuardedMapping) -> None:
     assert not shared.lost
 
 
-def test_what_was_cut_reads_as_zeros_and_can_be_written(
+def test_pages_that_were_cut_read_as_zeros_and_can_be_written(
     file: Fd, shared: GuardedMapping
 ) -> None:
     with shared.view() as view, view.cast("Q") as words:
@@ -83,7 +83,7 @@ def test_other_mappings_are_left_alone(file: Fd, shared: GuardedMapping) -> None
             assert (shared.lost, whole.lost) == (True, False)
 
 
-def test_every_cut_is_survived_whatever_we_do_with_the_mapping(
+def test_file_may_be_cut_during_any_use_of_the_mapping(
     file: Fd, shared: GuardedMapping
 ) -> None:
     end = threading.Event()
@@ -120,9 +120,7 @@ def running(target: Callable[[], None], end: threading.Event) -> Iterator[None]:
         thread.join()
 
 
-def test_fault_in_another_thread_is_survived_too(
-    file: Fd, shared: GuardedMapping
-) -> None:
+def test_fault_in_another_thread_is_survived(file: Fd, shared: GuardedMapping) -> None:
     found = []
 
     def look() -> None:
@@ -154,7 +152,7 @@ print("still alive")
 """
 
 
-def test_fault_elsewhere_ends_the_process_as_it_would_have() -> None:
+def test_fault_outside_our_mappings_ends_the_process_by_sigbus() -> None:
     done = subprocess.run(
         [sys.executable, "-c", STRAY], capture_output=True, text=True, check=False
     )

@@ -162,7 +162,7 @@ def test_front_end_that_disconnects_during_a_quiesce_leaves_nothing_waiting(
         "memory enable kick call base addr num features",  # no known front-end
     ],
 )
-def test_ring_runs_once_it_is_described_in_whatever_order(
+def test_ring_runs_once_it_is_described_in_any_order(
     qemu: FrontEnd, backend: Backend, order: str
 ) -> None:
     steps: dict[str, Callable[[], None]] = {
@@ -264,7 +264,7 @@ def test_region_to_remove_may_bring_a_descriptor_as_old_qemu_does(
 def test_user_mode_linux_is_answered_from_the_negotiation_on(
     ram: Ram, backend: Backend
 ) -> None:
-    """It wants a reply to the very request that negotiates replies."""
+    """It wants a reply already to the request that negotiates replies."""
     with FrontEnd(
         Direct(backend), [(region(ram.size), ram.fd)], need_reply=True
     ) as uml:

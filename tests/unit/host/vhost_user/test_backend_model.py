@@ -35,7 +35,7 @@ class Model:
 
 
 class Session(RuleBasedStateMachine):
-    """A front-end that may say anything, one thing at a time."""
+    """A front-end that may send any request at any time, one after the other."""
 
     def __init__(self) -> None:
         super().__init__()

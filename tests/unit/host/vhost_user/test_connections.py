@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections over socket pairs: split messages, floods, and ends that do not read."""
+"""Connections over socket pairs: split messages, floods, and peers that never read."""
 
 import os
 import socket

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What other vhost-user back-ends fell for, sent to ours.
+"""Messages that made other vhost-user back-ends fail, sent to ours.
 
-Each test names the case; the list of them is older than this back-end.
+Each test names the CVE, the commit or the issue that its case comes from.
 """
 
 import os
@@ -74,7 +74,7 @@ def test_eight_descriptors_on_any_message_are_closed(
 
 
 @pytest.mark.parametrize("request_", HANDLERS)
-def test_message_that_comes_ten_thousand_times_costs_nothing(
+def test_message_that_is_repeated_ten_thousand_times_leaks_nothing(
     backend: Backend, ram: Ram, fd: int, request_: Request
 ) -> None:
     """CVE-2019-14818, CVE-2020-10726: leaks by repetition."""
@@ -290,7 +290,7 @@ def test_stopped_ring_has_no_address_left(qemu: FrontEnd, backend: Backend) -> N
     assert backend.setup.rings[0].areas is None
 
 
-def test_stop_of_a_ring_that_never_was_answers_its_base(
+def test_stop_of_a_ring_that_never_ran_answers_its_base(
     qemu: FrontEnd, backend: Backend
 ) -> None:
     assert qemu.stop_ring(1) == 0
