@@ -14,7 +14,7 @@ from tests.fakes.clock import Clock
 from tests.fakes.ivshmem_server import SIZE, FakeServer
 from vhostpci_guest.errors import Unusable
 from vhostpci_guest.eventfds import drain, new_eventfd, signal
-from vhostpci_guest.interfaces import Eventfd
+from vhostpci_guest.interfaces import Device, Eventfd
 from vhostpci_guest.socket.client import (
     HANDSHAKE,
     MAX_DOORBELLS,
@@ -48,6 +48,34 @@ def client(server: FakeServer, path: Path) -> Iterator[Client]:
     client.close()
 
 
+@pytest.fixture
+def connected(server: FakeServer, client: Client) -> Client:
+    """A client past the handshake, with three vectors."""
+    server.greet(vectors=3)
+    client.receive()
+    return client
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def source(path: Path, clock: Clock) -> SocketSource:
+    return SocketSource(path, clock)
+
+
+def greeted(source: SocketSource, server: FakeServer) -> Device:
+    """Let the daemon greet the source, and return the source's device."""
+    source.look()
+    server.accept()
+    server.greet()
+    source.look()
+    (device,) = source.devices()
+    return device
+
+
 def test_handshake_gives_a_device(server: FakeServer, client: Client) -> None:
     server.greet(vectors=3)
     client.receive()
@@ -64,36 +92,28 @@ def test_server_recognizes_an_agent_by_the_name_of_its_socket(
     assert server.client_name.startswith(b"\0")
 
 
-def test_window_is_the_servers_memory(server: FakeServer, client: Client) -> None:
-    server.greet()
-    client.receive()
-    client.window.view[7] = 42
+def test_window_is_the_servers_memory(server: FakeServer, connected: Client) -> None:
+    connected.window.view[7] = 42
     assert server.mapping.view[7] == 42
 
 
-def test_vector_is_signalled_by_the_server(server: FakeServer, client: Client) -> None:
-    server.greet()
-    client.receive()
+def test_vector_is_signalled_by_the_server(
+    server: FakeServer, connected: Client
+) -> None:
     signal(server.vectors[2])
-    vector = client.vector(2)
+    vector = connected.vector(2)
     assert vector is not None
     assert drain(vector)
-    assert client.vector(3) is None
+    assert connected.vector(3) is None
 
 
-def test_programs_that_we_start_inherit_no_descriptor(
-    server: FakeServer, client: Client
-) -> None:
-    server.greet()
-    client.receive()
-    ours = [client.vector(index) for index in range(client.vector_count)]
+def test_programs_that_we_start_inherit_no_descriptor(connected: Client) -> None:
+    ours = [connected.vector(index) for index in range(connected.vector_count)]
     assert not any(fd is None or os.get_inheritable(fd) for fd in ours)
 
 
-def test_doorbell_rings_at_the_peer(server: FakeServer, client: Client) -> None:
-    server.greet()
-    client.receive()
-    client.ring(md.DAEMON_PEER, 0)
+def test_doorbell_rings_at_the_peer(server: FakeServer, connected: Client) -> None:
+    connected.ring(md.DAEMON_PEER, 0)
     assert server.rung(server.doorbell)
 
 
@@ -111,13 +131,11 @@ def test_doorbell_outlives_its_peer(server: FakeServer, client: Client) -> None:
     assert client.doorbell(2, 0) is None
 
 
-def test_peers_come_at_run_time(server: FakeServer, client: Client) -> None:
-    server.greet()
-    client.receive()
-    assert client.doorbell(2, 1) is None
+def test_peers_come_at_run_time(server: FakeServer, connected: Client) -> None:
+    assert connected.doorbell(2, 1) is None
     ours = server.introduce(2, 2)
-    client.receive()
-    client.ring(2, 1)
+    connected.receive()
+    connected.ring(2, 1)
     assert [server.rung(fd) for fd in ours] == [False, True]
 
 
@@ -208,29 +226,25 @@ def test_empty_memory_is_refused(server: FakeServer, client: Client) -> None:
         client.receive()
 
 
-def test_number_of_doorbells_is_limited(server: FakeServer, client: Client) -> None:
-    server.greet()
-    client.receive()
-    client._vectors.extend([server.doorbell] * MAX_DOORBELLS)
+def test_number_of_doorbells_is_limited(server: FakeServer, connected: Client) -> None:
+    connected._vectors.extend([server.doorbell] * MAX_DOORBELLS)
     server.introduce(2)
     with pytest.raises(ProtocolError, match="over 1024"):
-        client.receive()
-    del client._vectors[3:]
+        connected.receive()
+    del connected._vectors[3:]
 
 
 def test_limit_of_doorbells_may_be_reached_and_not_exceeded(
-    server: FakeServer, client: Client
+    server: FakeServer, connected: Client
 ) -> None:
-    server.greet()
-    client.receive()
-    kept = client.vector_count + sum(map(len, client._peers.values()))
-    client._vectors.extend([server.doorbell] * (MAX_DOORBELLS - 1 - kept))
+    kept = connected.vector_count + sum(map(len, connected._peers.values()))
+    connected._vectors.extend([server.doorbell] * (MAX_DOORBELLS - 1 - kept))
     server.introduce(2)
-    client.receive()
+    connected.receive()
     server.introduce(3)
     with pytest.raises(ProtocolError, match="over 1024"):
-        client.receive()
-    del client._vectors[3:]
+        connected.receive()
+    del connected._vectors[3:]
 
 
 @given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), max_size=12))
@@ -251,54 +265,37 @@ def test_any_messages_are_taken_or_refused(
 
 
 def test_source_waits_for_a_daemon(
-    path: Path, caplog: pytest.LogCaptureFixture
+    path: Path, source: SocketSource, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    clock = Clock()
-    source = SocketSource(path, clock)
     for _ in range(3):
         source.look()
         clock.seconds += RETRY
     assert caplog.text.count("trying again every second") == 1
     server = FakeServer(path)
-    source.look()
-    server.accept()
-    server.greet()
-    source.look()
-    (device,) = source.devices()
+    device = greeted(source, server)
     assert device.vector_count == 3
     device.close()
     server.close()
 
 
 def test_source_reconnects_to_a_restarted_daemon(
-    server: FakeServer, path: Path
+    server: FakeServer, source: SocketSource, clock: Clock
 ) -> None:
-    clock = Clock()
-    source = SocketSource(path, clock)
-    source.look()
-    server.accept()
-    server.greet()
-    source.look()
-    (first,) = source.devices()
+    first = greeted(source, server)
     server.hang_up()
     source.look()
     assert list(source.devices()) == []
     assert source.interval == RETRY
     first.close()
     clock.seconds += RETRY
-    source.look()
-    server.accept()
-    server.greet()
-    source.look()
-    (second,) = source.devices()
+    second = greeted(source, server)
     assert second is not first
     second.close()
 
 
 def test_source_ends_if_the_first_daemon_refuses_us(
-    server: FakeServer, path: Path
+    server: FakeServer, source: SocketSource
 ) -> None:
-    source = SocketSource(path, Clock())
     source.look()
     server.accept()
     server.say(ivshmem.REFUSED)
@@ -307,15 +304,9 @@ def test_source_ends_if_the_first_daemon_refuses_us(
 
 
 def test_source_keeps_trying_if_a_later_daemon_refuses_us(
-    server: FakeServer, path: Path
+    server: FakeServer, source: SocketSource, clock: Clock
 ) -> None:
-    clock = Clock()
-    source = SocketSource(path, clock)
-    source.look()
-    server.accept()
-    server.greet()
-    source.look()
-    (device,) = source.devices()
+    device = greeted(source, server)
     server.hang_up()
     source.look()
     device.close()
@@ -328,10 +319,8 @@ def test_source_keeps_trying_if_a_later_daemon_refuses_us(
 
 
 def test_connection_to_a_silent_server_is_given_up(
-    server: FakeServer, path: Path
+    server: FakeServer, source: SocketSource, clock: Clock
 ) -> None:
-    clock = Clock()
-    source = SocketSource(path, clock)
     source.look()
     assert source.interval == HANDSHAKE
     clock.seconds += HANDSHAKE
@@ -340,9 +329,11 @@ def test_connection_to_a_silent_server_is_given_up(
     assert list(source.fds()) == []
 
 
-def test_path_that_is_no_socket_ends_the_source(path: Path) -> None:
+def test_path_that_is_no_socket_ends_the_source(
+    path: Path, source: SocketSource
+) -> None:
     datagrams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     datagrams.bind(str(path))
     with pytest.raises(Unusable, match=str(path)):
-        SocketSource(path, Clock()).look()
+        source.look()
     datagrams.close()

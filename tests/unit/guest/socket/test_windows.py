@@ -10,6 +10,7 @@ import pytest
 
 from tests.fakes.clock import Clock
 from tests.fakes.ivshmem_server import SIZE, FakeServer
+from vhostpci_guest.interfaces import Window
 from vhostpci_guest.socket.client import HANDSHAKE, RETRY
 from vhostpci_guest.socket.source import SocketSource
 from vhostpci_guest.socket.windows import SOON, SocketWindows
@@ -48,21 +49,28 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         yield serve
 
 
-def shown(windows: SocketWindows, server: FakeServer) -> None:
-    """Let the daemon show a window that is wanted."""
+def show(windows: SocketWindows, server: FakeServer) -> None:
+    """Let the daemon show the window that is wanted."""
     windows.look()
     server.accept()
     server.greet_window()
     windows.look()
 
 
+def opened(windows: SocketWindows, server: FakeServer) -> Window:
+    """Want window W, let the daemon show it, and return it."""
+    windows.want({W})
+    show(windows, server)
+    window = windows.find(W)
+    assert window is not None
+    return window
+
+
 def test_wanted_window_is_opened(windows: SocketWindows, serve: Serve) -> None:
     server = serve(W)
     windows.want({W})
     assert windows.interval == 0
-    shown(windows, server)
-    window = windows.find(W)
-    assert window is not None
+    window = opened(windows, server)
     assert window.size == SIZE
     window.view[7] = 42
     assert server.mapping.view[7] == 42
@@ -96,7 +104,7 @@ def test_missing_window_is_tried_again_after_ever_longer_pauses(
     assert pauses[0] == pytest.approx(SOON)
     assert pauses[-1] == pytest.approx(RETRY)
     assert caplog.text.count("net0.ivshmem.4711") == 1
-    shown(windows, serve(W))
+    show(windows, serve(W))
     assert windows.find(W) is not None
 
 
@@ -122,10 +130,7 @@ def test_window_that_the_daemon_closes_stays_mapped_until_it_is_released(
     windows: SocketWindows, serve: Serve
 ) -> None:
     server = serve(W)
-    windows.want({W})
-    shown(windows, server)
-    window = windows.find(W)
-    assert window is not None
+    window = opened(windows, server)
     server.hang_up()
     windows.look()
     assert windows.find(W) is None
@@ -140,16 +145,11 @@ def test_window_that_is_opened_again_is_a_new_window(
     windows: SocketWindows, serve: Serve, clock: Clock
 ) -> None:
     server = serve(W)
-    windows.want({W})
-    shown(windows, server)
-    first = windows.find(W)
+    first = opened(windows, server)
     server.hang_up()
     windows.look()
     clock.seconds += RETRY
-    shown(windows, server)
-    second = windows.find(W)
-    assert second is not None
-    assert second is not first
+    assert opened(windows, server) is not first
 
 
 def test_server_that_shows_another_window_is_refused(
@@ -158,7 +158,7 @@ def test_server_that_shows_another_window_is_refused(
     server = serve(W)
     server.window = V
     windows.want({W})
-    shown(windows, server)
+    show(windows, server)
     assert windows.find(W) is None
     assert "net0.ivshmem.4711: the server shows window 4712" in caplog.text
     assert server.hung_up()
@@ -175,7 +175,7 @@ def test_server_that_refuses_us_is_tried_again(
     windows.look()
     assert windows.find(W) is None
     clock.seconds += RETRY
-    shown(windows, server)
+    show(windows, server)
     assert windows.find(W) is not None
 
 
@@ -195,20 +195,14 @@ def test_window_whose_file_is_truncated_is_opened_again(
     windows: SocketWindows, serve: Serve, clock: Clock
 ) -> None:
     server = serve(W)
-    windows.want({W})
-    shown(windows, server)
-    window = windows.find(W)
-    assert window is not None
+    window = opened(windows, server)
     os.ftruncate(server.memory, SIZE // 2)
     assert window.view[SIZE - 1] == 0  # a read past the end finds out, as a worker does
     windows.look()
     assert windows.find(W) is None
     windows.want({W})
     clock.seconds += RETRY
-    shown(windows, server)
-    again = windows.find(W)
-    assert again is not None
-    assert again.size == SIZE // 2
+    assert opened(windows, server).size == SIZE // 2
 
 
 def test_source_opens_windows_beside_its_socket(
