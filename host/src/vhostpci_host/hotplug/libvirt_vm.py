@@ -325,7 +325,7 @@ class LibvirtVm:
         # for it like for one that does not run.
         except (PlugError, ET.ParseError) as error:
             raise VmAway(
-                f"libvirt at {self._virsh.uri} does not tell of domain {self._name!r}: "
+                f"cannot read domain {self._name!r} of libvirt at {self._virsh.uri}: "
                 f"{error}; give a name that `virsh list --all` shows"
             ) from error
         if live is None:

@@ -232,7 +232,9 @@ def test_domain_that_does_not_run_is_away(virsh: FakeLibvirt) -> None:
 )
 def test_domain_that_cannot_be_read_is_away(virsh: FakeLibvirt, text: str) -> None:
     virsh.say(text)
-    with pytest.raises(VmAway, match="does not tell of domain 'switch'"):
+    with pytest.raises(
+        VmAway, match="cannot read domain 'switch' of libvirt at test:///x"
+    ):
         ask(lambda vm: vm.plugged("web"))
 
 
