@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QEMU's arguments: ready to paste."""
+"""QEMU's arguments, ready to paste into a shell."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ MANY = DeviceConfig(name="web", memory=2**30, queue_pairs=4)
 
 
 def pasted(text: str) -> list[str]:
-    """Return the words that a shell makes of it."""
+    """Return the words into which a shell splits the text."""
     command = ["sh", "-c", f"printf '%s\\n' {text}"]
     return run(command, capture_output=True, text=True).stdout.splitlines()
 
@@ -89,7 +89,7 @@ def test_slave_that_is_plugged_the_arena_has_one_port() -> None:
     ]
 
 
-def test_slave_vm_is_told_of_memory_that_it_cannot_have() -> None:
+def test_memory_that_no_slave_vm_can_show_is_refused_with_the_next_sizes() -> None:
     with pytest.raises(HostError, match="give the master 2048M or 4096M"):
         qemu_args.slave(replace(ATTACHED, slave_qmp=Path("/q")), 3 * 2**30)
 

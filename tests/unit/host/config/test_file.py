@@ -165,9 +165,9 @@ def test_mistake_in_a_devices_table_is_reported_with_the_correction(
 def test_broken_toml_is_reported_with_its_line_and_column(
     file: Path, text: str, said: str, place: str
 ) -> None:
-    (told,) = mistakes(file, text)
-    assert told.startswith(f"this is not TOML: {said}")
-    assert place in told
+    (mistake,) = mistakes(file, text)
+    assert mistake.startswith(f"this is not TOML: {said}")
+    assert place in mistake
 
 
 @pytest.mark.parametrize(
@@ -232,9 +232,9 @@ def test_impossible_value_is_refused_with_its_key_and_what_to_write(
     file: Path, line: str, said: str
 ) -> None:
     mode = "arena" if line.startswith("memory") else "attach"
-    (told,) = mistakes(file, f'[device.a]\nmode = "{mode}"\n{line}')
-    assert told.startswith(f"device.a: {line.split()[0].split('.')[0]}")
-    assert said in told
+    (mistake,) = mistakes(file, f'[device.a]\nmode = "{mode}"\n{line}')
+    assert mistake.startswith(f"device.a: {line.split()[0].split('.')[0]}")
+    assert said in mistake
 
 
 def test_two_devices_with_one_socket_are_a_mistake(file: Path) -> None:

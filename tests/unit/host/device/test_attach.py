@@ -273,7 +273,7 @@ def test_file_that_is_cut_is_logged_once_and_the_front_end_goes_on(
     assert qemu.stop_ring(0) == 0
 
 
-# What a slave VM can have.
+# Sizes of windows: a slave VM needs a power of two.
 
 
 def test_size_that_is_no_power_of_two_is_accepted_for_a_process(
@@ -304,7 +304,7 @@ def test_size_that_is_no_power_of_two_is_refused_before_anything_is_plugged(
     assert not plugged.plugger.wanted
 
 
-# Plugging.
+# Windows that are plugged into a slave VM.
 
 
 def test_nothing_is_plugged_before_the_masters_driver_is_loaded(
@@ -387,7 +387,7 @@ def test_window_without_a_socket_ends_the_connection(
         qemu.send(Request.SET_OWNER)
 
 
-# Slots.
+# Regions that are added and removed one by one.
 
 
 def test_regions_that_are_added_one_by_one_become_windows(
@@ -404,7 +404,7 @@ def test_regions_that_are_added_one_by_one_become_windows(
     assert list(scene.shown) == [257]
 
 
-# Numbers.
+# The numbers of the windows.
 
 
 def test_window_number_is_used_again_as_late_as_possible() -> None:

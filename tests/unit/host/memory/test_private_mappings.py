@@ -35,7 +35,7 @@ REGION = MemRegion(0, MIB, 0, 0)
 
 @contextmanager
 def master(path: Path, *flags: str) -> Iterator[int]:
-    """Start a process that maps the file once with each of `flags`; its pid."""
+    """Start a process that maps the file once with each of `flags`; yield its PID."""
     with subprocess.Popen(
         [sys.executable, "-S", "-c", MASTER, path, *flags],
         stdin=subprocess.PIPE,

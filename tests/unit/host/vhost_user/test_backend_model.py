@@ -73,8 +73,8 @@ class Session(RuleBasedStateMachine):
         return {i for i in range(RINGS) if self.model[i].ready(self.memory)}
 
     def enabled(self, index: int) -> bool:
-        told = self.model[index].enable
-        return not self.negotiated if told is None else told
+        enable = self.model[index].enable
+        return not self.negotiated if enable is None else enable
 
     @rule(negotiate=st.booleans())
     def set_features(self, negotiate: bool) -> None:
