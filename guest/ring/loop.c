@@ -157,21 +157,32 @@ static bool loop_arm(struct worker *w)
 	return more;
 }
 
+/* Return the time until @deadline, or @timeout if that is shorter. */
+static uint64_t loop_sooner(uint64_t timeout, uint64_t deadline)
+{
+	uint64_t now = net_now();
+
+	if (deadline <= now)
+		return 0;
+	return deadline - now < timeout ? deadline - now : timeout;
+}
+
 /* How long to sleep at most; UINT64_MAX: until a descriptor is ready. */
 static uint64_t loop_timeout(const struct worker *w)
 {
-	uint64_t timeout = UINT64_MAX, now;
+	uint64_t timeout = UINT64_MAX;
 
-	for (int i = 0; i < RING_COUNT; i++)
-		if (loop_waits_for_kick(&w->ring[i]) && w->ring[i].kick_fd < 0)
+	for (int i = 0; i < RING_COUNT; i++) {
+		const struct worker_ring *ring = &w->ring[i];
+
+		if (loop_waits_for_kick(ring) && ring->kick_fd < 0 &&
+		    w->sleep_ns < timeout)
 			timeout = w->sleep_ns;
-	if (loop_running(&w->ring[RING_RX]) && w->rx.held) {
-		now = net_now();
-		if (w->rx.held_until <= now)
-			return 0;
-		if (w->rx.held_until - now < timeout)
-			timeout = w->rx.held_until - now;
+		if (loop_running(ring) && ring->q->wait == NET_WAIT_PAUSE)
+			timeout = loop_sooner(timeout, ring->q->resume_at);
 	}
+	if (loop_running(&w->ring[RING_RX]) && w->rx.held)
+		timeout = loop_sooner(timeout, w->rx.held_until);
 	return timeout;
 }
 

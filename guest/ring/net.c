@@ -35,6 +35,7 @@ int net_init(struct net_queue *q, const struct mem *mem,
 
 	q->wait = NET_WAIT_NOT;
 	q->error = 0;
+	q->failures = 0;
 	q->call_fd = conf->call_fd;
 	q->call_addr = (void *)(uintptr_t)conf->call_addr;
 	q->call_value = conf->call_value;
@@ -106,8 +107,8 @@ int net_end_pass(struct net_queue *q, int r, int n)
  * @q:		Queue
  * @error:	errno
  *
- * EFAULT is not the fault of the TAP: all buffers lie in the master's memory,
- * so that memory has been taken away (guard.c).
+ * EFAULT is not the fault of the TAP: all buffers lie in the master's memory, so
+ * that memory was taken away (guard.c), or its file system has no page left.
  *
  * Return: -EPROTO
  */
@@ -116,6 +117,39 @@ int net_tap_fault(struct net_queue *q, int error)
 	q->vq.fault = error == EFAULT ? RING_FAULT_MEMORY : RING_FAULT_TAP;
 	q->error = error;
 	return -EPROTO;
+}
+
+/**
+ * net_tap_failure() - Pause after a failure of the TAP that may pass
+ * @q:		Queue
+ * @error:	errno
+ *
+ * The pauses keep the number of packets low that are lost meanwhile, because
+ * each read of a TAP takes a packet out of it, also one that fails.
+ *
+ * Return: -EAGAIN; -EPROTO if it was the last of NET_FAILURES
+ */
+int net_tap_failure(struct net_queue *q, int error)
+{
+	uint32_t doublings = q->failures;
+
+	if (++q->failures == NET_FAILURES)
+		return net_tap_fault(q, error);
+	if (doublings > NET_PAUSE_DOUBLINGS)
+		doublings = NET_PAUSE_DOUBLINGS;
+	q->resume_at = net_now() + ((uint64_t)NET_PAUSE_MIN << doublings);
+	return net_set_wait(q, NET_WAIT_PAUSE);
+}
+
+/**
+ * net_paused() - Check whether the queue must wait after a failure of the TAP
+ * @q:		Queue
+ *
+ * Return: true if a pass must do nothing yet
+ */
+bool net_paused(const struct net_queue *q)
+{
+	return q->wait == NET_WAIT_PAUSE && net_now() < q->resume_at;
 }
 
 /**

@@ -7,6 +7,11 @@
  * dropped and counted, and its chain is given back; only a malformed ring is a
  * fault.
  *
+ * A system call on the TAP may fail for a reason that passes: the file system
+ * behind the master's memory is full (EFAULT), the kernel has no memory.  Such a
+ * failure costs one packet, and the queue pauses, longer each time.  After
+ * NET_FAILURES failures in a row it is a fault, so that the owner learns of it.
+ *
  * A pass handles the packets that are there, up to a batch, and sets q->wait to
  * what the caller should wait for.  It returns the number of chains or packets
  * handled; -ESTALE if the ring was taken from us; or -EPROTO, with the fault in
@@ -22,7 +27,10 @@ enum {
 	NET_BATCH = 64, /* chains completed before used idx is updated */
 	NET_HDR_LEN = 10, /* struct virtio_net_hdr, legacy */
 	NET_HDR_MRG_LEN = 12, /* with num_buffers behind it */
-	NET_HDR_NUM_BUFFERS = 10 /* offset */
+	NET_HDR_NUM_BUFFERS = 10, /* offset */
+	NET_FAILURES = 12, /* in a row: half a second with the pauses */
+	NET_PAUSE_MIN = 1000000, /* ns: the first pause; it doubles ... */
+	NET_PAUSE_DOUBLINGS = 7 /* ... so often */
 };
 
 /* What a queue waits for after its last pass. */
@@ -30,7 +38,8 @@ enum net_wait {
 	NET_WAIT_NOT = 0, /* there is more to do */
 	NET_WAIT_KICK, /* chains */
 	NET_WAIT_TAP_IN,
-	NET_WAIT_TAP_OUT
+	NET_WAIT_TAP_OUT,
+	NET_WAIT_PAUSE /* until resume_at */
 };
 
 struct net_queue {
@@ -39,6 +48,8 @@ struct net_queue {
 	int tap_fd;
 	int call_fd;
 	int error; /* errno that came with the fault */
+	uint32_t failures; /* of the TAP, in a row */
+	uint64_t resume_at; /* CLOCK_MONOTONIC; for NET_WAIT_PAUSE */
 	uint32_t call_value;
 	uint32_t *call_addr;
 	uint32_t hdr_len;
@@ -53,6 +64,8 @@ int net_init(struct net_queue *q, const struct mem *mem,
 int net_flush(struct net_queue *q);
 int net_end_pass(struct net_queue *q, int r, int n);
 int net_tap_fault(struct net_queue *q, int error);
+int net_tap_failure(struct net_queue *q, int error);
+bool net_paused(const struct net_queue *q);
 uint64_t net_now(void);
 
 static inline bool net_interrupted(const struct net_queue *q)

@@ -37,11 +37,11 @@ enum ring_fault {
 	RING_FAULT_INDIRECT = 8, /* INDIRECT: not negotiated, or with NEXT */
 	RING_FAULT_INDIRECT_SIZE = 9, /* table's length is wrong */
 	RING_FAULT_NESTED = 10, /* INDIRECT inside an indirect table */
-	RING_FAULT_TAP = 11, /* the TAP is gone or cannot work: see error */
+	RING_FAULT_TAP = 11, /* the TAP is gone, or fails all the time */
 	RING_FAULT_KICK = 12, /* the kick eventfd cannot be read: see error */
 	RING_FAULT_USED_MOVED = 13, /* used idx is not what we wrote last */
 	RING_FAULT_SESSION = 14, /* the daemon started another session */
-	RING_FAULT_MEMORY = 15 /* the master's memory was taken: see guard.c */
+	RING_FAULT_MEMORY = 15 /* the kernel cannot use the master's memory */
 };
 
 enum ring_flags {
@@ -120,9 +120,10 @@ struct ring_stats {
 	uint64_t bad_chains; /* RX: chains too short, given back unused */
 	uint64_t drop_bad; /* TX: no header, or longer than max_packet */
 	uint64_t drop_refused; /* TX: the TAP said EINVAL: bad header */
-	uint64_t drop_memory; /* TX: the kernel had no memory */
+	uint64_t drop_memory; /* TX: no memory in the kernel, or EFAULT */
 	uint64_t drop_down; /* TX: the TAP is down */
 	uint64_t drop_other; /* TX: any other error of the TAP */
+	uint64_t drop_read; /* RX: the TAP's packet could not be read */
 	uint64_t drop_runt; /* RX: shorter than the net header */
 	uint64_t drop_long; /* RX: longer than max_packet */
 	uint64_t drop_no_room; /* RX: too long for the master's buffers */

@@ -191,16 +191,34 @@ static ssize_t rx_read_spill(struct rx *rx)
 	return n;
 }
 
+/* Decide what follows from an error of the TAP: wait, or end the ring. */
+static int rx_error(struct net_queue *q, int error)
+{
+	switch (error) {
+	case EAGAIN:
+		return net_set_wait(q, NET_WAIT_TAP_IN);
+	/* The next read would meet these again. */
+	case EBADF:
+	case EBADFD: /* the TAP was deleted */
+	case EPIPE:
+		return net_tap_fault(q, error);
+	case ENOMEM: /* no room for the vectors in the kernel: the packet stays */
+		break;
+	default:
+		/* EFAULT: the buffers; EINVAL: no net header can describe it. */
+		RING_COUNT_ADD(q->stats.drop_read, 1);
+	}
+	return net_tap_failure(q, error);
+}
+
 static int rx_read(struct rx *rx)
 {
 	struct net_queue *q = &rx->q;
 	ssize_t n = rx_read_spill(rx);
 
-	/* ENOMEM: the kernel had no room for the vectors; the packet stays. */
-	if (n == -EAGAIN || n == -ENOMEM)
-		return net_set_wait(q, NET_WAIT_TAP_IN);
 	if (n < 0)
-		return net_tap_fault(q, -n);
+		return rx_error(q, -n);
+	q->failures = 0;
 	if (n <= q->hdr_len)
 		RING_COUNT_ADD(q->stats.drop_runt, 1);
 	else if (n - q->hdr_len > q->max_packet)
@@ -340,6 +358,8 @@ int rx_pass(struct rx *rx)
 	struct net_queue *q = &rx->q;
 	int n = 0, r = vq_check_fence(&q->vq);
 
+	if (!r && net_paused(q))
+		return 0;
 	q->wait = NET_WAIT_NOT;
 	while (!r && n < NET_BATCH && !net_interrupted(q)) {
 		r = rx_one(rx);

@@ -17,7 +17,7 @@ void tx_start(struct tx *tx)
 
 /*
  * Decide what follows from an error of the TAP: wait (-EAGAIN), drop the packet
- * (0), or end the ring (-EPROTO).
+ * (0), or end the ring (-EPROTO).  -EFAULT: drop the packet, and pause.
  */
 static int tx_error(struct net_queue *q, int error)
 {
@@ -35,16 +35,24 @@ static int tx_error(struct net_queue *q, int error)
 	case EIO: /* the TAP is down */
 		RING_COUNT_ADD(q->stats.drop_down, 1);
 		return 0;
+	case EFAULT: /* the packet's page is gone, or cannot be had now */
+		RING_COUNT_ADD(q->stats.drop_memory, 1);
+		return -EFAULT;
 	/* The next packet would meet these again. */
 	case EBADF:
 	case EBADFD: /* the TAP was deleted */
-	case EFAULT: /* the master's memory is gone */
 	case EPIPE:
 		return net_tap_fault(q, error);
 	default:
 		RING_COUNT_ADD(q->stats.drop_other, 1);
 		return 0;
 	}
+}
+
+static void tx_sent(struct net_queue *q, uint64_t len)
+{
+	q->failures = 0;
+	net_count_packet(q, len);
 }
 
 static int tx_one(struct tx *tx)
@@ -68,17 +76,18 @@ static int tx_one(struct tx *tx)
 	} else {
 		n = tap_write(q->tap_fd, tx->iov, chain->n_iov);
 		if (n >= 0)
-			net_count_packet(q, chain->len);
+			tx_sent(q, chain->len);
 		else
 			r = tx_error(q, -n);
 		if (r == -EAGAIN && !tx->pending)
 			RING_COUNT_ADD(q->stats.tap_full, 1);
 		tx->pending = r == -EAGAIN;
-		if (r)
+		if (r && r != -EFAULT)
 			return r;
 	}
+	/* Also after EFAULT: else one page that never comes back would end all. */
 	vq_complete(&q->vq, chain->head, 0);
-	return 0;
+	return r ? net_tap_failure(q, -r) : 0;
 }
 
 /**
@@ -92,6 +101,8 @@ int tx_pass(struct tx *tx)
 	struct net_queue *q = &tx->q;
 	int n = 0, r = vq_check_fence(&q->vq);
 
+	if (!r && net_paused(q))
+		return 0;
 	q->wait = NET_WAIT_NOT;
 	while (!r && n < NET_BATCH && !net_interrupted(q)) {
 		r = tx_one(tx);

@@ -51,6 +51,10 @@ class Region:
         """Cut the file to nothing: without a guard the next access ends the process."""
         os.ftruncate(self._fd, 0)
 
+    def grow(self) -> None:
+        """Give a file that was cut its length back; it holds zeros."""
+        os.ftruncate(self._fd, self.size)
+
 
 def _memory(size: int) -> int:
     fd = os.memfd_create("master")

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 
+from vhostpci_guest.dataplane.faults import Fault
 from vhostpci_guest.dataplane.interface import (
     MemRegion,
     RingConf,
@@ -82,10 +83,17 @@ class FakePlane:
             state=AgentRingState.RUNNING, index=at, stats=Stats(packets=packets)
         )
 
-    def stop_by_itself(self, index: int, state: AgentRingState, reason: str) -> None:
+    def stop_by_itself(
+        self,
+        index: int,
+        state: AgentRingState,
+        reason: str,
+        fault: Fault = Fault.NONE,
+    ) -> None:
         """Stop a ring as if the worker had found it broken or fenced."""
         status = self._statuses[index]
-        self._statuses[index] = replace(status, state=state, reason=reason)
+        self._statuses[index] = replace(status, state=state, reason=reason, fault=fault)
+        self.running.pop(index)
         signal(self._events)
 
     def close(self) -> None:

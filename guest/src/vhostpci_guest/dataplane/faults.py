@@ -29,6 +29,7 @@ class Fault(IntEnum):
 
 
 _RELOAD = "the master's driver broke the ring: reload that driver"
+_AGAIN = "the agent starts the ring again after a pause"
 _WAIT = "wait for the daemon's next session"
 
 _FAULTS: Mapping[Fault, tuple[str, str]] = {
@@ -42,13 +43,14 @@ _FAULTS: Mapping[Fault, tuple[str, str]] = {
     Fault.INDIRECT: ("an indirect descriptor is not allowed there", _RELOAD),
     Fault.INDIRECT_SIZE: ("an indirect table has a wrong length", _RELOAD),
     Fault.NESTED: ("an indirect table points to another", _RELOAD),
-    Fault.TAP: ("the TAP failed", "create the TAP again and restart the agent"),
+    Fault.TAP: ("the TAP failed", _AGAIN),
     Fault.KICK: ("the kick eventfd failed", "restart the agent"),
     Fault.USED_MOVED: ("another back-end moved the used index", _WAIT),
     Fault.SESSION: ("the ring's session is over", _WAIT),
     Fault.MEMORY: (
-        "the master's memory is gone: its file shrank, or the device was unplugged",
-        _WAIT,
+        "the kernel cannot use the master's memory: its file system on the hypervisor "
+        "is full, its file shrank, or the device was unplugged",
+        _AGAIN,
     ),
 }
 

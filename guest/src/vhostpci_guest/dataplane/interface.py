@@ -80,6 +80,7 @@ class Stats:
     drop_memory: int = 0
     drop_down: int = 0
     drop_other: int = 0
+    drop_read: int = 0
     drop_runt: int = 0
     drop_long: int = 0
     drop_no_room: int = 0
@@ -95,6 +96,7 @@ class Stats:
             + self.drop_memory
             + self.drop_down
             + self.drop_other
+            + self.drop_read
             + self.drop_runt
             + self.drop_long
             + self.drop_no_room

@@ -26,17 +26,21 @@ class Carrier:
         """Count a tick; `follow` counts only those since a ring ran."""
         self._idle_ticks += 1
 
-    def follow(self, *, running: bool, master: bool) -> None:
+    def follow(self, *, running: bool, blocked: bool, master: bool) -> None:
         """Set the carrier.
 
         Args:
             running: whether a ring runs now.
+            blocked: whether a receive ring that should run has stopped by itself.
             master: whether a master is connected.
 
         Raises:
             Unusable: the TAP is gone.
         """
-        if running:
+        if blocked:
+            # At once: what the slave's kernel sends meanwhile reaches no master.
+            self._port.set_carrier(False)
+        elif running:
             self._idle_ticks = 0
             self._port.set_carrier(True)
         elif not master or self._idle_ticks >= _IDLE_TICKS:

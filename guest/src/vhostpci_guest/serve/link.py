@@ -160,6 +160,8 @@ class Link:
         """
         self._watch_daemon(tick=True)
         self._note_stopped_rings()
+        if self._rings.tick():
+            self._start_rings()
         self._carrier.tick()
         self._set_carrier()
         self.port.follow_bridge()
@@ -338,7 +340,9 @@ class Link:
 
     def _set_carrier(self) -> None:
         self._carrier.follow(
-            running=self._rings.running, master=self._rings.wanted.master
+            running=self._rings.running,
+            blocked=self._rings.blocked,
+            master=self._rings.wanted.master,
         )
 
     # Status.

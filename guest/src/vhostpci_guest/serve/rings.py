@@ -15,6 +15,7 @@ from vhostpci_shared.access import Metadata
 from vhostpci_shared.metadata import AgentRingState, RingFlag
 from vhostpci_shared.wire import ProtocolError
 
+from ..dataplane.faults import Fault
 from ..dataplane.interface import (
     DataPlane,
     PlaneMaker,
@@ -31,8 +32,12 @@ from ..net_options import NetOptions
 from ..tap.tap_port import Port
 from . import features
 from .plan import NOTHING, Run, Want, base, inherited, place, plan
+from .retries import Retries
 
 log = logging.getLogger(__name__)
+
+_MAY_PASS = (Fault.TAP, Fault.MEMORY)
+"""Faults that neither the master's driver nor its daemon can do anything about."""
 
 
 class Rings:
@@ -57,6 +62,7 @@ class Rings:
         self._plane: DataPlane | None = None
         self._queue_pairs = 0  # that the plane was made for
         self._runs: dict[int, Run] = {}
+        self._retries = Retries()
         self._used_pairs: frozenset[int] = frozenset()
         """Queue pairs whose TAP queues the kernel may put packets into."""
 
@@ -72,6 +78,24 @@ class Rings:
     def running(self) -> bool:
         """Whether any ring runs."""
         return any(run.state is AgentRingState.RUNNING for run in self._runs.values())
+
+    @property
+    def blocked(self) -> bool:
+        """Whether a wanted receive ring has stopped by itself, and takes no packets.
+
+        Not one that was fenced: the daemon gives it to us again within a second.
+        """
+        return any(
+            ring.runs and index % 2 == 0 and self._blocked(index, ring)
+            for index, ring in enumerate(self.wanted.rings)
+        )
+
+    def _blocked(self, index: int, ring: md.Ring) -> bool:
+        run = self._runs.get(index)
+        if run is None or run.session != ring.session:
+            return False
+        waits = self._retries.waits(index, ring.session)
+        return waits or run.state is AgentRingState.BROKEN
 
     def fds(self) -> Iterator[int]:
         """Return the descriptor that is readable when a ring has stopped by itself."""
@@ -118,6 +142,10 @@ class Rings:
     def take_stopped(self) -> list[tuple[int, RingStatus]]:
         """Return the rings that have stopped by themselves; each is returned once.
 
+        A ring that failed, and that `tick` has started again, is STOPPED, not BROKEN:
+        the daemon would say that the master's driver broke it.  It is returned at its
+        first failure in a row.
+
         Raises:
             Unusable: they stopped because the TAP was deleted.
         """
@@ -131,8 +159,13 @@ class Rings:
                 # A TAP that was deleted looks to the worker like a broken ring.  It is
                 # not the master's fault, so the ring is not reported as BROKEN.
                 self._port.check()
+                first = True
+                if status.fault in _MAY_PASS:
+                    status = replace(status, state=AgentRingState.STOPPED)
+                    first = self._retries.failed(index, run.session)
                 self._runs[index] = replace(run, state=status.state, index=status.index)
-                found.append((index, status))
+                if first:
+                    found.append((index, status))
                 with suppress(TimeoutError):  # the worker has stopped it already
                     self._plane.stop(index)  # closes its call eventfd
         return found
@@ -156,7 +189,11 @@ class Rings:
 
     def start(self) -> list[tuple[int, str]]:
         """Start the wanted rings that do not run; return those refused, and why."""
-        start = plan(self.wanted, self.wanted, self._runs).start
+        start = [
+            index
+            for index in plan(self.wanted, self.wanted, self._runs).start
+            if not self._retries.waits(index, self.wanted.rings[index].session)
+        ]
         self.waiting_for_peer = False
         if self._plane is None:
             return []
@@ -173,6 +210,11 @@ class Rings:
                 self._set_state(index, why.state)
                 refused.append((index, str(why)))
         return refused
+
+    def tick(self) -> bool:
+        """Count a tick; return whether the pause of a failed ring is over."""
+        self._retries.tick()
+        return self._retries.due
 
     def _pairs_of(self, want: Want) -> frozenset[int]:
         """Return the queue pairs whose TAP queues the kernel shall use."""

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The master's memory is in a file system that is full for a while.
+
+The slave then cannot write into receive buffers that no page was given to yet: a read
+from the TAP into such a buffer fails with EFAULT, and the packet is lost.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.process.lab import Lab
+from tests.process.program import run
+from tests.waiting import wait_for
+
+pytestmark = pytest.mark.process
+
+BROADCAST = ("ping", "-n", "-q", "-b", "-i", "0.01", "10.9.0.255")
+"""Packets that no machine answers: the master must not need a page for an answer."""
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system that can be filled."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    done = run("mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(directory))
+    assert not done.returncode, done.stderr
+    yield directory
+    run("umount", str(directory))
+
+
+def fill(path: Path) -> None:
+    """Write a file until the file system has no page left."""
+    disk = os.statvfs(path.parent)
+    with suppress(OSError):  # another may have taken a page meanwhile
+        path.write_bytes(bytes(disk.f_bavail * disk.f_frsize))
+    assert not os.statvfs(path.parent).f_bavail
+
+
+def test_link_goes_down_while_the_memory_is_full_and_comes_back(
+    small_disk: Path, lab: Lab
+) -> None:
+    lab.memory_dir = small_disk / "memory"
+    daemon = lab.start_daemon()
+    agent = lab.start_agent()
+    master = lab.start_master()
+    master.load()
+    lab.wait_carrier("UP")
+    wait_for(lambda: lab.ping_from_slave(1) == 1, "a first ping comes back")
+    fill(small_disk / "filler")
+    flood = lab.start_server([*lab.slave.prefix, *BROADCAST])
+    lab.wait_carrier("NO-CARRIER")
+    agent.wait_log("Bad address")
+    os.unlink(small_disk / "filler")
+    lab.wait_carrier("UP")
+    flood.close()
+    wait_for(lambda: lab.ping_from_slave(1) == 1, "a ping comes back")
+    assert lab.ping_from_master() == 5
+    # It was neither the master's driver nor the TAP.
+    assert "broke" not in daemon.log
+    assert "broken" not in agent.log
