@@ -55,7 +55,7 @@ NEEDS = {
 """The programs and devices that tests with a marker need; they need root too."""
 
 
-LAST_RESORT = {"vm": 1800, "libvirt": 1800, "process": 300, "frontends": 300}
+LAST_RESORT = {"vm": 1800, "libvirt": 1800, "process": 900, "frontends": 900}
 """Seconds after which pytest ends a test that has this marker and no timeout.
 
 Each wait in such a test has a limit, and names what it waited for when that expires.

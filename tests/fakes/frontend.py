@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
 
+from tests.waiting import TIMEOUT
 from vhostpci_host.fds import Fd
 from vhostpci_host.vhost_user.backend import Answer, Backend
 from vhostpci_host.vhost_user.front_end_setup import Quiesce
@@ -22,7 +23,6 @@ from vhostpci_shared.vhost_user import HeaderFlag, ProtocolFeature, Request
 from vhostpci_shared.virtio import Feature
 
 USER_BASE = 0x7F00_0000_0000
-TIMEOUT = 5.0
 NO_FEATURES = Feature(0)
 NO_PROTOCOL_FEATURES = ProtocolFeature(0)
 ALL_BUT_SLOTS = ~ProtocolFeature.CONFIGURE_MEM_SLOTS

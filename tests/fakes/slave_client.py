@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
+from tests.waiting import TIMEOUT
 from vhostpci_shared import access, ivshmem
 from vhostpci_shared.ivshmem import Client, OwnVector, PeerGone, PeerVector
 from vhostpci_shared.wire import ProtocolError
-
-TIMEOUT = 10.0
 
 
 class SlaveClient:
