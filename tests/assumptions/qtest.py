@@ -109,7 +109,7 @@ class Server:
             time.sleep(0.0001)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self.connection.close()
 
     def __enter__(self) -> Self:
@@ -134,7 +134,7 @@ class Machine:
 
     @contextmanager
     def guest(self) -> Iterator[Qtest]:
-        """Be its guest, once the handshake is done."""
+        """Act as its guest, once the handshake is done."""
         connection, _ = self.qtest.accept()
         with connection, connection.makefile("rw") as lines:
             yield Qtest(lines)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What hot-plug rests on: QEMU's ports, and the kernel of a Debian guest.
+"""What hot-plug relies on: QEMU's root ports, and the kernel of a Debian guest.
 
 test (ivshmem server) ──unix socket──► QEMU ◄──QMP── test
                                         guest: Debian's kernel, no daemon
@@ -22,12 +22,12 @@ SMALL = [
     *("-device", "pcie-root-port,id=small,chassis=8,slot=8"),
     *("-device", "pcie-root-port,id=crowded,chassis=9,slot=9"),
 ]
-"""Ports as they come, without `pref64-reserve`."""
+"""Root ports without `pref64-reserve`."""
 
 
 @pytest.fixture(scope="module")
 def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slave]:
-    """A VM with two ports that have room, and small ones."""
+    """A VM with two root ports that have a reserve, and two that have none."""
     logs = tmp_path_factory.mktemp("hotplug")
     with started(logs, [*qemu.ports(2), *SMALL]) as slave:
         yield slave
@@ -40,8 +40,8 @@ def slave(booted: Slave) -> Iterator[Slave]:
     booted.close()
 
 
-def test_ports_with_a_reserve_take_large_windows(slave: Slave) -> None:
-    """So the slave's ports have one, of the largest master's size."""
+def test_root_ports_with_a_reserve_take_large_windows(slave: Slave) -> None:
+    """So the slave's root ports have a reserve of the largest master's size."""
     slave.plug(300, 512 * MIB, "port0")
     slave.plug(301, 1024 * MIB, "port1")
     there = slave.wait_windows(300, 301)
@@ -49,24 +49,26 @@ def test_ports_with_a_reserve_take_large_windows(slave: Slave) -> None:
     assert there[301][1] == 1024 * MIB
 
 
-def test_large_window_in_a_port_as_it_comes_has_no_address(slave: Slave) -> None:
+def test_large_window_in_a_root_port_without_reserve_has_no_address(
+    slave: Slave,
+) -> None:
     """So operations.md asks for a reserve, and the daemon looks at the result."""
     slave.plug(300, 512 * MIB, "small")
     assert slave.wait_windows(300)[300][1] == 0
 
 
-def test_second_device_in_a_port_is_taken_and_never_seen(slave: Slave) -> None:
-    """So the daemon looks for a port that is empty: QEMU does not refuse."""
+def test_second_device_in_a_root_port_is_accepted_and_never_seen(slave: Slave) -> None:
+    """So the daemon looks for an empty root port: QEMU does not refuse a full one."""
     slave.plug(398, MIB, "crowded")
     slave.plug(399, MIB, "crowded")
     slave.wait_windows(398)
     time.sleep(1)
     assert 399 not in slave.windows()
-    del slave.vectors[399]  # it goes with the other one, without a word
+    del slave.vectors[399]  # unplugging the other one removes it too, without an event
 
 
-def test_window_that_is_mapped_from_sysfs_goes_at_once(slave: Slave) -> None:
-    """So the agent must survive that; its mapping is void then."""
+def test_window_that_is_mapped_from_sysfs_is_unplugged_at_once(slave: Slave) -> None:
+    """So the agent must survive that: nothing is behind its mapping then."""
     slave.plug(300, 256 * MIB, "port0")
     job = slave.hold(300, "sysfs")
     slave.ask_back(300)
@@ -74,8 +76,8 @@ def test_window_that_is_mapped_from_sysfs_goes_at_once(slave: Slave) -> None:
     job.stop()
 
 
-def test_window_that_vfio_has_open_holds_up_all_others(slave: Slave) -> None:
-    """So the agent lets go before it is asked, or when vfio asks it to."""
+def test_window_that_vfio_has_open_delays_every_other_unplug(slave: Slave) -> None:
+    """So the agent closes a window before it is asked to, or when vfio asks it to."""
     slave.plug(300, 256 * MIB, "port0")
     slave.plug(301, 256 * MIB, "port1")
     job = slave.hold(300, "vfio")
@@ -89,10 +91,10 @@ def test_window_that_vfio_has_open_holds_up_all_others(slave: Slave) -> None:
 
 
 @pytest.mark.skipif(qemu.has_kvm(), reason="with KVM the vectors have no handlers")
-def test_unplugged_vectors_leave_handlers_that_a_netdev_takes_away(
+def test_handlers_of_unplugged_vectors_stay_until_a_netdev_removes_them(
     slave: Slave,
 ) -> None:
-    """So without KVM we do that after each unplug.
+    """So without KVM the daemon adds and removes a netdev after each unplug.
 
     ivshmem watches its own vectors' eventfds (ivshmem-pci.c, watch_vector_notifier),
     and closes them without an end to that.  The event loop then spins, and the next
@@ -103,7 +105,7 @@ def test_unplugged_vectors_leave_handlers_that_a_netdev_takes_away(
     slave.ask_back(300)
     assert slave.goes(300)
     spinning = busy(slave.vm)
-    assert spinning > 0.1  # of whatever the rest of the machine leaves it
+    assert spinning > 0.1  # of a second, of which other programs may use a part
     mend(slave.monitor)
     assert busy(slave.vm) < spinning / 4
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the daemon needs of QEMU's ivshmem-doorbell device that no text promises.
+"""What the daemon needs of QEMU's ivshmem-doorbell device and no document promises.
 
 test (ivshmem server) ──unix socket──► QEMU ◄──qtest── test (guest)
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.assumptions import qtest
+from tests.waiting import PROCESS_TIMEOUT
 
 pytestmark = pytest.mark.vm
 
@@ -40,7 +41,7 @@ def window(size: int) -> Iterator[int]:
 
 
 def signalled(fd: int) -> bool:
-    return bool(select.select([fd], [], [], 5.0)[0])
+    return bool(select.select([fd], [], [], PROCESS_TIMEOUT)[0])
 
 
 def test_wrong_protocol_version_ends_qemu_with_a_clean_error(tmp_path: Path) -> None:
@@ -62,8 +63,8 @@ def test_closing_in_the_handshake_leaves_qemu_spinning(tmp_path: Path) -> None:
             qemu.process.wait(timeout=3)
 
 
-def test_window_of_no_power_of_two_aborts_qemu(tmp_path: Path) -> None:
-    """So the daemon never offers one."""
+def test_window_whose_size_is_no_power_of_two_aborts_qemu(tmp_path: Path) -> None:
+    """So the daemon never offers such a window."""
     with (
         window(3 * MIB) as memory,
         eventfds(1) as own,
@@ -93,10 +94,11 @@ def test_bar_2_is_the_whole_file_and_shows_what_is_written_later(
 def test_doorbell_reaches_a_peer_as_soon_as_its_messages_are_read(
     tmp_path: Path,
 ) -> None:
-    """So the master's call eventfds can come when its device starts.
+    """So the daemon sends the master's call eventfds only when its device starts.
 
-    The protocol has no answer.  An empty socket queue is one: QEMU reads and acts
-    under its big lock, and a doorbell store waits for that.  A store before is lost.
+    The protocol has no answer.  An empty socket queue serves as one: QEMU reads and
+    acts under its big lock, and a doorbell store waits for that lock.  A store before
+    QEMU has read the messages is lost.
     """
     with (
         window(MIB) as memory,
@@ -115,8 +117,10 @@ def test_doorbell_reaches_a_peer_as_soon_as_its_messages_are_read(
                 assert signalled(fd), f"vector {vector}"
 
 
-def test_old_peer_may_go_while_the_new_one_rings(tmp_path: Path) -> None:
-    """So replacing the call eventfds is: a new ID, then one disconnect of the old."""
+def test_new_peer_can_be_signalled_while_the_old_one_is_disconnected(
+    tmp_path: Path,
+) -> None:
+    """So the daemon replaces call eventfds by a new peer, then disconnects the old."""
     with (
         window(MIB) as memory,
         eventfds(1) as own,
@@ -136,7 +140,7 @@ def test_old_peer_may_go_while_the_new_one_rings(tmp_path: Path) -> None:
             assert not select.select([old], [], [], 0.2)[0]
 
 
-def test_peer_id_that_comes_back_corrupts_qemu(
+def test_peer_id_that_is_used_again_corrupts_qemu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So an ID is never used twice in one connection."""
@@ -157,8 +161,10 @@ def test_peer_id_that_comes_back_corrupts_qemu(
     assert code < 0
 
 
-def test_vectors_past_the_devices_are_refused_and_the_rest_work(tmp_path: Path) -> None:
-    """A slave with too few `vectors=` still comes up: the agent must tell its user."""
+def test_more_vectors_than_the_device_has_are_refused_and_the_others_work(
+    tmp_path: Path,
+) -> None:
+    """So the agent reports a slave with too few `vectors=`: its QEMU starts anyway."""
     with (
         window(MIB) as memory,
         eventfds(3) as own,

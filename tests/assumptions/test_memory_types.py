@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How each way to a BAR maps it, and why /dev/mem is none of them.
+"""How each way to map a BAR caches it, and why the agent does not use /dev/mem.
 
 test ── QMP ──► QEMU ── ivshmem-doorbell in a port ──► guest: Debian's kernel
                          (A; then B in its place)
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.vm
 SIZE = 256 << 20
 A, B = 10, 11
 PLACE = Path("/sys/bus/pci/devices/0000:01:00.0")
-"""Where the guest has what is plugged into the port."""
+"""The device that is plugged into the root port, as the guest sees it."""
 CACHED, UNCACHED = "write-back", "uncached-minus"
 
 # Maps BAR 2 in each of the ways, one beside the other, and prints the memory type that
@@ -70,14 +70,14 @@ def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slave]:
 
 @pytest.fixture
 def slave(booted: Slave) -> Iterator[Slave]:
-    """The VM, with device A; whatever is plugged goes at the end."""
+    """The VM, with device A plugged in; the test's end unplugs every device."""
     plug(booted, A)
     yield booted
     booted.close()
 
 
 def plug(slave: Slave, device: int) -> int:
-    """Plug a device in; return its memory, which says which one it is."""
+    """Plug a device in; return its memory, which begins with the device's number."""
     memory = slave.plug(device, SIZE, "port0")
     os.pwrite(memory, b"memory %d" % device, 0)
     slave.vm.wait_for(f"test -e {PLACE}/resource2")
@@ -85,11 +85,11 @@ def plug(slave: Slave, device: int) -> int:
 
 
 def mapped(slave: Slave, *ways: str) -> tuple[Job, list[str]]:
-    """Have a process in the guest that maps it; and the types of all mappings."""
+    """Map the device in a guest process; return it, and the types of its mappings."""
     job = slave.vm.spawn(["python3", "/tmp/map.py", PLACE.name, *ways])
     wait_for(lambda: "above_4g" in job.output(), job.output)
     told = json.loads(job.output())
-    assert told["above_4g"]  # below, firmware lets nothing be cached
+    assert told["above_4g"]  # below 4 GiB, firmware forbids caching
     return job, told["types"]
 
 
@@ -101,8 +101,8 @@ def test_sysfs_and_vfio_map_a_bar_uncached(slave: Slave, way: str) -> None:
     assert set(types) == {UNCACHED}
 
 
-def test_dev_mem_caches_a_bar_only_if_nobody_else_has_mapped_it(slave: Slave) -> None:
-    """So whoever maps it so could not be sure of what it gets: there is no error."""
+def test_dev_mem_caches_a_bar_only_if_it_is_not_mapped_from_sysfs(slave: Slave) -> None:
+    """So a program that maps /dev/mem cannot rely on the cache: there is no error."""
     job, types = mapped(slave, "mem")
     job.stop()
     assert types == [CACHED]
@@ -111,10 +111,10 @@ def test_dev_mem_caches_a_bar_only_if_nobody_else_has_mapped_it(slave: Slave) ->
     assert set(types) == {UNCACHED}
 
 
-def test_dev_mem_mapping_shows_what_comes_after_its_device(slave: Slave) -> None:
-    """So the agent does not map /dev/mem: nothing revokes that at an unplug.
+def test_dev_mem_mapping_shows_the_next_device_in_the_same_place(slave: Slave) -> None:
+    """So the agent does not map /dev/mem: an unplug does not revoke the mapping.
 
-    It would serve the rings of the next device's master, before it knows.
+    The agent would write into the rings of the next device's master unawares.
     """
     job, _ = mapped(slave, "mem")
     slave.ask_back(A)

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 
 from tests.assumptions import qtest
 from tests.vm.qmp import Qmp
-from tests.waiting import until
+from tests.waiting import PROCESS_TIMEOUT, until
 from vhostpci_host import sockets
 from vhostpci_host.fds import Fd
 from vhostpci_host.hotplug import qmp_vm
@@ -59,7 +60,7 @@ def started(directory: Path, *args: str, machine: str = "q35") -> Iterator[int]:
 
 
 class Shown:
-    """Windows on sockets of this loop."""
+    """The daemon's window sockets, served by this event loop."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -67,9 +68,11 @@ class Shown:
         self._linger = Linger(asyncio.get_running_loop())
         self._shown: dict[int, WindowSocket] = {}
         self.said: list[str] = []
+        self.held: list[Callable[[], None]] = []
+        """Handshakes for which a QEMU waits."""
 
     def show(self, window: int, size: int) -> Plug:
-        """Show one more, as the daemon does."""
+        """Serve another window, as the daemon does."""
         path = self._directory / f"window.{window}"
         memory = Fd(qtest.memory(size))
         self._undo.callback(memory.close)
@@ -86,11 +89,14 @@ class Shown:
         return Plug(window=window, socket=path, vectors=1, size=size)
 
     def hide(self, window: int) -> None:
-        """Show one no longer."""
+        """Stop serving a window."""
         self._shown.pop(window).close()
 
-    def greet(self, window: int, *, vectors: int = 1, delay: float = 0.0) -> Plug:
-        """Answer whoever connects for a window, sooner or later."""
+    def greet(self, window: int, *, vectors: int = 1, hold: bool = False) -> Plug:
+        """Send a handshake to each client of a window's socket.
+
+        With `hold` it waits in `held` until the test calls it.
+        """
         path = self._directory / f"window.{window}"
         memory = qtest.memory(MIB)
         fds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(vectors)]
@@ -99,8 +105,11 @@ class Shown:
 
         def take(connection: socket.socket) -> None:
             server = self._undo.enter_context(qtest.Server(connection))
-            loop = asyncio.get_running_loop()
-            loop.call_later(delay, server.hello, window, memory, fds)
+            hello = partial(server.hello, window, memory, fds)
+            if hold:
+                self.held.append(hello)
+            else:
+                hello()
 
         self._undo.callback(self._listen(path, take).close)
         return Plug(window=window, socket=path, vectors=vectors, size=MIB)
@@ -111,7 +120,7 @@ class Shown:
         return Listener(server, loop, take, self.said.append, path)
 
     def close(self) -> None:
-        """Show none."""
+        """Stop serving all windows."""
         for window in list(self._shown):
             self.hide(window)
         self._undo.close()
@@ -120,7 +129,7 @@ class Shown:
 
 @asynccontextmanager
 async def way_to(directory: Path) -> AsyncIterator[tuple[QmpVm, Shown]]:
-    """Our way to the QEMU, once that answers."""
+    """Connect to the QEMU's monitor, and wait until it answers."""
     vm, shown = QmpVm(directory / "ours"), Shown(directory)
     try:
         await until_done(lambda: vm.plugged("web"))
@@ -131,12 +140,12 @@ async def way_to(directory: Path) -> AsyncIterator[tuple[QmpVm, Shown]]:
 
 
 async def plug_until_done(vm: QmpVm, device: str, plug: Plug) -> None:
-    """Plug a window, whose socket is there already, as often as firmware refuses it."""
+    """Plug a window; try again while QEMU refuses, since firmware has not run yet."""
     await until_done(lambda: vm.plug(device, plug))
 
 
 async def until_done(work: Callable[[], Awaitable[Any]]) -> None:
-    """Do it again until nothing stands in the way: firmware takes its time."""
+    """Call `work` until it raises no PlugError: firmware needs seconds to start."""
     deadline = time.monotonic() + 60
     while True:
         try:
@@ -149,13 +158,13 @@ async def until_done(work: Callable[[], Awaitable[Any]]) -> None:
 
 
 def reset(directory: Path) -> None:
-    """Reset the VM: that is how a guest without a driver lets go of a device."""
+    """Reset the VM: QEMU then removes a device that the guest has not released."""
     with Qmp(directory / "test") as monitor:
         monitor.execute("system_reset", {})
 
 
 def behind(directory: Path, port: str) -> dict[str, int]:
-    """Return the devices behind a port, with the size of their BAR 2."""
+    """Return the devices behind a root port, with the size of their BAR 2."""
     with Qmp(directory / "test") as monitor:
         (bus,) = monitor.execute("query-pci", {})
     (bridge,) = (d for d in bus["devices"] if d["qdev_id"] == port)
@@ -184,17 +193,19 @@ def test_loop_that_plugs_also_answers_the_handshakes(tmp_path: Path) -> None:
         asyncio.run(scenario())
 
 
-def test_handshake_that_comes_late_keeps_qemu_waiting_and_not_us(
+def test_late_handshake_blocks_qemu_and_not_the_daemon(
     tmp_path: Path,
 ) -> None:
-    """QEMU reads it in device_add, with its main loop; we go on meanwhile."""
+    """QEMU reads it in device_add, in its main loop; our event loop runs meanwhile."""
 
     async def scenario() -> None:
         async with way_to(tmp_path) as (vm, shown):
             await plug_until_done(vm, "other", shown.greet(0))
-            plug = asyncio.create_task(vm.plug("web", shown.greet(300, delay=2)))
+            plug = asyncio.create_task(vm.plug("web", shown.greet(300, hold=True)))
+            await until(lambda: shown.held)
             await asyncio.sleep(1)
             assert not plug.done()
+            shown.held.pop()()
             await plug
             assert await vm.plugged("web") == {300}
 
@@ -220,10 +231,10 @@ def test_handshake_that_refuses_leaves_qemu_alive_and_nothing_behind(
         asyncio.run(scenario())
 
 
-def test_window_that_goes_while_it_is_plugged_leaves_qemu_alive(
+def test_window_socket_that_closes_during_the_plug_leaves_qemu_alive(
     tmp_path: Path,
 ) -> None:
-    """Between chardev-add and device_add a closed connection would hang it."""
+    """QEMU would hang if the connection closed between chardev-add and device_add."""
 
     async def scenario() -> None:
         async with way_to(tmp_path) as (vm, shown):
@@ -300,13 +311,15 @@ def cpu_seconds(pid: int) -> float:
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def test_window_has_an_address_once_somebody_gives_it_one(tmp_path: Path) -> None:
+def test_window_is_unassigned_until_firmware_gives_it_an_address(
+    tmp_path: Path,
+) -> None:
     async def scenario() -> None:
         async with way_to(tmp_path) as (vm, shown):
             await plug_until_done(vm, "web", shown.show(300, GIB))
             assert await vm.unassigned("web") == {300}
             reset(tmp_path)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PROCESS_TIMEOUT):
                 while await vm.unassigned("web"):
                     await asyncio.sleep(0.1)
 
@@ -315,7 +328,7 @@ def test_window_has_an_address_once_somebody_gives_it_one(tmp_path: Path) -> Non
 
 
 def test_ports_have_no_room_before_firmware_has_run(tmp_path: Path) -> None:
-    """So we wait for it: QEMU would take the device, and the guest give it none."""
+    """So the daemon waits for it: QEMU would accept a device that gets no address."""
 
     async def scenario() -> None:
         async with way_to(tmp_path) as (vm, shown):
@@ -339,7 +352,7 @@ def test_i440fx_takes_a_window_on_its_one_bus(tmp_path: Path) -> None:
 def test_second_client_of_a_monitor_is_never_greeted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So all devices of a daemon share one connection, and the wait has an end."""
+    """So the devices of a daemon share one connection, and the wait has a limit."""
     monkeypatch.setattr("vhostpci_host.hotplug.qmp_monitor.GREETING_TIME", 1)
 
     async def scenario() -> None:
@@ -353,7 +366,9 @@ def test_second_client_of_a_monitor_is_never_greeted(
         asyncio.run(scenario())
 
 
-def test_what_a_daemon_left_behind_is_found_by_the_next(tmp_path: Path) -> None:
+def test_next_daemon_finds_the_windows_that_the_last_one_plugged(
+    tmp_path: Path,
+) -> None:
     async def scenario() -> None:
         async with way_to(tmp_path) as (vm, shown):
             await plug_until_done(vm, "web", shown.show(300, MIB))
@@ -365,10 +380,10 @@ def test_what_a_daemon_left_behind_is_found_by_the_next(tmp_path: Path) -> None:
         asyncio.run(scenario())
 
 
-def test_guest_without_a_driver_does_not_let_go(
+def test_guest_without_a_driver_does_not_release_its_window(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A second request, while the first has no answer, must not be taken amiss."""
+    """QEMU refuses a second request while it waits: that is not another error."""
     monkeypatch.setattr(qmp_vm, "GUEST_TIME", 0.5)
 
     async def scenario() -> None:

@@ -23,6 +23,7 @@ from tests.fakes.tap import (
     TUNSETOFFLOAD,
     open_tap,
 )
+from tests.waiting import TIMEOUT
 
 pytestmark = pytest.mark.process
 
@@ -49,8 +50,8 @@ def ip(*words: str) -> str:
     ).stdout
 
 
-def test_write_to_an_interface_that_is_down_says_eio(tap: int) -> None:
-    """So the ring drops the packet, and goes on."""
+def test_write_to_an_interface_that_is_down_fails_with_eio(tap: int) -> None:
+    """So the ring driver drops the packet, and continues."""
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         os.writev(tap, [PLAIN, FRAME])
 
@@ -64,10 +65,10 @@ def test_write_to_an_interface_that_is_down_says_eio(tap: int) -> None:
     ],
     ids=["gso size 0", "checksum past the packet", "unknown gso type"],
 )
-def test_impossible_header_says_einval_and_the_next_packet_passes(
+def test_impossible_header_fails_with_einval_and_the_next_packet_passes(
     tap: int, header: bytes
 ) -> None:
-    """So the ring leaves it to the kernel to judge headers, which it reads once."""
+    """So the ring driver leaves the check to the kernel, which reads a header once."""
     ip("link", "set", "tap0", "up")
     with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
         os.writev(tap, [header, FRAME])
@@ -75,9 +76,9 @@ def test_impossible_header_says_einval_and_the_next_packet_passes(
 
 
 def test_read_into_too_little_room_loses_the_rest(tap: int) -> None:
-    """So the ring always has room behind the buffers of the master."""
+    """So the ring driver always reads into room behind the master's buffers, too."""
     ip("link", "set", "tap0", "up")
-    assert select.select([tap], [], [], 5.0)[0], "the kernel announces itself"
+    assert select.select([tap], [], [], TIMEOUT)[0], "no packet of the kernel's own"
     small = bytearray(HEADER.size + 20)
     assert os.readv(tap, [small]) == len(small)
 
@@ -91,7 +92,7 @@ def test_carrier_follows_the_ioctl(tap: int) -> None:
 
 
 def test_offloads_change_while_the_interface_is_up(tap: int) -> None:
-    """So a master that negotiates anew gets what it then can take."""
+    """So a driver that is loaded again may negotiate other offloads."""
     ip("link", "set", "tap0", "up")
     fcntl.ioctl(tap, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4)
     fcntl.ioctl(tap, TUNSETOFFLOAD, 0)

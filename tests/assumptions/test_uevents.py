@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What we need of libudev and pyudev: that events come without udevd, and losses show.
+"""What we need of libudev and pyudev: events without udevd, and an error for a loss.
 
-The kernel says ``change`` of a PCI device when somebody writes that to its `uevent`.
+The kernel sends a ``change`` event of a PCI device when a process writes that word to
+its file `uevent`.
 """
 
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import TIMEOUT
 from vhostpci_guest.pci.uevents import Overrun, Uevent, Uevents
 
 DEVICES = Path("/sys/bus/pci/devices")
@@ -25,7 +27,7 @@ def uevents() -> Iterator[Uevents]:
 
 @pytest.fixture
 def address(uevents: Uevents) -> str:
-    """A PCI device that may be asked to say something."""
+    """A PCI device that we may have the kernel send events of."""
     for address in uevents.addresses():
         if os.access(DEVICES / address / "uevent", os.W_OK):
             return address
@@ -39,12 +41,12 @@ def change(address: str, times: int = 1) -> None:
 
 def test_event_comes_from_the_kernel(uevents: Uevents, address: str) -> None:
     change(address)
-    assert select.select([uevents], [], [], 1)[0]
+    assert select.select([uevents], [], [], TIMEOUT)[0]
     assert Uevent("change", address) in uevents.read()
     assert uevents.read() == []
 
 
-def test_overrun_is_told_once_and_events_come_again(
+def test_overrun_is_reported_once_and_later_events_arrive(
     uevents: Uevents, address: str
 ) -> None:
     uevents._monitor.set_receive_buffer_size(2048)

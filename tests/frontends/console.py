@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program that does what is written to it, and says what came of it."""
+"""A program with a console: the test writes commands and reads the output."""
 
 import subprocess
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from tests.waiting import TIMEOUT
 
 
 class Console:
-    """A program with a console; what it says is kept in a file.
+    """A program with a console; its output is kept in a file.
 
     Args:
         argv: its command.
-        log: the file.
-        environment: what it has in place of ours.
+        log: the file that its output goes to.
+        environment: its environment, in place of the test's.
     """
 
     def __init__(
@@ -32,12 +32,12 @@ class Console:
             )
 
     def ended(self) -> bool:
-        """Whether it has ended, be it by itself."""
+        """Whether it has ended, for whatever reason."""
         return self.process.poll() is not None
 
     @property
     def log(self) -> str:
-        """What it has said so far."""
+        """Return its output so far."""
         return self._log.read_text(errors="replace")
 
     @property
@@ -59,7 +59,7 @@ class Console:
         return self.process.wait(TIMEOUT)
 
     def kill(self) -> None:
-        """End it as kill -9 does, if it has not ended."""
+        """Kill it with SIGKILL, if it has not ended."""
         self.process.kill()
         self.process.wait(TIMEOUT)
         if not self._input.closed:

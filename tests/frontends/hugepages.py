@@ -11,12 +11,12 @@ MOUNTED = (
     'mount -t hugetlbfs none /mnt/huge && exec "$@"',
     "sh",
 )
-"""What goes before a command that is to find a hugetlbfs; nobody else sees it."""
+"""What goes before a command that needs a hugetlbfs; other programs do not see it."""
 POOL = Path("/proc/sys/vm/nr_hugepages")
 
 
 def free() -> int:
-    """Return how many huge pages of the default size nobody uses."""
+    """Return how many huge pages of the default size are free."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("HugePages_Free:"):
             return int(line.split()[1])
@@ -25,7 +25,7 @@ def free() -> int:
 
 @contextmanager
 def reserved(count: int) -> Iterator[None]:
-    """See that so many are free; the pool is as it was afterwards."""
+    """Make sure that so many are free; give what was added back at the end."""
     before = POOL.read_text()
     missing = count - free()
     if missing > 0:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DPDK's virtio-user as the master: a driver that polls, and memory of its own kinds.
+"""DPDK's virtio-user as the master: a driver that polls, and several kinds of memory.
 
-testpmd answers every ping: so each ping is a packet to it and a packet from it.
+testpmd answers every ping: each ping is one packet to it and one packet from it.
 """
 
 from collections.abc import Iterator
@@ -24,13 +24,13 @@ ADDRESSES = 16
 
 @pytest.fixture
 def huge_pages() -> Iterator[None]:
-    """Enough of them for one testpmd."""
+    """Enough huge pages for one testpmd."""
     with reserved(PAGES):
         yield
 
 
 def assert_answers(lab: AttachLab, pmd: Testpmd) -> None:
-    """Ping it, and see that it and the agent count alike."""
+    """Ping it, and check that it and the agent have both counted the packets."""
     lab.wait_carrier("UP")
     wait_for(lambda: lab.ping_from_slave(1) == 1, "a first ping comes back")
     assert lab.ping_from_slave(10) == 10
@@ -61,7 +61,7 @@ def test_huge_pages_in_one_file(lab: AttachLab, tmp_path: Path, mounted: bool) -
 
 
 @pytest.mark.usefixtures("huge_pages")
-def test_each_huge_page_a_file_of_its_own(lab: AttachLab, tmp_path: Path) -> None:
+def test_each_huge_page_in_a_file_of_its_own(lab: AttachLab, tmp_path: Path) -> None:
     lab.start()
     eal = ("--in-memory", "-m", "10")
     with Testpmd(lab.socket, tmp_path, eal, mbufs=1025) as pmd:
@@ -72,7 +72,7 @@ def test_each_huge_page_a_file_of_its_own(lab: AttachLab, tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("huge_pages")
-def test_more_files_than_a_table_has_room_for_are_dpdks_own_refusal(
+def test_dpdk_itself_refuses_more_files_than_a_memory_table_can_hold(
     lab: AttachLab, tmp_path: Path
 ) -> None:
     lab.start()
@@ -86,7 +86,7 @@ def test_more_files_than_a_table_has_room_for_are_dpdks_own_refusal(
 def test_heap_that_grows_while_the_port_is_started(
     lab: AttachLab, tmp_path: Path
 ) -> None:
-    """Its file grows: what the slave has mapped is too short then."""
+    """Its file grows, so the mapping that the slave has becomes too short."""
     daemon, _ = lab.start()
     eal = ("--in-memory", "--single-file-segments", "-m", "16")
     with Testpmd(lab.socket, tmp_path, eal) as pmd:
@@ -98,7 +98,7 @@ def test_heap_that_grows_while_the_port_is_started(
 
 
 def test_two_queue_pairs(lab: AttachLab, tmp_path: Path) -> None:
-    """The TAP spreads packets by their flows: to several addresses, as they are."""
+    """The TAP spreads packets by flow, so the test pings several addresses."""
     lab.start(pairs=2)
     with Testpmd(lab.socket, tmp_path, NO_HUGE, pairs=2) as pmd:
         pmd.started()
@@ -107,10 +107,10 @@ def test_two_queue_pairs(lab: AttachLab, tmp_path: Path) -> None:
         for host in range(100, 100 + ADDRESSES):
             lab.run_in_slave("ping", "-c", "1", "-W", "1", f"{network}.{host}")
         lab.wait_packets(1)
-        assert min(pmd.counted()) >= ADDRESSES
+        wait_for(lambda: min(pmd.counted()) >= ADDRESSES, "a packet for each address")
 
 
-def test_killed_one_is_followed_by_another(lab: AttachLab, tmp_path: Path) -> None:
+def test_testpmd_that_is_killed_can_be_replaced(lab: AttachLab, tmp_path: Path) -> None:
     lab.start()
     for _ in range(2):
         with Testpmd(lab.socket, tmp_path) as pmd:

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.frontends
 
 @pytest.fixture
 def uml(lab: AttachLab, tmp_path: Path) -> Iterator[UserModeLinux]:
-    """A master that is up, and a slave that sees it."""
+    """A booted User Mode Linux as the master of a lab whose slave has its carrier."""
     lab.start()
     with UserModeLinux(lab.socket, tmp_path) as uml:
         uml.up()
@@ -26,7 +26,7 @@ def uml(lab: AttachLab, tmp_path: Path) -> Iterator[UserModeLinux]:
 
 
 def iperf(lab: AttachLab, uml: UserModeLinux, *options: str) -> float:
-    """Return Mbit/s of two seconds of TCP, from the master if nothing is said."""
+    """Return Mbit/s of two seconds of TCP from the master, or with -R to the master."""
     server = lab.start_server([*lab.slave.prefix, "iperf3", "-s", "-1", "--forceflush"])
     server.wait_log("listening")
     words = " ".join(options)
@@ -43,7 +43,7 @@ def test_every_ping_comes_back_and_is_counted(
     lab.wait_packets(40)
 
 
-def test_its_memory_is_one_window_of_no_power_of_two(
+def test_its_memory_is_one_window_whose_size_is_no_power_of_two(
     lab: AttachLab, uml: UserModeLinux
 ) -> None:
     (region,) = lab.status()["master"]["regions"]
@@ -58,7 +58,7 @@ def test_tcp_flows(
     assert iperf(lab, uml, *options) > 1.0
 
 
-def test_slave_that_comes_later_has_its_kicks_without_the_daemon(
+def test_slave_that_starts_later_gets_its_kicks_without_the_daemon(
     lab: AttachLab, tmp_path: Path
 ) -> None:
     lab.start_daemon(*ATTACH)
@@ -73,7 +73,7 @@ def test_slave_that_comes_later_has_its_kicks_without_the_daemon(
         assert [ring["kicks_relayed"] for ring in rings] == before
 
 
-def test_driver_that_is_reloaded_without_a_word_works_again(
+def test_driver_that_is_reloaded_without_notice_works_again(
     lab: AttachLab, uml: UserModeLinux
 ) -> None:
     uml.ping()
@@ -83,7 +83,7 @@ def test_driver_that_is_reloaded_without_a_word_works_again(
     assert lab.ping_from_slave() == 5
 
 
-def test_killed_one_is_followed_by_another(
+def test_user_mode_linux_that_is_killed_can_be_replaced(
     lab: AttachLab, uml: UserModeLinux, tmp_path: Path
 ) -> None:
     (before,) = lab.status()["master"]["regions"]

@@ -16,7 +16,7 @@ PROMPT = "testpmd> "
 MAC = "52:54:00:09:00:01"
 NO_HUGE = ("--no-huge", "-m", "64")
 HUGE = ("--in-memory", "--single-file-segments", "-m", "64")
-"""Huge pages of a memfd, which need no mount; one file for all of them."""
+"""Huge pages of one memfd, which needs no mount."""
 
 
 def command(socket: Path, eal: tuple[str, ...], *, pairs: int, mbufs: int) -> list[str]:
@@ -32,9 +32,9 @@ def command(socket: Path, eal: tuple[str, ...], *, pairs: int, mbufs: int) -> li
 
 
 class Testpmd(Console):
-    """testpmd, started; it polls, so it is to be ended soon."""
+    """testpmd; it polls and keeps a processor busy, so end it soon."""
 
-    __test__ = False  # no test, though it begins like one
+    __test__ = False  # not a class of tests, although its name begins like one
 
     def __init__(
         self,

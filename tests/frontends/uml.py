@@ -16,12 +16,12 @@ INIT = Path(__file__).parent / "uml-init"
 ALONE = [
     *("setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child"),
 ]
-"""It is several processes, and some would outlive the first if it were killed."""
+"""A PID namespace: it is several processes, which must all end with the first."""
 MODULES = "/usr/lib/uml/modules/$(uname -r)/kernel"
 
 
 def command(socket: Path, memory: str, directory: Path) -> list[str]:
-    """Return the command line; `directory` is for what it leaves in files."""
+    """Return the command line; `directory` is where it writes its own files."""
     return [
         *("linux.uml", f"mem={memory}", f"virtio_uml.device={socket}:1"),
         *("rootfstype=hostfs", "rootflags=/", "ro", "init=/bin/sh"),
@@ -31,7 +31,7 @@ def command(socket: Path, memory: str, directory: Path) -> list[str]:
 
 
 class UserModeLinux(Console):
-    """A booted User Mode Linux whose card is on a device of ours."""
+    """A booted User Mode Linux whose card is connected to a device of the daemon."""
 
     def __init__(self, socket: Path, directory: Path, memory: str = "128M") -> None:
         super().__init__(
@@ -41,7 +41,7 @@ class UserModeLinux(Console):
         assert not self.ended(), self.log
 
     def run(self, line: str, *, check: bool = True) -> str:
-        """Run a line of shell in it; return what it printed."""
+        """Run a shell command in it; return what it printed."""
         before = self.write(line)
         wait_for(lambda: self._status(before) or self.ended(), f"{line}: {self.log}")
         status = self._status(before)
