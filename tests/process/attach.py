@@ -6,8 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.process.lab import ATTACH, MASTER_ADDRESS, MEMORY, Lab, ip
-from tests.process.master import TAP as MASTER_TAP
+from tests.process.lab import ATTACH, MASTER_ADDRESS, MEMORY, Lab, set_up_master
 from tests.process.master import Master, Ram
 from tests.process.program import Program
 from tests.waiting import wait_for
@@ -33,11 +32,21 @@ class AttachLab(Lab):
         """A master with a memory file of each size, whose driver is loaded."""
         ram = Ram.of_nodes(*(sizes or (MEMORY,)))
         with Master(self.socket, ram) as master:
-            ip("addr", "add", f"{MASTER_ADDRESS}/24", "dev", MASTER_TAP)
-            ip("link", "set", MASTER_TAP, "up")
+            set_up_master(MASTER_ADDRESS)
             master.load()
             self.wait_carrier("UP")
+            self.wait_rings()
             yield master
+
+    def wait_rings(self) -> None:
+        """Wait until the agent runs, and has reported, the rings as they are now."""
+        wait_for(self._rings_are_current, self.status)
+
+    def _rings_are_current(self) -> bool:
+        status = self.status()
+        said = [ring["agent"] for ring in status["rings"]]
+        current = all(said) and all(one["current"] for one in said)
+        return status["state"] == "running" and current
 
     def windows(self) -> list[int]:
         """The windows that the master's regions are in."""
@@ -47,11 +56,18 @@ class AttachLab(Lab):
         """How many packets the agent says that it moved, ring by ring."""
         return [_packets(ring) for ring in self.status()["rings"]]
 
-    def wait_packets(self, atleast: int) -> None:
-        """Wait until each ring has moved so many packets."""
+    def wait_packets(self, count: int, before: list[int] | None = None) -> None:
+        """Wait until each ring has moved so many packets, or so many since `before`.
+
+        The counts of a ring go on with the next master.
+        """
+        before = before or [0] * len(self.packets())
         wait_for(
-            lambda: min(self.packets()) >= atleast,
-            lambda: f"{atleast} packets in each ring of {self.packets()}",
+            lambda: all(
+                now >= then + count
+                for now, then in zip(self.packets(), before, strict=True)
+            ),
+            lambda: f"{count} packets in each ring since {before}: {self.packets()}",
         )
 
 

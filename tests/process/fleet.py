@@ -7,18 +7,18 @@ vms.toml ──► vhostpci-host run --config ◄── RUN-DIR/control ◄─�
 """
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
 from tests.fakes.frontend import FrontEnd, RingAt, Socket, region
 from tests.fakes.slave_client import SlaveClient
 from tests.process.program import Program, new_log, run
-from tests.waiting import wait_for
+from tests.waiting import PROCESS_TIMEOUT, TIMEOUT, wait_for
+from vhostpci_host.daemon.control_client import ask
 
 MIB = 1 << 20
 MEMORY = 16 * MIB
@@ -26,13 +26,13 @@ MODULE = ("-W", "error", "-m", "vhostpci_host")
 
 
 class Fleet(Program):
-    """The daemon, and what one does with it.
+    """A daemon with many devices, and the masters and slaves that the test connects.
 
     Args:
-        directory: where all its files are to be, with a short name.
-        devices: the names of those that the file has.
+        directory: for all its files; a short path.
+        devices: names of the devices in the file.
         options: lines for each device's table.
-        program: what Python is to run.
+        program: arguments of Python that run vhostpci-host.
     """
 
     def __init__(
@@ -62,37 +62,58 @@ class Fleet(Program):
         self.close()
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of ours to its end."""
+        """Run one of vhostpci-host's commands to its end."""
         return run(sys.executable, *MODULE, *words, "--run-dir", str(self.run_dir))
 
     def devices(self) -> dict[str, Any]:
-        """What `list` says, by name."""
-        done = self.command("list", "-j")
-        assert done.returncode == 0, done.stderr
-        return {row["name"]: row for row in json.loads(done.stdout)}
+        """Return what `vhostpci-host list -j` shows, by name."""
+        rows = ask(self.run_dir / "control", {"command": "list"}, PROCESS_TIMEOUT)
+        return {row["name"]: row for row in rows}
 
     def wait_state(self, name: str, state: str) -> None:
-        """Wait until `list` says that of a device."""
+        """Wait until `list` shows the device in that state."""
         wait_for(
             lambda: self.devices()[name]["state"] == state, lambda: self.devices()[name]
         )
 
     def files(self) -> list[str]:
-        """What it has in its two directories."""
+        """Return the names of the files in its two directories."""
         return sorted(
             path.name
             for directory in (self.run_dir, self.memory_dir)
             for path in directory.glob("*")
         )
 
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Fail a test that leaves other devices or files, or that ends the daemon.
+
+        Masters and slaves that the test has connected are disconnected after it.
+        Inside the block the log holds only what is logged from now on.
+        """
+        before = self._idle_state()
+        self.start_log_here()
+        yield
+        self.disconnect()
+        assert self.process.poll() is None, self.log
+        wait_for(
+            lambda: self._idle_state() == before,
+            lambda: f"the fleet was {before}\nand the test left {self._idle_state()}",
+            TIMEOUT,
+        )
+
+    def _idle_state(self) -> tuple[dict[str, Any], list[str]]:
+        """Return the devices, each with its master and slave, and the files."""
+        return self.devices(), self.files()
+
     def slave(self, name: str, pairs: int = 1) -> SlaveClient:
-        """Connect a slave; it ends with us."""
+        """Connect a slave, until `disconnect`."""
         client = SlaveClient(self.run_dir / f"{name}.ivshmem")
         self._stack.callback(client.close)
         return client.handshake(1 + 2 * pairs)
 
     def master(self, name: str, pairs: int = 1) -> FrontEnd:
-        """Connect a stock QEMU whose memory the daemon takes; it ends with us."""
+        """Connect a stock QEMU whose memory the daemon accepts, until `disconnect`."""
         memory = self._memory(name)
         self._stack.callback(os.close, memory)
         transport = Socket(self.run_dir / f"{name}.vhost-user")
@@ -111,11 +132,11 @@ class Fleet(Program):
             return memory
 
     def disconnect(self) -> None:
-        """End all masters and slaves that we were."""
+        """Disconnect all masters and slaves."""
         self._stack.close()
 
     def pair(self, name: str) -> tuple[FrontEnd, SlaveClient]:
-        """A master and its slave, with running rings."""
+        """Connect a master and its slave, and start their rings."""
         client, front_end = self.slave(name), self.master(name)
         front_end.driver_ok([RingAt.nth(0), RingAt.nth(1)])
         self.wait_log(f"{name}: started rings [0, 1]")
@@ -124,6 +145,6 @@ class Fleet(Program):
 
 
 def kicks_arrive(front_end: FrontEnd, client: SlaveClient) -> bool:
-    """Whether a kick of the master's rings the slave."""
+    """Whether a kick of the master arrives as an interrupt at the slave."""
     front_end.kick(1)
     return client.interrupted(2)

@@ -6,19 +6,19 @@ the test's namespace                              the slave's namespace
          (threads of the test)   (process)        (process, --socket)
 """
 
-import json
-import os
 import subprocess
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from tests.process.master import TAP as MASTER_TAP
 from tests.process.master import Master, Ram
-from tests.process.program import Program, run
+from tests.process.program import Program, ask_status, run
 from tests.vm.netns import Namespace
-from tests.waiting import wait_for
+from tests.waiting import TIMEOUT, wait_for
 
 MASTER_ADDRESS = "10.9.0.1"
 SLAVE_ADDRESS = "10.9.0.2"
@@ -33,11 +33,17 @@ class Lab:
 
     def __init__(self, directory: Path) -> None:
         self.run_dir = directory / "run"
-        self.memory_dir = Path("/dev/shm") / f"vhostpci-test-{os.getpid()}"
         self._logs = directory
         self._stack = ExitStack()
+        # On tmpfs, and this lab's alone: the shared lab of a file's tests runs while
+        # one of these tests has a lab of its own.
+        memory = TemporaryDirectory(prefix="vhostpci-test-", dir="/dev/shm")
+        self.memory_dir = Path(self._stack.enter_context(memory))
         self.slave = self._stack.enter_context(Namespace())
         self._programs: list[Program] = []
+        self._daemon: Program | None = None
+        self._master: Master | None = None
+        self._agent: Program | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -46,10 +52,6 @@ class Lab:
         for program in reversed(self._programs):
             program.close()
         self._stack.close()
-        for path in self.memory_dir.glob("*"):
-            path.unlink()
-        if self.memory_dir.exists():
-            self.memory_dir.rmdir()
 
     def _start(self, name: str, argv: list[str]) -> Program:
         log = self._logs / f"{name}-{len(self._programs)}.log"
@@ -74,13 +76,19 @@ class Lab:
 
     def start_daemon(self, *options: str) -> Program:
         """Start the daemon, and wait until it serves."""
-        daemon = self._start("daemon", self.daemon_argv(*options))
+        daemon = self._daemon = self._start("daemon", self.daemon_argv(*options))
         wait_for(
             lambda: daemon.process.poll() is not None or self.daemon_serves(),
             "the daemon serves",
         )
         assert daemon.process.poll() is None, daemon.log
         return daemon
+
+    @property
+    def daemon(self) -> Program:
+        """The daemon that `start_daemon` started last."""
+        assert self._daemon is not None, "no daemon has been started"
+        return self._daemon
 
     def start_fleet(self, *names: str) -> Program:
         """Start a daemon with many devices, and wait until it serves them."""
@@ -107,13 +115,17 @@ class Lab:
 
     def status(self) -> Any:
         """What the daemon says of the device."""
-        return json.loads(self.run_host("status", "net0", "-j").stdout)
+        return ask_status(self.run_dir, "net0")
+
+    def wait_state(self, state: str) -> None:
+        """Wait until the daemon says that the device is in that state."""
+        wait_for(lambda: self.status()["state"] == state, self.status)
 
     def session(self) -> dict[str, Any]:
-        """Return what a test that only sends packets must leave as it found it.
+        """Return what a test in a shared lab must leave as it found it.
 
-        That is the programs that run, the master's memory, and the rings with their
-        states; not their counters, and not programs that the test has started.
+        That is the programs that run, the master's memory, the rings with their
+        states, the TAP's carrier and the files; not counters.
         """
         status = self.status()
         return {
@@ -122,12 +134,33 @@ class Lab:
                 for program in self._programs
                 if program.process.poll() is None
             ],
-            "regions": status["master"]["regions"],
+            "regions": status["master"] and status["master"]["regions"],
             "state": status["state"],
-            "rings": [(ring["queue"], ring["state"]) for ring in status["rings"]],
+            "rings": [
+                (ring["queue"], ring["state"], ring["enabled"])
+                for ring in status["rings"]
+            ],
             "windows": status["windows"],
+            "carrier": self.carrier(),
             "files": self.files(),
         }
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Fail a test that does not leave the lab as it found it.
+
+        Inside the block the programs' logs hold only what is logged from now on.
+        """
+        before = self.session()
+        for program in self._programs:
+            program.start_log_here()
+        yield
+        # What the test has ended or disconnected may take a moment to go.
+        wait_for(
+            lambda: self.session() == before,
+            lambda: f"the lab was {before}\nand the test left {self.session()}",
+            TIMEOUT,
+        )
 
     @property
     def arena(self) -> Path:
@@ -149,16 +182,22 @@ class Lab:
     ) -> Master:
         """Start a master, whose driver is not loaded yet, and set up its interface.
 
-        Its memory is the arena, if nothing is said.
+        Its memory is the arena, unless `memory` is given.
         """
         if memory is None:
             memory = Ram.of_arena(self.arena, MEMORY)
         socket = self.run_dir / "net0.vhost-user"
         master = Master(socket, memory, queue_pairs=queue_pairs)
         self._stack.callback(master.close)
-        ip("addr", "add", f"{MASTER_ADDRESS}/24", "dev", MASTER_TAP)
-        ip("link", "set", MASTER_TAP, "up")
+        self._master = master
+        set_up_master(MASTER_ADDRESS)
         return master
+
+    @property
+    def master(self) -> Master:
+        """The master that `start_master` started last."""
+        assert self._master is not None, "no master has been started"
+        return self._master
 
     # The slave.
 
@@ -174,18 +213,31 @@ class Lab:
     def start_agent(self, *options: str) -> Program:
         """Start the agent."""
         address = ("--address", f"{SLAVE_ADDRESS}/24")
-        return self._start("agent", self.agent_argv(*address, *options))
+        self._agent = self._start("agent", self.agent_argv(*address, *options))
+        return self._agent
+
+    @property
+    def agent(self) -> Program:
+        """The agent that `start_agent` started last."""
+        assert self._agent is not None, "no agent has been started"
+        return self._agent
 
     def run_in_slave(self, *argv: str) -> subprocess.CompletedProcess[str]:
         """Run a command in the slave's network namespace."""
         return run(*self.slave.prefix, *argv)
 
     def carrier(self) -> str | None:
-        """The state of the slave's TAP: `UP`, `NO-CARRIER` (or down); None: no TAP."""
+        """Return the state of the slave's TAP: `UP`, `NO-CARRIER` or `CHANGING`.
+
+        None stands for no TAP.  The carrier is there (LOWER_UP) a moment before the
+        kernel has activated the TAP's queue (state UP), and drops packets until then.
+        """
         done = self.run_in_slave("ip", "-o", "link", "show", SLAVE_TAP)
         if done.returncode:
             return None
-        return "UP" if "LOWER_UP" in done.stdout else "NO-CARRIER"
+        if "LOWER_UP" not in done.stdout:
+            return "NO-CARRIER"
+        return "UP" if " state UP " in done.stdout else "CHANGING"
 
     def wait_carrier(self, state: str | None) -> None:
         """Wait until the slave's TAP is in that state."""
@@ -210,6 +262,18 @@ def received(done: subprocess.CompletedProcess[str]) -> int:
     summary = [line for line in done.stdout.splitlines() if "received" in line]
     assert summary, done.stdout + done.stderr
     return int(summary[0].split(",")[1].split()[0])
+
+
+def set_up_master(address: str) -> None:
+    """Set up the master's interface in the namespace of this thread.
+
+    Its MAC depends on `address` only, so that the next master has the same: Linux does
+    not take another MAC for a neighbour within a second, and packets would be lost.
+    """
+    number = int(address.rpartition(".")[2])
+    ip("link", "set", MASTER_TAP, "address", f"52:54:00:09:00:{number:02x}")
+    ip("addr", "add", f"{address}/24", "dev", MASTER_TAP)
+    ip("link", "set", MASTER_TAP, "up")
 
 
 def ip(*words: str) -> None:

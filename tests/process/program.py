@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program as a process, and what it says."""
+"""A program as a process, and its log."""
 
 import signal
 import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from tests.descriptors import open_descriptors
-from tests.waiting import TIMEOUT, wait_for
+from tests.vm.patience import LAST_RESORT, Patience
+from tests.waiting import PROCESS_TIMEOUT, wait_for
+from vhostpci_host.daemon.control_client import ask
 
 
 class Program:
-    """A program in the foreground of nobody; its log is kept.
+    """A program that runs as a process, with its output in a log file.
 
     Args:
         argv: its command.
-        log: the file that has what it says.
+        log: the file that its output goes to.
         fds: the descriptors that it inherits.
-        prepare: what it does before it is that program.
+        prepare: a function that the new process calls before it runs the command.
     """
 
     def __init__(
@@ -29,6 +32,7 @@ class Program:
         prepare: Callable[[], None] | None = None,
     ) -> None:
         self._log = log
+        self._log_start = 0
         with log.open("ab") as output:
             self.process = subprocess.Popen(
                 argv,
@@ -41,15 +45,19 @@ class Program:
 
     @property
     def log(self) -> str:
-        """What it has said so far."""
-        return self._log.read_text()
+        """What it has logged, since the last `start_log_here` if there was one."""
+        return self._log.read_bytes()[self._log_start :].decode()
+
+    def start_log_here(self) -> None:
+        """Leave out of `log` what has been logged until now, by an earlier test."""
+        self._log_start = self._log.stat().st_size
 
     def said(self, text: str) -> int:
-        """How many lines of that have `text`."""
+        """Return how many lines of `log` contain `text`."""
         return sum(text in line for line in self.log.splitlines())
 
     def wait_log(self, text: str, times: int = 1) -> None:
-        """Wait until it has said something, so many times."""
+        """Wait until `log` contains `text`, so many times."""
         wait_for(
             lambda: self.log.count(text) >= times, lambda: f"{text!r} in\n{self.log}"
         )
@@ -63,13 +71,36 @@ class Program:
         self.process.send_signal(number)
         return self.wait()
 
+    def end_within(
+        self, seconds: float, number: signal.Signals = signal.SIGTERM
+    ) -> int:
+        """End it; return its exit status; see `wait_within` for the limit."""
+        self.process.send_signal(number)
+        return self.wait_within(seconds)
+
     def wait(self) -> int:
         """Wait for its end; return its exit status."""
         try:
-            return self.process.wait(TIMEOUT)
+            return self.process.wait(PROCESS_TIMEOUT)
         except subprocess.TimeoutExpired:
             self.close()
             raise AssertionError(f"it does not end:\n{self.log}") from None
+
+    def wait_within(self, seconds: float) -> int:
+        """Wait for its end, with a limit for the time that it ran or slept.
+
+        The time that it waits for a processor does not count, so that the limit says
+        the same on a loaded machine.
+        """
+        patience = Patience(seconds, lambda: self.process.pid)
+        wait_for(
+            lambda: self.process.poll() is not None or patience.is_over(),
+            f"it ends within {seconds:g} s",
+            seconds * LAST_RESORT + PROCESS_TIMEOUT,
+        )
+        status = self.process.poll()
+        assert status is not None, f"it runs after {patience}:\n{self.log}"
+        return status
 
     def descriptors(self) -> int:
         """How many descriptors it has open."""
@@ -80,17 +111,27 @@ class Program:
         return open_descriptors(self.process.pid)
 
     def close(self) -> None:
-        """Make sure that it is gone."""
+        """End it with SIGKILL if it still runs."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
 
 
 def new_log(directory: Path) -> Path:
-    """Return a file for a program's log, unlike those that are there."""
+    """Return the path of a log file that does not exist yet."""
     return directory / f"{len(list(directory.glob('*.log')))}.log"
+
+
+def ask_status(run_dir: Path, name: str) -> Any:
+    """Ask the daemon for a device's status, as `vhostpci-host status -j` does.
+
+    On a loaded machine a Python process takes seconds to start: too long for a test
+    that looks again and again until something has changed.
+    """
+    request = {"command": "status", "name": name}
+    return ask(run_dir / f"{name}.control", request, PROCESS_TIMEOUT)
 
 
 def run(*argv: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, within a limit."""
-    return subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=PROCESS_TIMEOUT)

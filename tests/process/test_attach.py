@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attach mode: a master with memory of its own, and an agent that is a process."""
+"""Attach mode: a master that brings its memory, and an agent that is a process."""
 
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import cycle
 
 import pytest
 
+from tests.fakes.netns import private_network
+from tests.process.attach import AttachLab
 from tests.process.lab import ATTACH, MASTER_ADDRESS, PING, Lab
 from tests.process.master import Master, Ram
 from tests.process.program import Program
@@ -17,41 +22,44 @@ from vhostpci_shared.vhost_user import MemRegion
 pytestmark = pytest.mark.process
 
 MIB = 1 << 20
+TICKS = 5
+"""At most so many times a second an idle daemon wakes: four ticks, and a status."""
+TWO_NODES = (7 * MIB, 25 * MIB)
+"""Sizes of two files: rings and some buffers in the first, buffers in the second."""
 
 
 def two_nodes() -> Ram:
-    """Rings and some buffers in the first file, other buffers in the second."""
-    return Ram.of_nodes(7 * MIB, 25 * MIB)
+    return Ram.of_nodes(*TWO_NODES)
 
 
-def test_packets_of_a_master_with_two_nodes(lab: Lab) -> None:
-    lab.start_daemon(*ATTACH)
-    lab.start_agent()
-    lab.start_master(two_nodes()).load()
-    lab.wait_carrier("UP")
-    assert lab.ping_from_master(10, "-s", "60000") == 10
-    assert lab.ping_from_slave(10, "-s", "60000") == 10
-    assert iperf(lab, from_master=True) > 1.0
-    windows = lab.status()["windows"]
-    assert [window["size"] for window in windows] == [7 * MIB, 25 * MIB]
-    assert all(window["connected"] for window in windows)
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AttachLab]:
+    """A daemon and an agent, to which each test connects a master of its own."""
+    with private_network(), AttachLab(tmp_path_factory.mktemp("lab")) as lab:
+        lab.start()
+        yield lab
 
 
-def test_windows_come_and_go_with_the_master(lab: Lab) -> None:
-    lab.start_daemon(*ATTACH)
-    lab.start_agent()
+def test_packets_of_a_master_with_two_nodes(shared: AttachLab) -> None:
+    with shared.attached(*TWO_NODES):
+        assert shared.ping_from_master(10, "-s", "60000") == 10
+        assert shared.ping_from_slave(10, "-s", "60000") == 10
+        assert iperf(shared, from_master=True) > 1.0
+        windows = shared.status()["windows"]
+        assert [window["size"] for window in windows] == [*TWO_NODES]
+        assert all(window["connected"] for window in windows)
+
+
+def test_windows_come_and_go_with_the_master(shared: AttachLab) -> None:
     for _ in range(3):
-        master = lab.start_master(two_nodes())
-        master.load()
-        lab.wait_carrier("UP")
-        assert lab.ping_from_master() == 5
-        master.close()
-        lab.wait_carrier("NO-CARRIER")
-        wait_for(lambda: not lab.status()["windows"], "the windows are gone")
+        with shared.attached(*TWO_NODES):
+            assert shared.ping_from_master() == 5
+        shared.wait_carrier("NO-CARRIER")
+        wait_for(lambda: not shared.status()["windows"], "the windows are gone")
 
 
-def test_kicks_go_straight_to_an_agent_that_comes_later(lab: Lab) -> None:
-    """The daemon has nothing to do with a packet: it relays none, and sleeps."""
+def test_agent_that_starts_later_gets_its_kicks_without_the_daemon(lab: Lab) -> None:
+    """The daemon relays no kick, and sleeps.  A lab of its own: the agent is last."""
     daemon = lab.start_daemon(*ATTACH)
     lab.start_master(two_nodes()).load()
     wait_for(
@@ -61,14 +69,16 @@ def test_kicks_go_straight_to_an_agent_that_comes_later(lab: Lab) -> None:
     lab.start_agent()
     lab.wait_carrier("UP")
     before = lab.status()["rings"]
-    wakes = sleeps(daemon.process.pid)
+    wakes, began = sleeps(daemon.process.pid), time.monotonic()
     assert lab.ping_from_slave(30) == 30
     woken = sleeps(daemon.process.pid) - wakes
+    # Its ticks, four a second, go on however long the machine needs for the pings.
+    ticks = TICKS * (time.monotonic() - began)
     rings = lab.status()["rings"]
     assert all(ring["kick_direct"] for ring in rings)
     assert [r["kicks_relayed"] for r in rings] == [r["kicks_relayed"] for r in before]
     assert rings[1]["agent"]["kicks"] > 20, "of what the master sends"
-    assert woken < 50, "3 s of pings are some 12 ticks and one status"
+    assert woken < ticks + 30, "less than once for each ping, besides its ticks"
 
 
 def sleeps(pid: int) -> int:
@@ -78,25 +88,23 @@ def sleeps(pid: int) -> int:
     return int(fields["voluntary_ctxt_switches"])
 
 
-def test_memory_that_comes_while_packets_flow_costs_none(lab: Lab) -> None:
-    lab.start_daemon(*ATTACH)
-    lab.start_agent()
-    memory = two_nodes()
-    master = lab.start_master(memory)
-    master.load()
-    lab.wait_carrier("UP")
-    extra = Ram.of_nodes(MIB)
-    table = master.frontend.regions
-    (one, fd), high = extra.memory_table()[0], 1 << 32
-    moved = MemRegion(high, one.size, one.user_addr + high, 0)
-    ping = lab.start_server([*lab.slave.prefix, *PING, "-c", "40", MASTER_ADDRESS])
-    while ping.process.poll() is None:
-        longer = [*table, (moved, fd)]
-        master.frontend.regions = table if master.frontend.regions == longer else longer
-        master.frontend.set_memory()
-        time.sleep(0.2)
-    assert "40 received" in ping.log
-    extra.close()
+def test_no_packet_is_lost_when_memory_is_added_and_removed(shared: AttachLab) -> None:
+    with shared.attached(*TWO_NODES) as master, closing(Ram.of_nodes(MIB)) as extra:
+        table = master.frontend.regions
+        (one, fd), high = extra.memory_table()[0], 1 << 32
+        longer = [*table, (MemRegion(high, one.size, one.user_addr + high, 0), fd)]
+        command = [*shared.slave.prefix, *PING, "-c", "40", MASTER_ADDRESS]
+        ping = shared.start_server(command)
+        for regions in cycle((longer, table)):
+            if ping.process.poll() is not None:
+                break
+            master.frontend.regions = regions
+            master.frontend.set_memory()
+            time.sleep(0.2)
+        assert "40 received" in ping.log
+
+
+# What follows has a lab for each test: an agent, a daemon or memory is lost in it.
 
 
 def start(lab: Lab) -> tuple[Program, Program, Master]:
@@ -108,7 +116,7 @@ def start(lab: Lab) -> tuple[Program, Program, Master]:
     return daemon, agent, master
 
 
-def test_agent_that_is_killed_is_followed_by_another(lab: Lab) -> None:
+def test_agent_that_is_killed_can_be_replaced(lab: Lab) -> None:
     _, agent, _ = start(lab)
     assert lab.ping_from_master() == 5
     agent.end(signal.SIGKILL)
@@ -118,7 +126,9 @@ def test_agent_that_is_killed_is_followed_by_another(lab: Lab) -> None:
     assert lab.ping_from_master() == 5
 
 
-def test_killed_daemon_is_followed_by_another_with_other_windows(lab: Lab) -> None:
+def test_daemon_that_is_killed_can_be_replaced_and_numbers_other_windows(
+    lab: Lab,
+) -> None:
     daemon, agent, master = start(lab)
     before = {window["window"] for window in lab.status()["windows"]}
     daemon.end(signal.SIGKILL)
@@ -133,8 +143,9 @@ def test_killed_daemon_is_followed_by_another_with_other_windows(lab: Lab) -> No
     assert agent.process.poll() is None
 
 
-def test_agent_survives_memory_that_is_cut_off(lab: Lab) -> None:
-    """And serves the master that comes after it."""
+def test_agent_survives_memory_that_is_cut_off_and_serves_the_next_master(
+    lab: Lab,
+) -> None:
     _, agent, master = start(lab)
     card = master.card
     assert card is not None

@@ -7,13 +7,22 @@ one's namespace                     the slave's                   another's
 """
 
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.netns import private_network
-from tests.process.lab import ATTACH, MASTER_ADDRESS, MEMORY, PING, Lab, ip, received
-from tests.process.master import TAP, Master, Ram
+from tests.process.lab import (
+    ATTACH,
+    MASTER_ADDRESS,
+    MEMORY,
+    PING,
+    Lab,
+    received,
+    set_up_master,
+)
+from tests.process.master import Master, Ram
 from tests.process.program import Program, run
 from tests.waiting import wait_for
 
@@ -26,13 +35,12 @@ class Port:
     """A master, its daemon, and the agent that has it in the bridge."""
 
     def __init__(self, lab: Lab, tap: str, address: str) -> None:
-        self._lab = lab
+        self.lab = lab
         self.tap = tap
         lab.start_daemon(*ATTACH)
         socket = lab.run_dir / "net0.vhost-user"
         self.master = Master(socket, Ram.of_nodes(MEMORY))
-        ip("addr", "add", f"{address}/24", "dev", TAP)
-        ip("link", "set", TAP, "up")
+        set_up_master(address)
         self.master.load()
         self.agent: Program = lab.start_server(
             lab.agent_argv("--tap", tap, "--bridge", "br0")
@@ -41,22 +49,49 @@ class Port:
 
     def forwards(self) -> bool:
         """Whether the bridge forwards what its TAP sends."""
-        shown = self._lab.run_in_slave("ip", "-d", "link", "show", self.tap).stdout
+        shown = self.lab.run_in_slave("ip", "-d", "link", "show", self.tap).stdout
         return "master br0" in shown and "bridge_slave state forwarding" in shown
 
 
-@pytest.fixture
-def ports(lab: Lab, tmp_path: Path) -> Iterator[tuple[Port, Port]]:
-    """Both of them; the other master is in a namespace of its own."""
-    (tmp_path / "other").mkdir()
-    with Lab(tmp_path / "other") as other:
+Ports = tuple[Port, Port]
+
+
+@contextmanager
+def switch(directory: Path) -> Iterator[Ports]:
+    """Start both ports; the other master is in a namespace of its own."""
+    (directory / "other").mkdir()
+    with private_network(), Lab(directory) as lab, Lab(directory / "other") as other:
         other.slave = lab.slave
         one = Port(lab, "one", MASTER_ADDRESS)
-        with private_network():
-            another = Port(other, "another", OTHER_ADDRESS)
-        yield one, another
-        another.master.close()
-        one.master.close()
+        with closing(one.master):
+            with private_network():
+                another = Port(other, "another", OTHER_ADDRESS)
+            with closing(another.master):
+                yield one, another
+
+
+@pytest.fixture
+def ports(tmp_path: Path) -> Iterator[Ports]:
+    """A switch of the test's own, of which it may delete the bridge or end an agent."""
+    with switch(tmp_path) as ports:
+        yield ports
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ports]:
+    """A switch for the tests that leave it as they found it."""
+    with switch(tmp_path_factory.mktemp("switch")) as ports:
+        yield ports
+
+
+@pytest.fixture
+def shared(started: Ports) -> Iterator[Ports]:
+    """That switch; a test that leaves it changed fails."""
+    one, another = started
+    with one.lab.unchanged(), another.lab.unchanged():
+        yield started
+        for port in started:
+            wait_for(port.forwards, f"{port.tap} forwards as before the test")
 
 
 def ping(count: int = 10) -> int:
@@ -64,18 +99,18 @@ def ping(count: int = 10) -> int:
     return received(run(*PING, "-c", str(count), OTHER_ADDRESS))
 
 
-def test_masters_talk_through_the_bridge(ports: tuple[Port, Port]) -> None:
+@pytest.mark.usefixtures("shared")
+def test_masters_ping_each_other_through_the_bridge() -> None:
     wait_for(lambda: ping(1) == 1, "a first ping comes back")
     assert ping() == 10
 
 
-def test_bridge_that_is_made_again_is_joined_again(
-    ports: tuple[Port, Port], lab: Lab
-) -> None:
-    lab.slave.run("ip link delete br0")
+def test_agents_join_a_bridge_that_was_deleted_and_made_again(ports: Ports) -> None:
+    slave = ports[0].lab.slave
+    slave.run("ip link delete br0")
     for port in ports:
         port.agent.wait_log("bridge br0 is gone: make it again")
-    lab.slave.run("ip link add br0 up type bridge forward_delay 0")
+    slave.run("ip link add br0 up type bridge forward_delay 0")
     for port in ports:
         wait_for(port.forwards, f"{port.tap} forwards")
     wait_for(lambda: ping(1) == 1, "a first ping comes back")
@@ -83,25 +118,25 @@ def test_bridge_that_is_made_again_is_joined_again(
     assert all(port.agent.log.count("is gone") == 1 for port in ports)
 
 
-def test_master_that_goes_takes_its_carrier_with_it(ports: tuple[Port, Port]) -> None:
-    one, another = ports
+def test_driver_that_is_unloaded_switches_off_its_port_alone(shared: Ports) -> None:
+    one, another = shared
     another.master.unload()
-    wait_for(lambda: not another.forwards(), "the port of the master that went is off")
+    wait_for(lambda: not another.forwards(), "that port is off")
     assert one.forwards()
     another.master.load()
     wait_for(another.forwards, "it is on again")
     wait_for(lambda: ping(1) == 1, "a ping comes back")
 
 
-def test_bridge_stays_when_the_agents_end(ports: tuple[Port, Port], lab: Lab) -> None:
+def test_bridge_stays_when_the_agents_end(ports: Ports) -> None:
     for port in ports:
         assert port.agent.end() == 0
-    left = lab.run_in_slave("ip", "-o", "link", "show").stdout
+    left = ports[0].lab.run_in_slave("ip", "-o", "link", "show").stdout
     assert "br0" in left
     assert "one" not in left
 
 
-def test_what_is_no_bridge_ends_the_agent_at_once(lab: Lab) -> None:
+def test_bridge_option_that_names_a_card_ends_the_agent(lab: Lab) -> None:
     agent = lab.start_server(lab.agent_argv("--bridge", "lo"))
-    assert agent.process.wait(timeout=10) == 1
+    assert agent.wait() == 1
     assert "lo is no bridge but a card: choose another --bridge" in agent.log

@@ -31,7 +31,7 @@ from tests.fakes.frontend import (
     region,
 )
 from tests.fakes.slave_client import SlaveClient
-from tests.process.program import Program, new_log, run
+from tests.process.program import Program, ask_status, new_log, run
 from tests.waiting import TIMEOUT, wait_for
 from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu
@@ -44,10 +44,10 @@ RX = RingAt.nth(0)
 
 
 class Host(Program):
-    """`vhostpci-host run NAME` and what one does with it."""
+    """`vhostpci-host run NAME`, and the other commands for that device."""
 
     def __init__(self, directory: Path, *options: str, name: str = "dev") -> None:
-        self.name = name
+        self.name, self.directory = name, directory
         self.run_dir, self.memory_dir = directory / "run", directory / "memory"
         self._directories = [
             *("--run-dir", str(self.run_dir), "--memory-dir", str(self.memory_dir))
@@ -74,18 +74,41 @@ class Host(Program):
         return self.memory_dir / self.name
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run another of our commands on this device."""
+        """Run another of vhostpci-host's commands on this device."""
         name, *rest = arguments
         return run(*self._command(name), *rest)
 
     def status(self) -> dict[str, Any]:
-        done = self.command("status", "-j")
-        assert done.returncode == 0, done.stderr
-        status: dict[str, Any] = json.loads(done.stdout)
+        status: dict[str, Any] = ask_status(self.run_dir, self.name)
         return status
 
     def wait_state(self, state: str) -> None:
         wait_for(lambda: self.status()["state"] == state, self.status)
+
+    def files(self) -> list[str]:
+        """Return the names of what it has in its two directories."""
+        return sorted(
+            path.name
+            for directory in (self.run_dir, self.memory_dir)
+            for path in directory.iterdir()
+        )
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Fail a test that leaves a master, a slave or files, or that ends the daemon.
+
+        Inside the block the log holds only what is logged from now on.
+        """
+        before = self.files()
+        self.start_log_here()
+        yield
+        assert self.process.poll() is None, self.log
+        wait_for(self._idle, lambda: f"no master and no slave: {self.status()}")
+        assert self.files() == before
+
+    def _idle(self) -> bool:
+        status = self.status()
+        return status["state"] == "no master" and status["slave"] is None
 
 
 def _given(options: tuple[str, ...]) -> list[int]:
@@ -110,8 +133,26 @@ def running(directory: Path, *options: str, name: str = "dev") -> Iterator[Host]
 
 @pytest.fixture
 def host(directory: Path) -> Iterator[Host]:
+    """A daemon of the test's own, which it ends, or in whose metadata it writes."""
     with running(directory) as host:
         yield host.ready()
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[Host]:
+    """One daemon for the tests that only connect to it and disconnect."""
+    with (
+        tempfile.TemporaryDirectory(prefix="vhp-", dir="/dev/shm") as name,
+        running(Path(name)) as host,
+    ):
+        yield host.ready()
+
+
+@pytest.fixture
+def shared(started: Host) -> Iterator[Host]:
+    """That daemon; a test that leaves something connected to it fails."""
+    with started.unchanged():
+        yield started
 
 
 @contextlib.contextmanager
@@ -136,10 +177,10 @@ def slave(host: Host) -> Iterator[SlaveClient]:
         client.close()
 
 
-def test_master_and_slave_meet_and_part(host: Host) -> None:
-    with slave(host) as client, master(host) as qemu:
+def test_master_and_slave_connect_exchange_signals_and_disconnect(shared: Host) -> None:
+    with slave(shared) as client, master(shared) as qemu:
         qemu.driver_ok([RX, RingAt.nth(1)])
-        host.wait_log("started rings [0, 1]")
+        shared.wait_log("started rings [0, 1]")
         client.catch_up()
         assert client.interrupted(0)
         assert client.interrupted(1)
@@ -154,10 +195,10 @@ def test_master_and_slave_meet_and_part(host: Host) -> None:
         qemu.kick(1)
         assert client.interrupted(2)
         assert [qemu.stop_ring(0), qemu.stop_ring(1)] == [0, 0]
-    host.wait_log("slave disconnected")
+    shared.wait_log("slave disconnected")
 
 
-def test_end_leaves_nothing_behind(host: Host) -> None:
+def test_daemon_that_ends_drops_the_master_and_removes_its_files(host: Host) -> None:
     with slave(host), master(host) as qemu:
         qemu.driver_ok([RX])
         assert host.end() == 0
@@ -168,53 +209,63 @@ def test_end_leaves_nothing_behind(host: Host) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_ends_it_at_once(host: Host, number: signal.Signals) -> None:
-    started = time.monotonic()
-    assert host.end(number) == 0
-    assert time.monotonic() - started < 1.0
+def test_sigterm_and_sigint_end_the_daemon_at_once(
+    host: Host, number: signal.Signals
+) -> None:
+    assert host.end_within(1.0, number) == 0
 
 
-def test_descriptors_do_not_grow_with_sessions(host: Host) -> None:
+def test_descriptors_do_not_grow_with_sessions(shared: Host) -> None:
     counts = []
     for _ in range(12):
-        with slave(host) as client, master(host) as qemu:
+        with slave(shared) as client, master(shared) as qemu:
             for _ in range(3):
                 qemu.driver_ok([RX, RingAt.nth(1)])
                 time.sleep(0.03)
                 qemu.stop_ring(0)
             client.catch_up()
-        host.wait_state("no master")
-        counts.append(host.descriptors())
+        shared.wait_state("no master")
+        counts.append(shared.descriptors())
     assert max(counts[2:]) <= min(counts[2:]) + 1
 
 
-def test_second_slave_is_told_so_and_the_first_stays(host: Host) -> None:
-    with slave(host), contextlib.closing(SlaveClient(host.path("ivshmem"))) as second:
+def test_second_slave_is_refused_and_the_first_stays_connected(shared: Host) -> None:
+    with (
+        slave(shared),
+        contextlib.closing(SlaveClient(shared.path("ivshmem"))) as second,
+    ):
         with pytest.raises(ProtocolError, match="another slave"):
             second.read()
-        host.wait_log("refused")
-        assert host.status()["slave"]["pid"] == os.getpid()
+        shared.wait_log("refused")
+        assert shared.status()["slave"]["pid"] == os.getpid()
 
 
-def test_second_master_is_closed_at_once_and_the_first_stays(host: Host) -> None:
-    with master(host) as first:
-        second = Socket(host.path("vhost-user"))
+def test_second_master_is_disconnected_and_the_first_stays_connected(
+    shared: Host,
+) -> None:
+    with master(shared) as first:
+        second = Socket(shared.path("vhost-user"))
         with pytest.raises(Dropped):
             second.receive()
         second.close()
         first.ask(Request.GET_FEATURES)
 
 
-def test_master_may_come_back_before_its_death_is_noticed(host: Host) -> None:
+def test_master_may_reconnect_before_the_daemon_sees_it_disconnect(
+    shared: Host,
+) -> None:
     for _ in range(30):
-        with master(host) as qemu:
+        with master(shared) as qemu:
             qemu.driver_ok([RX])
 
 
-def test_master_that_died_while_we_wait_for_the_agent_may_come_back(
+def test_master_may_reconnect_while_the_daemon_waits_for_the_agent(
     host: Host,
 ) -> None:
-    """Its socket is not read meanwhile, so nobody has seen it close."""
+    """Its socket is not read meanwhile, so the daemon has not seen it close.
+
+    A daemon of its own: what the test writes as an agent stays in the metadata.
+    """
     with slave(host) as client, client.metadata() as metadata:
         with master(host) as qemu:
             qemu.driver_ok([RX])
@@ -230,36 +281,38 @@ def test_master_that_died_while_we_wait_for_the_agent_may_come_back(
             assert host.status()["master"]
 
 
-def test_slave_may_come_and_go(host: Host) -> None:
-    with master(host) as qemu:
+def test_slave_may_disconnect_and_reconnect(shared: Host) -> None:
+    with master(shared) as qemu:
         qemu.driver_ok([RX])
         for _ in range(5):
-            with slave(host) as client:
+            with slave(shared) as client:
                 client.catch_up()
                 assert max(client.peers) == md.FIRST_CALL_PEER
 
 
-def test_memory_that_is_not_the_arena_is_refused_with_the_argument(host: Host) -> None:
-    with master(host) as qemu:
+def test_memory_that_is_not_the_arena_is_refused_with_the_argument(
+    shared: Host,
+) -> None:
+    with master(shared) as qemu:
         stray = os.memfd_create("stray")
         os.ftruncate(stray, MEMORY)
         qemu.regions = [(region(MEMORY), stray)]
         with pytest.raises(Refused):
             qemu.driver_ok([RX])
         os.close(stray)
-    host.wait_log("is not the arena")
-    host.wait_log("share=on")
+    shared.wait_log("is not the arena")
+    shared.wait_log("share=on")
 
 
-def test_memory_that_reaches_into_the_metadata_is_refused(host: Host) -> None:
-    with master(host) as qemu:
-        size = qemu_window(host) - md.SIZE
+def test_memory_that_reaches_into_the_metadata_is_refused(shared: Host) -> None:
+    with master(shared) as qemu:
+        size = qemu_window(shared) - md.SIZE
         qemu.regions = [(region(size), qemu.regions[0][1])]
         qemu.set_memory()
         qemu.regions = [(region(size + 4096), qemu.regions[0][1])]
         with pytest.raises(Refused):
             qemu.set_memory()
-    host.wait_log("reaches into the metadata")
+    shared.wait_log("reaches into the metadata")
 
 
 def qemu_window(host: Host) -> int:
@@ -267,42 +320,42 @@ def qemu_window(host: Host) -> int:
     return window
 
 
-def test_private_memory_is_refused_with_the_argument(host: Host) -> None:
+def test_private_memory_is_refused_with_the_argument(shared: Host) -> None:
     """share=off still sends descriptors, and no packet would ever arrive."""
-    with master(host) as qemu:
+    with master(shared) as qemu:
         fd = qemu.regions[0][1]
         with mmap.mmap(fd, MEMORY, flags=mmap.MAP_PRIVATE), pytest.raises(Refused):
             qemu.set_memory()
-    host.wait_log("maps the arena")
-    host.wait_log("share=on")
+    shared.wait_log("maps the arena")
+    shared.wait_log("share=on")
 
 
-def test_shared_memory_is_told_from_private(host: Host) -> None:
-    with master(host) as qemu:
+def test_memory_that_the_front_end_maps_shared_is_accepted(shared: Host) -> None:
+    with master(shared) as qemu:
         fd = qemu.regions[0][1]
         with mmap.mmap(fd, MEMORY, flags=mmap.MAP_SHARED):
             qemu.set_memory()
 
 
-def test_front_end_that_breaks_the_protocol_is_dropped_with_one_line(
-    host: Host,
+def test_same_protocol_error_three_times_is_logged_once(
+    shared: Host,
 ) -> None:
     for _ in range(3):
-        transport = Socket(host.path("vhost-user"))
+        transport = Socket(shared.path("vhost-user"))
         transport.send(b"\xff" * 12, ())
         with pytest.raises(Dropped):
             transport.receive()
         transport.close()
-    time.sleep(0.1)
-    assert host.said("dropped") == 1
-    assert "vhost-user message of version 3, not 1" in host.log
+    shared.wait_state("no master")
+    assert shared.said("dropped") == 1
+    assert "vhost-user message of version 3, not 1" in shared.log
 
 
-def test_more_descriptors_than_any_message_has_are_closed(host: Host) -> None:
-    before = host.descriptors()
+def test_daemon_closes_descriptors_that_no_message_needs(shared: Host) -> None:
+    before = shared.descriptors()
     files = [os.eventfd(0) for _ in range(9)]
     for count in (8, 9):
-        transport = Socket(host.path("vhost-user"))
+        transport = Socket(shared.path("vhost-user"))
         data = vu.message(Request.GET_FEATURES)
         transport.send(data, files[:count])
         with pytest.raises(Dropped):
@@ -310,12 +363,12 @@ def test_more_descriptors_than_any_message_has_are_closed(host: Host) -> None:
         transport.close()
     for fd in files:
         os.close(fd)
-    host.wait_state("no master")
-    assert host.descriptors() <= before + 1
+    shared.wait_state("no master")
+    assert shared.descriptors() <= before + 1
 
 
-def test_message_may_come_in_pieces(host: Host) -> None:
-    with master(host) as qemu:
+def test_message_may_come_in_pieces(shared: Host) -> None:
+    with master(shared) as qemu:
         transport = qemu.transport
         assert isinstance(transport, Socket)
         data = vu.message(Request.SEND_RARP, vu.U64(1)) + vu.message(
@@ -327,24 +380,21 @@ def test_message_may_come_in_pieces(host: Host) -> None:
         assert vu.U64.parse(transport.receive()[12:]).value
 
 
-def test_name_in_use_is_an_error_and_the_first_stays(
-    host: Host, directory: Path
-) -> None:
-    with running(directory) as second:
+def test_second_daemon_of_a_name_fails_and_the_first_still_serves(shared: Host) -> None:
+    with running(shared.directory) as second:
         assert second.wait() == 1
         assert "in use" in second.log
-    assert host.status()["state"] == "no master"
+    assert shared.status()["state"] == "no master"
 
 
-def test_same_memory_in_another_run_dir_is_an_error(
-    host: Host, directory: Path
-) -> None:
-    with running(directory, "--run-dir", str(directory / "other")) as second:
+def test_second_daemon_of_an_arena_fails_in_another_run_dir_too(shared: Host) -> None:
+    other = ("--run-dir", str(shared.directory / "other"))
+    with running(shared.directory, *other) as second:
         assert second.wait() == 1
         assert "in use by another vhostpci-host" in second.log
 
 
-def test_killed_daemons_sockets_and_arena_are_used_again(directory: Path) -> None:
+def test_daemon_uses_the_sockets_and_the_arena_of_a_killed_one(directory: Path) -> None:
     with running(directory) as first:
         first.ready()
         inode = first.arena.stat().st_ino
@@ -356,37 +406,37 @@ def test_killed_daemons_sockets_and_arena_are_used_again(directory: Path) -> Non
         assert second.end() == 0
 
 
-def test_slave_that_outlives_its_daemon_does_not_keep_the_next_one_out(
+def test_slave_that_outlives_its_daemon_does_not_block_the_next_daemon(
     directory: Path,
 ) -> None:
-    """It still has the window; a lock on that very open file would be held by it."""
+    """It still has the arena open, so no lock may belong to that open file."""
     with running(directory) as first, slave(first.ready()):
         first.end(signal.SIGKILL)
         with running(directory) as second:
             second.ready()
 
 
-def test_control_socket_is_its_users_alone(directory: Path) -> None:
+def test_control_socket_is_open_to_the_daemons_user_only(directory: Path) -> None:
     with running(directory, "--socket-mode", "0666") as host:
         assert host.ready().path("control").stat().st_mode & 0o777 == 0o600
 
 
-def test_status_names_what_is_there(host: Host) -> None:
-    with slave(host), master(host) as qemu:
+def test_status_shows_the_master_the_slave_and_the_rings(shared: Host) -> None:
+    with slave(shared), master(shared) as qemu:
         qemu.driver_ok([RX])
-        host.wait_state("no agent")
-        status = host.status()
+        shared.wait_state("no agent")
+        status = json.loads(shared.command("status", "-j").stdout)
         assert "NET_F_MRG_RXBUF" in status["master"]["features"]
         assert "REPLY_ACK" in status["master"]["protocol_features"]
         assert status["master"]["regions"][0]["size"] == MEMORY
         assert status["rings"][0]["state"] == "running"
         assert status["rings"][0]["size"] == 256
-        text = host.command("status").stdout
+        text = shared.command("status").stdout
         assert "dev: no agent" in text
         assert f"pid {os.getpid()}" in text
 
 
-def test_status_without_a_daemon_says_so(directory: Path) -> None:
+def test_status_without_a_daemon_is_an_error_of_one_line(directory: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "vhostpci_host", "status", "none"),
@@ -409,14 +459,14 @@ def test_qemu_args_are_the_same_with_and_without_the_daemon(host: Host) -> None:
     assert json.loads(with_daemon.stdout) == json.loads(without.stdout)
 
 
-def test_socket_modes_are_what_was_asked_for(directory: Path) -> None:
+def test_sockets_and_arena_have_the_mode_of_the_option(directory: Path) -> None:
     with running(directory, "--socket-mode", "0666") as host:
         host.ready()
         for path in (host.path("vhost-user"), host.path("ivshmem"), host.arena):
             assert path.stat().st_mode & 0o777 == 0o666
 
 
-def test_inherited_connection_is_served_and_its_end_is_ours(directory: Path) -> None:
+def test_daemon_of_an_inherited_connection_ends_with_it(directory: Path) -> None:
     ours, theirs = socket.socketpair()
     with theirs, running(directory, "--fd", str(theirs.fileno())) as host:
         host.ready()
@@ -449,21 +499,21 @@ def test_inherited_listener_is_served(directory: Path) -> None:
 @pytest.mark.parametrize(
     "line", [b"", b"nonsense", b"[]", b'{"command": []}', b'{"command": "dance"}']
 )
-def test_control_socket_answers_any_line(host: Host, line: bytes) -> None:
+def test_control_socket_answers_any_line(shared: Host, line: bytes) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
         control.settimeout(TIMEOUT)
-        control.connect(os.fspath(host.path("control")))
+        control.connect(os.fspath(shared.path("control")))
         control.sendall(line + b"\n")
         answer = json.loads(control.makefile("rb").readline())
     assert not answer["ok"]
     assert answer["error"]
 
 
-def test_control_line_without_end_is_dropped(host: Host) -> None:
+def test_control_line_without_end_is_dropped(shared: Host) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
         control.settimeout(TIMEOUT)
-        control.connect(os.fspath(host.path("control")))
+        control.connect(os.fspath(shared.path("control")))
         with contextlib.suppress(ConnectionError):
             control.sendall(b"x" * 1_000_000)
             assert not control.recv(100)
-    assert host.status()["state"] == "no master"
+    assert shared.status()["state"] == "no master"

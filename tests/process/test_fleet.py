@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One daemon with many devices: they come, go and fail without each other."""
+"""One daemon with many devices: each is added, removed, and fails independently."""
 
 import contextlib
 import json
@@ -36,29 +36,50 @@ def directory() -> Iterator[Path]:
 
 @pytest.fixture
 def fleet(directory: Path) -> Iterator[Fleet]:
-    """A daemon with the devices a and b."""
+    """A daemon of the test's own, with the devices a and b.
+
+    For tests that remove a device that others use, cut an arena, or end the daemon.
+    """
     with Fleet(directory, ["a", "b"]) as fleet:
         yield fleet
 
 
-def test_devices_of_the_file_are_served_each_by_its_sockets(fleet: Fleet) -> None:
-    a, b = fleet.pair("a"), fleet.pair("b")
+@pytest.fixture(scope="module")
+def started() -> Iterator[Fleet]:
+    """One daemon with the devices a and b, for the tests that need no other."""
+    with (
+        tempfile.TemporaryDirectory(prefix="vhp-", dir="/dev/shm") as name,
+        Fleet(Path(name), ["a", "b"]) as fleet,
+    ):
+        yield fleet
+
+
+@pytest.fixture
+def shared(started: Fleet) -> Iterator[Fleet]:
+    """That daemon; a test that leaves other devices or files fails."""
+    with started.unchanged():
+        yield started
+
+
+def test_each_device_of_the_file_has_sockets_that_work(shared: Fleet) -> None:
+    a, b = shared.pair("a"), shared.pair("b")
     assert kicks_arrive(*a)
     assert kicks_arrive(*b)
-    rows = fleet.devices()
+    rows = {row["name"]: row for row in json.loads(shared.command("list", "-j").stdout)}
+    assert rows == shared.devices()
     assert [rows[name]["state"] for name in ("a", "b")] == ["no agent"] * 2
     assert rows["a"]["master_pid"] == rows["a"]["slave_pid"] == os.getpid()
-    assert json.loads(fleet.command("status", "b", "-j").stdout)["name"] == "b"
+    assert json.loads(shared.command("status", "b", "-j").stdout)["name"] == "b"
 
 
-def test_end_leaves_nothing_behind(fleet: Fleet) -> None:
+def test_daemon_that_ends_removes_its_files(fleet: Fleet) -> None:
     fleet.pair("a")
     assert fleet.command("add", "c", "--memory", "1M").returncode == 0
     assert fleet.end() == 0
     assert fleet.files() == []
 
 
-def test_file_without_devices_waits_for_some(directory: Path) -> None:
+def test_daemon_may_start_without_devices(directory: Path) -> None:
     with Fleet(directory) as fleet:
         assert fleet.command("list").stdout == "no devices\n"
         assert fleet.command("add", "a", "--memory", "16M").returncode == 0
@@ -66,19 +87,20 @@ def test_file_without_devices_waits_for_some(directory: Path) -> None:
 
 
 def test_added_device_has_the_files_defaults_and_its_own_options(
-    fleet: Fleet,
+    shared: Fleet,
 ) -> None:
     options = ("--mode", "attach", "--queue-pairs", "8", "--socket-mode", "0666")
-    assert fleet.command("add", "c", *options).returncode == 0
-    status = json.loads(fleet.command("status", "c", "-j").stdout)
+    assert shared.command("add", "c", *options).returncode == 0
+    status = json.loads(shared.command("status", "c", "-j").stdout)
     assert (status["mode"], status["queue_pairs"], status["vectors"]) == (
         *("attach", 8, 17),
     )
-    assert (fleet.run_dir / "c.vhost-user").stat().st_mode & 0o777 == 0o666
-    assert "attach" in fleet.command("list").stdout
+    assert (shared.run_dir / "c.vhost-user").stat().st_mode & 0o777 == 0o666
+    assert "attach" in shared.command("list").stdout
+    assert shared.command("remove", "c").returncode == 0
 
 
-def test_removed_device_is_gone_and_the_other_carries_on(fleet: Fleet) -> None:
+def test_removed_device_loses_its_files_and_the_other_still_works(fleet: Fleet) -> None:
     a, (b_master, _) = fleet.pair("a"), fleet.pair("b")
     before = [name for name in fleet.files() if name.startswith("b")]
     assert len(before) == 4
@@ -90,7 +112,7 @@ def test_removed_device_is_gone_and_the_other_carries_on(fleet: Fleet) -> None:
     assert kicks_arrive(*a)
 
 
-def test_removed_device_may_come_back(fleet: Fleet) -> None:
+def test_removed_device_can_be_added_again(fleet: Fleet) -> None:
     counts = []
     for _ in range(4):
         assert fleet.command("remove", "b").returncode == 0
@@ -105,23 +127,23 @@ def test_removed_device_may_come_back(fleet: Fleet) -> None:
     ids=["arena", "attach"],
 )
 def test_removed_device_costs_no_descriptor_once_its_slave_has_closed(
-    fleet: Fleet, options: tuple[str, ...], windows: int
+    shared: Fleet, options: tuple[str, ...], windows: int
 ) -> None:
     """Each connection of the slave's QEMU stays open until QEMU closes it.
 
     If the daemon closed it first, a QEMU that has not read the handshake yet would
     stand still; see `vhostpci_host.ivshmem.linger`.
     """
-    fleet.pair("a")  # one slave stays connected to a device that stays
-    before = fleet.open_files()
+    shared.pair("a")  # one slave stays connected to a device that stays
+    before = shared.open_files()
     with contextlib.ExitStack() as connections:
         for _ in range(3):
-            assert fleet.command("add", "c", *options).returncode == 0
-            connect_all(fleet, "c", windows, connections)
-            assert fleet.command("remove", "c").returncode == 0
-        left = fleet.open_files()
+            assert shared.command("add", "c", *options).returncode == 0
+            connect_all(shared, "c", windows, connections)
+            assert shared.command("remove", "c").returncode == 0
+        left = shared.open_files()
         assert len(left) == len(before) + 3 * (1 + windows), left
-    wait_for(lambda: fleet.open_files() == before, fleet.open_files)
+    wait_for(lambda: shared.open_files() == before, shared.open_files)
 
 
 def connect_all(
@@ -152,22 +174,22 @@ def connect_all(
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_what_cannot_be_done_is_told_to_who_asked(
-    fleet: Fleet, words: list[str], said: str
+def test_command_that_fails_prints_the_reason(
+    shared: Fleet, words: list[str], said: str
 ) -> None:
-    done = fleet.command(*words)
+    done = shared.command(*words)
     assert done.returncode == 1
     assert done.stderr.startswith("vhostpci-host: ")
     assert said in done.stderr
-    assert fleet.devices().keys() == {"a", "b"}
+    assert shared.devices().keys() == {"a", "b"}
 
 
-def test_second_daemon_in_the_directory_is_told_so(fleet: Fleet) -> None:
-    second = Fleet(fleet.file.parent)
+def test_second_daemon_in_the_directory_is_refused(shared: Fleet) -> None:
+    second = Fleet(shared.file.parent)
     assert second.wait() == 1
     second.__exit__(None, None, None)
-    assert f"another daemon serves {fleet.run_dir}" in second.log
-    assert fleet.devices().keys() == {"a", "b"}
+    assert f"another daemon serves {shared.run_dir}" in second.log
+    assert shared.devices().keys() == {"a", "b"}
 
 
 def test_device_that_cannot_be_served_is_listed_as_failed(directory: Path) -> None:
@@ -204,8 +226,8 @@ sys.exit(main())
 @pytest.mark.parametrize(
     "what", ["tick", "tick,_publish", "receive", "tick,master_gone"]
 )
-def test_device_that_fails_takes_no_other_with_it(directory: Path, what: str) -> None:
-    """Not even if it fails again while it is closed."""
+def test_other_device_works_when_one_fails(directory: Path, what: str) -> None:
+    """Also if the device fails again while it is closed."""
     program = ("-W", "error", "-c", BREAKABLE, what)
     with Fleet(directory, ["a", "b"], program=program) as fleet:
         a, (b_master, _) = fleet.pair("a"), fleet.pair("b")
@@ -227,7 +249,7 @@ def test_device_that_fails_takes_no_other_with_it(directory: Path, what: str) ->
 
 
 def test_only_device_that_fails_ends_its_daemon(directory: Path) -> None:
-    """`run NAME` is that device."""
+    """`run NAME` serves that device only."""
     options = ("--run-dir", str(directory), "--memory-dir", str(directory))
     (directory / "b.break").touch()
     done = subprocess.run(
@@ -246,7 +268,7 @@ def test_only_device_that_fails_ends_its_daemon(directory: Path) -> None:
 
 
 GONE = (OSError, EOFError, Dropped, ProtocolError, AssertionError)
-"""What a front-end or a slave makes of a connection that ends."""
+"""The errors of a front-end or a slave whose connection ends."""
 FEW = 64
 
 
@@ -254,8 +276,10 @@ def few_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (FEW, FEW))
 
 
-def test_connections_without_descriptors_go_and_devices_stay(directory: Path) -> None:
-    """Wherever in the set-up of a device there are no more of them."""
+def test_device_without_free_descriptors_drops_its_connections_only(
+    directory: Path,
+) -> None:
+    """Each number of free descriptors stops another step of a device's set-up."""
     with Fleet(directory, ["a", "b"], prepare=few_descriptors) as fleet:
         a = fleet.pair("a")
         for spare in (1, 2, 4, 7, 8, 11, 12, 13):
@@ -273,7 +297,7 @@ def test_connections_without_descriptors_go_and_devices_stay(directory: Path) ->
         assert kicks_arrive(*fleet.pair("b"))
 
 
-def test_device_that_there_are_no_descriptors_for_is_not_added(directory: Path) -> None:
+def test_device_is_not_added_without_free_descriptors(directory: Path) -> None:
     with Fleet(directory, ["a"], prepare=few_descriptors) as fleet:
         before = fleet.files()
         for spare in range(2, 8):
@@ -290,12 +314,22 @@ def held(fleet: Fleet, count: int) -> Iterator[None]:
     """Have the daemon hold so many descriptors: connections to control sockets."""
     before = fleet.descriptors()
     with contextlib.ExitStack() as stack:
-        for _ in range(count - before):
-            held = stack.enter_context(socket.socket(socket.AF_UNIX))
-            held.connect(os.fspath(fleet.run_dir / "a.control"))
-        wait_for(lambda: fleet.descriptors() == count, f"{count} descriptors")
+
+        def fill() -> bool:
+            """Connect once more if descriptors are missing; return whether none are.
+
+            One at a time, since the daemon may still close descriptors meanwhile.
+            """
+            if fleet.descriptors() < count:
+                path = fleet.run_dir / "a.control"
+                connection = stack.enter_context(control(path))
+                connection.sendall(b"\n")
+                assert connection.recv(1000)  # the daemon has it now, and counts it
+            return fleet.descriptors() == count
+
+        wait_for(fill, lambda: f"{count} descriptors: {fleet.open_files()}")
         yield
-    wait_for(lambda: fleet.descriptors() <= before + 1, "they end")
+    wait_for(lambda: fleet.descriptors() <= before + 1, "the daemon closes them")
 
 
 LINES = [
@@ -322,42 +356,53 @@ LINES = [
 ]
 
 
-def test_control_socket_answers_any_line(fleet: Fleet) -> None:
-    with control(fleet) as connection, connection.makefile("rb") as answers:
+def test_control_socket_answers_any_line(shared: Fleet) -> None:
+    with (
+        control(shared.run_dir / "control") as connection,
+        connection.makefile("rb") as answers,
+    ):
         for line in LINES:
             connection.sendall(line + b"\n")
             answer = json.loads(answers.readline())
             assert not answer["ok"], line
             assert "an error in the daemon" not in answer["error"], line
-    assert fleet.devices().keys() == {"a", "b"}
+    assert shared.devices().keys() == {"a", "b"}
 
 
-def test_control_line_without_end_is_dropped(fleet: Fleet) -> None:
-    with control(fleet) as connection, contextlib.suppress(ConnectionError):
+def test_control_line_without_end_is_dropped(shared: Fleet) -> None:
+    with (
+        control(shared.run_dir / "control") as connection,
+        contextlib.suppress(ConnectionError),
+    ):
         connection.sendall(b"x" * 1_000_000)
         assert not connection.recv(100)
-    assert fleet.devices().keys() == {"a", "b"}
+    assert shared.devices().keys() == {"a", "b"}
 
 
-def test_control_connections_beyond_a_number_are_closed(fleet: Fleet) -> None:
+def test_control_connections_beyond_a_number_are_closed(shared: Fleet) -> None:
     with contextlib.ExitStack() as stack:
-        held = [stack.enter_context(control(fleet)) for _ in range(65)]
+        held = [
+            stack.enter_context(control(shared.run_dir / "control")) for _ in range(65)
+        ]
         assert held[-1].recv(1) == b""
-        a = fleet.pair("a")
+        a = shared.pair("a")
         assert kicks_arrive(*a)
-    assert fleet.devices().keys() == {"a", "b"}
+    assert shared.devices().keys() == {"a", "b"}
 
 
 @contextlib.contextmanager
-def control(fleet: Fleet) -> Iterator[socket.socket]:
+def control(path: Path) -> Iterator[socket.socket]:
+    """Connect to a control socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(TIMEOUT)
-        connection.connect(os.fspath(fleet.run_dir / "control"))
+        connection.connect(os.fspath(path))
         yield connection
 
 
-def test_arena_that_is_cut_again_and_again_ends_nobody(fleet: Fleet) -> None:
-    """Whoever was handed it can do that: here, the slave."""
+def test_daemon_and_its_devices_survive_an_arena_that_is_cut_repeatedly(
+    fleet: Fleet,
+) -> None:
+    """Each process that has the arena can cut it: here, the slave."""
     (qemu, slave), b = fleet.pair("a"), fleet.pair("b")
     arena = fleet.memory_dir / "a"
     size = arena.stat().st_size
@@ -378,7 +423,7 @@ def test_arena_that_is_cut_again_and_again_ends_nobody(fleet: Fleet) -> None:
     assert fleet.end() == 0
 
 
-def test_arena_that_is_cut_with_nobody_there_is_served_again(fleet: Fleet) -> None:
+def test_arena_that_is_cut_without_a_master_is_made_whole(fleet: Fleet) -> None:
     for name in ("a", "b"):
         os.truncate(fleet.memory_dir / name, 0)
     fleet.wait_log("a: another process cut")
@@ -396,7 +441,7 @@ def rings(metadata: access.Metadata) -> tuple[md.Ring, ...]:
 
 @pytest.fixture
 def silent_qmp(directory: Path) -> Iterator[Path]:
-    """A QMP socket that takes connections and never says a word."""
+    """A QMP socket that accepts connections and never sends a greeting."""
     path = directory / "silent.qmp"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.fspath(path))
@@ -404,7 +449,7 @@ def silent_qmp(directory: Path) -> Iterator[Path]:
         yield path
 
 
-def test_slave_vm_that_never_answers_holds_nobody_for_long(
+def test_slave_vm_that_never_answers_delays_remove_and_end_only_briefly(
     fleet: Fleet, silent_qmp: Path
 ) -> None:
     options = ("--mode", "attach", "--slave-qmp", str(silent_qmp))
@@ -412,11 +457,10 @@ def test_slave_vm_that_never_answers_holds_nobody_for_long(
         assert fleet.command("add", name, *options).returncode == 0
         fleet.master(name).driver_ok([RingAt.nth(0), RingAt.nth(1)])
     a = fleet.pair("a")
-    began = time.monotonic()
     assert fleet.command("remove", "c").returncode == 0
     assert kicks_arrive(*a)
-    assert fleet.end() == 0
-    assert time.monotonic() - began < 14.0
+    # Each of the two that are left may wait for an answer; not one after the other.
+    assert fleet.end_within(9.0) == 0
     assert fleet.files() == []
 
 

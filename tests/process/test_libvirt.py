@@ -108,6 +108,6 @@ def test_domain_that_does_not_run_is_waited_for(libvirtd: Libvirtd) -> None:
         look(libvirtd.uri, "web-slave")
 
 
-def test_libvirt_that_does_not_run_is_told_with_the_mend() -> None:
+def test_error_for_a_libvirt_that_does_not_run_says_how_to_start_it() -> None:
     with pytest.raises(VmAway, match=r"does not answer: .*/nowhere.*; start libvirtd"):
         look("qemu+unix:///system?socket=/nowhere", "web-slave")

@@ -22,15 +22,22 @@ from vhostpci_shared.wire import ProtocolError
 pytestmark = pytest.mark.process
 
 ENDLESS = ("ping", "-n", "-i", "0.01", "10.9.0.1")
-CALM = 0.5
-"""Seconds until all rings run again."""
 FLOOD = ("ping", "-q", "-f", "10.9.0.1")
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AttachLab]:
+    """A daemon and an agent, to which each test connects a master of its own."""
+    with private_network(), AttachLab(tmp_path_factory.mktemp("lab")) as lab:
+        lab.start()
+        yield lab
 
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[AttachLab]:
-    """An empty lab, in a network namespace of its own."""
+    """A daemon and an agent of the test's own, which cuts memory that they map."""
     with private_network(), AttachLab(tmp_path) as lab:
+        lab.start()
         yield lab
 
 
@@ -52,36 +59,39 @@ def resident(program: Program) -> int:
     return int(line.split()[1])
 
 
-def test_every_ping_comes_back_and_is_counted(lab: AttachLab) -> None:
-    lab.start()
-    with lab.attached():
-        assert lab.ping_from_master(10) == 10
-        assert lab.ping_from_slave(10) == 10
-        lab.wait_packets(20)
+def test_every_ping_comes_back_and_is_counted(shared: AttachLab) -> None:
+    with shared.attached():
+        before = shared.packets()
+        assert shared.ping_from_master(10) == 10
+        assert shared.ping_from_slave(10) == 10
+        shared.wait_packets(20, before)
 
 
-def test_table_that_comes_a_thousand_times_costs_nothing(lab: AttachLab) -> None:
-    programs = lab.start()
-    with lab.attached() as master:
-        (window,) = lab.windows()
-        pings = lab.start_server([*lab.slave.prefix, *ENDLESS])
+def test_memory_table_sent_a_thousand_times_costs_no_memory_and_no_packet(
+    shared: AttachLab,
+) -> None:
+    programs = (shared.daemon, shared.agent)
+    with shared.attached() as master:
+        (window,) = shared.windows()
+        pings = shared.start_server([*shared.slave.prefix, *ENDLESS])
         send_table(master, 100)
-        time.sleep(CALM)
+        shared.wait_rings()
         before = [(descriptors(one), resident(one)) for one in programs]
         send_table(master, 900)
+        shared.wait_rings()
         assert answered(pings) > 100
         for one, (files, memory) in zip(programs, before, strict=True):
             assert descriptors(one) <= files
             assert resident(one) < memory + 1024
-        assert lab.windows() == [window]
+        assert shared.windows() == [window]
 
 
 def answered(pings: Program) -> int:
-    """End a ping; return how many came back, of which none may be missing.
+    """End a ping; return how many packets came back, of which none may be missing.
 
-    Some may be there twice: what was sent, but not yet reported as used, is sent anew.
+    Some may have come twice: a packet that was sent, but not yet reported as used, is
+    sent again.
     """
-    time.sleep(CALM)
     pings.end(signal.SIGINT)
     seen = {int(number) for number in re.findall(r"icmp_seq=(\d+)", pings.log)}
     assert seen == set(range(1, len(seen) + 1))
@@ -95,48 +105,45 @@ def send_table(master: Master, times: int) -> None:
         time.sleep(0.002)
 
 
-def test_second_agent_is_refused_and_the_first_goes_on(lab: AttachLab) -> None:
-    lab.start()
-    with lab.attached():
-        second = run(*lab.agent_argv()[:-1], "vp1")
+def test_second_agent_is_refused_and_the_first_still_works(shared: AttachLab) -> None:
+    with shared.attached():
+        second = run(*shared.agent_argv()[:-1], "vp1")
         assert second.returncode == 1
         assert "another slave is connected" in second.stderr
-        assert works(lab)
+        assert works(shared)
 
 
-def test_second_client_of_a_window_is_refused_and_the_first_goes_on(
-    lab: AttachLab,
+def test_second_client_of_a_window_is_refused_and_the_first_still_works(
+    shared: AttachLab,
 ) -> None:
-    daemon, _ = lab.start()
-    with lab.attached():
-        (window,) = lab.windows()
-        second = SlaveClient(lab.run_dir / f"net0.ivshmem.{window}")
+    with shared.attached():
+        (window,) = shared.windows()
+        second = SlaveClient(shared.run_dir / f"net0.ivshmem.{window}")
         with closing(second), pytest.raises(ProtocolError, match="another slave"):
             second.read()
-        daemon.wait_log(f"window {window} refused")
-        assert works(lab)
+        shared.daemon.wait_log(f"window {window} refused")
+        assert works(shared)
 
 
-def test_master_that_comes_back_with_other_memory_has_another_window(
-    lab: AttachLab,
+def test_each_master_with_other_memory_gets_another_window(
+    shared: AttachLab,
 ) -> None:
-    programs = lab.start()
+    programs = (shared.daemon, shared.agent)
     seen, counts = set(), []
     for _ in range(4):
-        with lab.attached():
-            assert works(lab)
-            seen.update(lab.windows())
+        with shared.attached():
+            seen.update(shared.windows())
+            assert works(shared)  # takes longer than the end of our control connection
             counts.append([descriptors(one) for one in programs])
-        lab.wait_carrier("NO-CARRIER")
+        shared.wait_carrier("NO-CARRIER")
     assert len(seen) == 4
     assert counts[1:] == [counts[1]] * 3
 
 
-def test_memory_that_is_cut_ends_nobody_and_the_next_master_is_served(
+def test_daemon_and_agent_survive_cut_memory_and_serve_the_next_master(
     lab: AttachLab,
 ) -> None:
-    programs = lab.start()
-    daemon, agent = programs
+    daemon, agent = programs = (lab.daemon, lab.agent)
     with lab.attached() as master:
         assert works(lab)
         master.stop_card()  # it must not touch what is cut: it has no guard

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A card with eight queue pairs: a worker each, and queues that come and go."""
 
+import operator
 import sys
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.fakes.netns import private_network
 from tests.fakes.pair import Background
 from tests.process.echo import Flows
 from tests.process.lab import SLAVE_ADDRESS, SLAVE_TAP, Lab
@@ -18,19 +22,31 @@ pytestmark = pytest.mark.process
 
 PAIRS = 8
 FLOWS = 64
+LATE = 5.0
+"""Seconds until a packet counts as lost in a test in which some may be lost."""
 
 
-def start(lab: Lab, *, channels: int = PAIRS) -> tuple[Program, Master]:
-    """Start everything, and an echo in the slave."""
-    lab.start_daemon("--queue-pairs", str(PAIRS))
-    agent = lab.start_agent()
-    master = lab.start_master(queue_pairs=PAIRS)
-    master.load(channels=channels)
-    lab.wait_carrier("UP")
-    echo = [*lab.slave.prefix, sys.executable, "-m", "tests.process.echo"]
-    lab.start_server(echo).wait_log("ready")
-    wait_for(lambda: lab.ping_from_master(1) == 1, "a first ping comes back")
-    return agent, master
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Everything, and an echo in the slave."""
+    with private_network(), Lab(tmp_path_factory.mktemp("lab")) as lab:
+        lab.start_daemon("--queue-pairs", str(PAIRS))
+        lab.start_agent()
+        lab.start_master(queue_pairs=PAIRS).load(channels=PAIRS)
+        echo = [*lab.slave.prefix, sys.executable, "-m", "tests.process.echo"]
+        lab.start_server(echo).wait_log("ready")
+        lab.wait_carrier("UP")
+        wait_for(lambda: running(lab) == queues(PAIRS), "all rings run")
+        wait_for(lambda: lab.ping_from_master(1) == 1, "a first ping comes back")
+        yield lab
+
+
+@pytest.fixture
+def channels(shared: Lab) -> Iterator[Master]:
+    """The shared lab's master; after the test it uses all its queue pairs again."""
+    yield shared.master
+    shared.master.set_channels(PAIRS)
+    wait_for(lambda: running(shared) == queues(PAIRS), "all rings run")
 
 
 def workers(agent: Program) -> list[str]:
@@ -67,58 +83,59 @@ def queues(pairs: int) -> list[str]:
     return [f"{side}{pair}" for pair in range(pairs) for side in ("rx", "tx")]
 
 
-def test_each_pair_has_a_worker_and_a_queue_of_the_tap(lab: Lab) -> None:
-    agent, _ = start(lab)
-    assert workers(agent) == [f"vhostpci-{pair}" for pair in range(PAIRS)]
-    shown = lab.run_in_slave("ip", "-d", "link", "show", SLAVE_TAP).stdout
+def test_each_pair_has_a_worker_and_a_queue_of_the_tap(shared: Lab) -> None:
+    assert workers(shared.agent) == [f"vhostpci-{pair}" for pair in range(PAIRS)]
+    shown = shared.run_in_slave("ip", "-d", "link", "show", SLAVE_TAP).stdout
     assert f"numtxqueues {PAIRS}" in shown or "multi_queue" in shown
-    wait_for(lambda: running(lab) == queues(PAIRS), "all rings run")
-    assert lab.status()["agent"]["vectors"] == 1 + 2 * PAIRS
+    assert shared.status()["agent"]["vectors"] == 1 + 2 * PAIRS
 
 
-def test_many_flows_are_spread_over_all_queues_and_lose_nothing(lab: Lab) -> None:
-    start(lab)
+def test_many_flows_are_spread_over_all_queues_and_lose_nothing(shared: Lab) -> None:
+    before = packets(shared)
     with Flows(SLAVE_ADDRESS, FLOWS) as flows:
         assert flows.rounds(20) == 0
-    wait_for(lambda: all(packets(lab)), "packets in each ring")
+    wait_for(
+        lambda: all(map(operator.gt, packets(shared), before)),
+        lambda: f"more packets in each ring than {before}: {packets(shared)}",
+    )
 
 
-def test_nothing_is_lost_once_a_change_is_acknowledged(lab: Lab) -> None:
-    _, master = start(lab)
+def test_no_packet_is_lost_after_a_change_is_acknowledged(
+    shared: Lab, channels: Master
+) -> None:
     with Flows(SLAVE_ADDRESS, FLOWS) as flows:
         for pairs in (1, 3, 8, 2) * 10:
-            master.set_channels(pairs)
+            channels.set_channels(pairs)
             assert flows.round() == 0
-        wait_for(lambda: running(lab) == queues(2), "two pairs run")
+        wait_for(lambda: running(shared) == queues(2), "two pairs run")
 
 
-def test_packets_cross_while_queues_come_and_go(lab: Lab) -> None:
+def test_packets_cross_while_queues_come_and_go(channels: Master) -> None:
     """What is in a TAP's queue when it is left is lost: not one for each change."""
-    _, master = start(lab)
     changes = (8, 1, 4, 2) * 10
     with Flows(SLAVE_ADDRESS, FLOWS) as flows:
-        with Background(flows.round):
+        with Background(partial(flows.round, wait=LATE)):
             for pairs in changes:
-                master.set_channels(pairs)
+                channels.set_channels(pairs)
                 time.sleep(0.02)
         assert flows.lost < len(changes) < flows.sent
         assert flows.rounds(3) == 0
 
 
-def test_driver_that_reloads_has_all_its_queues_again(lab: Lab) -> None:
-    _, master = start(lab)
+def test_driver_that_reloads_has_all_its_queues_again(shared: Lab) -> None:
+    master = shared.master
     with Flows(SLAVE_ADDRESS, FLOWS) as flows:
         for _ in range(3):
             assert flows.rounds(3) == 0
             master.unload()
-            lab.wait_carrier("NO-CARRIER")
+            shared.wait_carrier("NO-CARRIER")
             master.load(channels=PAIRS)
-            lab.wait_carrier("UP")
-            wait_for(lambda: lab.ping_from_master(1) == 1, "a ping comes back")
+            shared.wait_carrier("UP")
+            wait_for(lambda: shared.ping_from_master(1) == 1, "a ping comes back")
 
 
 def test_workers_end_with_their_pairs(lab: Lab) -> None:
-    """A daemon that comes back with fewer queue pairs needs fewer of everything."""
+    """The daemon is started again with fewer queue pairs: so a lab of its own."""
     daemon = lab.start_daemon("--queue-pairs", str(PAIRS))
     agent = lab.start_agent()
     wait_for(lambda: len(workers(agent)) == PAIRS, "eight workers")
@@ -131,10 +148,10 @@ def test_workers_end_with_their_pairs(lab: Lab) -> None:
     assert running(lab) == queues(2)
 
 
-def test_worker_whose_queues_are_disabled_sleeps(lab: Lab) -> None:
-    agent, master = start(lab)
-    master.set_channels(1)
-    wait_for(lambda: running(lab) == queues(1), "one pair runs")
+def test_worker_whose_queues_are_disabled_sleeps(shared: Lab, channels: Master) -> None:
+    agent = shared.agent
+    channels.set_channels(1)
+    wait_for(lambda: running(shared) == queues(1), "one pair runs")
     idle = [wake_ups(agent, f"vhostpci-{pair}") for pair in range(1, PAIRS)]
     with Flows(SLAVE_ADDRESS, FLOWS) as flows:
         assert flows.rounds(10) == 0

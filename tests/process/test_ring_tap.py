@@ -170,7 +170,9 @@ def test_memory_that_is_lost_breaks_the_receive_ring(start: int, tap: int) -> No
         assert pair.status(RX).fault == Fault.MEMORY
 
 
-def test_num_buffers_of_a_real_packet_are_ours(start: int, tap: int) -> None:
+def test_num_buffers_of_a_packet_from_the_kernel_is_the_rings(
+    start: int, tap: int
+) -> None:
     # The kernel fills 10 of the header's 12 bytes and skips the rest.
     with Pair(start=start, tap_fd=tap, num=64) as pair:
         for _ in range(40):

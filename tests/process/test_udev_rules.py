@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PROCESS_TIMEOUT
+
 RULES = Path(__file__).parents[2] / "kmod/60-vhostpci.rules"
 
 # udev reads what is in its directories only: here is one of our own, for this process.
@@ -17,14 +19,14 @@ exec udevadm test --action=add /sys/class/net/lo
 
 
 def complaints(rules: Path) -> list[str]:
-    """What udev has to say of a file of rules."""
+    """Return what udev reports about a file of rules."""
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-ec", TEST, "sh", str(rules)],
         check=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=20,
+        timeout=PROCESS_TIMEOUT,
     )
     said = [line for line in done.stdout.splitlines() if "60-vhostpci" in line]
     assert said, f"udev has not read the rules:\n{done.stdout}"
@@ -38,7 +40,7 @@ def test_udev_understands_our_rules() -> None:
 @pytest.mark.parametrize(
     ("right", "wrong"), [("SYMLINK", "SYMLNK"), ("vhostpci_end", "the_end")]
 )
-def test_udev_tells_of_rules_that_are_wrong(
+def test_udev_reports_rules_that_are_wrong(
     tmp_path: Path, right: str, wrong: str
 ) -> None:
     rules = tmp_path / "rules"
