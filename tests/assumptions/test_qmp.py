@@ -317,7 +317,7 @@ def test_window_is_unassigned_until_firmware_gives_it_an_address(
     async def scenario() -> None:
         async with way_to(tmp_path) as (vm, shown):
             await plug_until_done(vm, "web", shown.show(300, GIB))
-            assert await vm.unassigned("web") == {300}
+            assert await vm.unassigned("web") == {300: ""}
             reset(tmp_path)
             async with asyncio.timeout(PROCESS_TIMEOUT):
                 while await vm.unassigned("web"):

@@ -15,6 +15,7 @@ class FakeVm:
         self.steps: list[str] = []
         self.windows: set[int] = set()
         self.without_address: set[int] = set()
+        self.why_no_address = ""
         self.looks = 0
         self.closed = False
         self.asked: Counter[int] = Counter()
@@ -83,9 +84,9 @@ class FakeVm:
         self.windows.discard(window)
         self.steps.append(f"unplug {window}")
 
-    async def unassigned(self, device: str) -> set[int]:
+    async def unassigned(self, device: str) -> dict[int, str]:
         await self._answer()
-        return self.without_address & self.windows
+        return dict.fromkeys(self.without_address & self.windows, self.why_no_address)
 
     async def gone(self) -> None:
         await self._ended.wait()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The IDs that the windows' devices have in QEMU and in libvirt."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 DEVICE = "-window"
 """The end of the ID of a window's device in QEMU, after its `object_id`."""
@@ -34,3 +34,9 @@ def windows_of(device: str, identifiers: Iterable[str]) -> set[int]:
     """Return the windows of `device` whose `object_id` is among those."""
     found = (window_of(device, identifier) for identifier in identifiers)
     return {window for window in found if window is not None}
+
+
+def reasons_of(device: str, reasons: Mapping[str, str]) -> dict[int, str]:
+    """Return by window what is known by `object_id`, of the windows of `device`."""
+    found = {window_of(device, name): reason for name, reason in reasons.items()}
+    return {window: why for window, why in found.items() if window is not None}

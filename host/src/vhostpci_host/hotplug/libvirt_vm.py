@@ -15,7 +15,7 @@ from xml.etree import ElementTree as ET
 
 from ..interfaces import Plug
 from . import pci_ports, shmem_xml
-from .ids import object_id, windows_of
+from .ids import object_id, reasons_of, windows_of
 from .tcg_eventfds import TcgEventfds
 from .virsh import FILE, Virsh
 from .vm import PlugError, VmAway, understood
@@ -218,16 +218,18 @@ class LibvirtVm:
                 )
             await asyncio.sleep(UNPLUG_LOOK)
 
-    async def unassigned(self, device: str) -> set[int]:
-        """Return which of the plugged windows have no address in the guest."""
+    async def unassigned(self, device: str) -> dict[int, str]:
+        """Return the plugged windows that have no address in the guest, and why."""
         # libvirt's XML has the slot of a device, but not whether its BAR has an
         # address: only QEMU knows.
         windows = (await self._live()).windows
         answer = await self._query_pci()
         with understood(self._qemu, "query-pci"):
             without = pci_ports.unassigned(answer)
-        names = [name for name, alias in windows.items() if alias in without]
-        return windows_of(device, names)
+        names = {
+            name: without[alias] for name, alias in windows.items() if alias in without
+        }
+        return reasons_of(device, names)
 
     async def _query_pci(self) -> Any:
         return await self.execute("query-pci")

@@ -14,6 +14,17 @@ from typing import Any
 PORTS = frozenset({"pcie-root-port", "ioh3420", "xio3130-downstream"})
 """QEMU's PCI Express ports: they have one slot, which supports hot-plug."""
 
+NARROW_CPU = "x86_64-cpu.phys-bits=39"
+"""QEMU's property, for `-global`, with which firmware puts windows at 4 GiB and up."""
+
+# SeaBIOS from 1.16.3 on (Debian 13 has it) puts windows at the top of what an AMD
+# processor with 40 address bits or more can address.  40 bits are QEMU's default for
+# each model but `host`, and there the top is this range: QEMU tells the guest that it
+# is reserved, as real AMD machines use it for HyperTransport.  Linux then gives no
+# address to a device that is plugged: "BAR 2: can't assign; no space".  With 39 bits,
+# which all accelerators take, QEMU reserves nothing, and SeaBIOS begins at 4 GiB.
+_AMD_RESERVED = range(0xFD_0000_0000, 1 << 40)
+
 # The class code of a PCI-to-PCI bridge, which a root port is, too.
 _PCI_TO_PCI = 0x0604
 _WINDOW_BAR = 2
@@ -53,7 +64,7 @@ def ports(answer: Any, types: dict[str, str]) -> list[Port]:
     """
     return [
         _port(device)
-        for device in _devices(answer)
+        for device, _ in _devices(answer)
         # The class alone is not enough: a bridge to conventional PCI has it as well.
         if device["class_info"]["class"] == _PCI_TO_PCI
         and types.get(device["qdev_id"]) in PORTS
@@ -81,19 +92,33 @@ def best(found: list[Port], size: int) -> list[Port]:
     return sorted((p for p in free if p.fits(size)), key=lambda port: port.share)
 
 
-def unassigned(answer: Any) -> set[str]:
+def unassigned(answer: Any) -> dict[str, str]:
     """Return the IDs of the devices whose BAR 2 has no address that is in use.
+
+    The value says why, where that can be seen, and what to do; else it is empty.
 
     Raises:
         LookupError, TypeError: QEMU does not answer like that.
     """
     return {
-        device["qdev_id"]
-        for device in _devices(answer)
+        device["qdev_id"]: "" if port is None else _why_unassigned(port)
+        for device, port in _devices(answer)
         for region in device["regions"]
         # QEMU prints the 64-bit "unmapped" address (all ones) as -1.
         if region["bar"] == _WINDOW_BAR and region["address"] < 0
     }
+
+
+def _why_unassigned(port: dict[str, Any]) -> str:
+    base: int = port["pci_bridge"]["bus"]["prefetchable_range"]["base"]
+    if base not in _AMD_RESERVED:
+        return ""
+    return (
+        f"the slave's firmware has put the root port {port['qdev_id']} at {base:x}, "
+        "among addresses that QEMU reserves for an AMD processor with 40 address bits: "
+        f"start the slave's QEMU with -global {NARROW_CPU}, as qemu-args and xml print "
+        "it; with -cpu host add host-phys-bits-limit=39 to that"
+    )
 
 
 def unset(ports: list[Port]) -> bool:
@@ -118,13 +143,17 @@ def size_text(size: int) -> str:
     return str(size)
 
 
-def _devices(answer: Any) -> Iterator[dict[str, Any]]:
+_Found = tuple[dict[str, Any], dict[str, Any] | None]
+"""A device, and the bridge or root port that it is behind; None on a root bus."""
+
+
+def _devices(answer: Any) -> Iterator[_Found]:
     """Yield all devices of the tree, also those behind root ports."""
     for bus in answer:
-        yield from _behind(bus["devices"])
+        yield from _behind(bus["devices"], None)
 
 
-def _behind(devices: Any) -> Iterator[dict[str, Any]]:
+def _behind(devices: Any, port: dict[str, Any] | None) -> Iterator[_Found]:
     for device in devices:
-        yield device
-        yield from _behind(device.get("pci_bridge", {}).get("devices", []))
+        yield device, port
+        yield from _behind(device.get("pci_bridge", {}).get("devices", []), device)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..interfaces import Plug
 from . import pci_ports
-from .ids import DEVICE, object_id, windows_of
+from .ids import DEVICE, object_id, reasons_of, windows_of
 from .qmp_monitor import Monitor, Refused
 from .tcg_eventfds import TcgEventfds
 from .vm import PlugError, understood
@@ -117,12 +117,13 @@ class QmpVm:
     async def _clear(self, monitor: Monitor) -> None:
         await self._tcg_eventfds.clear(monitor, set(await self._devices(monitor)))
 
-    async def unassigned(self, device: str) -> set[int]:
-        """Return which of the plugged windows have no address in the guest."""
+    async def unassigned(self, device: str) -> dict[int, str]:
+        """Return the plugged windows that have no address in the guest, and why."""
         answer = await (await self._connected()).execute("query-pci")
         with understood(self._vm, "query-pci"):
             without = pci_ports.unassigned(answer)
-        return windows_of(device, (name.removesuffix(DEVICE) for name in without))
+        names = {name.removesuffix(DEVICE): why for name, why in without.items()}
+        return reasons_of(device, names)
 
     async def gone(self) -> None:
         """Return when the VM that was asked last has ended; at once if none is."""

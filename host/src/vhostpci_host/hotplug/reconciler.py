@@ -41,6 +41,11 @@ CHECK_AFTER = 5.0
 CLOSE_TIME = 3.0
 """Seconds that a guest has to release its windows when the daemon ends."""
 
+_WHY_NO_ADDRESS = (
+    "no agent runs in it yet, it has no driver for PCI hot-plug, or the port's "
+    "pref64-reserve is too small (dmesg in the slave says which)"
+)
+
 
 class Reconciler:
     """Plugs and unplugs one device's windows in the slave VM (a `Plugger`).
@@ -235,20 +240,22 @@ class Reconciler:
 
     async def _lacks_addresses(self) -> bool:
         try:
-            lacking = self._ours.keys() & await self._vm.unassigned(self._device)
+            found = await self._vm.unassigned(self._device)
         except PlugError:
             # `_reconcile` asks the VM next, and reports what is wrong with it.
             self._changed.set()
             return False
+        lacking = {n: why for n, why in found.items() if n in self._ours}
         if not lacking:
             self._solved("address")
             return False
         windows = ", ".join(str(window) for window in sorted(lacking))
+        # Windows that lack an address for the same reason have the same text.
+        known = "; ".join(sorted({why for why in lacking.values() if why}))
         self._problem(
             "address",
-            f"the slave's guest has not given window {windows} an address: no agent "
-            "runs in it yet, it has no driver for PCI hot-plug, or the port's "
-            "pref64-reserve is too small (dmesg in the slave says which)",
+            f"the slave's guest has not given window {windows} an address: "
+            f"{known or _WHY_NO_ADDRESS}",
         )
         return True
 

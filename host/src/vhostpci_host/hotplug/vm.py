@@ -45,8 +45,11 @@ class SlaveVm(Protocol):
         window that is not plugged is no error.
         """
 
-    async def unassigned(self, device: str) -> set[int]:
-        """Return which of the plugged windows have no address in the guest."""
+    async def unassigned(self, device: str) -> dict[int, str]:
+        """Return the plugged windows that have no address in the guest.
+
+        The value says why and what to do, where the VM shows that; else it is empty.
+        """
         ...
 
     async def gone(self) -> None:
@@ -73,5 +76,5 @@ def understood(vm: str, command: str) -> Iterator[None]:
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise PlugError(
             f"{vm} answers {command} in a way that we do not understand ({error!r}): "
-            "we know QEMU 7.2 to 10.x"
+            "we know QEMU 7.2 to 11.x"
         ) from error

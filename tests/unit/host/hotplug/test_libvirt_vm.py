@@ -354,7 +354,7 @@ def test_wait_for_the_end_of_a_domain_that_is_away_returns_at_once(
 
 def test_window_without_an_address_is_known(virsh: FakeLibvirt) -> None:
     plug(WINDOW)
-    assert ask(lambda vm: vm.unassigned("web")) == set()
+    assert ask(lambda vm: vm.unassigned("web")) == {}
     virsh.give_no_addresses()
-    assert ask(lambda vm: vm.unassigned("web")) == {300}
-    assert ask(lambda vm: vm.unassigned("db")) == set()
+    assert ask(lambda vm: vm.unassigned("web")) == {300: ""}
+    assert ask(lambda vm: vm.unassigned("db")) == {}

@@ -54,8 +54,10 @@ def test_port_without_a_share_fits_nothing() -> None:
     assert nothing.share == 0
 
 
-def bridge(name: str, behind: list[Any]) -> dict[str, Any]:
-    share = {"base": 4 * GIB, "limit": 5 * GIB - 1}
+def bridge(
+    name: str, behind: list[Any], share: dict[str, int] | None = None
+) -> dict[str, Any]:
+    share = share or {"base": 4 * GIB, "limit": 5 * GIB - 1}
     return {
         "qdev_id": name,
         "class_info": {"class": 0x0604},
@@ -89,4 +91,18 @@ def test_port_with_a_device_behind_it_is_taken() -> None:
 
 def test_device_whose_window_has_no_address_is_found_behind_a_port() -> None:
     tree = [{"devices": [bridge("a", [card("x", -1)]), card("y", 4 * GIB)]}]
-    assert pci_ports.unassigned(tree) == {"x"}
+    assert pci_ports.unassigned(tree) == {"x": ""}
+
+
+@pytest.mark.parametrize("base", [0xFD_0000_0000, 0xFF_FFF0_0000])
+def test_port_among_what_is_reserved_for_amd_is_the_reason(base: int) -> None:
+    port = bridge("vp1", [card("x", -1)], {"base": base, "limit": (1 << 40) - 1})
+    (why,) = pci_ports.unassigned([{"devices": [port]}]).values()
+    assert f"root port vp1 at {base:x}" in why
+    assert "-global x86_64-cpu.phys-bits=39" in why
+
+
+@pytest.mark.parametrize("base", [4 * GIB, 0xFC_FFF0_0000, 1 << 40])
+def test_port_elsewhere_is_no_reason(base: int) -> None:
+    port = bridge("vp1", [card("x", -1)], {"base": base, "limit": base + GIB})
+    assert pci_ports.unassigned([{"devices": [port]}]) == {"x": ""}

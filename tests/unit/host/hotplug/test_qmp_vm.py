@@ -238,10 +238,10 @@ def test_device_of_the_command_line_cannot_be_unplugged(play: Played) -> None:
 def test_window_without_an_address_is_found(play: Played) -> None:
     async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
         await vm.plug("web", WINDOW)
-        assert await vm.unassigned("web") == set()
+        assert await vm.unassigned("web") == {}
         qemu.addresses = False
-        assert await vm.unassigned("web") == {300}
-        assert await vm.unassigned("other") == set()
+        assert await vm.unassigned("web") == {300: ""}
+        assert await vm.unassigned("other") == {}
 
     play(scenario)
 

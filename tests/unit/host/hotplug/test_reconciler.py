@@ -281,6 +281,18 @@ def test_window_without_an_address_is_a_problem_until_it_has_one() -> None:
     asyncio.run(scenario())
 
 
+def test_reason_for_a_window_without_an_address_is_told_once() -> None:
+    async def scenario() -> None:
+        vm = FakeVm()
+        vm.without_address, vm.why_no_address = {0, 256}, "its port is reserved"
+        async with hotplugged(vm) as plugger:
+            plugger.want(plugs(0, 256))
+            told = "given window 0, 256 an address: its port is reserved"
+            await until(lambda: plugger.status()["problem"].endswith(told))
+
+    asyncio.run(scenario())
+
+
 def test_close_unplugs_all_windows() -> None:
     async def scenario() -> None:
         vm = FakeVm()
