@@ -38,14 +38,14 @@ class Device:
 
     def qemu_args(self, role: str, *options: str) -> list[str]:
         """The arguments that ``qemu-args --role ROLE`` prints."""
-        words = ["--role", role, "--json", *_intx(role), *options]
+        words = ["--role", role, "--json", *_how_it_runs(), *options]
         args: list[str] = json.loads(self._ask("qemu-args", self.name, *words))
         return args
 
     def xml(self, role: str, *options: str) -> str:
         """The domain that ``xml --role ROLE`` prints."""
         kind = "kvm" if qemu.has_kvm() else "qemu"
-        words = ["--role", role, "--type", kind, *_intx(role), *options]
+        words = ["--role", role, "--type", kind, *options]
         return self._ask("xml", self.name, *words)
 
     def card(self) -> list[str]:
@@ -64,8 +64,8 @@ class Device:
         wait_for(lambda: self.status()["state"] == state, self.status, timeout)
 
 
-def _intx(role: str) -> list[str]:
-    return ["--tcg-7.2"] if role == "master" and qemu.needs_intx() else []
+def _how_it_runs() -> list[str]:
+    return [] if qemu.has_kvm() else ["--tcg"]
 
 
 class _Program:

@@ -8,6 +8,7 @@ Where libvirt has no element for a property of QEMU's, `<qemu:override>` (which 
 8.2 brought) sets it on a device, which it names by its alias.
 """
 
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from ..config.device import MIB, DeviceConfig, Mode, window_size
@@ -96,6 +97,7 @@ def slave(
     # libvirt demands the I/O APIC in QEMU for an IOMMU with interrupt remapping.
     add_element(features, "ioapic", driver="qemu")
     devices = add_element(domain, "devices")
+    domain.append(_commandline(qemu_args.PLACE_FOR_WINDOWS))
     if config.plugged or config.mode is Mode.ATTACH:
         domain.append(_override(_add_ports(devices, config, ram, windows)))
     else:
@@ -106,10 +108,20 @@ def slave(
     return domain
 
 
-def hint(config: DeviceConfig, role: str) -> str:
+def set_emulator(domain: ET.Element, program: Path) -> None:
+    """Have libvirt run this QEMU instead of its default one."""
+    devices = domain.find("devices")
+    assert devices is not None, "a domain of ours has <devices>"
+    emulator = ET.Element("emulator")
+    emulator.text = str(program)
+    devices.insert(0, emulator)
+
+
+def hint(config: DeviceConfig, role: str, *, tcg: bool) -> str:
     """Return the comment that goes to stderr beside this device's domain."""
     if role == "slave":
         also, more = "<features>", SLAVE_HINT
+        more += f"\n{qemu_args.TCG_SLAVE_HINT.rstrip()}" if tcg else ""
     elif config.mode is Mode.ARENA:
         also, more = "<memory>", ARENA_HINT
     else:
@@ -152,8 +164,13 @@ def _arena(config: DeviceConfig) -> ET.Element:
     # A plain command line, since libvirt chooses the files behind <memoryBacking>
     # itself.  libvirt's own memory object stays there unused, and takes no memory,
     # since nothing touches it.
+    return _commandline(qemu_args.arena(config))
+
+
+def _commandline(args: qemu_args.Args) -> ET.Element:
+    """Return the element with which libvirt gives QEMU these arguments as they are."""
     commandline = ET.Element(f"{{{QEMU}}}commandline")
-    for word in qemu_args.flat(qemu_args.arena(config)):
+    for word in qemu_args.flat(args):
         add_element(commandline, f"{{{QEMU}}}arg", value=word)
     return commandline
 

@@ -1,24 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make the arguments with which a stock QEMU, 7.2 to 10.x, is a master or a slave."""
+"""Make the arguments with which a stock QEMU, 7.2 to 11.x, is a master or a slave."""
 
 import shlex
 import zlib
 
 from ..config.device import DeviceConfig, Mode, window_size
 from ..errors import HostError
+from ..hotplug import pci_ports
 from ..hotplug.ids import DEVICE, object_id
+from .qemu_version import RECONNECT_MS, TCG_MSIX, Version
 
 Args = list[tuple[str, str]]
 """Options with their values, in order."""
 
 
 def master(
-    config: DeviceConfig, ram: int | None = None, *, vectors: int | None = None
+    config: DeviceConfig,
+    qemu: Version,
+    ram: int | None = None,
+    *,
+    vectors: int | None = None,
 ) -> Args:
     """Return the arguments that make a VM the master of this device.
 
     Args:
         config: the device's.
+        qemu: the version of the QEMU that runs the VM.
         ram: the size of the master's memory in attach mode.
         vectors: MSI-X vectors of the card, where the usual number is not right.
 
@@ -32,16 +39,27 @@ def master(
         # QEMU refuses a machine whose -m differs from its memory backend's size.
         ("-m", f"{size >> 20}M"),
         *(_shared_memory(config, size) if attached else arena(config)),
-        # reconnect=1 brings the card's carrier back after a restart of the daemon;
-        # without, it stays down until the VM restarts.  QEMU 9.2 deprecates the option
-        # in favour of reconnect-ms=, which 9.1 does not know; 10.2 still takes it.
         (
             "-chardev",
-            f"socket,id={name},path={_escape(config.vhost_user)},reconnect=1",
+            f"socket,id={name},path={_escape(config.vhost_user)},{_reconnect(qemu)}",
         ),
         ("-netdev", f"vhost-user,id={name}-net,chardev={name}{_queues(config)}"),
         ("-device", _card(config, vectors)),
     ]
+
+
+def _reconnect(qemu: Version) -> str:
+    """Return the option that has QEMU connect again after a second."""
+    # It brings the card's carrier back after a restart of the daemon; without, it stays
+    # down until the VM restarts.  QEMU 9.1 knows only the one, QEMU 11 only the other.
+    return "reconnect-ms=1000" if qemu >= RECONNECT_MS else "reconnect=1"
+
+
+def needs_intx(qemu: Version, *, tcg: bool) -> bool:
+    """Whether a master's card with MSI-X would crash this QEMU."""
+    # Without KVM, QEMU before 8.0 takes the MSI-X of a vhost-user card for an irqfd of
+    # KVM's, and dereferences NULL when the guest's driver starts.
+    return tcg and qemu < TCG_MSIX
 
 
 def arena(config: DeviceConfig) -> Args:
@@ -97,7 +115,8 @@ def slave(config: DeviceConfig, ram: int | None = None, *, windows: int = 1) -> 
         # wait=off: the VM starts whether or not the daemon runs.
         qmp = f"unix:{_escape(config.slave_qmp)},server=on,wait=off"
         # Only a PCI Express machine has root ports.
-        return [("-machine", "q35"), *_ports(config, ram, windows), ("-qmp", qmp)]
+        ports = [("-machine", "q35"), *_ports(config, ram, windows)]
+        return [*ports, *PLACE_FOR_WINDOWS, ("-qmp", qmp)]
     if config.mode is Mode.ATTACH or config.slave_libvirt is not None:
         raise HostError(
             f"{config.name}: windows come and go with the master: a slave VM has them "
@@ -113,7 +132,13 @@ def slave(config: DeviceConfig, ram: int | None = None, *, windows: int = 1) -> 
             f"ivshmem-doorbell,id={name}{DEVICE},chardev={name},"
             f"vectors={config.vectors}",
         ),
+        *PLACE_FOR_WINDOWS,
     ]
+
+
+# The -global is a property of all processor models, so the user's own -cpu stays.
+# `-cpu host` goes on to have as many address bits as the processor.
+PLACE_FOR_WINDOWS: Args = [("-global", pci_ports.NARROW_CPU)]
 
 
 def _ports(config: DeviceConfig, ram: int | None, windows: int) -> Args:
@@ -150,12 +175,28 @@ def room(config: DeviceConfig, ram: int | None, windows: int) -> tuple[int, int]
     return 2 * size, windows + 1
 
 
-SLAVE_HINT = """\
+_SLAVE_HINT = """\
 # For interrupts through vfio-pci the slave needs a vIOMMU as well; add
 #   -machine q35,kernel-irqchip=split -device intel-iommu,intremap=on
-# and intel_iommu=on to its kernel's command line.  Without, the agent polls."""
-MASTER_HINT = """\
-# QEMU 7.2 without KVM crashes when this card uses MSI-X: add --tcg-7.2 there."""
+# and intel_iommu=on to its kernel's command line.  Without, the agent polls.
+"""
+# The kernel waits some ticks for its timer's interrupts, and panics if none has come.
+# The ticks of an emulated machine go by while its process waits for a processor.
+TCG_SLAVE_HINT = """\
+# An emulated slave with a vIOMMU may panic at boot on a loaded machine ("timer doesn't
+# work through Interrupt-remapped IO-APIC"): add no_timer_check to its kernel's
+# command line as well.
+"""
+_MSIX_HINT = """\
+# This QEMU without KVM crashes when the card uses MSI-X: add --tcg there.
+"""
+
+
+def hint(role: str, qemu: Version, *, tcg: bool) -> str:
+    """Return the comments that go to stderr beside a VM's arguments."""
+    if role == "slave":
+        return _SLAVE_HINT + (TCG_SLAVE_HINT if tcg else "")
+    return "" if tcg or not needs_intx(qemu, tcg=True) else _MSIX_HINT
 
 
 def _check_power_of_two(config: DeviceConfig, size: int) -> None:

@@ -11,7 +11,7 @@ from ..config.device import DeviceConfig, Mode, parse_size
 from ..device import status
 from ..errors import HostError
 from ..hotplug import shmem_xml
-from . import libvirt_xml, print_status, qemu_args
+from . import libvirt_xml, print_status, qemu_args, qemu_version
 from .arguments import add_name, run_dir
 from .manage import ask_status
 
@@ -19,6 +19,12 @@ from .manage import ask_status
 def add_qemu_args(parser: argparse.ArgumentParser) -> None:
     _add_vm(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON array")
+    parser.add_argument(
+        "--tcg",
+        action="store_true",
+        help="the VM runs without KVM: a master gets no MSI-X from a QEMU that crashes "
+        "with it then (before 8.0), a slave gets one hint more",
+    )
     parser.set_defaults(run=_qemu_args)
 
 
@@ -47,18 +53,18 @@ def _add_vm(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="memory files that the master has in attach mode (default: %(default)s)",
     )
-    vectors = parser.add_mutually_exclusive_group()
-    vectors.add_argument(
-        "--vectors", type=int, metavar="N", help="MSI-X vectors of the master's card"
+    parser.add_argument(
+        "--vectors",
+        type=int,
+        metavar="N",
+        help="MSI-X vectors of the master's card, instead of the usual number",
     )
-    vectors.add_argument(
-        # QEMU 7.2 without KVM takes the MSI-X of a vhost-user card for an irqfd of
-        # KVM's and dereferences NULL when the driver starts.  8.0 and later do not.
-        "--tcg-7.2",
-        dest="vectors",
-        action="store_const",
-        const=0,
-        help="no MSI-X in the master: QEMU 7.2 without KVM crashes with it",
+    parser.add_argument(
+        "--qemu",
+        metavar="PATH",
+        help="the QEMU that runs the VM, which is asked for its version (default: "
+        f"{qemu_version.PROGRAM} in PATH; if there is none, version "
+        f"{qemu_version.ASSUMED} is assumed)",
     )
 
 
@@ -66,33 +72,48 @@ def _qemu_args(args: argparse.Namespace) -> None:
     # Only attach mode uses `ram`; in arena mode the size is in the configuration.
     ram = args.memory and parse_size(args.memory)
     device = _qemu_device(args)
+    qemu = qemu_version.find(args.qemu)
     if args.role == "master":
-        words, hint = (
-            qemu_args.master(device, ram, vectors=args.vectors),
-            qemu_args.MASTER_HINT,
-        )
+        vectors = _vectors(args, qemu.version, tcg=args.tcg)
+        words = qemu_args.master(device, qemu.version, ram, vectors=vectors)
     else:
-        words, hint = (
-            qemu_args.slave(device, ram, windows=args.windows),
-            qemu_args.SLAVE_HINT,
-        )
+        words = qemu_args.slave(device, ram, windows=args.windows)
+    # On stderr, so that a shell's $(...) and a pipe get the arguments alone.
+    print(f"# {qemu}", file=sys.stderr)
     if args.json:
         print(json.dumps(qemu_args.flat(words)))
         return
     print(qemu_args.text(words))
-    # On stderr, so that a shell's $(...) and a pipe get the arguments alone.
-    print(hint, file=sys.stderr)
+    hint = qemu_args.hint(args.role, qemu.version, tcg=args.tcg)
+    print(hint, end="", file=sys.stderr)
 
 
 def _xml(args: argparse.Namespace) -> None:
     ram = args.memory and parse_size(args.memory)
     device = _qemu_device(args)
+    qemu = qemu_version.find(args.qemu)
+    tcg = args.type == "qemu"
     if args.role == "master":
-        element = libvirt_xml.master(device, ram, kind=args.type, vectors=args.vectors)
+        vectors = _vectors(args, qemu.version, tcg=tcg)
+        element = libvirt_xml.master(device, ram, kind=args.type, vectors=vectors)
     else:
         element = libvirt_xml.slave(device, ram, kind=args.type, windows=args.windows)
+    # libvirt chooses its own QEMU as long as the user names none.
+    if args.qemu is not None and qemu.program is not None:
+        libvirt_xml.set_emulator(element, qemu.program)
+    print(f"# {qemu}", file=sys.stderr)
     print(shmem_xml.text(element))
-    print(libvirt_xml.hint(device, args.role), file=sys.stderr)
+    print(libvirt_xml.hint(device, args.role, tcg=tcg), file=sys.stderr)
+
+
+def _vectors(
+    args: argparse.Namespace, version: qemu_version.Version, *, tcg: bool
+) -> int | None:
+    """Return the MSI-X vectors of a master's card; None for the usual number."""
+    given: int | None = args.vectors
+    if given is None and qemu_args.needs_intx(version, tcg=tcg):
+        return 0
+    return given
 
 
 def _qemu_device(args: argparse.Namespace) -> DeviceConfig:

@@ -102,6 +102,27 @@ def test_slave_in_arena_mode_has_the_device_from_its_start() -> None:
     assert slave.find("devices/controller") is None
 
 
+@pytest.mark.parametrize("device", [ARENA, PLUGGED], ids=["there", "plugged"])
+def test_slaves_windows_are_kept_from_what_is_reserved_for_amd(
+    device: DeviceConfig,
+) -> None:
+    slave = read(libvirt_xml.slave(device))
+    assert words(slave) == ["-global", "x86_64-cpu.phys-bits=39"]
+
+
+def test_domain_has_the_qemu_that_the_user_names() -> None:
+    domain = libvirt_xml.master(ARENA)
+    assert read(domain).find("devices/emulator") is None
+    libvirt_xml.set_emulator(domain, Path("/opt/a & b/qemu"))
+    assert read(domain).findtext("devices/emulator") == "/opt/a & b/qemu"
+
+
+def test_emulated_slave_is_told_of_the_clock() -> None:
+    assert "no_timer_check" in libvirt_xml.hint(ARENA, "slave", tcg=True)
+    assert "no_timer_check" not in libvirt_xml.hint(ARENA, "slave", tcg=False)
+    assert "no_timer_check" not in libvirt_xml.hint(ARENA, "master", tcg=True)
+
+
 def ports(slave: ET.Element) -> dict[str, int]:
     """Return the root ports for windows, with the address space that each reserves."""
     reserves = {

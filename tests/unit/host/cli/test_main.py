@@ -141,6 +141,52 @@ def test_qemu_args_need_a_daemon_or_the_memory(
     assert "intel_iommu=on" in out.err
 
 
+def fake_qemu(directory: Path, version: str) -> Path:
+    path = directory / "qemu"
+    path.write_text(f"#!/bin/sh\necho QEMU emulator version {version}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("json", [[], ["--json"]], ids=["text", "json"])
+def test_qemu_args_are_those_of_the_qemu_that_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, json: list[str]
+) -> None:
+    argv = ["qemu-args", "a", "--role", "master", "--memory", "1G", *json]
+    old, new = "7.2.22", "11.1.3"
+    assert main([*argv, "--tcg", "--qemu", str(fake_qemu(tmp_path, old))]) == 0
+    out = capsys.readouterr()
+    assert "reconnect=1" in out.out
+    assert "vectors=0" in out.out
+    assert "is QEMU 7.2" in out.err
+    assert main([*argv, "--tcg", "--qemu", str(fake_qemu(tmp_path, new))]) == 0
+    out = capsys.readouterr()
+    assert "reconnect-ms=1000" in out.out
+    assert "vectors=" not in out.out
+    assert main([*argv, "--qemu", "nothing"]) == 1
+
+
+def test_vectors_that_are_given_are_printed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    argv = ["qemu-args", "a", "--role", "master", "--memory", "1G", "--vectors", "5"]
+    assert main([*argv, "--tcg", "--qemu", str(fake_qemu(tmp_path, "7.2"))]) == 0
+    assert "vectors=5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("kind", "without"), [("kvm", False), ("qemu", True)])
+def test_xml_is_for_the_qemu_that_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, kind: str, without: bool
+) -> None:
+    qemu = str(fake_qemu(tmp_path, "7.2"))
+    argv = ["xml", "a", "--role", "master", "--memory", "1G", "--type", kind]
+    assert main([*argv, "--qemu", qemu]) == 0
+    domain = ET.fromstring(capsys.readouterr().out)
+    assert domain.findtext("devices/emulator") == qemu
+    vectors = [one for one in domain.iter() if one.get("name") == "vectors"]
+    assert bool(vectors) is without
+
+
 def test_xml_goes_to_standard_output_and_its_hints_to_standard_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -8,11 +8,13 @@ from subprocess import run
 import pytest
 
 from vhostpci_host.cli import qemu_args
+from vhostpci_host.cli.qemu_version import Version
 from vhostpci_host.config.device import DeviceConfig, Mode
 from vhostpci_host.errors import HostError
 
 DEVICE = DeviceConfig(name="web", memory=2**30)
 ATTACHED = DeviceConfig(name="web", mode=Mode.ATTACH)
+QEMU = Version(10, 0)
 MANY = DeviceConfig(name="web", memory=2**30, queue_pairs=4)
 
 
@@ -27,7 +29,7 @@ def values(args: qemu_args.Args, option: str) -> list[str]:
 
 
 def test_master_has_the_arena_as_its_memory() -> None:
-    args = qemu_args.master(DEVICE)
+    args = qemu_args.master(DEVICE, QEMU)
     assert values(args, "-m") == ["1024M"]
     assert values(args, "-machine") == ["memory-backend=vhostpci-web-memory"]
     assert values(args, "-object") == [
@@ -37,21 +39,65 @@ def test_master_has_the_arena_as_its_memory() -> None:
 
 
 def test_master_reconnects_and_keeps_its_offloads() -> None:
-    args = qemu_args.master(DEVICE)
-    assert values(args, "-chardev")[0].endswith(",reconnect=1")
+    args = qemu_args.master(DEVICE, QEMU)
+    assert "reconnect" in values(args, "-chardev")[0]
     assert "ctrl_guest_offloads=off" in values(args, "-device")[0]
     assert "vectors=" not in values(args, "-device")[0]
     assert "queues=" not in values(args, "-netdev")[0]
 
 
+@pytest.mark.parametrize(
+    ("version", "option"),
+    [
+        (Version(7, 2), "reconnect=1"),
+        (Version(9, 1), "reconnect=1"),
+        (Version(9, 2), "reconnect-ms=1000"),
+        (Version(10, 0), "reconnect-ms=1000"),
+        (Version(11, 0), "reconnect-ms=1000"),
+    ],
+    ids=str,
+)
+def test_master_connects_again_by_the_option_that_its_qemu_knows(
+    version: Version, option: str
+) -> None:
+    args = qemu_args.master(DEVICE, version)
+    assert values(args, "-chardev")[0].split(",")[-1] == option
+
+
+def test_only_an_old_qemu_without_kvm_crashes_with_msix() -> None:
+    assert qemu_args.needs_intx(Version(7, 2), tcg=True)
+    assert not qemu_args.needs_intx(Version(7, 2), tcg=False)
+    assert not qemu_args.needs_intx(Version(8, 0), tcg=True)
+
+
+def test_hints_are_for_what_the_vm_is() -> None:
+    old, new = Version(7, 2), Version(10, 0)
+    assert "add --tcg" in qemu_args.hint("master", old, tcg=False)
+    assert qemu_args.hint("master", old, tcg=True) == ""
+    assert qemu_args.hint("master", new, tcg=False) == ""
+    assert "no_timer_check" in qemu_args.hint("slave", new, tcg=True)
+    assert "no_timer_check" not in qemu_args.hint("slave", new, tcg=False)
+
+
+@pytest.mark.parametrize(
+    "device", [DEVICE, replace(DEVICE, slave_qmp=Path("/q"))], ids=["there", "plugged"]
+)
+def test_slaves_windows_are_kept_from_what_is_reserved_for_amd(
+    device: DeviceConfig,
+) -> None:
+    args = qemu_args.slave(device)
+    assert values(args, "-global") == ["x86_64-cpu.phys-bits=39"]
+    assert values(args, "-cpu") == []
+
+
 def test_master_with_queue_pairs_has_vectors_for_all() -> None:
-    args = qemu_args.master(MANY)
+    args = qemu_args.master(MANY, QEMU)
     assert values(args, "-netdev")[0].endswith(",queues=4")
     assert values(args, "-device")[0].endswith(",mq=on,vectors=10")
 
 
 def test_master_without_msix_for_qemu_7_2_under_tcg() -> None:
-    assert values(qemu_args.master(DEVICE, vectors=0), "-device")[0].endswith(
+    assert values(qemu_args.master(DEVICE, QEMU, vectors=0), "-device")[0].endswith(
         ",vectors=0"
     )
 
@@ -61,7 +107,7 @@ def test_slave_has_a_vector_for_each_ring_and_one() -> None:
 
 
 def test_master_in_attach_mode_has_memory_that_can_be_shared() -> None:
-    args = qemu_args.master(ATTACHED, 2**32)
+    args = qemu_args.master(ATTACHED, QEMU, 2**32)
     assert values(args, "-m") == ["4096M"]
     assert values(args, "-object") == [
         "memory-backend-memfd,id=vhostpci-web-memory,size=4096M,share=on"
@@ -70,7 +116,7 @@ def test_master_in_attach_mode_has_memory_that_can_be_shared() -> None:
 
 def test_master_in_attach_mode_has_memory_of_a_size_that_only_the_user_knows() -> None:
     with pytest.raises(HostError, match="give its size"):
-        qemu_args.master(ATTACHED)
+        qemu_args.master(ATTACHED, QEMU)
 
 
 def test_slave_has_a_port_for_the_doorbells_and_each_window() -> None:
@@ -101,9 +147,8 @@ def test_slave_in_attach_mode_is_plugged_or_a_process() -> None:
 
 def test_two_devices_differ_in_every_id_and_address() -> None:
     other = DeviceConfig(name="db", memory=2**30)
-    assert not {v for _, v in qemu_args.slave(DEVICE)} & {
-        v for _, v in qemu_args.slave(other)
-    }
+    both = {*qemu_args.slave(DEVICE)} & {*qemu_args.slave(other)}
+    assert both == {*qemu_args.PLACE_FOR_WINDOWS}  # it may be given twice
     assert qemu_args.mac("web") != qemu_args.mac("db")
     assert qemu_args.mac("web").startswith("52:54:00:")
 
@@ -116,6 +161,6 @@ def test_comma_and_space_in_a_path_survive_qemu_and_the_shell() -> None:
 
 
 def test_text_is_one_option_a_line_and_one_command_when_pasted() -> None:
-    args = qemu_args.master(DEVICE)
+    args = qemu_args.master(DEVICE, QEMU)
     assert len(qemu_args.text(args).splitlines()) == len(args)
     assert pasted(qemu_args.text(args)) == qemu_args.flat(args)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find out which QEMU will run a VM: some arguments depend on its version."""
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import HostError
+
+PROGRAM = "qemu-system-x86_64"
+
+_ANSWER_TIME = 20.0
+"""Seconds that `PATH -version` may take."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Version:
+    """A version of QEMU; later ones are greater."""
+
+    major: int
+    minor: int
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}"
+
+
+RECONNECT_MS = Version(9, 2)
+"""The first with `reconnect-ms=`; `reconnect=` is deprecated there, and gone in 11."""
+TCG_MSIX = Version(8, 0)
+"""The first whose vhost-user card may have MSI-X without KVM."""
+
+ASSUMED = Version(10, 0)
+"""The version where no QEMU can be asked: that of Debian's present stable release."""
+
+
+@dataclass(frozen=True, slots=True)
+class Qemu:
+    """The QEMU that runs a VM."""
+
+    version: Version
+    program: Path | None
+    """None: there was none to ask, and the version is assumed."""
+
+    def __str__(self) -> str:
+        """Return the line that tells a user which version the arguments are for."""
+        if self.program is None:
+            return (
+                f"no {PROGRAM} is in PATH: version {self.version} is assumed (--qemu)"
+            )
+        return f"{self.program} is QEMU {self.version}"
+
+
+def find(name: str | None) -> Qemu:
+    """Ask the QEMU that will be used for its version.
+
+    Args:
+        name: the program, or its path; None for the usual name.
+
+    Raises:
+        HostError: it is not there, or does not say that it is a QEMU.
+    """
+    program = shutil.which(name or PROGRAM)
+    if program is not None:
+        return Qemu(ask(program), Path(program).absolute())
+    if name is None:
+        return Qemu(ASSUMED, None)
+    raise HostError(f"--qemu {name}: there is no such program; give its path")
+
+
+def ask(program: str) -> Version:
+    """Run `PROGRAM -version`; return what it says.
+
+    Raises:
+        HostError: it cannot be run, or does not say that it is a QEMU.
+    """
+    command = f"{program} -version"
+    try:
+        done = subprocess.run(
+            [program, "-version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="backslashreplace",
+            timeout=_ANSWER_TIME,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise HostError(f"{command}: {error}; --qemu names the QEMU to ask") from error
+    found = re.search(r"QEMU emulator version (\d+)\.(\d+)", done.stdout)
+    if done.returncode or found is None:
+        said = (done.stdout + done.stderr).strip()[:200]
+        raise HostError(
+            f"{command}: exit status {done.returncode}, {said!r}; a QEMU says `QEMU "
+            "emulator version ...`: --qemu names the QEMU to ask"
+        )
+    return Version(int(found[1]), int(found[2]))
