@@ -251,9 +251,9 @@ class DeviceConfig:
                     f"choose another {option}",
                 )
         # The windows' numbers are random, so no window may have its socket there yet.
-        if self.vhost_user.parent == self.run_dir and _WINDOW_SOCKET.fullmatch(
-            self.vhost_user.name
-        ):
+        directory, name = os.path.split(os.path.normpath(self.vhost_user))
+        in_run_dir = directory == os.path.normpath(self.run_dir)
+        if in_run_dir and _WINDOW_SOCKET.fullmatch(name):
             yield Problem(
                 "socket-path",
                 f"socket-path {self.vhost_user}: in {self.run_dir} that is the name of "
