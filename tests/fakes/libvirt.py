@@ -17,10 +17,10 @@ DOMAIN = """\
 <domain type='{kind}' id='{run}'>
   <devices>
     <controller type='pci' index='0' model='{root}'><alias name='pcie.0'/></controller>
-    {ports}
+    {root_ports}
   </devices>
 </domain>"""
-PORT = """\
+ROOT_PORT = """\
 <controller type='pci' index='{bus}' model='pcie-root-port'>
   <target hotplug='{hotplug}'/>
   <alias name='port-{bus}'/>
@@ -53,11 +53,13 @@ class FakeLibvirt:
     ) -> None:
         """Run the domain with a root port for each bus number in `shares`.
 
-        A value of `shares` is the port's bytes of address space.
+        A value of `shares` is the root port's bytes of address space.
         """
         shares = {2: 2**30} if shares is None else shares
-        ports = "".join(PORT.format(bus=bus, hotplug=hotplug) for bus in shares)
-        text = DOMAIN.format(kind=kind, run=run, root=root, ports=ports)
+        root_ports = "".join(
+            ROOT_PORT.format(bus=bus, hotplug=hotplug) for bus in shares
+        )
+        text = DOMAIN.format(kind=kind, run=run, root=root, root_ports=root_ports)
         self._write("domain", text)
         self._write("shares", json.dumps(shares))
 
@@ -82,20 +84,20 @@ class FakeLibvirt:
         """Make a command hang for a minute."""
         self._write(f"hang.{command}", "")
 
-    def hold_on(self) -> None:
-        """Make the guest ignore each unplug until `let_go`."""
-        self._write("hold", "")
+    def ignore_unplugs(self) -> None:
+        """Make the guest ignore each unplug until `release_devices`."""
+        self._write("ignore-unplugs", "")
 
-    def let_go(self) -> None:
+    def release_devices(self) -> None:
         """Make the guest release all devices whose unplug was asked for."""
-        (self._directory / "hold").unlink()
+        (self._directory / "ignore-unplugs").unlink()
         domain = Domain(self._directory)
         for alias in self.asked("detach-device-alias", "--alias"):
             domain.detach(alias)
 
     def give_no_addresses(self) -> None:
         """Make the guest assign no address to a plugged device."""
-        self._write("deaf", "")
+        self._write("no-addresses", "")
 
     def set_up_nothing(self) -> None:
         """Leave the root ports as they are before the firmware has run."""
@@ -175,10 +177,10 @@ class Domain:
 
     def _query_pci(self) -> object:
         shares = json.loads((self._directory / "shares").read_text())
-        ports = [self._port(int(bus), share) for bus, share in shares.items()]
-        return [{"bus": 0, "devices": ports}]
+        root_ports = [self._root_port(int(bus), share) for bus, share in shares.items()]
+        return [{"bus": 0, "devices": root_ports}]
 
-    def _port(self, bus: int, share: int) -> dict[str, object]:
+    def _root_port(self, bus: int, share: int) -> dict[str, object]:
         early = (self._directory / "early").exists()
         addresses = {"base": bus * TOP, "limit": bus * TOP + share - 1}
         behind = {"secondary": 0 if early else bus, "prefetchable_range": addresses}
@@ -190,7 +192,7 @@ class Domain:
         }
 
     def _behind(self, bus: int) -> Iterator[dict[str, object]]:
-        deaf = (self._directory / "deaf").exists()
+        no_addresses = (self._directory / "no-addresses").exists()
         for shmem in self.root.iterfind("devices/shmem"):
             place, alias = shmem.find("address"), shmem.find("alias")
             assert alias is not None, "an attached device has no alias"
@@ -198,7 +200,9 @@ class Domain:
                 yield {
                     "qdev_id": alias.get("name"),
                     "class_info": {"class": 0x0500},
-                    "regions": [{"bar": 2, "address": -1 if deaf else bus * TOP}],
+                    "regions": [
+                        {"bar": 2, "address": -1 if no_addresses else bus * TOP}
+                    ],
                 }
 
     def _devices(self) -> ET.Element:
@@ -225,7 +229,7 @@ def main(directory: Path, words: list[str]) -> int:
     elif command == "attach-device":
         Domain(directory).attach(Path(options["--file"]).read_text())
     elif command == "detach-device-alias":
-        if not (directory / "hold").exists():
+        if not (directory / "ignore-unplugs").exists():
             Domain(directory).detach(options["--alias"])
     elif command == "qemu-monitor-command":
         request, passed = options["--cmd"], options.get("--pass-fds", "")

@@ -29,7 +29,7 @@ class FakeQemu:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.ports: dict[str, tuple[int, int]] = {}
+        self.root_ports: dict[str, tuple[int, int]] = {}
         self.fixed: set[str] = set()
         self.machine = "pc-q35-10.0-machine"
         self.chardevs: dict[str, str] = {}
@@ -45,7 +45,7 @@ class FakeQemu:
         self._unanswered: set[str] = set()
         self._nonsense: set[str] = set()
         self._greets = True
-        self._holds = self._refuses_to_let_go = self._loses_events = False
+        self._ignores_unplugs = self._refuses_unplugs = self._loses_events = False
         self._serving = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -77,9 +77,9 @@ class FakeQemu:
         self.chardevs.clear()
         self.devices.clear()
 
-    def port(self, name: str, share: int, base: int = 4 * GIB) -> None:
+    def add_root_port(self, name: str, share: int, base: int = 4 * GIB) -> None:
         """Add a root port with `share` bytes of address space."""
-        self.ports[name] = (base, base + share - 1)
+        self.root_ports[name] = (base, base + share - 1)
 
     def refuse(self, command: str, reason: str = "because") -> None:
         """Answer a command with an error."""
@@ -98,7 +98,7 @@ class FakeQemu:
         self._refusals.clear()
         self._unanswered.clear()
         self._greets = True
-        self._holds = self._refuses_to_let_go = self._loses_events = False
+        self._ignores_unplugs = self._refuses_unplugs = self._loses_events = False
 
     def lack_kvm(self) -> None:
         """Run without KVM: the vectors of unplugged devices stay watched."""
@@ -108,21 +108,21 @@ class FakeQemu:
         """Accept connections, but send no greeting."""
         self._greets = False
 
-    def hold_on(self) -> None:
-        """Make the guest ignore each unplug until `let_go`."""
-        self._holds = True
+    def ignore_unplugs(self) -> None:
+        """Make the guest ignore each unplug until `release_devices`."""
+        self._ignores_unplugs = True
 
-    def refuse_to_let_go(self) -> None:
+    def refuse_unplugs(self) -> None:
         """Make the guest refuse each unplug."""
-        self._refuses_to_let_go = True
+        self._refuses_unplugs = True
 
     def lose_events(self) -> None:
         """Send no events, although the guest releases devices."""
         self._loses_events = True
 
-    def let_go(self) -> None:
+    def release_devices(self) -> None:
         """Make the guest release all devices whose unplug was asked for."""
-        self._holds = False
+        self._ignores_unplugs = False
         for name in [name for name in self.devices if self.asked[name]]:
             self._delete(name)
 
@@ -193,7 +193,7 @@ class FakeQemu:
         return {}
 
     def _qom_list(self, path: str) -> Any:
-        types = dict.fromkeys(self.ports, "pcie-root-port")
+        types = dict.fromkeys(self.root_ports, "pcie-root-port")
         types |= dict.fromkeys(self.devices, "ivshmem-doorbell")
         own = [{"name": "type", "type": "string"}]
         return own + [{"name": n, "type": f"child<{t}>"} for n, t in types.items()]
@@ -227,12 +227,12 @@ class FakeQemu:
         return {}
 
     def _query_pci(self) -> Any:
-        bridges = [self._bridge(name) for name in self.ports]
+        bridges = [self._bridge(name) for name in self.root_ports]
         on_root = [self._card(n) for n, d in self.devices.items() if "bus" not in d]
         return [{"bus": 0, "devices": bridges + on_root}]
 
     def _bridge(self, name: str) -> Any:
-        base, limit = self.ports[name]
+        base, limit = self.root_ports[name]
         ready = base < limit
         behind = [n for n, d in self.devices.items() if d.get("bus") == name]
         bus = {
@@ -280,9 +280,9 @@ class FakeQemu:
 
     def _device_del(self, id: str) -> Any:
         self.asked[id] += 1
-        if self._refuses_to_let_go:
+        if self._refuses_unplugs:
             self._tell("DEVICE_UNPLUG_GUEST_ERROR", id)
-        elif not self._holds:
+        elif not self._ignores_unplugs:
             asyncio.get_running_loop().call_soon(self._delete, id)
         elif self.asked[id] > 1:
             raise _CommandError(f"Device {id} is already in the process of unplug")

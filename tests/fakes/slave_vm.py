@@ -30,7 +30,7 @@ class FakeVm:
         """Refuse to plug exactly these windows from now on."""
         self._refused = set(windows)
 
-    def hold_on(self, *windows: int) -> None:
+    def refuse_to_unplug(self, *windows: int) -> None:
         """Refuse to unplug exactly these windows from now on."""
         self._stubborn = set(windows)
 
@@ -72,7 +72,7 @@ class FakeVm:
         await self._answer()
         assert plug.window not in self.windows, "two devices would show one window"
         if plug.window in self._refused:
-            raise PlugError(f"no port is free for window {plug.window}")
+            raise PlugError(f"no root port is free for window {plug.window}")
         self.windows.add(plug.window)
         self.steps.append(f"plug {plug.window}")
 

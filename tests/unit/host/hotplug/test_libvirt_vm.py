@@ -201,7 +201,7 @@ def test_guest_that_does_not_release_a_window_is_an_error_and_is_asked_again(
     virsh: FakeLibvirt,
 ) -> None:
     plug(WINDOW)
-    virsh.hold_on()
+    virsh.ignore_unplugs()
     with pytest.raises(PlugError, match="'switch' has not released window 300"):
         ask(lambda vm: vm.unplug("web", 300))
     virsh.refuse(
@@ -210,7 +210,7 @@ def test_guest_that_does_not_release_a_window_is_an_error_and_is_asked_again(
     )
     with pytest.raises(PlugError, match="has not released"):
         ask(lambda vm: vm.unplug("web", 300))
-    virsh.let_go()
+    virsh.release_devices()
     ask(lambda vm: vm.unplug("web", 300))
 
 

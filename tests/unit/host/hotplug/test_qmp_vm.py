@@ -48,8 +48,8 @@ def play(tmp_path: Path) -> Played:
 
     async def run(scenario: Scenario) -> None:
         async with FakeQemu(tmp_path / "qmp") as qemu:
-            qemu.port("large", 4 * GIB)
-            qemu.port("small", 2 * MIB)
+            qemu.add_root_port("large", 4 * GIB)
+            qemu.add_root_port("small", 2 * MIB)
             vm = QmpVm(qemu.path)
             try:
                 async with asyncio.timeout(30):
@@ -103,7 +103,7 @@ def test_windows_of_another_device_are_not_listed(play: Played) -> None:
 
 def test_two_devices_that_plug_at_once_get_a_port_each(play: Played) -> None:
     async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
-        qemu.port("second", 4 * GIB)
+        qemu.add_root_port("second", 4 * GIB)
         await asyncio.gather(vm.plug("a", WINDOW), vm.plug("b", WINDOW))
         assert {d["bus"] for d in qemu.devices.values()} == {"large", "second"}
 
@@ -112,7 +112,7 @@ def test_two_devices_that_plug_at_once_get_a_port_each(play: Played) -> None:
 
 def test_i440fx_needs_no_port(play: Played) -> None:
     async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
-        qemu.ports.clear()
+        qemu.root_ports.clear()
         qemu.machine = "pc-i440fx-10.0-machine"
         await vm.plug("web", WINDOW)
         assert "bus" not in qemu.devices["vhostpci.300.web-window"]
@@ -142,8 +142,8 @@ def test_port_whose_hot_plug_is_off_is_left_alone(play: Played) -> None:
 
 def test_plug_fails_until_the_firmware_has_run(play: Played) -> None:
     async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
-        for name in qemu.ports:
-            qemu.ports[name] = (0xFFF00000, 0xFFFFF)
+        for name in qemu.root_ports:
+            qemu.root_ports[name] = (0xFFF00000, 0xFFFFF)
         assert "firmware" in await error_of(vm.plug("web", METADATA))
 
     play(scenario)
@@ -181,12 +181,12 @@ def test_chardev_without_a_device_is_found_and_removed(play: Played) -> None:
 
 def test_unplug_returns_when_the_guest_has_released_the_device(play: Played) -> None:
     async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
-        qemu.hold_on()
+        qemu.ignore_unplugs()
         await vm.plug("web", METADATA)
         unplug = asyncio.create_task(vm.unplug("web", 0))
         await until(lambda: qemu.asked["vhostpci-web-window"] == 1)
         assert not unplug.done()
-        qemu.let_go()
+        qemu.release_devices()
         await unplug
         assert qemu.chardevs == {}
 
@@ -194,7 +194,7 @@ def test_unplug_returns_when_the_guest_has_released_the_device(play: Played) -> 
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("answer", [FakeQemu.hold_on, FakeQemu.refuse_to_let_go])
+@pytest.mark.parametrize("answer", [FakeQemu.ignore_unplugs, FakeQemu.refuse_unplugs])
 def test_guest_that_does_not_release_a_device_is_an_error_and_is_asked_again(
     play: Played, answer: Callable[[FakeQemu], None]
 ) -> None:
@@ -208,7 +208,7 @@ def test_guest_that_does_not_release_a_device_is_an_error_and_is_asked_again(
         assert "does not release vhostpci-web-window" in text
         assert qemu.asked["vhostpci-web-window"] == 2
         qemu.answer_again()
-        qemu.let_go()
+        qemu.release_devices()
         await vm.unplug("web", 0)
         assert await vm.plugged("web") == set()
 
@@ -287,7 +287,7 @@ def test_vm_that_ends_is_noticed(play: Played) -> None:
 def test_vm_that_ends_while_its_guest_is_waited_for_is_away(play: Played) -> None:
     async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
         await vm.plug("web", METADATA)
-        qemu.hold_on()
+        qemu.ignore_unplugs()
         unplug = asyncio.create_task(vm.unplug("web", 0))
         await until(lambda: qemu.asked["vhostpci-web-window"] == 1)
         await qemu.die()
@@ -390,7 +390,7 @@ def test_cancelled_call_leaves_a_vm_that_can_be_closed(
             qemu.never_answer("query-chardev")
         else:
             await vm.plug("web", METADATA)
-            qemu.hold_on()
+            qemu.ignore_unplugs()
         task = asyncio.create_task(vm.unplug("web", 0))
         await asyncio.sleep(0.05)
         task.cancel()
@@ -456,9 +456,9 @@ def test_eventfds_of_a_late_unplug_are_cleared_before_the_next_plug(
     async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
         qemu.lack_kvm()
         await vm.plug("web", METADATA)
-        qemu.hold_on()
+        qemu.ignore_unplugs()
         await error_of(vm.unplug("web", 0))
-        qemu.let_go()
+        qemu.release_devices()
         assert qemu.watched == 5
         await vm.plug("web", WINDOW)
         assert qemu.watched == 0

@@ -142,11 +142,11 @@ def test_guest_that_holds_a_window_is_asked_again_and_again(
         async with hotplugged(vm) as plugger:
             plugger.want(plugs(0, 256))
             await until(lambda: plugger.status()["plugged"] == [0, 256])
-            vm.hold_on(256)
+            vm.refuse_to_unplug(256)
             plugger.want(plugs(0))
             await until(lambda: vm.asked[256] == 3)
             assert plugger.status()["problem"].endswith("not release window 256")
-            vm.hold_on()
+            vm.refuse_to_unplug()
             await until(lambda: vm.windows == {0})
             await until(lambda: plugger.status()["problem"] == "")
 
@@ -161,11 +161,11 @@ def test_only_the_same_window_waits_until_its_old_device_is_unplugged() -> None:
         async with hotplugged(vm) as plugger:
             plugger.want(plugs(0))
             await until(lambda: plugger.status()["plugged"] == [0])
-            vm.hold_on(0)
+            vm.refuse_to_unplug(0)
             plugger.want(frozenset({plug(0, vectors=5), plug(256)}))
             await until(lambda: vm.asked[0] == 3)
             assert vm.steps == ["plug 0", "plug 256"]
-            vm.hold_on()
+            vm.refuse_to_unplug()
             await until(lambda: vm.steps[2:] == ["unplug 0", "plug 0"])
 
     asyncio.run(scenario())
@@ -181,7 +181,7 @@ def test_refused_window_is_logged_once_tried_again_and_delays_no_other(
             plugger.want(plugs(0, 256))
             await until(lambda: vm.looks > 3)
             assert plugger.status()["plugged"] == [0]
-            assert "no port is free for window 256" in plugger.status()["problem"]
+            assert "no root port is free for window 256" in plugger.status()["problem"]
             vm.refuse()
             await until(lambda: plugger.status()["plugged"] == [0, 256])
             assert plugger.status()["problem"] == ""
@@ -329,7 +329,7 @@ def test_close_ends_in_time_even_if_the_vm_does_not_answer(trouble: str) -> None
             if trouble == "hangs":
                 vm.hang()
             elif trouble == "holds on":
-                vm.hold_on(0)
+                vm.refuse_to_unplug(0)
             else:
                 vm.die()
             start = time.monotonic()
