@@ -339,10 +339,12 @@ class Link:
         self._answers.announce()
 
     def _set_carrier(self) -> None:
+        wanted = self._rings.wanted
         self._carrier.follow(
             running=self._rings.running,
             blocked=self._rings.blocked,
-            master=self._rings.wanted.master,
+            master=wanted.master,
+            absent=bool(wanted.absent),
         )
 
     # Status.

@@ -44,6 +44,28 @@ def test_rings_wait_for_a_window_and_the_daemon_does_not(
     assert bench.port.carrier
 
 
+def test_carrier_stays_on_while_the_slave_vm_plugs_a_window(bench: Bench) -> None:
+    """Packets wait in the TAP then, and none is dropped."""
+    bench.windows.plug(THERE)
+    bench.publish(*pair(2), regions=(BELOW,))
+    bench.publish(*pair(3), regions=(BELOW, ABOVE))
+    assert bench.running == set()
+    bench.ticks(24)
+    assert bench.port.carrier
+    bench.windows.plug(LATE)
+    bench.look()
+    assert bench.running == {0, 1}
+    assert bench.port.carrier
+
+
+def test_carrier_goes_off_if_a_window_does_not_come(bench: Bench) -> None:
+    bench.windows.plug(THERE)
+    bench.publish(*pair(2), regions=(BELOW,))
+    bench.publish(*pair(3), regions=(BELOW, ABOVE))
+    bench.ticks(25)
+    assert not bench.port.carrier
+
+
 def test_link_that_waits_for_a_window_sleeps(bench: Bench) -> None:
     link = bench.link
     assert link is not None
