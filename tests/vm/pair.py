@@ -7,6 +7,7 @@
 virtio-net                                   vhostpci-guest
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -100,6 +101,12 @@ class Pair:
         return traffic.ping(self.master, SLAVE_ADDRESS, count) + traffic.ping(
             self.slave, MASTER_ADDRESS, count
         )
+
+    def counters(self) -> str:
+        """Return what the agent and the daemon count, to be read after a failure."""
+        agents = json.dumps(self.slave.agents(), indent=1)
+        status = json.dumps(self.daemon.status(), indent=1)
+        return f"--- the agent\n{agents}\n--- the daemon\n{status}"
 
     def wait_link(self) -> None:
         """Wait until the slave's TAP has a carrier, and a first packet crossed."""

@@ -112,10 +112,11 @@ def test_dimm_that_comes_while_packets_flow(here: Path) -> None:
         with traffic.pinging(link.master, SLAVE_ADDRESS) as running:
             memory.plug_dimm(link.master, 256 * MIB)
             link.daemon.wait_state("running")
-            link.master.run("sleep 2")
+            running.wait_answers(11)  # the DIMM is in use now
             during = link.ping_both_ways()
         ping = running.result() + during
-        assert ping.received == ping.sent
+        evidence = f"{running.output()}\n{link.slave.output()}\n{link.daemon.status()}"
+        assert ping.received == ping.sent, evidence
         assert link.windows() == [256 * MIB, 512 * MIB]
         (dimm,) = memory.files(link.master, 256 * MIB)
         link.ping_both_ways(f"-p {PATTERN}")

@@ -73,9 +73,11 @@ def test_pings_go_on_while_pairs_come_and_go(link: Pair) -> None:
             wait_told(link, pairs)
         for running in (upwards, downwards):
             running.wait_answers(6)
-    for ping in (upwards.result(), downwards.result()):
-        assert ping.sent > 5
-        assert ping.sent - ping.received < len(changes)
+    for running in (upwards, downwards):
+        ping = running.result()
+        evidence = f"{running.output()}\n{link.counters()}"
+        assert ping.sent > 5, evidence
+        assert ping.sent - ping.received < len(changes), evidence
 
 
 def test_many_connections_spread_over_all_pairs(link: Pair) -> None:

@@ -4,14 +4,14 @@
 import json
 import re
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from tests.vm.channel import GuestError
 from tests.vm.harness import Result, Vm
-from tests.waiting import wait_for
 
 # 5201 in hexadecimal, as /proc/net/tcp6 has a listening socket.
 LISTENS = "grep -q ':1451 .* 0A ' /proc/net/tcp /proc/net/tcp6"
@@ -26,7 +26,7 @@ class Ping:
     rtt_ms_avg: float | None
 
     def __add__(self, other: "Ping") -> "Ping":
-        """Both runs as one; the average is weighed by what came back."""
+        """Add up two runs; the average is weighed by what came back."""
         received = self.received + other.received
         total = sum((run.rtt_ms_avg or 0) * run.received for run in (self, other))
         average = round(total / received, 3) if received else None
@@ -47,14 +47,21 @@ class Runner(Protocol):
 
 
 def ping(source: Runner, address: str, count: int = 10, options: str = "") -> Ping:
-    """Ping ``address``; lost packets are a result, not an error."""
-    # Once replies have come, ping waits one interval for the last one, not -W.
+    """Ping ``address`` until so many answers came; lost packets are no error."""
+    # With -c alone, ping waits for the last answer as long as two round trips took: too
+    # short where guests wait for a processor.  With -w as well it sends until it has
+    # all answers or its time is over.
+    limit = count + 20
+    what = f"{source.name}: ping {address}"
     output = source.run(
-        f"ping -n -q -c {count} -i 0.2 -W 2 {options} {address}",
-        timeout=count * 2 + 10,
+        f"ping -n -c {count} -i 0.2 -w {limit} {options} {address}",
+        timeout=limit + 10,
         check=False,
     ).stdout
-    return _parse(output, f"{source.name}: ping {address}")
+    transmitted = _transmitted(output, what)
+    enough = len(_answered(output)) >= count
+    # What it sent after the last one that was answered may have been under way.
+    return _ping(output, max(_answered(output)) if enough else transmitted)
 
 
 class Pinging:
@@ -62,13 +69,33 @@ class Pinging:
 
     def __init__(self, source: Vm, address: str, interval: float) -> None:
         self._what = f"{source.name}: ping {address}"
-        self._job = source.spawn(f"exec ping -n -i {interval} {address}")
+        # -D: when each answer came, for whoever reads a failure.
+        self._job = source.spawn(f"exec ping -n -D -i {interval} {address}")
+        self._patience = source.patience
+        self._sent = 0
+
+    def output(self) -> str:
+        """Return ping's own lines so far."""
+        return f"--- {self._what}\n{self._job.output()}"
 
     def wait_answers(self, count: int) -> None:
-        """Return once so many answers have come, however slow the guests are."""
-        wait_for(
-            lambda: self._job.output().count("icmp_seq=") >= count,
-            lambda: f"{self._what} has {count} answers: {self._job.output()}",
+        """Return once so many more answers have come, however slow the guests are."""
+        wanted = len(self._answered()) + count
+        self._wait(lambda: len(self._answered()) >= wanted, f"{count} more answers")
+
+    def wait_late_answers(self) -> None:
+        """Wait until each echo that is under way now has been answered, or is lost.
+
+        One link does not reorder packets: once a later one is answered, an earlier one
+        that is not answered is lost.
+        """
+        reports = len(_reports(self._job.output()))
+        self._job.send(signal.SIGQUIT)  # ping reports how many it has sent
+        self._wait(lambda: len(_reports(self._job.output())) > reports, "a report")
+        self._sent = _reports(self._job.output())[-1]
+        self._wait(
+            lambda: max(self._answered(), default=0) > self._sent,
+            f"an answer to one after {self._sent}",
         )
 
     def stop(self) -> None:
@@ -77,11 +104,18 @@ class Pinging:
         self._job.wait(10)
 
     def result(self) -> Ping:
-        """Its figures, without one that was under way when it was stopped."""
-        output = self._job.output()
-        ping = _parse(output, self._what)
-        under_way = f"icmp_seq={ping.sent} " not in output
-        return replace(ping, sent=ping.sent - under_way)
+        """Return the figures of all echoes up to the last :meth:`wait_late_answers`."""
+        return _ping(self._job.output(), self._sent)
+
+    def _answered(self) -> set[int]:
+        return _answered(self._job.output())
+
+    def _wait(self, condition: Callable[[], bool], what: str) -> None:
+        patience = self._patience(30)
+        while not condition():
+            if patience.is_over():
+                raise GuestError(f"no {what} within {patience}:\n{self.output()}")
+            time.sleep(0.2)
 
 
 @contextmanager
@@ -90,16 +124,38 @@ def pinging(source: Vm, address: str, interval: float = 0.2) -> Iterator[Pinging
     run = Pinging(source, address, interval)
     try:
         yield run
+        run.wait_late_answers()
     finally:
         run.stop()
 
 
-def _parse(output: str, what: str) -> Ping:
-    counts = re.search(r"(\d+) packets transmitted, (\d+) received", output)
-    if not counts:
+def _ping(output: str, sent: int) -> Ping:
+    """Return the figures of the first ``sent`` echoes."""
+    times = {n: ms for n, ms in _answers(output) if n <= sent}
+    average = round(sum(times.values()) / len(times), 3) if times else None
+    return Ping(sent, len(times), average)
+
+
+def _answers(output: str) -> list[tuple[int, float]]:
+    """Sequence number and milliseconds of each answer that ping reports."""
+    found = re.findall(r"bytes from .*icmp_seq=(\d+) .*time=([\d.]+) ms", output)
+    return [(int(number), float(ms)) for number, ms in found]
+
+
+def _answered(output: str) -> set[int]:
+    return {number for number, _ in _answers(output)}
+
+
+def _transmitted(output: str, what: str) -> int:
+    found = re.search(r"(\d+) packets transmitted", output)
+    if not found:
         raise GuestError(f"{what} says {output!r}")
-    average = re.search(r"rtt [^=]*= [\d.]+/([\d.]+)/", output)
-    return Ping(int(counts[1]), int(counts[2]), float(average[1]) if average else None)
+    return int(found[1])
+
+
+def _reports(output: str) -> list[int]:
+    """How many echoes were sent, by each report that SIGQUIT has ping write."""
+    return [int(sent) for sent in re.findall(r"\d+/(\d+) packets, \d+% loss", output)]
 
 
 @contextmanager
