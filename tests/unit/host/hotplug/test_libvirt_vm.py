@@ -10,6 +10,7 @@ from typing import TypeVar
 import pytest
 
 from tests.fakes.libvirt import FakeLibvirt
+from tests.waiting import until
 from vhostpci_host.hotplug import libvirt_vm
 from vhostpci_host.hotplug.libvirt_vm import LibvirtVm
 from vhostpci_host.hotplug.virsh import Virsh
@@ -321,7 +322,7 @@ def test_end_of_the_domain_is_noticed(virsh: FakeLibvirt) -> None:
     async def work(vm: LibvirtVm) -> None:
         await vm.plugged("web")
         gone = [asyncio.create_task(vm.gone()) for _ in range(3)]
-        await asyncio.sleep(0.3)
+        await until(lambda: bool(virsh.asked("event", "--domain")))
         assert not any(one.done() for one in gone)
         virsh.shut_off()
         await asyncio.wait_for(asyncio.gather(*gone), 5)
