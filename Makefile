@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# The two commands of the README, on a Debian 12 machine as root:
+# The two commands of the README, on a Debian 12 or 13 machine as root:
 #
 #   make demo [ARGS="--bind uio --json FILE --keep"]
 #   make test [ARGS="-e unit -- -k reboot"]
@@ -9,16 +9,16 @@
 CACHE := $(shell tools/setup --cache-dir)
 PYTHON := $(CACHE)/venv/bin/python
 
-.PHONY: demo test yardstick setup
+.PHONY: demo test yardstick
 
-demo: setup
+demo:
+	@tools/setup demo $(ARGS)
 	@$(PYTHON) -m tests.vm.demo $(ARGS)
 
-test: setup
+test:
+	@tools/setup test
 	@$(PYTHON) -m tox $(ARGS)
 
-yardstick: setup
+yardstick:
+	@tools/setup demo $(ARGS)
 	@$(PYTHON) -m tests.vm.yardstick $(ARGS)
-
-setup:
-	@tools/setup
