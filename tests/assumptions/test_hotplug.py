@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.vm import qemu
-from tests.vm.bare_slave import Slave, mend, started
+from tests.vm.bare_slave import Slave, clear_handlers, started
 from tests.vm.harness import Vm
 
 pytestmark = pytest.mark.vm
@@ -106,7 +106,7 @@ def test_handlers_of_unplugged_vectors_stay_until_a_netdev_removes_them(
     assert slave.goes(300)
     spinning = busy(slave.vm)
     assert spinning > 0.1  # of a second, of which other programs may use a part
-    mend(slave.monitor)
+    clear_handlers(slave.monitor)
     assert busy(slave.vm) < spinning / 4
 
 

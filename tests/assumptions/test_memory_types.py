@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.vm import qemu
-from tests.vm.bare_slave import Slave, mend, started
+from tests.vm.bare_slave import Slave, clear_handlers, started
 from tests.vm.harness import Job
-from tests.waiting import wait_for
 
 pytestmark = pytest.mark.vm
 
@@ -87,7 +86,7 @@ def plug(slave: Slave, device: int) -> int:
 def mapped(slave: Slave, *ways: str) -> tuple[Job, list[str]]:
     """Map the device in a guest process; return it, and the types of its mappings."""
     job = slave.vm.spawn(["python3", "/tmp/map.py", PLACE.name, *ways])
-    wait_for(lambda: "above_4g" in job.output(), job.output)
+    job.wait_said("above_4g")
     told = json.loads(job.output())
     assert told["above_4g"]  # below 4 GiB, firmware forbids caching
     return job, told["types"]
@@ -119,7 +118,7 @@ def test_dev_mem_mapping_shows_the_next_device_in_the_same_place(slave: Slave) -
     job, _ = mapped(slave, "mem")
     slave.ask_back(A)
     assert slave.goes(A)
-    mend(slave.monitor)
+    clear_handlers(slave.monitor)
     memory = plug(slave, B)
     slave.vm.run(f"echo 1 > {PLACE}/enable")
     job.stop()

@@ -148,7 +148,7 @@ def putting_in(slave: Slave, place: str) -> Job:
     vm.put("/tmp/put_in.py", PUT_IN.encode())
     name = vm.run(f"ls /sys/bus/pci/devices/{place}/uio").stdout.strip()
     job = vm.spawn(["python3", "/tmp/put_in.py", f"/dev/{name}"])
-    node.wait_said(job, "maps")
+    job.wait_said("maps")
     return job
 
 

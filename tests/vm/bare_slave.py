@@ -18,7 +18,6 @@ from tests.vm import dmesg, image, qemu, wheels
 from tests.vm.harness import Job, Vm
 from tests.vm.kernels import Kernel
 from tests.vm.qmp import Qmp
-from tests.waiting import wait_for
 
 # For each window: address, IVPosition, bytes of BAR 2.
 LOOK = """
@@ -47,15 +46,15 @@ time.sleep(60)
 
 
 class Slave:
-    """A running VM that windows are plugged into, with a memory and vectors each."""
+    """A running VM; windows are plugged into it, each with its memory and vectors."""
 
     def __init__(self, vm: Vm, directory: Path, monitor: Qmp) -> None:
         self.vm = vm
         self.monitor = monitor
         self.vectors: dict[int, list[int]] = {}
-        """Our ends of the vectors of what is plugged in, by its window."""
+        """The eventfds of a plugged device's vectors, by its window."""
         self.memory: dict[int, int] = {}
-        """The memory of the same."""
+        """The memory file of a plugged device, by its window."""
         self._directory = directory
         self._undo = ExitStack()
 
@@ -67,7 +66,7 @@ class Slave:
         vectors: int = 1,
         position: int | None = None,
     ) -> int:
-        """Plug a window in; return its memory, which stays ours.
+        """Plug a window in; return its memory file, which `close` closes.
 
         Its IVPosition is the window's number, unless `position` says another.
         """
@@ -97,13 +96,15 @@ class Slave:
             return self._undo.enter_context(qtest.Server(listener.accept()[0]))
 
     def ask_back(self, window: int) -> None:
-        """Ask the guest to let go of a window."""
+        """Ask the guest to release a window."""
         self.monitor.execute("device_del", {"id": f"w{window}"})
 
     def goes(self, window: int, timeout: float = 60) -> bool:
-        """Whether the guest lets go of a window in time."""
-        if not self.monitor.deleted(f"w{window}", timeout):
-            return False
+        """Whether the guest releases a window within so much of its own time."""
+        patience = self.vm.patience(timeout)
+        while not self.monitor.deleted(f"w{window}", min(timeout, 1)):
+            if patience.is_over():
+                return False
         self.monitor.execute("chardev-remove", {"id": f"c{window}"})
         del self.vectors[window], self.memory[window]
         return True
@@ -115,34 +116,35 @@ class Slave:
         return {int(word[1]): (word[0], int(word[2])) for word in words}
 
     def wait_windows(self, *windows: int) -> dict[int, tuple[str, int]]:
-        """The same, once these are there."""
-        wait_for(lambda: set(windows) <= self.windows().keys(), self.windows)
+        """Return the guest's windows as soon as it has all of these."""
+        self.vm.wait_until(lambda: set(windows) <= self.windows().keys(), self.windows)
         return self.windows()
 
     def hold(self, window: int, how: str) -> Job:
-        """Have a process of the guest that has a window mapped."""
+        """Start a process in the guest that maps a window, and wait until it has."""
         address, _ = self.wait_windows(window)[window]
         self.vm.put("/tmp/hold.py", HOLD.encode())
         job = self.vm.spawn(f"exec python3 /tmp/hold.py {how} {address}")
-        wait_for(lambda: "holds it" in job.output(), job.output)
+        job.wait_said("holds it")
         return job
 
     def close(self) -> None:
-        """Unplug all; the ports are free then, for the next test."""
+        """Unplug all windows, so that the root ports are free for the next test."""
         for window in list(self.vectors):
             self.ask_back(window)
             assert self.goes(window)
-        mend(self.monitor)
+        clear_handlers(self.monitor)
         self._undo.close()
 
 
-def mend(monitor: Qmp) -> None:
-    """Take away the handlers that QEMU has left behind.
+def clear_handlers(monitor: Qmp) -> None:
+    """Remove the handlers that QEMU without KVM keeps after an unplug.
 
-    A descriptor that QEMU is given gets the lowest free number, and a netdev of the
-    type "socket" registers a handler of its own for it, and takes it away.
+    They are for the descriptors of the device's vectors, which are closed.  QEMU gives
+    a descriptor that it receives the lowest free number, one of those; a netdev of the
+    type "socket" puts its own handler in the place of the old one, and removes it.
     """
-    names = [f"mend{number}" for number in range(16)]
+    names = [f"clear{number}" for number in range(16)]
     with ExitStack() as stack:
         for name in names:
             pair = [
@@ -159,7 +161,7 @@ def mend(monitor: Qmp) -> None:
 def started(
     logs: Path, args: list[str], chipset: str = "q35", guest: image.Image | None = None
 ) -> Iterator[Slave]:
-    """Boot a VM with these ports; it has a vIOMMU on q35."""
+    """Boot a VM with these arguments; it has a vIOMMU on q35."""
     with (
         TemporaryDirectory() as name,
         Vm(
@@ -182,7 +184,7 @@ def started(
 def module_loaded(
     logs: Path, kernel: Kernel, *args: str, ports: int = 1
 ) -> Iterator[Slave]:
-    """Boot a VM with ports and our module; its kernel has nothing to complain of."""
+    """Boot a VM with root ports and our module; check its kernel's log at the end."""
     guest = image.build(wheels.guest_wheels(), kernel, module=True)
     args = (*qemu.ports(ports), *kernel.qemu_args(), *args)
     with started(logs, [*args], guest=guest) as slave:

@@ -15,7 +15,7 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +54,8 @@ class Result:
 class Job:
     """A command that runs in the background in the guest."""
 
-    def __init__(self, channel: Channel, number: int, log: str) -> None:
-        self._channel = channel
+    def __init__(self, vm: "Vm", number: int, log: str) -> None:
+        self._vm = vm
         self._number = number
         self._log = log
 
@@ -65,15 +65,24 @@ class Job:
 
     def wait(self, timeout: float) -> int | None:
         """Its exit status, None if it still runs after ``timeout``."""
-        answer = self._channel.call(
-            "wait", timeout=timeout, job=self._number, limit=timeout
-        )
+        answer = self._vm.call("wait", timeout=timeout, job=self._number, limit=timeout)
         rc: int | None = answer["rc"]
         return rc
 
+    def wait_said(self, *texts: str, timeout: float = 60) -> None:
+        """Wait until it has written all of these texts, in any order.
+
+        ``timeout`` is in seconds of the guest's own time.
+        """
+        self._vm.wait_until(
+            lambda: all(text in self.output() for text in texts),
+            lambda: f"{texts} in {self.output()!r}",
+            timeout,
+        )
+
     def send(self, number: signal.Signals) -> None:
         """Send it a signal."""
-        self._channel.call("signal", timeout=5, job=self._number, number=int(number))
+        self._vm.call("signal", timeout=5, job=self._number, number=int(number))
 
     def stop(self, timeout: float = 60) -> int | None:
         """End it by SIGTERM and return its exit status; None if it does not end."""
@@ -82,7 +91,7 @@ class Job:
 
     def output(self) -> str:
         """What it has written so far."""
-        answer = self._channel.call("get", timeout=5, path=self._log)
+        answer = self._vm.call("get", timeout=5, path=self._log)
         return base64.b64decode(answer["data"]).decode(errors="backslashreplace")
 
 
@@ -166,7 +175,7 @@ class Vm:
 
     def reboot(self, timeout: float = BOOT_TIMEOUT) -> None:
         """Reboot the guest and wait until it takes commands again."""
-        self._call("reboot", timeout=5)
+        self.call("reboot", timeout=5)
         self._wait_boot(timeout)
 
     def run(
@@ -178,7 +187,7 @@ class Vm:
         """
         argv = _argv(command)
         limit = timeout * BY_ITS_CLOCK
-        answer = self._call("run", timeout=limit, argv=argv, limit=limit)
+        answer = self.call("run", timeout=limit, argv=argv, limit=limit)
         result = Result(answer["rc"], answer["stdout"], answer["stderr"])
         if check and result.rc != 0:
             ended = "took too long" if result.rc is None else f"returned {result.rc}"
@@ -189,12 +198,27 @@ class Vm:
 
     def wait_for(self, condition: str, timeout: float = 30) -> None:
         """Wait until shell text succeeds, for `timeout` seconds of the guest's time."""
+        self.wait_until(
+            lambda: self.run(condition, check=False).rc == 0,
+            lambda: condition,
+            timeout,
+        )
+
+    def wait_until(
+        self,
+        condition: Callable[[], object],
+        what: Callable[[], object],
+        timeout: float = 60,
+    ) -> None:
+        """Wait until `condition` is true, for `timeout` seconds of the guest's time.
+
+        A failure tells what `what` returns, and the guest's last lines.
+        """
         patience = self.patience(timeout)
-        while self.run(condition, check=False).rc != 0:
+        while not condition():
             if patience.is_over():
                 raise GuestError(
-                    f"{self.name}: not within {patience}: {condition}\n"
-                    f"{self.last_words()}"
+                    f"{self.name}: not within {patience}: {what()}\n{self.last_words()}"
                 )
             time.sleep(0.1)
 
@@ -210,27 +234,35 @@ class Vm:
         """Start a command in the background; its output goes to a file there."""
         self._jobs += 1
         log = f"/run/job-{self._jobs}.log"
-        channel = self._ready_channel()
-        answer = self._call("spawn", timeout=10, argv=_argv(command), log=log)
-        return Job(channel, answer["job"], log)
+        answer = self.call("spawn", timeout=10, argv=_argv(command), log=log)
+        return Job(self, answer["job"], log)
 
     def put(self, path: str, data: bytes, mode: int = 0o644) -> None:
         """Write a file in the guest."""
         encoded = base64.b64encode(data).decode()
-        self._call("put", timeout=30, path=path, data=encoded, mode=mode)
+        self.call("put", timeout=30, path=path, data=encoded, mode=mode)
 
     def get(self, path: str) -> bytes:
         """Read a file of the guest."""
-        return base64.b64decode(self._call("get", timeout=30, path=path)["data"])
+        return base64.b64decode(self.call("get", timeout=30, path=path)["data"])
 
     def agents(self) -> list[dict[str, Any]]:
         """Return the devices of all agents in the guest, by their status sockets.
 
         `vhostpci-guest status` says the same; this is for what asks often.
         """
-        answer = self._call("ask", timeout=30, directory="/run/vhostpci-guest")
+        answer = self.call("ask", timeout=30, directory="/run/vhostpci-guest")
         texts: dict[str, str] = answer["answers"]
         return [device for text in texts.values() for device in json.loads(text)]
+
+    def call(self, op: str, *, timeout: float, **arguments: Any) -> dict[str, Any]:
+        """Have the guest's command server (guest/server.py) serve a request."""
+        try:
+            return self._ready_channel().call(op, timeout=timeout, **arguments)
+        except GuestGoneError as error:
+            raise GuestGoneError(f"{self.name}: {error}\n{self.last_words()}") from None
+        except GuestError as error:
+            raise GuestError(f"{self.name}: {error}\n{self.last_words()}") from None
 
     def qmp(self, command: str, **arguments: Any) -> Any:
         """Have QEMU's monitor execute a command; returns what it returned."""
@@ -270,14 +302,6 @@ class Vm:
     def _wait_boot(self, timeout: float) -> None:
         hello = self._ready_channel().wait_boot(timeout)
         self.kernel = hello["kernel"]
-
-    def _call(self, op: str, *, timeout: float, **arguments: Any) -> dict[str, Any]:
-        try:
-            return self._ready_channel().call(op, timeout=timeout, **arguments)
-        except GuestGoneError as error:
-            raise GuestGoneError(f"{self.name}: {error}\n{self.last_words()}") from None
-        except GuestError as error:
-            raise GuestError(f"{self.name}: {error}\n{self.last_words()}") from None
 
     def _ready_channel(self) -> Channel:
         if not self._channel:

@@ -2,7 +2,6 @@
 """A program of the guest that uses uio_vhostpci's node, and nothing of ours."""
 
 from tests.vm.harness import Job, Vm
-from tests.waiting import wait_for
 
 DRIVER = "/sys/bus/pci/drivers/uio_vhostpci"
 
@@ -58,10 +57,5 @@ def use(vm: Vm, *words: str, vectors: int = 3) -> Job:
     vm.put("/tmp/node.py", PROGRAM.encode())
     place = address(vm)
     job = vm.spawn(["python3", "/tmp/node.py", place, str(vectors), *words])
-    wait_said(job, "open" if "late" in words else "armed")
+    job.wait_said("open" if "late" in words else "armed")
     return job
-
-
-def wait_said(job: Job, *texts: str) -> None:
-    """Wait until a program has said all that, in any order."""
-    wait_for(lambda: all(text in job.output() for text in texts), job.output)

@@ -18,7 +18,6 @@ from tests.vm import debug_kernel, node
 from tests.vm.bare_slave import Slave, module_loaded
 from tests.vm.harness import Job
 from tests.vm.kernels import BOOKWORM
-from tests.waiting import wait_for
 
 pytestmark = pytest.mark.vm
 
@@ -92,7 +91,7 @@ def test_each_vector_signals_its_eventfd(slave: Slave) -> None:
     job = node.use(slave.vm)
     for vector in (2, 0, 1):
         ring(slave, vector)
-        node.wait_said(job, f"vector {vector}")
+        job.wait_said(f"vector {vector}")
     said = re.findall(r"vector (\d)", job.output())
     assert said == ["2", "0", "1"]
 
@@ -105,17 +104,17 @@ def test_vector_that_fires_before_anyone_listens_is_not_lost(slave: Slave) -> No
     time.sleep(0.5)
     assert "vector" not in job.output()
     job.send(signal.SIGUSR1)
-    node.wait_said(job, "vector 1", "vector 2")
+    job.wait_said("vector 1", "vector 2")
 
 
 def test_vector_signals_the_eventfd_that_was_armed_last(slave: Slave) -> None:
     job = node.use(slave.vm)
     job.send(signal.SIGUSR1)
-    wait_for(lambda: job.output().count("armed") == 2, job.output)
+    slave.vm.wait_until(lambda: job.output().count("armed") == 2, job.output)
     time.sleep(0.2)
     before = job.output().count("vector 0")  # DEBUG_SHIRQ signals what is disarmed
     ring(slave, 0)
-    wait_for(lambda: job.output().count("vector 0") > before, job.output)
+    slave.vm.wait_until(lambda: job.output().count("vector 0") > before, job.output)
     time.sleep(0.2)
     assert job.output().count("vector 0") == before + 1
 
@@ -127,7 +126,7 @@ def test_vector_is_free_once_its_program_ends(slave: Slave) -> None:
     end(job)
     slave.vm.wait_for("! grep uio_vhostpci /proc/interrupts")
     ring(slave, 1)
-    node.wait_said(node.use(slave.vm), "vector 1")
+    node.use(slave.vm).wait_said("vector 1")
 
 
 @pytest.mark.parametrize(
@@ -173,7 +172,9 @@ def test_window_is_write_back_and_the_registers_are_not(slave: Slave) -> None:
     (registers, window), (low, high) = bars(slave)
     listed = slave.vm.run("cat /sys/kernel/debug/x86/pat_memtype_list").stdout
     assert f"[mem {window:#018x}-{window + 1024 * MIB:#018x}] write-back" in listed
-    wait_for(lambda: user_pages(slave, low, high), lambda: "none mapped")
+    slave.vm.wait_until(
+        lambda: user_pages(slave, low, high), lambda: "a page is mapped"
+    )
     pages = user_pages(slave, low, high)
     assert pages, job.output()
     assert all(not {"C", "T"} & set(flags) for flags in pages), "cached"
@@ -206,7 +207,7 @@ def test_second_program_is_told_that_the_device_is_in_use(slave: Slave) -> None:
 
 
 def test_private_mapping_is_refused(slave: Slave) -> None:
-    """One whose pages could be copied would make the kernel stop."""
+    """A private mapping has pages that can be copied; the kernel would stop at that."""
     tried = slave.vm.run(["python3", "-c", PRIVATE, node.address(slave.vm)])
     assert tried.stdout == "EINVAL EINVAL\n"
 
@@ -273,7 +274,7 @@ def test_unbound_while_it_is_waited_for(slave: Slave) -> None:
     assert "gone" in job.output()
     bind(slave)
     ring(slave, 0)
-    node.wait_said(node.use(slave.vm), "vector 0")
+    node.use(slave.vm).wait_said("vector 0")
 
 
 def test_unbound_while_it_is_read(slave: Slave) -> None:
@@ -306,7 +307,7 @@ def test_module_is_not_removed_while_in_use(slave: Slave) -> None:
     end(job)
     slave.vm.run("rmmod uio_vhostpci && modprobe uio_vhostpci")
     ring(slave, 1)
-    node.wait_said(node.use(slave.vm), "vector 1")
+    node.use(slave.vm).wait_said("vector 1")
 
 
 @not_with_kasan("the window's shadow, 128 MiB, is freed after the next one is made")
@@ -319,7 +320,7 @@ def test_bound_again_a_hundred_times(slave: Slave) -> None:
         timeout=60,
     )
     ring(slave, 2)
-    node.wait_said(node.use(slave.vm), "vector 2")
+    node.use(slave.vm).wait_said("vector 2")
 
 
 def test_suspend_keeps_the_mapping_and_signals_each_vector(slave: Slave) -> None:
@@ -327,10 +328,10 @@ def test_suspend_keeps_the_mapping_and_signals_each_vector(slave: Slave) -> None
     job = node.use(slave.vm)
     slave.vm.run("echo devices > /sys/power/pm_test")
     slave.vm.run("echo freeze > /sys/power/state", timeout=60)
-    node.wait_said(job, "vector 0", "vector 1", "vector 2")
+    job.wait_said("vector 0", "vector 1", "vector 2")
     before = job.output().count("vector 1")
     ring(slave, 1)
-    wait_for(lambda: job.output().count("vector 1") > before, job.output)
+    slave.vm.wait_until(lambda: job.output().count("vector 1") > before, job.output)
     assert job.poll() is None
 
 

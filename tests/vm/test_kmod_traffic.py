@@ -140,7 +140,7 @@ def test_unbound_and_removed_under_traffic_and_loaded_again(link: Pair) -> None:
         slave.wait_for(f"! ip link show {TAP}")
         slave.run("rmmod uio_vhostpci")
         flow.stop()
-        node.wait_said(agent, f"{place} was taken from uio_vhostpci")
+        agent.wait_said(f"{place} was taken from uio_vhostpci")
         slave.run("modprobe uio_vhostpci")
         slave.wait_tap(agent)
         link.wait_link()

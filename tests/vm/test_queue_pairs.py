@@ -14,7 +14,6 @@ import pytest
 from tests.vm import pair, traffic
 from tests.vm.daemon import Daemon
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Pair
-from tests.waiting import wait_for
 
 pytestmark = pytest.mark.vm
 
@@ -39,10 +38,13 @@ def use(link: Pair, pairs: int) -> None:
 
 
 def wait_told(link: Pair, pairs: int) -> None:
-    """Wait until both tell of these pairs: QEMU does not wait when it stops some."""
+    """Wait until daemon and agent report these pairs as running.
+
+    QEMU does not wait for the daemon when it stops a pair.
+    """
     queues = [f"{way}{n}" for n in range(pairs) for way in ("rx", "tx")]
     wanted = (queues, [*range(2 * pairs)])
-    wait_for(lambda: told(link) == wanted, lambda: told(link))
+    link.slave.wait_until(lambda: told(link) == wanted, lambda: told(link))
 
 
 def told(link: Pair) -> tuple[list[str], list[int]]:

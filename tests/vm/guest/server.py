@@ -111,8 +111,8 @@ class Server:
             with socket.socket(socket.AF_UNIX) as sock:
                 try:
                     sock.connect(str(path))
-                except ConnectionRefusedError:
-                    continue  # its agent was killed
+                except (ConnectionRefusedError, FileNotFoundError):
+                    continue  # its agent was killed, or has just ended
                 found[path.stem] = _text(b"".join(iter(lambda: sock.recv(65536), b"")))
         return {"answers": found}
 
