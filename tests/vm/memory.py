@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory that a master may have when nobody tells it which (attach mode)."""
+"""The memory of a master that brings its own (attach mode)."""
 
 import os
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ CHUNK = 2**20
 
 
 def memfd(size: str) -> Args:
-    """As libvirt gives it: <source type='memfd'/>."""
+    """Return what libvirt gives a VM for <source type='memfd'/>."""
     return _only(size, f"memory-backend-memfd,id=ram,size={size},share=on")
 
 
 def file(size: str, path: Path) -> Args:
-    """A file, on tmpfs or huge pages; QEMU makes it."""
+    """Return arguments for a file, on tmpfs or huge pages, that QEMU makes."""
     where = f"mem-path={path},share=on"
     return _only(size, f"memory-backend-file,id=ram,size={size},{where}")
 
@@ -27,7 +27,7 @@ def _only(size: str, backend: str) -> Args:
 
 
 def two_nodes(each: str, total: str) -> Args:
-    """Two NUMA nodes with a processor and a memfd each; two processors, then."""
+    """Return arguments for two NUMA nodes, with a memfd and one of two CPUs each."""
     backends = [f"memory-backend-memfd,id=ram{n},size={each},share=on" for n in (0, 1)]
     return [
         *("-m", total),
@@ -37,15 +37,14 @@ def two_nodes(each: str, total: str) -> Args:
     ]
 
 
-def with_slots(size: str) -> Args:
-    """A memfd, and room for DIMMs that come later."""
-    args = memfd(size)
-    args[1] += ",slots=2,maxmem=4G"
-    return args
+def with_slots(args: Args) -> Args:
+    """Return arguments for this memory and room for DIMMs that come later."""
+    flag, size, *backend = args
+    return [flag, f"{size},slots=2,maxmem=4G", *backend]
 
 
 def plug_dimm(vm: Vm, size: int) -> None:
-    """Plug a DIMM in, and have the guest use it for whatever it likes."""
+    """Plug a DIMM in, and have the guest's kernel use it."""
     vm.qmp(
         "object-add",
         **{"qom-type": "memory-backend-memfd", "id": "dimm0", "size": size},
@@ -64,7 +63,7 @@ BLOCKS = "/sys/devices/system/memory/memory*/state"
 
 
 def files(vm: Vm, size: int) -> list[Path]:
-    """QEMU's memory files of a size, as we can open them."""
+    """Return those of QEMU's memory files that have this size, by paths to open."""
     descriptors = Path(f"/proc/{vm.pid}/fd")
     return [
         path
@@ -75,7 +74,7 @@ def files(vm: Vm, size: int) -> list[Path]:
 
 
 def holds(path: Path, pattern: bytes) -> bool:
-    """Whether a sparse file has a pattern anywhere, but for borders of a chunk."""
+    """Return whether a sparse file has a pattern, unless it lies across two chunks."""
     with path.open("rb") as file:
         return any(pattern in chunk for chunk in _chunks(file.fileno()))
 
