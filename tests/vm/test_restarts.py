@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An agent, the master's guest and its driver end and come back; all else stays.
+
+  master            vhostpci-host            slave
+virtio-net ------ vhost-user, ivshmem ------ vhostpci-guest -- TAP
+ reloaded, rebooted                           ended, started
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vm import pair, traffic
+from tests.vm.pair import SLAVE_ADDRESS, TAP, Pair
+
+pytestmark = pytest.mark.vm
+
+each_bind = pytest.mark.parametrize("served", ["vfio", "sysfs"], indirect=True)
+vfio = pytest.mark.parametrize("served", ["vfio"], indirect=True)
+BOUND = "ls -d /sys/bus/pci/drivers/*/0000:*"
+
+
+@pytest.fixture(scope="module")
+def booted(logs: Path) -> Iterator[Pair]:
+    """VMs for this file alone: without KVM, a reboot after ten minutes takes two."""
+    with pair.booted(logs / "restarts", module=True) as link:
+        yield link
+
+
+@pytest.fixture
+def served(booted: Pair, request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """Both VMs with an agent for one test, which binds its device as a parameter says.
+
+    After the test the agent must still run, and must have all rings running.
+    """
+    with booted.slave.agent(request.param) as agent:
+        yield booted
+        assert agent.poll() is None, agent.output()
+        (status,) = booted.slave.agents()
+        states = {ring["state"] for ring in status["rings"]}
+        assert states == {"running"}, status
+
+
+def assert_packets_cross(link: Pair) -> None:
+    link.master.configure()
+    link.wait_link()
+    ping = link.ping_both_ways()
+    assert ping.received == ping.sent
+
+
+@vfio
+def test_ping_comes_back_after_a_reboot(link: Pair) -> None:
+    link.master.reboot()
+    assert_packets_cross(link)
+
+
+@vfio
+def test_ping_comes_back_after_a_reset_without_a_warning(link: Pair) -> None:
+    # The guest's driver has no chance to stop its rings: QEMU does it.
+    link.master.qmp("system_reset")
+    link.master.wait_ready()
+    assert_packets_cross(link)
+
+
+@each_bind
+def test_ping_comes_back_after_each_of_three_reloads(link: Pair) -> None:
+    for _ in range(3):
+        link.master.reload_driver()
+        assert_packets_cross(link)
+
+
+@vfio
+def test_the_tap_has_no_carrier_while_the_driver_is_unloaded(link: Pair) -> None:
+    link.master.run("modprobe -r virtio_net")
+    try:
+        link.slave.wait_for(f"ip link show {TAP} | grep -q NO-CARRIER")
+    finally:
+        link.master.run("modprobe virtio_net")
+    link.master.configure()
+    link.wait_link()
+
+
+@vfio
+def test_a_reload_under_load_leaves_a_link_that_works(link: Pair) -> None:
+    with traffic.iperf_server(link.slave):
+        client = link.master.spawn(
+            f"exec iperf3 -c {SLAVE_ADDRESS} -t 60 --connect-timeout 5000"
+        )
+        link.master.wait_for(
+            "test $(cat /sys/class/net/eth0/statistics/tx_packets) -gt 500"
+        )
+        link.master.reload_driver()
+        client.stop()
+    assert_packets_cross(link)
+
+
+def test_the_device_is_put_back_when_the_agent_ends(booted: Pair) -> None:
+    before = booted.slave.run(BOUND).stdout
+    assert "vfio-pci/" not in before
+    with booted.slave.agent("vfio") as agent:
+        assert "vfio-pci/" in booted.slave.run(BOUND).stdout
+        assert agent.stop() == 0
+    assert booted.slave.run(BOUND).stdout == before
+    assert booted.slave.run(f"ip link show {TAP}", check=False).rc != 0
+
+
+def test_packets_cross_again_with_the_next_agent(booted: Pair) -> None:
+    for bind in ("vfio", "sysfs", "vfio"):
+        with booted.slave.agent(bind):
+            assert_packets_cross(booted)
