@@ -2,22 +2,24 @@
 /*
  * uio_vhostpci - QEMU's ivshmem-doorbell device for user space
  *
- * Vectors.  A write of one s32, `vector << 20 | fd`, to the UIO node has the
- * vector signal an eventfd until the node is closed.  Then only is the vector
- * requested, and so unmasked: what came before, the device has kept pending.
- * No interrupts are counted; an event on the node says that the device is gone.
+ * Vectors.  A write of one s32, `vector << 20 | fd`, to the UIO node makes the
+ * vector signal an eventfd until the node is closed.  Only this write requests
+ * the interrupt, which unmasks the vector; the device keeps an earlier signal
+ * pending.  UIO's count of interrupts stays 0, and the only event on the node
+ * is that the device is gone.
  *
  * Mappings.  Map 0 is BAR 0; map 1 is BAR 2, the window, which is memory.  The
  * kernel keeps it mapped write-back, which reserves that memory type for it:
  * without a reservation, vmf_insert_pfn() makes the pages of a BAR uncached.
  *
- * The end.  The device may be unbound or unplugged at any time.  Its pages are
- * taken out of all mappings then, so that a later access is a SIGBUS, and not
- * one to what comes to that address next.  They are put in by page faults: at
- * mmap() time the mapping is not yet where unmap_mapping_range() looks.
+ * Removal.  The device may be unbound or unplugged at any time.  Its pages are
+ * then removed from all mappings, so that a later access is a SIGBUS, and not
+ * an access to the next device at that address.  Page faults insert the pages,
+ * since unmap_mapping_range() does not find a mapping before mmap() has ended.
  *
  * Locking.  Everything is under the UIO device's info_lock, which the UIO core
- * takes around its callbacks.  A mapping that outlives us holds the uio_device.
+ * takes around its callbacks.  A mapping that outlives the driver's binding
+ * holds a reference to the uio_device.
  */
 
 #include <linux/io.h>
@@ -94,7 +96,7 @@ static int uio_vhostpci_release(struct uio_info *info, struct inode *inode)
 	return 0;
 }
 
-/* Put in as many pages as one page table holds. */
+/* Insert as many pages as one page table has entries for. */
 static vm_fault_t uio_vhostpci_fault(struct vm_fault *vmf)
 {
 	struct vm_area_struct *vma = vmf->vma;
@@ -135,7 +137,7 @@ static int uio_vhostpci_mmap(struct uio_info *info, struct compat_area *area)
 	return 0;
 }
 
-/* The first to run when the device is unbound, before UIO unregisters. */
+/* Runs first when the device is unbound, before the UIO core unregisters it. */
 static void uio_vhostpci_stop(void *data)
 {
 	struct uio_vhostpci *dev = data;
@@ -217,7 +219,7 @@ static int uio_vhostpci_probe(struct pci_dev *pdev,
 	       devm_add_action_or_reset(&pdev->dev, uio_vhostpci_stop, dev);
 }
 
-/* What the others signalled while we slept is lost: have them looked at. */
+/* Signals during a suspend are lost, so signal each eventfd once after it. */
 static int uio_vhostpci_resume(struct device *device)
 {
 	struct uio_vhostpci *dev = dev_get_drvdata(device);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's own judge of style; Debian has it only with all of the sources."""
+"""checkpatch, the kernel's style checker, from the package of the kernel's sources."""
 
 import logging
 import subprocess
@@ -31,7 +31,7 @@ def scripts() -> Path:
 
 
 def report(*files: Path) -> str:
-    """What it objects to, with all that it knows turned on."""
+    """Return its remarks with all checks turned on."""
     script = scripts() / "checkpatch.pl"
     done = subprocess.run(
         ["perl", script, "--strict", "--no-tree", "--terse", "--file", *files],

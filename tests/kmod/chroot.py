@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 LINKS = {"usr/bin/sh": "dash", "usr/bin/awk": "mawk"}
 
 BUILDS = "build"
-"""Where a directory is mounted to be built in."""
+"""The place in the root where the directory to build in is mounted."""
 
 
 @one_at_a_time()
@@ -55,8 +55,8 @@ def make(packages: Sequence[str], archive: debs.Archive) -> Path:
 
 
 def run(root: Path, directory: Path, *argv: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in a root, and in a directory of ours that it sees as /build."""
-    # Mounts of its own, which end with it.
+    """Run a command in a root; `directory` is mounted there as /build."""
+    # A mount namespace, so that the mounts end with the command.
     script = (
         'for name in dev proc; do mount --rbind "/$name" "$0/$name" || exit; done; '
         'mount --bind "$1" "$0/build" && shift && exec chroot "$0" env -C /build "$@"'

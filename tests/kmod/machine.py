@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A copy of this machine that may be changed, and is forgotten.
+"""A copy of this machine's file system, whose changes are thrown away.
 
     with Machine(tmp_path) as copy:
         copy.run("dkms add kmod")
@@ -52,7 +52,7 @@ class Machine:
         self._stack.close()
 
     def run(self, command: str, cwd: Path = Path("/")) -> str:
-        """Run shell text; returns what it wrote, and fails with that."""
+        """Run shell text; return its output, which is also the text of an error."""
         done = self.attempt(command, cwd)
         assert done.returncode == 0, f"{command}\n{done.stdout}"
         return done.stdout

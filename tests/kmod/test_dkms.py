@@ -40,7 +40,7 @@ def machine(release: str, tmp_path: Path) -> Iterator[Machine]:
 
 @pytest.fixture
 def installed(machine: Machine, release: str) -> Machine:
-    """The same, with what the README's commands for DKMS leave there."""
+    """The machine after the README's commands for DKMS."""
     for command in readme_commands():
         if command == f"dkms install {MODULE}":
             machine.run(f"{command} -k {release}", cwd=CHECKOUT)
@@ -50,7 +50,7 @@ def installed(machine: Machine, release: str) -> Machine:
 
 
 def readme_commands() -> list[str]:
-    """How the README says that the module is installed."""
+    """Return the README's commands that install the module."""
     text = (SOURCE / "README.md").read_text()
     section = text.partition("## Install")[2]
     found = re.search(r"```sh\n(.*?)```", section, re.DOTALL)
@@ -59,7 +59,7 @@ def readme_commands() -> list[str]:
 
 
 def modinfo(machine: Machine, release: str, field: str) -> str:
-    """What modprobe would find."""
+    """Return the module's file that modprobe would load."""
     return machine.run(f"modinfo -k {release} -F {field} uio_vhostpci").strip()
 
 

@@ -24,7 +24,7 @@ def sources(tmp_path: Path) -> Path:
 
 
 def modinfo(*argv: str) -> str:
-    """What modinfo says of our module."""
+    """Return what modinfo prints of our module."""
     return subprocess.run(
         ["modinfo", *argv], capture_output=True, text=True, check=True
     ).stdout.strip()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What takes a hundred megabytes and more to ask: the newest kernel, and checkpatch.
+"""Tests that download a hundred megabytes: the newest kernel, and checkpatch.
 
 By name, ``tox -e kmod``: Debian's newest kernel changes by the week, and may break what
 builds today without any change of ours.

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The module's ends and beginnings while programs use it, in a kernel that watches.
+"""The module is unbound and bound while programs use it, in a debug kernel.
 
  test (ivshmem server)            slave: KASAN, lockdep, kmemleak; two processors
 window 0 --- QMP --- root port --- uio_vhostpci --- programs that come and go
 
 And once with a master (Debian's kernel), our daemon, and our agent in that slave.
 
-By name, ``tox -e kmod-debug``: that kernel takes ten minutes to build.
+Only ``tox -e kmod-debug`` runs these tests: the kernel takes ten minutes to build.
 """
 
 from collections.abc import Iterator
@@ -54,11 +54,11 @@ while time.monotonic() < end:
             use(path)
             times += 1
         except OSError:
-            pass  # somebody else has it, or it is just going
+            pass  # another program has it open, or it is being unbound
 print(f"used {times} times", flush=True)
 """
 
-# Has the window mapped, and maps and reads it anew all the time.
+# Maps the window, and then maps and reads it again in a loop.
 PUT_IN = """
 import mmap, os, signal, sys
 signal.alarm(120)
@@ -86,7 +86,7 @@ def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slave]:
 
 @pytest.fixture
 def slave(booted: Slave) -> Iterator[Slave]:
-    """The same, with a device that is bound; whatever was plugged goes at the end."""
+    """The booted VM with a bound device; after the test all devices are unplugged."""
     booted.plug(0, 16 * MIB, "port0", vectors=3)
     node.address(booted.vm)
     yield booted
@@ -95,7 +95,7 @@ def slave(booted: Slave) -> Iterator[Slave]:
 
 @contextmanager
 def coming_and_going(slave: Slave, seconds: int = 15) -> Iterator[None]:
-    """Have two programs use the device while the block runs; both got it."""
+    """Have two programs use the device while the block runs; check that both did."""
     slave.vm.put("/tmp/come.py", COME_AND_GO.encode())
     jobs = [slave.vm.spawn(["python3", "/tmp/come.py", str(seconds)]) for _ in "12"]
     yield
@@ -105,7 +105,7 @@ def coming_and_going(slave: Slave, seconds: int = 15) -> Iterator[None]:
 
 
 def test_the_kernel_watches_itself(slave: Slave) -> None:
-    """Else what follows shows nothing; a first complaint turns lockdep off."""
+    """lockdep must be on: it turns itself off after its first report."""
     vm = slave.vm
     assert "debug_locks:                             1" in vm.run(
         "cat /proc/lockdep_stats"
@@ -124,7 +124,7 @@ def test_bound_and_unbound_while_programs_come_and_go(slave: Slave) -> None:
 
 
 def test_removed_and_loaded_while_programs_come_and_go(slave: Slave) -> None:
-    """Removed only where nobody has it open just then."""
+    """The module can be removed only while no program has the node open."""
     with coming_and_going(slave):
         slave.vm.run(
             "for n in $(seq 40); do rmmod uio_vhostpci 2>&1 | grep -v 'in use'; "
@@ -143,7 +143,7 @@ def test_unbound_while_pages_are_put_in(slave: Slave) -> None:
 
 
 def putting_in(slave: Slave, place: str) -> Job:
-    """Have a program put in pages all the time."""
+    """Start a program that makes page faults in the window in a loop."""
     vm = slave.vm
     vm.put("/tmp/put_in.py", PUT_IN.encode())
     name = vm.run(f"ls /sys/bus/pci/devices/{place}/uio").stdout.strip()
@@ -152,7 +152,7 @@ def putting_in(slave: Slave, place: str) -> Job:
     return job
 
 
-def test_bound_anew_and_removed_under_traffic(tmp_path: Path) -> None:
+def test_bound_again_and_removed_under_traffic(tmp_path: Path) -> None:
     with pair.booted(tmp_path, kernel=DEBUG, module=True) as link:
         vm = link.slave
         vm.run("mount -t debugfs debugfs /sys/kernel/debug && modprobe uio_vhostpci")

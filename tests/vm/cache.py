@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is made once and kept: packages, images, wheels, headers, modules.
+"""The cache of packages, images, wheels, headers and modules.
 
-Each thing lies under a key made of all that went into it, so nothing there is ever
-changed: it is made, used, and discarded when newer ones took its place.
+The name of each entry has a key computed from all its inputs, so an entry is never
+changed: other inputs make another entry, and old entries are deleted.
 """
 
 import fcntl
@@ -17,16 +17,16 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """Where everything lies that may be deleted and made again."""
+    """Return the cache's directory; all that is in it can be made again."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(os.environ.get("VHOSTPCI_CACHE") or default / "vhostpci")
 
 
 @contextmanager
 def one_at_a_time(lock: str = "lock") -> Iterator[None]:
-    """Let no other process make what is in the cache meanwhile.
+    """Hold the cache's lock while the block runs.
 
-    Tests run in several processes: what both need is made by the first one.
+    Tests run in several processes: the first one makes what all of them need.
     """
     cache_dir().mkdir(parents=True, exist_ok=True)
     with (cache_dir() / lock).open("w") as file:
@@ -36,14 +36,14 @@ def one_at_a_time(lock: str = "lock") -> Iterator[None]:
 
 @contextmanager
 def fresh(target: Path) -> Iterator[Path]:
-    """A path to build at, which becomes ``target`` only when all went well."""
+    """A path to build at, which is renamed to ``target`` if the block succeeds."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="new-") as name:
         path = Path(name) / target.name
         yield path
-        os.utime(path)  # of what an archive had, it would be an old one
+        os.utime(path)  # an archive may have given it an old time
         with suppress(OSError) if target.exists() else nullcontext():
-            path.rename(target)  # unless somebody else was quicker
+            path.rename(target)  # unless another process was quicker
 
 
 IN_USE = 3600.0

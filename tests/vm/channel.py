@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The harness's end of the line to a guest's command server (guest/server.py)."""
+"""The harness's connection to a guest's command server (guest/server.py)."""
 
 import itertools
 import json
@@ -22,7 +22,7 @@ Answer = dict[str, Any]
 
 
 class GuestError(Exception):
-    """A guest did not do as told; tests let this one through."""
+    """A guest did not do what a test asked for; tests do not catch this error."""
 
 
 class GuestGoneError(GuestError):
@@ -32,8 +32,8 @@ class GuestGoneError(GuestError):
 class Channel:
     """Requests to one guest, from any thread, any number at a time.
 
-    It outlives a reboot of the guest: each boot announces itself, and what was
-    asked of the boot before fails.
+    It outlives a reboot of the guest: each boot announces itself, and the requests to
+    the boot before it fail.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class Channel:
         self._thread.start()
 
     def close(self) -> None:
-        """Hang up; what is under way fails."""
+        """Close the connection; requests without an answer fail."""
         self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._socket.close()
 
     def wait_boot(self, timeout: float) -> Answer:
-        """The announcement of the guest's next boot that nobody waited for yet."""
+        """Return the announcement of the next boot, once for each boot."""
         patience = self._patience(timeout)
         while not self._closed and not patience.is_over():
             try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Booted VMs for the tests.
 
-One pair of VMs serves all tests that leave it as they found it; those that say how
-VMs start boot their own.
+One pair of VMs serves all tests that leave it as they found it.  Tests of how VMs
+start, and those that reboot one, boot their own.
 """
 
 import os
@@ -20,7 +20,7 @@ from tests.vm.pair import Pair
 
 @pytest.fixture(scope="session")
 def logs(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """Where the VMs of this run log; kept only if a test failed."""
+    """The directory of the VMs' logs; it is kept only if a test failed."""
     directory = CHECKOUT / "logs" / f"test-{os.getpid()}"
     yield directory
     if request.session.testsfailed:
@@ -31,7 +31,7 @@ def logs(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def booted(logs: Path) -> Iterator[Pair]:
-    """Both VMs up for the whole run; no agent runs, but each binding is possible."""
+    """Both VMs, up for the whole run, without an agent; each binding is possible."""
     with pair.booted(logs / "shared", module=True) as link:
         yield link
 
@@ -65,7 +65,7 @@ def link(served: Pair) -> Pair:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Tell below a failure where the VMs' logs are."""
+    """Print the directory of the VMs' logs below a failure."""
     report = yield
     if report.failed:
         where = CHECKOUT / "logs" / f"test-{os.getpid()}"

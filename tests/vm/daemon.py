@@ -23,11 +23,11 @@ MODULE = [sys.executable, "-m", "vhostpci_host"]
 
 
 class DaemonError(Exception):
-    """The daemon did not do as told."""
+    """The daemon did not start, or refused a command."""
 
 
 class Device:
-    """One device of a daemon, by our own command line.
+    """One device of a daemon, reached through our own command line.
 
     ``command`` runs ``vhostpci-host`` with some words, and returns what it prints.
     """
@@ -49,7 +49,7 @@ class Device:
         return self._ask("xml", self.name, *words)
 
     def card(self) -> list[str]:
-        """The master's arguments without those for its memory (attach mode)."""
+        """Return the master's arguments without those for its memory (attach mode)."""
         args = self.qemu_args("master", "--mode", "attach", "--memory", "1G")
         pairs = zip(args[::2], args[1::2], strict=True)
         of_memory = ("-m", "-machine", "-object")
@@ -60,7 +60,7 @@ class Device:
         return json.loads(self._ask("status", self.name, "-j"))
 
     def wait_state(self, state: str, timeout: float = 60) -> None:
-        """Wait until its status says that."""
+        """Wait until the device has this state."""
         wait_for(lambda: self.status()["state"] == state, self.status, timeout)
 
 
@@ -69,14 +69,14 @@ def _how_it_runs() -> list[str]:
 
 
 class _Program:
-    """The daemon's process, with directories of its own."""
+    """The daemon's process, with a run directory and a memory directory."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
         self._environment = os.environ | {"PYTHONPATH": str(wheels.host_packages())}
 
     def _start(self) -> tuple[list[str], list[str]]:
-        """What to run, and the sockets that are there when it serves."""
+        """Return the words after `run`, and the sockets that exist once it serves."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -113,7 +113,7 @@ class _Program:
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """The process ID."""
         return self._process.pid
 
     def output(self) -> str:
@@ -121,11 +121,11 @@ class _Program:
         return self.log.read_text(errors="backslashreplace")
 
     def is_running(self) -> bool:
-        """Whether it still is."""
+        """Return whether the process has not ended."""
         return self._process.poll() is None
 
     def command(self, verb: str, *words: str) -> str:
-        """Run a command of ours to its end; return what it prints."""
+        """Run a command of `vhostpci-host` to its end; return what it prints."""
         done = subprocess.run(
             [*MODULE, verb, *words, "--run-dir", str(self.run_dir)],
             env=self._environment,
@@ -194,11 +194,11 @@ class Fleet(_Program):
         return ["--config", str(file)], [f"{name}.vhost-user" for name in self._names]
 
     def device(self, name: str) -> Device:
-        """One that is served."""
+        """Return the device of this name, which is in the file or was added."""
         return Device(name, self.command)
 
     def add(self, name: str) -> Device:
-        """Serve one more."""
+        """Add a device to the running daemon."""
         options = ("--mode", "attach", "--slave-qmp", str(self._slave_qmp))
         self.command("add", name, *options)
         return self.device(name)

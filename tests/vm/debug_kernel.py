@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A kernel that watches itself: KASAN, lockdep, kmemleak and more.
 
-Debian has none, but the source of its own: that is built here with the configuration
-in ``tests/kmod/debug.config``, once, and kept.  By hand, to see it done:
+Debian has no such kernel, but it has the source of its kernels.  That source is built
+here with ``tests/kmod/debug.config``, and the result is kept in the cache.  To build it
+by hand:
 
     python -m tests.vm.debug_kernel
 
-Tests that take the module's kernels from :func:`under_test` run with it alone where
-``VHOSTPCI_KERNELS`` is ``debug`` (``tox -e kmod-debug``).
+With ``VHOSTPCI_KERNELS=debug`` (``tox -e kmod-debug``) it is the only kernel of the
+tests that take theirs from :func:`under_test`.
 """
 
 import logging
@@ -28,29 +29,29 @@ log = logging.getLogger(__name__)
 CONFIG = Path(__file__).parents[1] / "kmod/debug.config"
 PROGRAMS = ("bc", "bison", "flex", "gcc", "make", "xz")
 
-# Of the tree that it was built in, what modules are built with: a tenth of it.
+# The part of the build tree that is needed to build modules: a tenth of it.
 HEADERS = (
     *("Makefile", ".config", "Module.symvers", "include", "scripts"),
     *("arch/x86/Makefile", "arch/x86/include", "tools/objtool/objtool"),
 )
-# With two processors it takes eight minutes.
+# The build takes eight minutes with two processors.
 BUILD_TIMEOUT = 2 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class DebugKernel(Kernel):
-    """The one built here; nothing of it is in an archive."""
+    """The kernel that is built here, so none of its packages is in an archive."""
 
     def release(self) -> str:
         """What ``uname -r`` says where it runs."""
         return (_built() / "release").read_text()
 
     def image_packages(self) -> list[str]:
-        """None: it is made here."""
+        """Return no package: the kernel is built here."""
         return []
 
     def made_here(self) -> list[Path]:
-        """What an image's package would be."""
+        """Return the package that stands for Debian's package of an image."""
         return [_built() / "image.deb"]
 
     def build_directory(self) -> Path:
@@ -58,7 +59,7 @@ class DebugKernel(Kernel):
         return _built() / "headers"
 
     def qemu_args(self) -> list[str]:
-        """Memory: KASAN takes an eighth of it, and of a window that is mapped."""
+        """Return more memory: KASAN takes an eighth of it and of each window."""
         return ["-m", "1G"]
 
 
@@ -66,7 +67,7 @@ DEBUG = DebugKernel("debug")
 
 
 def under_test() -> list[Kernel]:
-    """The kernels that the module is to be tried with."""
+    """Return the kernels that the module is tested with."""
     chosen = os.environ.get("VHOSTPCI_KERNELS", "")
     if chosen not in ("", "debug"):
         raise RuntimeError(f"VHOSTPCI_KERNELS={chosen}: it may be debug, or not be set")
@@ -80,7 +81,7 @@ def _built() -> Path:
     found = debs.locate([package])
     key = digest([repr(found), *sums([Path(__file__), CONFIG])])
     built = cache_dir() / "debug-kernel" / key
-    with one_at_a_time("debug-kernel.lock"):  # a build waits for nothing else
+    with one_at_a_time("debug-kernel.lock"):  # only for this build
         if not built.exists():
             _check_programs()
             debs.download([package], found, cache_dir() / "debs")
@@ -93,7 +94,7 @@ def _built() -> Path:
 
 
 def source_package() -> str:
-    """The source of the kernel that guests have else."""
+    """Return the package with the source of the guests' usual kernel."""
     major, minor, *_ = BOOKWORM.release().split(".")
     return f"linux-source-{major}.{minor}"
 
@@ -120,7 +121,7 @@ def _build(source: Path, built: Path) -> None:
 
 
 def _check_config(made: Path) -> None:
-    """Refuse a configuration that lacks what was asked for: a name may be gone."""
+    """Refuse a configuration without an option that we set; it may be renamed."""
     have = set(made.read_text().splitlines())
     lost = [
         line
@@ -132,7 +133,7 @@ def _check_config(made: Path) -> None:
 
 
 def _pack(tree: Path, root: Path, built: Path) -> None:
-    """Make a package of what runs, as Debian's own kernels are packages."""
+    """Make a package of the image and its modules, like Debian's kernel packages."""
     release = (tree / "include/config/kernel.release").read_text().strip()
     for link in ("build", "source"):
         (root / "lib/modules" / release / link).unlink()
@@ -149,13 +150,13 @@ CONTROL = """\
 Package: linux-image-{release}
 Version: 1
 Architecture: amd64
-Maintainer: nobody
+Maintainer: vhostpci tests
 Description: a kernel for tests
 """
 
 
 def _keep(tree: Path, names: Iterable[str]) -> None:
-    """Remove all of a tree but these."""
+    """Remove all files of a tree but these."""
     kept = tree.with_name("kept")
     for name in names:
         (kept / name).parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +170,7 @@ def _make(tree: Path, *words: str) -> None:
 
 
 def _run(*argv: str, cwd: Path | None = None) -> None:
-    # The flags of ours that tox sets are not for kernels.
+    # tox sets compiler flags for our own C code, which do not suit a kernel.
     environment = {name: os.environ[name] for name in os.environ if name != "CFLAGS"}
     done = subprocess.run(
         argv,

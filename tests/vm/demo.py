@@ -37,7 +37,7 @@ SECONDS = 5
 
 @dataclass(slots=True)
 class Report(Outcome):
-    """What the demo found, under the names that its JSON has."""
+    """The results of the demo; the fields have the names of its JSON."""
 
     ping: Ping | None = None
     tcp_up_mbps: float | None = None
@@ -46,14 +46,14 @@ class Report(Outcome):
     ping_after_reload: Ping | None = None
 
     def finish(self, seconds: float) -> None:
-        """Decide whether all went well, after so many seconds."""
+        """Note how long the demo took, and whether all its results are good."""
         rates = (self.tcp_up_mbps, self.tcp_down_mbps, self.udp_mbps)
         pings = (self.ping, self.ping_after_reload)
         crossed = all(run and run.sent == run.received for run in pings)
         self.decide(seconds, good=crossed and all(rates))
 
     def text(self) -> str:
-        """All that was found, for people."""
+        """Return the results as text."""
         rows = [
             ("ping both ways", ping_text(self.ping)),
             ("TCP, master to slave", rate_text(self.tcp_up_mbps)),
@@ -68,7 +68,7 @@ AnyReport = Report | switch.Report
 
 
 def perform(link: Pair, report: Report, say: Callable[[str], None]) -> None:
-    """All that the demo does with two VMs and a running agent."""
+    """Run the steps of the demo, with two VMs and a running agent."""
     say("ping both ways")
     link.master.configure()
     link.wait_link()
@@ -95,7 +95,7 @@ def _measure(link: Pair, report: Report, say: Callable[[str], None]) -> None:
 
 
 def run(report: Report, progress: Progress, keep: Keep) -> None:
-    """Boot, perform, and call ``keep`` while all still runs."""
+    """Boot the VMs, run the steps, and call ``keep`` before the VMs end."""
     with pair.booted(LOGS, progress, module=report.bind == "kmod") as link:
         report.kernel = link.slave.kernel
         progress(f"vhostpci-guest in the slave, bound by {report.bind}")
@@ -137,7 +137,7 @@ def _conclude(report: AnyReport, target: Path | None) -> None:
 
 
 def _attempt(arguments: argparse.Namespace, report: AnyReport) -> None:
-    """Run the demo; what went wrong ends up in the report."""
+    """Run the demo; an error is noted in the report."""
     progress = Progress()
 
     def keep(vms: Sequence[Vm]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a guest's kernel complains of."""
+"""Warnings and errors in the log of a guest's kernel."""
 
 import re
 
@@ -13,7 +13,8 @@ _BAD = re.compile(
     r"non-static key|detected stalls|blocked for more than)\b"
 )
 
-# Twice: what is new is not reported yet.  Only a debug kernel has the file.
+# Two scans: kmemleak does not report an object that is a few seconds old.  Only a
+# debug kernel has the file.
 _LEAKS = """
 file=/sys/kernel/debug/kmemleak
 test -e $file || exit 0
@@ -23,9 +24,9 @@ cat $file
 
 
 def complaints(vm: Vm) -> str:
-    """The lines of the kernel's log that no clean kernel has, and what is around.
+    """Return the lines of the kernel's log that report an error, and those around them.
 
-    And memory that it has lost, where debugfs is mounted and it looks for that.
+    If debugfs is mounted and the kernel has kmemleak, leaked memory is reported too.
     """
     leaks = vm.run(_LEAKS, timeout=120).stdout
     lines = [*vm.run("dmesg").stdout.splitlines(), *leaks.splitlines()]

@@ -4,8 +4,8 @@
     with Vm("master", image, logs=logs, args=[...]) as vm:
         vm.run("ping -c 1 10.77.0.2")
 
-QEMU dies with the process that started it, however that ends, and everything that
-waits has a limit.  What the guest and QEMU said lies in ``logs``.
+QEMU dies with the process that started it, however that ends, and each wait
+has a limit.  The output of the guest's console and of QEMU is in ``logs``.
 """
 
 import base64
@@ -44,7 +44,7 @@ DIE_WITH_US = ["setpriv", "--pdeathsig", "KILL"]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a command in the guest left."""
+    """The exit status and the output of a command in the guest."""
 
     rc: int | None
     stdout: str
@@ -60,11 +60,11 @@ class Job:
         self._log = log
 
     def poll(self) -> int | None:
-        """Its exit status, None while it runs."""
+        """Return its exit status, None while it runs."""
         return self.wait(0)
 
     def wait(self, timeout: float) -> int | None:
-        """Its exit status, None if it still runs after ``timeout``."""
+        """Return its exit status, None if it still runs after ``timeout``."""
         answer = self._vm.call("wait", timeout=timeout, job=self._number, limit=timeout)
         rc: int | None = answer["rc"]
         return rc
@@ -81,7 +81,7 @@ class Job:
         )
 
     def send(self, number: signal.Signals) -> None:
-        """Send it a signal."""
+        """Send a Unix signal to the command."""
         self._vm.call("signal", timeout=5, job=self._number, number=int(number))
 
     def stop(self, timeout: float = 60) -> int | None:
@@ -90,7 +90,7 @@ class Job:
         return self.wait(timeout)
 
     def output(self) -> str:
-        """What it has written so far."""
+        """Return what it has written so far."""
         answer = self._vm.call("get", timeout=5, path=self._log)
         return base64.b64decode(answer["data"]).decode(errors="backslashreplace")
 
@@ -149,12 +149,12 @@ class Vm:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # Ctrl-C is for us: we take the VMs down in order.
+                # Ctrl-C must not reach QEMU: the tests end the VMs in order.
                 start_new_session=True,
             )
 
     def close(self) -> None:
-        """Kill QEMU, if it still runs, and forget its sockets."""
+        """Kill QEMU if it still runs, and remove its sockets."""
         if self._process:
             self._process.kill()
             self._process.wait()
@@ -271,7 +271,7 @@ class Vm:
 
     @property
     def pid(self) -> int:
-        """QEMU's process."""
+        """The process ID of QEMU."""
         assert self._process, "not started"
         return self._process.pid
 
@@ -280,18 +280,18 @@ class Vm:
         return processor_time(self.pid)
 
     def is_running(self) -> bool:
-        """Whether QEMU still is."""
+        """Return whether QEMU has not ended."""
         return self._process is not None and self._process.poll() is None
 
     def wait_end(self, timeout: float) -> bool:
-        """Wait for QEMU to end by itself; whether it did."""
+        """Wait until QEMU has ended by itself; return whether it has."""
         try:
             return self._process is None or self._process.wait(timeout) is not None
         except subprocess.TimeoutExpired:
             return False
 
     def last_words(self) -> str:
-        """The ends of QEMU's and the guest's logs, and where they are."""
+        """Return the last lines of QEMU's and the guest's logs, and their paths."""
         texts = []
         for log in (self._qemu_log, self.serial_log):
             if log.exists():

@@ -24,12 +24,12 @@ log = logging.getLogger(__name__)
 
 @one_at_a_time()
 def build_directory(kernel: Kernel = BOOKWORM) -> Path:
-    """What /lib/modules/<release>/build is where the headers are installed."""
+    """Return the directory that /lib/modules/<release>/build would be a link to."""
     return unpacked(kernel)
 
 
 def unpacked(kernel: Kernel) -> Path:
-    """The same, for who holds the cache's lock."""
+    """Do what `build_directory` does; the caller holds the cache's lock."""
     if made := kernel.build_directory():
         return made
     packages, archive = kernel.header_packages(), kernel.archive()
@@ -49,7 +49,7 @@ def unpacked(kernel: Kernel) -> Path:
 
 
 def _move(root: Path, place: Path) -> None:
-    """Have the headers include each other where they will lie, not in /usr/src."""
+    """Make the headers' makefiles include each other here instead of in /usr/src."""
     for makefile in root.glob("usr/src/linux-headers-*/Makefile"):
         text = makefile.read_text()
         makefile.write_text(text.replace("/usr/src/", f"{place}/usr/src/"))

@@ -43,7 +43,7 @@ SERVER = HERE / "guest/server.py"
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What QEMU's ``-kernel`` and ``-initrd`` take."""
+    """The files for QEMU's ``-kernel`` and ``-initrd``."""
 
     kernel: Path
     initrd: Path
@@ -102,14 +102,14 @@ def _base(kernel: Kernel) -> Path:
 
 
 def _packages(kernel: Kernel) -> dict[debs.Archive, list[str]]:
-    """What the base is made of, and where each part of it comes from."""
+    """Return the packages of the base, each with the archive that it comes from."""
     packages = {debs.MACHINE: rootfs.packages()}
     packages.setdefault(kernel.archive(), []).extend(kernel.image_packages())
     return packages
 
 
 def guest_requirements() -> list[str]:
-    """What our guest distributions need from PyPI."""
+    """Return the requirements of our guest distributions that are on PyPI."""
     found: list[str] = []
     for name in ("shared", "guest"):
         project = tomllib.loads((CHECKOUT / name / "pyproject.toml").read_text())

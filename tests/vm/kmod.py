@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kmod/ as a module for one of Debian's kernels, made as a user makes it.
+"""kmod/ as a module for one of Debian's kernels, built as a user builds it.
 
-Built in a copy: modpost and its like write beside the sources, and others build too.
+It is built in a copy, since make writes beside the sources, and other tests build too.
 
-    python -m tests.vm.kmod     what compiler and sparse object to, with Debian's 6.1
+    python -m tests.vm.kmod     check kmod/ with compiler and sparse, for Debian's 6.1
 """
 
 import logging
@@ -23,12 +23,12 @@ STRICT = ("W=1", "KCFLAGS=-Werror")
 """Every warning of the compiler is an error."""
 
 SPARSE = ("C=2", "CF=-Wsparse-error")
-"""And sparse looks at what is compiled, where the headers come with its script."""
+"""Run sparse on each file that is compiled, if the headers have the script for it."""
 
 NAME = "uio_vhostpci"
 SOURCE = Path(__file__).parents[2] / "kmod"
 
-# What builds leave behind, and what is not built.
+# Files that a build leaves behind, and files that are not part of a build.
 NOT_SOURCE = shutil.ignore_patterns(
     *("*.o", "*.ko", "*.mod", "*.mod.c", ".*.cmd", ".tmp*", "*.order", "*.symvers"),
     "*.md",
@@ -36,12 +36,12 @@ NOT_SOURCE = shutil.ignore_patterns(
 
 
 class BuildError(Exception):
-    """The module was not built, and what make and the compiler said."""
+    """The module was not built; the text is the output of make."""
 
 
 @one_at_a_time()
 def build(kernel: Kernel = BOOKWORM) -> Path:
-    """The module's file, from the cache where neither sources nor headers changed."""
+    """Return the module's file, from the cache if sources and headers are the same."""
     directory = headers.unpacked(kernel)
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name) / "kmod"
@@ -58,7 +58,7 @@ def build(kernel: Kernel = BOOKWORM) -> Path:
 
 
 def check(kernel: Kernel = BOOKWORM) -> None:
-    """Refuse a module that compiler or sparse object to."""
+    """Raise BuildError if the compiler or sparse has a warning."""
     directory = headers.build_directory(kernel)
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name) / "kmod"
@@ -69,12 +69,12 @@ def check(kernel: Kernel = BOOKWORM) -> None:
 
 
 def copy_sources(target: Path) -> None:
-    """Copy what the module is made of to a directory that is not there yet."""
+    """Copy the module's sources to a directory that does not exist yet."""
     shutil.copytree(SOURCE, target, ignore=NOT_SOURCE)
 
 
 def make(directory: Path, kdir: Path, *options: str) -> str:
-    """Build what lies in a directory; returns what make and the compiler said."""
+    """Build the module in a directory; return the output of make."""
     done = subprocess.run(
         ["make", "-C", str(directory), f"KDIR={kdir}", *options],
         stdout=subprocess.PIPE,

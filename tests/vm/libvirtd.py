@@ -29,13 +29,15 @@ DIRECTORIES = {
     "log": "/var/log/libvirt",
     "cache": "/var/cache/libvirt",
 }
-"""Ours, by name, and libvirtd's that they take the place of."""
+"""For each of our directories, libvirtd's directory that it is mounted over."""
 ACCOUNTS = {
     "passwd": ("/etc/passwd", "libvirt-qemu:x:64055:64055::/:/usr/sbin/nologin"),
     "group": ("/etc/group", "libvirt-qemu:x:64055:"),
 }
-"""What it wants to be there even if it is told to use others: its package, which would
-start the machine's own libvirtd, makes these."""
+"""Accounts that libvirtd needs even if it is configured to use others.
+
+Its package makes them, but would start a libvirtd on this machine too.
+"""
 QEMU_CONF = """\
 user = "root"
 group = "root"
@@ -50,8 +52,8 @@ unix_sock_dir = "{directory}"
 auth_unix_rw = "none"
 log_outputs = "3:stderr"
 """
-# The shell is the first process, and waits for any: a QEMU that nobody waited for
-# would be there for ever, as libvirtd sees it.
+# The shell is process 1 of the namespace and so becomes the parent of each QEMU.  It
+# must wait for them: to libvirtd, an ended QEMU without a wait still runs.
 INIT = """
 cd "$1" && shift || exit 1
 while [ $# -gt 0 ]; do
@@ -68,11 +70,11 @@ ISOLATED = (
 
 
 class LibvirtError(Exception):
-    """virsh said no."""
+    """virsh returned an error."""
 
 
 class Libvirtd:
-    """A libvirtd that nobody else uses."""
+    """A libvirtd for one test, apart from the machine's own."""
 
     def __init__(self, logs: Path) -> None:
         self.log = logs / "libvirtd.log"
@@ -153,17 +155,17 @@ class PluggingDaemon(Daemon):
         self._environment |= {"LIBVIRT_DEFAULT_URI": libvirtd.uri}
 
     def plugged(self) -> list[int]:
-        """The windows that the domain has."""
+        """Return the windows that are plugged into the domain."""
         windows: list[int] = self.status()["plugging"]["plugged"]
         return windows
 
     def wait_plugged(self, windows: list[int]) -> None:
-        """Wait until it has these."""
+        """Wait until exactly these windows are plugged in."""
         wait_for(lambda: self.plugged() == windows, self.status, PLUG_TIMEOUT)
 
 
 class Managed(Vm):
-    """A VM that libvirt starts, of XML that boots nothing yet."""
+    """A VM that libvirt starts; a kernel to boot is added to its XML."""
 
     def __init__(
         self,
@@ -191,25 +193,25 @@ class Managed(Vm):
         self._libvirtd.virsh("start", self.domain)
 
     def power_off(self) -> None:
-        """Kill it; it may start again."""
+        """Kill the VM; `power_on` may start it again."""
         self._libvirtd.virsh("destroy", self.domain)
         if self._channel:
             self._channel.close()
             self._channel = None
 
     def power_on(self) -> None:
-        """Start it again, and wait until it takes commands."""
+        """Start the VM again, and wait until it takes commands."""
         self._libvirtd.virsh("start", self.domain)
         self.wait_ready()
 
     def close(self) -> None:
-        """Kill it, if it runs, and forget its sockets."""
+        """Kill the VM if it runs, and remove its sockets."""
         if self.is_running():
             self.power_off()
         super().close()
 
     def is_running(self) -> bool:
-        """Whether libvirt says that it is."""
+        """Return whether libvirt says that the domain runs."""
         return self.domain in self._libvirtd.virsh("list", "--name").split()
 
     def _bootable(self) -> ET.Element:
@@ -232,11 +234,11 @@ class Managed(Vm):
 
 
 class ManagedMaster(Managed, Master):
-    """The VM that knows nothing of us."""
+    """The master; its guest has nothing of this project."""
 
 
 class ManagedSlave(Managed, Slave):
-    """The VM with our agent."""
+    """The slave VM, which runs the agent."""
 
 
 def _find(element: ET.Element, tag: str) -> ET.Element:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network namespace of our own, which goes when we do.
+"""A network namespace for a test, which ends with the test run.
 
-It has no name: a process of ours holds it, so that even a killed test run leaves
+It has no name: a process that we start holds it, so that even a killed test run leaves
 neither namespace, nor bridge, nor TAP behind.
 """
 
@@ -32,7 +32,7 @@ class Namespace:
 
     @property
     def prefix(self) -> list[str]:
-        """What goes before a command to have it run in the namespace."""
+        """The words that run a command in the namespace, if put before it."""
         return ["nsenter", f"--net=/proc/{self._holder.pid}/ns/net"]
 
     def run(self, command: str) -> None:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program of the guest that uses uio_vhostpci's node, and nothing of ours."""
+"""A program of the guest that uses uio_vhostpci's node without our agent."""
 
 from tests.vm.harness import Job, Vm
 
 DRIVER = "/sys/bus/pci/drivers/uio_vhostpci"
 
-# Takes the device's address, and words: how many vectors to arm and what to do then.
+# Arguments: the device's PCI address, how many vectors to arm, and words (see `use`).
 PROGRAM = r"""
 import mmap, os, select, signal, struct, sys
 from pathlib import Path
@@ -47,13 +47,17 @@ while True:
 
 
 def address(vm: Vm) -> str:
-    """The PCI address of the one device that the module has."""
+    """Return the PCI address of the one device that the module is bound to."""
     vm.wait_for(f"ls {DRIVER} | grep -q :")
     return vm.run(f"ls {DRIVER} | grep :").stdout.strip()
 
 
 def use(vm: Vm, *words: str, vectors: int = 3) -> Job:
-    """Have the device's node open; ``words``: ``late``, ``read``."""
+    """Start the program and wait until it has opened the node.
+
+    ``late``: it arms its vectors only at SIGUSR1.  ``read``: it reads the window in a
+    loop and does not wait for vectors.
+    """
     vm.put("/tmp/node.py", PROGRAM.encode())
     place = address(vm)
     job = vm.spawn(["python3", "/tmp/node.py", place, str(vectors), *words])

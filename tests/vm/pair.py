@@ -23,12 +23,11 @@ from tests.vm.kernels import BOOKWORM, Kernel
 MASTER_ADDRESS = "10.77.0.1"
 SLAVE_ADDRESS = "10.77.0.2"
 TAP = "vp0"
-# Fixed, or the master asks its ARP cache for a TAP that is no more.
 LINK_TIMEOUT = 60.0
 
 
 class Master(Vm):
-    """The VM that knows nothing of us."""
+    """The master; its guest has nothing of this project."""
 
     address = MASTER_ADDRESS
 
@@ -39,16 +38,16 @@ class Master(Vm):
         self.wait_for("ip link show eth0 | grep -q LOWER_UP")
 
     def reload_driver(self) -> None:
-        """Unload virtio-net and load it again; the address is gone then."""
+        """Unload virtio-net and load it again; `configure` must follow."""
         self.run("modprobe -r virtio_net && modprobe virtio_net")
 
 
 class Slave(Vm):
-    """The VM with our agent."""
+    """The slave VM, which runs the agent."""
 
     @contextmanager
     def agent(self, bind: str) -> Iterator[Job]:
-        """Run the agent while the block runs; it has its TAP when that begins."""
+        """Run the agent while the block runs; wait for its TAP before the block."""
         with self.waiting_agent(
             "--bind", bind, "--tap", TAP, "--address", f"{SLAVE_ADDRESS}/24"
         ) as job:
@@ -117,7 +116,7 @@ class Pair:
 def make(
     daemon: Daemon, logs: Path, kernel: Kernel = BOOKWORM, *, module: bool = False
 ) -> tuple[Master, Slave]:
-    """Both VMs, not started yet; kernel and module are the slave's."""
+    """Return both VMs, not started; `kernel` and `module` are for the slave."""
     ours = wheels.guest_wheels()
     guest = image.build(ours, kernel, module=module)
     args = [*daemon.qemu_args("slave"), *kernel.qemu_args()]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time limits for a guest that do not count the time it waits for a processor.
 
-On a loaded machine a guest needs more of our time for the same work.  The kernel
+On a loaded machine a guest needs more time by our clock for the same work.  The kernel
 counts for each thread how long it was ready to run and had no processor
-(/proc/PID/task/TID/schedstat, second number).  A limit here counts what is left: the
-time in which the guest ran, or slept because it had nothing to do.
+(/proc/PID/task/TID/schedstat, second number).  A limit here counts the
+rest: the time in which the guest ran, or slept because it had nothing to do.
 """
 
 import time
@@ -12,14 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 LAST_RESORT = 10
-"""After so many times the limit by our clock, it is over anyway."""
+"""A limit ends anyway after so many times its length by the test's clock."""
 
 
 class Patience:
     """A limit of so many seconds of a process's own time; it starts now.
 
-    `pid` returns the process to watch, None where there is none: then only our own
-    clock counts.
+    `pid` returns the process to watch; None means that only the test's clock counts.
     """
 
     def __init__(self, seconds: float, pid: Callable[[], int | None]) -> None:
@@ -29,9 +28,9 @@ class Patience:
         self._before = self._delays()
 
     def is_over(self) -> bool:
-        """Whether the process has had its time."""
+        """Return whether the process has used up its time."""
         wall = self._wall()
-        if wall <= self.seconds:  # own time is never more than ours
+        if wall <= self.seconds:  # its own time is never longer than that
             return False
         return wall > self.seconds * LAST_RESORT or self._own() > self.seconds
 
@@ -43,7 +42,7 @@ class Patience:
         return time.monotonic() - self._start
 
     def _own(self) -> float:
-        """Our time without what the thread that waited longest has waited.
+        """Return the time by our clock, less the longest wait of one thread.
 
         The longest, not the sum: several threads may wait at the same time.
         """

@@ -19,7 +19,7 @@ from tests.waiting import wait_for
 
 
 class Process:
-    """The agent, and commands beside it."""
+    """The agent as a process, and a shell in its network namespace."""
 
     name = "slave process"
 
@@ -40,7 +40,7 @@ class Process:
         return Result(done.returncode, done.stdout, done.stderr)
 
     def wait_tap(self) -> None:
-        """Wait until its TAP has the address."""
+        """Wait until the agent's TAP has its address."""
         wait_for(
             lambda: (
                 not self.run(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QEMU's monitor: one command at a time; events are kept until somebody waits."""
+"""QEMU's monitor: one command at a time; events are kept for a later wait."""
 
 import json
 import socket
@@ -18,7 +18,7 @@ class QmpError(Exception):
 
 
 class Qmp:
-    """A connection to a monitor, past the greeting."""
+    """A connection to a monitor, after the greeting."""
 
     def __init__(self, path: Path) -> None:
         self._events: list[Message] = []
@@ -54,7 +54,7 @@ class Qmp:
         raise QmpError(f"{command}: QEMU hung up, or is silent")
 
     def deleted(self, device: str, timeout: float) -> bool:
-        """Wait until ``device`` is unplugged; whether it was."""
+        """Wait until ``device`` is unplugged; return whether it is."""
         deadline = time.monotonic() + timeout
         while True:
             for event in self._events:
@@ -68,7 +68,7 @@ class Qmp:
             self._events.append(message)
 
     def _receive(self, deadline: float) -> Message | None:
-        """The next message; None if it does not come, or QEMU hung up."""
+        """Return the next message; None after the deadline, or if QEMU hung up."""
         while b"\n" not in self._data:
             self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
             try:

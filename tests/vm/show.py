@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the demos print, and what they leave running."""
+"""What the demos print; and VMs that stay up until Ctrl-C."""
 
 import signal
 import time
@@ -19,7 +19,7 @@ CONSOLE = "socat -,rawer,escape=0x1d UNIX-CONNECT:{path}"
 
 @dataclass(slots=True)
 class Outcome:
-    """What each demo's report has, under the names that its JSON has."""
+    """What both demos report; the fields have the names of their JSON."""
 
     bind: str
     ok: bool = False
@@ -30,16 +30,16 @@ class Outcome:
     seconds: float = 0.0
 
     def fail(self, error: Exception) -> None:
-        """Note what went wrong first."""
+        """Note the first error."""
         self.error = self.error or f"{type(error).__name__}: {error}"
 
     def decide(self, seconds: float, *, good: bool) -> None:
-        """Note whether all went well, after so many seconds."""
+        """Note how long the demo took, and whether its results are good."""
         self.seconds = self.seconds or round(seconds, 1)
         self.ok = self.error is None and good
 
     def head(self, slave: str) -> str:
-        """What it all ran on."""
+        """Return the versions of QEMU and of the slave's kernel, and the binding."""
         return (
             f"QEMU {self.qemu_version} ({self.accelerator}), Linux {self.kernel}, "
             f"{slave} bound by {self.bind}"
@@ -47,7 +47,7 @@ class Outcome:
 
 
 class Progress:
-    """A line for each step as it begins, with the time since the start."""
+    """Prints a line when a step begins, with the time since the start."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
@@ -61,7 +61,7 @@ class Progress:
 
 
 def leave_running(vms: Sequence[Vm]) -> None:
-    """Tell how to get at the VMs, and wait for Ctrl-C."""
+    """Print how to get a console on each VM, and wait for Ctrl-C."""
     print("\nThe VMs are up.  A console on each (Ctrl-] leaves it):")
     for vm in vms:
         command = CONSOLE.format(path=vm.run_dir / "console")
@@ -71,13 +71,13 @@ def leave_running(vms: Sequence[Vm]) -> None:
 
 
 def table(head: str, rows: Sequence[tuple[str, str]], *, ok: bool) -> str:
-    """A heading, a line for each result, and whether all is well."""
+    """Return a heading, a line for each result, and `ok` or `FAILED`."""
     lines = [head, *(f"  {name:32}{text}" for name, text in rows)]
     return "\n".join([*lines, "ok" if ok else "FAILED"])
 
 
 def ping_text(ping: Ping | None) -> str:
-    """How many came back, and how fast."""
+    """Return how many pings were answered, and the average time."""
     if not ping:
         return "-"
     average = "" if ping.rtt_ms_avg is None else f", {ping.rtt_ms_avg:.2f} ms"
@@ -85,5 +85,5 @@ def ping_text(ping: Ping | None) -> str:
 
 
 def rate_text(rate: float | None) -> str:
-    """A throughput."""
+    """Return a throughput as text."""
     return "-" if rate is None else f"{rate:.0f} Mbit/s"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Suites of Debian's archive that this machine's APT is not configured for.
 
-Each has an APT configuration of its own in the cache, with lists of its own: nothing
+Each has a separate APT configuration in the cache, with separate lists: nothing
 of the machine changes, and nothing of a suite is ever installed.
 """
 
@@ -24,7 +24,7 @@ LISTS_LAST = 24 * 3600.0
 
 @cache
 def archive(suite: str) -> debs.Archive:
-    """What ``suite`` has, by lists that are a day old at most."""
+    """Return the archive of ``suite``, with package lists of the last day."""
     home = cache_dir() / "apt" / suite
     found = debs.Archive(suite, _options(home))
     with one_at_a_time("apt.lock"):

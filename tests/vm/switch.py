@@ -25,14 +25,14 @@ from tests.vm.traffic import Ping
 FIRST, LATE = ("a", "b", "c"), "d"
 RAM = "256M"
 PORTS = 2 * len(FIRST)
-"""Two for each master: one for the doorbells, one for its memory."""
+"""Root ports: two for each master, for its window 0 and for its memory."""
 SECONDS = 3
 WINDOWS = "grep -l 0x1110 /sys/bus/pci/devices/*/device | wc -l"
 
 
 @dataclass(slots=True)
 class Report(Outcome):
-    """What was found, under the names that its JSON has."""
+    """The results of the demo; the fields have the names of its JSON."""
 
     pings: dict[str, Ping] = field(default_factory=dict)
     tcp_mbps: dict[str, float] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Report(Outcome):
     kicks_relayed: int | None = None
 
     def finish(self, seconds: float) -> None:
-        """Decide whether all went well, after so many seconds."""
+        """Note how long the demo took, and whether all its results are good."""
         groups = (self.pings, self.through_kill_and_add, self.late)
         pings = [ping for group in groups for ping in group.values()]
         crossed = all(ping.sent == ping.received for ping in pings)
@@ -50,7 +50,7 @@ class Report(Outcome):
         self.decide(seconds, good=good)
 
     def text(self) -> str:
-        """All that was found, for people."""
+        """Return the results as text."""
         rows = [("ping, each to each", ping_text(_all(self.pings)))]
         rows += [
             (f"TCP, {who}", rate_text(mbps)) for who, mbps in self.tcp_mbps.items()
@@ -69,7 +69,7 @@ class Report(Outcome):
 
 
 def _all(pings: dict[str, Ping]) -> Ping | None:
-    """All runs as one."""
+    """Add up all ping runs."""
     runs = [*pings.values()]
     return sum(runs[1:], start=runs[0]) if runs else None
 
@@ -107,15 +107,15 @@ class Switch:
         self.masters.pop(name).close()
 
     def windows(self) -> int:
-        """How many ivshmem devices the switch has."""
+        """Return how many ivshmem functions the switch VM has."""
         return int(self.vm.run(WINDOWS).stdout)
 
     def wait_windows(self, count: int) -> None:
-        """Wait until it has so many."""
+        """Wait until the switch VM has so many ivshmem functions."""
         self.vm.wait_for(f"test $({WINDOWS}) = {count}")
 
     def wait_reachable(self, *names: str) -> None:
-        """Wait until these reach each other: the bridge has learned, ARP is done."""
+        """Wait until these masters reach each other through the bridge."""
         for one, other in itertools.permutations(names, 2):
             address = self.masters[other].address
             self.masters[one].wait_for(f"ping -n -q -c 1 -W 1 {address}")
@@ -149,7 +149,7 @@ def booted(
 
 
 def perform(switch: Switch, report: Report, say: Callable[[str], None]) -> None:
-    """All that the switch has to show; its agent runs."""
+    """Run the steps of the demo; the agent runs in the switch VM."""
     say(f"booting the masters {', '.join(FIRST)}; the switch gets their cards")
     for master in [switch.start(switch.fleet.device(name)) for name in FIRST]:
         switch.greet(master)
@@ -176,7 +176,7 @@ def _measure(switch: Switch, report: Report, say: Callable[[str], None]) -> None
 
 
 def _kill_and_add(switch: Switch, report: Report, say: Callable[[str], None]) -> None:
-    """One goes and one comes while the other two talk."""
+    """Kill a master and add one while two others ping each other."""
     a, b = switch.masters["a"], switch.masters["b"]
     with (
         traffic.pinging(a, b.address) as up,
@@ -204,7 +204,7 @@ def run(
     progress: Progress,
     keep: Callable[[Sequence[Vm]], None] = lambda _: None,
 ) -> None:
-    """Boot, perform, and call ``keep`` while all still runs."""
+    """Boot the VMs, run the steps, and call ``keep`` before the VMs end."""
     with booted(logs, progress, module=report.bind == "kmod") as switch:
         report.kernel = switch.vm.kernel
         progress(f"vhostpci-guest in the switch, a bridge, bound by {report.bind}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masters with the memory that they have, and a slave that is a process.
+"""Masters that bring their own memory, and a slave that is a process.
 
   master            vhostpci-host            namespace
 virtio-net ------ vhost-user, windows ------ vhostpci-guest --socket -- TAP
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.vm
 MIB = 2**20
 GIB = 2**30
 PATTERN = "7668c0de"
-"""What pings are filled with, to be found in the master's memory."""
+"""The payload of pings, which a test then looks for in the master's memory."""
 
 
 class Link:
@@ -37,12 +37,12 @@ class Link:
         )
 
     def windows(self) -> list[int]:
-        """Sizes of the windows that the slave has."""
+        """Return the sizes of the windows that the slave has."""
         windows = self.daemon.status()["windows"]
         return sorted(one["size"] for one in windows if one["connected"])
 
     def regions(self) -> list[tuple[int, int]]:
-        """Guest address and size of each region."""
+        """Return the guest address and the size of each region."""
         regions = self.daemon.status()["master"]["regions"]
         return sorted((one["guest_addr"], one["size"]) for one in regions)
 
@@ -71,7 +71,7 @@ def linked(
 
 @pytest.fixture
 def here(logs: Path, request: pytest.FixtureRequest) -> Path:
-    """Where this test's VMs log."""
+    """The directory for the logs of this test's VMs."""
     return Path(logs / request.node.name)
 
 
@@ -79,7 +79,7 @@ def here(logs: Path, request: pytest.FixtureRequest) -> Path:
     ("chipset", "below"), [("q35", 2 * GIB), ("pc", 3 * GIB)], ids=["q35", "i440fx"]
 )
 def test_4_gib_around_the_pci_hole(here: Path, chipset: str, below: int) -> None:
-    """One window; what is above the hole is of a region of its own."""
+    """One window has two regions: the memory below the hole and that above it."""
     with linked(here, memory.memfd("4G"), chipset) as link:
         ping = link.ping_both_ways()
         assert ping.received == ping.sent

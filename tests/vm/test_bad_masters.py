@@ -18,7 +18,7 @@ pytestmark = pytest.mark.vm
 
 
 def boot(daemon: Daemon, change: Callable[[str], str]) -> None:
-    """Boot a master, each of whose arguments is changed, up to its driver."""
+    """Boot a master with changed arguments, until its driver is loaded."""
     args = [change(word) for word in daemon.qemu_args("master")]
     guest = image.build(wheels.guest_wheels())
     with Vm("master", guest, logs=daemon.log.parent, args=args) as vm:

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.vm
 
 
 def not_with_kasan(why: str) -> pytest.MarkDecorator:
-    """Leave a test out with the kernel that watches itself."""
+    """Skip a test with the debug kernel."""
     return pytest.mark.skipif(
         debug_kernel.DEBUG in debug_kernel.under_test(), reason=why
     )
@@ -32,7 +32,7 @@ def not_with_kasan(why: str) -> pytest.MarkDecorator:
 MIB = 2**20
 SIGBUS = -signal.SIGBUS
 LOW = ["-device", "pcie-root-port,id=low,chassis=1,slot=1"]
-"""A port that SeaBIOS gives a share of the address space below 4 GiB."""
+"""A root port that SeaBIOS gives addresses below 4 GiB."""
 
 
 @pytest.fixture(
@@ -50,7 +50,7 @@ def booted(
 
 @pytest.fixture
 def slave(booted: Slave) -> Iterator[Slave]:
-    """The same, with a device that is bound; whatever was plugged goes at the end."""
+    """The booted VM with a bound device; after the test all devices are unplugged."""
     booted.plug(0, 1024 * MIB, "port0", vectors=3)
     yield booted
     booted.close()
@@ -62,12 +62,12 @@ def ring(slave: Slave, vector: int) -> None:
 
 
 def unbind(slave: Slave) -> None:
-    """Take the device from the module."""
+    """Unbind the device from the module."""
     slave.vm.run(f"echo {node.address(slave.vm)} > {node.DRIVER}/unbind")
 
 
 def bind(slave: Slave) -> None:
-    """Have the kernel look for the device's driver."""
+    """Let the kernel bind the device to its driver again."""
     slave.vm.run(
         "for device in /sys/bus/pci/devices/*; do grep -q 0x1110 $device/device && "
         "basename $device > /sys/bus/pci/drivers_probe; done; true"
@@ -75,12 +75,12 @@ def bind(slave: Slave) -> None:
 
 
 def end(job: Job) -> int | None:
-    """How a program ended."""
+    """Wait for a program's end; return its exit status."""
     return job.wait(10)
 
 
 def test_device_is_bound_by_its_alias(slave: Slave) -> None:
-    """As udev does it: modprobe, by what the kernel says of the device."""
+    """udev runs modprobe with the alias that the kernel reports for the device."""
     place = node.address(slave.vm)
     slave.vm.run("modprobe -r uio_vhostpci")
     slave.vm.run(f'modprobe "$(cat /sys/bus/pci/devices/{place}/modalias)"')
@@ -139,7 +139,7 @@ def test_vector_is_free_once_its_program_ends(slave: Slave) -> None:
         ("0 << 20 | 999", "EBADF"),
     ],
 )
-def test_request_for_what_is_not_there_is_refused(
+def test_request_for_a_missing_vector_or_eventfd_is_refused(
     slave: Slave, request_: str, error: str
 ) -> None:
     tried = slave.vm.run(
@@ -167,7 +167,7 @@ def test_window_is_the_hypervisors_memory(slave: Slave) -> None:
 
 @not_with_kasan("QEMU lists all that is mapped; the shadow is terabytes of it")
 def test_window_is_write_back_and_the_registers_are_not(slave: Slave) -> None:
-    """As the kernel has it reserved, and as the processor's page tables have it."""
+    """Check the kernel's list of memory types, and the processor's page tables."""
     job = node.use(slave.vm, "read")
     (registers, window), (low, high) = bars(slave)
     listed = slave.vm.run("cat /sys/kernel/debug/x86/pat_memtype_list").stdout
@@ -192,7 +192,7 @@ def bars(slave: Slave) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def user_pages(slave: Slave, low: int, high: int) -> list[str]:
-    """Flags of the pages that the program which runs has mapped of the window."""
+    """Return the page table flags of the window's pages in the running program."""
     text = slave.vm.qmp("human-monitor-command", **{"command-line": "info tlb"})
     found = re.findall(r"^0000([0-9a-f]{12}): ([0-9a-f]{16}) (\S+)", text, re.M)
     return [flags for _, at, flags in found if low <= int(at, 16) <= high]
@@ -228,7 +228,7 @@ print(attempt(flags=mmap.MAP_PRIVATE), attempt(access=mmap.ACCESS_COPY))
 
 
 def test_mapping_may_be_split_moved_and_inherited(slave: Slave) -> None:
-    """Each part knows its pages, wherever it is, and whose process it is in."""
+    """Each part of the mapping still shows the same pages, in each process."""
     for page in range(5):
         os.pwrite(slave.memory[0], bytes([page]), page * 4096)
     mapped = slave.vm.run(["python3", "-c", PARTS, node.address(slave.vm)])
@@ -278,7 +278,7 @@ def test_unbound_while_it_is_waited_for(slave: Slave) -> None:
 
 
 def test_unbound_while_it_is_read(slave: Slave) -> None:
-    """A page is taken away, not left to show what is next at that address."""
+    """The pages are removed, so that none shows the next device at that address."""
     job = node.use(slave.vm, "read")
     unbind(slave)
     assert end(job) == SIGBUS, job.output()
@@ -312,7 +312,7 @@ def test_module_is_not_removed_while_in_use(slave: Slave) -> None:
 
 @not_with_kasan("the window's shadow, 128 MiB, is freed after the next one is made")
 def test_bound_again_a_hundred_times(slave: Slave) -> None:
-    """Whatever it takes, it gives back."""
+    """Nothing that a bind allocates may be leaked."""
     place = node.address(slave.vm)
     slave.vm.run(
         f"for n in $(seq 100); do echo {place} > {node.DRIVER}/unbind && "
@@ -324,7 +324,7 @@ def test_bound_again_a_hundred_times(slave: Slave) -> None:
 
 
 def test_suspend_keeps_the_mapping_and_signals_each_vector(slave: Slave) -> None:
-    """What was signalled meanwhile is lost, so all is to be looked at."""
+    """Signals during the suspend are lost, so each vector is signalled after it."""
     job = node.use(slave.vm)
     slave.vm.run("echo devices > /sys/power/pm_test")
     slave.vm.run("echo freeze > /sys/power/state", timeout=60)
@@ -335,15 +335,15 @@ def test_suspend_keeps_the_mapping_and_signals_each_vector(slave: Slave) -> None
     assert job.poll() is None
 
 
-def test_window_below_4_gib_is_told(tmp_path: Path) -> None:
+def test_window_below_4_gib_is_warned_of(tmp_path: Path) -> None:
     with module_loaded(tmp_path, BOOKWORM, *LOW, ports=0) as slave:
         slave.plug(0, MIB, "low", vectors=3)
         slave.vm.wait_for("dmesg | grep -q 'BAR 2 is below 4 GiB'")
         node.use(slave.vm)
 
 
-def test_device_without_vectors_is_left_alone(slave: Slave) -> None:
-    """An ivshmem-plain has the same IDs, and other drivers."""
+def test_device_without_vectors_is_refused(slave: Slave) -> None:
+    """ivshmem-plain has the same PCI IDs, and is for other drivers."""
     backend = {"qom-type": "memory-backend-ram", "id": "plain", "size": MIB}
     slave.monitor.execute("object-add", backend)
     device = {"driver": "ivshmem-plain", "id": "p", "memdev": "plain", "bus": "port1"}

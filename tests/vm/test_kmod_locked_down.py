@@ -21,7 +21,7 @@ PLACE = "0000:01:00.0"
 
 @pytest.fixture(scope="module")
 def slave(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slave]:
-    """A VM with a device and a vIOMMU; the module is there, but not signed."""
+    """A VM with a device and a vIOMMU; its image has our module without a signature."""
     guest = image.build(wheels.guest_wheels(), module=True)
     # The last -append is what counts.
     append = f"{qemu.APPEND} intel_iommu=on lockdown=integrity"
@@ -44,7 +44,7 @@ def test_agent_says_why_the_module_is_refused_and_what_to_do(slave: Slave) -> No
     assert "or use vfio" in tried.stderr
 
 
-def test_what_is_left_is_vfio(slave: Slave) -> None:
+def test_agent_then_uses_vfio(slave: Slave) -> None:
     listed = slave.vm.run("vhostpci-guest devices -j", timeout=60).stdout
     (device,) = json.loads(listed)
     whys = {name: way["why_not"] for name, way in device["bindings"].items()}

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.vm
     ids=lambda kernel: kernel.name,
 )
 def link(request: pytest.FixtureRequest, logs: Path) -> Iterator[Pair]:
-    """Both VMs; the slave's kernel has nothing to complain of in the end."""
+    """Both VMs; at the end the log of the slave's kernel must have no error."""
     logs /= f"kmod-{request.param.name}"
     guest = image.build(wheels.guest_wheels(), request.param, module=True)
     with (
@@ -54,7 +54,7 @@ def served(link: Pair, bind: str = "kmod") -> Iterator[Job]:
 
 
 def status(link: Pair) -> Any:
-    """What the agent says of its device."""
+    """Return the agent's status of its device."""
     (device,) = json.loads(link.slave.run("vhostpci-guest status -j").stdout)
     return device
 
@@ -84,7 +84,7 @@ def unharmed(link: Pair, agent: Job) -> Iterator[None]:
 
 
 def served_device(link: Pair) -> tuple[object, ...]:
-    """Return what no test of one agent may change: the session above all."""
+    """Return the part of the agent's status that no test may change."""
     (device,) = link.slave.agents()
     rings = [(ring["ring"], ring["state"]) for ring in device["rings"]]
     return device["device"], device["binding"], device["state"], rings
@@ -92,7 +92,7 @@ def served_device(link: Pair) -> tuple[object, ...]:
 
 @pytest.mark.usefixtures("unharmed")
 class TestOneAgent:
-    """Tests that leave the agent as they find it, so one serves them all."""
+    """Tests that share one agent, since they leave it as they found it."""
 
     def test_tcp_flows_both_ways(self, link: Pair) -> None:
         with traffic.iperf_server(link.slave):
@@ -101,19 +101,19 @@ class TestOneAgent:
             assert traffic.tcp(link.slave, MASTER_ADDRESS, seconds=3) > 1
 
     def test_idle_agent_sleeps_until_its_vector_fires(self, link: Pair) -> None:
-        """Pings, far apart, each bring an interrupt: the agent does not poll."""
+        """Pings with long pauses each cause an interrupt: the agent does not poll."""
         before = interrupts(link.slave)
         ping = traffic.ping(link.master, SLAVE_ADDRESS, count=10)
         assert ping.received == 10
         assert interrupts(link.slave) - before >= 10
 
-    def test_second_agent_is_told_who_has_the_device(self, link: Pair) -> None:
+    def test_second_agent_names_the_first_one(self, link: Pair) -> None:
         place = node.address(link.slave)
         second = link.slave.run(f"vhostpci-guest run --device {place}", check=False)
         assert second.rc == 1
         assert f"{place} is in use by another vhostpci-guest" in second.stderr
 
-    def test_devices_tells_what_only_the_agent_can_read(self, link: Pair) -> None:
+    def test_devices_shows_what_only_the_agent_can_read(self, link: Pair) -> None:
         text = link.slave.run("vhostpci-guest devices -j", timeout=60).stdout
         (device,) = json.loads(text)
         assert device["agent"] is not None
@@ -121,13 +121,13 @@ class TestOneAgent:
 
 
 def interrupts(slave: Slave) -> int:
-    """How often the vectors of the queues have fired."""
+    """Return how often the vectors of the rings have fired."""
     lines = slave.run("grep 'uio_vhostpci.*-[12]$' /proc/interrupts").stdout
     return sum(int(line.split()[1]) for line in lines.splitlines())
 
 
 def test_unbound_and_removed_under_traffic_and_loaded_again(link: Pair) -> None:
-    """The agent lets go of what is taken, and takes what is given back."""
+    """The agent releases a device that is unbound, and serves it when it is back."""
     slave = link.slave
     with served(link, "kmod") as agent, traffic.iperf_server(slave):
         place = node.address(slave)
@@ -148,7 +148,7 @@ def test_unbound_and_removed_under_traffic_and_loaded_again(link: Pair) -> None:
         assert ping.received == ping.sent == 20, agent.output()
 
 
-def test_agent_is_told_what_else_has_the_node_open(link: Pair) -> None:
+def test_agent_names_a_program_that_has_the_node_open(link: Pair) -> None:
     with served(link):
         place = node.address(link.slave)
     other = node.use(link.slave)
@@ -161,7 +161,7 @@ def test_agent_is_told_what_else_has_the_node_open(link: Pair) -> None:
 
 
 def test_device_stays_bound_and_is_taken_at_once_next_time(link: Pair) -> None:
-    """As udev has bound it: neither the agent's start nor its end unbinds it."""
+    """The module stays bound, as udev bound it, when the agent starts and ends."""
     link.slave.run("modprobe uio_vhostpci")
     place = node.address(link.slave)
     with served(link, "auto"):
@@ -169,10 +169,10 @@ def test_device_stays_bound_and_is_taken_at_once_next_time(link: Pair) -> None:
     assert node.address(link.slave) == place
 
 
-def test_module_that_is_loaded_meanwhile_has_to_wait_for_the_next_agent(
+def test_module_that_is_loaded_while_an_agent_runs_serves_the_next_agent(
     link: Pair,
 ) -> None:
-    """Bound beside the one of sysfs, its mapping would be as uncached as that."""
+    """A second mapping would be uncached too, like that of the agent through sysfs."""
     slave = link.slave
     slave.run("modprobe -r uio_vhostpci")
     with served(link, "sysfs"):
@@ -190,7 +190,7 @@ def test_module_that_is_loaded_meanwhile_has_to_wait_for_the_next_agent(
 
 
 def window_range(slave: Slave) -> str:
-    """Where BAR 2 is, as the list of memory types has it."""
+    """Return the addresses of BAR 2 in the form of the list of memory types."""
     path = f"/sys/bus/pci/devices/{node.address(slave)}/resource"
     start, end, _ = slave.run(f"sed -n 3p {path}").stdout.split()
     return f"{int(start, 16):#018x}-{int(end, 16) + 1:#018x}"

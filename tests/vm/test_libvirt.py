@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both VMs are domains of a libvirtd, made of the XML that we print.
+"""Both VMs are domains of a libvirtd, with the XML that `vhostpci-host xml` prints.
 
   master             hypervisor               slave
 10.77.0.1           vhostpci-host           10.77.0.2
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.libvirt]
 
 @pytest.fixture
 def here(logs: Path, request: pytest.FixtureRequest) -> Path:
-    """Where this test logs."""
+    """The directory for this test's logs."""
     return logs / str(request.node.name)
 
 
@@ -43,14 +43,14 @@ def libvirtd(here: Path) -> Iterator[Libvirtd]:
 
 @dataclass(frozen=True, slots=True)
 class Domains(Pair):
-    """Both VMs as libvirt has them."""
+    """Both VMs, started by libvirt."""
 
     master: ManagedMaster
     slave: ManagedSlave
 
 
 def domains(libvirtd: Libvirtd, daemon: Daemon, logs: Path, *options: str) -> Domains:
-    """Both VMs, not started; the options are for the XML."""
+    """Return both VMs, not started; the options are for `vhostpci-host xml`."""
     guest = image.build(wheels.guest_wheels())
     of_master, of_slave = (daemon.xml(role, *options) for role in ("master", "slave"))
     return Domains(

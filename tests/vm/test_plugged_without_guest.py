@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real daemon plugs a master's memory into a real QEMU, whose guest is firmware.
 
-Master ──vhost-user── vhostpci-host ──QMP, ivshmem── QEMU: SeaBIOS, three ports
+Master ──vhost-user── vhostpci-host ──QMP, ivshmem── QEMU: SeaBIOS, 3 root ports
 (threads of the test)                                  └──QMP── test
 """
 
@@ -23,7 +23,7 @@ from tests.waiting import wait_for
 pytestmark = pytest.mark.vm
 
 MIB = 2**20
-PORTS = [
+ROOT_PORTS = [
     word
     for number in (1, 2, 3)
     for word in (
@@ -34,7 +34,7 @@ PORTS = [
 
 
 class Slave:
-    """A QEMU without a guest to speak of.
+    """A QEMU whose guest is only its firmware.
 
     Its monitor stays connected: without KVM a new descriptor, between the end of a
     device and the workaround for what that leaves, would end QEMU (tcg_eventfds.py).
@@ -44,31 +44,34 @@ class Slave:
         self._monitor = monitor
 
     def sizes(self) -> list[int]:
-        """What is behind the ports: the sizes of BAR 2."""
+        """Return the sizes of BAR 2 of the devices behind the root ports."""
         (bus,) = self._monitor.execute("query-pci", {})
         return sorted(
             region["size"]
-            for port in bus["devices"]
-            for device in port.get("pci_bridge", {}).get("devices", [])
+            for root_port in bus["devices"]
+            for device in root_port.get("pci_bridge", {}).get("devices", [])
             for region in device["regions"]
             if region["bar"] == 2
         )
 
-    def let_go(self) -> None:
-        """Let go of what it was asked for: without a driver a reset does that."""
+    def release_asked(self) -> None:
+        """Release the devices whose unplug was asked for.
+
+        A guest without a driver for root ports does so only when it is reset.
+        """
         self._monitor.execute("system_reset", {})
         time.sleep(0.5)
 
-    def has_let_go(self) -> bool:
-        """Let go of all, one after the other."""
-        self.let_go()
+    def has_released_all(self) -> bool:
+        """Release what was asked for; return whether no device is left."""
+        self.release_asked()
         return self.sizes() == []
 
 
 @contextmanager
 def running(directory: Path) -> Iterator[Slave]:
     (directory / "test").unlink(missing_ok=True)
-    with started(directory, *PORTS):
+    with started(directory, *ROOT_PORTS):
         wait_for(lambda: (directory / "test").exists(), "QEMU")
         with Qmp(directory / "test") as monitor:
             yield Slave(monitor)
@@ -94,8 +97,8 @@ def test_masters_memory_is_plugged_when_it_comes_and_unplugged_when_it_goes(
         wait_for(lambda: plugged(lab) == 3, "window 0 and two memories are plugged")
         assert slave.sizes() == [64 * 1024, 16 * MIB, 32 * MIB]
         master.close()
-        wait_for(lambda: plugged(lab) == 0, "none is wanted any more")
-        wait_for(slave.has_let_go, "the ports are free")
+        wait_for(lambda: plugged(lab) == 0, "no window is wanted any more")
+        wait_for(slave.has_released_all, "the root ports are free")
         assert "Traceback" not in daemon.log
         assert daemon.end() == 0
 
@@ -125,10 +128,10 @@ def test_killed_daemons_windows_are_unplugged_by_its_successor(
         time.sleep(1)
         assert plugged(lab) < 2
 
-        def plugged_anew() -> bool:
+        def plugged_again() -> bool:
             if plugged(lab) < 2:
-                slave.let_go()
+                slave.release_asked()
             return plugged(lab) == 2
 
-        wait_for(plugged_anew, "they are plugged anew")
+        wait_for(plugged_again, "both windows are plugged again")
         assert slave.sizes() == [64 * 1024, 16 * MIB]

@@ -37,32 +37,32 @@ def use(link: Pair, pairs: int) -> None:
     link.master.run(f"ethtool -L eth0 combined {pairs}")
 
 
-def wait_told(link: Pair, pairs: int) -> None:
+def wait_reported(link: Pair, pairs: int) -> None:
     """Wait until daemon and agent report these pairs as running.
 
     QEMU does not wait for the daemon when it stops a pair.
     """
     queues = [f"{way}{n}" for n in range(pairs) for way in ("rx", "tx")]
     wanted = (queues, [*range(2 * pairs)])
-    link.slave.wait_until(lambda: told(link) == wanted, lambda: told(link))
+    link.slave.wait_until(lambda: reported(link) == wanted, lambda: reported(link))
 
 
-def told(link: Pair) -> tuple[list[str], list[int]]:
-    return told_by_the_daemon(link), told_by_the_agent(link)
+def reported(link: Pair) -> tuple[list[str], list[int]]:
+    return running_by_the_daemon(link), running_by_the_agent(link)
 
 
-def told_by_the_daemon(link: Pair) -> list[str]:
+def running_by_the_daemon(link: Pair) -> list[str]:
     rings = link.daemon.status()["rings"]
     return [ring["queue"] for ring in rings if ring["state"] == "running"]
 
 
-def told_by_the_agent(link: Pair) -> list[int]:
+def running_by_the_agent(link: Pair) -> list[int]:
     (status,) = link.slave.agents()
     return [ring["ring"] for ring in status["rings"] if ring["state"] == "running"]
 
 
 def test_pings_go_on_while_pairs_come_and_go(link: Pair) -> None:
-    """What is in a queue at the very moment when it is disabled may be lost: Linux
+    """A packet that is in a queue when the queue is disabled may be lost: Linux
     empties it, in the master (`netif_set_real_num_tx_queues`) as in the slave's TAP.
     """
     changes = (8, 3, 1)
@@ -72,7 +72,7 @@ def test_pings_go_on_while_pairs_come_and_go(link: Pair) -> None:
     ):
         for pairs in changes:
             use(link, pairs)
-            wait_told(link, pairs)
+            wait_reported(link, pairs)
         for running in (upwards, downwards):
             running.wait_answers(6)
     for running in (upwards, downwards):

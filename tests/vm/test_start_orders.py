@@ -17,7 +17,7 @@ pytestmark = pytest.mark.vm
 
 @pytest.fixture
 def pair_down(daemon: Daemon) -> Pair:
-    """Both VMs, not started."""
+    """A daemon and both VMs, not started."""
     return Pair(daemon, *pair.make(daemon, daemon.log.parent))
 
 

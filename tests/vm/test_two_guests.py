@@ -34,8 +34,8 @@ with open("/tmp/received", "wb") as file:
         file.write(data)
 """
 
-# The registers of q35's disk controller, for which nobody here has a driver: each load
-# of them goes through QEMU, as one of an uncached BAR goes to the memory.
+# The registers of q35's disk controller, which has no driver in this guest: QEMU
+# emulates each load of them, which is slow, as an uncached load from a BAR is.
 MEASURE = """
 import json, mmap
 from vhostpci_guest.serve import window_speed
@@ -70,7 +70,7 @@ def test_window_reads_as_fast_as_the_slaves_own_memory(link: Pair) -> None:
 
 
 @vfio
-def test_what_is_no_memory_reads_slowly(link: Pair) -> None:
+def test_registers_read_slowly(link: Pair) -> None:
     speed = json.loads(link.slave.run(["python3", "-c", MEASURE]).stdout)
     assert speed["slow"], speed
 

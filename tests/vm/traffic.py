@@ -34,11 +34,11 @@ class Ping:
 
 
 class Runner(Protocol):
-    """A VM, or a process of ours in a network of its own."""
+    """A VM, or a process in a network namespace."""
 
     @property
     def name(self) -> str:
-        """What to call it in an error."""
+        """The name in error messages."""
         ...
 
     def run(self, command: str, *, timeout: float = 30, check: bool = True) -> Result:
@@ -69,7 +69,7 @@ class Pinging:
 
     def __init__(self, source: Vm, address: str, interval: float) -> None:
         self._what = f"{source.name}: ping {address}"
-        # -D: when each answer came, for whoever reads a failure.
+        # -D: a failure shows when each answer came.
         self._job = source.spawn(f"exec ping -n -D -i {interval} {address}")
         self._patience = source.patience
         self._sent = 0
@@ -170,13 +170,13 @@ def iperf_server(vm: Vm) -> Iterator[None]:
 
 
 def tcp(source: Vm, address: str, seconds: int = 5, streams: int = 1) -> float:
-    """Mbit/s of so many TCP streams that arrived at ``address``."""
+    """Return Mbit/s that arrived at ``address`` by so many TCP streams."""
     report = _iperf(source, address, seconds, f"-P {streams}")
     return float(report["sum_received"]["bits_per_second"]) / 1e6
 
 
 def udp(source: Vm, address: str, seconds: int = 5, rate: str = "200M") -> float:
-    """Mbit/s of datagrams that arrived at ``address``, of ``rate`` that were sent."""
+    """Return Mbit/s of datagrams that arrived at ``address``; ``rate`` was sent."""
     total = _iperf(source, address, seconds, f"-u -b {rate}")["sum"]
     lost = float(total["lost_percent"]) / 100
     return float(total["bits_per_second"]) / 1e6 * (1 - lost)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our distributions as wheels, built again only when their sources changed.
 
-What the VMs and the daemon run is what a user would install, not the checkout.
+The VMs and the daemon run what a user would install, not the checkout.
 """
 
 import logging
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 PROJECTS = ("shared", "host", "guest")
 
-# What builds leave behind in a source tree.
+# Files that builds leave behind in a source tree.
 NOT_SOURCE = shutil.ignore_patterns(
     "__pycache__", "build", "dist", "*.egg-info", "*.so", "*.o", "_ring.c"
 )
@@ -43,8 +43,8 @@ def guest_wheels() -> list[Path]:
 def host_packages() -> Path:
     """A directory for PYTHONPATH with the daemon as installed from its wheels.
 
-    What it depends on comes from PyPI: not from the environment that we run in, which
-    may have it by chance.
+    Its dependencies come from PyPI, not from the environment of the tests, which may
+    have them by chance.
     """
     wheels = [_wheel("shared"), _wheel("host")]
     target = cache_dir() / "host" / digest(map(str, wheels))

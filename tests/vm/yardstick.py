@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the same two guests reach over stock QEMU's own way, to compare with.
+"""The throughput of the same two guests over stock QEMU's TAPs, to compare with.
 
   guest A                                         guest B
 virtio-net === TAP --- Linux bridge --- TAP === virtio-net
