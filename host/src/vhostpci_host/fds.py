@@ -8,7 +8,6 @@ closes it; the collector warns of one that was forgotten (ResourceWarning).
 import errno
 import os
 import socket
-import stat
 import warnings
 from typing import Self
 
@@ -159,8 +158,12 @@ def _is_eventfd(fd: Fd) -> bool:
 
 def _is_pipe(fd: Fd) -> bool:
     """Whether it is a pipe's end, or one of two sockets that serve as a pipe."""
-    mode = os.fstat(fd.fileno()).st_mode
-    return stat.S_ISFIFO(mode) or (stat.S_ISSOCK(mode) and _is_connected(fd))
+    # The kernel gives these names, and all names of files begin with "/".  fstat()
+    # would tell, too, but for a file on FUSE or NFS it may wait for ever.
+    name = os.readlink(f"/proc/self/fd/{fd.fileno()}")
+    return name.startswith("pipe:[") or (
+        name.startswith("socket:[") and _is_connected(fd)
+    )
 
 
 def _is_connected(fd: Fd) -> bool:

@@ -33,6 +33,7 @@ from vhostpci_shared.wire import ProtocolError
 from ..config.device import DeviceConfig, window_size
 from ..errors import HostError, explain
 from ..fds import Fd
+from .filesystems import filesystem, is_memory_file
 from .regions import PlacedRegion, WindowFile, mapped_private
 from .sigbus import GuardedMapping
 
@@ -205,8 +206,13 @@ class ArenaWindows:
             ProtocolError: it is not; the text says what to change.
         """
         arena = self._arena
-        ours, theirs = os.fstat(arena.file.fileno()), os.fstat(fd.fileno())
-        if (ours.st_dev, ours.st_ino) != (theirs.st_dev, theirs.st_ino):
+        # Before any other look at the file: fstat() may wait for its file system.
+        other_kind = is_memory_file(arena.file) and not is_memory_file(fd)
+        ours = os.fstat(arena.file.fileno())
+        theirs = None if other_kind else os.fstat(fd.fileno())
+        if theirs is None or (ours.st_dev, ours.st_ino) != (
+            *(theirs.st_dev, theirs.st_ino),
+        ):
             raise ProtocolError(
                 f"the memory at {region.guest_addr:#x} ({region.size:#x} bytes) is not "
                 f"the arena {arena.path}; start the master with {self._argument()}, "
@@ -254,17 +260,6 @@ def make_directory(path: Path) -> None:
             f"directory {path} belongs to uid {owner}, who could replace the files "
             f"in it: choose one of root's or of uid {os.geteuid()}"
         )
-
-
-def filesystem(file: Fd) -> str:
-    """Return the type of the file system that `file` is on, as mount(8) names it."""
-    device = os.fstat(file.fileno()).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
-        for line in mounts:
-            if line.split()[2] == wanted:
-                return line.partition(" - ")[2].split()[0]
-    return "unknown"
 
 
 def _open_locked(path: Path, size: int) -> tuple[Fd, bool]:

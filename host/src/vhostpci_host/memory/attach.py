@@ -35,6 +35,7 @@ from vhostpci_shared.wire import ProtocolError
 from ..config.device import DeviceConfig
 from ..errors import HostError
 from ..fds import Fd
+from .filesystems import MEMORY_FILES, filesystem, is_memory_file
 from .regions import PlacedRegion, WindowFile, mapped_private
 
 # Without F_SEAL_SHRINK a slave process could cut window 0, and our access to the
@@ -183,6 +184,8 @@ class AttachedWindows:
             ProtocolError: the slave cannot map the region; the text says what to
                 change.
         """
+        # Before any other look at the file: fstat() may wait for its file system.
+        _check_memory_file(region, fd)
         info = os.fstat(fd.fileno())
         number = self._store.window(_file_key(info))
         size = (
@@ -204,8 +207,9 @@ class AttachedWindows:
 
     def _check_new_file(self, region: MemRegion, fd: Fd, info: os.stat_result) -> int:
         """Check that the slave can use a file without a window; return its size."""
+        # A directory on tmpfs is no memory file either, but has the seals of one.
         if not stat.S_ISREG(info.st_mode):
-            raise ProtocolError(f"{_describe(region)} is in no file that can be mapped")
+            raise _no_memory_file(region, fd)
         if fcntl.fcntl(fd.fileno(), fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
             raise ProtocolError(
                 f"{_describe(region)} came with a file that may not be written: the "
@@ -234,6 +238,24 @@ class AttachedWindows:
     def read(self, window: int, offset: int, size: int) -> bytes:
         """Read from a window; return fewer bytes where its file was cut."""
         return os.pread(self._store.files[window].file.fileno(), size, offset)
+
+
+def _check_memory_file(region: MemRegion, fd: Fd) -> None:
+    """Refuse a file whose file system could make us wait.
+
+    Raises:
+        ProtocolError: it is no memory file.
+    """
+    if not is_memory_file(fd):
+        raise _no_memory_file(region, fd)
+
+
+def _no_memory_file(region: MemRegion, fd: Fd) -> ProtocolError:
+    return ProtocolError(
+        f"{_describe(region)} is in no memory file, but in one on {filesystem(fd)}: "
+        f"start the master with memory that is {MEMORY_FILES} "
+        "(-object memory-backend-memfd,share=on)"
+    )
 
 
 def _sealed_memfd(name: str) -> Fd:

@@ -139,11 +139,6 @@ def test_file_system_with_too_little_room_is_logged(
     assert "a VM that fills it is killed" in caplog.text
 
 
-def test_file_system_is_named() -> None:
-    with Fd(os.open("/dev/shm", os.O_RDONLY)) as shm:
-        assert arena_module.filesystem(shm) == "tmpfs"
-
-
 def test_region_of_the_arena_is_where_its_offset_says(config: DeviceConfig) -> None:
     with closing(Arena(config)) as arena, opened(arena) as fd:
         one = region(MIB, guest_addr=2**32, offset=3 * MIB)

@@ -49,22 +49,15 @@ def master(path: Path, *flags: str) -> Iterator[int]:
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> DeviceConfig:
-    return DeviceConfig(
-        name="dev", memory=16 * MIB, run_dir=tmp_path, memory_dir=tmp_path
-    )
-
-
-@pytest.fixture
 def arena(config: DeviceConfig) -> Iterator[Arena]:
     with closing(Arena(config)) as arena:
         yield arena
 
 
 @pytest.fixture
-def memory(tmp_path: Path) -> Path:
+def memory(shm: Path) -> Path:
     """A memory file of the master's own, as in attach mode."""
-    path = tmp_path / "memory"
+    path = shm / "memory"
     path.write_bytes(bytes(MIB))
     return path
 
