@@ -28,8 +28,8 @@ from ..fds import exhausted, no_descriptors
 from ..hotplug.pool import SlavePool
 from ..interfaces import Plugger
 from ..ivshmem.linger import Linger
-from ..memory.arena import make_directory
 from ..memory.attach import WindowIds
+from ..memory.directory import make_directory
 from . import control
 from .control import Commands, Control, Request
 from .server import Common, Server

@@ -17,8 +17,9 @@ from ..fds import exhausted, no_descriptors
 from ..interfaces import Plugger
 from ..ivshmem.connection import SlaveConnection
 from ..ivshmem.linger import Linger
-from ..memory.arena import Arena, make_directory
+from ..memory.arena import Arena
 from ..memory.attach import AttachedMemory, WindowIds
+from ..memory.directory import make_directory
 from ..memory.regions import Store
 from ..sockets import Listener
 from ..vhost_user.connection import MasterConnection

@@ -33,6 +33,7 @@ from vhostpci_shared.wire import ProtocolError
 from ..config.device import DeviceConfig, window_size
 from ..errors import HostError, explain
 from ..fds import Fd
+from .directory import make_directory
 from .filesystems import filesystem, is_memory_file
 from .regions import PlacedRegion, WindowFile, mapped_private
 from .sigbus import GuardedMapping
@@ -241,24 +242,6 @@ class ArenaWindows:
         return (
             "-machine memory-backend=MEM -object memory-backend-file,id=MEM,"
             f"size={arena.ram >> 20}M,mem-path={arena.path},share=on"
-        )
-
-
-def make_directory(path: Path) -> None:
-    """Make the directory unless it is there, and see that it is trustworthy.
-
-    Raises:
-        HostError: it cannot be made, or is another user's.
-    """
-    try:
-        path.mkdir(mode=0o755, parents=True, exist_ok=True)
-        owner = path.stat().st_uid
-    except OSError as error:
-        raise explain("make", path, error) from error
-    if owner not in (0, os.geteuid()):
-        raise HostError(
-            f"directory {path} belongs to uid {owner}, who could replace the files "
-            f"in it: choose one of root's or of uid {os.geteuid()}"
         )
 
 

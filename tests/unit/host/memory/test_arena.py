@@ -111,17 +111,6 @@ def test_directory_in_the_arenas_place_is_an_error(config: DeviceConfig) -> None
         Arena(config)
 
 
-def test_other_users_directory_is_not_trusted(
-    config: DeviceConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    owner = config.memory_dir.stat().st_uid
-    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
-    if owner == 0:
-        os.chown(config.memory_dir, 1234, -1)
-    with pytest.raises(HostError, match=r"belongs to uid \d+, who could replace"):
-        Arena(config)
-
-
 def test_file_system_on_a_disk_is_logged(
     config: DeviceConfig,
     monkeypatch: pytest.MonkeyPatch,
