@@ -21,10 +21,14 @@ class RecordedMaster:
     Args:
         closed: called within `drop`, as the real connection calls it.
         pid: the front-end's process.
+        returning: whether that was here lately and did nothing useful.
     """
 
-    def __init__(self, closed: Callable[[], None], pid: int = 0) -> None:
+    def __init__(
+        self, closed: Callable[[], None], pid: int = 0, *, returning: bool = False
+    ) -> None:
         self.pid = pid
+        self.returning = returning
         self._closed = closed
         self.sent: list[bytes] = []
         self.paused = False

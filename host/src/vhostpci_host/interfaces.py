@@ -44,6 +44,11 @@ class MasterPort(Protocol):
         """The front-end's process, 0 if unknown."""
         ...
 
+    @property
+    def returning(self) -> bool:
+        """Whether its process was here lately and did nothing useful."""
+        ...
+
     def send(self, data: bytes) -> None:
         """Send a reply."""
 

@@ -121,18 +121,27 @@ def hung_up(connection: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def at_end(connection: socket.socket) -> bool:
-    """Discard what a peer sent; return whether it has closed the connection.
+def discard(connection: socket.socket) -> int | None:
+    """Discard what a peer sent; return how many bytes: 0 at the connection's end.
 
-    For peers that have nothing to say: an ivshmem client only reads.
+    For peers that have nothing to say: an ivshmem client only reads.  None if nothing
+    has arrived.
     """
     try:
-        return not connection.recv(4096)
+        return len(connection.recv(4096))
     except BlockingIOError:
-        return False
+        return None
     except OSError:
         log.debug("connection broke", exc_info=True)
-        return True
+        return 0
+
+
+def has_sent(connection: socket.socket) -> bool:
+    """Whether the other side has sent something that is not read yet."""
+    try:
+        return bool(connection.recv(1, socket.MSG_PEEK))
+    except OSError:
+        return False
 
 
 ACCEPT_PAUSE = 1.0

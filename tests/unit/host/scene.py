@@ -24,6 +24,7 @@ from tests.fakes.windows import MIB
 from vhostpci_host.config.device import DeviceConfig, Mode
 from vhostpci_host.daemon.daemon import TICK
 from vhostpci_host.device.device import Device
+from vhostpci_host.device.peer_log import PeerLog
 from vhostpci_host.device.windows import ShownWindows
 from vhostpci_host.fds import Fd
 from vhostpci_host.ivshmem.linger import Linger
@@ -127,7 +128,7 @@ class Scene:
             warn=self.warnings.append,
             plugger=self.plugger if config.plugged else None,
         )
-        return Device(config, store, windows, loop)
+        return Device(config, store, windows, loop, PeerLog(config.name, loop.time))
 
     def _tick(self) -> None:
         """Tick the device, as the daemon does."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from .. import sockets
 from ..config.device import DeviceConfig, Mode
 from ..device.device import Device
+from ..device.peer_log import PeerLog
 from ..device.windows import ShownWindows
 from ..fds import exhausted, no_descriptors
 from ..interfaces import Plugger
@@ -24,9 +25,15 @@ from ..memory.regions import Store
 from ..sockets import Listener
 from ..vhost_user.connection import MasterConnection
 from . import control
+from .admission import Admission
 from .isolated_loop import IsolatedLoop
 
 log = logging.getLogger(__name__)
+
+SUSPICION = 0.5
+"""Seconds for which a process that was no slave has time to show that it is none."""
+PUZZLING = 3
+"""Visits of a front-end that rejects us, after which the log says what to look at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,11 @@ class Server:
         self._plugger = plugger
         self._master: MasterConnection | None = None
         self._slave: SlaveConnection | None = None
-        self._said = ""
+        self._log = PeerLog(config.name, common.loop.time)
+        self._masters = Admission(self.loop, self._new_master)
+        # A slave may come back as often as it likes.  Only what was no slave waits, and
+        # shows meanwhile whether it is one now.
+        self._slaves = Admission(self.loop, self._new_slave, least=SUSPICION)
         self._alone = False
         with contextlib.ExitStack() as stack:
             self._open(config, inherited, stack)
@@ -91,9 +102,9 @@ class Server:
         self._control = stack.enter_context(self._control_socket(config.control))
         self.device = self._new_device(config)
         stack.callback(self.device.close)
-        self._listen(config.ivshmem, self._new_slave, stack)
+        self._listen(config.ivshmem, self._slaves.arrive, stack)
         if inherited is None:
-            self._listen(config.vhost_user, self._new_master, stack)
+            self._listen(config.vhost_user, self._masters.arrive, stack)
         else:
             self._take_inherited(inherited, stack)
 
@@ -101,7 +112,8 @@ class Server:
         with contextlib.ExitStack() as undo:
             store = self._store(config)
             undo.callback(store.close)
-            device = Device(config, store, self._new_windows(store), self.loop)
+            windows = self._new_windows(store)
+            device = Device(config, store, windows, self.loop, self._log)
             undo.pop_all()
         return device
 
@@ -112,7 +124,7 @@ class Server:
             self._listen,
             loop=self.loop,
             linger=self._common.linger,
-            warn=self.say_once,
+            warn=self._log.warn_once,
             plugger=self._plugger,
         )
 
@@ -137,7 +149,7 @@ class Server:
     ) -> Listener:
         """Make a socket at `path`, and call `take` with each connection to it."""
         server = sockets.listen(path, self._config.access, self._config.group)
-        listener = Listener(server, self.loop, take, self.say_once, path)
+        listener = Listener(server, self.loop, take, self._log.warn_once, path)
         if stack is not None:
             stack.callback(listener.close)
         return listener
@@ -147,7 +159,9 @@ class Server:
     ) -> None:
         """Serve a socket that we were given: it listens, or is the only connection."""
         if sockets.is_listening(inherited):
-            listener = Listener(inherited, self.loop, self._new_master, self.say_once)
+            listener = Listener(
+                inherited, self.loop, self._masters.arrive, self._log.warn_once
+            )
             stack.callback(listener.close)
         else:
             self._alone = True
@@ -164,25 +178,39 @@ class Server:
         if self._master is not None and self._master.hung_up():
             self._master.close()
         if self._master is not None:
-            # Accept and close it: QEMU waits for an answer with its big lock held, so
-            # one left in the listen queue would freeze its whole VM.
-            pid = sockets.peer_pid(connection)
-            connection.close()
-            self.say_once(
-                f"front-end (pid {pid}) refused: pid {self._master.pid} is connected"
-            )
+            self._refuse_master(connection)
             return
+        pid = sockets.peer_pid(connection)
         self._master = MasterConnection(
             connection,
             self.loop,
             receive=self.device.receive,
             closed=self._master_closed,
-            say_once=self.say_once,
+            say_once=self._log.warn_once,
+            returning=self._masters.visits(pid) > 0,
         )
         self.device.master_connected(self._master)
         self._master.start()
 
+    def _refuse_master(self, connection: socket.socket) -> None:
+        assert self._master is not None, "no front-end connected"
+        # Accept and close it: QEMU waits for an answer with its big lock held, so
+        # one left in the listen queue would freeze its whole VM.
+        pid = sockets.peer_pid(connection)
+        self._masters.left(pid)
+        connection.close()
+        self.say_once(
+            f"front-end (pid {pid}) refused: pid {self._master.pid} is connected"
+        )
+
     def _new_slave(self, connection: socket.socket) -> None:
+        pid = sockets.peer_pid(connection)
+        if self._slaves.visits(pid) and sockets.has_sent(connection):
+            # It is no slave, and has been told so.  A master's QEMU that starts waits
+            # for an answer to what it sent: without one, it does not come back.
+            self._slaves.left(pid)
+            self._common.linger.leave(connection)
+            return
         if self._slave is not None and self._slave.hung_up():
             self._slave.close()
         if self._slave is not None:
@@ -205,24 +233,39 @@ class Server:
         self.say_once(f"slave (pid {pid}) refused: pid {self._slave.pid} is connected")
 
     def _master_closed(self) -> None:
-        self._master = None
+        assert self._master is not None, "no front-end connected"
+        master, self._master = self._master, None
+        self._note_visit(master)
         self.device.master_gone()
         if self._alone:
             self._ended()
 
+    def _note_visit(self, master: MasterConnection) -> None:
+        """Remember a front-end that left without a ring that was ever ready."""
+        setup = self.device.setup
+        if setup is not None and setup.useful:
+            self._masters.welcome(master.pid)
+            return
+        self._masters.left(master.pid)
+        if self._masters.visits(master.pid) == PUZZLING and not master.dropped:
+            pairs = self._config.queue_pairs
+            self.say_once(
+                f"front-end (pid {master.pid}) rejects us: it connects and leaves "
+                "again and again. The messages of its QEMU say why: perhaps it asks "
+                f"for more queues= than the queue-pairs of this device, which has "
+                f"{pairs}"
+            )
+
     def slave_closed(self) -> None:
         """Note that the slave's connection is closed."""
+        if self._slave is not None and self._slave.spoke:
+            self._slaves.left(self._slave.pid)
         self._slave = None
         self.device.slave_gone()
 
     def say_once(self, text: str) -> None:
-        """Warn of a peer; the same text again is logged at debug level only.
-
-        QEMU with reconnect=1 tries again each second.
-        """
-        level = logging.DEBUG if text == self._said else logging.WARNING
-        self._said = text
-        log.log(level, "%s: %s", self._config.name, text)
+        """Warn of a peer; the same text again is counted, and not logged."""
+        self._log.warn_once(text)
 
     def tick(self) -> None:
         """Do what the device does four times a second; what fails, fails it alone."""
@@ -247,7 +290,10 @@ class Server:
         """Close the device and its sockets; an error in one step stops no other."""
         self._alone = False
         with self._stack as stack:
+            stack.callback(self._log.close)
             stack.callback(self.loop.close)
+            stack.callback(self._masters.close)
+            stack.callback(self._slaves.close)
             for connection in (self._slave, self._master):
                 if connection is not None:
                     stack.callback(connection.close)

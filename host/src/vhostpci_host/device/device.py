@@ -41,6 +41,7 @@ from ..vhost_user.front_end_setup import FrontEndSetup, Quiesce
 from ..vhost_user.message import Message
 from .agent_view import AgentView
 from .debounce import Debounce
+from .peer_log import PeerLog
 from .publisher import Publisher
 from .quiesce import POLL, QUIESCE, AgentWait, Outcome
 from .ring_lease import Lease
@@ -65,6 +66,7 @@ class Device:
         store: has its memory; closed with the device.
         windows: shows the master's memory to the slave; closed with the device.
         loop: calls the device back.
+        peer_log: logs what the front-end and the slave cause, a few lines a minute.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Device:
         store: Store,
         windows: ShownWindows,
         loop: Loop,
+        peer_log: PeerLog,
     ) -> None:
         self.config = config
         self.store = store
@@ -85,6 +88,7 @@ class Device:
         self.publisher = Publisher(config, store.metadata, instance)
         self._reports = RingReports(config.name, store.metadata, self.publisher)
         self._loop = loop
+        self._log = peer_log
         self._doorbell = Notifier.new()
         self._debounce = Debounce(loop, self._settle)
         self._wait = AgentWait(loop, self._look_at_agent)
@@ -122,7 +126,10 @@ class Device:
     def master_connected(self, port: MasterPort) -> None:
         """Begin a session: a front-end has connected and said nothing yet."""
         assert self.master is None, "one front-end at a time"
-        log.info("%s: front-end connected (pid %d)", self.config.name, port.pid)
+        # A QEMU that connects and leaves again and again is news only once.
+        if not port.returning:
+            text = f"front-end connected (pid {port.pid})"
+            self._log.info(text, kind=text)
         self.master = port
         windows = self.store.windows(port.pid, self._for_vm)
         self.backend = Backend(self.config.queue_pairs, windows)
@@ -136,7 +143,9 @@ class Device:
         """
         if self.master is None or self.backend is None:
             return
-        log.info("%s: front-end disconnected", self.config.name)
+        if not self.master.returning or self.backend.setup.useful:
+            pid = self.master.pid
+            self._log.info("front-end disconnected", f"front-end (pid {pid}) left")
         self._wait.end()
         self._debounce.cancel()
         self._log_stopped(self.publisher.all_stopped())
@@ -177,7 +186,8 @@ class Device:
             outcome = self.backend.resume()
         self._keep_files()
         if outcome.refusal:
-            log.warning("%s: refused %s", self.config.name, outcome.refusal)
+            kind = f"refusal of pid {self.master.pid}"
+            self._log.warn(f"refused {outcome.refusal}", kind)
         self._debounce.on_message()
         if outcome.reply:
             self.master.send(outcome.reply)
@@ -210,11 +220,8 @@ class Device:
         if outcome is None:
             return
         if outcome is Outcome.LATE:
-            log.warning(
-                "%s: the agent did not stop within %g s; going on without it",
-                self.config.name,
-                QUIESCE,
-            )
+            text = f"the agent did not stop within {QUIESCE:g} s; going on without it"
+            self._log.warn(text, kind=text)
             self.agent.late_at = self._wait.generation
         self._end_wait(fence=outcome is Outcome.LATE)
 
@@ -238,7 +245,7 @@ class Device:
 
     def _log_stopped(self, indexes: Iterable[int]) -> None:
         if rings := sorted(indexes):
-            log.info("%s: stopped rings %s", self.config.name, rings)
+            self._log.info(f"stopped rings {rings}", "stopped rings")
 
     # Settling.
 
@@ -320,15 +327,12 @@ class Device:
         for index in started:
             base, used = setup.rings[index].base, setup.used_index(index)
             if base != used:
-                log.warning(
-                    "%s: ring %d is to start at %d, but its used index is %d",
-                    self.config.name,
-                    index,
-                    base,
-                    used,
+                self._log.warn(
+                    f"ring {index} is to start at {base}, but its used index is {used}",
+                    f"base of ring {index}",
                 )
         if started:
-            log.info("%s: started rings %s", self.config.name, started)
+            self._log.info(f"started rings {started}", "started rings")
         return started
 
     def _publish(self) -> None:
@@ -344,7 +348,8 @@ class Device:
     def slave_connected(self, port: SlavePort) -> None:
         """Introduce a slave to the device: its whole handshake is sent at once."""
         assert self.slave is None, "one slave at a time"
-        log.info("%s: slave connected (pid %d)", self.config.name, port.pid)
+        text = f"slave connected (pid {port.pid})"
+        self._log.info(text, kind=text)
         self.agent.forget()
         vectors = VectorSet(self._kicks())
         store, loop = self.store, self._loop
@@ -370,7 +375,8 @@ class Device:
         """Forget the slave and its agent; a no-op without a slave."""
         if self.slave is None:
             return
-        log.info("%s: slave disconnected", self.config.name)
+        pid = self.slave.port.pid
+        self._log.info("slave disconnected", f"slave (pid {pid}) left")
         for lease in self.leases:
             lease.relay_kicks(self._loop, None, None)
         self.slave.close()
@@ -434,6 +440,7 @@ class Device:
         if self._ticks % BEAT_TICKS == 0:
             self.store.metadata.beat()
         self._look_at_agent()
+        self._log.tick()
 
     def _memory_restored(self) -> None:
         """Write the metadata again: another process had cut its file."""

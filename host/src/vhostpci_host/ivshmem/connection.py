@@ -31,7 +31,7 @@ class SlaveOwner(Protocol):
 
 
 class SlaveConnection:
-    """An ivshmem connection to a slave (a `SlavePort`); nothing is read from it.
+    """An ivshmem connection to a slave (a `SlavePort`), which only listens to us.
 
     Messages that the socket's buffer cannot take wait in a queue, with duplicates of
     their descriptors: the caller may close its own at once.
@@ -53,14 +53,23 @@ class SlaveConnection:
         self._queue: deque[Outgoing] = deque()
         self._retry: Timer | None = None
         self._closed = self._sent_any = False
+        self.spoke = False
+        """Whether it has sent something, so that it is no slave."""
 
     def start(self) -> None:
         """Watch for the end of the connection."""
         self._loop.add_reader(self._connection.fileno(), self._readable)
 
     def _readable(self) -> None:
-        if sockets.at_end(self._connection):
+        sent = sockets.discard(self._connection)
+        if sent == 0:
             self.close()
+        elif sent and not self.spoke:
+            self.spoke = True
+            self.drop(
+                "it sends data, which no slave does: is it a master's QEMU? "
+                "Its socket is NAME.vhost-user"
+            )
 
     def send(self, messages: list[Outgoing]) -> None:
         """Send messages, or queue them; drop a slave that leaves too many unread."""

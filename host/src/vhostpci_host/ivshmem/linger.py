@@ -63,7 +63,7 @@ class Linger:
 
     def _readable(self, connection: socket.socket) -> None:
         # A QEMU that sends something has not closed its end; what it sent is discarded.
-        if sockets.at_end(connection):
+        if sockets.discard(connection) == 0:
             self._close(connection)
 
     def _close(self, connection: socket.socket) -> None:

@@ -27,6 +27,7 @@ class MasterConnection:
         receive: called with each message.
         closed: called once, when the connection has been closed.
         say_once: logs a warning, unless it repeats the last one.
+        returning: whether the process was here lately and did nothing useful.
     """
 
     def __init__(
@@ -37,8 +38,12 @@ class MasterConnection:
         receive: Callable[[Message], None],
         closed: Callable[[], None],
         say_once: Callable[[str], None],
+        returning: bool = False,
     ) -> None:
         self.pid = sockets.peer_pid(connection)
+        self.returning = returning
+        self.dropped = False
+        """Whether it was us who ended the connection, for a reason that was logged."""
         self._receive = receive
         self._on_closed = closed
         self._say_once = say_once
@@ -94,6 +99,7 @@ class MasterConnection:
 
     def drop(self, reason: str) -> None:
         """Log `reason`, and close the connection."""
+        self.dropped = True
         self._say_once(f"front-end (pid {self.pid}) dropped: {reason}")
         self.close()
 

@@ -52,6 +52,11 @@ class FrontEndSetup:
         """Whether ring `index` is ready and enabled."""
         return self.rings[index].ready and self.enabled(index)
 
+    @property
+    def useful(self) -> bool:
+        """Whether the front-end has come so far that a ring was ready."""
+        return any(ring.was_ready for ring in self.rings)
+
     def enabled(self, index: int) -> bool:
         """Whether ring `index` is enabled."""
         # QEMU sends SET_VRING_ENABLE even before SET_FEATURES, so what it said counts

@@ -63,6 +63,8 @@ class Vring:
     areas: Areas | None = None
     kicked: bool = False
     """Whether SET_VRING_KICK came, with a descriptor or without one."""
+    was_ready: bool = False
+    """Whether the ring was ready at any time since the front-end connected."""
     enable: bool | None = None
     """What SET_VRING_ENABLE said last; None if it never came."""
     problem: str = ""
@@ -92,6 +94,7 @@ class Vring:
         except ProtocolError as error:
             self.problem = str(error)
             raise
+        self.was_ready = True
 
     def set_notifier(self, name: str, notifier: Notifier | None) -> None:
         """Replace the notifier `kick`, `call` or `err`, and close the previous one."""

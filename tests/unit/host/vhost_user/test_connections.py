@@ -208,14 +208,17 @@ def test_slave_that_never_reads_is_dropped_after_a_time(pair: Pair) -> None:
     assert len(open_descriptors()) == before - 2
 
 
-def test_bytes_from_the_slave_are_ignored(pair: Pair) -> None:
+def test_client_that_sends_data_is_no_slave(pair: Pair) -> None:
     loop, owner, connection = slave(pair)
     with closing(Notifier.new()) as fd:
         socket.send_fds(pair[1], [b"hello"], [fd.fileno()])
     before = len(open_descriptors())
     loop.advance()
-    assert (owner.closed, len(open_descriptors())) == (0, before)
-    connection.close()
+    assert connection.spoke
+    assert (owner.closed, len(open_descriptors())) == (1, before)
+    assert "it sends data, which no slave does" in owner.said[0]
+    pair[1].close()
+    loop.advance()
 
 
 def test_slave_that_disconnects_in_the_handshake_is_reported_afterwards(

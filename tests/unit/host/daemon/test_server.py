@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One device's sockets, and what comes to them, without a daemon around it."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.loop import ManualLoop
+from tests.fakes.windows import MIB
+from vhostpci_host.config.device import DeviceConfig, Mode
+from vhostpci_host.daemon.daemon import TICK
+from vhostpci_host.daemon.server import SUSPICION, Common, Server
+from vhostpci_host.ivshmem.linger import LINGER, Linger
+from vhostpci_host.memory.attach import WindowIds
+from vhostpci_shared import ivshmem
+from vhostpci_shared import vhost_user as vu
+from vhostpci_shared.vhost_user import Request
+
+
+class Served:
+    """A device that is served, and the processes that connect to it."""
+
+    def __init__(self, directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+        self.loop = loop = ManualLoop()
+        self.failures: list[Exception] = []
+        self.config = DeviceConfig(
+            name="dev",
+            mode=Mode.ARENA,
+            memory=16 * MIB,
+            run_dir=directory,
+            memory_dir=directory,
+        )
+        common = Common(loop, WindowIds(256), Linger(loop), _no_control)  # type: ignore[arg-type]
+        self.server = Server(
+            common, self.config, failed=self.failures.append, ended=_not_alone
+        )
+        self._caplog = caplog
+        self._common = common
+        self._clients: list[socket.socket] = []
+        self._tick()
+
+    def _tick(self) -> None:
+        self._timer = self.loop.call_later(TICK, self._tick)
+        self.server.tick()
+
+    def connect(self, path: Path) -> socket.socket:
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        client.setblocking(False)
+        client.connect(os.fspath(path))
+        self._clients.append(client)
+        return client
+
+    def master(self) -> socket.socket:
+        """Connect as a front-end does, and ask the first question."""
+        client = self.connect(self.config.vhost_user)
+        client.send(vu.message(Request.GET_FEATURES))
+        self.loop.advance()
+        return client
+
+    def slave(self) -> socket.socket:
+        """Connect as a slave's QEMU does."""
+        client = self.connect(self.config.ivshmem)
+        self.loop.advance()
+        return client
+
+    def said(self, text: str) -> int:
+        """Return how many lines of the log have `text`."""
+        return sum(text in record.getMessage() for record in self._caplog.records)
+
+    def close(self) -> None:
+        self._timer.cancel()
+        self.server.close()
+        self._common.linger.close()
+        for client in self._clients:
+            client.close()
+        assert not self.failures
+        assert not self.loop.watched()
+
+
+async def _no_control(*_: Any) -> None:
+    raise AssertionError("no control socket is served here")
+
+
+def _not_alone() -> None:
+    raise AssertionError("the device does not depend on one connection")
+
+
+@pytest.fixture
+def served(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Served]:
+    caplog.set_level("INFO")
+    served = Served(tmp_path, caplog)
+    yield served
+    served.close()
+
+
+def answered(client: socket.socket) -> bool | None:
+    """Whether there is an answer; None if it is open and unanswered."""
+    try:
+        return bool(client.recv(4096))
+    except BlockingIOError:
+        return None
+    except ConnectionError:
+        return False
+
+
+def storm(served: Served, attempt: Callable[[], socket.socket], seconds: float) -> int:
+    """Connect again as soon as it ended, like a QEMU that starts; return how often."""
+    attempts, end = 0, served.loop.now + seconds
+    while served.loop.now < end:
+        client = attempt()
+        attempts += 1
+        while answered(client) is None and served.loop.now < end:
+            served.loop.advance(0.01)
+        client.close()
+        served.loop.advance(0.003)
+    return attempts
+
+
+def test_master_that_rejects_us_comes_rarely_and_is_told_of_once(
+    served: Served,
+) -> None:
+    """As with queues=2 for a device that has one queue pair."""
+    assert storm(served, served.master, 60.0) < 45
+    assert served.said("front-end connected") == 1
+    assert served.said("front-end disconnected") == 1
+    assert served.said("rejects us") == 1
+
+
+def test_second_master_comes_rarely_and_is_told_of_once(served: Served) -> None:
+    first = served.master()
+    assert answered(first)
+    assert storm(served, served.master, 50.0) < 40
+    assert served.said("refused: ") == 1
+    first.send(vu.message(Request.GET_FEATURES))
+    served.loop.advance()
+    assert answered(first)
+
+
+def test_master_at_the_slaves_socket_is_left_without_an_answer(
+    served: Served,
+) -> None:
+    def attempt() -> socket.socket:
+        client = served.slave()
+        client.setblocking(False)
+        client.send(vu.message(Request.GET_FEATURES))
+        served.loop.advance()
+        return client
+
+    assert storm(served, attempt, 2 * LINGER) < 6
+    assert served.said("which no slave does") == 1
+    assert served.said("slave connected") == 1
+
+
+def test_slave_may_come_after_a_master_at_its_socket(served: Served) -> None:
+    stranger = served.slave()
+    stranger.send(vu.message(Request.GET_FEATURES))
+    served.loop.advance()
+    slave = served.slave()
+    served.loop.advance(SUSPICION)
+    assert ivshmem.decode(slave.recv(8)) == ivshmem.VERSION
+
+
+def test_master_that_is_dropped_each_second_is_told_of_once(served: Served) -> None:
+    """As with rings outside of its memory: QEMU tries again each second."""
+    for _ in range(30):
+        client = served.connect(served.config.vhost_user)
+        client.send(vu.message(Request.SET_VRING_NUM, vu.VringState(7, 256)))
+        served.loop.advance()
+        assert answered(client) is False
+        served.loop.advance(1.0)
+    lines = ("front-end connected", "front-end disconnected", "dropped: ")
+    assert [served.said(text) for text in lines] == [1, 1, 1]
+    assert served.said("rejects us") == 0
