@@ -13,6 +13,8 @@ import json
 import logging
 from collections.abc import Sequence
 
+from vhostpci_shared.log_writer import LogWriter
+
 from .. import __version__, status_socket
 from ..errors import Unusable
 from .errors import UsageError
@@ -100,7 +102,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     arguments = parser().parse_args(argv)
     # The libraries' own debug and info lines are never shown, with -v or without.
-    logging.basicConfig(level=logging.WARNING, format="vhostpci-guest: %(message)s")
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="vhostpci-guest: %(message)s",
+        handlers=[LogWriter()],
+    )
     log.setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
     try:
         _COMMANDS[arguments.command](arguments)

@@ -3,9 +3,12 @@
 
 import argparse
 import asyncio
+import contextlib
 import logging
-import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+from vhostpci_shared.log_writer import LogWriter
 
 from .. import sockets
 from ..config import options
@@ -48,9 +51,9 @@ def _run(args: argparse.Namespace) -> None:
         raise Usage("run: --fd and --socket-path exclude each other: give one")
     # The configuration is checked before logging is set up: `main` prints its errors.
     device = options.device(args.name, options.texts(args))
-    _set_up_logging(verbose=args.verbose)
-    inherited = None if args.fd is None else sockets.inherited(args.fd)
-    asyncio.run(daemon.run(device, inherited))
+    with _logging(verbose=args.verbose):
+        inherited = None if args.fd is None else sockets.inherited(args.fd)
+        asyncio.run(daemon.run(device, inherited))
 
 
 def _run_file(args: argparse.Namespace) -> None:
@@ -61,8 +64,8 @@ def _run_file(args: argparse.Namespace) -> None:
     if more:
         raise Usage(f"run: with --config leave out {', '.join(more)}")
     file = load(args.config)
-    _set_up_logging(verbose=args.verbose)
-    asyncio.run(daemon.run_file(file))
+    with _logging(verbose=args.verbose):
+        asyncio.run(daemon.run_file(file))
 
 
 def _check_config(args: argparse.Namespace) -> None:
@@ -70,11 +73,15 @@ def _check_config(args: argparse.Namespace) -> None:
     print(f"{args.file}: {count} device{'s' * (count != 1)}, no errors")
 
 
-def _set_up_logging(*, verbose: bool) -> None:
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname).1s %(message)s",
-        stream=sys.stderr,
-    )
-    # At debug level asyncio logs its own start, which helps no user of --verbose.
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+@contextlib.contextmanager
+def _logging(*, verbose: bool) -> Iterator[None]:
+    """Log to stderr, without ever waiting for what reads it."""
+    with contextlib.closing(LogWriter()) as writer:
+        logging.basicConfig(
+            level=logging.DEBUG if verbose else logging.INFO,
+            format="%(asctime)s %(levelname).1s %(message)s",
+            handlers=[writer],
+        )
+        # At debug level asyncio logs its own start, which helps no user of --verbose.
+        logging.getLogger("asyncio").setLevel(logging.WARNING)
+        yield
