@@ -41,7 +41,7 @@ class RingConf:
     hdr_len: int
     """Length of the net header: 12 with VERSION_1 or MRG_RXBUF, else 10."""
     max_packet: int
-    """Longest packet to the master: 65,600 if it takes segments, else its MTU."""
+    """Longest packet to the master; one that its buffers cannot hold is dropped."""
     features: int = 0
     """Virtio feature bits that the master's driver acknowledged.  The next three are
     taken from them; a plane that runs another back-end passes all of them on."""

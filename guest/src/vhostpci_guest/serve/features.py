@@ -6,23 +6,22 @@ from vhostpci_shared.virtio import Feature
 from ..net_options import NetOptions, Offload
 
 MAX_IP_PACKET = 65535
-ETHERNET = 18  # bytes of the header and of a VLAN tag, which an MTU does not count
+ETHERNET = 22  # bytes of the header and of two VLAN tags (QinQ)
 
 
-def options(features: int, mtu: int) -> NetOptions:
-    """Return the packet options for a master with `features`, on a TAP with `mtu`."""
-    offloads = _offloads(features)
-    large = offloads & (Offload.TSO4 | Offload.TSO6)
+def options(features: int) -> NetOptions:
+    """Return the packet options for a master with `features`."""
     # VIRTIO, "Legacy Interface: Device Operation": with VERSION_1 the header always has
     # `num_buffers`, and in the legacy interface only with MRG_RXBUF.
     return NetOptions(
         hdr_len=12
         if features & (Feature.F_VERSION_1 | Feature.NET_F_MRG_RXBUF)
         else 10,
-        # With segmentation offload the slave's kernel gives the TAP segments longer
-        # than the MTU: as long as an IP packet can be.
-        max_packet=(MAX_IP_PACKET if large else mtu) + ETHERNET,
-        offloads=offloads,
+        # No less, also without segmentation offload: the MTU of the TAP bounds what
+        # the slave's kernel sends, the user may change that MTU at any time, and the
+        # master's buffers say what the master takes.
+        max_packet=MAX_IP_PACKET + ETHERNET,
+        offloads=_offloads(features),
         mergeable=bool(features & Feature.NET_F_MRG_RXBUF),
         event_idx=bool(features & Feature.F_EVENT_IDX),
         indirect=bool(features & Feature.F_INDIRECT_DESC),

@@ -200,7 +200,7 @@ class Rings:
         self._use_queues(self._pairs_of(self.wanted))
         if not start:
             return []
-        options = features.options(self.wanted.features, self._port.mtu)
+        options = features.options(self.wanted.features)
         self._port.set_options(options)
         refused = []
         for index in start:

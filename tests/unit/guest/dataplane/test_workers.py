@@ -27,7 +27,7 @@ from vhostpci_shared.virtio import Feature
 
 RX, TX = 0, 1
 FEATURES = Feature.F_VERSION_1 | Feature.NET_F_MRG_RXBUF
-OPTIONS = features.options(FEATURES, 1500)
+OPTIONS = features.options(FEATURES)
 
 
 class Bench:

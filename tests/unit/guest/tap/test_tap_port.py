@@ -98,7 +98,7 @@ def test_tap_of_the_user_keeps_its_mac(network: None) -> None:
 def test_port_keeps_its_tap_until_the_queues_change(network: None) -> None:
     port = a_port(name="mine")
     assert port.open(1, "") == port.open(1, "")
-    port.set_options(options(0, 1500))
+    port.set_options(options(0))
     assert len(port.open(2, "")) == 2
     port.close()
 
