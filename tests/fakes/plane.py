@@ -131,11 +131,6 @@ class FakePort(Port):
         """Whether the carrier is on."""
         return self.plugged
 
-    @property
-    def mtu(self) -> int:
-        """Return an MTU."""
-        return 1500
-
     def open(self, queues: int, name: str) -> tuple[int, ...]:
         """Record the call; return numbers that are not open descriptors."""
         self.doings.append(f"open {name}")
@@ -164,6 +159,9 @@ class FakePort(Port):
     def follow_mtu(self, mtu: int) -> None:
         """Remember it."""
         self.told_mtu = mtu
+
+    def follow_mac(self) -> None:
+        """Do nothing."""
 
     def follow_bridge(self) -> None:
         """Count it."""

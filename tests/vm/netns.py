@@ -38,3 +38,14 @@ class Namespace:
     def run(self, command: str) -> None:
         """Run a command, such as ``ip link add br0 type bridge``."""
         subprocess.run([*self.prefix, *command.split()], check=True, timeout=30)
+
+    def output(self, *command: str) -> str:
+        """Run a command; return what it prints."""
+        done = subprocess.run(
+            [*self.prefix, *command],
+            check=True,
+            timeout=30,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return done.stdout

@@ -164,9 +164,24 @@ class Link:
             self._start_rings()
         self._carrier.tick()
         self._set_carrier()
-        self.port.follow_bridge()
+        self._look_after_tap()
         self._speeds.look({md.SLAVE_ID: self.device.window, **self._windows.used})
         self._answers.beat()
+
+    def _look_after_tap(self) -> None:
+        """Follow what other programs do with the TAP and the bridge.
+
+        Raises:
+            Unusable: the TAP is gone.
+        """
+        try:
+            # Here, too: while no ring runs, none stops because the TAP is gone.
+            self.port.check()
+            self.port.follow_bridge()
+            self.port.follow_mac()
+        except Unusable as why:
+            self._answers.answer_failed(str(why))
+            raise
 
     def suspend(self, why: str) -> None:
         """Stop serving until the metadata changes: our machine cannot go on now."""
@@ -292,7 +307,9 @@ class Link:
         except Unusable as why:
             self._answers.answer_failed(str(why))
             raise
-        self.port.follow_mtu(device.mtu)
+        if self._rings.any_wanted:
+            # Not before: a front-end connects, and says later what its MTU is.
+            self.port.follow_mtu(device.mtu)
         self._start_rings()
 
     def _start_rings(self) -> None:

@@ -80,6 +80,11 @@ class Rings:
         return any(run.state is AgentRingState.RUNNING for run in self._runs.values())
 
     @property
+    def any_wanted(self) -> bool:
+        """Whether the daemon wants any ring to run."""
+        return any(ring.runs for ring in self.wanted.rings)
+
+    @property
     def blocked(self) -> bool:
         """Whether a wanted receive ring has stopped by itself, and takes no packets.
 

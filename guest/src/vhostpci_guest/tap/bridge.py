@@ -12,7 +12,7 @@ import socket
 
 from ..errors import Unusable
 from .netlink import netlink
-from .tap import is_name, stable_mac
+from .tap import Tap, is_name, stable_mac
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,9 @@ class Bridge:
                 # lowest MAC of its members, which changes as TAPs come and go.
                 address=stable_mac("bridge", self.name),
             )
-            ip.link("set", index=socket.if_nametoindex(self.name), state="up")
+            # By its name, in one request: another program may have deleted it just now,
+            # which the kernel then says.
+            ip.link("set", ifname=self.name, state="up")
         log.info("made bridge %s", self.name)
 
     def _check(self) -> None:
@@ -88,11 +90,12 @@ class Bridge:
                 "--bridge"
             )
 
-    def join(self, tap: str) -> int:
+    def join(self, tap: Tap) -> int:
         """Add a TAP to the bridge; return the bridge's interface index.
 
         Raises:
-            Unusable: the bridge does not exist or is no bridge, or the kernel refuses.
+            Unusable: the bridge does not exist or is no bridge, the TAP was deleted or
+                is in another network namespace, or the kernel refuses.
         """
         index = self.index
         if index is None:
@@ -102,6 +105,13 @@ class Bridge:
             )
         # Again: since `make`, another interface may have taken the name.
         self._check()
-        with netlink(f"TAP {tap}", f"to join bridge {self.name}") as ip:
-            ip.link("set", index=socket.if_nametoindex(tap), master=index)
+        # Its index there may be that of another interface here.
+        if tap.moved:
+            raise Unusable(
+                f"TAP {tap.name} was moved to another network namespace than bridge "
+                f"{self.name}: move it back (ip link set {tap.name} netns ...), or "
+                "leave it out of the bridge"
+            )
+        with netlink(f"TAP {tap.name}", f"to join bridge {self.name}") as ip:
+            ip.link("set", index=tap.index(), master=index)
         return index

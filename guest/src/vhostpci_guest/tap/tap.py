@@ -4,6 +4,10 @@
 The agent makes the TAP when it knows the number of queue pairs.  The TAP disappears
 when the agent closes it or ends; one that the user made before stays.  The ioctls are
 those of linux/if_tun.h.
+
+While it is open, the TAP may be renamed (udev does that) and moved to another network
+namespace (containers).  Its descriptors stay the same, and know the name and the
+namespace of now.  So both are asked for each time, and never remembered.
 """
 
 import errno
@@ -14,13 +18,18 @@ import os
 import re
 import socket
 import struct
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from ..errors import Unusable
 from ..net_options import Offload
+from . import namespace
 from .netlink import netlink
+
+T = TypeVar("T")
 
 NODE = Path("/dev/net/tun")
 DEFAULT_NAME = "vp%d"
@@ -35,13 +44,17 @@ def _ioc(direction: int, number: int, size: int) -> int:
     return direction << 30 | size << 16 | ord("T") << 8 | number
 
 
-_WRITE, _READ = 1, 2
+_NONE, _WRITE, _READ = 0, 1, 2
 TUNSETIFF = _ioc(_WRITE, 202, 4)
 TUNSETOFFLOAD = _ioc(_WRITE, 208, 4)
 TUNGETIFF = _ioc(_READ, 210, 4)
 TUNSETVNETHDRSZ = _ioc(_WRITE, 216, 4)
 TUNSETQUEUE = _ioc(_WRITE, 217, 4)
 TUNSETCARRIER = _ioc(_WRITE, 226, 4)
+TUNGETDEVNETNS = _ioc(_NONE, 227, 0)
+_SIOCGIFMTU = 0x8921  # linux/sockios.h
+_SIOCGIFHWADDR = 0x8927
+_SIOCSIFHWADDR = 0x8924
 
 IFF_TAP = 0x0002
 IFF_MULTI_QUEUE = 0x0100
@@ -53,6 +66,14 @@ IFF_TUN_EXCL = 0x8000
 
 # struct ifreq has 40 bytes: the name, and a union that begins with the flags.
 _ifreq = struct.Struct("=16sH22x")
+_ifreq_mtu = struct.Struct("=16si20x")
+_ifreq_mac = struct.Struct("=16sH6s16x")
+_ARPHRD_ETHER = 1
+
+_RENAMED = 8
+"""Attempts to find the TAP by a name, as another program may be renaming it now."""
+_MOST_WAITING = 1 << 16
+"""Packets that may wait in a queue: its length (1000, or what the user has set)."""
 
 # A container may have no machine-id.  The boot ID then keeps the MACs until a reboot.
 
@@ -168,17 +189,92 @@ class Tap:
         self._undo = ExitStack()
         with ExitStack() as undo:
             first = _open(node, undo)
-            self.name, self.made = _attach_first(first, name, queues, new)
-            fds = [first]
-            # By the name that the first queue got: a pattern would make another TAP.
+            self._name, self.made = _attach_first(first, name, queues, new)
+            self.fds: tuple[int, ...] = (first,)
             for _ in range(queues - 1):
-                fds.append(_open(node, undo))
-                _attach(fds[-1], self.name, _flags(queues))
-            self.fds = tuple(fds)
+                fd = _open(node, undo)
+                self._attach_further(fd, _flags(queues))
+                self.fds += (fd,)
             self._undo = undo.pop_all()
         # A new TAP has its carrier.  Without it until the master's rings run, the slave
         # does not send into queues that no worker reads.
         self.set_carrier(False)
+
+    def _attach_further(self, fd: int, flags: int) -> None:
+        """Attach another queue to the TAP of the first one."""
+        for _ in range(_RENAMED):
+            # By the name of now: a pattern, or an old name, would make another TAP.
+            name = self._current_name()
+            _attach(fd, name, flags)
+            if self._current_name() == name:
+                return
+            # It was renamed between the two: `fd` has made a TAP with the old name.
+            # A descriptor attaches once, so it is replaced in place by a fresh one.
+            with ExitStack() as undo:
+                os.dup2(_open(NODE, undo), fd, inheritable=False)
+        raise Unusable(f"TAP {self.name} is renamed all the time: try again")
+
+    @property
+    def name(self) -> str:
+        """The name of now; the last one if the TAP was deleted or is closed."""
+        if self.fds:
+            with suppress(Unusable):
+                self._name = self._current_name()
+        return self._name
+
+    def _current_name(self) -> str:
+        # The kernel fills the name in, whatever the request has.
+        return _text(_ifreq.unpack(self._ask(TUNGETIFF))[0])
+
+    @property
+    def moved(self) -> bool:
+        """Whether another program moved the TAP to another network namespace."""
+        with ExitStack() as undo:
+            return not namespace.is_ours(self._open_namespace(undo))
+
+    def _open_namespace(self, undo: ExitStack) -> int:
+        """Return a descriptor of the network namespace that the TAP is in now."""
+        try:
+            fd = fcntl.ioctl(self.fds[0], TUNGETDEVNETNS)
+        except OSError as error:
+            # Linux before 5.6 does not know this ioctl: then it was not moved, or the
+            # search for its name fails, and says so.
+            if error.errno == errno.EBADFD:
+                raise self._gone() from None
+            fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        undo.callback(os.close, fd)
+        return fd
+
+    def _where_it_is(self, action: Callable[[], T]) -> T:
+        """Do something in the network namespace of the TAP."""
+        with ExitStack() as undo:
+            fd = self._open_namespace(undo)
+            return action() if namespace.is_ours(fd) else namespace.run_in(fd, action)
+
+    def index(self) -> int:
+        """Return the interface index, in the network namespace of the TAP.
+
+        Call it in that namespace.
+
+        Raises:
+            Unusable: the TAP was deleted.
+        """
+        for _ in range(_RENAMED):
+            name = self._current_name()
+            with suppress(OSError):
+                index = socket.if_nametoindex(name)
+                # Still its name: else the index is of an interface that has the old
+                # name now.
+                if self._current_name() == name:
+                    return index
+        raise Unusable(f"TAP {self.name} is not found: it is renamed, or moved, now")
+
+    def _set(self, what: str, **attributes: object) -> None:
+        def request() -> None:
+            with netlink(f"TAP {self.name}", what) as ip:
+                ip.link("set", index=self.index(), **attributes)
+
+        self._where_it_is(request)
 
     def set_header_length(self, length: int) -> None:
         """Set the virtio-net header's length in bytes, for all queues."""
@@ -194,8 +290,8 @@ class Tap:
         Raises:
             Unusable: the TAP was deleted.
         """
-        # It changes nothing, and fails with EBADFD if the queue has lost its TAP.
-        self._ioctl(TUNGETIFF, bytes(_ifreq.size))
+        # It fails with EBADFD if the queue has lost its TAP.
+        self._current_name()
 
     def set_carrier(self, on: bool) -> None:
         """Turn the carrier on or off."""
@@ -226,10 +322,49 @@ class Tap:
             fcntl.ioctl(self.fds[queue], request, argument)
         except OSError as error:
             if error.errno == errno.EBADFD:
-                raise Unusable(
-                    f"TAP {self.name} is gone: another program deleted it"
-                ) from None
+                raise self._gone() from None
             raise
+
+    def _ask(self, request: int) -> bytes:
+        """Return the struct ifreq that the kernel fills in."""
+        answer = bytearray(_ifreq.size)
+        try:
+            fcntl.ioctl(self.fds[0], request, answer)
+        except OSError as error:
+            if error.errno == errno.EBADFD:
+                raise self._gone() from None
+            raise
+        return bytes(answer)
+
+    def _gone(self) -> Unusable:
+        return Unusable(f"TAP {self._name} is gone: another program deleted it")
+
+    def discard(self, queue: int) -> None:
+        """Throw away the packets that wait in a queue."""
+        # An end, although the slave's kernel may send all the time: what it sends from
+        # now on may stay.
+        for _ in range(_MOST_WAITING):
+            try:
+                # Enough for a net header: a TAP cuts the rest of the packet off.
+                os.read(self.fds[queue], 64)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno == errno.EBADFD:
+                    raise self._gone() from None
+                # A packet that no net header can describe: it is out of the queue too.
+
+    @property
+    def mac(self) -> str:
+        """The MAC of now."""
+        raw: bytes = _ifreq_mac.unpack(self._ask(_SIOCGIFHWADDR))[2]
+        return raw.hex(":")
+
+    def set_mac(self, mac: str) -> None:
+        """Set the MAC."""
+        raw = bytes.fromhex(mac.replace(":", ""))
+        # By the descriptor, so it needs neither name nor namespace.
+        self._ioctl(_SIOCSIFHWADDR, _ifreq_mac.pack(b"", _ARPHRD_ETHER, raw))
 
     def configure(self, config: TapConfig) -> None:
         """Set MAC, MTU and addresses, and bring the interface up.
@@ -238,13 +373,47 @@ class Tap:
             Unusable: the kernel refuses a setting.
         """
         if config.mac is not None:
-            _set(self.name, f"MAC {config.mac}", address=config.mac)
+            self._set(f"MAC {config.mac}", address=config.mac)
         if config.mtu is not None:
             self.set_mtu(config.mtu)
         for address in config.addresses:
-            _add_address(self.name, address)
+            self._add_address(address)
         # Last: from here on the kernel sends its first packets, which have the MAC.
-        _set(self.name, "to set it up", state="up")
+        self._set("to set it up", state="up")
+
+    def _add_address(self, address: Address) -> None:
+        def request() -> None:
+            with netlink(f"TAP {self.name}", f"address {address}") as ip:
+                # "replace", not "add": a TAP that the user made may have the address
+                # already, and the kernel would refuse a second one (EEXIST).
+                ip.addr(
+                    "replace",
+                    index=self.index(),
+                    address=str(address.ip),
+                    prefixlen=address.network.prefixlen,
+                )
+
+        self._where_it_is(request)
+
+    @property
+    def mtu(self) -> int:
+        """The MTU of now: the user may have changed it (ip link set mtu).
+
+        Raises:
+            Unusable: the TAP was deleted.
+        """
+        return self._where_it_is(self._mtu)
+
+    def _mtu(self) -> int:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for _ in range(_RENAMED):
+                name = self._current_name()
+                request = bytearray(_ifreq_mtu.pack(name.encode(), 0))
+                with suppress(OSError):
+                    fcntl.ioctl(sock.fileno(), _SIOCGIFMTU, request)
+                    if self._current_name() == name:
+                        return int(_ifreq_mtu.unpack(request)[1])
+        raise Unusable(f"TAP {self.name} is not found: it is renamed, or moved, now")
 
     def set_mtu(self, mtu: int) -> None:
         """Set the MTU in bytes.
@@ -252,11 +421,13 @@ class Tap:
         Raises:
             Unusable: the kernel refuses it.
         """
-        _set(self.name, f"MTU {mtu}", mtu=mtu)
+        self._set(f"MTU {mtu}", mtu=mtu)
 
     def close(self) -> None:
         """Close all queues; the kernel then removes a TAP that we made."""
+        name = self.name
         self._undo.close()
+        self.fds, self._name = (), name
 
 
 def check_node(node: Path = NODE) -> None:
@@ -321,8 +492,11 @@ def _attach(fd: int, name: str, flags: int) -> str:
     request = bytearray(_ifreq.pack(name.encode(), flags))
     fcntl.ioctl(fd, TUNSETIFF, request)
     # The kernel has written the name that it chose for a pattern.
-    raw: bytes = _ifreq.unpack(request)[0]
-    return raw.split(b"\0", 1)[0].decode()
+    return _text(_ifreq.unpack(request)[0])
+
+
+def _text(name: bytes) -> str:
+    return name.split(b"\0", 1)[0].decode()
 
 
 def _attach_failure(error: OSError, queues: int) -> str:
@@ -337,21 +511,3 @@ def _attach_failure(error: OSError, queues: int) -> str:
             "another --tap, or remove it"
         )
     return f"the kernel refuses to attach to it: {error.strerror}"
-
-
-def _set(name: str, what: str, **attributes: object) -> None:
-    with netlink(f"TAP {name}", what) as ip:
-        ip.link("set", index=socket.if_nametoindex(name), **attributes)
-
-
-def _add_address(name: str, address: Address) -> None:
-    with netlink(f"TAP {name}", f"address {address}") as ip:
-        index = socket.if_nametoindex(name)
-        # "replace", not "add": a TAP that the user made may have the address already,
-        # and the kernel would refuse a second one (EEXIST).
-        ip.addr(
-            "replace",
-            index=index,
-            address=str(address.ip),
-            prefixlen=address.network.prefixlen,
-        )

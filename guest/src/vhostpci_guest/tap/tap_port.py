@@ -5,10 +5,7 @@
 or MAC, `Ports` refuses the second device, and the first goes on.
 """
 
-import fcntl
 import logging
-import socket
-import struct
 from collections.abc import Set
 from dataclasses import dataclass, replace
 
@@ -20,8 +17,8 @@ from .tap import DEFAULT_NAME, MTU_MAX, MTU_MIN, Tap, TapConfig, is_name, stable
 
 log = logging.getLogger(__name__)
 
-_SIOCGIFMTU = 0x8921  # linux/sockios.h
-_DEFAULT_MTU = 1500
+_MAC_TICKS = 300
+"""Ticks (60 s) in which udev may overwrite the MAC of a TAP that was just made."""
 
 
 @dataclass(slots=True)
@@ -132,40 +129,33 @@ class Port:
         self._device = device
         self._tap: Tap | None = None
         self._bridge_index: int | None = None
+        """The bridge that the TAP has joined, or could not join."""
+        self._joined = False
         self._carrier = False
         self._options: NetOptions | None = None
         self._unused: Set[int] = frozenset()
         self._mtu = 0
+        self._mtu_before = 0
+        """The TAP's MTU before the first one that a master was told; 0 if none was."""
+        self._mac: str | None = None
+        """The MAC that the TAP must have; None once other programs may change it."""
+        self._mac_ticks = 0
 
     @property
     def name(self) -> str | None:
-        """The TAP's name; None before `open`."""
+        """The name that the TAP has now; None before `open`."""
         return self._tap.name if self._tap else None
 
     @property
     def bridge(self) -> str | None:
         """The name of the bridge that the TAP has joined; None while there is none."""
         bridge = self._ports.bridge
-        return bridge.name if bridge and self._bridge_index is not None else None
+        return bridge.name if bridge and self._joined else None
 
     @property
     def carrier(self) -> bool:
         """Whether the TAP has its carrier."""
         return self._carrier
-
-    @property
-    def mtu(self) -> int:
-        """The TAP's MTU, read from the kernel."""
-        # Not from memory: the user may have changed it (ip link set mtu).
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            request = struct.pack("=16s16x", (self.name or "").encode())
-            try:
-                answer = fcntl.ioctl(sock.fileno(), _SIOCGIFMTU, request)
-            except OSError:
-                # There is no such TAP any more: the next ioctl of its queue reports
-                # that.
-                return _DEFAULT_MTU
-        return int(struct.unpack_from("=i", answer, 16)[0])
 
     def open(self, queues: int, name: str) -> tuple[int, ...]:
         """Return a descriptor for each queue pair; make the TAP if there is none.
@@ -214,8 +204,10 @@ class Port:
         # Before the TAP is up: a new TAP that the bridge refuses is never up outside of
         # it.
         if self._ports.bridge is not None:
-            self._bridge_index = self._ports.bridge.join(tap.name)
+            self._bridge_index = self._ports.bridge.join(tap)
+            self._joined = True
         tap.configure(config)
+        self._mac, self._mac_ticks = config.mac, _MAC_TICKS
 
     def set_options(self, options: NetOptions) -> None:
         """Set the header length and offloads that the master's driver negotiated."""
@@ -250,6 +242,15 @@ class Port:
         if self._tap:
             self._tap.check()
 
+    def discard(self, pair: int) -> None:
+        """Throw away the packets that wait in a pair's queue for an earlier driver.
+
+        Raises:
+            Unusable: the TAP was deleted.
+        """
+        if self._tap:
+            self._tap.discard(pair)
+
     def set_carrier(self, on: bool) -> None:
         """Turn the TAP's carrier on or off."""
         if self._tap and on != self._carrier:
@@ -258,23 +259,61 @@ class Port:
             log.info("%s: carrier %s", self._tap.name, "on" if on else "off")
 
     def follow_mtu(self, mtu: int) -> None:
-        """Set the MTU that the master was told, unless the user set one by a rule."""
-        # 0: the daemon was told none.  The MTU as before: what the user has changed by
-        # hand since then stays.
-        if self._tap is None or self._ports.rules.mtu or mtu in (0, self._mtu):
+        """Set the MTU that the master was told, unless the user set one by a rule.
+
+        Args:
+            mtu: 0 if the master was told none: then the TAP gets back the MTU that it
+                had before a master was told one.
+        """
+        # The MTU as before: what the user has changed by hand since then stays.
+        if self._tap is None or self._ports.rules.mtu or mtu == self._mtu:
             return
-        # Before the checks, so that a wrong MTU is logged once, not at each generation.
-        self._mtu = mtu
+        told, self._mtu = self._mtu, mtu
+        try:
+            self._set_mtu(self._tap, mtu, told)
+        except Unusable as why:
+            log.warning("%s", why)
+
+    def _set_mtu(self, tap: Tap, mtu: int, told: int) -> None:
+        """Set the MTU `mtu` after the MTU `told`; 0 is none."""
+        now = tap.mtu
+        if not mtu:
+            # Only what we have set: the user may have changed it by hand since then.
+            if self._mtu_before and now == told:
+                tap.set_mtu(self._mtu_before)
+            self._mtu_before = 0
+            return
         if not MTU_MIN <= mtu <= MTU_MAX:
             log.warning(
                 "%s: the master's MTU %d is outside %d to %d, so the TAP keeps its own",
-                *(self._tap.name, mtu, MTU_MIN, MTU_MAX),
+                *(tap.name, mtu, MTU_MIN, MTU_MAX),
             )
             return
-        try:
-            self._tap.set_mtu(mtu)
-        except Unusable as why:
-            log.warning("%s", why)
+        self._mtu_before = self._mtu_before or now
+        tap.set_mtu(mtu)
+
+    def follow_mac(self) -> None:
+        """Set the MAC again, once, if another program overwrites it at the start.
+
+        udev gives an interface with a random MAC a lasting one (MACAddressPolicy in a
+        .link file).  It reads that the MAC is random, we set ours, and it writes.
+
+        Raises:
+            Unusable: the TAP was deleted.
+        """
+        if self._tap is None or self._mac is None:
+            return
+        self._mac_ticks -= 1
+        mac = self._tap.mac
+        if mac != self._mac:
+            self._tap.set_mac(self._mac)
+            log.warning(
+                "%s: another program, probably udev, changed the MAC to %s: it is set "
+                "to %s again; a later change stays",
+                *(self._tap.name, mac, self._mac),
+            )
+        if mac != self._mac or not self._mac_ticks:
+            self._mac = None
 
     def follow_bridge(self) -> None:
         """Join the bridge if it was deleted and made again; log if it is gone."""
@@ -285,7 +324,7 @@ class Port:
             return
         # Before `join`: a bridge that refuses is tried and logged once, not at each
         # tick.
-        self._bridge_index = bridge.index
+        self._bridge_index, self._joined = bridge.index, False
         if self._bridge_index is None:
             log.warning(
                 "%s: bridge %s is gone: make it again, and the TAP joins it",
@@ -293,10 +332,11 @@ class Port:
             )
             return
         try:
-            bridge.join(self._tap.name)
+            bridge.join(self._tap)
         except Unusable as why:
             log.warning("%s", why)
         else:
+            self._joined = True
             log.info("%s: joined bridge %s again", self._tap.name, bridge.name)
 
     def close(self) -> None:
@@ -309,4 +349,5 @@ class Port:
             self._tap.close()
             # The next TAP starts with none of these set, and must get all of them.
             self._tap, self._carrier, self._options, self._mtu = None, False, None, 0
+            self._mtu_before, self._mac = 0, None
             self._unused = frozenset()

@@ -8,6 +8,7 @@ import pytest
 
 from tests.fakes.bar import (
     MEMORY,
+    RUNS,
     pair,
     ring,
 )
@@ -89,6 +90,26 @@ def test_queues_stay_attached_while_rings_only_pause(two: Bench) -> None:
     two.publish(*pair(2), *ON)
     assert two.running == {0, 1, 2, 3}
     two.port.watch = lambda: None
+
+
+def test_deleted_tap_ends_the_link_also_while_no_ring_runs(bench: Bench) -> None:
+    bench.publish(*pair(2, flags=0))
+    bench.port.deleted = True
+    with pytest.raises(Unusable, match="gone"):
+        bench.ticks(1)
+    assert bench.daemon.agent().state is AgentState.FAILED
+
+
+@pytest.mark.parametrize(
+    ("told", "runs", "expected"), [(1400, RUNS, 1400), (0, RUNS, 0), (1400, 0, 9000)]
+)
+def test_mtu_is_followed_once_rings_run(
+    bench: Bench, told: int, runs: int, expected: int
+) -> None:
+    """A front-end that connects says its MTU later: until then the last one stays."""
+    bench.publish(*pair(2), mtu=9000)
+    bench.publish(*pair(3, flags=runs), mtu=told)
+    assert bench.port.told_mtu == expected
 
 
 def test_deleted_tap_does_not_delay_the_stop_of_a_ring(two: Bench) -> None:

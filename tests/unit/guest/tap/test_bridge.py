@@ -33,7 +33,7 @@ def test_bridge_keeps_its_mac_when_taps_join() -> None:
     before = link("br0")["address"]
     tap = Tap("tap0", 1)
     ip("link", "set", "tap0", "address", "00:00:00:00:00:01")
-    bridge.join("tap0")
+    bridge.join(tap)
     assert link("br0")["address"] == before
     tap.close()
 
@@ -47,16 +47,17 @@ def test_bridge_made_by_the_user_is_not_changed() -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [("lo", "a card"), ("tap0", "tun")])
 def test_interface_that_is_not_a_bridge_is_refused(name: str, kind: str) -> None:
-    ip("tuntap", "add", "tap0", "mode", "tap")
-    for do in (Bridge(name).make, lambda: Bridge(name).join("lo")):
+    tap = Tap("tap0", 1)
+    for do in (Bridge(name).make, lambda: Bridge(name).join(tap)):
         with pytest.raises(Unusable, match=f"{name} is no bridge but {kind}: choose"):
             do()
+    tap.close()
 
 
 def test_deleted_bridge_is_not_made_again_when_a_tap_joins() -> None:
     tap = Tap("tap0", 1)
     with pytest.raises(Unusable, match=r"br0 is gone: make it again \(ip link add"):
-        Bridge("br0").join("tap0")
+        Bridge("br0").join(tap)
     tap.close()
 
 

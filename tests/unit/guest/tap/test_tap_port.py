@@ -71,6 +71,11 @@ def test_port_has_the_name_that_the_user_wants(network: None) -> None:
     port.close()
 
 
+def mtu(name: str) -> int:
+    """The MTU of an interface."""
+    return int(json.loads(ip("-j", "link", "show", name))[0]["mtu"])
+
+
 def mac(name: str) -> str:
     """The MAC of an interface."""
     return ip("link", "show", name).split("link/ether ")[1][:17]
@@ -127,6 +132,46 @@ def test_queues_of_a_tap_that_is_deleted_say_so(network: None) -> None:
     port.close()
 
 
+def test_emptied_queue_has_no_packet_and_the_others_keep_theirs(network: None) -> None:
+    port = a_port(name="mine", addresses=("192.0.2.1/24",))
+    fds = port.open(2, "")
+    port.set_carrier(True)
+    assert eventually(lambda: is_sent_to(fds)), "the kernel has seen the cable"
+    port.use_queues({0, 1})
+    send_from_many_ports()
+    port.discard(0)
+    assert drained(fds) == {1}
+    port.close()
+
+
+def test_mac_that_another_program_overwrites_at_the_start_is_set_once_more(
+    network: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As udev does, which has read that the MAC is random before the agent set it."""
+    port = a_port(macs=("02:00:00:00:00:09",))
+    port.open(1, "net0")
+    port.follow_mac()
+    ip("link", "set", "net0", "address", "02:00:00:00:00:66")
+    port.follow_mac()
+    assert mac("net0") == "02:00:00:00:00:09"
+    assert "changed the MAC to 02:00:00:00:00:66" in caplog.text
+    ip("link", "set", "net0", "address", "02:00:00:00:00:77")  # the user means it
+    port.follow_mac()
+    assert mac("net0") == "02:00:00:00:00:77"
+    port.close()
+
+
+def test_mac_that_is_changed_later_stays(network: None) -> None:
+    port = a_port()
+    port.open(1, "net0")
+    for _ in range(300):
+        port.follow_mac()
+    ip("link", "set", "net0", "address", "02:00:00:00:00:77")
+    port.follow_mac()
+    assert mac("net0") == "02:00:00:00:00:77"
+    port.close()
+
+
 def send_from_many_ports() -> None:
     """Send datagrams of so many flows that each queue gets some."""
     for _ in range(200):
@@ -155,18 +200,43 @@ def test_port_follows_the_masters_mtu(network: None) -> None:
     port = a_port()
     port.open(1, "net0")
     port.follow_mtu(1400)
-    assert port.mtu == 1400
-    port.follow_mtu(0)
-    assert port.mtu == 1400
+    assert mtu("net0") == 1400
     port.close()
 
 
-@pytest.mark.parametrize("mtu", [68, 65521])
-def test_port_takes_the_smallest_and_the_largest_mtu(network: None, mtu: int) -> None:
+def test_next_master_that_is_told_no_mtu_finds_the_mtu_as_it_was(
+    network: None,
+) -> None:
+    ip("tuntap", "add", "mine", "mode", "tap")
+    ip("link", "set", "mine", "mtu", "1700")
+    port = a_port(name="mine")
+    port.open(1, "net0")
+    port.follow_mtu(0)
+    for told in (1400, 9000, 0):
+        port.follow_mtu(told)
+    assert mtu("mine") == 1700
+    port.follow_mtu(1300)
+    port.follow_mtu(0)
+    assert mtu("mine") == 1700
+    port.close()
+
+
+def test_mtu_that_the_user_has_changed_since_stays(network: None) -> None:
     port = a_port()
     port.open(1, "net0")
-    port.follow_mtu(mtu)
-    assert port.mtu == mtu
+    port.follow_mtu(1400)
+    ip("link", "set", "net0", "mtu", "1600")
+    port.follow_mtu(0)
+    assert mtu("net0") == 1600
+    port.close()
+
+
+@pytest.mark.parametrize("limit", [68, 65521])
+def test_port_takes_the_smallest_and_the_largest_mtu(network: None, limit: int) -> None:
+    port = a_port()
+    port.open(1, "net0")
+    port.follow_mtu(limit)
+    assert mtu("net0") == limit
     port.close()
 
 
@@ -174,7 +244,7 @@ def test_port_keeps_the_mtu_that_the_user_wants(network: None) -> None:
     port = a_port(mtu=9000)
     port.open(1, "net0")
     port.follow_mtu(1400)
-    assert port.mtu == 9000
+    assert mtu("net0") == 9000
     port.close()
 
 
@@ -185,7 +255,7 @@ def test_impossible_mtu_of_the_master_is_said_and_left(
     port.open(1, "net0")
     for _ in range(2):
         port.follow_mtu(65535)
-    assert port.mtu == 1500
+    assert mtu("net0") == 1500
     assert caplog.text.count("MTU 65535") == 1
     port.close()
 

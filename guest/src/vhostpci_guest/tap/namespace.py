@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does something in another network namespace, to which a TAP was moved."""
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def is_ours(namespace: int) -> bool:
+    """Whether a descriptor is the network namespace of this thread."""
+    return os.path.samestat(os.fstat(namespace), os.stat("/proc/thread-self/ns/net"))
+
+
+def run_in(namespace: int, action: Callable[[], T]) -> T:
+    """Return what `action` returns in a network namespace, or raise what it raises.
+
+    Args:
+        namespace: a descriptor of the network namespace.
+        action: it runs in a thread of its own.
+
+    Raises:
+        OSError: we may not enter the namespace.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            if _libc.setns(namespace, _CLONE_NEWNET):
+                error = ctypes.get_errno()
+                raise OSError(error, f"setns: {os.strerror(error)}")
+            results.append(action())
+        except BaseException as error:
+            errors.append(error)
+
+    # A namespace belongs to a thread.  The main thread would not be sure to come back
+    # to its own (setns may fail), so it never leaves it.
+    thread = threading.Thread(target=run, name="namespace")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
