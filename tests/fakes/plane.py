@@ -117,6 +117,8 @@ class FakePort(Port):
         self.used: frozenset[int] = frozenset()
         self.watch: Callable[[], None] = lambda: None
         """Called when the set of queues in use changes."""
+        self.discarded: list[int] = []
+        """The queues that were emptied, in order."""
         self.bridge_looks = 0
         self.deleted = False
         """Whether the TAP counts as deleted."""
@@ -146,6 +148,10 @@ class FakePort(Port):
         if pairs != self.used:
             self.used = frozenset(pairs)
             self.watch()
+
+    def discard(self, pair: int) -> None:
+        """Remember which queue was emptied."""
+        self.discarded.append(pair)
 
     def check(self) -> None:
         """Raise `Unusable` if the TAP counts as deleted."""

@@ -56,7 +56,8 @@ class Run:
     """The state of one ring in this agent.
 
     `place` is what `place()` returned when the ring started; `index` is the used index
-    where it stopped, and `index_known` whether this process has seen that itself.
+    where it stopped, and `index_known` whether this process has seen that itself;
+    `features` are those that the driver had acknowledged when it started.
     """
 
     session: int
@@ -64,6 +65,7 @@ class Run:
     place: tuple[int, ...] = ()
     index: int = 0
     index_known: bool = True
+    features: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,3 +225,25 @@ def inherited(entry: md.AgentRing) -> Run | None:
     fenced = entry.state is AgentRingState.FENCED
     state = AgentRingState.FENCED if fenced else AgentRingState.STOPPED
     return Run(session=entry.session, state=state, index=entry.index, index_known=False)
+
+
+def goes_on(ring: md.Ring, run: Run | None, start: int, features: int) -> bool:
+    """Whether the driver that `run` served goes on at index `start`; else it is new.
+
+    A driver's rings stop and start again, in a new session, when the master's memory
+    changes.  They are then where they were, and go on where they stopped.  A driver
+    that was loaded again, or another machine, begins at 0.
+
+    Args:
+        ring: its entry now.
+        run: the ring as it ran before in this agent, with the same master connected.
+        start: where it starts.
+        features: what the driver acknowledged.
+    """
+    if run is None or not run.index_known or run.features != features:
+        return False
+    layout = (ring.size, ring.desc, ring.driver, ring.device)
+    # 0 may be the index of a new driver's ring, too, whose rings are at the same place.
+    return run.place[2:6] == layout and (
+        run.session == ring.session or 0 != run.index == start
+    )

@@ -31,7 +31,7 @@ from ..interfaces import Device
 from ..net_options import NetOptions
 from ..tap.tap_port import Port
 from . import features
-from .plan import NOTHING, Run, Want, base, inherited, place, plan
+from .plan import NOTHING, Run, Want, base, goes_on, inherited, place, plan
 from .retries import Retries
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,8 @@ class Rings:
         self._queue_pairs = 0  # that the plane was made for
         self._runs: dict[int, Run] = {}
         self._retries = Retries()
+        self._served: set[int] = set()
+        """Rings that have run for the master that is connected now."""
         self._used_pairs: frozenset[int] = frozenset()
         """Queue pairs whose TAP queues the kernel may put packets into."""
 
@@ -128,6 +130,8 @@ class Rings:
         if self._plane is not None and steps.remap:
             self._plane.set_memory(want.memory)
         self.wanted, self.waiting_for_peer = want, False
+        if not want.master:
+            self._served.clear()
         return True
 
     def _stop(self, index: int) -> bool:
@@ -206,6 +210,8 @@ class Rings:
         if not start:
             return []
         options = features.options(self.wanted.features)
+        # Before a queue is emptied: a packet that comes after that is one that the
+        # driver takes, for instance with its checksum.
         self._port.set_options(options)
         refused = []
         for index in start:
@@ -234,7 +240,15 @@ class Rings:
         self._used_pairs = pairs
 
     def _start(self, plane: DataPlane, index: int, options: NetOptions) -> None:
-        conf = self._conf(index, self.wanted.rings[index], options)
+        ring = self.wanted.rings[index]
+        start = base(ring, self._runs.get(index))
+        if start is None:
+            start = used_index(ring.device, self.wanted.memory)
+        run = self._runs.get(index) if index in self._served else None
+        if index % 2 == 0 and not goes_on(ring, run, start, self.wanted.features):
+            # What waits there was for another driver, maybe of another machine.
+            self._port.discard(index // 2)
+        conf = self._conf(index, ring, start, options)
         if conf is None:
             # The peer is a set of the master's call eventfds, which QEMU may pass on
             # after the metadata has changed.
@@ -242,16 +256,21 @@ class Rings:
             return
         plane.start(index, conf)
         self._set_state(index, AgentRingState.RUNNING)
+        self._served.add(index)
 
     def _set_state(self, index: int, state: AgentRingState) -> None:
         ring = self.wanted.rings[index]
-        self._runs[index] = Run(session=ring.session, state=state, place=place(ring))
+        self._runs[index] = Run(
+            session=ring.session,
+            state=state,
+            place=place(ring),
+            features=self.wanted.features,
+        )
 
-    def _conf(self, index: int, ring: md.Ring, options: NetOptions) -> RingConf | None:
+    def _conf(
+        self, index: int, ring: md.Ring, start: int, options: NetOptions
+    ) -> RingConf | None:
         """Return what a ring needs; None if its call peer is not there yet."""
-        start = base(ring, self._runs.get(index))
-        if start is None:
-            start = used_index(ring.device, self.wanted.memory)
         call = None
         if ring.flags & RingFlag.CALL:
             call = self._device.doorbell(ring.call_peer, ring.call_vector)

@@ -92,6 +92,36 @@ def test_queues_stay_attached_while_rings_only_pause(two: Bench) -> None:
     two.port.watch = lambda: None
 
 
+def test_queue_of_the_tap_is_emptied_for_a_new_driver(bench: Bench) -> None:
+    bench.publish(*pair(2))
+    bench.plane.move(0, 33)
+    bench.port.discarded.clear()
+    bench.publish(*pair(3, flags=0))
+    bench.publish(*pair(4))
+    assert bench.port.discarded == [0]
+
+
+def test_queue_of_the_tap_stays_when_the_masters_memory_changes(bench: Bench) -> None:
+    bench.publish(*pair(2))
+    bench.plane.move(0, 33)
+    bench.port.discarded.clear()
+    bench.publish(*pair(3, flags=0))
+    bench.publish(ring(session=4, base=33), ring(1, session=4))
+    assert bench.running == {0, 1}
+    assert bench.port.discarded == []
+
+
+def test_queue_of_the_tap_is_emptied_for_another_master_at_the_same_index(
+    bench: Bench,
+) -> None:
+    bench.publish(*pair(2))
+    bench.plane.move(0, 33)
+    bench.port.discarded.clear()
+    bench.publish(*pair(3, flags=0), master=False)
+    bench.publish(ring(session=4, base=33), ring(1, session=4))
+    assert bench.port.discarded == [0]
+
+
 def test_deleted_tap_ends_the_link_also_while_no_ring_runs(bench: Bench) -> None:
     bench.publish(*pair(2, flags=0))
     bench.port.deleted = True

@@ -19,6 +19,7 @@ from vhostpci_guest.serve.plan import (
     Want,
     base,
     check,
+    goes_on,
     inherited,
     place,
     plan,
@@ -370,3 +371,36 @@ def test_no_region_ever_leaves_its_window(regions: list[md.Region]) -> None:
         )
         start = piece.host_addr - window.address
         assert 0 <= start <= start + piece.size <= room
+
+
+BEFORE = Run(
+    session=1,
+    state=AgentRingState.STOPPED,
+    place=place(ring(session=1)),
+    index=7,
+    features=3,
+)
+
+
+@pytest.mark.parametrize(
+    ("entry", "run", "start", "features", "expected"),
+    [
+        (ring(session=2), BEFORE, 7, 3, True),
+        (ring(session=1), replace(BEFORE, index=0), 0, 3, True),
+        (ring(session=2), BEFORE, 0, 3, False),
+        (ring(session=2), replace(BEFORE, index=0), 0, 3, False),
+        (ring(session=2), BEFORE, 7, 2, False),
+        (ring(session=2, size=128), BEFORE, 7, 3, False),
+        (replace(ring(session=2), desc=0x40000), BEFORE, 7, 3, False),
+        (ring(session=2), replace(BEFORE, index_known=False), 7, 3, False),
+        (ring(session=2), None, 7, 3, False),
+    ],
+    ids=[
+        *("where it stopped", "same session", "loaded again", "loaded again at 0"),
+        *("other features", "other size", "other place", "of another agent", "first"),
+    ],
+)
+def test_driver_goes_on_where_its_ring_was(
+    entry: md.Ring, run: Run | None, start: int, features: int, expected: bool
+) -> None:
+    assert goes_on(entry, run, start, features) is expected
