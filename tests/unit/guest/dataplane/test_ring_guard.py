@@ -186,7 +186,12 @@ def test_rings_that_lose_their_memory_in_mid_flight_stop() -> None:
         traffic = Traffic(pair_)
         for _ in range(500):
             traffic.step()
-        assert all(pair_.status(index).stats.packets for index in RingIndex)
+
+        def flows() -> bool:
+            traffic.step()
+            return all(pair_.status(index).stats.packets for index in RingIndex)
+
+        assert eventually(flows)
         pair_.memory.regions[-1].cut()
 
         def both_stopped() -> bool:
