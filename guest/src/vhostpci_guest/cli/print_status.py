@@ -34,7 +34,8 @@ def print_link(link: dict[str, Any]) -> None:
 
 def _print_ring(ring: dict[str, Any]) -> None:
     # VIRTIO, "Network Device", "Virtqueues": receiveq1, transmitq1, receiveq2, ...
-    side = "receive" if ring["ring"] % 2 == 0 else "transmit"
+    # These names are the master's: what it receives is what this machine sends.
+    side = "to the master" if ring["ring"] % 2 == 0 else "from the master"
     print(
         f"  ring {ring['ring']} ({side}) {ring['state']} at {ring['index']}: "
         f"{ring['packets']} packets, {ring['octets']} bytes, {ring['drops']} "

@@ -373,7 +373,7 @@ def test_status_is_for_people(capsys: Say, monkeypatch: pytest.MonkeyPatch) -> N
         "(own memory 12346 MB/s)\n",
         "window 4712: not there yet",
         "window 4713: 0000:00:07.0, 100 bytes, not measured",
-        "ring 0 (receive) broken at 5: 4 packets, 400 bytes, 1 dropped",
+        "ring 0 (to the master) broken at 5: 4 packets, 400 bytes, 1 dropped",
         "a chain loops",
     ):
         assert part in out
