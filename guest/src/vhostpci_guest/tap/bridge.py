@@ -11,6 +11,7 @@ import logging
 import socket
 
 from ..errors import Unusable
+from . import namespace
 from .netlink import netlink
 from .tap import Tap, is_name, stable_mac
 
@@ -71,7 +72,7 @@ class Bridge:
                 br_forward_delay=0,
                 # Without an address that is set, the kernel gives the bridge the
                 # lowest MAC of its members, which changes as TAPs come and go.
-                address=stable_mac("bridge", self.name),
+                address=stable_mac("bridge", self.name, namespace.label()),
             )
             # By its name, in one request: another program may have deleted it just now,
             # which the kernel then says.

@@ -1,16 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does something in another network namespace, to which a TAP was moved."""
+"""Network namespaces: ours, and the one to which another program moved a TAP."""
 
 import ctypes
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
 
+_ONLY_IN_THE_FIRST = Path("/proc/sys/net/core/netdev_max_backlog")
+"""A setting of the whole machine, which the kernel shows in its first namespace."""
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def label() -> str:
+    """Return a text that tells the namespace of this thread from others of the machine.
+
+    It is empty in the namespace that the kernel starts with, since the number of that
+    one may change with the kernel.
+    """
+    if _ONLY_IN_THE_FIRST.exists():
+        return ""
+    return str(os.stat("/proc/thread-self/ns/net").st_ino)
 
 
 def is_ours(namespace: int) -> bool:

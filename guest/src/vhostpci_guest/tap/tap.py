@@ -76,8 +76,9 @@ _MOST_WAITING = 1 << 16
 """Packets that may wait in a queue: its length (1000, or what the user has set)."""
 
 # A container may have no machine-id.  The boot ID then keeps the MACs until a reboot.
-
 _MACHINE = (Path("/etc/machine-id"), Path("/proc/sys/kernel/random/boot_id"))
+# VMs that are copies of one disk have one machine-id.  libvirt gives each another UUID.
+_PRODUCT_UUID = Path("/sys/class/dmi/id/product_uuid")
 
 Address = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
@@ -138,7 +139,10 @@ def stable_mac(*what: str) -> str:
     # master would send to the old MAC until its ARP entry expires.  The machine is part
     # of it: two slaves with devices of the same names may be in one network.
     machine = next((path.read_text() for path in _MACHINE if path.exists()), "")
-    digest = hashlib.sha256("\0".join((machine, *what)).encode()).digest()[:6]
+    uuid = ""
+    with suppress(OSError):  # QEMU was given no -uuid, or this is no VM
+        uuid = _PRODUCT_UUID.read_text()
+    digest = hashlib.sha256("\0".join((machine, uuid, *what)).encode()).digest()[:6]
     # Bit 1 of the first byte: locally administered, so no manufacturer uses it.  Bit 0
     # is 0: unicast.
     local = bytes([digest[0] & 0xFC | 0x02]) + digest[1:]

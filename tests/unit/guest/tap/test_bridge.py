@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.netns import ip
+from tests.fakes.netns import ip, private_network
 from vhostpci_guest.errors import Unusable
 from vhostpci_guest.tap.bridge import Bridge, parse_bridge
 from vhostpci_guest.tap.tap import Tap
@@ -36,6 +36,24 @@ def test_bridge_keeps_its_mac_when_taps_join() -> None:
     bridge.join(tap)
     assert link("br0")["address"] == before
     tap.close()
+
+
+def test_bridges_of_two_slaves_on_one_machine_have_different_macs() -> None:
+    macs = []
+    for _ in range(2):
+        with private_network():
+            Bridge("br0").make()
+            macs.append(link("br0")["address"])
+    assert macs[0] != macs[1]
+
+
+def test_bridge_that_was_deleted_gets_the_same_mac_from_the_next_agent() -> None:
+    macs = []
+    for _ in range(2):
+        Bridge("br0").make()
+        macs.append(link("br0")["address"])
+        ip("link", "del", "br0")
+    assert macs[0] == macs[1]
 
 
 def test_bridge_made_by_the_user_is_not_changed() -> None:

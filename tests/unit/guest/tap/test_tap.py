@@ -178,6 +178,19 @@ def test_what_the_kernel_refuses_is_explained(network: None) -> None:
     made.close()
 
 
+def test_copies_of_a_machine_with_uuids_of_their_own_have_different_macs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a VM that was cloned, and so has the machine-id of the first one."""
+    macs = []
+    for number in ("1", "2", "2"):
+        uuid = tmp_path / "product_uuid"
+        uuid.write_text(number)
+        monkeypatch.setattr(tap, "_PRODUCT_UUID", uuid)
+        macs.append(tap.stable_mac("", "net0"))
+    assert macs[0] != macs[1] == macs[2]
+
+
 @given(st.text(), st.text())
 def test_own_mac_is_one_that_a_card_may_have(device: str, name: str) -> None:
     mac = tap.stable_mac(device, name)
