@@ -234,13 +234,15 @@ class Port:
         self._unused = unused
 
     def check(self) -> None:
-        """Check that the TAP still exists.
+        """Check that the TAP still exists, and note the name that it has now.
 
         Raises:
             Unusable: the TAP was deleted.
         """
         if self._tap:
             self._tap.check()
+            # Another device may have the old name now.
+            self._ports.set_name(self._device, self._tap.name)
 
     def discard(self, pair: int) -> None:
         """Throw away the packets that wait in a pair's queue for an earlier driver.

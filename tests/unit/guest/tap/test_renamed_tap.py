@@ -142,6 +142,19 @@ def test_moved_tap_and_a_bridge_that_is_made_again_end_nothing(
     assert bridged.bridge is None
 
 
+def test_old_name_of_a_renamed_tap_is_free_for_another_device() -> None:
+    ports = Ports(Rules(tap=parse_tap("vp0")))
+    first, second = ports.make("0000:00:05.0"), ports.make("0000:00:06.0")
+    first.open(1, "net0")
+    ip("link", "set", "vp0", "down")
+    ip("link", "set", "vp0", "name", "eth7")
+    first.check()
+    second.open(1, "net1")
+    assert (first.name, second.name) == ("eth7", "vp0")
+    first.close()
+    second.close()
+
+
 def test_port_of_a_renamed_tap_follows_the_masters_mtu(bridged: Port) -> None:
     bridged.follow_mtu(1400)
     assert link("eth7")["mtu"] == 1400
