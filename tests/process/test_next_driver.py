@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.process.lab import Lab, ip
+from tests.process.lab import SLAVE_ADDRESS, Lab, ip
 from tests.process.master import TAP, Master
 from tests.process.program import run
 from tests.waiting import wait_for
@@ -81,6 +81,23 @@ def test_tap_with_a_larger_mtu_is_followed_without_segmentation_offload(
     wait_for(lambda: lab.ping_from_slave(1) == 1, "a first ping comes back")
     lab.run_in_slave("ip", "link", "set", "vp0", "mtu", "9000")
     assert lab.ping_from_slave(5, "-M", "do", "-s", "8000") == 5
+
+
+def test_ring_without_a_kick_is_served_at_once(lab: Lab) -> None:
+    lab.start_daemon()
+    # Else the slave sends packets without being asked, which wake the worker.
+    lab.run_in_slave("sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
+    # First: an agent that comes later has the kicks themselves as its vectors.
+    lab.start_agent().wait_log("serving")
+    master = lab.start_master()
+    master.load()
+    lab.wait_carrier("UP")
+    wait_for(lambda: lab.ping_from_slave(1) == 1, "a first ping comes back")
+    master.frontend.send(Request.SET_VRING_KICK, vu.VringFd(1, nofd=True))
+    wait_for(lambda: lab.ping_from_master(1) == 1, "the ring is polled")
+    # Each waits for its answer: no packet of the other direction wakes the worker.
+    run("ip", "neigh", "change", SLAVE_ADDRESS, "dev", TAP, "nud", "permanent")
+    assert [lab.ping_from_master(1) for _ in range(5)] == [1] * 5
 
 
 def test_tap_that_is_renamed_while_its_master_reboots_goes_on(lab: Lab) -> None:

@@ -78,12 +78,13 @@ class RingFlag(IntFlag):
     ENABLED = 2  # SET_VRING_ENABLE 1
     CALL = 4  # call_peer and call_vector are valid; without it the driver polls
     PACKED = 8  # the ring has the layout of VIRTIO_F_RING_PACKED
+    POLL = 16  # no kick comes: the agent looks at the ring by itself
 
     @classmethod
     def known(cls, value: int) -> Self:
         """Return the flags in `value` that version 1 has."""
         # A later daemon of version 1 may set more bits; they must not be an error.
-        return cls(value & 15)
+        return cls(value & 31)
 
 
 class DeviceFlag(IntFlag):

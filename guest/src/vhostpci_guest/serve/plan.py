@@ -161,7 +161,7 @@ def place(ring: md.Ring) -> tuple[int, ...]:
     """
     return (
         ring.session,
-        int(ring.flags & (RingFlag.CALL | RingFlag.PACKED)),
+        int(ring.flags & (RingFlag.CALL | RingFlag.PACKED | RingFlag.POLL)),
         ring.size,
         ring.desc,
         ring.driver,

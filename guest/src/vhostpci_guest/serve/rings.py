@@ -276,6 +276,8 @@ class Rings:
             call = self._device.doorbell(ring.call_peer, ring.call_vector)
             if call is None:
                 return None
+        # Its vector stays silent, and the worker would sleep until a signal comes.
+        polled = ring.flags & RingFlag.POLL
         window = self._device.window
         metadata = window.address + window.size - md.SIZE
         return RingConf(
@@ -290,7 +292,7 @@ class Rings:
             event_idx=options.event_idx,
             indirect=options.indirect,
             mergeable=options.mergeable,
-            kick_fd=self._device.vector(ring.kick_vector),
+            kick_fd=None if polled else self._device.vector(ring.kick_vector),
             call=call,
             meta_addr=metadata + md.RINGS + index * md.Ring.layout.size,
             session=ring.session,

@@ -139,6 +139,8 @@ class Lease:
             areas, size, base = vring.areas, vring.size, vring.base
             if call_peer is not None and vring.call is not None:
                 flags |= RingFlag.CALL
+            if vring.kick is None:
+                flags |= RingFlag.POLL
         return md.Ring(
             session=self.session,
             flags=flags,

@@ -256,6 +256,13 @@ def test_ring_without_call_never_interrupts(bench: Bench) -> None:
     assert [start.call for start in bench.plane.running.values()] == [None, None]
 
 
+def test_ring_without_a_kick_is_polled(bench: Bench) -> None:
+    bench.publish(*pair(2))
+    bench.publish(ring(session=2, flags=RUNS | RingFlag.POLL), ring(1, session=2))
+    kicks = [bench.plane.running[index].kick_fd for index in range(2)]
+    assert kicks == [None, bench.device.vector(2)]
+
+
 def test_ring_starts_with_its_vector_its_doorbell_and_its_entry(
     bench: Bench,
 ) -> None:

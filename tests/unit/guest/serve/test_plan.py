@@ -75,6 +75,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "call vector": {"call_vector": 5},
     "kick vector": {"kick_vector": 2},
     "wish for calls": {"flags": RUNS & ~RingFlag.CALL},
+    "wish to be polled": {"flags": RUNS | RingFlag.POLL},
 }
 
 

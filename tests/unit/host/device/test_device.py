@@ -323,6 +323,16 @@ def test_polling_driver_is_not_interrupted(scene: Scene) -> None:
         assert [bool(ring.flags & RingFlag.CALL) for ring in rings] == [False, True]
 
 
+def test_agent_is_told_to_poll_a_ring_without_a_kick(scene: Scene) -> None:
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running()
+        qemu.send(Request.SET_VRING_KICK, vu.VringFd(0, nofd=True))
+        scene.settle()
+        rings = agent.snapshot().rings
+        assert [bool(ring.flags & RingFlag.POLL) for ring in rings] == [True, False]
+        assert all(ring.runs for ring in rings)
+
+
 def test_replaced_kick_is_the_one_that_is_relayed(scene: Scene) -> None:
     slave = scene.slave()
     qemu = scene.running()
