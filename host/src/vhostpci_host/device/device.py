@@ -256,6 +256,8 @@ class Device:
         if backend is None or backend.waiting:
             return
         setup = backend.setup
+        if setup.memoryless:
+            self._say_memoryless()
         if not self._show_windows(setup):
             return
         try:
@@ -278,6 +280,15 @@ class Device:
         if self.slave is not None and (introduced or started):
             # The driver may wait for an interrupt that went to the old call eventfds.
             self.slave.signal_calls()
+
+    def _say_memoryless(self) -> None:
+        assert self.master is not None, "no front-end connected"
+        self._log.warn_once(
+            f"front-end (pid {self.master.pid}) shows no memory: its driver is loaded, "
+            "and no packet can cross, because its memory is not shared. Start it with "
+            f"the memory arguments of `vhostpci-host qemu-args {self.config.name} "
+            "--role master` (share=on; for libvirt <access mode='shared'/>)"
+        )
 
     def _show_windows(self, setup: FrontEndSetup) -> bool:
         """Open a socket for each window before the agent is told of it."""

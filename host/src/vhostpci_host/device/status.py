@@ -72,6 +72,8 @@ def state(device: Device) -> str:
         return "no master"
     if device.backend.waiting:
         return "stopping"
+    if device.backend.setup.memoryless:
+        return "master's memory is not shared"
     if not any(ring.running for ring in device.leases):
         return "master's driver is not loaded"
     if device.slave is None:

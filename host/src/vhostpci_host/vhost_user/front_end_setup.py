@@ -53,6 +53,16 @@ class FrontEndSetup:
         return self.rings[index].ready and self.enabled(index)
 
     @property
+    def memoryless(self) -> bool:
+        """Whether a ring lacks only the memory, of which the front-end showed none.
+
+        QEMU shows no region that has no file, and says nothing about it.
+        """
+        # Not if there was one before: QEMU changes a layout region by region.
+        shown = self.memory.regions or self.useful
+        return not shown and any(ring.described for ring in self.rings)
+
+    @property
     def useful(self) -> bool:
         """Whether the front-end has come so far that a ring was ready."""
         return any(ring.was_ready for ring in self.rings)

@@ -78,6 +78,11 @@ class Vring:
         """Whether the ring can run; it runs once it is enabled, too."""
         return self.kicked and self.areas is not None
 
+    @property
+    def described(self) -> bool:
+        """Whether the front-end has said all that a ring needs, but for the memory."""
+        return bool(self.kicked and self.size and self.addr)
+
     def translate(self, memory: MemoryMap) -> None:
         """Translate the addresses, if size, addresses and kick are all known.
 
@@ -87,8 +92,9 @@ class Vring:
         # Not before the kick: a front-end replaces size and addresses one by one, and
         # the new size with the old addresses need not fit in any region.
         self.areas, self.problem = None, ""
-        if not (self.kicked and self.size and self.addr and memory.regions):
+        if not (self.described and memory.regions):
             return
+        assert self.addr is not None, "a ring that is described without addresses"
         try:
             self.areas = Areas.translate(memory, self.addr, self.size)
         except ProtocolError as error:

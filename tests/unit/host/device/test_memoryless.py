@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A master whose memory is not shared at all: it sends rings, and no region."""
+
+import pytest
+
+from tests.fakes.frontend import FrontEnd, RingAt, region
+from tests.unit.host.scene import Scene
+from vhostpci_host.device.status import state
+from vhostpci_shared import vhost_user as vu
+from vhostpci_shared.vhost_user import ProtocolFeature, Request
+
+
+def start_rings(front_end: FrontEnd) -> None:
+    """Describe the rings as QEMU does when it has no region to show."""
+    front_end.send(Request.SET_FEATURES, vu.U64(front_end.features))
+    for index in (0, 1):
+        front_end.start_ring(RingAt.nth(index))
+
+
+def test_it_is_told_how_to_share_its_memory(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    """QEMU with a plain -m 512M says nothing about it."""
+    front_end = scene.front_end([], acks=~ProtocolFeature(0))
+    for _ in range(2):
+        start_rings(front_end)
+        scene.settle()
+    assert state(scene.device) == "master's memory is not shared"
+    assert caplog.text.count("shows no memory") == 1
+    assert "share=on" in caplog.text
+    front_end.stop_ring(0)
+    front_end.stop_ring(1)
+    assert state(scene.device) == "master's driver is not loaded"
+
+
+def test_memory_that_comes_after_the_rings_is_no_reason_to_warn(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    front_end = scene.front_end()
+    start_rings(front_end)
+    front_end.set_memory()
+    scene.settle()
+    assert "shows no memory" not in caplog.text
+    assert scene.device.leases[0].running
+
+
+def test_memory_that_goes_for_a_moment_is_no_reason_to_warn(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    """QEMU removes and adds its regions one by one when their layout changes."""
+    front_end = scene.running(acks=~ProtocolFeature(0))
+    memory = region(scene.config.memory)
+    front_end.send(Request.REM_MEM_REG, vu.SingleRegion(memory))
+    scene.settle()
+    assert "shows no memory" not in caplog.text
