@@ -562,6 +562,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct fuzz *f = calloc(1, sizeof(*f));
 
+	if (!f)
+		abort();
 	f->data = data;
 	f->left = size;
 	fuzz_now = f;
