@@ -192,11 +192,19 @@ _MSIX_HINT = """\
 """
 
 
-def hint(role: str, qemu: Version, *, tcg: bool) -> str:
+# What Linux calls a card follows from the slot that QEMU gives it; the MAC is ours.
+_CARD_HINT = """\
+# The card's MAC address is {mac}.  In the master, this shows the card's name:
+#   ip -br link | grep {mac}
+"""
+
+
+def hint(config: DeviceConfig, role: str, qemu: Version, *, tcg: bool) -> str:
     """Return the comments that go to stderr beside a VM's arguments."""
     if role == "slave":
         return _SLAVE_HINT + (TCG_SLAVE_HINT if tcg else "")
-    return "" if tcg or not needs_intx(qemu, tcg=True) else _MSIX_HINT
+    crash = "" if tcg or not needs_intx(qemu, tcg=True) else _MSIX_HINT
+    return crash + _CARD_HINT.format(mac=mac(config.name))
 
 
 def _check_power_of_two(config: DeviceConfig, size: int) -> None:

@@ -84,7 +84,7 @@ def _qemu_args(args: argparse.Namespace) -> None:
         print(json.dumps(qemu_args.flat(words)))
         return
     print(qemu_args.text(words))
-    hint = qemu_args.hint(args.role, qemu.version, tcg=args.tcg)
+    hint = qemu_args.hint(device, args.role, qemu.version, tcg=args.tcg)
     print(hint, end="", file=sys.stderr)
 
 

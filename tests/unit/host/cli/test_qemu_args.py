@@ -71,12 +71,22 @@ def test_only_an_old_qemu_without_kvm_crashes_with_msix() -> None:
 
 
 def test_hints_are_for_what_the_vm_is() -> None:
+    def hint(role: str, qemu: Version, *, tcg: bool) -> str:
+        return qemu_args.hint(DEVICE, role, qemu, tcg=tcg)
+
     old, new = Version(7, 2), Version(10, 0)
-    assert "add --tcg" in qemu_args.hint("master", old, tcg=False)
-    assert qemu_args.hint("master", old, tcg=True) == ""
-    assert qemu_args.hint("master", new, tcg=False) == ""
-    assert "no_timer_check" in qemu_args.hint("slave", new, tcg=True)
-    assert "no_timer_check" not in qemu_args.hint("slave", new, tcg=False)
+    assert "add --tcg" in hint("master", old, tcg=False)
+    assert "add --tcg" not in hint("master", old, tcg=True)
+    assert "add --tcg" not in hint("master", new, tcg=False)
+    assert "no_timer_check" in hint("slave", new, tcg=True)
+    assert "no_timer_check" not in hint("slave", new, tcg=False)
+
+
+def test_master_is_told_the_mac_address_that_its_card_gets() -> None:
+    (card,) = values(qemu_args.master(DEVICE, QEMU), "-device")
+    hint = qemu_args.hint(DEVICE, "master", QEMU, tcg=False)
+    assert f"mac={qemu_args.mac('web')}," in card
+    assert f"ip -br link | grep {qemu_args.mac('web')}\n" in hint
 
 
 @pytest.mark.parametrize(
