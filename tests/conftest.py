@@ -33,6 +33,7 @@ NEEDS = {
         *("modinfo", "nsenter", "openssl", "pahole", "perl", "sparse", "tar"),
         "unshare",
     ),
+    "install": ("chroot", "debootstrap", "nsenter", "unshare"),
     "libvirt": ("libvirtd", "qemu-system-x86_64", "unshare", "virsh", "xmllint"),
     "process": (
         "/dev/net/tun",

@@ -38,7 +38,7 @@ def archive(suite: str) -> debs.Archive:
 def _configure(home: Path, suite: str) -> None:
     for name in ("lists/partial", "cache/archives/partial"):
         (home / name).mkdir(parents=True, exist_ok=True)
-    source = f"deb [signed-by={KEYRING}] {_site()} {suite} main\n"
+    source = f"deb [signed-by={KEYRING}] {site()} {suite} main\n"
     (home / "sources.list").write_text(source)
     (home / "status").touch()
 
@@ -56,7 +56,7 @@ def _options(home: Path) -> tuple[str, ...]:
     return tuple(word for key in settings for word in ("-o", f"{key}={settings[key]}"))
 
 
-def _site() -> str:
+def site() -> str:
     """The mirror that this machine has its own release of Debian's from."""
     if not debs.sites(CODENAME):
         debs.update()

@@ -64,14 +64,15 @@ def _wheel(project: str) -> Path:
         shutil.copytree(CHECKOUT / project, copy, ignore=NOT_SOURCE)
         target = cached / f"{project}-{key_of(copy)}"
         if not target.exists():
-            log.info("building the wheel of %s/", project)
+            log.info("building the wheel of %s/, with setuptools from PyPI", project)
             with fresh(target) as path:
-                _pip_wheel(copy, path)
+                pip_wheel(copy, path)
             discard_old(cached.glob(f"{project}-*"), keep=4)
     return next(target.glob("*.whl"))
 
 
-def _pip_wheel(source: Path, target: Path) -> None:
+def pip_wheel(source: Path, target: Path) -> None:
+    """Build the wheel of a distribution's sources."""
     subprocess.run(
         [
             *(sys.executable, "-m", "pip", "--python", str(PYTHON), "wheel"),
