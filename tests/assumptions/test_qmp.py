@@ -21,7 +21,7 @@ import pytest
 from tests.assumptions import qtest
 from tests.vm.qmp import Qmp
 from tests.waiting import PROCESS_TIMEOUT, until
-from vhostpci_host import sockets
+from vhostpci_host.daemon.listeners import PathListener, Place
 from vhostpci_host.fds import Fd
 from vhostpci_host.hotplug import qmp_vm
 from vhostpci_host.hotplug.qmp_vm import QmpVm
@@ -31,7 +31,6 @@ from vhostpci_host.interfaces import Plug
 from vhostpci_host.ivshmem.linger import Linger
 from vhostpci_host.ivshmem.window_socket import WindowSocket
 from vhostpci_host.memory.regions import WindowFile
-from vhostpci_host.sockets import Listener
 
 pytestmark = pytest.mark.vm
 
@@ -114,10 +113,11 @@ class Shown:
         self._undo.callback(self._listen(path, take).close)
         return Plug(window=window, socket=path, vectors=vectors, size=MIB)
 
-    def _listen(self, path: Path, take: Callable[[socket.socket], None]) -> Listener:
-        server = sockets.listen(path, 0o600, None)
+    def _listen(
+        self, path: Path, take: Callable[[socket.socket], None]
+    ) -> PathListener:
         loop = asyncio.get_running_loop()
-        return Listener(server, loop, take, self.said.append, path)
+        return PathListener(Place(path, 0o600, None), loop, take, self.said.append)
 
     def close(self) -> None:
         """Stop serving all windows."""

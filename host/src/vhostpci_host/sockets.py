@@ -11,11 +11,9 @@ import select
 import socket
 import stat
 import struct
-from collections.abc import Callable
 from pathlib import Path
 
 from .errors import HostError, InUse, explain
-from .interfaces import Loop
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +28,26 @@ def listen(path: Path, mode: int, group: int | None) -> socket.socket:
         HostError: it is in use, or cannot be made.
     """
     _clear(path)
+    return _bind(path, mode, group)
+
+
+def listen_again(path: Path, mode: int, group: int | None) -> socket.socket:
+    """Listen on `path` where our socket was; replace one that another process made.
+
+    Raises:
+        HostError: something else is there, or a socket cannot be made.
+    """
+    try:
+        if stat.S_ISSOCK(path.lstat().st_mode):
+            path.unlink()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise explain("replace", path, error) from error
+    return _bind(path, mode, group)
+
+
+def _bind(path: Path, mode: int, group: int | None) -> socket.socket:
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         os.fchmod(server.fileno(), mode)  # bind() makes the file with this mode
@@ -71,6 +89,31 @@ def _clear(path: Path) -> None:
         except OSError as error:
             raise explain("look at socket", path, error) from error
     raise InUse(f"{path} is in use by another program: stop it, or choose another name")
+
+
+def inode(path: Path) -> tuple[int, int] | None:
+    """Return which file is at `path`; None if there is none that we can see."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def who_listens(path: Path) -> str:
+    """Return which process listens on the socket at `path`, for the log."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(os.fspath(path))
+        except OSError:
+            return "another process"
+        pid = peer_pid(probe)
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    except OSError:
+        return f"pid {pid}"
+    return f"pid {pid} ({name})"
 
 
 def inherited(number: int) -> socket.socket:
@@ -142,63 +185,3 @@ def has_sent(connection: socket.socket) -> bool:
         return bool(connection.recv(1, socket.MSG_PEEK))
     except OSError:
         return False
-
-
-ACCEPT_PAUSE = 1.0
-"""Seconds to accept nothing when there are no descriptors left."""
-
-
-class Listener:
-    """Accepts connections until it is closed.
-
-    Args:
-        server: the listening socket, ours from here on.
-        loop: what tells of a connection.
-        take: is called with each.
-        complain: is called with why there can be none.
-        path: of a socket that goes when it is closed.
-    """
-
-    def __init__(
-        self,
-        server: socket.socket,
-        loop: Loop,
-        take: Callable[[socket.socket], None],
-        complain: Callable[[str], None],
-        path: Path | None = None,
-    ) -> None:
-        self._server = server
-        self._loop = loop
-        self._take = take
-        self._complain = complain
-        self._path = path
-        loop.add_reader(server.fileno(), self._ready)
-
-    def _ready(self) -> None:
-        try:
-            connection = accept(self._server)
-        except OSError as error:
-            self._pause(error)
-            return
-        if connection is not None:
-            self._take(connection)
-
-    def _pause(self, error: OSError) -> None:
-        """Accept nothing for ACCEPT_PAUSE seconds, after an accept() that failed."""
-        # Without descriptors the connection stays in the queue, and the socket
-        # readable: the loop would call `_ready` again and again.
-        self._complain(f"cannot accept a connection: {error.strerror}")
-        self._loop.remove_reader(self._server.fileno())
-        self._loop.call_later(ACCEPT_PAUSE, self._unpause)
-
-    def _unpause(self) -> None:
-        # It may have been closed meanwhile.
-        if self._server.fileno() >= 0:
-            self._loop.add_reader(self._server.fileno(), self._ready)
-
-    def close(self) -> None:
-        """Accept no more, and remove the socket if we made it."""
-        self._loop.remove_reader(self._server.fileno())
-        self._server.close()
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)

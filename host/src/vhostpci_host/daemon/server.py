@@ -22,14 +22,16 @@ from ..memory.arena import Arena
 from ..memory.attach import AttachedMemory, WindowIds
 from ..memory.directory import make_directory
 from ..memory.regions import Store
-from ..sockets import Listener
 from ..vhost_user.connection import MasterConnection
 from . import control
 from .admission import Admission
 from .isolated_loop import IsolatedLoop
+from .listeners import Listener, PathListener, Place
 
 log = logging.getLogger(__name__)
 
+CHECK_TICKS = 4
+"""Ticks from one look at the sockets' paths to the next: a system call each."""
 SUSPICION = 0.5
 """Seconds for which a process that was no slave has time to show that it is none."""
 PUZZLING = 3
@@ -87,6 +89,8 @@ class Server:
         # shows meanwhile whether it is one now.
         self._slaves = Admission(self.loop, self._new_slave, least=SUSPICION)
         self._alone = False
+        self._ticks = 0
+        self._listeners: list[PathListener] = []
         with contextlib.ExitStack() as stack:
             self._open(config, inherited, stack)
             self._stack = stack.pop_all()
@@ -146,10 +150,11 @@ class Server:
         path: Path,
         take: Callable[[socket.socket], None],
         stack: contextlib.ExitStack | None = None,
-    ) -> Listener:
+    ) -> PathListener:
         """Make a socket at `path`, and call `take` with each connection to it."""
-        server = sockets.listen(path, self._config.access, self._config.group)
-        listener = Listener(server, self.loop, take, self._log.warn_once, path)
+        place = Place(path, self._config.access, self._config.group)
+        listener = PathListener(place, self.loop, take, self._log.warn_once)
+        self._listeners.append(listener)
         if stack is not None:
             stack.callback(listener.close)
         return listener
@@ -269,7 +274,16 @@ class Server:
 
     def tick(self) -> None:
         """Do what the device does four times a second; what fails, fails it alone."""
+        self._ticks += 1
+        if self._ticks % CHECK_TICKS == 0:
+            self.loop.run(self._check_paths)
         self.loop.run(self.device.tick)
+
+    def _check_paths(self) -> None:
+        """Listen again where another process took the path of a socket."""
+        self._listeners = [one for one in self._listeners if not one.closed]
+        for listener in self._listeners:
+            listener.check()
 
     def _exhausted(self, error: OSError) -> None:
         """Drop a connection, since no descriptors are left."""

@@ -175,3 +175,60 @@ def test_master_that_is_dropped_each_second_is_told_of_once(served: Served) -> N
     lines = ("front-end connected", "front-end disconnected", "dropped: ")
     assert [served.said(text) for text in lines] == [1, 1, 1]
     assert served.said("rejects us") == 0
+
+
+def steal(path: Path) -> socket.socket:
+    """Do what a QEMU with server=on does to a socket that is there."""
+    path.unlink()
+    thief = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    thief.bind(os.fspath(path))
+    thief.listen()
+    return thief
+
+
+@pytest.fixture(params=["vhost_user", "ivshmem"])
+def path(request: pytest.FixtureRequest, served: Served) -> Path:
+    found: Path = getattr(served.config, request.param)
+    return found
+
+
+def reaches_us(served: Served, path: Path) -> bool:
+    client = served.connect(path)
+    client.send(vu.message(Request.GET_FEATURES))
+    served.loop.advance()
+    return bool(answered(client))
+
+
+def test_stolen_socket_is_noticed_and_made_again(served: Served, path: Path) -> None:
+    with steal(path):
+        served.loop.advance(2.0)
+        assert served.said(f"{path} was replaced by pid {os.getpid()}") == 1
+        assert reaches_us(served, path)
+
+
+def test_thief_that_removes_the_socket_at_its_end_is_noticed(
+    served: Served, path: Path
+) -> None:
+    with steal(path):
+        served.loop.advance(2.0)
+    path.unlink()
+    served.loop.advance(2.0)
+    assert served.said(f"{path} was removed") == 1
+    assert reaches_us(served, path)
+
+
+def test_file_in_the_sockets_place_is_left_alone(served: Served, path: Path) -> None:
+    path.unlink()
+    path.write_text("not a socket")
+    served.loop.advance(10.0)
+    assert served.said(f"cannot listen at {path} again") == 1
+    assert path.read_text() == "not a socket"
+    path.unlink()
+    served.loop.advance(2.0)
+    assert reaches_us(served, path)
+
+
+def test_end_leaves_a_stolen_socket_to_its_thief(served: Served, path: Path) -> None:
+    with steal(path):
+        served.server.close()
+        assert path.is_socket()

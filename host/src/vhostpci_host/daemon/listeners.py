@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Listening sockets that call back with each connection."""
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import sockets
+from ..errors import HostError
+from ..interfaces import Loop
+
+ACCEPT_PAUSE = 1.0
+"""Seconds to accept nothing when there are no descriptors left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a socket is, and who may connect to it."""
+
+    path: Path
+    mode: int
+    group: int | None
+
+
+class Listener:
+    """Accepts connections until it is closed.
+
+    Args:
+        server: the listening socket, ours from here on.
+        loop: what tells of a connection.
+        take: is called with each.
+        complain: is called with why there can be none.
+    """
+
+    def __init__(
+        self,
+        server: socket.socket,
+        loop: Loop,
+        take: Callable[[socket.socket], None],
+        complain: Callable[[str], None],
+    ) -> None:
+        self._server = server
+        self._loop = loop
+        self._take = take
+        self._complain = complain
+        loop.add_reader(server.fileno(), self._ready)
+
+    def _ready(self) -> None:
+        try:
+            connection = sockets.accept(self._server)
+        except OSError as error:
+            self._pause(error)
+            return
+        if connection is not None:
+            self._take(connection)
+
+    def _pause(self, error: OSError) -> None:
+        """Accept nothing for ACCEPT_PAUSE seconds, after an accept() that failed."""
+        # Without descriptors the connection stays in the queue, and the socket
+        # readable: the loop would call `_ready` again and again.
+        self._complain(f"cannot accept a connection: {error.strerror}")
+        self._loop.remove_reader(self._server.fileno())
+        self._loop.call_later(ACCEPT_PAUSE, self._unpause)
+
+    def _unpause(self) -> None:
+        # It may have been closed meanwhile.
+        if self._server.fileno() >= 0:
+            self._loop.add_reader(self._server.fileno(), self._ready)
+
+    def close(self) -> None:
+        """Accept no more."""
+        self._loop.remove_reader(self._server.fileno())
+        self._server.close()
+
+
+class PathListener:
+    """Listens at a path, also after another process has taken the path away.
+
+    A QEMU whose chardev has `server=on` unlinks our socket without a word, puts its own
+    there, and removes that when it ends.  Without a look at the path, the daemon would
+    listen for ever on a socket that nothing can reach.
+
+    Args:
+        place: the path, with the mode and the group of its socket.
+        loop: what tells of a connection.
+        take: is called with each.
+        complain: is called with why there can be none, and with who took the path.
+
+    Raises:
+        HostError: the socket cannot be made.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        loop: Loop,
+        take: Callable[[socket.socket], None],
+        complain: Callable[[str], None],
+    ) -> None:
+        self._place = place
+        self._loop = loop
+        self._take = take
+        self._complain = complain
+        self.closed = False
+        self._adopt(sockets.listen(place.path, place.mode, place.group))
+
+    def _adopt(self, server: socket.socket) -> None:
+        # The number stays this file's while `server` is open: Linux keeps the inode.
+        self._inode = sockets.inode(self._place.path)
+        self._listener = Listener(server, self._loop, self._take, self._complain)
+
+    def check(self) -> None:
+        """Listen again if our socket is no longer at the path."""
+        path, found = self._place.path, sockets.inode(self._place.path)
+        if found is not None and found == self._inode:
+            return
+        if found is None:
+            text = f"{path} was removed by another process: listening there again"
+        else:
+            text = (
+                f"{path} was replaced by {sockets.who_listens(path)}: listening there "
+                "again. A QEMU needs server=off in its chardev (libvirt: mode='client')"
+            )
+        self._complain(text)
+        try:
+            place = self._place
+            server = sockets.listen_again(place.path, place.mode, place.group)
+        except HostError as error:
+            self._complain(f"cannot listen at {path} again: {error}")
+            return
+        self._listener.close()
+        self._adopt(server)
+
+    def close(self) -> None:
+        """Accept no more, and remove the socket if it is still ours."""
+        self.closed = True
+        self._listener.close()
+        if sockets.inode(self._place.path) == self._inode:
+            self._place.path.unlink(missing_ok=True)
