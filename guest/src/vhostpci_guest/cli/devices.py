@@ -27,6 +27,7 @@ def describe(pci: PciDevice, links: Status) -> dict[str, Any]:
         for window in link["windows"]
         if window["device"] == pci.address
     }
+    # Asked once: each answer may run modprobe (without loading anything).
     whys = {name: way.why_not(pci) for name, way in BINDINGS.items()}
     return {
         "address": pci.address,
@@ -52,6 +53,8 @@ def describe(pci: PciDevice, links: Status) -> dict[str, Any]:
 
 def _position(pci: PciDevice, agent: int | None, windows: Iterable[int]) -> int | None:
     """Return the IVPosition; where only an agent may read it, by what it serves."""
+    # uio_vhostpci lets one process open its node, so while an agent has the device we
+    # cannot read the register.  Then the agent's status says what the device is.
     position = find_position(pci)
     if position is None and agent is not None:
         return md.SLAVE_ID
@@ -62,7 +65,8 @@ def _better(pci: PciDevice, possible: list[str]) -> str | None:
     """Return a binding that is better than those possible now, and what it gives."""
     if not possible:
         return None
-    best = BINDINGS[possible[0]]
+    best = BINDINGS[possible[0]]  # the table has the best first
+    # Such a binding caches the window, unless the firmware has put BAR 2 too low.
     if best.cached:
         return f"cached, with BAR 2 above 4 GiB: {HIGHER}" if is_low(pci) else None
     for name, way in BINDINGS.items():
@@ -91,6 +95,7 @@ def lines(device: dict[str, Any]) -> Iterator[str]:
         known.append(f"IVPosition {device['iv_position']}")
     known.append(f"driver {device['driver'] or 'none'}")
     yield f"{device['address']}  {', '.join(known)}"
+    # The window may belong to an agent that we may not ask, or to none yet.
     if (device["iv_position"] or 0) >= md.FIRST_WINDOW:
         others = ", ".join(device["window_of"]) or "another device"
         yield f"  window {device['iv_position']} of {others}"
@@ -104,6 +109,7 @@ def lines(device: dict[str, Any]) -> Iterator[str]:
 
 
 def _ways(ways: dict[str, dict[str, Any]]) -> Iterator[str]:
+    # One column for all: "uncached (BAR 2 below 4 GiB)" is much longer than the others.
     width = max(len(way["caching"]) for way in ways.values())
     for name, way in ways.items():
         how = signals(way["interrupts"])

@@ -86,6 +86,7 @@ def _links() -> status_socket.Status:
 
 def _status(arguments: argparse.Namespace) -> None:
     found = status_socket.ask()
+    # An empty list too: a program that reads JSON gets JSON.
     if arguments.json:
         print(json.dumps(found, indent=2))
         return
@@ -102,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     arguments = parser().parse_args(argv)
     # The libraries' own debug and info lines are never shown, with -v or without.
+    # Ours go to standard error, so that standard output has the result only.
     logging.basicConfig(
         level=logging.WARNING,
         format="vhostpci-guest: %(message)s",

@@ -46,6 +46,7 @@ def _print_ring(ring: dict[str, Any]) -> None:
 
 
 def _window_text(window: dict[str, Any]) -> str:
+    # The metadata names it, but its function is not plugged or not bound yet.
     if window["device"] is None:
         return "not there yet"
     speed = _speed_text(window["speed"])

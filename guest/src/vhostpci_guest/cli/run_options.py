@@ -76,6 +76,7 @@ def _mac(text: str) -> "Rule":
 
 def add_run_options(run: argparse.ArgumentParser) -> None:
     """Add the options of `run` to its parser."""
+    # A slave process has no PCI devices, and a slave VM has no socket of the daemon's.
     where = run.add_mutually_exclusive_group()
     where.add_argument(
         "--device",
@@ -92,6 +93,7 @@ def add_run_options(run: argparse.ArgumentParser) -> None:
     )
     run.add_argument(
         "--bind",
+        # From binding_names: the table of the bindings itself imports all of them.
         choices=(AUTO, *NAMES),
         default=AUTO,
         help="how to reach the PCI device; kmod is our module uio_vhostpci; default: "
@@ -121,6 +123,7 @@ def _add_tap(run: argparse.ArgumentParser) -> None:
         "--mtu",
         type=_mtu,
         metavar="BYTES",
+        # No default here: the daemon publishes the master's MTU, and it may change.
         help="default: what the master was told, else 1500",
     )
 

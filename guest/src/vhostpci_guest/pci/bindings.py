@@ -51,6 +51,9 @@ class Binding:
         return "cached" if self.cached else "uncached"
 
 
+# The best first.  kmod gives interrupts and a cached window, vfio gives interrupts, and
+# the other two neither.  uio comes before sysfs because it binds a driver, so other
+# programs see that the device is in use.
 BINDINGS = {
     KMOD: Binding(kmod.why_not, kmod.bind, interrupts=True, cached=True),
     VFIO: Binding(vfio.why_not, vfio.bind, interrupts=True),
@@ -95,6 +98,7 @@ def bind_if(
                 return position, None
         device = _bind(pci, wanted, claim)
     bound_position = device.window.id
+    # The claim is the device's now: `close` releases it after the old driver is bound.
     if keep is None or bound_position in keep:
         return bound_position, device
     device.close()
@@ -124,6 +128,7 @@ def _bind(pci: PciDevice, wanted: str, claim: ExitStack) -> PciBound:
         try:
             device = _bind_by(pci, name)
         except PermissionError as error:
+            # Every other way needs root too, so the reasons of the rest say no more.
             raise Unusable(
                 f"{pci.address}: no permission to bind it by {name} "
                 f"({error.filename}): run as root"

@@ -43,7 +43,7 @@ class Function:
     driver: str | None = None
     """The driver that it was bound to while we held it."""
     unbound: bool = False
-    """Whether another has unbound that driver, and not bound it again."""
+    """Whether an administrator has unbound that driver, and not bound it again."""
     due: float = 0.0
     pause: float = SOON
     refused: bool = False
@@ -54,7 +54,8 @@ class Function:
         """Refuse what must not be bound now.
 
         Raises:
-            Unusable: its BARs are not set up; or another has unbound its driver.
+            Unusable: its BARs are not set up; or an administrator has unbound its
+                driver.
         """
         here, driver = self.pci.address, self.pci.driver
         if not self.pci.complete:
@@ -70,11 +71,11 @@ class Function:
     def hold(self, device: Device) -> None:
         """Note that we hold it."""
         self.device = device
-        # Read now: until the bind another driver had it, or none.
+        # Read now: before the bind, another driver or none was bound to it.
         self.driver = self.pci.driver
 
     def lose(self, system: System) -> None:
-        """Note that it was unplugged, or that another has unbound its driver."""
+        """Note that its memory was lost, or that an administrator has unbound it."""
         # A function that was bound without a driver was not taken by an administrator:
         # its memory was lost, so it may be bound again.
         self.unbound = self.driver is not None
@@ -121,7 +122,7 @@ class FunctionTable:
         self._functions: dict[str, Function] = {}
 
     def __iter__(self) -> Iterator[Function]:
-        # A copy: the caller may remove functions meanwhile.
+        # A copy: the loop that uses it may remove functions.
         return iter(list(self._functions.values()))
 
     def __contains__(self, address: object) -> bool:
@@ -168,7 +169,7 @@ class FunctionTable:
         self._functions.pop(address, None)
 
     def close(self) -> None:
-        """Forget all functions, and hear of no other."""
+        """Forget all functions, and stop following the uevents."""
         self._functions = {}
         self._events.close()
 
@@ -205,9 +206,9 @@ def find_duplicates(functions: Iterable[Function]) -> dict[int, list[Function]]:
 
 
 def _identity(pci: PciDevice) -> int:
-    """Return the inode of a function's directory in sysfs, 0 if it is gone.
+    """Return the inode of a function's directory in sysfs, 0 if it was unplugged.
 
-    Another function at the same address has another.
+    Two functions that are plugged at one address, one after the other, differ in it.
     """
     try:
         return pci.path.stat().st_ino

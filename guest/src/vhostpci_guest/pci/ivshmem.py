@@ -97,8 +97,12 @@ class PciBound:
         self._request = request
         self._undo = undo
         self._registers = Registers(registers)
+        # The last callback runs first: a mapping cannot be closed while a view of it
+        # exists, and the binding has put the mapping's close before this.
         undo.callback(self._registers.release)
         self._claim = ExitStack()
+        # Read once: QEMU has the number from the server before the function appears,
+        # so the register never changes.
         self.window = Window(
             self._registers.iv_position, bar.address, bar.view, self.name
         )
@@ -142,6 +146,8 @@ class PciBound:
 
 
 def _readable(fd: int) -> bool:
+    # poll() and not a read: a read would clear the request, and the next question
+    # whether the device is lost would be answered with no.
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(0))

@@ -71,6 +71,8 @@ class System:
     @property
     def locked_down(self) -> bool:
         """Whether kernel lockdown is on, as with Secure Boot."""
+        # The mode in force is the one in brackets.  The file is missing in a kernel
+        # without lockdown, and where securityfs is not mounted.
         lockdown = self.sys / "kernel/security/lockdown"
         return lockdown.exists() and "[none]" not in lockdown.read_text()
 
@@ -81,10 +83,14 @@ class System:
             driver: its name below /sys/bus/pci/drivers.
             dry: load nothing, and only find out whether it could be loaded.
         """
+        # A driver that is loaded or built into the kernel needs no modprobe, which may
+        # be missing in a container.
         path = self.sys / "bus/pci/drivers" / driver
         if path.exists():
             return None
         said = self.modprobe(driver, dry=dry)
+        # A dry run finds the module's file, and hands it to no kernel: what the kernel
+        # would refuse for its signature is found out here.
         if said is None and dry and driver in _SOURCES:
             said = self._unsigned(driver)
         if said is not None:
@@ -117,6 +123,8 @@ class System:
     def _why_not(self, driver: str, said: str) -> str:
         """Return what is wrong and what to do, from the error of modprobe."""
         reason = "the module {driver} can't be loaded: {last}; see dmesg"
+        # EPERM is the kernel's answer in lockdown to a module without a signature, and
+        # also to a process without CAP_SYS_MODULE; modprobe prints the same for both.
         if _REFUSED in said:
             reason = _SIGN if self.locked_down else _NO_RIGHT
         for words, meaning in _REASONS.items():

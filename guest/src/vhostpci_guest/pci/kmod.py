@@ -56,6 +56,8 @@ def bind(pci: PciDevice) -> PciBound:
             bar=bar,
             vector_count=len(vectors),
             vectors=vectors,
+            # The module makes poll() report an error on its node once the function is
+            # unbound or unplugged, so the node is also the request.
             request=node,
             undo=stack.pop_all(),
         )
@@ -81,11 +83,10 @@ def _map(pci: PciDevice, node: int, number: int, stack: ExitStack) -> Mapping:
 
 
 def _interrupts(pci: PciDevice, node: int, stack: ExitStack) -> list[int]:
-    """Give each MSI-X vector an eventfd; return the eventfds.
-
-    An interrupt that came before is pending, and is signalled then.
-    """
+    """Give each MSI-X vector an eventfd; return the eventfds."""
     fds = []
+    # No interrupt is lost until a vector has its eventfd: the module requests, and so
+    # unmasks, a vector only then, and the device keeps what is pending.
     for vector in range(pci.msix_vectors or 0):
         fds.append(new_eventfd())
         stack.callback(os.close, fds[-1])
@@ -98,6 +99,8 @@ def _interrupts(pci: PciDevice, node: int, stack: ExitStack) -> list[int]:
 
 def armed(vector: int, fd: int) -> bytes:
     """Return the word whose write lets a vector signal an eventfd."""
+    # 20 bits for the descriptor: Linux's default limit for descriptors of a process is
+    # 2^20 (fs.nr_open), so all smaller numbers fit.
     return _arm.pack(vector << 20 | fd)
 
 
@@ -105,7 +108,7 @@ def _why_no_interrupts(pci: PciDevice, vector: int, error: OSError) -> str:
     if error.errno in _OLD:
         return (
             f"{pci.address}: this {DRIVER} gives no interrupts: it is older than the "
-            f"agent, or another's; build it again, rmmod {DRIVER} and modprobe {DRIVER}"
+            f"agent, or not ours; build it again, rmmod {DRIVER} and modprobe {DRIVER}"
         )
     return (
         f"{pci.address}: {DRIVER} refuses vector {vector}: {error.strerror}; see dmesg"

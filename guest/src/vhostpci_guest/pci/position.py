@@ -23,7 +23,7 @@ def mapped_resource(device: PciDevice, bar: int, size: int) -> Iterator[Mapping]
     try:
         mapping = Mapping(fd, size, skip=device.bar_skip(bar))
     finally:
-        os.close(fd)
+        os.close(fd)  # the mapping lives without it
     try:
         yield mapping
     finally:
@@ -51,6 +51,7 @@ def read_position(device: PciDevice) -> int:
     """
     with _mapped_registers(device) as mapping:
         registers = Registers(mapping)
+        # Released here: a mapping cannot be closed while a view of it exists.
         try:
             return registers.iv_position
         finally:
@@ -64,6 +65,8 @@ def find_position(device: PciDevice) -> int | None:
     agent, driver or process has the device.
     """
     with suppress(OSError, Unusable), ExitStack() as undo:
+        # A read from a device whose memory is off gives all ones.  The claim keeps an
+        # agent from binding the device before its memory is off again.
         if not memory_is_on(device.config()):
             undo.enter_context(device.claimed())
             undo.enter_context(device.enabled())

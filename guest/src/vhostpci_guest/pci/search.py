@@ -10,6 +10,8 @@ from .kernel import System
 from .sysfs_device import PciDevice
 
 VENDOR, DEVICE = "0x1af4", "0x1110"
+# The domain may have more than four digits: Linux numbers the domains behind an Intel
+# VMD controller from 0x10000 on.
 _ADDRESS = re.compile(r"([0-9a-f]{4,}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
 
@@ -61,7 +63,7 @@ def normal_address(address: str) -> str:
 
 def is_ivshmem(device: PciDevice) -> bool:
     """Whether a device is plugged, and has the PCI IDs of ivshmem."""
-    with suppress(OSError):
+    with suppress(OSError):  # it may be unplugged between the listing and this
         vendor = (device.path / "vendor").read_text().strip()
         kind = (device.path / "device").read_text().strip()
         return (vendor, kind) == (VENDOR, DEVICE)

@@ -12,6 +12,8 @@ from .sysfs_device import PciDevice
 
 def why_not(pci: PciDevice) -> str | None:
     """Return why this binding cannot work, or None if nothing speaks against it."""
+    # Asked beforehand: the kernel refuses the mmap() only, when the driver that the
+    # device had is already unbound.
     if pci.system.locked_down:
         return (
             "kernel lockdown forbids to map BARs from sysfs; use kmod or vfio, "
@@ -28,6 +30,7 @@ def bind(pci: PciDevice) -> PciBound:
         OSError: sysfs refuses.
     """
     with ExitStack() as stack:
+        # In this order: sysfs refuses `enable` (EBUSY) while a driver is bound.
         stack.enter_context(pci.bound(None))
         stack.enter_context(pci.enabled())
         return mapped(pci, SYSFS, stack)

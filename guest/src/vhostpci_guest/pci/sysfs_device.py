@@ -62,9 +62,9 @@ class PciDevice:
     def bar_skip(self, index: int) -> int:
         """Return where in its first page a BAR begins.
 
-        Behind a root port of its own a BAR begins with a page.  Side by side on one
-        bus, the 256 bytes of registers of sixteen devices share a page, and the kernel
-        maps whole pages.
+        A BAR begins at a page's start if its device is alone behind a root port.  Of
+        devices side by side on one bus, the 256 bytes of registers of sixteen devices
+        share a page, and the kernel maps whole pages.
         """
         return self._bar(index)[0] % mmap.PAGESIZE
 
@@ -74,6 +74,8 @@ class PciDevice:
 
     def _bar(self, index: int) -> tuple[int, int]:
         """Return the first and the last address of a BAR; both are 0 without one."""
+        # The lines 0 to 5 are the BARs.  A BAR that is absent has zeros, and so has one
+        # to which the kernel has not given addresses yet.
         line = (self.path / "resource").read_text().splitlines()[index]
         start, end, _flags = (int(word, 16) for word in line.split())
         return start, end
@@ -102,7 +104,7 @@ class PciDevice:
         return config_space.msix_vectors(config)
 
     def why_taken(self) -> str | None:
-        """Return the driver or process that keeps us from binding it, or None."""
+        """Return the driver or process that has it, which forbids a bind, or None."""
         driver = self.driver
         if driver is None:
             return None
@@ -111,6 +113,8 @@ class PciDevice:
                 f"bound to {driver}, which the agent does not unbind; to serve it: "
                 f"echo {self.address} > /sys/bus/pci/drivers/{driver}/unbind"
             )
+        # /proc first: it names the process.  To open the node, as the other way does,
+        # makes an open by another process fail (EBUSY) meanwhile.
         users = self.system.users(self._nodes()) or self._hidden_users()
         return f"in use by {', '.join(users)} through {driver}" if users else None
 
@@ -145,7 +149,7 @@ class PciDevice:
 
         Raises:
             Unusable: there is no node, or another process has it open and the driver
-                lets in one only.
+                allows one process only.
             OSError: the driver refuses.
         """
         node = next(self._uio_nodes(), None)
@@ -188,6 +192,7 @@ class PciDevice:
                 raise Unusable(
                     f"{self.address} is in use by another vhostpci-guest"
                 ) from None
+            # Under the lock: another agent may have been binding it, or giving it back.
             if why := self.why_taken():
                 raise Unusable(f"{self.address} is {why}")
             yield
@@ -223,7 +228,7 @@ class PciDevice:
         if self.going:
             return
         try:
-            # A driver that someone else has bound meanwhile stays.
+            # A driver that another process has bound since then stays.
             if self.driver == driver:
                 self._unbind()
             self._bind(before)
@@ -237,6 +242,7 @@ class PciDevice:
             self.system.write(self.path / "driver/unbind", self.address)
 
     def _bind(self, driver: str | None) -> None:
+        # Another may have bound a driver, or unplugged the device, since `_unbind`.
         if driver is not None and self.driver is None and self.path.exists():
             self._probe(driver)
 
@@ -259,6 +265,7 @@ class PciDevice:
         `driver_override` is for this device alone; `new_id` would let the driver bind
         every ivshmem device, until the machine reboots.
         """
+        # Put back at the end: the user may have reserved the device for another driver.
         override = self.path / "driver_override"
         before = override.read_text().strip()
         self.system.write(override, driver)

@@ -80,6 +80,7 @@ class Uevents:
         Raises:
             Overrun: some were lost, and those that were not are dropped as well.
         """
+        # Asked first: pyudev's poll() raises while the socket has an error.
         found, lost = [], self._failed()
         while True:
             try:

@@ -32,6 +32,8 @@ def bind(pci: PciDevice) -> PciBound:
     if why := pci.system.load(DRIVER):
         raise Unusable(why)
     with ExitStack() as stack:
+        # The driver's probe has switched the device's memory on, so `enabled` is not
+        # needed; sysfs would refuse it while a driver is bound.
         stack.enter_context(pci.bound(DRIVER))
         stack.enter_context(pci.uio_node())
         return sysfs.mapped(pci, UIO, stack)

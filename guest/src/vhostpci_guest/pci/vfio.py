@@ -57,7 +57,7 @@ _irq_set = struct.Struct("=IIIII")
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A BAR, or the configuration space, as a range of the device's descriptor."""
+    """A BAR, or the configuration space: a part of the file that is the device."""
 
     mappable: bool
     size: int
@@ -109,7 +109,7 @@ def _open(path: os.PathLike[str], stack: ExitStack) -> int:
 
 
 def _open_device(pci: PciDevice, group: str, stack: ExitStack) -> int:
-    """Return the device's descriptor, in a container of its own."""
+    """Return the device's descriptor, in a new VFIO container."""
     container = _open(pci.system.dev / "vfio/vfio", stack)
     if (
         fcntl.ioctl(container, GET_API_VERSION) != API_VERSION
@@ -121,11 +121,15 @@ def _open_device(pci: PciDevice, group: str, stack: ExitStack) -> int:
     group_fd = _open(pci.system.dev / "vfio" / group, stack)
     status = bytearray(_group_status.pack(_group_status.size, 0))
     fcntl.ioctl(group_fd, GROUP_GET_STATUS, status)
+    # A group is viable if each of its devices has a VFIO driver or none: a device of
+    # the same group could reach the memory of the others by DMA.
     if not _group_status.unpack(status)[1] & GROUP_VIABLE:
         raise Unusable(
             f"{pci.address} shares IOMMU group {group} with devices of other drivers: "
             "put it on a PCIe root port or bus of its own"
         )
+    # In this order (Linux, "VFIO Usage Example"): a container takes an IOMMU only once
+    # it has a group, and a group gives its devices only once it has an IOMMU.
     fcntl.ioctl(group_fd, GROUP_SET_CONTAINER, struct.pack("=i", container))
     fcntl.ioctl(container, SET_IOMMU, TYPE1V2_IOMMU)
     name = bytearray(pci.address.encode() + b"\0")
@@ -135,6 +139,8 @@ def _open_device(pci: PciDevice, group: str, stack: ExitStack) -> int:
 
 
 def _region(device: int, index: int) -> Region:
+    # The first word of each structure is its length (argsz), from which the kernel
+    # knows the version of the structure that we were built with.
     info = bytearray(_region_info.pack(_region_info.size, 0, index, 0, 0, 0))
     fcntl.ioctl(device, DEVICE_GET_REGION_INFO, info)
     _, flags, _, _, size, offset = _region_info.unpack(info)

@@ -15,8 +15,8 @@ since another agent has the function, or the kernel is not done with it::
 
 A function is bound only while it is wanted, so several agents can share a machine.
 A window that is lost stays mapped until its links have stopped using it (windows.py).
-A function whose driver was unbound under us has been claimed by the administrator, and
-is left alone until that driver is bound to it again.
+A function that an administrator has unbound from its driver while the agent held it is
+left alone until that driver is bound to it again.
 """
 
 import logging
@@ -99,6 +99,8 @@ class PciWatch:
         # After the losses: what is bound now is shown to the agent at least once, and
         # so has an owner who gives it back.
         self._binder.deliver()
+        # After the results, which have new IVPositions, and before the next attempt: a
+        # window that another function claims to be is not bound.
         self._find_duplicates()
         self._bind_next()
         if self._only is not None and self._only not in self._functions:
@@ -142,6 +144,7 @@ class PciWatch:
         """Leave a device alone until it is unplugged."""
         for function in self._functions:
             if function.device is device:
+                # Not released: the caller gives the device back next.
                 function.device, function.refused = None, True
 
     def give_back(self, device: Device) -> None:
@@ -180,7 +183,7 @@ class PciWatch:
     # Unplugged, lost.
 
     def _drop_lost(self) -> None:
-        """Release what was unplugged, or whose driver was unbound, under us."""
+        """Release devices that were unplugged, or unbound by an administrator."""
         for function in self._functions:
             if function.device is not None and function.device.lost:
                 log.info(
@@ -190,9 +193,9 @@ class PciWatch:
                 function.lose(self._system)
 
     def _release(self, function: Function) -> None:
-        """Hold a function no longer.
+        """Release a function that can no longer be used.
 
-        A device that is served is closed by the agent, which misses it in `devices`.
+        The agent closes a device that it served, since `devices` no longer has it.
         """
         if function.pci.address == self._only:
             self._functions.remove(self._only)
@@ -221,6 +224,7 @@ class PciWatch:
             return False
         if self._is_served(function):
             return True
+        # It may be any window that is missing, or a device to serve.
         if function.position is None:
             return self._only is None or bool(self._missing_windows)
         return (
@@ -328,6 +332,7 @@ class PciWatch:
 
     def want(self, user: "_LinkWindows", numbers: Set[int]) -> None:
         """Hold these windows for a link; it has stopped using all others."""
+        # First: it sets `wanted`, by which the functions below are released.
         self._windows.want(user, numbers)
         for function in self._functions:
             if (

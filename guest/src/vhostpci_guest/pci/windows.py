@@ -47,6 +47,8 @@ class WindowTable:
     def remove(self, number: int) -> None:
         """Let no link find a window any more; close it once no link uses it."""
         device = self._bound.pop(number)
+        # A link that has not asked for the window has never been given it by `find`, so
+        # only these can use it.
         users = {user for user, wants in self._wants.items() if number in wants}
         if users:
             self._lost.append(_Lost(device, users))
@@ -63,6 +65,7 @@ class WindowTable:
         if numbers:
             self._wants[user] = frozenset(numbers)
         self.wanted = frozenset().union(*self._wants.values())
+        # The link has stopped its rings, so it no longer uses what was lost before.
         for lost in list(self._lost):
             lost.users.discard(user)
             if not lost.users:

@@ -123,7 +123,7 @@ def named(snapshot: md.Snapshot) -> frozenset[int]:
 
 
 def _check_numbers(snapshot: md.Snapshot) -> None:
-    """Refuse window IDs that no daemon assigns: we would wait for them for ever."""
+    """Refuse window IDs that no daemon assigns, as such a window never appears."""
     for number in named(snapshot):
         if not md.FIRST_WINDOW <= number <= md.LAST_WINDOW:
             raise ProtocolError(
