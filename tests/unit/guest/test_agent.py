@@ -169,7 +169,7 @@ def test_lack_of_threads_for_one_device_leaves_another_running(two: Two) -> None
     assert set(two.planes.made[0].running) == {0, 1}
 
 
-def test_tap_of_a_pci_device_goes_with_it(two: Two) -> None:
+def test_tap_of_a_pci_device_is_closed_when_it_is_unplugged(two: Two) -> None:
     two.daemons[1].close()
     two.source.there.remove(two.devices[1])
     two.agent.step()

@@ -29,7 +29,7 @@ LONG: Status = [
 
 
 class StatusAgent(Agent):
-    """An agent without devices, that has a given status all the same."""
+    """An agent without devices that reports a given status."""
 
     answer: Status
 
@@ -167,7 +167,7 @@ def test_clients_above_the_limit_wait_until_an_answer_is_over(
 
 @pytest.fixture
 def cut_off(tmp_path: Path) -> Iterator[Path]:
-    """Answer one client with half a status, as an agent that is killed meanwhile."""
+    """Answer one client with half a status, as an agent that is killed does."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "77.sock"))
         server.listen()

@@ -87,7 +87,7 @@ def test_refused_argument_says_why(capsys: Say) -> None:
     assert "prefix length" in capsys.readouterr().err
 
 
-def test_addresses_may_be_many() -> None:
+def test_address_may_be_given_more_than_once() -> None:
     arguments = parser().parse_args(
         ["run", "--address", "10.0.0.1/24", "--address", "fd00::1/64"]
     )
@@ -101,14 +101,14 @@ def test_addresses_may_be_many() -> None:
         (["--mac", "02:00:00:00:00:01", "--mac", "02:00:00:00:00:02"], "NAME=MAC"),
     ],
 )
-def test_options_that_do_not_go_together_are_status_2(
+def test_options_that_do_not_fit_each_other_are_status_2(
     arguments: list[str], why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert main(["run", *arguments]) == 2
     assert why in caplog.text
 
 
-def test_bridge_that_is_none_is_said_before_anything_is_bound(
+def test_interface_that_is_no_bridge_is_an_error_before_anything_is_bound(
     system: FakeSystem, no_tap: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     system.plug("0000:00:05.0")
@@ -127,7 +127,7 @@ def run_for_a_while(*arguments: str) -> int:
         end.join()
 
 
-def test_agent_waits_for_devices_and_says_so(
+def test_agent_without_devices_logs_that_it_waits(
     system: FakeSystem, no_tap: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert run_for_a_while() == 0
@@ -169,7 +169,7 @@ def test_device_in_use_is_status_1(
     assert "bound to ivshmem-net" in caplog.text
 
 
-def test_missing_libudev_is_said(
+def test_error_without_libudev_says_what_to_install(
     system: FakeSystem,
     no_tap: None,
     monkeypatch: pytest.MonkeyPatch,
@@ -181,7 +181,7 @@ def test_missing_libudev_is_said(
     assert "install libudev and pyudev" in caplog.text
 
 
-def test_missing_tun_is_said_before_anything_is_bound(
+def test_missing_tun_is_an_error_before_anything_is_bound(
     system: FakeSystem,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -196,7 +196,7 @@ def test_missing_tun_is_said_before_anything_is_bound(
     assert system.writes == []
 
 
-def test_devices_tells_how_each_could_be_bound(system: FakeSystem, capsys: Say) -> None:
+def test_devices_lists_how_each_could_be_bound(system: FakeSystem, capsys: Say) -> None:
     system.plug("0000:00:05.0", vectors=3)
     assert main(["devices"]) == 0
     out = capsys.readouterr().out
@@ -215,7 +215,7 @@ def have_agent(
     monkeypatch.setattr(status_socket, "ask", lambda: links)
 
 
-def test_devices_tells_who_has_one(
+def test_devices_names_the_driver_or_agent_that_has_a_device(
     system: FakeSystem, capsys: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system.plug("0000:00:05.0", driver="ivshmem-net")
@@ -227,7 +227,7 @@ def test_devices_tells_who_has_one(
     assert "served by vhostpci-guest (pid 77)" in out
 
 
-def test_devices_tells_which_are_windows(
+def test_devices_marks_windows(
     system: FakeSystem, capsys: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for slot, position in (("5", 0), ("6", 4711), ("7", 4712)):
@@ -236,7 +236,7 @@ def test_devices_tells_which_are_windows(
     have_agent(
         *(monkeypatch, "0000:00:05.0"),
         {"id": 4711, "device": "0000:00:06.0", "size": 4096},
-        {"id": 4712, "device": None, "size": None},  # another's, of the same number
+        {"id": 4712, "device": None, "size": None},  # a window of another device
     )
     main(["devices"])
     out = capsys.readouterr().out
@@ -246,10 +246,10 @@ def test_devices_tells_which_are_windows(
     assert "window 0" not in out
 
 
-def test_devices_tells_the_position_that_only_the_agent_can_read(
+def test_devices_has_the_position_that_only_the_agent_can_read(
     system: FakeSystem, capsys: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The module's node is one process's, and nobody else has the registers."""
+    """One process only may open the module's node, and so read the registers."""
 
     def busy(device: PciDevice) -> int:
         raise Unusable(f"{device.address} is in use by vhostpci-guest (pid 77)")
@@ -278,7 +278,7 @@ def test_devices_changes_nothing(system: FakeSystem, capsys: Say) -> None:
     assert system.writes == []
 
 
-def test_devices_tells_what_a_window_below_4_gib_costs(
+def test_devices_marks_a_window_below_4_gib_as_uncached(
     system: FakeSystem, capsys: Say
 ) -> None:
     system.low = True
@@ -289,7 +289,7 @@ def test_devices_tells_what_a_window_below_4_gib_costs(
     assert "better: cached, with BAR 2 above 4 GiB: firmware puts" in out
 
 
-def test_devices_has_no_better_for_vfio_where_no_window_is_cached(
+def test_devices_recommends_nothing_over_vfio_where_no_window_is_cached(
     system: FakeSystem, capsys: Say
 ) -> None:
     system.low = True
@@ -315,7 +315,7 @@ def test_devices_as_json(system: FakeSystem, capsys: Say) -> None:
     assert device["better"].startswith("kmod, for interrupts")
 
 
-def test_no_device_is_no_error_of_devices(system: FakeSystem, capsys: Say) -> None:
+def test_devices_without_a_device_is_status_0(system: FakeSystem, capsys: Say) -> None:
     assert main(["devices"]) == 0
     assert capsys.readouterr().out == "no ivshmem device\n"
 
@@ -360,7 +360,9 @@ LINK: dict[str, Any] = {
 }
 
 
-def test_status_is_for_people(capsys: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_is_printed_for_people(
+    capsys: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(status_socket, "ask", lambda: [LINK])
     assert main(["status"]) == 0
     out = capsys.readouterr().out

@@ -86,7 +86,7 @@ def bound(fd: int, slot: Slot, request_fd: int) -> Iterator[PciBound]:
     device.close()
 
 
-def test_device_that_the_kernel_wants_back_is_lost(
+def test_device_that_the_kernel_requests_is_lost(
     bound: PciBound, slot: Slot, request_fd: int
 ) -> None:
     assert not bound.lost
@@ -97,7 +97,7 @@ def test_device_that_the_kernel_wants_back_is_lost(
     assert slot.going
 
 
-def test_device_whose_memory_is_gone_is_lost(
+def test_device_whose_memory_was_taken_away_is_lost(
     bound: PciBound, slot: Slot, fd: int
 ) -> None:
     os.ftruncate(fd, 0)
@@ -107,8 +107,6 @@ def test_device_whose_memory_is_gone_is_lost(
     assert slot.going
 
 
-def test_device_that_we_let_go_ourselves_does_not_go(
-    bound: PciBound, slot: Slot
-) -> None:
+def test_device_that_the_agent_closes_is_not_going(bound: PciBound, slot: Slot) -> None:
     bound.close()
     assert not slot.going

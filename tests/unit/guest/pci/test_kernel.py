@@ -24,7 +24,7 @@ def system(tmp_path: Path) -> FakeSystem:
     return FakeSystem(tmp_path, DRIVER)
 
 
-def test_driver_that_is_there_needs_no_module(tmp_path: Path) -> None:
+def test_loaded_driver_needs_no_modprobe(tmp_path: Path) -> None:
     system = FakeSystem(tmp_path)
     system.load_now("vfio-pci")
     assert system.load("vfio-pci") is None
@@ -35,7 +35,7 @@ def test_dry_run_loads_nothing(system: FakeSystem) -> None:
     assert list((system.sys / "bus/pci/drivers").iterdir()) == []
 
 
-def test_module_that_is_not_there_tells_what_to_install(tmp_path: Path) -> None:
+def test_error_of_a_missing_module_says_what_to_install(tmp_path: Path) -> None:
     why = str(FakeSystem(tmp_path).load(DRIVER, dry=True))
     release = os.uname().release
     assert f"no kernel module {DRIVER} for {release}" in why
@@ -43,7 +43,7 @@ def test_module_that_is_not_there_tells_what_to_install(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "locked_down", "mend"),
+    ("said", "locked_down", "advice"),
     [
         ("Key was rejected by service", True, "mokutil --import"),
         ("Required key not available", False, "mokutil --import"),
@@ -53,20 +53,20 @@ def test_module_that_is_not_there_tells_what_to_install(tmp_path: Path) -> None:
         ("Unknown symbol in module", False, "Unknown symbol in module; see dmesg"),
     ],
 )
-def test_module_that_the_kernel_refuses_tells_what_to_do(
-    system: FakeSystem, said: str, locked_down: bool, mend: str
+def test_error_of_a_refused_module_says_what_to_do(
+    system: FakeSystem, said: str, locked_down: bool, advice: str
 ) -> None:
     if locked_down:
         lock_down(system)
     system.refusals[DRIVER] = said
     why = str(system.load(DRIVER))
     assert DRIVER in why
-    assert mend in why
+    assert advice in why
 
 
 @pytest.mark.parametrize("unsigned", [True, False], ids=["unsigned", "signed"])
 @pytest.mark.parametrize("locked_down", [True, False], ids=["lockdown", "no lockdown"])
-def test_module_without_signature_is_told_beforehand(
+def test_module_without_signature_is_refused_by_a_dry_run_in_lockdown(
     system: FakeSystem, locked_down: bool, unsigned: bool
 ) -> None:
     if locked_down:
@@ -80,7 +80,7 @@ def test_module_without_signature_is_told_beforehand(
         assert "mokutil --import" in why
 
 
-def test_signer_is_what_modinfo_says(
+def test_signer_is_what_modinfo_prints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "modinfo"
@@ -92,14 +92,14 @@ def test_signer_is_what_modinfo_says(
     assert System(tmp_path).signer("foo") is None
 
 
-def test_module_without_the_driver_is_said(
+def test_module_that_has_no_such_driver_is_an_error(
     system: FakeSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(system, "load_now", lambda _driver: None)
     assert "has no PCI driver" in str(system.load(DRIVER))
 
 
-def test_modprobe_says_why_it_fails(
+def test_modprobe_returns_its_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "modprobe"
@@ -110,7 +110,7 @@ def test_modprobe_says_why_it_fails(
     assert System(tmp_path).modprobe("foo") == "modprobe: foo: no"
 
 
-def test_machine_without_modprobe_says_so(
+def test_error_without_modprobe_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

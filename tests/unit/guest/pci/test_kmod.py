@@ -75,7 +75,7 @@ def test_device_that_the_kernel_bound_by_itself_stays_bound(
         assert "unbind" not in [name for name, _ in system.writes]
 
 
-def test_each_vector_signals_an_eventfd_of_its_own(
+def test_each_vector_signals_its_own_eventfd(
     system: FakeSystem, bound: PciBound
 ) -> None:
     fds = [bound.vector(vector) for vector in range(5)]
@@ -84,7 +84,9 @@ def test_each_vector_signals_an_eventfd_of_its_own(
     assert bound.vector(5) is None
 
 
-def test_window_and_doorbell_are_the_nodes(system: FakeSystem, bound: PciBound) -> None:
+def test_window_and_doorbell_are_mapped_from_the_node(
+    system: FakeSystem, bound: PciBound
+) -> None:
     bound.window.view[7] = 9
     bound.ring(3, 2)
     node = (system.dev / "uio0").read_bytes()
@@ -100,7 +102,7 @@ def test_registers_may_begin_in_the_middle_of_a_page(system: FakeSystem) -> None
     bound.close()
 
 
-def test_device_that_is_unbound_under_us_is_lost_and_not_put_back(
+def test_device_that_another_unbinds_is_lost_and_not_restored(
     system: FakeSystem, here: PciDevice
 ) -> None:
     bound = bindings.bind(here, "kmod")
@@ -116,7 +118,7 @@ def fds_of_mappings(bound: PciBound) -> list[int]:
     return [mapping.fileno() for mapping in bound._mappings]
 
 
-def test_hang_up_is_an_alarm_too() -> None:
+def test_hang_up_of_the_node_is_an_alarm() -> None:
     """A UIO node without its device polls as an error, and not as readable."""
     read, write = os.pipe()
     assert not ivshmem._readable(read)
@@ -128,38 +130,44 @@ def test_hang_up_is_an_alarm_too() -> None:
     os.close(read)
 
 
-def test_auto_prefers_it(here: PciDevice, caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_prefers_the_module(
+    here: PciDevice, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO")
     bound = bindings.bind(here)
     bound.close()
     assert "bound by kmod (interrupts, cached)" in caplog.text
 
 
-def test_lockdown_does_not_hinder_it(system: FakeSystem, here: PciDevice) -> None:
+def test_lockdown_does_not_prevent_a_bind_by_the_module(
+    system: FakeSystem, here: PciDevice
+) -> None:
     lock_down(system)
     bound = bindings.bind(here)
     assert bound.binding == "kmod"
     bound.close()
 
 
-# What is wrong, and its mend.
+# Failures, and what the error says.
 
 
-def test_refused_module_is_no_end_of_auto(system: FakeSystem, here: PciDevice) -> None:
+def test_auto_takes_another_way_if_the_module_is_refused(
+    system: FakeSystem, here: PciDevice
+) -> None:
     system.refusals[DRIVER] = "Key was rejected by service"
     bound = bindings.bind(here)
     assert bound.binding == "uio"
     bound.close()
 
 
-def test_module_that_refuses_the_device_sends_to_dmesg(
+def test_error_of_a_module_that_refuses_the_device_names_dmesg(
     system: FakeSystem, here: PciDevice
 ) -> None:
     system.deaf = {DRIVER}
     assert f"{DRIVER} does not take {HERE}; see dmesg" in why_not(here)
 
 
-def test_device_without_vectors_is_told_beforehand(
+def test_device_without_vectors_is_refused_before_it_is_bound(
     system: FakeSystem, here: PciDevice
 ) -> None:
     (here.path / "config").write_bytes(config(0))
@@ -167,7 +175,7 @@ def test_device_without_vectors_is_told_beforehand(
     assert system.writes == []
 
 
-def test_window_of_less_than_a_page_is_told_beforehand(
+def test_window_of_less_than_a_page_is_refused_before_it_is_bound(
     system: FakeSystem, here: PciDevice
 ) -> None:
     lines = (here.path / "resource").read_text().splitlines()
@@ -177,7 +185,9 @@ def test_window_of_less_than_a_page_is_told_beforehand(
     assert system.writes == []
 
 
-def test_driver_without_node_is_said(system: FakeSystem, here: PciDevice) -> None:
+def test_missing_node_of_the_driver_is_reported(
+    system: FakeSystem, here: PciDevice
+) -> None:
     system.load_now(DRIVER)
     with here.bound(DRIVER):
         (system.dev / "uio0").rename(system.dev / "hidden")
@@ -200,7 +210,7 @@ def test_process_that_has_the_node_is_named(
 
 
 @pytest.mark.parametrize("way", ["auto", "kmod", "sysfs"])
-def test_device_that_somebody_unseen_has_is_left_alone(
+def test_device_of_a_hidden_process_is_left_alone(
     system: FakeSystem, here: PciDevice, way: str
 ) -> None:
     system.load_now(DRIVER)
@@ -214,7 +224,7 @@ def test_device_that_somebody_unseen_has_is_left_alone(
         assert system.writes == before
 
 
-def test_node_that_was_opened_between_is_somebodys(
+def test_node_that_a_hidden_process_opened_since_the_claim_is_refused(
     system: FakeSystem, here: PciDevice
 ) -> None:
     system.load_now(DRIVER)
@@ -228,7 +238,7 @@ def test_node_that_was_opened_between_is_somebodys(
     ("number", "why"),
     [(38, "older than the agent"), (22, "refuses vector 0: Invalid argument")],
 )
-def test_module_that_arms_no_vector_is_no_use(
+def test_module_that_arms_no_vector_is_refused(
     here: PciDevice, monkeypatch: pytest.MonkeyPatch, number: int, why: str
 ) -> None:
     def refuse(fd: int, data: bytes) -> int:
@@ -250,7 +260,7 @@ def test_window_below_4_gib_is_a_warning(
     assert "give the master 512 MiB of memory or more" in caplog.text
 
 
-def test_metadata_alone_may_be_anywhere(
+def test_window_with_the_metadata_alone_may_be_below_4_gib(
     system: FakeSystem, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("WARNING")
@@ -263,7 +273,7 @@ def test_metadata_alone_may_be_anywhere(
     assert caplog.text == ""
 
 
-# Only a look.
+# Reading the IVPosition, without binding the device.
 
 
 def test_position_is_read_through_the_node_of_the_driver(

@@ -22,7 +22,7 @@ from vhostpci_guest.pci import vfio
         ("DEVICE_SET_IRQS", 0x3B6E),
     ],
 )
-def test_ioctl_number_is_the_kernels(name: str, number: int) -> None:
+def test_ioctl_number_is_that_of_the_kernel(name: str, number: int) -> None:
     assert getattr(vfio, name) == number
 
 
@@ -35,6 +35,6 @@ def test_all_vectors_are_set_in_one_call() -> None:
     assert fds == [7, 8, 9]
 
 
-def test_request_for_the_device_is_an_interrupt_of_its_own() -> None:
+def test_request_for_the_device_is_a_separate_interrupt() -> None:
     words = struct.unpack("=6I", vfio.irq_set(vfio.REQUEST_INDEX, [7]))
     assert words == (24, 4 | 32, 4, 0, 1, 7)  # VFIO_PCI_REQ_IRQ_INDEX

@@ -5,7 +5,7 @@ import pytest
 
 from tests.unit.guest.pci.watched_vm import A, B, WatchedVm
 from vhostpci_guest.errors import Unusable
-from vhostpci_guest.pci import ivshmem as device_module
+from vhostpci_guest.pci import ivshmem
 from vhostpci_guest.pci.functions import PATIENCE, RETRY
 
 
@@ -30,69 +30,67 @@ def with_module(machine: WatchedVm, monkeypatch: pytest.MonkeyPatch) -> WatchedV
     """Return a slave VM in which the uio_vhostpci module binds the functions."""
     machine.system.modules = ("uio_vhostpci", "vfio-pci")
     machine.bind = "kmod"
-    monkeypatch.setattr(device_module, "_readable", machine.system.readable)
+    monkeypatch.setattr(ivshmem, "_readable", machine.system.readable)
     return machine
 
 
+@pytest.fixture
+def unbound(with_module: WatchedVm) -> WatchedVm:
+    """Return a slave VM whose device A an administrator has unbound."""
+    with_module.plug(A)
+    with_module.start()
+    with_module.unbind(A)
+    with_module.look()
+    return with_module
+
+
 def test_device_unbound_by_the_administrator_is_left_alone(
-    with_module: WatchedVm, caplog: pytest.LogCaptureFixture
+    unbound: WatchedVm, caplog: pytest.LogCaptureFixture
 ) -> None:
-    machine = with_module
-    machine.plug(A)
-    watch = machine.start()
-    assert machine.served == [A]
-    alarms = set(watch.fds())
-    machine.unbind(A)
-    machine.look()
-    assert machine.served == []
-    assert set(watch.fds()) < alarms  # an alarm left in would end each poll() at once
+    assert unbound.watch is not None
+    assert unbound.served == []
     for _ in range(10):
-        machine.look(after=RETRY)
-    assert machine.served == []
+        unbound.look(after=RETRY)
+    assert unbound.served == []
     assert caplog.text.count(f"{A} was taken from uio_vhostpci") == 1
-    assert watch.interval == pytest.approx(RETRY)
+    assert unbound.watch.interval == pytest.approx(RETRY)
+
+
+def test_alarms_of_an_unbound_device_are_polled_no_more(with_module: WatchedVm) -> None:
+    with_module.plug(A)
+    watch = with_module.start()
+    assert with_module.served == [A]
+    alarms = set(watch.fds())
+    with_module.unbind(A)
+    with_module.look()
+    assert set(watch.fds()) < alarms  # an alarm left in would end each poll() at once
 
 
 def test_device_bound_to_another_driver_is_left_to_it(
-    with_module: WatchedVm, caplog: pytest.LogCaptureFixture
+    unbound: WatchedVm, caplog: pytest.LogCaptureFixture
 ) -> None:
-    machine = with_module
-    machine.plug(A)
-    machine.start()
-    machine.unbind(A)
-    machine.look()
-    machine.probe(A, "vfio-pci")
-    machine.look(after=RETRY)
-    assert machine.served == []
+    unbound.probe(A, "vfio-pci")
+    unbound.look(after=RETRY)
+    assert unbound.served == []
     assert "its driver now: vfio-pci" in caplog.text
 
 
 def test_device_bound_to_our_driver_again_is_served_again(
-    with_module: WatchedVm,
+    unbound: WatchedVm,
 ) -> None:
-    machine = with_module
-    machine.plug(A)
-    machine.start()
-    machine.unbind(A)
-    machine.look()
-    machine.probe(A, "uio_vhostpci")
-    machine.look()
-    machine.look(after=PATIENCE)
-    assert machine.served == [A]
+    unbound.probe(A, "uio_vhostpci")
+    unbound.look()
+    unbound.look(after=PATIENCE)
+    assert unbound.served == [A]
 
 
 def test_new_device_at_the_address_of_an_unbound_one_is_served(
-    with_module: WatchedVm,
+    unbound: WatchedVm,
 ) -> None:
-    machine = with_module
-    machine.plug(A)
-    machine.start()
-    machine.unbind(A)
-    machine.look()
-    machine.unplug(A)
-    machine.plug(A)
-    machine.look()
-    assert machine.served == [A]
+    unbound.unplug(A)
+    unbound.plug(A)
+    unbound.look()
+    assert unbound.served == [A]
 
 
 def test_unbinding_the_only_device_ends_the_agent(

@@ -217,7 +217,7 @@ def test_ring_that_is_refused_because_its_session_is_over_is_not_logged(
     bench.publish()
 
     class Late(RingRefused):
-        """Refused, and meanwhile the daemon has said why."""
+        """A refusal during which the daemon publishes a new session."""
 
         def __init__(self) -> None:
             super().__init__("another session", AgentRingState.FENCED)

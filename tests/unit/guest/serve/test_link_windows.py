@@ -26,7 +26,7 @@ def test_memory_may_be_in_any_windows(bench: Bench) -> None:
     assert addresses == [window.address for window in windows]
 
 
-def test_rings_wait_for_a_window_and_the_daemon_does_not(
+def test_rings_wait_for_a_window_and_the_answer_does_not(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -84,7 +84,9 @@ def test_window_may_come_before_it_is_named(bench: Bench) -> None:
     assert bench.running == {0, 1}
 
 
-def test_rings_stop_at_once_for_memory_that_is_still_to_come(bench: Bench) -> None:
+def test_rings_stop_at_once_when_a_window_of_the_memory_is_missing(
+    bench: Bench,
+) -> None:
     bench.windows.plug(THERE)
     bench.publish(*pair(2), regions=(BELOW,))
     bench.plane.move(0, 5)
@@ -97,7 +99,7 @@ def test_rings_stop_at_once_for_memory_that_is_still_to_come(bench: Bench) -> No
     assert bench.plane.starts[-2:] == [(0, 5), (1, 6)]
 
 
-def test_window_is_let_go_after_the_rings_stop_and_before_the_answer(
+def test_window_is_released_after_the_rings_stop_and_before_the_answer(
     bench: Bench,
 ) -> None:
     before = [bench.windows.plug(number) for number in (THERE, LATE)]
@@ -117,7 +119,7 @@ def test_window_is_let_go_after_the_rings_stop_and_before_the_answer(
 
 
 @pytest.mark.parametrize("daemon", ["alive", "silent"])
-def test_window_that_goes_is_let_go_after_the_rings_stop(
+def test_unplugged_window_is_released_after_the_rings_stop(
     bench: Bench, daemon: str
 ) -> None:
     device = bench.windows.plug(THERE)
@@ -139,7 +141,7 @@ def test_window_that_goes_is_let_go_after_the_rings_stop(
     assert bench.running == {0, 1}
 
 
-def test_window_that_goes_stays_while_a_ring_does_not_stop(bench: Bench) -> None:
+def test_unplugged_window_stays_mapped_while_a_ring_does_not_stop(bench: Bench) -> None:
     device = bench.windows.plug(THERE)
     bench.publish(*pair(2), regions=(BELOW,))
     bench.plane.stuck = {1}
@@ -153,7 +155,7 @@ def test_window_that_goes_stays_while_a_ring_does_not_stop(bench: Bench) -> None
     assert device.closed
 
 
-def test_window_that_comes_anew_is_used_where_it_is_now(bench: Bench) -> None:
+def test_window_that_is_plugged_again_is_used_at_its_new_address(bench: Bench) -> None:
     bench.windows.plug(THERE)
     bench.publish(*pair(2), regions=(BELOW,))
     bench.windows.pull(THERE)
@@ -163,7 +165,7 @@ def test_window_that_comes_anew_is_used_where_it_is_now(bench: Bench) -> None:
     assert [piece.host_addr for piece in bench.plane.memory] == [again.window.address]
 
 
-def test_region_past_the_end_of_its_window_is_the_daemons_fault(bench: Bench) -> None:
+def test_region_past_the_end_of_its_window_fails_the_device(bench: Bench) -> None:
     bench.windows.plug(THERE, size=SIZE // 2)
     bench.publish(*pair(2), regions=(BELOW,))
     assert bench.daemon.agent().state is AgentState.FAILED
@@ -171,7 +173,7 @@ def test_region_past_the_end_of_its_window_is_the_daemons_fault(bench: Bench) ->
     assert bench.windows.wanted == set()
 
 
-def test_windows_are_let_go_when_we_leave(bench: Bench) -> None:
+def test_windows_are_released_when_the_link_ends(bench: Bench) -> None:
     device = bench.windows.plug(THERE)
     bench.publish(*pair(2), regions=(BELOW,))
     assert bench.link is not None
@@ -180,7 +182,7 @@ def test_windows_are_let_go_when_we_leave(bench: Bench) -> None:
     assert device.closed
 
 
-def test_status_says_which_windows_are_there(bench: Bench) -> None:
+def test_status_lists_the_windows(bench: Bench) -> None:
     assert bench.link is not None
     shows = bench.windows.plug(THERE)
     bench.publish(*pair(2), regions=(BELOW, ABOVE))
@@ -191,7 +193,7 @@ def test_status_says_which_windows_are_there(bench: Bench) -> None:
     ]
 
 
-def test_status_says_how_fast_each_window_reads(bench: Bench) -> None:
+def test_status_has_the_rate_of_each_window(bench: Bench) -> None:
     assert bench.link is not None
     bench.windows.plug(THERE)
     bench.publish(*pair(2), regions=(BELOW,))
@@ -201,7 +203,7 @@ def test_status_says_how_fast_each_window_reads(bench: Bench) -> None:
     assert status["windows"][0]["speed"] == status["speed"]
 
 
-def test_window_that_looks_uncached_is_told_and_served(
+def test_window_that_looks_uncached_is_logged_and_served(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench.speed = Speed(window=1e8, own=10e9)

@@ -202,7 +202,9 @@ CHANGES: dict[str, dict[str, Any]] = {
         ),
     ],
 )
-def test_steps(now: Want, new: Want, runs: dict[int, Run], steps: Plan) -> None:
+def test_plan_has_the_expected_steps(
+    now: Want, new: Want, runs: dict[int, Run], steps: Plan
+) -> None:
     assert plan(now, new, runs) == steps
 
 
@@ -223,7 +225,7 @@ def test_ring_of_an_agent_that_died_starts_where_the_ring_says() -> None:
     assert base(ring(session=1, base=5), run) is None
 
 
-def test_fence_of_an_agent_before_us_still_holds() -> None:
+def test_ring_that_an_earlier_agent_fenced_stays_fenced() -> None:
     run = inherited(md.AgentRing(session=1, state=AgentRingState.FENCED))
     assert run is not None
     assert plan(want(RX), want(RX), {0: run}).start == ()
@@ -247,11 +249,11 @@ ROOM = SIZE - md.SIZE
         pytest.param(md.Region(0, 1, 0, ROOM), id="lies in the metadata"),
         pytest.param(md.Region(0, 1, 0, SIZE), id="begins past the window"),
         pytest.param(md.Region(0, 2**63, 0, 2**63), id="ends at 2^64"),
-        pytest.param(md.Region(0, 1, 255, 0), id="is in a window that nobody has"),
+        pytest.param(md.Region(0, 1, 255, 0), id="is in a window that no daemon has"),
         pytest.param(md.Region(0, 1, 65536, 0), id="is in a window past the last"),
     ],
 )
-def test_region_that_is_not_ours_to_touch_is_refused(region: md.Region) -> None:
+def test_region_outside_the_windows_memory_is_refused(region: md.Region) -> None:
     with pytest.raises(ProtocolError):
         check(snapshot(regions=(region,)), {0: WINDOW}, 3)
 
@@ -313,7 +315,7 @@ def test_first_and_last_window_id_are_allowed(number: int) -> None:
     assert check(snapshot(regions=regions), {0: WINDOW}, 3).absent == (number,)
 
 
-def test_too_few_vectors_are_told_with_the_number_that_is_needed() -> None:
+def test_error_of_too_few_vectors_has_the_number_that_is_needed() -> None:
     with pytest.raises(Unusable, match=r"has 2 MSI-X.*vectors=3"):
         check(snapshot(), {0: WINDOW}, 2)
 

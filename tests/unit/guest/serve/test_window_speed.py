@@ -92,7 +92,7 @@ def test_rate_is_bytes_by_the_time_of_a_copy(page: memoryview) -> None:
     assert speed == Speed(window=0.25e9, own=1e9)
 
 
-def test_noise_in_a_round_does_not_count(page: memoryview) -> None:
+def test_slow_round_does_not_lower_the_rate(page: memoryview) -> None:
     noisy = Stopwatch((90_000, 100), (100, 90_000), (100, 100))
     assert measure(page, noisy) == measure(page, Stopwatch((100, 100)))
 
@@ -115,7 +115,7 @@ def test_clock_too_coarse_for_a_copy_is_no_error(page: memoryview) -> None:
     assert not speed.slow
 
 
-def test_nothing_is_not_measured() -> None:
+def test_empty_memory_is_not_measured() -> None:
     assert measure(memoryview(b"")) is None
 
 
@@ -142,13 +142,13 @@ def test_slow_is_eight_times_slower_than_our_own_memory(times: int) -> None:
 # What is read of a window.
 
 
-def test_of_window_0_the_daemons_page_is_read(device: FakeDevice) -> None:
+def test_page_of_the_daemon_is_read_to_measure_window_0(device: FakeDevice) -> None:
     device.window.view[SIZE - md.SIZE] = 42
     with piece_of(device.window) as piece:
         assert (len(piece), piece[0]) == (PIECE, 42)
 
 
-def test_of_another_window_the_first_page_is_read() -> None:
+def test_first_page_is_read_to_measure_another_window() -> None:
     device = FakeDevice(window=4711)
     device.window.view[0] = 42
     with piece_of(device.window) as piece:
@@ -172,7 +172,7 @@ def test_window_without_room_for_the_metadata_is_not_read() -> None:
     device.close()
 
 
-def test_window_that_is_lost_is_no_slow_one(
+def test_lost_window_does_not_count_as_slow(
     device: FakeDevice, caplog: pytest.LogCaptureFixture
 ) -> None:
     os.ftruncate(device.fd, 0)
@@ -210,13 +210,13 @@ def test_window_that_was_slow_for_a_moment_is_not_warned_of(
     assert meter.looks == 2
 
 
-def test_what_is_known_is_not_measured_again(device: FakeDevice) -> None:
+def test_measured_window_is_not_measured_again(device: FakeDevice) -> None:
     assert looked(device, FAST).looks == 1
     assert looked(device, UNCACHED).looks == LOOKS
 
 
 @pytest.mark.parametrize(
-    ("binding", "mend"),
+    ("binding", "advice"),
     [
         ("sysfs", "module uio_vhostpci and take --bind kmod"),
         ("vfio", "module uio_vhostpci and take --bind kmod"),
@@ -224,16 +224,16 @@ def test_what_is_known_is_not_measured_again(device: FakeDevice) -> None:
         ("socket", "on tmpfs or hugetlbfs"),
     ],
 )
-def test_warning_has_the_mend(
-    device: FakeDevice, caplog: pytest.LogCaptureFixture, binding: str, mend: str
+def test_warning_says_what_to_do(
+    device: FakeDevice, caplog: pytest.LogCaptureFixture, binding: str, advice: str
 ) -> None:
     device.binding = binding
     looked(device, UNCACHED)
     assert f"bound by {binding}" in caplog.text
-    assert mend in caplog.text
+    assert advice in caplog.text
 
 
-def test_window_that_comes_again_is_measured_again(device: FakeDevice) -> None:
+def test_window_that_is_plugged_again_is_measured_again(device: FakeDevice) -> None:
     again = Mapping(device.fd, SIZE)
     meter = Meter(FAST)
     speeds = Speeds(device, meter)
