@@ -28,13 +28,33 @@ def delivered(used: list[Used], length: int) -> None:
     assert data[12:] == packet(length)[12:]
 
 
+def post(pair: Pair, count: int, *sizes: int) -> None:
+    """Offer `count` chains, each of new buffers of these sizes."""
+    for _ in range(count):
+        pair.rx.post(*sizes)
+
+
+def lend(pair: Pair, size: int) -> list[Desc]:
+    """Offer 256 buffers, the n-th under head n; return them, to be offered again."""
+    buffers = [Desc(pair.memory.allocate(size), size) for _ in range(256)]
+    for buffer in buffers:
+        pair.rx.offer(buffer)
+    return buffers
+
+
+def receive(pair: Pair, *lengths: int) -> list[Used]:
+    """Let packets arrive at the TAP; return the chains that the worker gives back."""
+    for length in lengths:
+        pair.tap.send(packet(length))
+    pair.settle()
+    return pair.rx.collect()
+
+
 def test_a_packet_fills_one_buffer(start: int) -> None:
     with Pair(start=start) as pair:
         for length in range(1, 20):
             head = pair.rx.post(2000)
-            pair.tap.send(packet(length))
-            pair.settle()
-            (used,) = pair.rx.collect()
+            (used,) = receive(pair, length)
             assert (used.head, used.len) == (head, 12 + length)
             delivered([used], length)
 
@@ -42,12 +62,9 @@ def test_a_packet_fills_one_buffer(start: int) -> None:
 @pytest.mark.parametrize("size", [1, 5, 11, 12, 13, 100])
 def test_a_packet_spreads_over_buffers_of_any_size(start: int, size: int) -> None:
     with Pair(start=start, num=256) as pair:
-        for _ in range(200):
-            pair.rx.post(size)
+        post(pair, 200, size)
         for length in (1, 30, 100):
-            pair.tap.send(packet(length))
-            pair.settle()
-            used = pair.rx.collect()
+            used = receive(pair, length)
             assert len(used) == -(-(12 + length) // size)
             assert {u.len for u in used[:-1]} <= {size}
             delivered(used, length)
@@ -59,9 +76,7 @@ def test_num_buffers_lands_right_in_a_header_of_one_byte_descriptors(
     with Pair(start=start, num=32) as pair:
         pair.rx.post(*[1] * 12, 4)
         pair.rx.post(100)
-        pair.tap.send(packet(50))
-        pair.settle()
-        used = pair.rx.collect()
+        used = receive(pair, 50)
         assert [u.len for u in used] == [16, 46]
         delivered(used, 50)
 
@@ -73,9 +88,7 @@ def test_num_buffers_lands_right_across_chains(
     with Pair(start=start) as pair:
         for size in (*sizes, 100):
             pair.rx.post(size)
-        pair.tap.send(packet(50))
-        pair.settle()
-        delivered(pair.rx.collect(), 50)
+        delivered(receive(pair, 50), 50)
 
 
 def test_num_buffers_does_not_run_over_the_end_of_a_buffer(start: int) -> None:
@@ -85,9 +98,7 @@ def test_num_buffers_does_not_run_over_the_end_of_a_buffer(start: int) -> None:
         pair.memory.write(addr, b"#" * 300)
         pair.rx.offer(Desc(addr, 11))
         pair.rx.offer(Desc(addr + 100, 100))
-        pair.tap.send(packet(50))
-        pair.settle()
-        delivered(pair.rx.collect(), 50)
+        delivered(receive(pair, 50), 50)
         memory = pair.memory.read(addr, 300)
         assert memory[11:100] + memory[151:] == b"#" * 238
 
@@ -98,9 +109,7 @@ def test_a_packet_that_fills_its_buffers_to_the_last_byte_is_delivered_at_once(
     with Pair(start=start, hold=100) as pair:
         pair.rx.post(40)
         pair.rx.post(22)
-        pair.tap.send(packet(50))
-        pair.settle()
-        delivered(pair.rx.collect(), 50)
+        delivered(receive(pair, 50), 50)
 
 
 @pytest.mark.parametrize("indirect", [False, True])
@@ -109,9 +118,7 @@ def test_big_packets_spread_over_many_buffers(start: int, indirect: bool) -> Non
         for _ in range(120):
             pair.rx.post(900, 600, indirect=indirect)
         for length in (65535, 1, 65535):
-            pair.tap.send(packet(length))
-            pair.settle()
-            delivered(pair.rx.collect(), length)
+            delivered(receive(pair, length), length)
         assert pair.status(RX).stats.spilled == 0
 
 
@@ -123,9 +130,7 @@ def test_many_packets_pass_while_buffers_come_and_go(start: int) -> None:
             while free < 60:
                 pair.rx.post(512)
                 free += 1
-            pair.tap.send(packet(length))
-            pair.settle()
-            used = pair.rx.collect()
+            used = receive(pair, length)
             free -= len(used)
             delivered(used, length)
             if pair.memory._next > (1 << 32) + (3 << 20):
@@ -136,15 +141,11 @@ def test_many_packets_pass_while_buffers_come_and_go(start: int) -> None:
 
 def test_the_store_of_chains_taken_ahead_never_runs_full(start: int) -> None:
     with Pair(start=start, num=256) as pair:
-        buffers = [Desc(pair.memory.allocate(256), 256) for _ in range(256)]
-        for i in range(256):
-            pair.rx.offer(buffers[i])
+        buffers = lend(pair, 256)
         # Small and big packets in turn move the store's window at any offset.
         for i in range(1500):
             length = 1 + i * 997 % (50 if i % 3 else 20000)
-            pair.tap.send(packet(length))
-            pair.settle()
-            used = pair.rx.collect()
+            used = receive(pair, length)
             delivered(used, length)
             for u in used:
                 pair.rx.offer(buffers[u.head])
@@ -153,8 +154,7 @@ def test_the_store_of_chains_taken_ahead_never_runs_full(start: int) -> None:
 
 def test_a_burst_is_given_back_in_batches(start: int) -> None:
     with Pair(start=start, num=256) as pair:
-        for _ in range(256):
-            pair.rx.post(30)
+        post(pair, 256, 30)
         for i in range(60):
             pair.tap.send(packet(50 + i % 2))
         pair.settle()
@@ -166,8 +166,7 @@ def test_a_burst_is_given_back_in_batches(start: int) -> None:
 
 def test_a_full_batch_is_given_back_before_the_next_packet(start: int) -> None:
     with Pair(start=start, num=256) as pair:
-        for _ in range(66):
-            pair.rx.post(40)
+        post(pair, 66, 40)
         for _ in range(33):
             pair.tap.send(packet(50))
         assert pair.worker.step() == 33
@@ -196,10 +195,7 @@ def test_without_mergeable_buffers_a_chain_too_short_loses_the_packet(
     with Pair(start=start, mergeable=False) as pair:
         head = pair.rx.post(12, 100)
         pair.rx.post(12, 2000)
-        pair.tap.send(packet(101))
-        pair.tap.send(packet(100))
-        pair.settle()
-        (used,) = pair.rx.collect()
+        (used,) = receive(pair, 101, 100)
         assert used.head == head
         delivered([used], 100)
         assert pair.status(RX).stats.drop_no_room == 1
@@ -211,9 +207,7 @@ def test_without_mergeable_buffers_a_chain_shorter_than_the_header_comes_back(
     with Pair(start=start, mergeable=False) as pair:
         bad = [pair.rx.post(11), pair.rx.offer(Desc(0, 0))]
         good = pair.rx.post(100)
-        pair.tap.send(packet(50))
-        pair.settle()
-        used = pair.rx.collect()
+        used = receive(pair, 50)
         assert [(u.head, u.len) for u in used] == [
             (bad[0], 0),
             (bad[1], 0),
@@ -227,9 +221,7 @@ def test_empty_chains_come_back_and_lose_no_packet(start: int) -> None:
         for _ in range(5):
             pair.rx.offer(Desc(0, 0))
         pair.rx.post(100)
-        pair.tap.send(packet(50))
-        pair.settle()
-        used = pair.rx.collect()
+        used = receive(pair, 50)
         assert [u.len for u in used] == [0, 0, 0, 0, 0, 62]
         delivered(used[5:], 50)
 
@@ -301,12 +293,8 @@ def test_a_packet_that_all_buffers_of_the_ring_cannot_take_is_dropped(
     start: int,
 ) -> None:
     with Pair(start=start, num=4, hold=100) as pair:
-        for _ in range(4):
-            pair.rx.post(100)
-        pair.tap.send(packet(400))
-        pair.tap.send(packet(300))
-        pair.settle()
-        delivered(pair.rx.collect(), 300)
+        post(pair, 4, 100)
+        delivered(receive(pair, 400, 300), 300)
         assert pair.status(RX).stats.drop_no_room == 1
 
 
@@ -314,8 +302,7 @@ def test_a_packet_waits_for_the_buffers_that_the_same_pass_gives_back(
     start: int,
 ) -> None:
     with Pair(start=start, num=4, hold=100) as pair:
-        for _ in range(4):
-            pair.rx.post(100)
+        post(pair, 4, 100)
         pair.tap.send(packet(80))
         pair.tap.send(packet(400))  # one buffer more than are left
         pair.settle()
@@ -329,10 +316,7 @@ def test_a_packet_waits_for_the_buffers_that_the_same_pass_gives_back(
 def test_a_packet_for_which_no_buffers_come_is_dropped_in_time(start: int) -> None:
     with Pair(start=start, num=16, hold=0.02) as pair:
         pair.rx.post(100)
-        pair.tap.send(packet(1000))
-        pair.tap.send(packet(50))
-        pair.settle()
-        assert pair.rx.collect() == []
+        assert receive(pair, 1000, 50) == []
         time.sleep(0.03)
         pair.settle()
         delivered(pair.rx.collect(), 50)
@@ -350,17 +334,12 @@ def test_a_ring_that_stops_drops_what_it_holds_and_counts_it(start: int) -> None
 
 def test_buffers_taken_ahead_are_there_for_a_successor(start: int) -> None:
     with Pair(start=start, num=16) as pair:
-        for _ in range(10):
-            pair.rx.post(100)
-        pair.tap.send(packet(150))
-        pair.settle()
-        delivered(pair.rx.collect(), 150)
+        post(pair, 10, 100)
+        delivered(receive(pair, 150), 150)
         index = pair.worker.stop(RX)
         assert index == (start + 2) % 2**16 == pair.rx.used_idx()
         pair.start(RX, base=index)
-        pair.tap.send(packet(700))
-        pair.settle()
-        used = pair.rx.collect()
+        used = receive(pair, 700)
         assert [u.head for u in used] == list(range(2, 10))
         delivered(used, 700)
 
@@ -368,12 +347,8 @@ def test_buffers_taken_ahead_are_there_for_a_successor(start: int) -> None:
 @pytest.mark.parametrize("length", [1501, 65535, 80000])
 def test_a_packet_over_the_longest_is_dropped(start: int, length: int) -> None:
     with Pair(start=start, max_packet=1500) as pair:
-        for _ in range(8):
-            pair.rx.post(2000)
-        pair.tap.send(packet(length))
-        pair.tap.send(packet(1500))
-        pair.settle()
-        delivered(pair.rx.collect(), 1500)
+        post(pair, 8, 2000)
+        delivered(receive(pair, length, 1500), 1500)
         assert pair.status(RX).stats.drop_long == 1
 
 
@@ -382,9 +357,7 @@ def test_a_read_too_short_for_a_packet_is_dropped(start: int, length: int) -> No
     with Pair(start=start) as pair:
         pair.rx.post(100)
         pair.tap.send(bytes(length))
-        pair.tap.send(packet(1))
-        pair.settle()
-        delivered(pair.rx.collect(), 1)
+        delivered(receive(pair, 1), 1)
         assert pair.status(RX).stats.drop_runt == 1
 
 
@@ -392,9 +365,7 @@ def test_chains_of_more_pieces_than_a_read_takes_are_used_in_turn(start: int) ->
     with Pair(start=start, num=2048, hold=100) as pair:
         pair.rx.post(12, *[1] * 900)
         pair.rx.post(*[1] * 1000)
-        pair.tap.send(packet(1500))
-        pair.settle()
-        used = pair.rx.collect()
+        used = receive(pair, 1500)
         assert [u.len for u in used] == [912, 600]
         delivered(used, 1500)
         assert pair.status(RX).stats.spilled == 1
@@ -426,12 +397,8 @@ def test_the_store_makes_room_for_chains_of_many_pieces(start: int) -> None:
 
 def test_a_ring_full_of_tiny_buffers_drops_what_cannot_fit(start: int) -> None:
     with Pair(start=start, num=2048, hold=100) as pair:
-        for _ in range(2048):
-            pair.rx.post(1)
-        pair.tap.send(packet(1500))
-        pair.tap.send(packet(500))
-        pair.settle()
-        used = pair.rx.collect()
+        post(pair, 2048, 1)
+        used = receive(pair, 1500, 500)
         delivered(used, 500)
         assert pair.status(RX).stats.drop_no_room == 1
 
@@ -441,9 +408,7 @@ def test_nothing_behind_the_packet_is_written(start: int) -> None:
         addr = pair.memory.allocate(300)
         pair.memory.write(addr, b"#" * 300)
         pair.rx.offer(Desc(addr + 100, 40), Desc(addr + 200, 40))
-        pair.tap.send(packet(38))
-        pair.settle()
-        assert pair.rx.collect()[0].len == 50
+        assert receive(pair, 38)[0].len == 50
         memory = pair.memory.read(addr, 300)
         assert memory[:100] + memory[140:200] + memory[210:] == b"#" * 250
 
@@ -462,15 +427,11 @@ def test_small_packets_are_offered_few_buffers_and_big_ones_are_not_lost(
     start: int,
 ) -> None:
     with Pair(start=start, num=256) as pair:
-        buffers = [Desc(pair.memory.allocate(512), 512) for _ in range(256)]
-        for buffer in buffers:
-            pair.rx.offer(buffer)
+        buffers = lend(pair, 512)
         # After a while of small ones a big one is a surprise, but only the first.
         small = [1000] * 600
         for length in [*small, 60000, 60000, *small, 60000]:
-            pair.tap.send(packet(length))
-            pair.settle()
-            used = pair.rx.collect()
+            used = receive(pair, length)
             delivered(used, length)
             for u in used:
                 pair.rx.offer(buffers[u.head])
@@ -483,13 +444,9 @@ def test_packets_of_one_length_are_offered_all_the_buffers_they_need(
 ) -> None:
     with Pair(start=start, num=256) as pair:
         # Three buffers are one byte short of a packet with its header.
-        buffers = [Desc(pair.memory.allocate(337), 337) for _ in range(256)]
-        for buffer in buffers:
-            pair.rx.offer(buffer)
+        buffers = lend(pair, 337)
         for _ in range(600):
-            pair.tap.send(packet(1000))
-            pair.settle()
-            used = pair.rx.collect()
+            used = receive(pair, 1000)
             delivered(used, 1000)
             for u in used:
                 pair.rx.offer(buffers[u.head])
