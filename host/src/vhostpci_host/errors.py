@@ -2,6 +2,7 @@
 """Errors that a user can correct; those that a peer causes are `ProtocolError`."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -21,6 +22,13 @@ class NoDaemon(HostError):
     """No daemon listens on a control socket."""
 
 
+class FileError(HostError):
+    """A configuration file has mistakes; the text has one line for each."""
+
+    def __init__(self, path: Path, mistakes: Iterable[str]) -> None:
+        super().__init__("\n".join(f"{path}: {text}" for text in mistakes))
+
+
 def explain(what: str, path: Path, error: OSError) -> HostError:
     """Return `error` as one line that says what failed, and what to do."""
     advice = {
@@ -28,4 +36,4 @@ def explain(what: str, path: Path, error: OSError) -> HostError:
         "or choose another directory",
         "FileNotFoundError": "; make the directory first",
     }.get(type(error).__name__, "")
-    return HostError(f"cannot {what} {path}: {error.strerror}{advice}")
+    return HostError(f"cannot {what} {path}: {error.strerror or error}{advice}")

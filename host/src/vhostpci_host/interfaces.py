@@ -10,6 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+Json = dict[str, Any]
+FAILED = "failed"
+"""The state, in a status, of a device that a daemon has closed because of an error."""
+UNPLUG = 5.0
+"""Seconds for a slave VM's guest to release its windows when a device is removed."""
+
 
 class Timer(Protocol):
     """A callback that is due later."""

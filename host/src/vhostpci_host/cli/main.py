@@ -8,30 +8,37 @@ wrong.
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from .. import __version__
 from ..config.device import ConfigError
-from ..config.file import FileError
-from ..errors import HostError
-from . import capabilities, manage, serve, vm_arguments
+from ..errors import FileError, HostError
+from . import capabilities
 from .arguments import Usage
 
 _COMMANDS = {
-    "run": (serve.add_run, "serve a device, or those of a file, in the foreground"),
-    "check-config": (serve.add_check_config, "print all mistakes of a file"),
-    "add": (manage.add_add, "have a running daemon serve one more device"),
-    "remove": (manage.add_remove, "have a daemon stop serving a device"),
-    "list": (manage.add_list, "list a daemon's devices"),
-    "status": (manage.add_status, "print the state of a device, or of all"),
-    "qemu-args": (vm_arguments.add_qemu_args, "print QEMU's arguments"),
+    "run": ("serve", "serve a device, or those of a file, in the foreground"),
+    "check-config": ("serve", "print all mistakes of a file"),
+    "add": ("manage", "have a running daemon serve one more device"),
+    "remove": ("manage", "have a daemon stop serving a device"),
+    "list": ("manage", "list a daemon's devices"),
+    "status": ("manage", "print the state of a device, or of all"),
+    "qemu-args": ("vm_arguments", "print QEMU's arguments"),
     "xml": (
-        vm_arguments.add_xml,
+        "vm_arguments",
         "print a domain for libvirt, with what it needs and no disk",
     ),
 }
+"""Each command's module in this package, and its help.
+
+The module is imported if the command is used, and has a function `add_COMMAND`, with
+"_" for "-", that adds the command's arguments.  `list` and `status` run often, in
+scripts and as a monitoring probe: they must not wait for all modules of the daemon.
+"""
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the grammar of all commands, with the arguments of those in `argv`."""
     parser = argparse.ArgumentParser(
         prog="vhostpci-host",
         description="Serve a VM's virtio-net card from inside another VM.",
@@ -39,14 +46,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     capabilities.add_option(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (add_arguments, text) in _COMMANDS.items():
-        add_arguments(commands.add_parser(name, help=text, description=text))
+    for name, (module, text) in _COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        # A word that only looks like a command, such as a device named "run", costs
+        # an import and does no harm.
+        if name in argv:
+            found = import_module(f".{module}", __package__)
+            getattr(found, f"add_{name.replace('-', '_')}")(command)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    args = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = _parser(words).parse_args(words)
     try:
         args.run(args)
     except FileError as error:

@@ -4,13 +4,16 @@
 import argparse
 import contextlib
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from ..config import options
 from ..config.device import daemon_control
-from ..daemon import control_client, daemon
-from ..errors import HostError, NoDaemon
+from ..daemon import control_client
+from ..errors import HostError, NoDaemon, explain
+from ..interfaces import UNPLUG
 from . import print_status
 from .arguments import add_name, run_dir
 
@@ -62,12 +65,45 @@ def _list(args: argparse.Namespace) -> None:
 
 def _status(args: argparse.Namespace) -> None:
     directory = run_dir(args)
-    found = [ask_status(directory, name) for name in _names(directory, args.name)]
+    if args.name:
+        found = [ask_status(directory, args.name)]
+        failed = 0
+    else:
+        found, failed = _status_of_all(directory)
     if args.json:
         # One object for a name, a list for all: a script need not unpack the first.
         print(json.dumps(found[0] if args.name else found, indent=2))
-    else:
+    elif found or not failed:
         print("\n".join(print_status.text(one) for one in found) or "no devices")
+    if failed:
+        raise HostError(f"the status of {failed} of the devices above is missing")
+
+
+def _status_of_all(directory: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the status of each device, and how many daemons gave none.
+
+    A daemon that hangs, or one that was killed and left its socket behind, must not
+    hide the devices of the others: it gets a line on stderr.
+    """
+    found, failed = [], 0
+    for name in _names(directory):
+        try:
+            found.append(ask_status(directory, name))
+        except NoDaemon:
+            # A daemon that ends removes the socket, and may do so while we look.  One
+            # that is still there is of a daemon that was killed.
+            if not (directory / f"{name}.control").exists():
+                continue
+            print(
+                f"vhostpci-host: {name}: no daemon serves it; one that was killed left "
+                f"{directory / name}.control behind: start the daemon again, or delete "
+                "the file",
+                file=sys.stderr,
+            )
+        except HostError as error:
+            print(f"vhostpci-host: {name}: {error}", file=sys.stderr)
+            failed += 1
+    return found, failed
 
 
 def _ask_daemon(args: argparse.Namespace, request: dict[str, Any]) -> Any:
@@ -77,7 +113,7 @@ def _ask_daemon(args: argparse.Namespace, request: dict[str, Any]) -> Any:
         # `remove` answers when the slave VM's guest has released the windows, which
         # the daemon waits UNPLUG seconds for; give it twice that.
         return control_client.ask(
-            path, request, control_client.ASK_TIMEOUT + 2 * daemon.UNPLUG
+            path, request, control_client.ASK_TIMEOUT + 2 * UNPLUG
         )
     except NoDaemon:
         raise HostError(
@@ -86,18 +122,32 @@ def _ask_daemon(args: argparse.Namespace, request: dict[str, Any]) -> Any:
         ) from None
 
 
-def _names(run_dir: Path, name: str | None) -> list[str]:
-    """Return the named device, or all devices whose daemons use this directory."""
-    if name:
-        return [name]
+def _names(run_dir: Path) -> list[str]:
+    """Return the names of all devices whose daemons use this directory.
+
+    Raises:
+        HostError: this user may not look into the directory.
+    """
     # A device that a daemon serves has a control socket; one that failed has none,
     # and only the daemon that lists it knows of it.
-    names = {path.stem for path in run_dir.glob("*.control")}
+    names = {name.removesuffix(".control") for name in _files(run_dir)}
     # Daemons that serve one device each have no socket `control`.
     with contextlib.suppress(NoDaemon):
         rows = control_client.ask(daemon_control(run_dir), {"command": "list"})
         names |= {row["name"] for row in rows}
     return sorted(names)
+
+
+def _files(run_dir: Path) -> list[str]:
+    """Return the names of the control sockets of single devices in the directory."""
+    # Path.glob() would find nothing in a directory that this user may not read, as if
+    # there were no devices.
+    try:
+        return [name for name in os.listdir(run_dir) if name.endswith(".control")]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise explain("look into", run_dir, error) from error
 
 
 def ask_status(run_dir: Path, name: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make the text that `status` and `list` print for people."""
 
-from ..device.status import FAILED, Json
+from ..interfaces import FAILED, Json
 
 
 def text(status: Json) -> str:

@@ -5,15 +5,18 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from ..config import options
 from ..config.device import DeviceConfig, Mode, parse_size
-from ..device import status
-from ..errors import HostError
+from ..errors import HostError, NoDaemon
 from ..hotplug import shmem_xml
+from ..interfaces import FAILED
 from . import libvirt_xml, print_status, qemu_args, qemu_version
 from .arguments import add_name, run_dir
 from .manage import ask_status
+
+_SLAVE = {option.name for option in options.SLAVE_VM}
 
 
 def add_qemu_args(parser: argparse.ArgumentParser) -> None:
@@ -117,20 +120,32 @@ def _vectors(
 
 
 def _qemu_device(args: argparse.Namespace) -> DeviceConfig:
-    """Return the device as the command line describes it, or as a daemon serves it."""
+    """Return the device as a daemon serves it, with the options that the user gave.
+
+    Raises:
+        HostError: no daemon serves the device, and the options do not describe it.
+    """
     given = options.texts(args)
-    # In attach mode --memory is the size of the master's own memory, for the example
-    # that is printed.  It is no option of the device, which would refuse it.
-    if given.get("mode") == Mode.ATTACH:
-        given.pop("memory", None)
-    # An arena without a size cannot be described: ask the daemon that serves it.
-    elif "memory" not in given:
-        return _running_config(args)
-    return options.device(args.name, given)
+    whole = "memory" in given or given.get("mode") == Mode.ATTACH
+    running = _running_options(args, whole=whole)
+    if _SLAVE & given.keys():
+        # The two exclude each other: the one that the user gives replaces the other.
+        running = {name: text for name, text in running.items() if name not in _SLAVE}
+    merged = {**running, **given}
+    if merged.get("mode") == Mode.ATTACH:
+        # In attach mode --memory is the size of the master's own memory, for the
+        # example that is printed.  The device has no such option, and would refuse it.
+        for name in ("memory", "memory-dir"):
+            merged.pop(name, None)
+    return options.device(args.name, merged)
 
 
-def _running_config(args: argparse.Namespace) -> DeviceConfig:
-    """Return the configuration of a device that a daemon serves.
+def _running_options(args: argparse.Namespace, *, whole: bool) -> dict[str, str]:
+    """Return the options of the device that a daemon serves.
+
+    Args:
+        whole: whether the options on the command line describe the device without a
+            daemon: then there are no others if no daemon serves it.
 
     Raises:
         HostError: no daemon serves the device, or the device failed.
@@ -138,22 +153,33 @@ def _running_config(args: argparse.Namespace) -> DeviceConfig:
     try:
         running = ask_status(run_dir(args), args.name)
     except HostError as error:
-        raise HostError(f"{error}; or give --memory") from error
-    if running["state"] == status.FAILED:
-        raise HostError(f"{print_status.text(running)}; give --memory")
-    mode = Mode(running["mode"])
-    attach = mode is Mode.ATTACH
-    # A QMP socket is an absolute path; no libvirt domain has a "/" in its name.
-    slave = (running["plugging"] or {}).get("slave", "")
-    return DeviceConfig(
-        name=args.name,
-        mode=mode,
-        memory=0 if attach else running["memory"]["size"],
-        queue_pairs=running["queue_pairs"],
-        run_dir=run_dir(args),
-        # Attach mode has no arena, so nothing looks at the directory.
-        memory_dir=Path() if attach else Path(running["memory"]["path"]).parent,
-        socket_path=Path(running["sockets"]["vhost_user"]),
-        slave_qmp=Path(slave) if slave.startswith("/") else None,
-        slave_libvirt=slave if slave and not slave.startswith("/") else None,
-    )
+        if not whole:
+            raise HostError(f"{error}; or give --memory") from error
+        # A daemon that is not there yet is usual.  Of any other reason the user must
+        # know, since the device that runs may have other options than these.
+        if not isinstance(error, NoDaemon):
+            print(f"# by the options alone: {error}", file=sys.stderr)
+        return {}
+    if running["state"] == FAILED:
+        if not whole:
+            raise HostError(f"{print_status.text(running)}; give --memory")
+        return {}
+    return _options_of(running)
+
+
+def _options_of(running: dict[str, Any]) -> dict[str, str]:
+    """Return a running device's options, by its status."""
+    found = {
+        "mode": running["mode"],
+        "queue-pairs": str(running["queue_pairs"]),
+        "socket-path": running["sockets"]["vhost_user"],
+    }
+    # The memory of attach mode is the master's: only metadata is the daemon's.
+    if found["mode"] == Mode.ARENA:
+        found["memory"] = f"{running['memory']['size'] >> 20}M"
+        found["memory-dir"] = str(Path(running["memory"]["path"]).parent)
+    slave = (running["plugging"] or {}).get("slave")
+    if slave is not None:
+        # A QMP socket is an absolute path; no libvirt domain has a "/" in its name.
+        found["slave-qmp" if slave.startswith("/") else "slave-libvirt"] = slave
+    return found

@@ -21,12 +21,12 @@ import json
 import re
 import reprlib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import HostError, explain
+from ..errors import FileError, HostError, explain
 from . import options
 from .device import RUN_DIR, ConfigError, DeviceConfig, check_name, conflicts
 
@@ -44,13 +44,6 @@ class ConfigFile:
     shared: dict[str, str]
     """The options at its top: defaults for a device that is added later."""
     devices: tuple[DeviceConfig, ...]
-
-
-class FileError(HostError):
-    """A configuration file has mistakes; the text has one line for each."""
-
-    def __init__(self, path: Path, mistakes: Iterable[str]) -> None:
-        super().__init__("\n".join(f"{path}: {text}" for text in mistakes))
 
 
 def load(path: Path) -> ConfigFile:

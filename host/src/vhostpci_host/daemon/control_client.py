@@ -33,6 +33,12 @@ def ask(path: Path, request: dict[str, Any], timeout: float = ASK_TIMEOUT) -> An
             raise NoDaemon(
                 f"no daemon at {path}: start it, or see --run-dir"
             ) from error
+        # connect() waits, too, while the daemon's backlog is full.
+        except TimeoutError as error:
+            raise HostError(
+                f"the daemon at {path} does not answer within {timeout:g} s: it hangs, "
+                "or is stopped, or the machine is overloaded; look at its log"
+            ) from error
         except OSError as error:
             raise explain("ask the daemon at", path, error) from error
         # An empty line, too: the daemon closed the connection without an answer.

@@ -22,11 +22,11 @@ from .. import sockets
 from ..config import options
 from ..config.device import DeviceConfig, check_name, conflicts, daemon_control
 from ..config.file import ConfigFile
-from ..device.status import Json, describe, describe_failed, row
+from ..device.status import describe, describe_failed, row
 from ..errors import HostError, InUse
 from ..fds import exhausted, no_descriptors
 from ..hotplug.pool import SlavePool
-from ..interfaces import Plugger
+from ..interfaces import UNPLUG, Json, Plugger
 from ..ivshmem.linger import Linger
 from ..memory.attach import WindowIds
 from ..memory.directory import make_directory
@@ -36,8 +36,6 @@ from .server import Common, Server
 
 log = logging.getLogger(__name__)
 
-UNPLUG = 5.0
-"""Seconds for a slave VM's guest to release its windows when a device is removed."""
 COMPLAIN_PAUSE = 60.0
 """Seconds between two warnings that no descriptors are left."""
 TICK = 0.250

@@ -2,7 +2,6 @@
 """What a device is doing, as JSON (`cli/print_status.py` makes text of it)."""
 
 import os
-from typing import Any
 
 from vhostpci_shared import metadata as md
 from vhostpci_shared import virtio
@@ -10,10 +9,8 @@ from vhostpci_shared.wire import ProtocolError
 
 from .. import __version__
 from ..config.device import DeviceConfig
+from ..interfaces import FAILED, Json
 from .device import Device
-
-Json = dict[str, Any]
-FAILED = "failed"
 
 
 def describe(device: Device) -> Json:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from vhostpci_host.config import file as config_file
 from vhostpci_host.config.device import RUN_DIR, Mode
-from vhostpci_host.config.file import ConfigFile, FileError
-from vhostpci_host.errors import HostError
+from vhostpci_host.config.file import ConfigFile
+from vhostpci_host.errors import FileError, HostError
 
 
 @pytest.fixture
