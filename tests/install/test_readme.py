@@ -76,12 +76,15 @@ def test_slave_waits_for_its_device_by_the_commands(machine: FreshMachine) -> No
 
 
 def test_master_finds_its_card_by_the_commands(machine: FreshMachine) -> None:
-    """The card is a dummy, in a network of its own."""
+    """The card is a TAP, in a network of its own."""
     *address, ping = readme.commands("README.md", "**4. In the master**")
     assert ping == "ping 10.0.0.2"
     machine.run("apt install iproute2 mawk")  # a stock Debian has them
-    card = f"ip link add enp0s2 address {qemu_args.mac('net0')} type dummy"
-    script = "\n".join([card, *address, "ip -br addr show dev enp0s2"])
+    card = [
+        "ip tuntap add enp0s2 mode tap",
+        f"ip link set enp0s2 address {qemu_args.mac('net0')}",
+    ]
+    script = "\n".join([*card, *address, "ip -br addr show dev enp0s2"])
     said = machine.run(f"unshare --net sh -ec {shlex.quote(script)}")
     assert said.startswith("enp0s2")
     assert " 10.0.0.1/24 " in said
