@@ -27,6 +27,9 @@ VERSION = 0
 # instead, QEMU would read from it for ever, with the whole VM standing still (QEMU 7.2
 # until at least 10.2).
 REFUSED = -2
+# The same, for a client that cannot connect now because the server has too few
+# descriptors.
+EXHAUSTED = -3
 SHARED_MEMORY = -1
 # An ID is the upper half of the 32-bit doorbell register.
 MAX_ID = 65535
@@ -48,6 +51,14 @@ def decode(data: bytes) -> int:
     """
     message: int = unpack(LAYOUT, data)[0]
     return message
+
+
+class Occupied(ProtocolError):
+    """The server refused the client because another one is connected."""
+
+
+class Exhausted(ProtocolError):
+    """The server refused the client because it has too few descriptors now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +142,9 @@ class Client:
 
     def _version(self, message: int) -> None:
         if message == REFUSED:
-            raise ProtocolError("the server refused us: another slave is connected")
+            raise Occupied("the server refused us: another slave is connected")
+        if message == EXHAUSTED:
+            raise Exhausted("the server refused us: it has no descriptors left")
         if message != VERSION:
             raise ProtocolError(f"ivshmem protocol version {message}, not {VERSION}")
         self._expect = _Expect.ID

@@ -9,6 +9,7 @@ an emulated slave VM the import of the whole agent takes seconds.
 """
 
 import argparse
+import errno
 import json
 import logging
 from collections.abc import Sequence
@@ -116,6 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("%s", error)
         return 2
     except (Unusable, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            error = Unusable(f"no descriptors are left ({error.strerror}): ulimit -n")
         log.error("%s", error, exc_info=arguments.verbose)
         return 1
     return 0

@@ -9,6 +9,8 @@ import logging
 from contextlib import ExitStack
 from functools import partial
 
+from vhostpci_shared.limits import raise_descriptor_limit
+
 from .. import status_socket
 from ..agent import Agent, stopped_by_signals
 from ..dataplane.workers import Workers
@@ -32,6 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
         Unusable: this machine lacks something, or the only device cannot be used.
     """
     wanted, joined = _rules(arguments), _bridge(arguments)
+    raise_descriptor_limit()
     with ExitStack() as undo:
         # First: a signal that comes during the steps below must undo them as well.
         stop, wakeup = undo.enter_context(stopped_by_signals())

@@ -5,6 +5,7 @@ The daemon's socket sends us what it sends QEMU: the memory, an eventfd for each
 vectors, and one for each doorbell of our peers, which connect and disconnect.
 """
 
+import errno
 import os
 import socket
 import stat
@@ -103,12 +104,15 @@ class Client:
         # messages must not be read together.
         room = ivshmem.SIZE - len(self._partial)
         try:
-            data, fds, _flags, _address = socket.recv_fds(self._socket, room, 4)
+            data, fds, flags, _address = socket.recv_fds(self._socket, room, 4)
         except BlockingIOError:
             return False
         for fd in fds:  # Python 3.11's recv_fds() drops MSG_CMSG_CLOEXEC
             os.set_inheritable(fd, False)
         self._fds += fds
+        if flags & socket.MSG_CTRUNC and len(fds) < 4:
+            # Linux had no number left for the next one, and dropped it.
+            raise OSError(errno.EMFILE, "no descriptors are left (ulimit -n)")
         if not data:
             raise ServerGone(f"{self.name}: the server has closed the connection")
         self._partial += data

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from vhostpci_shared import ivshmem
 from vhostpci_shared.wire import ProtocolError
 
 from ..errors import Unusable
@@ -20,6 +21,9 @@ from .windows import SocketWindows
 
 log = logging.getLogger(__name__)
 
+PATIENCE = 15.0
+"""Seconds to wait for a place that another agent has: the daemon disconnects one that
+has said nothing for 5 s, if another one comes."""
 _ABSENT = (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN, errno.ECONNRESET)
 
 
@@ -41,6 +45,7 @@ class SocketSource:
         self._windows = SocketWindows(path, now)
         self._client: Client | None = None
         self._due = 0.0
+        self._occupied_since: float | None = None
         self._served = False
         self._said = ""
 
@@ -62,17 +67,28 @@ class SocketSource:
                         f"{self._path}: no handshake within {HANDSHAKE:g} s; is it the "
                         "daemon's NAME.ivshmem?"
                     )
-        except (ServerGone, ProtocolError) as why:
-            self._lose(str(why), fatal=isinstance(why, ProtocolError))
+        except ivshmem.Occupied as why:
+            self._lose(str(why), fatal=self._waited_enough())
+        except (ServerGone, ivshmem.Exhausted) as why:
+            self._lose(str(why), fatal=False)
+        except ProtocolError as why:
+            self._lose(str(why), fatal=True)
         except OSError as error:
             fatal = error.errno not in _ABSENT
             self._lose(f"{self._path}: {error.strerror or error}", fatal=fatal)
         if self._client is not None:  # without a daemon there are no windows either
             self._windows.look()
 
+    def _waited_enough(self) -> bool:
+        """Whether the place in question was another agent's for `PATIENCE` seconds."""
+        if self._occupied_since is None:
+            self._occupied_since = self._now()
+        return self._now() - self._occupied_since >= PATIENCE
+
     def _greet(self, client: Client) -> None:
         if client.connected and not self._served:
             self._served, self._said = True, ""
+            self._occupied_since = None
 
     def _lose(self, why: str, *, fatal: bool) -> None:
         """Connect again in a second.

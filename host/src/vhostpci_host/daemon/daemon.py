@@ -9,7 +9,6 @@ loop: everything else is called by it, and returns.
 import asyncio
 import contextlib
 import logging
-import resource
 import signal
 import socket
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from vhostpci_shared.limits import raise_descriptor_limit
 
 from .. import sockets
 from ..config import options
@@ -365,7 +366,7 @@ async def run(config: DeviceConfig, inherited: socket.socket | None = None) -> N
     Raises:
         HostError: it cannot be served, or failed.
     """
-    _raise_limit()
+    raise_descriptor_limit()
     daemon = Daemon()
     try:
         await daemon.add(config, inherited)
@@ -380,7 +381,7 @@ async def run_file(file: ConfigFile) -> None:
     Raises:
         HostError: another daemon serves the run-dir.
     """
-    _raise_limit()
+    raise_descriptor_limit()
     daemon = Daemon(file.shared)
     try:
         await daemon.serve_control(file.run_dir)
@@ -390,10 +391,3 @@ async def run_file(file: ConfigFile) -> None:
         await daemon.ended()
     finally:
         await daemon.close()
-
-
-def _raise_limit() -> None:
-    """Raise the limit of open descriptors to the hard limit: a ring takes five."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

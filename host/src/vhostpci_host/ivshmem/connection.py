@@ -6,11 +6,13 @@ import socket
 from collections import deque
 from typing import Protocol
 
+from vhostpci_shared import ivshmem
+
 from .. import sockets
 from ..fds import exhausted, no_descriptors
 from ..interfaces import Loop, Timer
 from . import wire
-from .linger import Linger
+from .linger import LINGER, Linger
 from .peers import Outgoing, refusal
 
 MAX_QUEUE = 4096
@@ -52,7 +54,9 @@ class SlaveConnection:
         self._connection = connection
         self._queue: deque[Outgoing] = deque()
         self._retry: Timer | None = None
-        self._closed = self._sent_any = False
+        self._closed = self._sent_any = self._leaving = False
+        self.since = loop.time()
+        """When it connected."""
         self.spoke = False
         """Whether it has sent something, so that it is no slave."""
 
@@ -73,17 +77,22 @@ class SlaveConnection:
 
     def send(self, messages: list[Outgoing]) -> None:
         """Send messages, or queue them; drop a slave that leaves too many unread."""
+        if self._leaving or self._closed:
+            return
         # Duplicate every descriptor before the first message is sent: if descriptors
         # run out, a QEMU must not be left with half a handshake.
+        copies: list[Outgoing] = []
         try:
-            self._queue.extend(
-                Outgoing(one.message, one.fd and one.fd.copy()) for one in messages
-            )
+            for one in messages:
+                copies.append(Outgoing(one.message, one.fd and one.fd.copy()))
         except OSError as error:
+            for copy in copies:
+                _release(copy)
             if not exhausted(error):
                 raise
             self.give_up(no_descriptors(error))
             return
+        self._queue.extend(copies)
         # While a timer is set, older messages wait: these must not overtake them, since
         # a vector is known by its place in the order.
         if self._retry is None:
@@ -99,6 +108,8 @@ class SlaveConnection:
                 self._sent_any = True
                 # Take a message off the queue only once it has been sent.
                 _release(self._queue.popleft())
+            if self._leaving:
+                self._loop.call_later(0, self.close)
         except EOFError:
             # Close it later, like `drop`: the device may have called `send`.
             self._loop.call_later(0, self.close)
@@ -111,13 +122,19 @@ class SlaveConnection:
 
     def give_up(self, reason: str) -> None:
         """Drop a slave because we lack the descriptors to send it what it needs."""
-        self._release_all()
+        if self._leaving or self._closed:
+            return
+        self._leaving = True
+        self._owner.say_once(f"slave (pid {self.pid}) dropped: {reason}")
         # A QEMU that has read nothing yet would not stop reading if the connection just
         # ended; a refusal ends its device_add with an error.
-        if not self._sent_any:
-            self._queue.extend(refusal())
+        if not self._sent_any and not self._queue:
+            self._queue.extend(refusal(ivshmem.EXHAUSTED))
+        # What waits has its descriptors, and may be the rest of a handshake: without it
+        # a QEMU would stand still until the connection ends, and spin from then on.
+        self._loop.call_later(LINGER, self.close)
+        if self._retry is None:
             self._flush()
-        self.drop(reason)
 
     def unread(self) -> bool:
         """Whether the slave has not yet read everything that was sent."""

@@ -105,7 +105,7 @@ def window_handshake(number: int, memory: Fd, vector: Notifier) -> list[Outgoing
     ]
 
 
-def refusal() -> list[Outgoing]:
+def refusal(message: int = ivshmem.REFUSED) -> list[Outgoing]:
     """Return the messages for a slave that is refused."""
     # A version that QEMU does not know ends the device's realize() with an error.
-    return [Outgoing(ivshmem.REFUSED)]
+    return [Outgoing(message)]

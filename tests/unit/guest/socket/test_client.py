@@ -22,7 +22,7 @@ from vhostpci_guest.socket.client import (
     Client,
     ServerGone,
 )
-from vhostpci_guest.socket.source import SocketSource
+from vhostpci_guest.socket.source import PATIENCE, SocketSource
 from vhostpci_shared import ivshmem
 from vhostpci_shared import metadata as md
 from vhostpci_shared.wire import ProtocolError
@@ -293,14 +293,40 @@ def test_source_reconnects_to_a_restarted_daemon(
     second.close()
 
 
-def test_source_ends_if_the_first_daemon_refuses_us(
-    server: FakeServer, source: SocketSource
-) -> None:
+def refuse(source: SocketSource, server: FakeServer, message: int) -> None:
+    """Have the source connect, and refuse it."""
     source.look()
     server.accept()
-    server.say(ivshmem.REFUSED)
+    server.say(message)
+    source.look()
+
+
+def test_source_ends_if_another_agent_keeps_the_place(
+    server: FakeServer, source: SocketSource, clock: Clock
+) -> None:
+    for _ in range(int(PATIENCE / RETRY)):
+        refuse(source, server, ivshmem.REFUSED)
+        clock.seconds += RETRY
     with pytest.raises(Unusable, match="another slave is connected"):
-        source.look()
+        refuse(source, server, ivshmem.REFUSED)
+
+
+def test_source_takes_the_place_of_an_agent_that_hung(
+    server: FakeServer, source: SocketSource, clock: Clock
+) -> None:
+    for _ in range(5):
+        refuse(source, server, ivshmem.REFUSED)
+        clock.seconds += RETRY
+    greeted(source, server).close()
+
+
+def test_source_waits_for_a_daemon_without_descriptors(
+    server: FakeServer, source: SocketSource, clock: Clock
+) -> None:
+    for _ in range(100):
+        refuse(source, server, ivshmem.EXHAUSTED)
+        clock.seconds += RETRY
+    greeted(source, server).close()
 
 
 def test_source_keeps_trying_if_a_later_daemon_refuses_us(

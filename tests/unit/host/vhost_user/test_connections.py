@@ -2,9 +2,10 @@
 """Connections over socket pairs: split messages, floods, and peers that never read."""
 
 import os
+import resource
 import socket
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 
 import pytest
 from hypothesis import given
@@ -19,6 +20,7 @@ from vhostpci_host.ivshmem.peers import Outgoing
 from vhostpci_host.vhost_user import wire
 from vhostpci_host.vhost_user.connection import MasterConnection
 from vhostpci_host.vhost_user.message import Message
+from vhostpci_shared import ivshmem
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import Request
 from vhostpci_shared.wire import ProtocolError
@@ -255,3 +257,53 @@ def test_more_descriptors_than_there_is_room_for_are_refused(pair: Pair) -> None
     with pytest.raises(ProtocolError, match="descriptors"):
         wire.receive(pair[0], 1)
     assert len(open_descriptors()) == before
+
+
+@contextmanager
+def without_descriptors() -> Iterator[None]:
+    """Let no further descriptor be opened."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_descriptors()) + 1, hard))
+    held = []
+    try:
+        while True:
+            held.append(os.dup(0))
+    except OSError:
+        yield
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_slave_is_refused_without_descriptors_for_its_handshake(pair: Pair) -> None:
+    loop, owner, connection = slave(pair)
+    with closing(Notifier.new()) as fd, without_descriptors():
+        connection.send([Outgoing(0), Outgoing(0, fd)])
+    assert ivshmem.decode(pair[1].recv(8)) == ivshmem.EXHAUSTED
+    loop.advance()
+    assert owner.closed == 1
+    assert "no descriptors are left" in owner.said[0]
+    pair[1].close()
+    loop.advance()
+
+
+def test_rest_of_a_handshake_is_sent_though_descriptors_run_out(pair: Pair) -> None:
+    """A QEMU that has read half of it stands still with its whole VM."""
+    pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    loop, owner, connection = slave(pair)
+    connection.send([Outgoing(number) for number in range(500)])
+    with closing(Notifier.new()) as fd, without_descriptors():
+        connection.send([Outgoing(7), Outgoing(7, fd)])
+    seen: list[int] = []
+    pair[1].setblocking(False)
+    while not owner.closed:
+        with suppress(BlockingIOError):
+            seen.append(int.from_bytes(pair[1].recv(8), "little"))
+        loop.advance(0.05)
+    with suppress(BlockingIOError):
+        while data := pair[1].recv(8):
+            seen.append(int.from_bytes(data, "little"))
+    assert seen == list(range(500))
+    pair[1].close()
+    loop.advance()
