@@ -27,6 +27,7 @@ from . import control
 from .admission import Admission
 from .isolated_loop import IsolatedLoop
 from .listeners import Listener, PathListener, Place
+from .seats import slave_hangs
 
 log = logging.getLogger(__name__)
 
@@ -180,12 +181,14 @@ class Server:
         self._stack.callback(server.close)
 
     def _new_master(self, connection: socket.socket) -> None:
+        pid = sockets.peer_pid(connection)
         if self._master is not None and self._master.hung_up():
             self._master.close()
+        elif self._master is not None and self._master.hangs:
+            self._replace_master(self._master, pid)
         if self._master is not None:
             self._refuse_master(connection)
             return
-        pid = sockets.peer_pid(connection)
         self._master = MasterConnection(
             connection,
             self.loop,
@@ -196,6 +199,17 @@ class Server:
         )
         self.device.master_connected(self._master)
         self._master.start()
+
+    def _replace_master(self, master: MasterConnection, pid: int) -> None:
+        """Disconnect a front-end that hangs, because another one has come."""
+        self.say_once(
+            f"front-end (pid {master.pid}) has to go: it {master.hangs}. "
+            f"Pid {pid} takes its place"
+        )
+        silent = master.give_back()
+        if silent is not None:
+            # Perhaps a slave's QEMU, which would spin if its connection just ended.
+            self._common.linger.refuse(silent)
 
     def _refuse_master(self, connection: socket.socket) -> None:
         assert self._master is not None, "no front-end connected"
@@ -218,6 +232,8 @@ class Server:
             return
         if self._slave is not None and self._slave.hung_up():
             self._slave.close()
+        elif self._slave is not None:
+            self._replace_hung_slave(self._slave, pid)
         if self._slave is not None:
             self._refuse_slave(connection)
             return
@@ -230,6 +246,17 @@ class Server:
             if not exhausted(error):
                 raise
             self._slave.give_up(no_descriptors(error))
+
+    def _replace_hung_slave(self, slave: SlaveConnection, pid: int) -> None:
+        """Disconnect a slave if it hangs, because another one has come."""
+        hangs = slave_hangs(slave, self.device.agent, self.loop.time())
+        if hangs:
+            self.say_once(
+                f"slave (pid {slave.pid}) has to go: it {hangs}. "
+                f"Pid {pid} takes its place"
+            )
+            slave.close()
+            self.device.windows.disconnect(slave.pid)
 
     def _refuse_slave(self, connection: socket.socket) -> None:
         assert self._slave is not None, "no slave connected"
@@ -277,7 +304,13 @@ class Server:
         self._ticks += 1
         if self._ticks % CHECK_TICKS == 0:
             self.loop.run(self._check_paths)
+            self.loop.run(self._check_master)
         self.loop.run(self.device.tick)
+
+    def _check_master(self) -> None:
+        """Say that a front-end hangs: its user may wait for something to happen."""
+        if self._master is not None and (hangs := self._master.hangs):
+            self.say_once(f"front-end (pid {self._master.pid}) {hangs}")
 
     def _check_paths(self) -> None:
         """Listen again where another process took the path of a socket."""
@@ -287,9 +320,10 @@ class Server:
 
     def _exhausted(self, error: OSError) -> None:
         """Drop a connection, since no descriptors are left."""
-        connection = self._master or self._slave
-        if connection is not None:
-            connection.drop(no_descriptors(error))
+        if self._master is not None:
+            self._master.drop(no_descriptors(error))
+        elif self._slave is not None:
+            self._slave.give_up(no_descriptors(error))
 
     def _fail(self, error: Exception) -> None:
         """Close the device after an error of ours: half of a device serves no VM."""

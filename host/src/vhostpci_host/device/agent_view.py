@@ -107,6 +107,10 @@ class AgentView:
             and self.entry.generation >= self.late_at
         )
 
+    def silent_since(self, connected_at: float) -> float:
+        """Return since when it has said nothing; never before `connected_at`."""
+        return connected_at if self._lived_at is None else self._lived_at
+
     def _tell(self, now: float) -> None:
         """Log what the agent says of itself: once, and at most one line a second."""
         entry = self.entry

@@ -139,6 +139,11 @@ class ShownWindows:
         self._plug()
         return True
 
+    def disconnect(self, pid: int) -> None:
+        """Disconnect a process that hangs from all windows: another takes its place."""
+        for window in self._sockets.values():
+            window.disconnect(pid)
+
     def _plug(self) -> None:
         """Have the plugger plug what is shown, and nothing else."""
         if self.plugger is None:

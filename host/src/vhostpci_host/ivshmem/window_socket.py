@@ -90,6 +90,11 @@ class WindowSocket:
         self._connection.start()
         self._connection.send(window_handshake(self._number, self._file, self._vector))
 
+    def disconnect(self, pid: int) -> None:
+        """Disconnect this process, if it is connected."""
+        if self._connection is not None and self._connection.pid == pid:
+            self._connection.close()
+
     def _refusal(self, connection: socket.socket) -> str | None:
         """Return why this slave cannot have the window; None if it can."""
         who = f"window {self._number} refused to pid {sockets.peer_pid(connection)}"

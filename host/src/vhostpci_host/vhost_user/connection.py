@@ -5,6 +5,7 @@ import logging
 import socket
 from collections.abc import Callable
 
+from vhostpci_shared.vhost_user import Request
 from vhostpci_shared.wire import ProtocolError
 
 from .. import sockets
@@ -14,6 +15,8 @@ from .message import Message
 
 log = logging.getLogger(__name__)
 
+SILENT = 5.0
+"""Seconds after which a front-end that does not go on is said to hang."""
 MESSAGES_AT_ONCE = 16
 """Messages of one front-end that are read before the loop serves others."""
 
@@ -51,6 +54,10 @@ class MasterConnection:
         self._connection = connection
         self._reader = wire.MessageReader(connection)
         self._closed = self._paused = False
+        self._introduced = self._spoke = False
+        # Since when the front-end owes us something: its introduction, or the rest of a
+        # message.
+        self._owes_since: float | None = loop.time()
 
     def start(self) -> None:
         """Start to read messages."""
@@ -62,6 +69,7 @@ class MasterConnection:
             for _ in range(MESSAGES_AT_ONCE):
                 # `_receive` may have paused or closed the connection.
                 message = None if self._busy() else self._reader.read()
+                self._note(message)
                 if message is None:
                     return
                 self._receive(message)
@@ -69,6 +77,37 @@ class MasterConnection:
             self.close()
         except ProtocolError as error:
             self.drop(str(error))
+
+    def _note(self, message: Message | None) -> None:
+        """Note whether the front-end owes us something now."""
+        self._spoke |= message is not None or self._reader.in_message
+        if message is not None:
+            # Every front-end sends this at once, and may then be quiet for weeks.
+            self._introduced |= message.header.request == Request.SET_OWNER
+            self._owes_since = None if self._introduced else self._owes_since
+        elif self._reader.in_message and self._owes_since is None:
+            self._owes_since = self._loop.time()
+
+    @property
+    def hangs(self) -> str:
+        """How the front-end hangs since `SILENT` seconds; empty if it does not."""
+        since = self._owes_since
+        if self._paused or since is None or self._loop.time() - since < SILENT:
+            return ""
+        if not self._spoke:
+            return "says nothing: is it a slave's QEMU? Its socket is NAME.ivshmem"
+        if self._reader.in_message:
+            return "has sent half a message, and does not go on"
+        return "does not go on: it has not sent SET_OWNER"
+
+    def give_back(self) -> socket.socket | None:
+        """End the connection, and leave its socket to the caller if it is silent."""
+        if self._spoke or self._closed:
+            self.close()
+            return None
+        ours = self._connection.dup()
+        self.close()
+        return ours
 
     def _busy(self) -> bool:
         return self._closed or self._paused

@@ -42,6 +42,11 @@ class MessageReader:
         self._header, self._data, self._fds = None, b"", []
         return Message(header, payload, fds)
 
+    @property
+    def in_message(self) -> bool:
+        """Whether a part of a message has arrived, and the rest has not."""
+        return bool(self._data) or self._header is not None
+
     def close(self) -> None:
         """Close the descriptors of a message that has arrived in part."""
         while self._fds:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One device's sockets, and what comes to them, without a daemon around it."""
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -13,10 +14,13 @@ from tests.fakes.loop import ManualLoop
 from tests.fakes.windows import MIB
 from vhostpci_host.config.device import DeviceConfig, Mode
 from vhostpci_host.daemon.daemon import TICK
+from vhostpci_host.daemon.seats import HUNG
 from vhostpci_host.daemon.server import SUSPICION, Common, Server
 from vhostpci_host.ivshmem.linger import LINGER, Linger
 from vhostpci_host.memory.attach import WindowIds
+from vhostpci_host.vhost_user.connection import SILENT
 from vhostpci_shared import ivshmem
+from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import Request
 
@@ -40,7 +44,8 @@ class Served:
         )
         self._caplog = caplog
         self._common = common
-        self._clients: list[socket.socket] = []
+        self.beats = 0
+        self.clients: list[socket.socket] = []
         self._tick()
 
     def _tick(self) -> None:
@@ -51,13 +56,13 @@ class Served:
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         client.setblocking(False)
         client.connect(os.fspath(path))
-        self._clients.append(client)
+        self.clients.append(client)
         return client
 
     def master(self) -> socket.socket:
-        """Connect as a front-end does, and ask the first question."""
+        """Connect as a front-end does: introduce it, and ask the first question."""
         client = self.connect(self.config.vhost_user)
-        client.send(vu.message(Request.GET_FEATURES))
+        client.send(vu.message(Request.SET_OWNER) + vu.message(Request.GET_FEATURES))
         self.loop.advance()
         return client
 
@@ -75,7 +80,7 @@ class Served:
         self._timer.cancel()
         self.server.close()
         self._common.linger.close()
-        for client in self._clients:
+        for client in self.clients:
             client.close()
         assert not self.failures
         assert not self.loop.watched()
@@ -232,3 +237,124 @@ def test_end_leaves_a_stolen_socket_to_its_thief(served: Served, path: Path) -> 
     with steal(path):
         served.server.close()
         assert path.is_socket()
+
+
+SOME = vu.message(Request.GET_FEATURES)
+
+
+@pytest.mark.parametrize("sent", [b"", SOME[:1], SOME[:6], SOME + SOME[:6], SOME])
+def test_front_end_that_hangs_makes_room_for_another(
+    served: Served, sent: bytes
+) -> None:
+    hung = served.connect(served.config.vhost_user)
+    hung.send(sent)
+    served.loop.advance(SILENT - 1.0)
+    second = served.master()
+    assert answered(second) is False
+    served.loop.advance(2.0)
+    assert served.said(f"front-end (pid {os.getpid()}) ") > 0
+    assert answered(served.master())
+    assert served.said("has to go") == 1
+
+
+def test_front_end_that_is_quiet_after_its_introduction_keeps_its_place(
+    served: Served,
+) -> None:
+    """A guest without a driver leaves its QEMU with nothing to say."""
+    first = served.master()
+    served.loop.advance(1000.0)
+    assert answered(first)
+    assert answered(served.master()) is False
+    assert served.said("does not go on") == 0
+
+
+def test_message_that_begins_late_has_its_time(served: Served) -> None:
+    first = served.master()
+    served.loop.advance(1000.0)
+    first.send(SOME[:6])
+    served.loop.advance(SILENT - 1.0)
+    assert answered(served.master()) is False
+    served.loop.advance(2.0)
+    assert served.said("half a message") == 1
+    assert answered(served.master())
+
+
+def test_silent_front_end_is_asked_whether_it_is_a_slave(served: Served) -> None:
+    served.connect(served.config.vhost_user)
+    served.loop.advance(3 * SILENT)
+    assert served.said("says nothing: is it a slave's QEMU? Its socket is NAME.iv") == 1
+
+
+def test_slaves_qemu_at_the_masters_socket_is_refused_before_it_has_to_go(
+    served: Served,
+) -> None:
+    """It would read from a connection that just ended, again and again, for ever."""
+    stray = served.connect(served.config.vhost_user)
+    served.loop.advance(SILENT)
+    assert answered(served.master())
+    assert ivshmem.decode(stray.recv(8)) == ivshmem.REFUSED
+    with pytest.raises(BlockingIOError):
+        stray.recv(1)
+
+
+def agent_process(served: Served) -> socket.socket:
+    """Connect as an agent does, which gives its socket a name."""
+    agent = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    agent.setblocking(False)
+    agent.bind("")
+    agent.connect(os.fspath(served.config.ivshmem))
+    served.clients.append(agent)
+    served.loop.advance()
+    return agent
+
+
+def is_served(slave: socket.socket) -> bool:
+    return ivshmem.decode(slave.recv(8)) == ivshmem.VERSION
+
+
+def beat(served: Served) -> None:
+    """Say something, as an agent that lives does twice a second."""
+    metadata = served.server.device.store.metadata
+    served.beats += 1
+    metadata.write_agent(md.Agent(instance=1, heartbeat=served.beats))
+
+
+def read_all(slave: socket.socket) -> None:
+    """Read the handshake; descriptors that are not asked for are closed by Linux."""
+    with contextlib.suppress(BlockingIOError):
+        while slave.recv(4096):
+            continue
+
+
+def test_agent_that_hangs_makes_room_for_another(served: Served) -> None:
+    hung = agent_process(served)
+    for _ in range(8):
+        read_all(hung)
+        beat(served)
+        served.loop.advance(1.0)
+    assert not is_served(agent_process(served))
+    served.loop.advance(HUNG)
+    assert is_served(agent_process(served))
+    assert served.said("has to go: it has said nothing") == 1
+
+
+def test_agent_that_never_reads_makes_room_for_another(served: Served) -> None:
+    agent_process(served)
+    assert not is_served(agent_process(served))
+    served.loop.advance(HUNG)
+    assert is_served(agent_process(served))
+
+
+def test_slaves_qemu_without_an_agent_keeps_its_place(served: Served) -> None:
+    qemu = served.slave()
+    read_all(qemu)
+    served.loop.advance(1000.0)
+    assert not is_served(served.slave())
+    assert not is_served(agent_process(served))
+
+
+def test_slaves_qemu_that_never_reads_makes_room_for_another(served: Served) -> None:
+    served.slave()
+    assert not is_served(served.slave())
+    served.loop.advance(LINGER)
+    assert is_served(served.slave())
