@@ -13,6 +13,7 @@ from typing import Self
 
 from tests.waiting import TIMEOUT
 from vhostpci_shared import access, ivshmem
+from vhostpci_shared import metadata as md
 from vhostpci_shared.ivshmem import Client, OwnVector, PeerGone, PeerVector
 from vhostpci_shared.wire import ProtocolError
 
@@ -51,7 +52,10 @@ class SlaveClient:
     def _take(self, event: ivshmem.Event | None, fd: int) -> None:
         match event:
             case ivshmem.SharedMemory():
-                self.memory = mmap.mmap(fd, os.fstat(fd).st_size)
+                # Only the metadata: in tests the front-end is this process, too, and
+                # the daemon looks whether a front-end maps its RAM and the metadata.
+                offset = os.fstat(fd).st_size - md.SIZE
+                self.memory = mmap.mmap(fd, md.SIZE, offset=offset)
                 os.close(fd)
             case OwnVector():
                 self.own.append(fd)
@@ -77,7 +81,7 @@ class SlaveClient:
     def metadata(self) -> Iterator[access.Metadata]:
         assert self.memory is not None
         view = memoryview(self.memory)
-        metadata = access.Metadata(access.find(view))
+        metadata = access.Metadata(view)
         try:
             yield metadata
         finally:

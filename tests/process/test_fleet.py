@@ -72,11 +72,13 @@ def test_each_device_of_the_file_has_sockets_that_work(shared: Fleet) -> None:
     assert json.loads(shared.command("status", "b", "-j").stdout)["name"] == "b"
 
 
-def test_daemon_that_ends_removes_its_files(fleet: Fleet) -> None:
+def test_daemon_that_ends_leaves_only_the_memory_of_masters(fleet: Fleet) -> None:
     fleet.pair("a")
-    assert fleet.command("add", "c", "--memory", "1M").returncode == 0
+    assert fleet.command("add", "c", "--memory", "16M").returncode == 0
+    fleet.pair("c")
+    assert fleet.command("remove", "c").returncode == 0
     assert fleet.end() == 0
-    assert fleet.files() == []
+    assert fleet.files() == ["a"]
 
 
 def test_daemon_may_start_without_devices(directory: Path) -> None:
@@ -197,8 +199,8 @@ def test_device_that_cannot_be_served_is_listed_as_failed(directory: Path) -> No
     with Fleet(directory, ["a", "b"]) as fleet:
         row = fleet.devices()["a"]
         assert row["state"] == "failed"
-        assert "cannot open arena" in row["reason"]
-        assert "a: failed: cannot open arena" in fleet.command("status").stdout
+        assert "is no regular file" in row["reason"]
+        assert "a: failed: arena " in fleet.command("status").stdout
         done = fleet.command("qemu-args", "a", "--role", "master")
         assert (done.returncode, "a: failed: " in done.stderr) == (1, True)
         assert kicks_arrive(*fleet.pair("b"))
@@ -242,8 +244,10 @@ def test_other_device_works_when_one_fails(directory: Path, what: str) -> None:
         assert kicks_arrive(*a)
         assert fleet.said("b: failed, and is closed") == 1
         (fleet.run_dir / "b.break").unlink()
-        assert [name for name in fleet.files() if name.startswith("b")] == []
+        # A master may run on with the memory of a device that failed.
+        assert [name for name in fleet.files() if name.startswith("b")] == ["b"]
         assert fleet.command("remove", "b").returncode == 0
+        assert [name for name in fleet.files() if name.startswith("b")] == []
         assert fleet.command("add", "b", "--memory", "16M").returncode == 0
         fleet.master("b").ask(Request.GET_FEATURES)
 
@@ -461,7 +465,7 @@ def test_slave_vm_that_never_answers_delays_remove_and_end_only_briefly(
     assert kicks_arrive(*a)
     # Each of the two that are left may wait for an answer; not one after the other.
     assert fleet.end_within(9.0) == 0
-    assert fleet.files() == []
+    assert fleet.files() == ["a"]
 
 
 @pytest.mark.parametrize("mode", ["arena", "attach"])

@@ -134,19 +134,22 @@ def test_daemon_does_not_wait_for_an_agent_that_is_absent(lab: Lab) -> None:
     assert not daemon.said(LATE)
 
 
-def test_daemon_that_gets_sigterm_leaves_no_files(lab: Lab) -> None:
+def test_daemon_that_gets_sigterm_leaves_only_the_masters_memory(lab: Lab) -> None:
     daemon, _, _ = start(lab)
     assert daemon.end_within(1.0) == 0
-    assert lab.files() == []
+    assert lab.files() == [lab.arena.name]
     lab.wait_carrier("NO-CARRIER")
 
 
-def test_daemon_that_is_killed_can_be_replaced(lab: Lab) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_daemon_that_has_ended_can_be_replaced(
+    lab: Lab, number: signal.Signals
+) -> None:
     """The arena stays, as the master still has it as RAM."""
     daemon, _, master = start(lab)
     arena = lab.arena.stat().st_ino
     for _ in range(2):
-        daemon.end(signal.SIGKILL)
+        daemon.end(number)
         master.stop_card()
         daemon = lab.start_daemon()
         assert lab.arena.stat().st_ino == arena

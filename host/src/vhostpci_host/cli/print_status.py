@@ -9,7 +9,7 @@ def text(status: Json) -> str:
     # A device that failed has only its name, mode and reason.
     if status["state"] == FAILED:
         return f"{status['name']}: failed: {status['reason']}"
-    lines = [f"{status['name']}: {status['state']}", _memory_line(status["memory"])]
+    lines = [f"{status['name']}: {status['state']}", *_memory_lines(status["memory"])]
     lines += [_window_line(window) for window in status["windows"]]
     lines += _connection_lines(status)
     lines += _plugging_lines(status["plugging"])
@@ -29,14 +29,17 @@ def table(rows: list[Json]) -> str:
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-def _memory_line(memory: Json) -> str:
+def _memory_lines(memory: Json) -> list[str]:
     # In attach mode only the metadata is ours, and it is a memfd without a path.
     if memory["path"] is None:
-        return "  memory   the master's own (attach mode)"
-    return (
+        return ["  memory   the master's own (attach mode)"]
+    lines = [
         f"  memory   {memory['size'] >> 20} MiB in {memory['path']} "
         f"({memory['filesystem']}, window {memory['window'] >> 20} MiB)"
-    )
+    ]
+    if memory["problem"]:
+        lines.append(f"  problem  {memory['problem']}")
+    return lines
 
 
 def _window_line(window: Json) -> str:

@@ -15,6 +15,7 @@ from ..errors import HostError
 
 RUN_DIR = Path("/run/vhostpci")
 MEMORY_DIR = Path("/dev/shm/vhostpci")
+YES, NO = "yes", "no"
 MAX_QUEUE_PAIRS = md.MAX_RINGS // 2
 MIB = 2**20
 MAX_MEMORY = 2**44
@@ -65,6 +66,17 @@ def parse_size(text: str) -> int:
             f"and at most {MAX_MEMORY // 2**40}T"
         )
     return size
+
+
+def parse_yes_no(name: str, text: str) -> bool:
+    """Return whether `text`, the value of option `name`, is yes.
+
+    Raises:
+        HostError: it is neither yes nor no.
+    """
+    if text not in (YES, NO):
+        raise HostError(f"{name} {text!r}: write {YES} or {NO}")
+    return text == YES
 
 
 def parse_mode(text: str) -> int:
@@ -181,6 +193,10 @@ class DeviceConfig:
     group: int | None = None
     access: int = 0o600
     """File mode of the sockets and the memory."""
+    prealloc: bool = False
+    """Whether all of the arena's memory is taken at the start."""
+    discard_memory: bool = False
+    """Whether the arena is removed at the end, even if a master has had it."""
     socket_path: Path | None = None
     """The vhost-user socket; None puts it into `run_dir`."""
     slave_qmp: Path | None = None
@@ -212,6 +228,14 @@ class DeviceConfig:
                 "memory is for arena mode: in attach mode the master brings its own, "
                 "so leave it out",
             )
+        if self.mode is Mode.ATTACH:
+            given = {"prealloc": self.prealloc, "discard-memory": self.discard_memory}
+            for option in (name for name, is_set in given.items() if is_set):
+                yield Problem(
+                    option,
+                    f"{option} is for arena mode: in attach mode the master's memory "
+                    "is its own, so leave it out",
+                )
 
     def _other_problems(self) -> Iterator[Problem]:
         # Refuse both rather than use one of them silently.

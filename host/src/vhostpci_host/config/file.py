@@ -222,8 +222,15 @@ class _Check:
         # TOML would take it for decimal, and octal is what its author means.
         if option.is_number and _is_number(value):
             return str(value)
-        or_number = " or a number" if option.is_number else ""
-        raise HostError(f"{key} {_shown(value)}: write a text in quotes{or_number}")
+        if option.is_yes_no and isinstance(value, bool):
+            return options.yes_no(value)
+        form = "a text in quotes"
+        if option.is_number:
+            form += " or a number"
+        raise HostError(
+            f"{key} {_shown(value)}: write "
+            f"{'true or false' if option.is_yes_no else form}"
+        )
 
     def _assemble(self, name: str, table: _Table) -> None:
         """Make the device's configuration; report values that contradict each other."""

@@ -9,12 +9,14 @@ a program writes to the control socket.
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..errors import HostError
 from .device import MEMORY_DIR as DEFAULT_MEMORY_DIR
-from .device import RUN_DIR as DEFAULT_RUN_DIR
 from .device import (
+    NO,
+    YES,
     DeviceConfig,
     Mode,
     group_id,
@@ -22,7 +24,9 @@ from .device import (
     parse_mode,
     parse_queue_pairs,
     parse_size,
+    parse_yes_no,
 )
+from .device import RUN_DIR as DEFAULT_RUN_DIR
 
 Texts = Mapping[str, str]
 """Values of some options, as text, by the options' names."""
@@ -43,6 +47,8 @@ class Option:
     """Whether a relative value is joined to the caller's directory, or the file's."""
     is_number: bool = False
     """Whether a configuration file may also give it as a TOML number."""
+    is_yes_no: bool = False
+    """Whether it is `--NAME` alone on the command line, and true or false in a file."""
     daemon_checks: bool = False
     """Whether only the daemon can check its value."""
 
@@ -85,6 +91,23 @@ MEMORY = Option(
     metavar="SIZE",
     help="the master's memory, such as 1G (arena mode)",
     is_number=True,
+)
+PREALLOC = Option(
+    name="prealloc",
+    field="prealloc",
+    parse=partial(parse_yes_no, "prealloc"),
+    metavar="YES|NO",
+    help="take all of the memory at the start, so that it cannot run out later "
+    "(arena mode)",
+    is_yes_no=True,
+)
+DISCARD_MEMORY = Option(
+    name="discard-memory",
+    field="discard_memory",
+    parse=partial(parse_yes_no, "discard-memory"),
+    metavar="YES|NO",
+    help="remove the memory at the end, even if a master has had it (arena mode)",
+    is_yes_no=True,
 )
 QUEUE_PAIRS = Option(
     name="queue-pairs",
@@ -160,7 +183,11 @@ WHAT = (MODE, MEMORY, QUEUE_PAIRS, SOCKET_PATH)
 SLAVE_VM = (SLAVE_QMP, SLAVE_LIBVIRT)
 PLACES = (RUN_DIR, MEMORY_DIR)
 ACCESS = (SOCKET_GROUP, SOCKET_MODE)
-OPTIONS = {option.name: option for option in (*WHAT, *SLAVE_VM, *PLACES, *ACCESS)}
+LIFE = (PREALLOC, DISCARD_MEMORY)
+"""When the arena takes its memory, and when it is removed."""
+OPTIONS = {
+    option.name: option for option in (*WHAT, *LIFE, *SLAVE_VM, *PLACES, *ACCESS)
+}
 """All options, by name."""
 SHARED = frozenset(option.name for option in (*PLACES, *ACCESS))
 """The options that may stand at a file's top, for all its devices."""
@@ -169,6 +196,11 @@ SHARED = frozenset(option.name for option in (*PLACES, *ACCESS))
 def add_to(parser: argparse.ArgumentParser, *options: Option) -> None:
     """Add these options to a command."""
     for option in options:
+        if option.is_yes_no:
+            parser.add_argument(
+                f"--{option.name}", action="store_const", const=YES, help=option.help
+            )
+            continue
         parser.add_argument(
             f"--{option.name}",
             # argparse reports what a type refuses, with the option's name and status 2.
@@ -198,6 +230,11 @@ def absolute(option: Option, text: str, base: Path) -> str:
     """Return the text; if it is a relative path, return it joined to `base`."""
     # An empty text stays empty, so that `_path` refuses it.
     return str(base / text) if option.is_path and text else text
+
+
+def yes_no(value: bool) -> str:
+    """Return the text of a yes or no."""
+    return YES if value else NO
 
 
 def texts(args: argparse.Namespace) -> dict[str, str]:

@@ -21,7 +21,7 @@ from vhostpci_shared.limits import raise_descriptor_limit
 
 from .. import sockets
 from ..config import options
-from ..config.device import DeviceConfig, check_name, conflicts, daemon_control
+from ..config.device import DeviceConfig, Mode, check_name, conflicts, daemon_control
 from ..config.file import ConfigFile
 from ..device.status import describe, describe_failed, row
 from ..errors import HostError, InUse
@@ -29,8 +29,10 @@ from ..fds import exhausted, no_descriptors
 from ..hotplug.pool import SlavePool
 from ..interfaces import UNPLUG, Json, Plugger
 from ..ivshmem.linger import Linger
+from ..memory.arena_file import remove_left_behind
 from ..memory.attach import WindowIds
 from ..memory.directory import make_directory
+from ..memory.room import shortages
 from . import control
 from .control import Commands, Control, Request
 from .server import Common, Server
@@ -106,9 +108,12 @@ class Daemon:
         entry = self._entries[config.name] = Entry(config)
         try:
             entry.server = self._new_server(config, inherited)
+            if config.prealloc:
+                await entry.server.reserve_memory(self._ended.done)
             await entry.server.serve_control()
         except BaseException as error:
             await self._unplug(config.name)
+            self._close(entry)
             del self._entries[config.name]
             if isinstance(error, OSError) and exhausted(error):
                 raise HostError(no_descriptors(error)) from error
@@ -150,14 +155,33 @@ class Daemon:
             log.error("%s: cannot be served: %s", config.name, error)
             self._entries[config.name] = Entry(config, failure=str(error))
 
+    def warn_of_shortage(self) -> None:
+        """Warn if the memory of all devices together does not fit where it lies."""
+        servers = (entry.server for entry in self._entries.values())
+        stores = (server.device.store for server in servers if server is not None)
+        promises = (store.promise() for store in stores)
+        for text in shortages(one for one in promises if one is not None):
+            log.warning("%s", text)
+
     async def remove(self, name: str) -> None:
-        """Unplug and close a device; the other devices go on."""
+        """Unplug and close a device, and discard its memory; the others go on."""
         entry = self._entries[name]
         entry.leaving = True
         await self._unplug(name)
+        if entry.server is not None:
+            entry.server.device.store.discard()
+        elif entry.config.mode is Mode.ARENA:
+            self._discard_memory_of_failed(entry.config)
         self._close(entry)
         del self._entries[name]
         log.info("%s: removed", name)
+
+    def _discard_memory_of_failed(self, config: DeviceConfig) -> None:
+        """Remove the arena that a device left when it failed, if it left one."""
+        try:
+            remove_left_behind(config.arena, config.access)
+        except HostError as error:
+            log.warning("%s: %s", config.name, error)
 
     def _new_plugger(self, config: DeviceConfig) -> Plugger | None:
         plugger = self._slave_pool.plugger(config)
@@ -167,7 +191,9 @@ class Daemon:
 
     def _device_failed(self, name: str, error: Exception) -> None:
         entry = self._entries[name]
-        entry.server, entry.failure = None, f"{type(error).__name__}: {error}"
+        # A HostError is for the user; of any other the type may be all that it says.
+        kind = "" if isinstance(error, HostError) else f"{type(error).__name__}: "
+        entry.server, entry.failure = None, f"{kind}{error}"
         self._unplug_soon(name)
         if self._shared is None and not self._ended.done():
             self._ended.set_exception(HostError(f"{name}: failed: {entry.failure}"))
@@ -295,6 +321,7 @@ class Daemon:
         for *_, text in conflicts([*there, device]):
             raise HostError(f"{name}: {text}")
         await self.add(device)
+        self.warn_of_shortage()
 
     async def _on_remove(self, request: Request) -> None:
         entry = self._entry(request)
@@ -370,6 +397,7 @@ async def run(config: DeviceConfig, inherited: socket.socket | None = None) -> N
     daemon = Daemon()
     try:
         await daemon.add(config, inherited)
+        daemon.warn_of_shortage()
         await daemon.ended()
     finally:
         await daemon.close()
@@ -387,6 +415,7 @@ async def run_file(file: ConfigFile) -> None:
         await daemon.serve_control(file.run_dir)
         for device in file.devices:
             await daemon.add_or_list(device)
+        daemon.warn_of_shortage()
         log.info("serving %d devices; more by `vhostpci-host add`", len(file.devices))
         await daemon.ended()
     finally:

@@ -14,6 +14,7 @@ from ..config.device import DeviceConfig, Mode
 from ..device.device import Device
 from ..device.peer_log import PeerLog
 from ..device.windows import ShownWindows
+from ..errors import HostError
 from ..fds import exhausted, no_descriptors
 from ..interfaces import Plugger
 from ..ivshmem.connection import SlaveConnection
@@ -173,6 +174,20 @@ class Server:
             self._alone = True
             self._new_master(inherited)
 
+    async def reserve_memory(self, stopped: Callable[[], bool]) -> None:
+        """Take memory for all of the master's RAM now, unless `stopped`.
+
+        Raises:
+            HostError: there is no space left for it.
+        """
+        with contextlib.closing(self.device.store.reservation()) as steps:
+            for step in steps:
+                # In another thread, as the kernel clears each page: gigabytes take
+                # seconds, in which the loop serves other devices.
+                await asyncio.to_thread(step)
+                if stopped():
+                    return
+
     async def serve_control(self) -> None:
         """Start to answer on the control socket."""
         server = await asyncio.start_unix_server(
@@ -327,7 +342,15 @@ class Server:
 
     def _fail(self, error: Exception) -> None:
         """Close the device after an error of ours: half of a device serves no VM."""
-        log.error("%s: failed, and is closed", self._config.name, exc_info=error)
+        # What a HostError says is for the user; of any other error we need to know
+        # where it happened.
+        expected = isinstance(error, HostError)
+        log.error(
+            "%s: failed, and is closed%s",
+            self._config.name,
+            f": {error}" if expected else "",
+            exc_info=None if expected else error,
+        )
         try:
             self.close()
         except Exception as second:

@@ -443,26 +443,26 @@ class Device:
     def tick(self) -> None:
         """Beat the heart, and look at the agent and the memory: four times a second."""
         self._ticks += 1
-        if self.store.restore(sizes=self._ticks % SIZE_TICKS == 0):
-            self._memory_restored()
+        if what := self.store.restore(sizes=self._ticks % SIZE_TICKS == 0):
+            self._memory_restored(what)
         if self._ticks % SIZE_TICKS == 0:
-            for text in self.store.report_cuts():
+            for text in self.store.new_problems():
                 log.warning("%s: %s", self.config.name, text)
         if self._ticks % BEAT_TICKS == 0:
             self.store.metadata.beat()
         self._look_at_agent()
         self._log.tick()
 
-    def _memory_restored(self) -> None:
-        """Write the metadata again: another process had cut its file."""
+    def _memory_restored(self, what: str) -> None:
+        """Write the metadata again: it was lost by `what`."""
         now = self._loop.time()
         if now >= self._quiet_until:
             self._quiet_until = now + QUIET
             log.error(
-                "%s: another process cut %s; its size is back, what was cut is lost "
-                "(who may open it is up to --socket-mode and --socket-group)",
+                "%s: %s; the metadata is written again, what else was lost is lost "
+                "(who may open the file is up to --socket-mode and --socket-group)",
                 self.config.name,
-                self.config.arena,
+                what,
             )
         self.publisher.reformat()
         self._renew_running()

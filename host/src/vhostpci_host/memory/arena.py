@@ -5,43 +5,44 @@
     |  the master's memory  |  hole (never allocated)    |  metadata     |
 
 The master's QEMU is told to use it as its memory, so nothing is copied and nothing
-depends on who starts first.  Only the metadata is mapped here; a ring's index is
-read with pread(), which needs no mapping and no reservation of huge pages.
+depends on who starts first.  Only the metadata is mapped here (arena_metadata.py); a
+ring's index is read with pread(), which needs no mapping and no reservation of huge
+pages.
 
-A process that may open the file may cut it.  That ends neither the daemon (sigbus.py)
-nor the device: the file gets its size back, and the metadata is written again.
-
-The file is locked while its daemon lives.  One that a killed daemon left behind is
-used again if it has the right size, since the master may still have it as RAM.
+The file outlives a daemon that is killed, and one that ends after a master has had it:
+that master still has it as its RAM, and the daemon's successor serves it again
+(arena_file.py).  If another process removes the file's name, no successor can find it.
 """
 
-import fcntl
 import logging
 import os
-import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack
-from pathlib import Path
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from vhostpci_shared import access
 from vhostpci_shared import metadata as md
+from vhostpci_shared.access import Metadata
 from vhostpci_shared.vhost_user import MemRegion
 from vhostpci_shared.wire import ProtocolError
 
 from ..config.device import DeviceConfig, window_size
 from ..errors import HostError, explain
 from ..fds import Fd
+from .arena_file import link_again, names, open_arena, reopen, reserve
+from .arena_metadata import ArenaMetadata
 from .directory import make_directory
 from .filesystems import filesystem, is_memory_file
-from .regions import PlacedRegion, WindowFile, mapped_private
-from .sigbus import GuardedMapping
+from .process_maps import is_alive, mapped_private
+from .regions import PlacedRegion, WindowFile
+from .room import Promise, promise
 
 log = logging.getLogger(__name__)
 
 _MEMORY_FILESYSTEMS = ("tmpfs", "hugetlbfs", "ramfs")
-_OPEN_TRIES = 8
+PIECE = 64 << 20
+"""Bytes of a master's RAM that are reserved at a time: some milliseconds."""
 
 
 class Arena:
@@ -60,19 +61,29 @@ class Arena:
         self.path = config.arena
         self.ram = config.memory
         self.size = window_size(config.memory)
+        self._name = config.name
+        self._discard = config.discard_memory
+        self._front_end = 0
+        self._path_problem = ""
+        self._told: frozenset[str] = frozenset()
         make_directory(config.memory_dir)
         with ExitStack() as undo:
-            self._file, fresh = _open_locked(self.path, self.size)
-            undo.enter_context(self._file)
-            if fresh:
-                undo.callback(self.path.unlink, missing_ok=True)
+            opened = open_arena(self.path, self.size, config.access)
+            self._file = undo.enter_context(opened.file)
+            self._had = not opened.is_new
+            if opened.is_new:
+                undo.callback(self._unlink)
             self._set_owner_and_mode(config)
             self.filesystem = filesystem(self._file)
-            self._check_size()
-            self.file = undo.enter_context(_reopen(self._file))
-            self._map = self._map_metadata()
+            self._check_file_system()
+            self.file = undo.enter_context(reopen(self._file))
+            self._region = self._map_metadata()
             undo.pop_all()
-        self.metadata = access.Metadata(access.find(self._map.view()))
+
+    @property
+    def metadata(self) -> Metadata:
+        """The metadata region."""
+        return self._region.metadata
 
     def _set_owner_and_mode(self, config: DeviceConfig) -> None:
         try:
@@ -82,9 +93,8 @@ class Arena:
         except OSError as error:
             raise explain("give away", self.path, error) from error
 
-    def _check_size(self) -> None:
+    def _check_file_system(self) -> None:
         """Say what the file system makes of our size, before a VM runs into it."""
-        info = os.statvfs(self._file.fileno())
         if self.filesystem not in _MEMORY_FILESYSTEMS:
             log.warning(
                 "%s is on %s: use a tmpfs or hugetlbfs directory (--memory-dir), or "
@@ -93,15 +103,10 @@ class Arena:
                 self.filesystem,
             )
         if self.filesystem == "hugetlbfs":
-            self._check_huge_pages(info.f_bsize)
-        elif info.f_bavail * info.f_frsize < self.ram:
-            log.warning(
-                "%s has %d MiB free, and the master's memory is %d MiB: a VM that "
-                "fills it is killed; enlarge it (mount -o remount,size=)",
-                self.path.parent,
-                info.f_bavail * info.f_frsize >> 20,
-                self.ram >> 20,
-            )
+            self._check_huge_pages(self._page())
+
+    def _page(self) -> int:
+        return os.statvfs(self._file.fileno()).f_bsize
 
     def _check_huge_pages(self, page: int) -> None:
         if self.ram % page:
@@ -121,11 +126,13 @@ class Arena:
                 (self.size >> 1) - page >> 20,
             )
 
-    def _map_metadata(self) -> GuardedMapping:
-        page = os.statvfs(self._file.fileno()).f_bsize
-        length = max(page, md.SIZE) if self.filesystem == "hugetlbfs" else md.SIZE
+    def _map_metadata(self) -> ArenaMetadata:
+        # Only on hugetlbfs is a page larger than the metadata.
+        page = self._page() if self.filesystem == "hugetlbfs" else 0
         try:
-            return GuardedMapping(self._file, offset=self.size - length, length=length)
+            return ArenaMetadata(
+                self.path, self._file, size=self.size, ram=self.ram, page=page
+            )
         except OSError as error:
             raise explain("map the metadata of", self.path, error) from error
 
@@ -133,41 +140,107 @@ class Arena:
         """Read from the file; what was cut off from it is missing."""
         return os.pread(self._file.fileno(), size, offset)
 
-    def restore(self, *, sizes: bool = True) -> bool:
-        """Give the file its size back if another process has cut it.
+    def restore(self, *, sizes: bool = True) -> str:
+        """Make the metadata whole if another process has damaged it.
 
-        What was cut is lost, the metadata with it: it lies in the file's last 64 KiB.
-
-        Args:
-            sizes: ask the kernel for the file's size, too.  Without that, a cut is seen
-                by the lost metadata, unless it took less than a page.
-
-        Returns:
-            Whether the metadata is to be written again.
+        What was cut from the file is lost, the metadata with it: it lies in the file's
+        last 64 KiB.
         """
-        # Look at the metadata first: if the file is too short for it, that look is a
-        # bus error, which marks the mapping as lost (sigbus.py).
-        intact = self.metadata.formatted() and not self._map.lost
-        if intact and not sizes:
-            return False
-        cut = os.fstat(self._file.fileno()).st_size < self.size
-        if cut:
-            os.ftruncate(self._file.fileno(), self.size)
-        if self._map.lost:
-            self._map.map_again()
-            return True
-        return cut or not self.metadata.formatted()
+        return self._region.restore(sizes=sizes)
+
+    # The room that it takes.
+
+    def promise(self) -> Promise | None:
+        """Return what it may still take of its file system."""
+        # Of hugetlbfs a QEMU reserves what it maps, or does not start.
+        if self.filesystem == "hugetlbfs":
+            return None
+        directory, fd = self.path.parent, self._file.fileno()
+        return promise(self._name, directory, fd, self.ram)
+
+    def reservation(self) -> Generator[Callable[[], None], None, None]:
+        """Yield steps that together take memory for all of the master's RAM.
+
+        A step may be called in another thread, and raises HostError if there is no
+        space left.
+        """
+        # A copy: the arena may be closed while a step runs.
+        with self._file.copy() as file:
+            for offset in range(0, self.ram, PIECE):
+                length = min(PIECE, self.ram - offset)
+                yield partial(reserve, self.path, file, offset, length)
+
+    # The front-end that has it.
 
     def windows(self, pid: int, for_vm: Callable[[], bool]) -> "ArenaWindows":
         """Return the windows of a front-end of process `pid`; any slave can have us."""
+        # From now on there is a VM whose RAM this may be: see `close`.
+        self._had, self._front_end = True, pid
+        self._region.front_end_connected(pid)
         return ArenaWindows(self, pid)
+
+    def check_usable(self) -> None:
+        """Check that the arena can be a master's memory at present.
+
+        Raises:
+            ProtocolError: a master has it that has more RAM than the device.
+        """
+        if self._region.problem:
+            raise ProtocolError(self._region.problem)
+
+    def region_accepted(self) -> None:
+        """Note that a region of the front-end's memory ends before the metadata."""
+        self._region.region_accepted()
+
+    def region_reaches_in(self) -> None:
+        """Note that a region of the front-end's memory reaches into the metadata."""
+        self._region.region_reaches_in()
 
     def drop_windows_except(self, numbers: frozenset[int]) -> None:
         """There is window 0 only, and it stays."""
 
-    def report_cuts(self) -> list[str]:
-        """Return nothing: `restore` gives the only file its size back."""
-        return []
+    # What went wrong with the file.
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the file at present; empty if nothing is."""
+        return self._region.problem or self._path_problem
+
+    def new_problems(self) -> list[str]:
+        """Return what is wrong with the file and was not told yet.
+
+        Raises:
+            HostError: it was removed, and there is no master for whom to go on.
+        """
+        self._check_path()
+        now = frozenset(filter(None, (self._region.problem, self._path_problem)))
+        new, self._told = now - self._told, now
+        return sorted(new)
+
+    def _check_path(self) -> None:
+        """See whether the arena still has its name, and give it back if we can."""
+        if names(self.path, self._file):
+            self._path_problem = ""
+            return
+        what = "replaced" if self.path.exists() else "removed"
+        if what == "removed" and link_again(self.path, self._file):
+            log.warning(
+                "%s: %s was moved away; it is there again", self._name, self.path
+            )
+            self._path_problem = ""
+            return
+        self._path_problem = (
+            f"another process has {what} the arena {self.path}: a master that has it "
+            "goes on, but a daemon that is started later cannot serve it: restart both "
+            "at a good time, and keep the arena where no one cleans up (RemoveIPC=no "
+            "in logind.conf, or a tmpfs of its own for --memory-dir)"
+        )
+        if not is_alive(self._front_end):
+            raise HostError(
+                f"another process has {what} the arena {self.path}, and no master has "
+                "it: the device has to be made again, since a master that starts now "
+                "would have another file"
+            )
 
     def describe(self) -> dict[str, Any]:
         """Return the device's memory for the status."""
@@ -176,16 +249,36 @@ class Arena:
             "window": self.size,
             "path": str(self.path),
             "filesystem": self.filesystem,
+            "problem": self.problem or None,
         }
 
+    # Its end.
+
+    def discard(self) -> None:
+        """Remove the file at `close`, even if a master has had it."""
+        self._discard = True
+
     def close(self) -> None:
-        """Close the file, and remove it."""
-        self.metadata.release()
-        self._map.close()
-        if _path_names(self._file, self.path):
-            self.path.unlink()
+        """Close the file; remove it unless a master may still have it as its RAM."""
+        # A file with more RAM in it than ours can never be used again.
+        keep = self._had and not self._discard and not self._region.problem
+        self._region.close()
+        if not keep:
+            self._unlink()
+        elif names(self.path, self._file):
+            log.info(
+                "%s: %s stays, since a master has had it; the next daemon uses it "
+                "again (--discard-memory or `remove` would remove it)",
+                self._name,
+                self.path,
+            )
         self.file.close()
         self._file.close()
+
+    def _unlink(self) -> None:
+        # What is not our file any more is not ours to remove.
+        if names(self.path, self._file):
+            self.path.unlink()
 
 
 class ArenaWindows:
@@ -208,19 +301,15 @@ class ArenaWindows:
         """
         arena = self._arena
         # Before any other look at the file: fstat() may wait for its file system.
-        other_kind = is_memory_file(arena.file) and not is_memory_file(fd)
-        ours = os.fstat(arena.file.fileno())
-        theirs = None if other_kind else os.fstat(fd.fileno())
-        if theirs is None or (ours.st_dev, ours.st_ino) != (
-            *(theirs.st_dev, theirs.st_ino),
-        ):
-            raise ProtocolError(
-                f"the memory at {region.guest_addr:#x} ({region.size:#x} bytes) is not "
-                f"the arena {arena.path}; start the master with {self._argument()}, "
-                "and with no other memory device"
-            )
+        if is_memory_file(arena.file) and not is_memory_file(fd):
+            raise self._not_the_arena(region, fd)
+        ours, theirs = os.fstat(arena.file.fileno()), os.fstat(fd.fileno())
+        if (ours.st_dev, ours.st_ino) != (theirs.st_dev, theirs.st_ino):
+            raise self._not_the_arena(region, fd)
+        arena.check_usable()
         end = arena.size - md.SIZE
         if region.mmap_offset > end or region.size > end - region.mmap_offset:
+            arena.region_reaches_in()
             raise ProtocolError(
                 f"the memory at {region.guest_addr:#x} reaches into the metadata, the "
                 f"last {md.SIZE:#x} bytes of {arena.path}; start the master with "
@@ -231,7 +320,25 @@ class ArenaWindows:
                 f"the master (pid {self._pid}) maps the arena {arena.path} privately, "
                 f"so no packet would ever arrive; start it with {self._argument()}"
             )
+        arena.region_accepted()
         return PlacedRegion(region, window=0, offset=region.mmap_offset)
+
+    def _not_the_arena(self, region: MemRegion, fd: Fd) -> ProtocolError:
+        """Return the refusal of a file, which says what to change."""
+        path = self._arena.path
+        what = f"the memory at {region.guest_addr:#x} ({region.size:#x} bytes)"
+        # The kernel's own name for the file, of which it knows that it was removed.
+        if os.readlink(f"/proc/self/fd/{fd.fileno()}") == (
+            f"{os.path.realpath(path)} (deleted)"
+        ):
+            return ProtocolError(
+                f"{what} is the file that was {path} before: it was removed, and "
+                "cannot come back; restart the master, which then takes the present one"
+            )
+        return ProtocolError(
+            f"{what} is not the arena {path}; start the master with "
+            f"{self._argument()}, and with no other memory device"
+        )
 
     def read(self, window: int, offset: int, size: int) -> bytes:
         """Read from window 0, the only one."""
@@ -243,74 +350,3 @@ class ArenaWindows:
             "-machine memory-backend=MEM -object memory-backend-file,id=MEM,"
             f"size={arena.ram >> 20}M,mem-path={arena.path},share=on"
         )
-
-
-def _open_locked(path: Path, size: int) -> tuple[Fd, bool]:
-    """Open the arena and lock it; say whether it is new, or was left behind."""
-    for _ in range(_OPEN_TRIES):
-        file = _open(path)
-        try:
-            _lock(path, file)
-            if _path_names(file, path):
-                before = os.fstat(file.fileno()).st_size
-                if _set_size_or_unlink(path, file, size):
-                    return file, not before
-        except BaseException:
-            file.close()
-            raise
-        file.close()
-    raise HostError(f"arena {path} keeps being replaced by another process")
-
-
-def _open(path: Path) -> Fd:
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        return Fd(os.open(path, flags, 0o600))
-    except OSError as error:
-        raise explain("open arena", path, error) from error
-
-
-def _reopen(file: Fd) -> Fd:
-    """Open the same file once more, as a separate open file."""
-    path = f"/proc/self/fd/{file.fileno()}"
-    return Fd(os.open(path, os.O_RDWR | os.O_CLOEXEC))
-
-
-def _lock(path: Path, file: Fd) -> None:
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        raise HostError(f"arena {path} is no regular file: move it away")
-    try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise HostError(
-            f"arena {path} is in use by another vhostpci-host: stop it, or choose "
-            "another name or --memory-dir"
-        ) from None
-
-
-def _set_size_or_unlink(path: Path, file: Fd, size: int) -> bool:
-    """Size a new file; unlink one of another size, and say no."""
-    now = os.fstat(file.fileno()).st_size
-    if now == size:
-        log.info("arena %s was left behind, and is used again", path)
-        return True
-    if now:
-        log.info("arena %s was left behind with another size; making a new one", path)
-        path.unlink()
-        return False
-    try:
-        os.ftruncate(file.fileno(), size)
-    except OSError as error:
-        path.unlink()
-        raise explain(f"make {size >> 20} MiB of", path, error) from error
-    return True
-
-
-def _path_names(file: Fd, path: Path) -> bool:
-    """Whether `path` still names the file that we have open."""
-    try:
-        there = path.lstat()
-    except OSError:
-        return False
-    here = os.fstat(file.fileno())
-    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)

@@ -23,7 +23,7 @@ import mmap
 import os
 import random
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from typing import Any
 
@@ -36,7 +36,8 @@ from ..config.device import DeviceConfig
 from ..errors import HostError
 from ..fds import Fd
 from .filesystems import MEMORY_FILES, filesystem, is_memory_file
-from .regions import PlacedRegion, WindowFile, mapped_private
+from .process_maps import mapped_private
+from .regions import PlacedRegion, WindowFile
 
 # Without F_SEAL_SHRINK a slave process could cut window 0, and our access to the
 # metadata would end in SIGBUS.  F_SEAL_SEAL keeps anyone from adding a write seal.
@@ -130,11 +131,21 @@ class AttachedMemory:
             self._ids.free(number)
             self._reported_cuts.discard(number)
 
-    def restore(self, *, sizes: bool = True) -> bool:
-        """Return False: window 0 is sealed, so no process can cut it."""
-        return False
+    def restore(self, *, sizes: bool = True) -> str:
+        """Return nothing: window 0 is sealed, so no process can cut it."""
+        return ""
 
-    def report_cuts(self) -> list[str]:
+    def promise(self) -> None:
+        """Return None: the master's memory is its own to find room for."""
+
+    def reservation(self) -> Generator[Callable[[], None], None, None]:
+        """Yield no steps: the master's memory is its own."""
+        yield from ()
+
+    def discard(self) -> None:
+        """There is nothing that stays when we are closed."""
+
+    def new_problems(self) -> list[str]:
         """Return a message for each of the master's files that was cut, once each."""
         found = []
         for number in sorted(self.files.keys() - self._reported_cuts):
@@ -151,7 +162,13 @@ class AttachedMemory:
 
     def describe(self) -> dict[str, Any]:
         """Return the device's memory for the status."""
-        return {"size": 0, "window": self.size, "path": None, "filesystem": "memfd"}
+        return {
+            "size": 0,
+            "window": self.size,
+            "path": None,
+            "filesystem": "memfd",
+            "problem": None,
+        }
 
     def close(self) -> None:
         """Close all files, and unmap the metadata."""

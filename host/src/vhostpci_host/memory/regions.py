@@ -8,8 +8,7 @@ the guest physical one, and that one to a window and an offset.  It translates r
 that lie in one region as a whole, and refuses all others.
 """
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +18,7 @@ from vhostpci_shared.vhost_user import MemRegion
 from vhostpci_shared.wire import ProtocolError
 
 from ..fds import Fd
+from .room import Promise
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,24 +83,40 @@ class Store(Protocol):
     def drop_windows_except(self, numbers: frozenset[int]) -> None:
         """Close the files of all windows except `numbers` and window 0."""
 
-    def restore(self, *, sizes: bool = True) -> bool:
-        """Restore the metadata if another process has cut the file that it lies in.
+    def restore(self, *, sizes: bool = True) -> str:
+        """Make the metadata whole if another process has damaged it.
 
         Args:
             sizes: ask the kernel for the file's size, too.  Without that, a cut is seen
                 only where it takes the metadata away, which is cheap to see.
 
         Returns:
-            Whether the metadata is to be written again.
+            What happened, if the metadata is to be written again.
         """
         ...
 
-    def report_cuts(self) -> list[str]:
-        """Return a message for each file that was cut and that we cannot restore.
+    def promise(self) -> Promise | None:
+        """Return what the master's memory may still take of a file system of ours."""
+        ...
 
-        Each file is reported once.
+    def reservation(self) -> Generator[Callable[[], None], None, None]:
+        """Yield steps that together take memory for all of the master's RAM.
+
+        A step may be called in another thread, and raises HostError if there is no
+        space left.
         """
         ...
+
+    def new_problems(self) -> list[str]:
+        """Return a message for each problem of a file that we cannot repair, once.
+
+        Raises:
+            HostError: the device cannot go on with its files.
+        """
+        ...
+
+    def discard(self) -> None:
+        """Leave no file behind at `close`."""
 
     def describe(self) -> dict[str, Any]:
         """Return the device's memory for the status."""
@@ -221,23 +237,3 @@ def _same_region(one: MemRegion, other: MemRegion) -> bool:
         other.user_addr,
         other.size,
     )
-
-
-def mapped_private(pid: int, info: os.stat_result) -> bool:
-    """Return whether process `pid` maps the file of `info`, and only privately.
-
-    False where we cannot know: another user runs the process, or `pid` connected for
-    the process that maps the file.
-    """
-    wanted = (f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}", info.st_ino)
-    modes = set()
-    # Both kinds may occur: a process may map parts of its shared memory privately, too.
-    try:
-        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
-            for line in maps:
-                _, mode, _, device, inode = line.split(maxsplit=5)[:5]
-                if (device, int(inode)) == wanted:
-                    modes.add(mode[3])
-    except OSError:
-        return False
-    return modes == {"p"}

@@ -54,6 +54,34 @@ def test_memory_may_be_a_text_or_a_number_of_bytes(file: Path) -> None:
     assert sizes == [2**30, 2**30]
 
 
+def test_yes_or_no_is_a_boolean_or_a_text(file: Path) -> None:
+    table = '[device.a]\nmemory = "1G"\nprealloc = '
+    for value, expected in {
+        "true": True,
+        '"yes"': True,
+        "false": False,
+        '"no"': False,
+    }.items():
+        (device,) = load(file, table + value).devices
+        assert device.prealloc == expected
+    assert mistakes(file, table + "1") == ["device.a: prealloc 1: write true or false"]
+    assert mistakes(file, table + '"true"') == [
+        "device.a: prealloc 'true': write yes or no"
+    ]
+
+
+def test_what_happens_to_the_memory_is_for_arena_mode(file: Path) -> None:
+    text = 'mode = "attach"\nprealloc = true\ndiscard-memory = true'
+    reason = (
+        "is for arena mode: in attach mode the master's memory is its own, so leave "
+        "it out"
+    )
+    assert mistakes(file, f"[device.a]\n{text}") == [
+        f"device.a: prealloc {reason}",
+        f"device.a: discard-memory {reason}",
+    ]
+
+
 def test_option_at_the_top_is_the_default_for_all_devices(file: Path) -> None:
     group = grp.getgrgid(0).gr_name
     loaded = load(

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What lies in the arena's place is used again, replaced, or refused and left alone."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import tmpfs
+from tests.fakes.windows import MIB
+from vhostpci_host.config.device import DeviceConfig
+from vhostpci_host.errors import HostError
+from vhostpci_host.memory.arena import Arena
+from vhostpci_host.memory.arena_file import remove_left_behind
+from vhostpci_shared import metadata as md
+
+WINDOW = 32 * MIB
+OTHER = 1234
+"""Neither root nor the user of the test."""
+
+
+def leave_behind(path: Path, *, size: int = WINDOW, ram: bytes = b"master") -> None:
+    """Make what a killed daemon leaves: an arena with metadata, and a master's RAM."""
+    path.write_bytes(ram)
+    os.truncate(path, size)
+    with path.open("r+b") as file:
+        os.pwrite(file.fileno(), md.MAGIC.ljust(md.SIZE), size - md.SIZE)
+    path.chmod(0o600)
+
+
+@contextmanager
+def used(path: Path) -> Iterator[int]:
+    """Have another process map the file, as a QEMU does; its pid."""
+    code = (
+        "import mmap, sys\n"
+        "with open(sys.argv[1], 'r+b') as file:\n"
+        "    memory = mmap.mmap(file.fileno(), 4096)\n"
+        "    print('mapped', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", code, path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"mapped\n"
+        yield process.pid
+        process.stdin.close()
+
+
+def assert_refused(config: DeviceConfig, match: str) -> None:
+    """Check that the file is refused, and that nothing happens to it."""
+    before = config.arena.stat()
+    with pytest.raises(HostError, match=match):
+        Arena(config)
+    after = config.arena.stat()
+    assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)
+
+
+# What is used again.
+
+
+def test_arena_of_a_killed_daemon_is_used_again(config: DeviceConfig) -> None:
+    leave_behind(config.arena)
+    inode = config.arena.stat().st_ino
+    with used(config.arena), closing(Arena(config)) as arena:
+        assert config.arena.stat().st_ino == inode
+        assert arena.read(0, 6) == b"master"
+
+
+def test_arena_of_a_killed_daemon_is_used_again_when_the_file_system_is_full(
+    config: DeviceConfig, small: Path
+) -> None:
+    config = replace(config, memory_dir=small)
+    leave_behind(config.arena)
+    tmpfs.fill(small)
+    with closing(Arena(config)) as arena:
+        arena.metadata.format()
+        assert arena.read(arena.size - md.SIZE, 8) == md.MAGIC
+
+
+def test_file_of_a_daemon_that_was_killed_before_it_wrote_is_used(
+    config: DeviceConfig,
+) -> None:
+    for size in (0, WINDOW, WINDOW // 2):
+        config.arena.touch(0o600)
+        os.truncate(config.arena, size)
+        Arena(config).close()
+        # It is as good as new: no master can have had it.
+        assert not config.arena.exists()
+
+
+# What is replaced.
+
+
+@pytest.mark.parametrize("size", [WINDOW // 2, 2 * WINDOW])
+def test_arena_of_another_size_is_replaced_if_no_program_has_it(
+    config: DeviceConfig, size: int
+) -> None:
+    leave_behind(config.arena, size=size)
+    with config.arena.open("rb") as old:
+        inode = os.fstat(old.fileno()).st_ino
+    with closing(Arena(config)):
+        assert config.arena.stat().st_size == WINDOW
+        assert config.arena.stat().st_ino != inode or size == WINDOW
+
+
+def test_arena_that_a_masters_qemu_lengthened_is_replaced(config: DeviceConfig) -> None:
+    leave_behind(config.arena)
+    os.truncate(config.arena, 4 * WINDOW)
+    with closing(Arena(config)) as arena:
+        assert config.arena.stat().st_size == WINDOW
+        assert arena.read(0, 6) == bytes(6)
+
+
+# What is refused.
+
+
+def test_arena_of_another_size_that_a_vm_uses_is_refused(config: DeviceConfig) -> None:
+    leave_behind(config.arena, size=2 * WINDOW)
+    with used(config.arena) as pid:
+        assert_refused(config, rf"has 64 MiB.* takes 32 MiB.*used by pid {pid} \(")
+
+
+def test_file_of_a_master_that_started_before_the_daemon_is_refused(
+    config: DeviceConfig,
+) -> None:
+    """Its QEMU makes the file that it is told to use, if there is none."""
+    config.arena.touch(0o600)
+    os.truncate(config.arena, config.memory)
+    with used(config.arena) as pid:
+        assert_refused(config, rf"start the daemon first.*used by pid {pid} \(")
+        with config.arena.open("r+b") as file:
+            file.write(b"firmware")
+        assert_refused(config, rf"no vhostpci metadata \(it is used by pid {pid} \(")
+
+
+@pytest.mark.parametrize("size", [4, WINDOW])
+def test_file_that_is_no_arena_is_refused(config: DeviceConfig, size: int) -> None:
+    config.arena.write_bytes(b"mine")
+    os.truncate(config.arena, size)
+    config.arena.chmod(0o600)
+    assert_refused(config, "is no arena of ours, as it has no vhostpci metadata")
+    assert config.arena.read_bytes()[:4] == b"mine"
+
+
+def give_away(path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("to give a file to another user needs root")
+    os.chown(path, OTHER, -1)
+
+
+def link_twice(path: Path) -> None:
+    os.link(path, path.with_name("victim"))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "match"),
+    [
+        (give_away, f"belongs to uid {OTHER}, who would have the master's memory"),
+        (link_twice, "has 2 names"),
+        (lambda path: path.chmod(0o606), "mode 0606, which is wider than 0600"),
+        (lambda path: path.chmod(0o660), r"mode 0660.*--socket-group that it had"),
+    ],
+)
+def test_arena_that_another_user_may_have_prepared_is_refused(
+    config: DeviceConfig, prepare: Callable[[Path], None], match: str
+) -> None:
+    for size in (WINDOW, 2 * WINDOW):
+        leave_behind(config.arena, size=size)
+        prepare(config.arena)
+        assert_refused(config, match)
+        for path in config.memory_dir.iterdir():
+            path.unlink()
+
+
+def test_arena_may_have_the_mode_that_the_device_has(config: DeviceConfig) -> None:
+    leave_behind(config.arena)
+    config.arena.chmod(0o660)
+    with closing(Arena(replace(config, access=0o660))):
+        assert config.arena.stat().st_mode & 0o777 == 0o660
+
+
+def test_link_in_the_arenas_place_is_not_followed(config: DeviceConfig) -> None:
+    victim = config.memory_dir / "victim"
+    leave_behind(victim)
+    config.arena.symlink_to(victim)
+    with pytest.raises(HostError, match="is no regular file"):
+        Arena(config)
+    assert victim.read_bytes()[:6] == b"master"
+
+
+def test_directory_or_fifo_in_the_arenas_place_is_refused(config: DeviceConfig) -> None:
+    config.arena.mkdir()
+    with pytest.raises(HostError, match="is no regular file"):
+        Arena(config)
+    config.arena.rmdir()
+    os.mkfifo(config.arena)
+    with pytest.raises(HostError, match="is no regular file"):
+        Arena(config)
+
+
+def test_arena_in_use_by_another_daemon_is_refused(config: DeviceConfig) -> None:
+    with closing(Arena(config)), pytest.raises(HostError, match="in use by another"):
+        Arena(config)
+
+
+# What a device that failed has left.
+
+
+def test_arena_that_was_left_behind_is_removed(config: DeviceConfig) -> None:
+    remove_left_behind(config.arena, config.access)
+    leave_behind(config.arena)
+    remove_left_behind(config.arena, config.access)
+    assert not config.arena.exists()
+
+
+def test_arena_that_another_daemon_has_is_not_removed(config: DeviceConfig) -> None:
+    with closing(Arena(config)), pytest.raises(HostError, match="in use by another"):
+        remove_left_behind(config.arena, config.access)
+
+
+def test_file_that_is_no_arena_is_not_removed(config: DeviceConfig) -> None:
+    config.arena.touch(0o600)
+    with pytest.raises(HostError, match="is no arena of ours, and stays"):
+        remove_left_behind(config.arena, config.access)
+    assert config.arena.exists()
+
+
+# No space.
+
+
+def test_full_file_system_is_named_and_nothing_is_left_there(
+    config: DeviceConfig, small: Path
+) -> None:
+    tmpfs.fill(small)
+    config = replace(config, memory_dir=small)
+    with pytest.raises(HostError, match=f"no space left in {small}, for dev: remove"):
+        Arena(config)
+    assert not config.arena.exists()
+
+
+def test_file_system_with_no_inode_left_is_named(
+    config: DeviceConfig, small: Path
+) -> None:
+    # The directory itself is the only one.
+    subprocess.run(["mount", "-o", "remount,nr_inodes=1", small], check=True)
+    with pytest.raises(HostError, match="no space left in"):
+        Arena(replace(config, memory_dir=small))

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What /proc says of a process that maps a file, or has it open."""
+
+import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.windows import MIB
+from vhostpci_host.memory.process_maps import (
+    is_alive,
+    mapped_end,
+    mapped_private,
+    users_of,
+)
+
+
+@pytest.fixture
+def memory(shm: Path) -> Path:
+    path = shm / "memory"
+    path.write_bytes(bytes(MIB))
+    return path
+
+
+def test_private_mapping_is_told_from_a_shared_one(memory: Path) -> None:
+    with memory.open("r+b") as file:
+        info = os.fstat(file.fileno())
+        assert not mapped_private(os.getpid(), info)
+        with mmap.mmap(file.fileno(), MIB, flags=mmap.MAP_PRIVATE):
+            assert mapped_private(os.getpid(), info)
+            with mmap.mmap(file.fileno(), MIB, flags=mmap.MAP_SHARED):
+                assert not mapped_private(os.getpid(), info)
+
+
+def test_mapping_across_an_offset_is_found_with_its_end(memory: Path) -> None:
+    with memory.open("r+b") as file:
+        info = os.fstat(file.fileno())
+
+        def end(offset: int) -> int | None:
+            return mapped_end(os.getpid(), info, offset)
+
+        assert end(4096) == 0
+        with (
+            mmap.mmap(file.fileno(), MIB // 2),
+            mmap.mmap(file.fileno(), MIB // 4, offset=MIB // 2),
+        ):
+            assert end(4096) == MIB // 2
+            assert end(MIB // 2) == 0
+            assert end(MIB // 2 + 1) == MIB // 4 * 3
+            assert end(MIB // 4 * 3) == 0
+
+
+def test_process_that_cannot_be_looked_at_is_believed(memory: Path) -> None:
+    assert not mapped_private(0, memory.stat())
+    assert mapped_end(0, memory.stat(), 1) is None
+
+
+def test_process_lives_until_it_has_ended() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1)
+    assert is_alive(process.pid)
+    process.communicate(b"\n")
+    assert not is_alive(process.pid)
+    assert not is_alive(0)
+
+
+def test_other_process_that_has_a_file_open_is_named(memory: Path) -> None:
+    with memory.open("rb") as file:
+        assert users_of(memory) == []
+        process = subprocess.Popen(["sleep", "60"], stdin=file)
+        assert users_of(memory) == [f"pid {process.pid} (sleep)"]
+        process.kill()
+        process.wait()
