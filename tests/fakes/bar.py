@@ -150,16 +150,19 @@ class FakeDaemon:
         regions: tuple[md.Region, ...] = (MEMORY,),
         features: int = FEATURES,
         master: bool = True,
+        slave: bool = True,
         vectors: int | None = None,
         mtu: int = 0,
         name: str = "net0",
     ) -> int:
         """Publish a generation; by default there is one queue pair, not running."""
         rings = rings or (ring(session=1, flags=0), ring(1, session=1, flags=0))
+        flags = DeviceFlag.MASTER if master else DeviceFlag(0)
+        flags |= DeviceFlag.SLAVE if slave else DeviceFlag(0)
         device = md.Device(
             instance=1,
             features=features,
-            flags=DeviceFlag.MASTER if master else DeviceFlag(0),
+            flags=flags,
             queue_pairs=len(rings) // 2,
             vectors=1 + len(rings) if vectors is None else vectors,
             daemon_peer=md.DAEMON_PEER,

@@ -91,11 +91,12 @@ class DeviceFlag(IntFlag):
     """State of the device as a whole."""
 
     MASTER = 1  # a front-end is connected
+    SLAVE = 2  # a slave is connected: its vectors and doorbells lead somewhere
 
     @classmethod
     def known(cls, value: int) -> Self:
         """Return the flags in `value` that version 1 has."""
-        return cls(value & 1)
+        return cls(value & 3)
 
 
 class AgentState(IntEnum):

@@ -36,6 +36,7 @@ from ..interfaces import Device, Window, Windows
 from ..tap.tap_port import Port
 from .answers import Answers
 from .carrier import Carrier
+from .daemon_connection import DaemonConnection
 from .heartbeat import SILENT_TICKS, TICK, DaemonHeartbeat
 from .named_windows import NamedWindows
 from .plan import NOTHING, Want, check, named
@@ -91,6 +92,7 @@ class Link:
             raise
         self._answers = Answers(self._metadata, device, self._rings)
         self._carrier = Carrier(port)
+        self._connection = DaemonConnection()
         self._heartbeat = DaemonHeartbeat(self._metadata.heartbeat())
         self._snapshot: md.Snapshot | None = None
         self._suspended = False
@@ -159,6 +161,7 @@ class Link:
             Unusable: the TAP is gone.
         """
         self._watch_daemon(tick=True)
+        self._watch_connection()
         self._note_stopped_rings()
         if self._rings.tick():
             self._start_rings()
@@ -223,6 +226,15 @@ class Link:
             self._announce_stopped_rings()
         elif self._answers.was_ready:
             log.info("%s: the daemon is back", self.device.name)
+
+    def _watch_connection(self) -> None:
+        if self._connection.tick(self._snapshot, alive=self._heartbeat.alive):
+            log.warning(
+                "%s: the daemon was started again, and has no connection to this "
+                "device: no packet can cross until the device is unplugged and plugged "
+                "again, or this VM is restarted",
+                self.device.name,
+            )
 
     def _follow(self, generation: int) -> None:
         """Do what the daemon wants, in the order of the theory of operation."""
@@ -377,7 +389,7 @@ class Link:
             "vectors": self.device.vector_count,
             "state": self._answers.state.name.lower(),
             "message": self._answers.message,
-            "daemon": "alive" if self._heartbeat.alive else "silent",
+            "daemon": self._daemon_state(),
             "master": self._rings.wanted.master,
             "speed": self._speeds.status(md.SLAVE_ID),
             "windows": [
@@ -395,6 +407,11 @@ class Link:
             "carrier": self.port.carrier,
             "rings": self._rings.status(),
         }
+
+    def _daemon_state(self) -> str:
+        if not self._heartbeat.alive:
+            return "silent"
+        return "not connected to this device" if self._connection.lost else "alive"
 
     def close(self) -> None:
         """Stop all rings, and tell the daemon that this agent ends."""

@@ -66,6 +66,8 @@ def _connection_lines(status: Json) -> list[str]:
     )
     # The entry of an agent that is gone keeps its last state, such as "ready".  Only
     # `present`, which follows the heartbeat, says whether that is still true.
+    if status["slave_problem"]:
+        lines.append(f"  problem  {status['slave_problem']}")
     words = [agent["state"] if agent["present"] else "not present", agent["binding"]]
     lines.append(f"  agent    {' '.join(filter(None, [*words, agent['message']]))}")
     return lines

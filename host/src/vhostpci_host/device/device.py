@@ -46,6 +46,7 @@ from .publisher import Publisher
 from .quiesce import POLL, QUIESCE, AgentWait, Outcome
 from .ring_lease import Lease
 from .ring_reports import RingReports
+from .stale_slave import StaleSlave
 from .windows import ShownWindows
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class Device:
         self.agent = AgentView(store.metadata, config.name, config.vectors)
         instance = random.getrandbits(63) | 1
         self.publisher = Publisher(config, store.metadata, instance)
+        self._stale_slave = StaleSlave(plugged=config.plugged)
         self._reports = RingReports(config.name, store.metadata, self.publisher)
         self._loop = loop
         self._log = peer_log
@@ -107,6 +109,11 @@ class Device:
     def setup(self) -> FrontEndSetup | None:
         """What the front-end has set up; None without a front-end."""
         return self.backend.setup if self.backend is not None else None
+
+    @property
+    def slave_problem(self) -> str:
+        """Why the slave VM cannot be served, and what to do; empty if it can."""
+        return self._stale_slave.problem
 
     def close(self) -> None:
         """Tell the slave that the master is gone, and release everything.
@@ -349,7 +356,12 @@ class Device:
     def _publish(self) -> None:
         """Show the agent what is new, and interrupt it."""
         call_peer = self.slave.peers.call_peer if self.slave else None
-        if self.publisher.publish(self.setup, call_peer, self.windows.numbers):
+        if self.publisher.publish(
+            self.setup,
+            call_peer,
+            self.windows.numbers,
+            slave=self.slave is not None,
+        ):
             self.windows.published(self.publisher.generation)
             if self.slave is not None:
                 self.slave.vectors.signal_metadata()
@@ -452,6 +464,10 @@ class Device:
             self.store.metadata.beat()
         self._look_at_agent()
         self._log.tick()
+        if problem := self._stale_slave.tick(
+            connected=self.slave is not None, agent_lives=self.agent.present
+        ):
+            log.warning("%s: %s", self.config.name, problem)
 
     def _memory_restored(self, what: str) -> None:
         """Write the metadata again: it was lost by `what`."""

@@ -44,7 +44,12 @@ class Publisher:
         return self._sessions.last
 
     def publish(
-        self, setup: FrontEndSetup | None, call_peer: int | None, windows: Set[int]
+        self,
+        setup: FrontEndSetup | None,
+        call_peer: int | None,
+        windows: Set[int],
+        *,
+        slave: bool,
     ) -> bool:
         """Write the metadata if it says something new; return whether it does.
 
@@ -52,11 +57,14 @@ class Publisher:
             setup: what the front-end has set up; None without a front-end.
             call_peer: the peer whose doorbells interrupt the master, if there is one.
             windows: numbers of the windows that the slave can open.
+            slave: whether a slave is connected.
         """
         content = (
-            self._device(setup),
+            self._device(setup, slave=slave),
             self._regions(setup, windows),
-            self._rings(setup, call_peer),
+            # An agent that reads this although no slave is connected is in a slave VM
+            # of an earlier daemon.  No kick would reach it, and no call the master.
+            self._rings(setup if slave else None, call_peer),
         )
         if content == self._content:
             return False
@@ -69,12 +77,15 @@ class Publisher:
         self._metadata.format()
         self._content = None
 
-    def _device(self, setup: FrontEndSetup | None) -> md.Device:
+    def _device(self, setup: FrontEndSetup | None, *, slave: bool) -> md.Device:
         config = self._config
+        flags = DeviceFlag.SLAVE if slave else DeviceFlag(0)
+        if setup is not None:
+            flags |= DeviceFlag.MASTER
         return md.Device(
             instance=self._instance,
             features=int(setup.features) if setup else 0,
-            flags=DeviceFlag.MASTER if setup else DeviceFlag(0),
+            flags=flags,
             queue_pairs=config.queue_pairs,
             vectors=config.vectors,
             daemon_peer=md.DAEMON_PEER,

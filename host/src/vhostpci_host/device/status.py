@@ -34,6 +34,7 @@ def describe(device: Device) -> Json:
         "generation": device.publisher.generation,
         "master": _master(device),
         "slave": _slave(device),
+        "slave_problem": device.slave_problem or None,
         "agent": _agent(device),
         "rings": [_ring(device, index) for index in range(config.rings)],
     }
@@ -74,7 +75,7 @@ def state(device: Device) -> str:
     if not any(ring.running for ring in device.leases):
         return "master's driver is not loaded"
     if device.slave is None:
-        return "no slave"
+        return "slave must be plugged again" if device.slave_problem else "no slave"
     if device.agent.entry.state is not md.AgentState.READY:
         return "no agent"
     return "running"

@@ -182,7 +182,7 @@ def test_front_end_may_disconnect_while_it_waits_for_the_agent(scene: Scene) -> 
         assert scene.device.backend.waiting
         scene.device.master_gone()
         scene.loop.advance(2.0)
-        assert agent.snapshot().device.flags == 0
+        assert agent.snapshot().device.flags == md.DeviceFlag.SLAVE
 
 
 def test_next_agent_gets_new_sessions_that_start_at_the_used_index(

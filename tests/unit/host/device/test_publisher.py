@@ -58,37 +58,37 @@ def snapshot(store: AttachedMemory) -> md.Snapshot:
 def test_region_is_published_once_its_window_can_be_opened(
     publisher: Publisher, backend: Backend, store: AttachedMemory
 ) -> None:
-    publisher.publish(backend.setup, None, frozenset())
+    publisher.publish(backend.setup, None, frozenset(), slave=True)
     assert snapshot(store).regions == ()
-    publisher.publish(backend.setup, None, frozenset({256}))
+    publisher.publish(backend.setup, None, frozenset({256}), slave=True)
     assert [r.window for r in snapshot(store).regions] == [256]
 
 
 def test_nothing_new_is_not_published_again(
     publisher: Publisher, store: AttachedMemory
 ) -> None:
-    assert publisher.publish(None, None, frozenset())
+    assert publisher.publish(None, None, frozenset(), slave=True)
     generation = publisher.generation
-    assert not publisher.publish(None, None, frozenset())
+    assert not publisher.publish(None, None, frozenset(), slave=True)
     assert publisher.generation == snapshot(store).generation == generation
 
 
 def test_renewed_lease_is_published_in_a_new_session(
     publisher: Publisher, store: AttachedMemory
 ) -> None:
-    publisher.publish(None, None, frozenset())
+    publisher.publish(None, None, frozenset(), slave=True)
     before = snapshot(store).rings[0].session
     publisher.leases[0].renew(now=1.0)
-    assert publisher.publish(None, None, frozenset())
+    assert publisher.publish(None, None, frozenset(), slave=True)
     assert snapshot(store).rings[0].session > before
 
 
 def test_destroyed_region_is_written_again_as_a_whole(
     publisher: Publisher, store: AttachedMemory
 ) -> None:
-    publisher.publish(None, None, frozenset())
+    publisher.publish(None, None, frozenset(), slave=True)
     os.pwrite(store.file.fileno(), bytes(md.SIZE), 0)
     publisher.reformat()
-    assert publisher.publish(None, None, frozenset())
+    assert publisher.publish(None, None, frozenset(), slave=True)
     assert store.metadata.header().magic == md.MAGIC
     assert snapshot(store).device.name == "dev"
