@@ -6,6 +6,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -84,6 +85,14 @@ class _Program:
         self._arena = tempfile.TemporaryDirectory(prefix="vhostpci-", dir="/dev/shm")
         self.run_dir, self.memory_dir = Path(self._sockets.name), Path(self._arena.name)
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._launch()
+        except DaemonError:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def _launch(self) -> None:
         words, sockets = self._start()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -94,12 +103,16 @@ class _Program:
                 stderr=log,
                 start_new_session=True,
             )
-        try:
-            self._wait_serving(sockets)
-        except DaemonError:
-            self.__exit__(None, None, None)
-            raise
-        return self
+        self._wait_serving(sockets)
+
+    def restart(self, number: signal.Signals) -> None:
+        """End it by a signal, and start it again in the same directories."""
+        self._process.send_signal(number)
+        self._process.wait(10)
+        # Sockets that it leaves behind would look as if its successor served already.
+        for socket in self.run_dir.iterdir():
+            socket.unlink()
+        self._launch()
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
