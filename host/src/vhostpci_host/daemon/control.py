@@ -19,9 +19,12 @@ import asyncio
 import contextlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from .. import sockets
 from ..errors import HostError
 
 log = logging.getLogger(__name__)
@@ -36,11 +39,25 @@ Request = Mapping[str, Any]
 Commands = Mapping[str, Callable[[Request], Awaitable[Any]]]
 
 
+@dataclass(eq=False, slots=True)
+class _Caller:
+    """One connection."""
+
+    pid: int
+    writer: asyncio.StreamWriter
+    busy: bool = False
+    """Whether one of its commands is being executed."""
+
+
 class Control:
-    """Serves control connections, at most MAX_CONNECTIONS at one time."""
+    """Serves control connections, at most MAX_CONNECTIONS at one time.
+
+    When there are more, the program that has the most connections loses the one that
+    has been idle for longest, so that it cannot keep other programs out.
+    """
 
     def __init__(self) -> None:
-        self._connections = 0
+        self._callers: list[_Caller] = []
 
     async def serve(
         self,
@@ -50,28 +67,50 @@ class Control:
     ) -> None:
         """Answer the lines of one connection until it ends or a timeout passes."""
         with contextlib.closing(writer):
+            caller = _Caller(_pid(writer), writer)
+            self._callers.append(caller)
             # Without a limit, connections could take the descriptors that the devices
             # need for their front-ends.
-            if self._connections >= MAX_CONNECTIONS:
-                return
-            self._connections += 1
+            if len(self._callers) > MAX_CONNECTIONS:
+                self._hang_up_on_one()
             try:
-                await _converse(commands, reader, writer)
+                await _converse(commands, reader, caller)
             # ValueError: readline() found no line end within the reader's limit.
             except (ConnectionError, TimeoutError, ValueError):
                 log.debug("closed a control connection after an error", exc_info=True)
             finally:
-                self._connections -= 1
+                self._forget(caller)
+
+    def _hang_up_on_one(self) -> None:
+        """Close an idle connection of the program that has the most connections."""
+        counts = Counter(caller.pid for caller in self._callers)
+        idle = [caller for caller in self._callers if not caller.busy]
+        # At least the newest one is idle.  max() returns the first, so the oldest, of
+        # several with the same count.
+        victim = max(idle, key=lambda caller: counts[caller.pid])
+        self._forget(victim)
+        victim.writer.transport.abort()
+
+    def _forget(self, caller: _Caller) -> None:
+        # Not twice: a connection that was hung up on still runs to its end.
+        if caller in self._callers:
+            self._callers.remove(caller)
+
+
+def _pid(writer: asyncio.StreamWriter) -> int:
+    return sockets.peer_pid(writer.get_extra_info("socket"))
 
 
 async def _converse(
-    commands: Commands, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    commands: Commands, reader: asyncio.StreamReader, caller: _Caller
 ) -> None:
     while line := await asyncio.wait_for(reader.readline(), LINE_TIMEOUT):
+        caller.busy = True
         # One line at a time: a caller that does not read its answers stops at drain()
         # and cannot make us buffer more of them.
-        writer.write(await answer(commands, line))
-        await asyncio.wait_for(writer.drain(), LINE_TIMEOUT)
+        caller.writer.write(await answer(commands, line))
+        caller.busy = False
+        await asyncio.wait_for(caller.writer.drain(), LINE_TIMEOUT)
 
 
 async def answer(commands: Commands, line: bytes) -> bytes:

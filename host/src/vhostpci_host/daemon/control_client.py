@@ -4,11 +4,14 @@
 import json
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
 from ..errors import HostError, NoDaemon, explain
 
+CONNECT_PAUSE = 0.01
+"""Seconds between two attempts to connect while too many others do."""
 ASK_TIMEOUT = 5.0
 """Seconds for each step: connecting, sending, and waiting for the answer."""
 
@@ -23,7 +26,7 @@ def ask(path: Path, request: dict[str, Any], timeout: float = ASK_TIMEOUT) -> An
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout)
         try:
-            connection.connect(os.fspath(path))
+            _connect(connection, path, timeout)
             connection.sendall(json.dumps(request).encode() + b"\n")
             with connection.makefile("rb") as lines:
                 answer = json.loads(lines.readline())
@@ -33,7 +36,6 @@ def ask(path: Path, request: dict[str, Any], timeout: float = ASK_TIMEOUT) -> An
             raise NoDaemon(
                 f"no daemon at {path}: start it, or see --run-dir"
             ) from error
-        # connect() waits, too, while the daemon's backlog is full.
         except TimeoutError as error:
             raise HostError(
                 f"the daemon at {path} does not answer within {timeout:g} s: it hangs, "
@@ -49,3 +51,21 @@ def ask(path: Path, request: dict[str, Any], timeout: float = ASK_TIMEOUT) -> An
     if not answer.get("ok"):
         raise HostError(str(answer.get("error")))
     return answer["result"]
+
+
+def _connect(connection: socket.socket, path: Path, timeout: float) -> None:
+    """Connect, as soon as there is room among those that wait to be accepted.
+
+    Raises:
+        TimeoutError: there was none for `timeout` seconds.
+    """
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            connection.connect(os.fspath(path))
+            return
+        # EAGAIN: for a Unix socket with a time limit, connect() itself does not wait.
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise TimeoutError from None
+            time.sleep(CONNECT_PAUSE)

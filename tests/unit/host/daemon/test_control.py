@@ -3,6 +3,7 @@
 
 import asyncio
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.waiting import TIMEOUT
 from vhostpci_host.daemon import control
 from vhostpci_host.daemon.control import Control, Request
 from vhostpci_host.errors import HostError
@@ -85,3 +87,44 @@ async def conversation(path: Path, said: bytes, *, end: bool = False) -> bytes:
         writer.close()
         await writer.wait_closed()
         return got
+
+
+async def flood(path: Path, idle: int, said: bytes) -> bytes:
+    """Ask while one other program holds `idle` connections; return the answer."""
+    ours = Control()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await ours.serve(COMMANDS, reader, writer)
+
+    async with await asyncio.start_unix_server(serve, path):
+        holder = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", HOLD, str(path), str(idle)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert holder.stdout is not None
+        await holder.stdout.readline()
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(said)
+        got = await asyncio.wait_for(reader.readline(), TIMEOUT)
+        writer.close()
+        holder.kill()
+        await holder.wait()
+        assert len(ours._callers) <= control.MAX_CONNECTIONS
+    return got
+
+
+HOLD = """
+import socket, sys
+held = [socket.socket(socket.AF_UNIX) for _ in range(int(sys.argv[2]))]
+for one in held:
+    one.connect(sys.argv[1])
+print("all are connected", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_idle_connections_of_one_program_keep_no_other_out(tmp_path: Path) -> None:
+    line = b'{"command": "echo", "what": 1}\n'
+    answer = asyncio.run(flood(tmp_path / "control", 500, line))
+    assert json.loads(answer) == {"ok": True, "result": 1}
