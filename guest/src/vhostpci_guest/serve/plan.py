@@ -232,7 +232,7 @@ def goes_on(ring: md.Ring, run: Run | None, start: int, features: int) -> bool:
 
     A driver's rings stop and start again, in a new session, when the master's memory
     changes.  They are then where they were, and go on where they stopped.  A driver
-    that was loaded again, or another machine, begins at 0.
+    that was loaded again begins at 0.
 
     Args:
         ring: its entry now.
@@ -243,7 +243,6 @@ def goes_on(ring: md.Ring, run: Run | None, start: int, features: int) -> bool:
     if run is None or not run.index_known or run.features != features:
         return False
     layout = (ring.size, ring.desc, ring.driver, ring.device)
-    # 0 may be the index of a new driver's ring, too, whose rings are at the same place.
-    return run.place[2:6] == layout and (
-        run.session == ring.session or 0 != run.index == start
-    )
+    # If the ring stopped at 0, a new driver looks the same; it is one of the same
+    # machine, and takes the same packets.
+    return run.place[2:6] == layout and run.index == start

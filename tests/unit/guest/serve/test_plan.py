@@ -389,9 +389,8 @@ BEFORE = Run(
     ("entry", "run", "start", "features", "expected"),
     [
         (ring(session=2), BEFORE, 7, 3, True),
-        (ring(session=1), replace(BEFORE, index=0), 0, 3, True),
+        (ring(session=2), replace(BEFORE, index=0), 0, 3, True),
         (ring(session=2), BEFORE, 0, 3, False),
-        (ring(session=2), replace(BEFORE, index=0), 0, 3, False),
         (ring(session=2), BEFORE, 7, 2, False),
         (ring(session=2, size=128), BEFORE, 7, 3, False),
         (replace(ring(session=2), desc=0x40000), BEFORE, 7, 3, False),
@@ -399,7 +398,7 @@ BEFORE = Run(
         (ring(session=2), None, 7, 3, False),
     ],
     ids=[
-        *("where it stopped", "same session", "loaded again", "loaded again at 0"),
+        *("where it stopped", "stopped at 0", "loaded again"),
         *("other features", "other size", "other place", "of another agent", "first"),
     ],
 )
