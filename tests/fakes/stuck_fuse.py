@@ -82,7 +82,7 @@ class StuckFuse:
         try:
             os.write(self._device, header + body)
         except FileNotFoundError:
-            return  # whoever asked waits no more
+            return  # the process that asked has stopped waiting
 
 
 def _answer(operation: int) -> bytes | None:
@@ -90,7 +90,7 @@ def _answer(operation: int) -> bytes | None:
     if operation == _INIT:
         return _INIT_OUT.pack(7, 31, 0, 0, 16, 16, 1 << 16, 1, 0, 0, 0)
     if operation == _LOOKUP:
-        # Its attributes are good for 0 seconds: whoever wants to know them has to ask.
+        # Its attributes are good for 0 seconds: the kernel has to ask each time.
         size, mode = 1 << 20, stat.S_IFREG | 0o600
         attributes = (_FILE, size, 0, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
         return _ENTRY_OUT.pack(_FILE, 0, 0, 0, 0, 0, *attributes)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small tmpfs of a test's own, which can be filled."""
+"""A small tmpfs for one test, which can be filled."""
 
 import os
 import subprocess

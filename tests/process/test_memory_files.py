@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The file of the master's memory: no room for it, removed, or prepared by another.
 
-vhostpci-host ── MEMORY-DIR/net0 (a tmpfs of the test's own, where room is scarce)
+vhostpci-host ── MEMORY-DIR/net0 (a small tmpfs of this test)
       │               │
    agent           master
 """

@@ -3,7 +3,7 @@
 
 The ivshmem device of a QEMU does not reconnect.  If the daemon dies, the slave VM keeps
 the arena mapped, so its agent sees the metadata that the next daemon writes there.  But
-its vectors and its doorbells lead to nobody, and no packet can cross.  Only plugging
+its vectors and its doorbells lead nowhere, and no packet can cross.  Only plugging
 the device again, or restarting the slave VM, gives it a connection to this daemon.
 
 We know such a slave by its agent, which writes into the metadata although no slave is

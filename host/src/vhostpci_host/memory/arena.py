@@ -233,7 +233,7 @@ class Arena:
             f"another process has {what} the arena {self.path}: a master that has it "
             "goes on, but a daemon that is started later cannot serve it: restart both "
             "at a good time, and keep the arena where no one cleans up (RemoveIPC=no "
-            "in logind.conf, or a tmpfs of its own for --memory-dir)"
+            "in logind.conf, or a separate tmpfs for --memory-dir)"
         )
         if not is_alive(self._front_end):
             raise HostError(

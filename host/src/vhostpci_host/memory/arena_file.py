@@ -6,7 +6,7 @@ master has had the arena as its RAM.  Its successor must use that very file agai
 the running master loses its network.  But another user, or a QEMU that was started too
 early, may have put a file there as well.  So what lies there is looked at first:
 
-    there is          and nobody has it open       and a program has it open
+    there is          and no program has it open   and a program has it open
     ---------------   --------------------------   -------------------------
     an arena          used again                   used again
     another size      replaced by a new one        refused
@@ -125,7 +125,7 @@ def link_again(path: Path, file: Fd) -> bool:
 
 
 def reopen(file: Fd) -> Fd:
-    """Open the same file once more, as an open file of its own."""
+    """Open the same file once more, as a separate open file."""
     path = f"/proc/self/fd/{file.fileno()}"
     return Fd(os.open(path, os.O_RDWR | os.O_CLOEXEC))
 
@@ -270,13 +270,13 @@ def _has_magic(file: Fd, end: int) -> bool:
 
 
 def _is_used(file: Fd) -> bool:
-    """Whether another process has the file open, or maps it, as far as is known.
+    """Whether another process has the file open, or maps it.
 
     `file` must be the only descriptor of it in this process.
     """
-    # The kernel grants a write lease only if nobody else has the file open (fcntl(2)).
-    # A process that opens it meanwhile makes the kernel signal us: by SIGIO, which
-    # would end us, unless we choose one that is ignored.
+    # The kernel grants a write lease only if no other process has the file open
+    # (fcntl(2)).  A process that opens it meanwhile makes the kernel signal us: by
+    # SIGIO, which would end us, unless we choose one that is ignored.
     number = file.fileno()
     fcntl.fcntl(number, fcntl.F_SETSIG, signal.SIGURG)
     try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The metadata at the end of an arena: mapped, made whole, and kept out of a VM's RAM.
 
-Theory of operation.  Whoever may open the arena can damage the metadata in it.  There
-are two kinds of damage, which ask for opposite things:
+Theory of operation.  A user who may open the arena can damage the metadata in it.
+There are two kinds of damage, which ask for opposite things:
 
 - *Another process* has cut the file, or has written over the metadata.  The file gets
   its size back, and the metadata is written again.
@@ -175,7 +175,7 @@ class ArenaMetadata:
         return longer or bool(self._mapped_end(self._front_end))
 
     def _may_reach_in(self, pid: int) -> bool:
-        """Whether the RAM of process `pid` reaches into the metadata, as far as known.
+        """Whether the RAM of process `pid` reaches into the metadata, or may do so.
 
         Where we may not look at the process, we go by what it has told us.
         """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The directories of the sockets and of the arenas: made, and checked.
 
-Whoever may make files in such a directory could put another file into the place of a
+A user who may make files in such a directory could put another file into the place of a
 socket or an arena, and would be given the master's memory.  What is checked here is
 what another user could have prepared before the daemon started: a symbolic link, a
 directory of that user's own, or one that everyone may write.

@@ -2,9 +2,10 @@
 """What kind of file system a file is on, found without asking that file system.
 
 A front-end may send the descriptor of any file.  A call to a file system can wait for
-as long as the file system likes: FUSE asks a process of its owner, NFS a server that
-may be down.  That includes fstat() and pread(), and in the daemon's one thread such a
-wait stops all devices.  What is called here is answered by the kernel's own tables.
+as long as the file system likes: FUSE asks a process of the user who mounted it, NFS a
+server that may be down.  That includes fstat() and pread(), and in the daemon's one
+thread such a wait stops all devices.  What is called here is answered by the kernel's
+own tables.
 """
 
 import fcntl

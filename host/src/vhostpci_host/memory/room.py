@@ -55,5 +55,5 @@ def _warning(arenas: list[Promise]) -> str:
         f"{directory} has {arenas[0].free >> 20} MiB free, and the memory of "
         f"{', '.join(one.name for one in arenas)} may take {missing >> 20} MiB more: a "
         "VM that touches memory when none is left is killed; enlarge it (mount -o "
-        "remount,size=), or use a --memory-dir of their own, and --prealloc"
+        "remount,size=), or use a separate tmpfs for --memory-dir, and --prealloc"
     )

@@ -66,7 +66,7 @@ def test_arena_that_a_master_has_had_stays_for_the_next_daemon(
     arena.metadata.format()
     inode = config.arena.stat().st_ino
     arena.windows(0, lambda: False)
-    for _ in range(2):  # the second daemon has no front-end of its own
+    for _ in range(2):  # no front-end connects to the second daemon
         arena.close()
         assert config.arena.stat().st_ino == inode
         arena = Arena(config)

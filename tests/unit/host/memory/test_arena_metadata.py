@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Damage to the arena: repaired, unless the master's own RAM lies there.
 
-The master is a process of its own here, since this process maps the metadata itself.
+The master is a separate process here, since this process maps the metadata itself.
 """
 
 import os
