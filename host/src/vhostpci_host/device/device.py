@@ -474,12 +474,7 @@ class Device:
         now = self._loop.time()
         if now >= self._quiet_until:
             self._quiet_until = now + QUIET
-            log.error(
-                "%s: %s; the metadata is written again, what else was lost is lost "
-                "(who may open the file is up to --socket-mode and --socket-group)",
-                self.config.name,
-                what,
-            )
+            log.error("%s: %s; the metadata is written again", self.config.name, what)
         self.publisher.reformat()
         self._renew_running()
         self._publish()

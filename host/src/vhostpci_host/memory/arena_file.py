@@ -150,8 +150,8 @@ def no_space(path: Path, error: OSError) -> HostError | None:
         return None
     return HostError(
         f"no space left in {path.parent}, for {path.name}: remove what fills it (df "
-        f"{path.parent}), enlarge it (mount -o remount,size=), or choose another "
-        "--memory-dir"
+        f"{path.parent}), enlarge it (mount -o remount,size=; vm.nr_hugepages for huge "
+        "pages), or choose another --memory-dir"
     )
 
 

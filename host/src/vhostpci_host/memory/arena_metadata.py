@@ -27,6 +27,8 @@ from .arena_file import reserve
 from .process_maps import is_alive, mapped_end
 from .sigbus import GuardedMapping
 
+_WHO = "(who may open it is up to --socket-mode and --socket-group)"
+
 
 class ArenaMetadata:
     """The metadata of one arena.
@@ -108,13 +110,17 @@ class ArenaMetadata:
             return ""
         now = os.fstat(self._file.fileno()).st_size
         if now < self._size:
-            return self._write_again(f"another process cut {self._path}")
+            return self._write_again(
+                f"another process cut {self._path}, and what was cut is lost {_WHO}"
+            )
         if intact and now == self._size:
             return ""
         if now > self._size or self._may_reach_in(self._front_end):
             self._suspend()
             return ""
-        return self._write_again(f"another process wrote over the end of {self._path}")
+        return self._write_again(
+            f"another process wrote over the end of {self._path} {_WHO}"
+        )
 
     def close(self) -> None:
         """Unmap it."""

@@ -94,7 +94,7 @@ def test_arena_that_was_cut_gets_its_size_and_its_metadata_back(
     arena: Arena, size: int
 ) -> None:
     os.truncate(arena.path, size)
-    assert arena.restore() == f"another process cut {arena.path}"
+    assert f"another process cut {arena.path}" in arena.restore()
     assert arena.path.stat().st_size == WINDOW
     arena.metadata.format()
     assert end_of(arena.path).startswith(md.MAGIC)
@@ -105,7 +105,7 @@ def test_arena_that_was_cut_gets_its_size_and_its_metadata_back(
 def test_metadata_that_was_overwritten_is_written_again(arena: Arena) -> None:
     with arena.path.open("r+b") as file:
         os.pwrite(file.fileno(), bytes(md.SIZE), WINDOW - md.SIZE)
-    assert arena.restore() == f"another process wrote over the end of {arena.path}"
+    assert f"another process wrote over the end of {arena.path}" in arena.restore()
 
 
 def test_arena_that_was_cut_is_repaired_when_the_file_system_has_space_again(
