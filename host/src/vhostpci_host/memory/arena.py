@@ -30,7 +30,7 @@ from vhostpci_shared.wire import ProtocolError
 from ..config.device import DeviceConfig, window_size
 from ..errors import HostError, explain
 from ..fds import Fd
-from .arena_file import link_again, names, open_arena, reopen, reserve
+from .arena_file import link_again, lost_name, names, open_arena, reopen, reserve
 from .arena_metadata import ArenaMetadata
 from .directory import make_directory
 from .filesystems import filesystem, is_memory_file
@@ -219,7 +219,7 @@ class Arena:
 
     def _check_path(self) -> None:
         """See whether the arena still has its name, and give it back if we can."""
-        if names(self.path, self._file):
+        if not lost_name(self.path, self._file):
             self._path_problem = ""
             return
         what = "replaced" if self.path.exists() else "removed"

@@ -105,6 +105,17 @@ def names(path: Path, file: Fd) -> bool:
     return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
+def lost_name(path: Path, file: Fd) -> bool:
+    """Whether it is certain that `path` does not name the file any more."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False  # we may not look at present, which says nothing of the file
+    return not names(path, file)
+
+
 def link_again(path: Path, file: Fd) -> bool:
     """Give the file its name back; return whether that was possible.
 

@@ -123,7 +123,7 @@ def test_region_of_another_file_is_refused_with_the_argument(
     assert f"size=16M,mem-path={config.arena},share=on" in str(refusal.value)
 
 
-def test_arena_of_an_earlier_daemon_is_told_from_a_wrong_argument(
+def test_refusal_of_an_earlier_arena_says_to_restart_the_master(
     config: DeviceConfig,
 ) -> None:
     """The master has the right argument, and another file: only a restart helps."""

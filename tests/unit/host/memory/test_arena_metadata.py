@@ -260,7 +260,7 @@ def test_arena_that_was_moved_away_gets_its_name_back(arena: Arena) -> None:
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-def test_arena_that_was_removed_is_told_once_while_a_master_lives(
+def test_arena_that_was_removed_is_reported_once_while_a_master_lives(
     arena: Arena, *, replaced: bool
 ) -> None:
     with master(arena.path, arena.ram) as process:
@@ -276,6 +276,18 @@ def test_arena_that_was_removed_is_told_once_while_a_master_lives(
     with pytest.raises(HostError, match=f"has {verb} the arena .* no master has it"):
         arena.new_problems()
     assert arena.path.exists() == replaced
+
+
+def test_arena_that_we_may_not_look_at_for_a_while_is_not_lost(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> os.stat_result:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "lstat", refuse)
+        assert arena.new_problems() == []
+    assert arena.new_problems() == []
 
 
 def test_arena_that_was_removed_while_no_master_has_it_fails_the_device(

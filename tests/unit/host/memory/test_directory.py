@@ -48,7 +48,7 @@ def test_directory_that_another_group_may_write_is_refused(tmp_path: Path) -> No
         make_directory(tmp_path)
 
 
-def test_directory_in_which_only_owners_replace_files_may_be_everyones(
+def test_directory_with_the_sticky_bit_may_be_writable_for_everyone(
     tmp_path: Path,
 ) -> None:
     """As /dev/shm is."""

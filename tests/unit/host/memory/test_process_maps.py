@@ -25,7 +25,7 @@ def memory(shm: Path) -> Path:
     return path
 
 
-def test_private_mapping_is_told_from_a_shared_one(memory: Path) -> None:
+def test_private_mapping_is_distinguished_from_a_shared_one(memory: Path) -> None:
     with memory.open("r+b") as file:
         info = os.fstat(file.fileno())
         assert not mapped_private(os.getpid(), info)
@@ -53,7 +53,7 @@ def test_mapping_across_an_offset_is_found_with_its_end(memory: Path) -> None:
             assert end(MIB // 4 * 3) == 0
 
 
-def test_process_that_cannot_be_looked_at_is_believed(memory: Path) -> None:
+def test_nothing_is_known_of_a_process_that_we_may_not_look_at(memory: Path) -> None:
     assert not mapped_private(0, memory.stat())
     assert mapped_end(0, memory.stat(), 1) is None
 

@@ -39,7 +39,7 @@ def arenas(config: DeviceConfig, small: Path) -> Iterator[list[Arena]]:
         ]
 
 
-def test_each_arena_fits_and_both_together_do_not(arenas: list[Arena]) -> None:
+def test_arenas_that_only_fit_one_at_a_time_are_reported(arenas: list[Arena]) -> None:
     one, two = promises(arenas)
     assert shortages([one]) == shortages([two]) == []
     (warning,) = shortages([one, two])
@@ -54,7 +54,7 @@ def test_file_systems_are_counted_separately(
         assert shortages(promises([arenas[0], elsewhere])) == []
 
 
-def test_reserved_memory_is_missing_no_more(
+def test_reserved_memory_is_not_counted_as_missing(
     arenas: list[Arena], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(arena_module, "PIECE", MIB)

@@ -37,7 +37,9 @@ def cut(file: Fd, size: int = 0) -> None:
     os.ftruncate(file.fileno(), size)
 
 
-def test_file_that_is_whole_is_shared(file: Fd, shared: GuardedMapping) -> None:
+def test_mapping_shows_the_file_while_the_file_is_whole(
+    file: Fd, shared: GuardedMapping
+) -> None:
     with shared.view() as view:
         view[0] = ord("y")
         assert os.pread(file.fileno(), 2, PAGE) == b"yx"
