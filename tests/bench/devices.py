@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tests.fakes.frontend import RingAt
 from tests.process.fleet import Fleet
+from tests.waiting import PROCESS_TIMEOUT
 
 IDLE = 10.0
 KIB = 1024
@@ -62,6 +63,8 @@ class Result:
     connected: Sample
     start: float
     connect: float
+    connect_work: float
+    """Seconds of processor time in which the daemon has connected all."""
     idle: float
     """Part of one processor, with all connected and nothing to do."""
     stop: float
@@ -81,8 +84,19 @@ def a_fleet(names: list[str], options: str) -> Iterator[Fleet]:
         yield fleet
 
 
-def measure(count: int, mode: str, pairs: int = 1, idle: float = IDLE) -> Result:
-    """Start a daemon, connect everything, and look at it."""
+def measure(
+    count: int,
+    mode: str,
+    pairs: int = 1,
+    idle: float = IDLE,
+    end_within: float = PROCESS_TIMEOUT,
+) -> Result:
+    """Start a daemon, connect everything, and look at it.
+
+    Raises:
+        AssertionError: it has not ended within `end_within` seconds, without the time
+            in which it waited for a processor.
+    """
     raise_limit()
     options = f"{MODES[mode]}\nqueue-pairs = {pairs}"
     names = [f"d{index}" for index in range(count)]
@@ -92,15 +106,20 @@ def measure(count: int, mode: str, pairs: int = 1, idle: float = IDLE) -> Result
     with a_fleet(names, options) as fleet:
         start = time.monotonic() - began
         waiting = Sample.of(fleet)
+        before = cpu_seconds(fleet.process.pid)
         connect = connect_all(fleet, names, pairs)
+        work = cpu_seconds(fleet.process.pid) - before
         connected = Sample.of(fleet)
         used = cpu_seconds(fleet.process.pid)
         time.sleep(idle)
         used = cpu_seconds(fleet.process.pid) - used
         began = time.monotonic()
-        fleet.end()
+        fleet.end_within(end_within)
         stop = time.monotonic() - began
-    return Result(count, empty, waiting, connected, start, connect, used / idle, stop)
+    idle_part = used / idle
+    return Result(
+        count, empty, waiting, connected, start, connect, work, idle_part, stop
+    )
 
 
 def connect_all(fleet: Fleet, names: list[str], pairs: int) -> float:

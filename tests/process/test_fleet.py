@@ -472,12 +472,11 @@ def test_slave_vm_that_never_answers_delays_remove_and_end_only_briefly(
 def test_many_devices_cost_little_each(mode: str) -> None:
     """Generous bounds; `python -m tests.bench.devices` gives the figures."""
     with limits_kept():
-        result = devices.measure(50, mode, idle=2.0)
+        result = devices.measure(50, mode, idle=2.0, end_within=5.0)
     assert result.per_device("rss", result.connected) < 256 * 1024
     assert result.per_device("descriptors", result.connected) < 40
-    assert result.connect < 20.0
+    assert result.connect_work < 10.0
     assert result.idle < 0.5
-    assert result.stop < 5.0
 
 
 @contextlib.contextmanager
