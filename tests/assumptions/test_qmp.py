@@ -260,7 +260,7 @@ def test_port_that_is_large_enough_is_taken_only_once(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with way_to(tmp_path) as (vm, shown):
             await plug_until_done(vm, "web", shown.show(300, GIB))
-            with pytest.raises(PlugError, match="no free PCI port for the 1G"):
+            with pytest.raises(PlugError, match="no free root port for the 1G"):
                 await vm.plug("web", shown.show(301, GIB))
 
     with started(tmp_path, *PORTS):

@@ -264,7 +264,7 @@ def test_slave_that_comes_late_first_without_root_ports(
     daemon, monitor = early.daemon, early.monitor
     wait_problem(daemon, f"waiting for the slave VM at {monitor}")
     with new_slave(logs / "without", root_ports=0, monitor=monitor):
-        said = wait_problem(daemon, "no free PCI port")
+        said = wait_problem(daemon, "no free root port")
         assert "-device pcie-root-port" in said
         assert "pref64-reserve=512M" in said
     with (

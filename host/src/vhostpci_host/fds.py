@@ -159,7 +159,7 @@ def _is_eventfd(fd: Fd) -> bool:
 def _is_pipe(fd: Fd) -> bool:
     """Whether it is a pipe's end, or one of two sockets that serve as a pipe."""
     # The kernel gives these names, and all names of files begin with "/".  fstat()
-    # would tell, too, but for a file on FUSE or NFS it may wait for ever.
+    # would tell, too, but for a file on FUSE or NFS it may never return.
     name = os.readlink(f"/proc/self/fd/{fd.fileno()}")
     return name.startswith("pipe:[") or (
         name.startswith("socket:[") and _is_connected(fd)

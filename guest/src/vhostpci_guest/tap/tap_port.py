@@ -225,7 +225,7 @@ class Port:
         if self._tap is None:
             return
         # The kernel spreads packets over all attached queues.  A packet in the queue of
-        # a pair that the master's driver does not use would wait there for ever.  Queue
+        # a pair that the master's driver does not use would never be read.  Queue
         # 0 stays: the kernel detaches no queue of a TAP without multi_queue (EINVAL).
         unused = set(range(1, len(self._tap.fds))) - pairs
         # Only what changes: the kernel refuses to attach a queue twice (EINVAL).

@@ -79,7 +79,7 @@ class PathListener:
 
     A QEMU whose chardev has `server=on` unlinks our socket without a word, puts its own
     there, and removes that when it ends.  Without a look at the path, the daemon would
-    listen for ever on a socket that nothing can reach.
+    listen on a socket that nothing can reach, and not notice it.
 
     Args:
         place: the path, with the mode and the group of its socket.

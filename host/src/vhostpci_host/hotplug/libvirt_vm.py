@@ -145,7 +145,7 @@ class LibvirtVm:
     def _no_place(self, ports: list[pci_ports.Port], plug: Plug) -> PlugError:
         if pci_ports.unset(ports):
             return PlugError(
-                f"the firmware of domain {self._name!r} has not set up its PCI ports "
+                f"the firmware of domain {self._name!r} has not set up its root ports "
                 "yet: waiting for it"
             )
         return PlugError(

@@ -2,9 +2,9 @@
 """Find the root port that a window fits into, from QEMU's answer to `query-pci`.
 
 A hot-plugged device gets its addresses out of the range of its root port, and that
-range was fixed when the VM's firmware ran (`pref64-reserve=` of the port).  So a window
-goes to the port with the smallest range that is large enough: the small window 0 then
-leaves the large ports to the other windows.
+range was fixed when the VM's firmware ran (`pref64-reserve=` of the root port).  So a
+window goes to the root port with the smallest range that is large enough: the small
+window 0 then leaves the large root ports to the other windows.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 PORTS = frozenset({"pcie-root-port", "ioh3420", "xio3130-downstream"})
-"""QEMU's PCI Express ports: they have one slot, which supports hot-plug."""
+"""QEMU's root ports, and the like: they have one slot, which supports hot-plug."""
 
 NARROW_CPU = "x86_64-cpu.phys-bits=39"
 """QEMU's property, for `-global`, with which firmware puts windows at 4 GiB and up."""
@@ -46,7 +46,7 @@ class Port:
     @property
     def share(self) -> int:
         """Bytes of its prefetchable range."""
-        # A port without a range has a limit below its base.
+        # A root port without a range has a limit below its base.
         return max(self.limit - self.base + 1, 0)
 
     def fits(self, size: int) -> bool:
@@ -57,7 +57,7 @@ class Port:
 
 
 def ports(answer: Any, types: dict[str, str]) -> list[Port]:
-    """Return the ports in `query-pci`'s answer; `types` are QEMU's own, by ID.
+    """Return the root ports in `query-pci`'s answer; `types` are QEMU's own, by ID.
 
     Raises:
         LookupError, TypeError: QEMU does not answer like that.
@@ -76,7 +76,7 @@ def _port(device: dict[str, Any]) -> Port:
     prefetchable = bridge["bus"]["prefetchable_range"]
     return Port(
         name=device["qdev_id"],
-        # Bus number 0 is the host bridge's: a port that has it has not been set up.
+        # Bus number 0 is the host bridge's: a root port that has it is not set up.
         ready=bridge["bus"]["secondary"] != 0,
         base=prefetchable["base"],
         limit=prefetchable["limit"],
@@ -85,9 +85,10 @@ def _port(device: dict[str, Any]) -> Port:
 
 
 def best(found: list[Port], size: int) -> list[Port]:
-    """Return the free ports that a BAR of `size` fits into, the smallest first."""
-    # QEMU refuses neither a port that has a device already (the guest never sees the
-    # second) nor one that firmware has not set up (the guest gives the BAR no address).
+    """Return the free root ports that a BAR of `size` fits into, the smallest first."""
+    # QEMU refuses neither a root port that has a device already (the guest never sees
+    # the second) nor one that firmware has not set up (the guest gives the BAR no
+    # address).
     free = [port for port in found if port.ready and not port.taken]
     return sorted((p for p in free if p.fits(size)), key=lambda port: port.share)
 
@@ -122,13 +123,13 @@ def _why_unassigned(port: dict[str, Any]) -> str:
 
 
 def unset(ports: list[Port]) -> bool:
-    """Whether firmware has not set up any of the ports yet."""
-    # One port with a bus number shows that firmware has run.
+    """Whether firmware has not set up any of the root ports yet."""
+    # One root port with a bus number shows that firmware has run.
     return bool(ports) and not any(port.ready for port in ports)
 
 
 def free_text(ports: list[Port]) -> str:
-    """Return the sizes of the free ports' ranges, for an error."""
+    """Return the sizes of the free root ports' ranges, for an error."""
     free = (port for port in ports if port.ready and not port.taken)
     return ", ".join(size_text(port.share) for port in free) or "none"
 

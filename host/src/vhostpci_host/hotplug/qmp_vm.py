@@ -56,7 +56,7 @@ class QmpVm:
     async def plug(self, device: str, plug: Plug) -> None:
         """Plug one window, where it fits best; roll back if QEMU refuses."""
         monitor = await self._connected()
-        # One plug at a time: two of them would choose the same free port.
+        # One plug at a time: two of them would choose the same free root port.
         async with self._plugging:
             # An unplug that was cancelled or failed may have left eventfds watched.
             await self._clear(monitor)
@@ -188,7 +188,7 @@ class QmpVm:
         raise self._no_place(ports, plug)
 
     async def _takes(self, monitor: Monitor, port: str) -> bool:
-        """Whether devices may be plugged into a port (its property `hotplug`)."""
+        """Whether devices may be plugged into a root port (its property `hotplug`)."""
         path = f"{_PERIPHERAL}/{port}"
         try:
             return bool(await monitor.execute("qom-get", path=path, property="hotplug"))
@@ -200,11 +200,11 @@ class QmpVm:
         if pci_ports.unset(ports):
             return PlugError(
                 f"the firmware of {self._vm} has not "
-                "set up its PCI ports yet: waiting for it"
+                "set up its root ports yet: waiting for it"
             )
         size, room = pci_ports.size_text(plug.size), pci_ports.size_text(2 * plug.size)
         return PlugError(
-            f"{self._vm} has no free PCI port for the {size} of "
+            f"{self._vm} has no free root port for the {size} of "
             f"window {plug.window} (free: {pci_ports.free_text(ports)}): start it with "
             f"one more -device pcie-root-port,id=vp1,chassis=101,slot=101,"
             f"pref64-reserve={room}, and with other numbers for each further one; it "

@@ -124,7 +124,7 @@ def test_lack_of_a_free_port_is_an_error_with_the_argument_to_add(play: Played) 
     async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
         await vm.plug("other", WINDOW)
         text = await error_of(vm.plug("web", WINDOW))
-        assert "no free PCI port for the 2G of window 300 (free: 2M)" in text
+        assert "no free root port for the 2G of window 300 (free: 2M)" in text
         assert "-device pcie-root-port,id=vp1," in text
         assert "pref64-reserve=4G" in text
 
