@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A fake data plane and a fake TAP port, which record calls and move no packets."""
 
+import ctypes
 import os
 from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
@@ -78,7 +79,8 @@ class FakePlane:
         return self._statuses.get(index, RingStatus())
 
     def move(self, index: int, at: int, packets: int = 0) -> None:
-        """Advance a ring to an index."""
+        """Advance a running ring to an index, in the master's memory too."""
+        _write_used(self.running[index].device, at, self.memory)
         self._statuses[index] = RingStatus(
             state=AgentRingState.RUNNING, index=at, stats=Stats(packets=packets)
         )
@@ -102,6 +104,13 @@ class FakePlane:
             self.closed = True
             self.running.clear()
             os.close(self._events)
+
+
+def _write_used(device: int, at: int, memory: Sequence[MemRegion]) -> None:
+    for region in memory:
+        inside = device + 2 - region.guest_addr
+        if 0 <= inside < region.size:
+            ctypes.c_uint16.from_address(region.host_addr + inside).value = at
 
 
 class FakePort(Port):

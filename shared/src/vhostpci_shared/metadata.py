@@ -79,12 +79,13 @@ class RingFlag(IntFlag):
     CALL = 4  # call_peer and call_vector are valid; without it the driver polls
     PACKED = 8  # the ring has the layout of VIRTIO_F_RING_PACKED
     POLL = 16  # no kick comes: the agent looks at the ring by itself
+    RESUME = 32  # it starts at the used index in its memory, not at `base`
 
     @classmethod
     def known(cls, value: int) -> Self:
         """Return the flags in `value` that version 1 has."""
         # A later daemon of version 1 may set more bits; they must not be an error.
-        return cls(value & 31)
+        return cls(value & 63)
 
 
 class DeviceFlag(IntFlag):
@@ -305,7 +306,7 @@ class Ring:
     desc: int
     driver: int
     device: int
-    base: int  # where to start, as SET_VRING_BASE counts
+    base: int  # where to start, as SET_VRING_BASE counts; 0 with RESUME
     kick_vector: int
     call_peer: int
     call_vector: int

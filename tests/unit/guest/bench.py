@@ -5,7 +5,7 @@ FakeDaemon ──metadata──► Link ──► FakePlane, FakePort
                           └─── FakeWindows
 """
 
-from tests.fakes.bar import FakeDaemon, FakeDevice, FakeWindows
+from tests.fakes.bar import FakeDaemon, FakeDevice, FakeWindows, ring
 from tests.fakes.plane import FakePlane, FakePort
 from vhostpci_guest.serve.link import Link
 from vhostpci_guest.serve.window_speed import Speed, Speeds
@@ -52,6 +52,11 @@ class Bench:
         generation = self.daemon.publish(*rings, **device)  # type: ignore[arg-type]
         self.look()
         return generation
+
+    def set_used(self, index: int, used: int) -> None:
+        """Write a ring's used index, as another back-end does."""
+        at = ring(index, session=1).device + 2
+        self.device.window.view[at : at + 2] = used.to_bytes(2, "little")
 
     def look(self) -> None:
         assert self.link is not None

@@ -36,8 +36,7 @@ class RingConf:
     device: int
     size: int
     base: int
-    """Where to start: the used index in memory must be this, else the start is
-    refused as FENCED.  Two back-ends on one ring would corrupt the master's memory."""
+    """Where to start: the used index in memory (see `check_base`)."""
     hdr_len: int
     """Length of the net header: 12 with VERSION_1 or MRG_RXBUF, else 10."""
     max_packet: int
@@ -146,7 +145,7 @@ class DataPlane(Protocol):
         """Replace the master's memory regions; the caller has stopped all rings."""
 
     def start(self, index: int, conf: RingConf) -> None:
-        """Start a ring that does not run.
+        """Start a ring that does not run; the caller has called `check_base`.
 
         Raises:
             RingRefused: its entry is impossible, or another back-end has the ring;
@@ -171,6 +170,30 @@ class DataPlane(Protocol):
 
 PlaneMaker = Callable[[Sequence[int]], DataPlane]
 """Makes a data plane on a TAP's descriptors, one for each queue pair."""
+
+
+def check_base(base: int, device: int, regions: Sequence[MemRegion]) -> None:
+    """Refuse a ring that another back-end has worked, for any data plane.
+
+    Two back-ends on one ring corrupt the master's memory, and one that starts behind
+    the used index returns buffers a second time: the master's kernel stops at that
+    (`id 14 is not a head!`).  vhost-net, for one, checks neither.
+
+    Args:
+        base: where the ring is to start.
+        device: guest-physical address of the used ring.
+        regions: the master's memory.
+
+    Raises:
+        RingRefused: the used index is not the base, or does not lie in the memory.
+    """
+    used = used_index(device, regions)
+    if used != base:
+        raise RingRefused(
+            f"it is to start at {base}, and its used index is {used}: another back-end "
+            "has worked it",
+            AgentRingState.FENCED,
+        )
 
 
 def used_index(device: int, regions: Sequence[MemRegion]) -> int:

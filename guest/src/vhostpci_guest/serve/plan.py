@@ -18,8 +18,9 @@ All rings use the memory and the features, so a change of either stops all rings
 While a window that the metadata names is absent, there is no memory and no ring runs.
 
 A ring continues where it stopped if its session is the same, and starts at the daemon's
-`base` in a new session.  If an earlier agent process ran it in this session, we don't
-know where that stopped, and read the used index from the ring (`Run.index_known`).
+`base` in a new session.  In two cases we read the used index from the ring instead: an
+earlier agent process ran it in this session (`Run.index_known`), or the session has no
+base (RESUME), since an agent may have worked the ring when the session began.
 """
 
 from collections.abc import Mapping, Sequence
@@ -157,7 +158,7 @@ def _locate(region: md.Region, windows: Mapping[int, Window]) -> MemRegion:
 def place(ring: md.Ring) -> tuple[int, ...]:
     """Return the part of a ring's entry whose change needs a restart of the ring.
 
-    `base` is not in it: the ring has moved on from there.
+    `base` and RESUME are not in it: they only say where the ring starts.
     """
     return (
         ring.session,
@@ -210,7 +211,7 @@ def base(ring: md.Ring, run: Run | None) -> int | None:
     """Return the index where a ring starts; None: at the used index in memory."""
     if run is not None and run.session == ring.session:
         return run.index if run.index_known else None
-    return ring.base
+    return None if ring.flags & RingFlag.RESUME else ring.base
 
 
 def inherited(entry: md.AgentRing) -> Run | None:

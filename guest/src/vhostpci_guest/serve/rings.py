@@ -23,6 +23,7 @@ from ..dataplane.interface import (
     RingRefused,
     RingStatus,
     Stats,
+    check_base,
     used_index,
 )
 from ..errors import Unusable
@@ -244,6 +245,7 @@ class Rings:
         start = base(ring, self._runs.get(index))
         if start is None:
             start = used_index(ring.device, self.wanted.memory)
+        check_base(start, ring.device, self.wanted.memory)
         run = self._runs.get(index) if index in self._served else None
         if index % 2 == 0 and not goes_on(ring, run, start, self.wanted.features):
             # What waits there was for another driver, maybe of another machine.

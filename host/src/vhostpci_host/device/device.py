@@ -435,7 +435,7 @@ class Device:
             self._renew_running()
 
     def _renew_running(self) -> None:
-        self.publisher.renew_running(self.setup, self._loop.time())
+        self.publisher.renew_running(self._loop.time())
 
     def _retire_windows(self) -> None:
         """Close the windows that the agent uses no more."""

@@ -155,19 +155,8 @@ class Publisher:
         self.stopped(ended)
         return ended
 
-    def renew(self, lease: Lease, setup: FrontEndSetup, now: float) -> None:
-        """Give a running ring to the agent in a new session.
-
-        It starts where the ring's used index stands in the master's memory: packets
-        complete in order, so that is right for any previous user of the ring.
-        """
-        vring = setup.rings[lease.index]
-        vring.base = setup.used_index(lease.index)
-        lease.renew(now)
-
-    def renew_running(self, setup: FrontEndSetup | None, now: float) -> None:
+    def renew_running(self, now: float) -> None:
         """Give every running ring to the agent in a new session."""
         for lease in self.leases:
             if lease.running:
-                assert setup is not None, "a ring runs without a front-end"
-                self.renew(lease, setup, now)
+                lease.renew(now)

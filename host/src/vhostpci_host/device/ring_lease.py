@@ -70,6 +70,8 @@ class Lease:
     sessions: Sessions = field(repr=False)
     session: int = 0
     state: RingState = RingState.STOPPED
+    resumes: bool = False
+    """Whether another agent may have worked the ring since it was started."""
     renewed_at: float = 0.0
     """When the agent was last given the ring."""
     reported: int = 0
@@ -90,15 +92,20 @@ class Lease:
     def step(self, state: RingState) -> None:
         """Change to `state`: in a new session, unless the agent still has the ring."""
         assert state in STEPS[self.state], f"{self.state} to {state}"
-        self.state = state
+        self.state, self.resumes = state, False
         if state is not RingState.STOPPING:
             self.session = self.sessions.new()
         if state is not RingState.RUNNING:
             self._close_relay()
 
     def renew(self, now: float) -> None:
-        """Give the running ring to the agent in a new session."""
+        """Give the running ring to the agent in a new session, without a base.
+
+        The ring may be worked at this moment, by this agent or by the one before.  An
+        index that we read now would be out of date when the agent starts the ring.
+        """
         self.session, self.renewed_at = self.sessions.new(), now
+        self.resumes = True
 
     def relay_kicks(
         self, loop: Loop, kick: Notifier | None, vectors: VectorSet | None
@@ -141,6 +148,8 @@ class Lease:
                 flags |= RingFlag.CALL
             if vring.kick is None:
                 flags |= RingFlag.POLL
+            if self.resumes:
+                flags, base = flags | RingFlag.RESUME, 0
         return md.Ring(
             session=self.session,
             flags=flags,

@@ -74,7 +74,7 @@ class RingReports:
                 self._name,
                 lease.index,
             )
-            self._publisher.renew(lease, setup, now)
+            lease.renew(now)
         return False
 
     def _report_broken(self, lease: Lease, setup: FrontEndSetup) -> None:

@@ -113,8 +113,33 @@ def test_ring_goes_on_where_it_stopped_in_the_same_session(bench: Bench) -> None
 
 def test_ring_starts_at_its_base_in_a_new_session(bench: Bench) -> None:
     bench.publish(*pair(2))
+    bench.publish(*pair(2, flags=0))
+    bench.set_used(0, 9)
     bench.publish(ring(session=3, base=9), ring(1, session=2))
-    assert bench.plane.starts[-1] == (0, 9)
+    assert (0, 9) in bench.plane.starts
+
+
+def test_ring_whose_used_index_is_not_its_base_is_fenced_for_any_data_plane(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The fake data plane starts any ring: the agent itself has to see it."""
+    bench.set_used(0, 9)
+    bench.publish(ring(session=2, base=8), ring(1, session=2))
+    assert bench.running == {1}
+    assert bench.daemon.ring(0).state is AgentRingState.FENCED
+    assert "to start at 8, and its used index is 9" in caplog.text
+
+
+def test_ring_in_a_renewed_session_goes_on_though_it_moved_meanwhile(
+    bench: Bench,
+) -> None:
+    bench.publish(*pair(2))
+    bench.plane.move(0, 41)
+    bench.daemon.publish(*pair(3, flags=RUNS | RingFlag.RESUME))
+    bench.plane.move(0, 50)  # before the agent has seen the new session
+    bench.look()
+    assert bench.plane.starts[-2:] == [(0, 50), (1, 0)]
+    assert bench.daemon.ring(0).state is AgentRingState.RUNNING
 
 
 def test_ring_of_an_agent_that_was_killed_goes_on_where_the_ring_says() -> None:
@@ -375,8 +400,6 @@ def test_ring_that_never_stopped_starts_where_the_ring_says(bench: Bench) -> Non
     bench.plane.move(1, 9)
     bench.plane.stuck = {1}
     bench.link.suspend("no thread")
-    entry = bench.device.window.view
-    used = ring(1, session=2).device + 2
-    entry[used : used + 2] = (77).to_bytes(2, "little")
+    bench.set_used(1, 77)
     bench.publish(*pair(2))
     assert (1, 77) in bench.plane.starts

@@ -97,6 +97,7 @@ def test_queue_of_the_tap_is_emptied_for_a_new_driver(bench: Bench) -> None:
     bench.plane.move(0, 33)
     bench.port.discarded.clear()
     bench.publish(*pair(3, flags=0))
+    bench.set_used(0, 0)
     bench.publish(*pair(4))
     assert bench.port.discarded == [0]
 

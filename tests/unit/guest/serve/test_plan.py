@@ -213,6 +213,12 @@ def test_new_session_starts_at_its_base() -> None:
     assert base(ring(session=2, base=5), stopped) == 5
 
 
+def test_new_session_that_resumes_starts_where_the_ring_says() -> None:
+    stopped = Run(session=1, state=AgentRingState.STOPPED, index=9)
+    renewed = replace(ring(session=2), flags=RUNS | RingFlag.RESUME)
+    assert base(renewed, stopped) is None
+
+
 def test_same_session_goes_on_where_it_stopped() -> None:
     stopped = Run(session=1, state=AgentRingState.STOPPED, index=9)
     assert base(ring(session=1, base=5), stopped) == 9

@@ -381,7 +381,9 @@ def test_arena_that_was_cut_is_restored_and_published_again(
     assert after.generation > before.generation
     assert after.device == before.device
     assert after.regions == before.regions
-    assert [ring.flags for ring in after.rings] == [r.flags for r in before.rings]
+    assert [ring.flags for ring in after.rings] == [
+        ring.flags | RingFlag.RESUME for ring in before.rings
+    ]
     assert not {r.session for r in after.rings} & {r.session for r in before.rings}
     assert caplog.text.count("another process cut") == 1
 

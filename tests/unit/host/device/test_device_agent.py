@@ -11,7 +11,7 @@ from tests.unit.host.scene import Scene
 from vhostpci_host.device.quiesce import QUIESCE
 from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu
-from vhostpci_shared.metadata import AgentRingState
+from vhostpci_shared.metadata import AgentRingState, RingFlag
 from vhostpci_shared.vhost_user import Request
 
 RX = RingAt.nth(0)
@@ -185,18 +185,30 @@ def test_front_end_may_disconnect_while_it_waits_for_the_agent(scene: Scene) -> 
         assert agent.snapshot().device.flags == md.DeviceFlag.SLAVE
 
 
-def test_next_agent_gets_new_sessions_that_start_at_the_used_index(
-    scene: Scene,
-) -> None:
+def test_next_agent_gets_new_sessions_without_a_base(scene: Scene) -> None:
+    """It may run the ring by now: the daemon must not read where the ring stands."""
     with scene.agent(scene.slave()) as agent:
         scene.running()
         before = agent.snapshot().rings[0]
+        assert not before.flags & RingFlag.RESUME
         scene.set_used(RX, 50)
         agent.say(instance=77)
         scene.loop.advance()
         after = agent.snapshot().rings[0]
         assert after.session > before.session
-        assert after.base == 50
+        assert after.flags == before.flags | RingFlag.RESUME
+        assert after.base == 0
+
+
+def test_driver_that_starts_after_a_renewal_gives_the_base(scene: Scene) -> None:
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running()
+        agent.say(instance=77)
+        scene.loop.advance()
+        assert agent.snapshot().rings[0].flags & RingFlag.RESUME
+        qemu.stop_ring(0)
+        scene.start(qemu)
+        assert not agent.snapshot().rings[0].flags & RingFlag.RESUME
 
 
 def test_fenced_ring_is_renewed_at_most_once_a_second(scene: Scene) -> None:
