@@ -214,11 +214,21 @@ def test_daemon_that_ends_drops_the_master_and_leaves_only_its_memory(
     assert list(host.memory_dir.iterdir()) == [host.memory_dir / host.name]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_sigterm_and_sigint_end_the_daemon_at_once(
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_that_end_the_daemon_end_it_cleanly_and_at_once(
     host: Host, number: signal.Signals
 ) -> None:
     assert host.end_within(1.0, number) == 0
+    assert list(host.run_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_signals_without_a_meaning_are_ignored(
+    host: Host, number: signal.Signals
+) -> None:
+    host.process.send_signal(number)
+    host.wait_log(f"{number.name} is ignored")
+    assert host.status()["state"] == "no master"
 
 
 def test_descriptors_do_not_grow_with_sessions(shared: Host) -> None:

@@ -35,6 +35,8 @@ from .tap.tap_port import Port
 log = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
+"""They would end the agent without giving anything back."""
 
 
 class Agent:
@@ -196,4 +198,7 @@ def stopped_by_signals() -> Iterator[tuple[Callable[[], bool], int]]:
         undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(write.fileno()))
         for number in _SIGNALS:
             undo.callback(signal.signal, number, signal.signal(number, note))
+        for number in _IGNORED:
+            before = signal.signal(number, signal.SIG_IGN)
+            undo.callback(signal.signal, number, before)
         yield lambda: stopping, read.fileno()

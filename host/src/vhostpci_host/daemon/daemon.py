@@ -91,8 +91,14 @@ class Daemon:
         self._ended = self.loop.create_future()
         self._timer = self.loop.call_later(TICK, self._tick)
         self.loop.set_exception_handler(self._loop_failed)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        # SIGHUP comes when the terminal is closed.  None of these may end the process
+        # by itself: it would leave its sockets, and plugged devices in slave VMs.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             self.loop.add_signal_handler(number, self.stop)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            self.loop.add_signal_handler(
+                number, log.info, "%s is ignored: it has no meaning here", number.name
+            )
 
     # Its devices.
 
