@@ -43,7 +43,7 @@ class AgentView:
         self._instance: int | None = None  # of the agent that has served this slave
         self._said: object = None
         self._said_at = 0.0
-        self._untold = False
+        self._untold = self._silence_told = False
         self._bytes = metadata.agent_bytes()
         self.entry = _parse(self._bytes)
         self.late_at = 0
@@ -53,7 +53,7 @@ class AgentView:
         """Start again: the slave is another, and its agent has not said anything."""
         self._lived_at = self._instance = None
         self._said = None
-        self._untold = False
+        self._untold = self._silence_told = False
         self._bytes = self._metadata.agent_bytes()
         self.entry = _parse(self._bytes)
         self.late_at = 0
@@ -69,6 +69,7 @@ class AgentView:
             # This is the case four times a second for each device: nothing is parsed.
             if self._untold:
                 self._tell(now)
+            self._tell_silence()
             return False
         self._tell(now)
         if self._lived_at is None or self.entry.state is not AgentState.READY:
@@ -110,6 +111,27 @@ class AgentView:
     def silent_since(self, connected_at: float) -> float:
         """Return since when it has said nothing; never before `connected_at`."""
         return connected_at if self._lived_at is None else self._lived_at
+
+    @property
+    def silent(self) -> bool:
+        """Whether it served this slave, and has said nothing for `ALIVE` seconds."""
+        ready = self.entry.state is AgentState.READY
+        return ready and self._lived_at is not None and not self.present
+
+    def _tell_silence(self) -> None:
+        """Log once that the agent is silent, and once that it is back."""
+        silent = self.silent
+        if silent and not self._silence_told:
+            log.warning(
+                "%s: the agent has said nothing for %g s: it hangs, or the slave does, "
+                "and no packet crosses until it is back",
+                self._name,
+                ALIVE,
+            )
+        elif self._silence_told and self.present:
+            log.info("%s: the agent is back", self._name)
+        if silent or self.present:
+            self._silence_told = silent
 
     def _tell(self, now: float) -> None:
         """Log what the agent says of itself: once, and at most one line a second."""

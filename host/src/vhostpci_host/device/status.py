@@ -3,7 +3,6 @@
 
 import os
 
-from vhostpci_shared import metadata as md
 from vhostpci_shared import virtio
 from vhostpci_shared.wire import ProtocolError
 
@@ -76,8 +75,9 @@ def state(device: Device) -> str:
         return "master's driver is not loaded"
     if device.slave is None:
         return "slave must be plugged again" if device.slave_problem else "no slave"
-    if device.agent.entry.state is not md.AgentState.READY:
-        return "no agent"
+    if not device.agent.present:
+        # The entry of an agent that died before this slave came may say READY as well.
+        return "agent is silent" if device.agent.silent else "no agent"
     return "running"
 
 

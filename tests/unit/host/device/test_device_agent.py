@@ -9,6 +9,7 @@ from tests.fakes.agent import FakeAgent
 from tests.fakes.frontend import RingAt
 from tests.unit.host.scene import Scene
 from vhostpci_host.device.quiesce import QUIESCE
+from vhostpci_host.device.status import state
 from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.metadata import AgentRingState, RingFlag
@@ -131,6 +132,27 @@ def test_device_does_not_wait_for_an_agent_whose_heartbeat_stopped(
         started = scene.loop.now
         qemu.stop_ring(0)
         assert scene.loop.now == started
+
+
+def test_agent_that_hangs_is_logged_once_and_shown(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    with scene.agent(scene.slave()) as agent:
+        scene.running()
+        assert state(scene.device) == "running"
+        agent.beats = agent.answers = False
+        scene.loop.advance(5.0)
+        assert state(scene.device) == "agent is silent"
+    assert caplog.text.count("the agent has said nothing for 2 s") == 1
+
+
+def test_slave_whose_last_agent_is_dead_is_shown_as_having_none(scene: Scene) -> None:
+    stale = md.Agent(instance=9, heartbeat=77, state=md.AgentState.READY)
+    scene.device.store.metadata.write_agent(stale)
+    scene.slave()
+    scene.running()
+    scene.loop.advance(1.0)
+    assert state(scene.device) == "no agent"
 
 
 def test_device_does_not_wait_for_an_agent_that_failed(scene: Scene) -> None:
