@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
-from tests.vm import qemu
+from tests.vm import log_end, qemu
 from tests.vm.channel import Channel, GuestError, GuestGoneError
 from tests.vm.image import Image
 from tests.vm.netns import Namespace
@@ -295,8 +295,8 @@ class Vm:
         texts = []
         for log in (self._qemu_log, self.serial_log):
             if log.exists():
-                tail = log.read_text(errors="backslashreplace").splitlines()[-15:]
-                texts += [f"--- {log}", *tail]
+                text = log.read_text(errors="backslashreplace")
+                texts += [f"--- {log}", *log_end.lines(text)]
         return "\n".join(texts)
 
     def _wait_boot(self, timeout: float) -> None:

@@ -69,6 +69,13 @@ class Slave(Vm):
         with self.serial_log.with_name(f"{self.name}.agent.log").open("a") as log:
             log.write(job.output())
 
+    def _written(self, job: Job) -> str:
+        """What an agent has written; never nothing, as an error ends with it."""
+        try:
+            return job.output().strip() or "(nothing)"
+        except GuestError as error:
+            return f"(the guest does not tell: {error})"
+
     def wait_tap(self, job: Job) -> None:
         """Wait until the agent has made its TAP."""
         patience = self.patience(LINK_TIMEOUT)
@@ -82,7 +89,7 @@ class Slave(Vm):
                 )
                 raise GuestError(
                     f"{self.name}: vhostpci-guest {state}; it has written:\n"
-                    f"{job.output()}\n{self.last_words()}"
+                    f"{self._written(job)}\n{self.last_words()}"
                 )
             time.sleep(0.1)
 
