@@ -52,16 +52,23 @@ def resolve(packages: Sequence[str], archive: Archive) -> list[Deb]:
     return _debs(_query(archive, "apt-get", "install", *options, *packages))
 
 
-@cache
 def depends(package: str, pattern: str, archive: Archive = MACHINE) -> tuple[str, ...]:
-    """The packages that one depends on today, those whose names match."""
-    record = _query(archive, "apt-cache", "show", "--no-all-versions", package)
-    found = re.search(r"^Depends: (.*)", record, re.MULTILINE)
-    words = re.split(r" *[,|] *", found[1]) if found else []
-    names = tuple(name for name, *_ in map(str.split, words) if re.match(pattern, name))
+    """The packages that one depends on today, those whose names match; one at least."""
+    names = relations(package, pattern, archive)
     if not names:
         raise RuntimeError(f"{package} depends on nothing like {pattern}")
     return names
+
+
+@cache
+def relations(
+    package: str, pattern: str, archive: Archive = MACHINE
+) -> tuple[str, ...]:
+    """The packages that one depends on today, those whose names match, if any."""
+    record = _query(archive, "apt-cache", "show", "--no-all-versions", package)
+    found = re.search(r"^Depends: (.*)", record, re.MULTILINE)
+    words = re.split(r" *[,|] *", found[1]) if found else []
+    return tuple(name for name, *_ in map(str.split, words) if re.match(pattern, name))
 
 
 def sites(codename: str) -> list[str]:
@@ -95,6 +102,12 @@ def download(
     except subprocess.CalledProcessError:  # lists older than the archive
         update(archive)
         _download(packages, directory, archive)
+    for deb in debs:
+        if not is_complete(directory / deb.filename, deb):
+            raise RuntimeError(
+                f"{archive.name} has another version than {deb.filename} by now: its "
+                "lists are up to date again, so try once more"
+            )
 
 
 def is_complete(path: Path, deb: Deb) -> bool:

@@ -121,8 +121,7 @@ def _make_base(files: Iterable[Path], requirements: list[str], base: Path) -> No
     root = base / "root"
     root.mkdir(parents=True)
     release = rootfs.make(root, files, requirements)
-    _unpack_kernel(root / f"boot/vmlinuz-{release}", base / "vmlinuz")
-    shutil.rmtree(root / "boot")
+    _take_kernel(root, release, base / "vmlinuz")
     shutil.copytree(root / "lib/modules", base / "modules")
     (base / "release").write_text(release)
     with (base / "base.cpio").open("wb") as file:
@@ -132,6 +131,18 @@ def _make_base(files: Iterable[Path], requirements: list[str], base: Path) -> No
         archive.device("dev/null", 1, 3)
         archive.close()
     shutil.rmtree(root)
+
+
+def _take_kernel(root: Path, release: str, target: Path) -> None:
+    """Move the kernel out of a guest's root, where it would only take memory."""
+    places = [root / f"boot/vmlinuz-{release}", root / f"lib/modules/{release}/vmlinuz"]
+    # Debian's kernels are in /boot up to 6.x, beside their modules from 7.x on.
+    found = [place for place in places if place.exists()]
+    if not found:
+        raise RuntimeError(f"no kernel: none of {', '.join(map(str, places))} is there")
+    _unpack_kernel(found[0], target)
+    found[0].unlink()
+    shutil.rmtree(root / "boot", ignore_errors=True)
 
 
 def _unpack_kernel(source: Path, target: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.vm import debs, suites
 from tests.vm.debian import CODENAME
 
+PARTS = r"linux-(base|binary|modules)-\d"
 HEADERS_NEED = r"linux-headers-.*-common$|linux-kbuild-"
 
 
@@ -35,7 +36,10 @@ class Kernel:
 
     def image_packages(self) -> list[str]:
         """The packages of its image."""
-        return [self.package()]
+        # Up to 6.x one package has it all.  From 7.x on that one is empty, and others
+        # have the kernel, its modules and what depmod reads beside them.
+        name = self.package()
+        return [name, *debs.relations(name, PARTS, self.archive())]
 
     def made_here(self) -> list[Path]:
         """Package files that are in no archive."""
