@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TextIO
 
+from tests.vm import qemu
+
 CONFIG_ADDRESS = 0xCF8
 CONFIG_DATA = 0xCFC
 SLOT = 5
@@ -166,7 +168,7 @@ def _listener(path: Path) -> socket.socket:
 
 def _command(directory: Path, vectors: int) -> list[str]:
     return [
-        *("qemu-system-x86_64", "-M", "q35", "-nodefaults", "-display", "none"),
+        *(qemu.binary(), "-M", "q35", "-nodefaults", "-display", "none"),
         *("-accel", "tcg", "-S", "-m", "128M"),
         *("-qtest", f"unix:{directory}/qtest"),
         *("-chardev", f"socket,id=c,path={directory}/ivshmem"),

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.assumptions import qtest
+from tests.vm import qemu
 from tests.vm.qmp import Qmp
 from tests.waiting import PROCESS_TIMEOUT, until
 from vhostpci_host.daemon.listeners import PathListener, Place
@@ -45,7 +46,7 @@ PORTS = [
 def started(directory: Path, *args: str, machine: str = "q35") -> Iterator[int]:
     """Start a QEMU with two QMP sockets: ours, and the test's; yield its pid."""
     command = [
-        *("qemu-system-x86_64", "-M", machine, "-accel", "tcg", "-m", "128M"),
+        *(qemu.binary(), "-M", machine, "-accel", "tcg", "-m", "128M"),
         *("-nodefaults", "-display", "none"),
         *("-qmp", f"unix:{directory}/ours,server=on,wait=off"),
         *("-qmp", f"unix:{directory}/test,server=on,wait=off"),

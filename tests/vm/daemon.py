@@ -31,23 +31,31 @@ class Device:
     """One device of a daemon, reached through our own command line.
 
     ``command`` runs ``vhostpci-host`` with some words, and returns what it prints.
+    ``program`` is the QEMU of its VMs, if it is not the usual one.
     """
 
-    def __init__(self, name: str, command: Callable[..., str]) -> None:
+    def __init__(
+        self, name: str, command: Callable[..., str], program: str | None = None
+    ) -> None:
         self.name = name
         self._ask = command
+        self._program = program
 
     def qemu_args(self, role: str, *options: str) -> list[str]:
         """The arguments that ``qemu-args --role ROLE`` prints."""
-        words = ["--role", role, "--json", *_how_it_runs(), *options]
+        words = ["--role", role, "--json", *self._how_vms_run(), *options]
         args: list[str] = json.loads(self._ask("qemu-args", self.name, *words))
         return args
 
     def xml(self, role: str, *options: str) -> str:
         """The domain that ``xml --role ROLE`` prints."""
         kind = "kvm" if qemu.has_kvm() else "qemu"
-        words = ["--role", role, "--type", kind, *options]
+        words = ["--role", role, "--type", kind, "--qemu", qemu.binary(), *options]
         return self._ask("xml", self.name, *words)
+
+    def _how_vms_run(self) -> list[str]:
+        tcg = [] if qemu.has_kvm() else ["--tcg"]
+        return ["--qemu", self._program or qemu.binary(), *tcg]
 
     def card(self) -> list[str]:
         """Return the master's arguments without those for its memory (attach mode)."""
@@ -63,10 +71,6 @@ class Device:
     def wait_state(self, state: str, timeout: float = 60) -> None:
         """Wait until the device has this state."""
         wait_for(lambda: self.status()["state"] == state, self.status, timeout)
-
-
-def _how_it_runs() -> list[str]:
-    return [] if qemu.has_kvm() else ["--tcg"]
 
 
 class _Program:
@@ -173,9 +177,10 @@ class Daemon(_Program, Device):
         memory: str | None = None,
         queue_pairs: int = 1,
         slave_qmp: Path | None = None,
+        program: str | None = None,
     ) -> None:
         _Program.__init__(self, logs / f"{name}.daemon.log")
-        Device.__init__(self, name, self.command)
+        Device.__init__(self, name, self.command, program)
         self._options = ["--memory", memory] if memory else ["--mode", "attach"]
         self._options += ["--slave-qmp", str(slave_qmp)] if slave_qmp else []
         self._options += ["--queue-pairs", str(queue_pairs)]
@@ -192,9 +197,17 @@ class Fleet(_Program):
     The masters bring their own memory.
     """
 
-    def __init__(self, names: Sequence[str], *, logs: Path, slave_qmp: Path) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        *,
+        logs: Path,
+        slave_qmp: Path,
+        program: str | None = None,
+    ) -> None:
         super().__init__(logs / "daemon.log")
         self._names = names
+        self._qemu = program
         self._slave_qmp = slave_qmp
 
     def _start(self) -> tuple[list[str], list[str]]:
@@ -208,10 +221,14 @@ class Fleet(_Program):
 
     def device(self, name: str) -> Device:
         """Return the device of this name, which is in the file or was added."""
-        return Device(name, self.command)
+        return Device(name, self.command, self._qemu)
 
     def add(self, name: str) -> Device:
         """Add a device to the running daemon."""
         options = ("--mode", "attach", "--slave-qmp", str(self._slave_qmp))
         self.command("add", name, *options)
         return self.device(name)
+
+    def remove(self, name: str) -> None:
+        """Remove a device from the running daemon."""
+        self.command("remove", name)

@@ -110,8 +110,10 @@ class Vm:
         iommu: bool = False,
         chipset: str = "q35",
         namespace: Namespace | None = None,
+        program: str | None = None,
     ) -> None:
         self.name = name
+        self._program = program
         self.kernel = ""
         self.serial_log = logs / f"{name}.serial.log"
         self._qemu_log = logs / f"{name}.qemu.log"
@@ -138,7 +140,7 @@ class Vm:
         self._qemu_log.parent.mkdir(parents=True, exist_ok=True)
         directory = TemporaryDirectory(prefix="vhostpci-")
         self.run_dir = Path(self._stack.enter_context(directory))
-        argv = [qemu.BINARY, "-name", self.name, *self._options]
+        argv = [self._program or qemu.binary(), "-name", self.name, *self._options]
         argv += qemu.lines(self.run_dir, self.serial_log)
         prefix = self._namespace.prefix if self._namespace else []
         with self._qemu_log.open("ab") as log:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernels of Debian that guests boot, and that the module is built for.
 
-A new one is a line here: its suite says which it is, whatever its version by then.
+A new one is a line in ``supported.toml``, or here: its suite says which it is, whatever
+its version by then.
 """
 
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,8 @@ class Kernel:
 
     def archive(self) -> debs.Archive:
         """Where its packages are."""
-        return suites.archive(self.suite) if self.suite else debs.MACHINE
+        ours = self.suite in ("", CODENAME)
+        return debs.MACHINE if ours else suites.archive(self.suite)
 
     def package(self) -> str:
         """The package of its image."""
@@ -60,6 +63,18 @@ class Kernel:
         return [name, *needs]
 
 
+TABLE = tomllib.loads(Path(__file__).with_name("supported.toml").read_text())
+SUPPORTED_KERNELS = {
+    version: Kernel(version, row["suite"]) for version, row in TABLE["kernel"].items()
+}
+"""By their versions, the oldest first."""
+
+
+def is_of(line: str, version: str) -> bool:
+    """Whether a version such as 6.1.0-56-amd64 is of a line such as 6.1."""
+    return f"{version}.".startswith(f"{line}.")
+
+
 BOOKWORM = Kernel("bookworm")
 BACKPORTS = Kernel("backports", f"{CODENAME}-backports")
-NEWEST = Kernel("newest", "sid")
+NEWEST = [*SUPPORTED_KERNELS.values()][-1]
