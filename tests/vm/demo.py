@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``make demo``: two real VMs, and packets across; or a switch VM and its masters.
 
-    python -m tests.vm.demo [--switch] [--bind kmod|vfio|...] [--json FILE] [--keep]
+    python -m tests.vm.demo [--switch] [--bind kmod|vfio|...] [--qemu VERSION] ...
 
 Exit status 0 if every step worked.  The drawings are in pair.py and switch.py.
 """
@@ -9,6 +9,7 @@ Exit status 0 if every step worked.  The drawings are in pair.py and switch.py.
 import argparse
 import json
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -16,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.vm import pair, switch, traffic
+from tests.vm import pair, qemus, switch, traffic
 from tests.vm.harness import Vm
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Pair
 from tests.vm.show import (
@@ -120,6 +121,13 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--switch", action="store_true", help="a switch VM with three masters"
     )
+    parser.add_argument(
+        "--qemu",
+        metavar="VERSION",
+        help="run the VMs with a QEMU of Debian's packages, "
+        f"{', '.join(qemus.SUPPORTED)}, or with the one that this is the path of "
+        "(default: this machine's)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write results")
     parser.add_argument(
         "--keep", action="store_true", help="leave the VMs running until Ctrl-C"
@@ -163,6 +171,8 @@ def main() -> int:
     # As Ctrl-C: everything is taken down on the way out.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     shutil.rmtree(LOGS, ignore_errors=True)
+    if arguments.qemu:
+        os.environ["VHOSTPCI_QEMU"] = arguments.qemu
     kind = switch.Report if arguments.switch else Report
     report = kind(bind=arguments.bind)
     try:
