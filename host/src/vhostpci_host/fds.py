@@ -78,9 +78,10 @@ class Notifier(Fd):
     """An eventfd, or what a front-end has in its place: a pipe, a pair of sockets.
 
     User Mode Linux calls a pair of sockets a pipe (`os_pipe` in Linux, arch/um).
-    It may come back blocking from a QEMU that rejected it, because the flag belongs
-    to the open file and not to our descriptor.  So the flag is set again before each
-    use: nothing here ever waits.
+    It may come back blocking from a QEMU that rejected it, because the flag belongs to
+    the open file and not to our descriptor.  So a read does not rely on the flag, and a
+    write sets it again.  (A write has no flag of that kind: it would wait if another
+    process filled the counter and cleared the flag in between.)
     """
 
     @classmethod
@@ -140,9 +141,8 @@ class Notifier(Fd):
         Raises:
             EOFError: the other end of a pipe is closed, so no signal can come.
         """
-        os.set_blocking(self.fileno(), False)
         try:
-            data = os.read(self.fileno(), 4096)
+            data = _read_now(self.fileno())
         except BlockingIOError:
             return False
         except ConnectionError as error:
@@ -150,6 +150,27 @@ class Notifier(Fd):
         if not data:
             raise EOFError("the notifier's other end is closed")
         return True
+
+
+def _read_now(number: int) -> bytes:
+    """Read what is there, without waiting.
+
+    Not by O_NONBLOCK: another process that has the same open file may clear that flag,
+    and take the signals, between our look and our read.
+
+    Raises:
+        BlockingIOError: there is nothing to read.
+    """
+    data = bytearray(4096)
+    try:
+        size = os.preadv(number, [data], -1, os.RWF_NOWAIT)
+    except OSError as error:
+        # An eventfd before Linux 5.8, a pipe before 6.5.
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        os.set_blocking(number, False)
+        return os.read(number, len(data))
+    return bytes(data[:size])
 
 
 def _is_eventfd(fd: Fd) -> bool:

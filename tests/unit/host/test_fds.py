@@ -57,6 +57,25 @@ def test_one_drain_takes_all_signals() -> None:
         assert not notifier.drain()
 
 
+@pytest.mark.parametrize("kind", ["eventfd", "pipe", "socket"])
+def test_drain_does_not_rely_on_a_flag_that_others_may_clear(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clear it as soon as it is set, as another owner of the open file may."""
+    ends: list[int] = []
+    if kind == "pipe":
+        ends += os.pipe()
+    elif kind == "socket":
+        ends += [end.detach() for end in socket.socketpair()]
+    number = ends.pop(0) if ends else os.eventfd(0)
+    with Notifier.adopt(Fd(number)) as notifier:
+        os.set_blocking(number, True)
+        monkeypatch.setattr(os, "set_blocking", lambda fd, blocking: None)
+        assert not notifier.drain()
+    for fd in ends:
+        os.close(fd)
+
+
 def test_signal_to_a_full_blocking_eventfd_does_not_wait() -> None:
     with Notifier.new() as notifier:
         os.set_blocking(notifier.fileno(), True)
