@@ -191,4 +191,4 @@ def module_loaded(
         slave.vm.run("mount -t debugfs debugfs /sys/kernel/debug")
         slave.vm.run("modprobe uio_vhostpci")
         yield slave
-        assert dmesg.complaints(slave.vm) == ""
+        dmesg.check(slave.vm)

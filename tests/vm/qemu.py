@@ -14,6 +14,10 @@ from tests.vm.image import Image
 # under TCG.  On a loaded machine it may miss the ticks of its clock, and would panic
 # ("timer doesn't work through Interrupt-remapped IO-APIC"); with KVM it never checks.
 APPEND = "console=ttyS0 quiet panic=-1 cryptomgr.notests no_timer_check"
+# The guest's clock goes on while a loaded machine gives its emulated CPU no time, so
+# the kernel would report stalls and lockups that only say how loaded this machine is.
+# A deadlock in the guest ends in the time-out of the test that meets it.
+APPEND += " nowatchdog rcupdate.rcu_cpu_stall_suppress=1"
 
 
 @cache

@@ -41,7 +41,7 @@ def link(request: pytest.FixtureRequest, logs: Path) -> Iterator[Pair]:
         slave.wait_ready()
         master.wait_ready()
         yield Pair(daemon, master, slave)
-        assert dmesg.complaints(slave) == ""
+        dmesg.check(slave)
 
 
 @contextmanager
