@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import Unusable
 
@@ -131,17 +131,54 @@ class Control:
         self._undo.close()
 
 
-def ask(directory: Path = RUN_DIR) -> Status:
-    """Return the status of all devices of all running agents.
+class Answers(NamedTuple):
+    """What the agents of this machine have said of themselves."""
+
+    links: Status
+    """The status of all devices of the agents that answered."""
+    problems: list[str]
+    """For each agent that gave no status, why."""
+
+
+def ask(directory: Path = RUN_DIR) -> Answers:
+    """Ask all running agents for the status of their devices.
+
+    An agent that hangs, or ends meanwhile, does not hide the others.
 
     Raises:
-        OSError: we may not connect.
-        Unusable: an agent's answer is cut off.
+        Unusable: this user may not look into the directory of the agents' sockets.
     """
-    found = []
-    for path in sorted(directory.glob(f"*{_SUFFIX}")):
-        found += [{"pid": int(path.stem), **link} for link in _ask(path)]
-    return found
+    answers = Answers([], [])
+    for path in _sockets(directory):
+        try:
+            links = _ask(path)
+        except (OSError, Unusable) as error:
+            answers.problems.append(f"agent {path.stem}: {_reason(error)}")
+        else:
+            answers.links.extend({"pid": int(path.stem), **link} for link in links)
+    return answers
+
+
+def _sockets(directory: Path) -> list[Path]:
+    # Path.glob() would find nothing in a directory that this user may not read, as if
+    # no agent were running.
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise Unusable(
+            f"cannot look into {directory}: {error.strerror}; run as root"
+        ) from None
+    return [directory / name for name in sorted(names) if name.endswith(_SUFFIX)]
+
+
+def _reason(error: OSError | Unusable) -> str:
+    if isinstance(error, TimeoutError):
+        return f"it does not answer within {_TIMEOUT:g} s: it hangs, or is stopped"
+    if isinstance(error, PermissionError):
+        return "this user may not ask it; run as root"
+    return str(error)
 
 
 def _connect(sock: socket.socket, path: Path) -> bool:
@@ -165,21 +202,20 @@ def _ask(path: Path) -> Status:
                 text += piece
         except TimeoutError:
             if not text:
-                log.warning("agent %s does not answer", path.stem)
-                return []
+                raise
         except ConnectionResetError:
             pass  # the agent ended: what has arrived is not complete
-    return _parse(text, path.stem)
+    return _parse(text)
 
 
-def _parse(text: bytearray, pid: str) -> Status:
+def _parse(text: bytearray) -> Status:
     # The text is one JSON list: each part of it lacks the closing bracket, and is not
     # JSON, so a cut-off answer is never taken for a whole one.
     try:
         status: Status = json.loads(text)
     except ValueError:
         raise Unusable(
-            f"agent {pid}: its answer is cut off after {len(text)} bytes, because the "
+            f"its answer is cut off after {len(text)} bytes, because the "
             "agent ended or the answer took too long; ask again"
         ) from None
     return status

@@ -19,7 +19,6 @@ from tests.unit.guest.loop import Planes
 from vhostpci_guest import status_socket
 from vhostpci_guest.agent import Agent
 from vhostpci_guest.cli.main import main
-from vhostpci_guest.errors import Unusable
 from vhostpci_guest.status_socket import ANSWER_TIME, MAX_ANSWERS, Control, Status
 
 LONG: Status = [
@@ -90,13 +89,13 @@ def connect(tmp_path: Path) -> Iterator[Callable[[], socket.socket]]:
 
 def test_short_status_is_sent_to_a_client(tmp_path: Path) -> None:
     with agent_with([{"device": "0000:00:05.0"}], tmp_path):
-        found = status_socket.ask(tmp_path)
+        found = status_socket.ask(tmp_path).links
     assert found == [{"pid": os.getpid(), "device": "0000:00:05.0"}]
 
 
 def test_status_of_some_mib_is_sent_whole(tmp_path: Path) -> None:
     with agent_with(LONG, tmp_path):
-        found = status_socket.ask(tmp_path)
+        found = status_socket.ask(tmp_path).links
     assert found == [{"pid": os.getpid(), **link} for link in LONG]
 
 
@@ -184,10 +183,41 @@ def cut_off(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_answer_that_is_cut_off_is_an_error_that_names_the_agent(cut_off: Path) -> None:
-    with pytest.raises(
-        Unusable, match="agent 77: its answer is cut off after 20 bytes"
-    ):
-        status_socket.ask(cut_off)
+    (problem,) = status_socket.ask(cut_off).problems
+    assert problem.startswith("agent 77: its answer is cut off after 20 bytes")
+
+
+def test_agent_that_does_not_answer_is_named_beside_the_status_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = status_socket.ask
+    monkeypatch.setattr(status_socket, "_TIMEOUT", 0.2)
+    monkeypatch.setattr(status_socket, "ask", lambda: ask(tmp_path))
+    with socket.socket(socket.AF_UNIX) as silent, agent_with([], tmp_path):
+        silent.bind(str(tmp_path / "1.sock"))
+        silent.listen()
+        assert ask(tmp_path).problems == [
+            "agent 1: it does not answer within 0.2 s: it hangs, or is stopped"
+        ]
+        assert main(["status", "--json"]) == 1
+    assert capsys.readouterr().out == "[]\n"
+
+
+@pytest.mark.parametrize(("command", "status"), [("status", 1), ("devices", 0)])
+def test_directory_that_may_not_be_read_is_named(
+    command: str,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(_directory: Path) -> list[str]:
+        raise PermissionError(13, "Permission denied")
+
+    # Root, who may run the unit tests, is refused no directory.
+    monkeypatch.setattr("os.listdir", refuse)
+    monkeypatch.setattr("vhostpci_guest.pci.search.find", list)
+    assert main([command]) == status
+    assert "cannot look into /run/vhostpci-guest: Permission denied" in caplog.text
 
 
 @pytest.mark.parametrize("command", ["status", "devices"])
@@ -214,7 +244,7 @@ def killed(tmp_path: Path) -> Path:
 
 
 def test_socket_of_a_killed_agent_is_removed_by_a_status_client(killed: Path) -> None:
-    assert status_socket.ask(killed.parent) == []
+    assert status_socket.ask(killed.parent) == ([], [])
     assert not killed.exists()
 
 
@@ -240,4 +270,4 @@ def test_socket_goes_with_the_agent(tmp_path: Path) -> None:
 
 
 def test_missing_socket_directory_means_that_no_agent_runs(tmp_path: Path) -> None:
-    assert status_socket.ask(tmp_path / "none") == []
+    assert status_socket.ask(tmp_path / "none") == ([], [])

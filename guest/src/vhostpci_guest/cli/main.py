@@ -77,24 +77,27 @@ def _links() -> status_socket.Status:
     # Only root may ask an agent, but every user may list the devices: what the agents
     # serve is then missing from the list, and the rest of it is right.
     try:
-        return status_socket.ask()
-    except OSError:
-        return []
+        links, problems = status_socket.ask()
     except Unusable as why:
-        log.warning("%s; the list does not say what that agent serves", why)
-        return []
+        links, problems = [], [str(why)]
+    for problem in problems:
+        log.warning("%s; the list does not say what is served", problem)
+    return links
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    found = status_socket.ask()
+    links, problems = status_socket.ask()
     # An empty list too: a program that reads JSON gets JSON.
     if arguments.json:
-        print(json.dumps(found, indent=2))
-        return
-    if not found:
+        print(json.dumps(links, indent=2))
+    elif not links and not problems:
         print("no agent is running")
-    for link in found:
-        print_link(link)
+    else:
+        for link in links:
+            print_link(link)
+    # Last, so that it is seen below a long list; each is a line.
+    if problems:
+        raise Unusable("\nvhostpci-guest: ".join(problems))
 
 
 _COMMANDS = {"run": _run, "devices": _devices, "status": _status}

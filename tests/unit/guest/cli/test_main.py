@@ -42,7 +42,7 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSystem:
     for module in (search, watch):
         monkeypatch.setattr(module, "System", lambda: system)
     monkeypatch.setattr(run, "Uevents", lambda: FakeEvents(system))
-    monkeypatch.setattr(status_socket, "ask", list)
+    monkeypatch.setattr(status_socket, "ask", lambda: ([], []))
     return system
 
 
@@ -212,7 +212,7 @@ def have_agent(
 ) -> None:
     """Have an agent that serves a device, and says so."""
     links = [{"device": device, "pid": 77, "windows": list(windows)}]
-    monkeypatch.setattr(status_socket, "ask", lambda: links)
+    monkeypatch.setattr(status_socket, "ask", lambda: (links, []))
 
 
 def test_devices_names_the_driver_or_agent_that_has_a_device(
@@ -363,7 +363,7 @@ LINK: dict[str, Any] = {
 def test_status_is_printed_for_people(
     capsys: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(status_socket, "ask", lambda: [LINK])
+    monkeypatch.setattr(status_socket, "ask", lambda: ([LINK], []))
     assert main(["status"]) == 0
     out = capsys.readouterr().out
     for part in (
@@ -382,7 +382,7 @@ def test_status_is_printed_for_people(
 
 
 def test_status_as_json(capsys: Say, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status_socket, "ask", lambda: [LINK])
+    monkeypatch.setattr(status_socket, "ask", lambda: ([LINK], []))
     main(["status", "-j"])
     assert json.loads(capsys.readouterr().out) == [LINK]
 
