@@ -6,6 +6,7 @@ virtio-net ------ vhost-user, windows ------ vhostpci-guest --socket -- TAP
 memfd, file, NUMA, DIMM                      10.77.0.2
 """
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,11 +100,18 @@ def test_two_numa_nodes(here: Path) -> None:
             assert memory.holds(node, bytes.fromhex(pattern) * 2)
 
 
+@pytest.fixture
+def tmpfs() -> Iterator[Path]:
+    """Return a directory for memory files: the daemon takes none of a disk's."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        yield Path(directory)
+
+
 def test_file_whose_size_is_no_power_of_two_and_a_dimm_beside_it(
-    here: Path, tmp_path: Path
+    here: Path, tmpfs: Path
 ) -> None:
     """The DIMM comes while packets flow: none is lost, and later ones lie in it."""
-    ram = memory.with_slots(memory.file("448M", tmp_path / "ram"))
+    ram = memory.with_slots(memory.file("448M", tmpfs / "ram"))
     with linked(here, ram) as link:
         ping = link.ping_both_ways()
         assert ping.received == ping.sent

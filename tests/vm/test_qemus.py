@@ -143,7 +143,9 @@ def test_window_is_plugged_and_unplugged_while_packets_flow(lab: Lab) -> None:
 def _unplug_under_traffic(lab: Lab, plugged: Master) -> None:
     """Unplug a window whose rings run; the other device loses no packet."""
     with (
-        traffic.pinging(plugged, f"{NETWORKS[PLUGGED]}.2", 0.02) as ends,
+        traffic.pinging(
+            plugged, f"{NETWORKS[PLUGGED]}.2", 0.02, ends_without_link=True
+        ) as ends,
         traffic.pinging(lab.there, f"{NETWORKS[THERE]}.2") as lasts,
     ):
         ends.wait_answers(20)

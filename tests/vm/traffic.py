@@ -119,12 +119,23 @@ class Pinging:
 
 
 @contextmanager
-def pinging(source: Vm, address: str, interval: float = 0.2) -> Iterator[Pinging]:
-    """Ping ``address`` every so many seconds while the block runs."""
+def pinging(
+    source: Vm, address: str, interval: float = 0.2, *, ends_without_link: bool = False
+) -> Iterator[Pinging]:
+    """Ping ``address`` every so many seconds while the block runs.
+
+    Args:
+        source: the VM that pings.
+        address: what it pings.
+        interval: seconds between two echoes.
+        ends_without_link: whether the block takes the link away, so that no late
+            answers can come, and there is no result.
+    """
     run = Pinging(source, address, interval)
     try:
         yield run
-        run.wait_late_answers()
+        if not ends_without_link:
+            run.wait_late_answers()
     finally:
         run.stop()
 
