@@ -105,6 +105,9 @@ class Slave:
         while not self.monitor.deleted(f"w{window}", min(timeout, 1)):
             if patience.is_over():
                 return False
+        # Without a pause QEMU 7.2 under TCG ends a few plugs later, with no message, on
+        # a machine that is quiet enough to plug the next function at once.
+        time.sleep(2)
         self.monitor.execute("chardev-remove", {"id": f"c{window}"})
         del self.vectors[window], self.memory[window]
         return True
