@@ -94,7 +94,7 @@ def _clear(path: Path) -> None:
 def inode(path: Path) -> tuple[int, int] | None:
     """Return which file is at `path`; None if there is none that we can see."""
     try:
-        found = path.lstat()
+        found = os.lstat(path)
     except OSError:
         return None
     return found.st_dev, found.st_ino

@@ -304,7 +304,7 @@ class ArenaWindows:
         if is_memory_file(arena.file) and not is_memory_file(fd):
             raise self._not_the_arena(region, fd)
         ours, theirs = os.fstat(arena.file.fileno()), os.fstat(fd.fileno())
-        if (ours.st_dev, ours.st_ino) != (theirs.st_dev, theirs.st_ino):
+        if not os.path.samestat(ours, theirs):
             raise self._not_the_arena(region, fd)
         arena.check_usable()
         end = arena.size - md.SIZE

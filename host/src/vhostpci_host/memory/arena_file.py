@@ -98,22 +98,20 @@ def remove_left_behind(path: Path, access: int) -> None:
 def names(path: Path, file: Fd) -> bool:
     """Whether `path` still names the file that we have open."""
     try:
-        there = path.lstat()
+        return os.path.samestat(os.lstat(path), os.fstat(file.fileno()))
     except OSError:
         return False
-    here = os.fstat(file.fileno())
-    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
 def lost_name(path: Path, file: Fd) -> bool:
     """Whether it is certain that `path` does not name the file any more."""
+    # Once a second for each device: hence os.lstat(), and only one look.
     try:
-        path.lstat()
+        return not os.path.samestat(os.lstat(path), os.fstat(file.fileno()))
     except (FileNotFoundError, NotADirectoryError):
         return True
     except OSError:
         return False  # we may not look at present, which says nothing of the file
-    return not names(path, file)
 
 
 def link_again(path: Path, file: Fd) -> bool:

@@ -285,7 +285,7 @@ def test_arena_that_we_may_not_look_at_for_a_while_is_not_lost(
         raise PermissionError(13, "Permission denied", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "lstat", refuse)
+        patch.setattr(os, "lstat", refuse)
         assert arena.new_problems() == []
     assert arena.new_problems() == []
 
