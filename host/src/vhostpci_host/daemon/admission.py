@@ -98,14 +98,13 @@ class Admission:
 
         Call it before the connection is closed: the process may be back at once.
         """
-        before = self._visitors.pop(pid, None)
-        if before is None or self._loop.time() - before.left_at >= FORGET:
-            before = _Visitor(0.0)
-        before.visits += 1
-        before.left_at = self._loop.time()
+        visitor = self._remembered(pid) or _Visitor(0.0)
+        visitor.visits += 1
+        visitor.left_at = self._loop.time()
+        self._visitors.pop(pid, None)
         if len(self._visitors) >= 4 * MOST:
             del self._visitors[next(iter(self._visitors))]
-        self._visitors[pid] = before  # as the newest
+        self._visitors[pid] = visitor  # as the newest
 
     def welcome(self, pid: int) -> None:
         """Forget what a process did before: now it has done something useful."""
@@ -113,10 +112,14 @@ class Admission:
 
     def visits(self, pid: int) -> int:
         """Return how often a process was here lately and did nothing useful."""
+        visitor = self._remembered(pid)
+        return visitor.visits if visitor else 0
+
+    def _remembered(self, pid: int) -> _Visitor | None:
         visitor = self._visitors.get(pid)
         if visitor is None or self._loop.time() - visitor.left_at >= FORGET:
-            return 0
-        return visitor.visits
+            return None
+        return visitor
 
     def close(self) -> None:
         """Close the connections that wait."""
