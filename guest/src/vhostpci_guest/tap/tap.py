@@ -197,14 +197,14 @@ class Tap:
             self.fds: tuple[int, ...] = (first,)
             for _ in range(queues - 1):
                 fd = _open(node, undo)
-                self._attach_further(fd, _flags(queues))
+                self._attach_further(fd, _flags(queues), node)
                 self.fds += (fd,)
             self._undo = undo.pop_all()
         # A new TAP has its carrier.  Without it until the master's rings run, the slave
         # does not send into queues that no worker reads.
         self.set_carrier(False)
 
-    def _attach_further(self, fd: int, flags: int) -> None:
+    def _attach_further(self, fd: int, flags: int, node: Path) -> None:
         """Attach another queue to the TAP of the first one."""
         for _ in range(_RENAMED):
             # By the name of now: a pattern, or an old name, would make another TAP.
@@ -215,7 +215,7 @@ class Tap:
             # It was renamed between the two: `fd` has made a TAP with the old name.
             # A descriptor attaches once, so it is replaced in place by a fresh one.
             with ExitStack() as undo:
-                os.dup2(_open(NODE, undo), fd, inheritable=False)
+                os.dup2(_open(node, undo), fd, inheritable=False)
         raise Unusable(f"TAP {self.name} is renamed all the time: try again")
 
     @property
@@ -321,7 +321,9 @@ class Tap:
             self.check()
             raise
 
-    def _ioctl(self, request: int, argument: int | bytes, *, queue: int = 0) -> None:
+    def _ioctl(
+        self, request: int, argument: int | bytes | bytearray, *, queue: int = 0
+    ) -> None:
         try:
             fcntl.ioctl(self.fds[queue], request, argument)
         except OSError as error:
@@ -331,13 +333,8 @@ class Tap:
 
     def _ask(self, request: int) -> bytes:
         """Return the struct ifreq that the kernel fills in."""
-        answer = bytearray(_ifreq.size)
-        try:
-            fcntl.ioctl(self.fds[0], request, answer)
-        except OSError as error:
-            if error.errno == errno.EBADFD:
-                raise self._gone() from None
-            raise
+        answer = bytearray(_ifreq.size)  # ioctl() writes the answer into it
+        self._ioctl(request, answer)
         return bytes(answer)
 
     def _gone(self) -> Unusable:
