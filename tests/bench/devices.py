@@ -7,7 +7,6 @@ daemon then.  Needs no root, only descriptors: see `ulimit -Hn`.
 """
 
 import argparse
-import resource
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from tests.fakes.frontend import RingAt
 from tests.process.fleet import Fleet
 from tests.waiting import PROCESS_TIMEOUT
+from vhostpci_shared.limits import raise_descriptor_limit
 
 IDLE = 10.0
 KIB = 1024
@@ -97,7 +97,7 @@ def measure(
         AssertionError: it has not ended within `end_within` seconds, without the time
             in which it waited for a processor.
     """
-    raise_limit()
+    raise_descriptor_limit()  # we hold the other ends of all that the daemon holds
     options = f"{MODES[mode]}\nqueue-pairs = {pairs}"
     names = [f"d{index}" for index in range(count)]
     with a_fleet([], options) as fleet:
@@ -133,12 +133,6 @@ def connect_all(fleet: Fleet, names: list[str], pairs: int) -> float:
     for name in names:
         fleet.wait_log(f"{name}: started rings")
     return time.monotonic() - began
-
-
-def raise_limit() -> None:
-    """We hold the other ends of all that the daemon holds."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def table(result: Result) -> str:

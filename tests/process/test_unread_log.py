@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -31,46 +32,48 @@ def full_pipe() -> Iterator[int]:
     os.close(write_end)
 
 
-def start(argv: list[str], log: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+@contextmanager
+def started(argv: list[str], log: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that writes its log to `log`; killed at the end if it has not ended."""
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ask the process to end, which it must do by itself, with status 0."""
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(TIMEOUT) == 0
+
+
+def cross(lab: Lab) -> None:
+    """Start a master, and let packets cross."""
+    lab.wait_carrier("NO-CARRIER")
+    lab.start_master().load()
+    lab.wait_carrier("UP")
+    assert lab.ping_from_master() == 5
 
 
 def test_daemon_whose_log_is_not_read_serves_and_ends(lab: Lab, full_pipe: int) -> None:
-    daemon = start(lab.daemon_argv(), full_pipe)
-    try:
+    with started(lab.daemon_argv(), full_pipe) as daemon:
         wait_for((lab.run_dir / "net0.vhost-user").is_socket, "the daemon serves")
         lab.start_agent()
-        lab.wait_carrier("NO-CARRIER")
-        lab.start_master().load()
-        lab.wait_carrier("UP")
-        assert lab.ping_from_master() == 5
-        daemon.send_signal(signal.SIGTERM)
-        assert daemon.wait(TIMEOUT) == 0
-    finally:
-        daemon.kill()
-        daemon.wait()
+        cross(lab)
+        end(daemon)
 
 
 def test_agent_whose_log_is_not_read_serves_and_ends(lab: Lab, full_pipe: int) -> None:
     lab.start_daemon()
-    agent = start(lab.agent_argv("--address", f"{SLAVE_ADDRESS}/24"), full_pipe)
-    try:
-        lab.wait_carrier("NO-CARRIER")
-        lab.start_master().load()
-        lab.wait_carrier("UP")
-        assert lab.ping_from_master() == 5
-        agent.send_signal(signal.SIGTERM)
-        assert agent.wait(TIMEOUT) == 0
-    finally:
-        agent.kill()
-        agent.wait()
+    argv = lab.agent_argv("--address", f"{SLAVE_ADDRESS}/24")
+    with started(argv, full_pipe) as agent:
+        cross(lab)
+        end(agent)
 
 
 def test_daemon_that_cannot_say_why_it_fails_ends(lab: Lab, full_pipe: int) -> None:
     lab.start_daemon()
-    second = start(lab.daemon_argv(), full_pipe)
-    try:
+    with started(lab.daemon_argv(), full_pipe) as second:
         assert second.wait(TIMEOUT) == 1
-    finally:
-        second.kill()
-        second.wait()

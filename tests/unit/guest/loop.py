@@ -34,14 +34,20 @@ class Planes:
 def running(source: Source, *daemons: FakeDaemon) -> Iterator[None]:
     """Run an agent that serves the first daemon, and the heartbeats of all."""
     agent = Agent(source, FakePort, Planes())
+    with in_loop(agent), Background(lambda: _beat(daemons)):
+        _wait_for(lambda: _serves(daemons[0]))
+        yield
+
+
+@contextmanager
+def in_loop(agent: Agent) -> Iterator[None]:
+    """Run the agent's loop in a thread; close the agent at the end."""
     read, write = os.pipe()
     end = threading.Event()
     thread = threading.Thread(target=agent.run, args=(end.is_set, read))
     thread.start()
     try:
-        with Background(lambda: _beat(daemons)):
-            _wait_for(lambda: _serves(daemons[0]))
-            yield
+        yield
     finally:
         end.set()
         os.write(write, b"x")

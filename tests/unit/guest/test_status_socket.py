@@ -8,14 +8,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.clock import Clock
 from tests.fakes.source import FakeSource
-from tests.unit.guest.loop import Planes
+from tests.unit.guest.loop import Planes, in_loop
 from vhostpci_guest import status_socket
 from vhostpci_guest.agent import Agent
 from vhostpci_guest.cli.main import main
@@ -44,20 +44,8 @@ def agent_with(status: Status, directory: Path) -> Iterator[None]:
         FakeSource(), lambda _name: pytest.fail("no TAP"), Planes(), control
     )
     agent.answer = status
-    read, write = os.pipe()
-    end = threading.Event()
-    thread = threading.Thread(target=agent.run, args=(end.is_set, read))
-    thread.start()
-    try:
+    with closing(control), in_loop(agent):
         yield
-    finally:
-        end.set()
-        os.write(write, b"x")
-        thread.join()
-        os.close(read)
-        os.close(write)
-        agent.close()
-        control.close()
 
 
 @pytest.fixture

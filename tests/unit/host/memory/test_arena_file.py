@@ -3,15 +3,15 @@
 
 import os
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.fakes import tmpfs
+from tests.fakes.mapping_process import mapped_by_a_process
 from tests.fakes.windows import MIB
 from vhostpci_host.config.device import DeviceConfig
 from vhostpci_host.errors import HostError
@@ -33,28 +33,6 @@ def leave_behind(path: Path, *, size: int = WINDOW, ram: bytes = b"master") -> N
     path.chmod(0o600)
 
 
-@contextmanager
-def used(path: Path) -> Iterator[int]:
-    """Have another process map the file, as a QEMU does; its pid."""
-    code = (
-        "import mmap, sys\n"
-        "with open(sys.argv[1], 'r+b') as file:\n"
-        "    memory = mmap.mmap(file.fileno(), 4096)\n"
-        "    print('mapped', flush=True)\n"
-        "    sys.stdin.read()\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-S", "-c", code, path],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"mapped\n"
-        yield process.pid
-        process.stdin.close()
-
-
 def assert_refused(config: DeviceConfig, match: str) -> None:
     """Check that the file is refused, and that nothing happens to it."""
     before = config.arena.stat()
@@ -70,7 +48,10 @@ def assert_refused(config: DeviceConfig, match: str) -> None:
 def test_arena_of_a_killed_daemon_is_used_again(config: DeviceConfig) -> None:
     leave_behind(config.arena)
     inode = config.arena.stat().st_ino
-    with used(config.arena), closing(Arena(config)) as arena:
+    with (
+        mapped_by_a_process(config.arena, "MAP_SHARED"),
+        closing(Arena(config)) as arena,
+    ):
         assert config.arena.stat().st_ino == inode
         assert arena.read(0, 6) == b"master"
 
@@ -125,7 +106,7 @@ def test_arena_that_a_masters_qemu_lengthened_is_replaced(config: DeviceConfig) 
 
 def test_arena_of_another_size_that_a_vm_uses_is_refused(config: DeviceConfig) -> None:
     leave_behind(config.arena, size=2 * WINDOW)
-    with used(config.arena) as pid:
+    with mapped_by_a_process(config.arena, "MAP_SHARED") as pid:
         assert_refused(config, rf"has 64 MiB.* takes 32 MiB.*used by pid {pid} \(")
 
 
@@ -135,7 +116,7 @@ def test_file_of_a_master_that_started_before_the_daemon_is_refused(
     """Its QEMU makes the file that it is told to use, if there is none."""
     config.arena.touch(0o600)
     os.truncate(config.arena, config.memory)
-    with used(config.arena) as pid:
+    with mapped_by_a_process(config.arena, "MAP_SHARED") as pid:
         assert_refused(config, rf"start the daemon first.*used by pid {pid} \(")
         with config.arena.open("r+b") as file:
             file.write(b"firmware")

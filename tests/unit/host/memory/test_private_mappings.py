@@ -6,14 +6,13 @@ has shared mappings of the same files.
 """
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.fakes.mapping_process import mapped_by_a_process
 from tests.fakes.windows import MIB
 from vhostpci_host.config.device import DeviceConfig
 from vhostpci_host.fds import Fd
@@ -22,30 +21,7 @@ from vhostpci_host.memory.attach import AttachedMemory, AttachedWindows, WindowI
 from vhostpci_shared.vhost_user import MemRegion
 from vhostpci_shared.wire import ProtocolError
 
-MASTER = """
-import mmap, sys
-path, *flags = sys.argv[1:]
-with open(path, "r+b") as file:
-    maps = [mmap.mmap(file.fileno(), 0, getattr(mmap, flag)) for flag in flags]
-print("mapped", flush=True)
-sys.stdin.read()
-"""
 REGION = MemRegion(0, MIB, 0, 0)
-
-
-@contextmanager
-def master(path: Path, *flags: str) -> Iterator[int]:
-    """Start a process that maps the file once with each of `flags`; yield its PID."""
-    with subprocess.Popen(
-        [sys.executable, "-S", "-c", MASTER, path, *flags],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"mapped\n"
-        yield process.pid
-        process.stdin.close()
 
 
 @pytest.fixture
@@ -76,7 +52,7 @@ def opened(path: Path) -> Iterator[Fd]:
 
 def test_arena_that_the_master_maps_privately_is_refused(arena: Arena) -> None:
     with (
-        master(arena.path, "MAP_PRIVATE") as pid,
+        mapped_by_a_process(arena.path, "MAP_PRIVATE") as pid,
         opened(arena.path) as fd,
         pytest.raises(ProtocolError, match=rf"pid {pid}\) maps .* privately.*share=on"),
     ):
@@ -87,7 +63,7 @@ def test_memory_that_the_master_maps_privately_is_refused(
     config: DeviceConfig, memory: Path
 ) -> None:
     with (
-        master(memory, "MAP_PRIVATE") as pid,
+        mapped_by_a_process(memory, "MAP_PRIVATE") as pid,
         attached(config, pid) as windows,
         opened(memory) as fd,
         pytest.raises(ProtocolError, match=rf"pid {pid}\) maps .* privately.*share=on"),
@@ -102,7 +78,7 @@ SHARED = [("MAP_SHARED",), ("MAP_PRIVATE", "MAP_SHARED"), ()]
 def test_arena_with_a_shared_mapping_or_none_is_taken(
     arena: Arena, flags: tuple[str, ...]
 ) -> None:
-    with master(arena.path, *flags) as pid, opened(arena.path) as fd:
+    with mapped_by_a_process(arena.path, *flags) as pid, opened(arena.path) as fd:
         assert ArenaWindows(arena, pid).place(REGION, fd).window == 0
 
 
@@ -111,7 +87,7 @@ def test_memory_with_a_shared_mapping_or_none_is_taken(
     config: DeviceConfig, memory: Path, flags: tuple[str, ...]
 ) -> None:
     with (
-        master(memory, *flags) as pid,
+        mapped_by_a_process(memory, *flags) as pid,
         attached(config, pid) as windows,
         opened(memory) as fd,
     ):
