@@ -35,7 +35,7 @@ static int tx_error(struct net_queue *q, int error)
 	case EIO: /* the TAP is down */
 		RING_COUNT_ADD(q->stats.drop_down, 1);
 		return 0;
-	case EFAULT: /* the packet's page is gone, or cannot be had now */
+	case EFAULT: /* the packet's page is gone, or no memory is left */
 		RING_COUNT_ADD(q->stats.drop_memory, 1);
 		return -EFAULT;
 	/* The next packet would meet these again. */

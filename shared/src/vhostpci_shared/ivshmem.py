@@ -24,8 +24,8 @@ from .wire import ProtocolError, unpack
 VERSION = 0
 # A version that no client knows, sent to a client that must not connect.  QEMU then
 # ends the realize() of its device with a clean error.  If the server closed the socket
-# instead, QEMU would read from it for ever, with the whole VM standing still (QEMU 7.2
-# until at least 10.2).
+# instead, QEMU would read from it without end, with the whole VM standing still (QEMU
+# 7.2 until at least 10.2).
 REFUSED = -2
 # The same, for a client that cannot connect now because the server has too few
 # descriptors.

@@ -8,7 +8,7 @@ from typing import Any
 class ProtocolError(Exception):
     """The peer broke its protocol: what it sent, or wrote, is not allowed.
 
-    Whoever catches this drops that peer, logs one line, and serves the others.
+    The code that catches this drops that peer, logs one line, and serves the others.
     """
 
 

@@ -250,7 +250,7 @@ def test_a_system_call_on_lost_buffers_breaks_the_ring(index: RingIndex) -> None
         status = pair.status(index)
         assert (status.state, status.fault) == (AgentRingState.BROKEN, Fault.MEMORY)
         assert "the master's memory" in status.reason
-        assert pair.worker.step() == 0  # at rest: it does not try for ever
+        assert pair.worker.step() == 0  # at rest: it does not try again
 
 
 def test_a_thread_that_met_lost_buffers_does_not_spin() -> None:
@@ -354,7 +354,7 @@ def test_a_guard_ends_where_the_next_one_begins(first: int, at: str) -> None:
     """Two guards side by side; the file keeps the pages of the lower one.
 
     Each takes the first free slot, and the handler asks them in that order.  One that
-    claims a byte too many would serve the same access for ever: hence the alarm.
+    claims a byte too many would serve the same access without end: hence the alarm.
     """
     process = run(
         f"""

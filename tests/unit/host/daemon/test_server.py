@@ -288,7 +288,7 @@ def test_silent_front_end_is_asked_whether_it_is_a_slave(served: Served) -> None
 def test_slaves_qemu_at_the_masters_socket_is_refused_before_it_has_to_go(
     served: Served,
 ) -> None:
-    """It would read from a connection that just ended, again and again, for ever."""
+    """That QEMU would read without end from a connection that is closed at once."""
     stray = served.connect(served.config.vhost_user)
     served.loop.advance(SILENT)
     assert answered(served.master())
