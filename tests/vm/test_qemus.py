@@ -13,6 +13,7 @@ Master and slave boot the kernel of the same Debian.
 """
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -37,7 +38,12 @@ NETWORKS = {THERE: "10.77.0", PLUGGED: "10.77.1"}
 def under_test() -> list[Qemu]:
     """The one that VHOSTPCI_QEMU names, else all that this machine does not have."""
     chosen = qemus.SUPPORTED.get(os.environ.get("VHOSTPCI_QEMU", ""))
-    return [chosen] if chosen else [*qemus.SUPPORTED.values()]
+    if chosen:
+        return [chosen]
+    # Not skipped in the test: in CI a skip would be a failure.  Without any QEMU the
+    # marker "vm" fails each test, with the name of what is missing.
+    own = qemu.version() if shutil.which(qemu.binary()) else ""
+    return [one for one in qemus.SUPPORTED.values() if not one.is_version(own)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +74,6 @@ class Lab:
 def lab(request: pytest.FixtureRequest, logs: Path) -> Iterator[Lab]:
     """The slave and its first master; its kernel complains of nothing in the end."""
     version: Qemu = request.param
-    if os.environ.get("VHOSTPCI_QEMU") is None and version.is_version(qemu.version()):
-        pytest.skip("this machine has this QEMU: all other tests run it")
     logs /= f"qemu-{version.version}"
     guest, program = image.build((), version.kernel), version.program()
     with ExitStack() as stack:
@@ -97,7 +101,7 @@ def lab(request: pytest.FixtureRequest, logs: Path) -> Iterator[Lab]:
         slave.wait_ready()
         master.wait_ready()
         yield Lab(version, guest, slave, master, fleet, logs)
-        assert dmesg.complaints(slave) == ""
+        dmesg.check(slave)
 
 
 def addresses() -> list[str]:
