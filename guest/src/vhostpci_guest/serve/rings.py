@@ -244,8 +244,11 @@ class Rings:
         ring = self.wanted.rings[index]
         start = base(ring, self._runs.get(index))
         if start is None:
+            # Read once: a second look could find another index, as this is the
+            # master's memory.
             start = used_index(ring.device, self.wanted.memory)
-        check_base(start, ring.device, self.wanted.memory)
+        else:
+            check_base(start, ring.device, self.wanted.memory)
         run = self._runs.get(index) if index in self._served else None
         if index % 2 == 0 and not goes_on(ring, run, start, self.wanted.features):
             # What waits there was for another driver, maybe of another machine.
