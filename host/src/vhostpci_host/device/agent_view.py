@@ -26,7 +26,10 @@ class AgentView:
     """What the agent said last, and when it was last seen to say something new.
 
     What stands in the metadata when a slave connects may be from an agent that has
-    died.  So an agent counts as alive only once its entry has changed.
+    died.  So an agent counts as alive only once its entry has changed.  While no slave
+    is connected the entry may change, too: by an agent that is ending, or by one whose
+    slave VM is connected to an earlier daemon.  Such an agent lives, but serves nothing
+    and is not told of in the log.
 
     Args:
         metadata: the region that the agent writes its part of.
@@ -43,14 +46,19 @@ class AgentView:
         self._instance: int | None = None  # of the agent that has served this slave
         self._said: object = None
         self._said_at = 0.0
-        self._untold = self._silence_told = False
+        self._untold = self._silence_told = self._connected = False
         self._bytes = metadata.agent_bytes()
         self.entry = _parse(self._bytes)
         self.late_at = 0
         """The generation that the agent missed, after a wait that timed out."""
 
-    def forget(self) -> None:
-        """Start again: the slave is another, and its agent has not said anything."""
+    def forget(self, *, connected: bool) -> None:
+        """Start again: a slave has come or gone, and no agent has said anything yet.
+
+        Args:
+            connected: whether a slave is connected from now on.
+        """
+        self._connected = connected
         self._lived_at = self._instance = None
         self._said = None
         self._untold = self._silence_told = False
@@ -101,11 +109,19 @@ class AgentView:
         An agent is present from its first word on, not from its first heartbeat: it may
         run rings between the two.
         """
+        return self._connected and self.lives and self.entry.generation >= self.late_at
+
+    @property
+    def lives(self) -> bool:
+        """Whether an agent has written to the metadata lately, with a slave or without.
+
+        It cannot serve the device without a slave: that slave VM is connected to an
+        earlier daemon.
+        """
         return (
             self.entry.state is AgentState.READY
             and self._lived_at is not None
             and self._now - self._lived_at < ALIVE
-            and self.entry.generation >= self.late_at
         )
 
     def silent_since(self, connected_at: float) -> float:
@@ -115,7 +131,7 @@ class AgentView:
     @property
     def silent(self) -> bool:
         """Whether it served this slave, and has said nothing for `ALIVE` seconds."""
-        ready = self.entry.state is AgentState.READY
+        ready = self._connected and self.entry.state is AgentState.READY
         return ready and self._lived_at is not None and not self.present
 
     def _tell_silence(self) -> None:
@@ -137,8 +153,15 @@ class AgentView:
         """Log what the agent says of itself: once, and at most one line a second."""
         entry = self.entry
         said = (entry.instance, entry.state, entry.vectors, entry.message)
-        self._untold = said != self._said and now - self._said_at < LOG_PAUSE
-        if said == self._said or self._untold:
+        self._untold = False
+        if said == self._said or not self._connected:
+            return
+        if entry.state is AgentState.NONE:
+            # There is no line for it, so what is said next need not wait.
+            self._said = said
+            return
+        self._untold = now - self._said_at < LOG_PAUSE
+        if self._untold:
             return
         self._said, self._said_at = said, now
         if entry.state is AgentState.READY:

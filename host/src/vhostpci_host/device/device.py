@@ -373,7 +373,7 @@ class Device:
         assert self.slave is None, "one slave at a time"
         text = f"slave connected (pid {port.pid})"
         self._log.info(text, kind=text)
-        self.agent.forget()
+        self.agent.forget(connected=True)
         vectors = VectorSet(self._kicks())
         store, loop = self.store, self._loop
         self.slave = Slave(
@@ -405,7 +405,7 @@ class Device:
         self.slave.close()
         self.slave = None
         self._replacing = False
-        self.agent.forget()
+        self.agent.forget(connected=False)
         self._renew_running()
         self._publish()
         if self._wait.active:
@@ -465,7 +465,7 @@ class Device:
         self._look_at_agent()
         self._log.tick()
         if problem := self._stale_slave.tick(
-            connected=self.slave is not None, agent_lives=self.agent.present
+            connected=self.slave is not None, agent_lives=self.agent.lives
         ):
             log.warning("%s: %s", self.config.name, problem)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the agent reports, how long the master waits for it, and its sessions."""
 
+import logging
 import os
 
 import pytest
@@ -9,7 +10,7 @@ from tests.fakes.agent import FakeAgent
 from tests.fakes.frontend import RingAt
 from tests.unit.host.scene import Scene
 from vhostpci_host.device.quiesce import QUIESCE
-from vhostpci_host.device.status import state
+from vhostpci_host.device.status import describe, state
 from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.metadata import AgentRingState, RingFlag
@@ -267,6 +268,40 @@ def test_message_of_a_failed_agent_is_logged_once(
         agent.say(state=md.AgentState.FAILED, message="no /dev/net/tun")
         scene.loop.advance(3.0)
     assert caplog.text.count("agent failed: no /dev/net/tun") == 1
+
+
+def test_agent_that_writes_after_its_slave_has_gone_is_not_told_of(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its socket closes first, and it may answer a generation after that."""
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running()
+        scene.device.slave_gone()
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            agent.answer()
+            scene.loop.advance(1.0)
+            assert not describe(scene.device)["agent"]["present"]
+            started = scene.loop.now
+            qemu.stop_ring(0)
+            assert scene.loop.now == started, "no agent serves the rings"
+            agent.beats = agent.answers = False
+            scene.loop.advance(5.0)
+    assert [line for line in caplog.messages if "agent" in line] == []
+
+
+def test_agent_that_has_ended_does_not_delay_the_line_about_the_next(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    with scene.agent(scene.slave()) as agent:
+        scene.loop.advance(5.0)
+        agent.say(state=md.AgentState.NONE)
+        scene.loop.advance(0.3)
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            agent.say(state=md.AgentState.READY)
+            scene.loop.advance(0.001)
+            assert "agent is ready (fake)" in caplog.text
 
 
 def test_agent_whose_message_keeps_changing_cannot_fill_the_log(
