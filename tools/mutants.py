@@ -4,8 +4,9 @@
 A mutant is one wrong change to the code, for example a bounds check that is off by
 one.  tools/mutants.toml lists them, each with the tests that must fail because of
 it.  For each mutant this program changes a copy of the tree, builds the ring in it
-if the change is in C, and runs those tests.  A mutant whose tests pass survives:
-then a test is missing, and the exit status is 1.
+if the change is in C, and runs those tests.  A mutant whose tests pass survives: then a
+test is missing, and the exit status is 1.  So it is with one whose tests hang until a
+time limit: on a slow machine they might have passed.
 
 It needs a Python with the packages of the unit tests, and gcc::
 
@@ -24,6 +25,7 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +52,14 @@ class Mutant:
     @property
     def in_c(self) -> bool:
         return Path(self.file).suffix in (".c", ".h")
+
+
+class Outcome(Enum):
+    """What became of the tests of a mutant."""
+
+    KILLED = "killed"
+    SURVIVES = "SURVIVES"
+    HANGS = "HANGS"
 
 
 class MutantError(Exception):
@@ -120,17 +130,17 @@ class Tree:
         if done.returncode:
             raise MutantError(f"the ring cannot be built:\n{done.stderr}")
 
-    def tests_fail(self, tests: Sequence[str], limit_s: int = LIMIT_S) -> bool:
-        """Run the tests; a hang is a failure too."""
+    def run_tests(self, tests: Sequence[str], limit_s: int) -> Outcome:
+        """Run the tests; return what became of the mutant that the tree has."""
         options = ("-q", "-x", "-p", "no:cacheprovider")
         try:
             done = self._python(".", "-m", "pytest", *options, *tests, limit_s=limit_s)
         except subprocess.TimeoutExpired:
-            return True
+            return Outcome.HANGS
         # 2 to 5: pytest was interrupted, misused, or found no tests at all.
         if done.returncode in (2, 3, 4, 5):
             raise MutantError(f"pytest cannot run {' '.join(tests)}:\n{done.stdout}")
-        return done.returncode != 0
+        return Outcome.KILLED if done.returncode else Outcome.SURVIVES
 
     def _python(
         self, directory: str, *arguments: str, limit_s: int = LIMIT_S
@@ -145,25 +155,25 @@ class Tree:
         )
 
 
-def survives(tree: Tree, mutant: Mutant) -> bool:
-    """Make one mutant and run its tests; True if none fails."""
+def try_one(tree: Tree, mutant: Mutant) -> Outcome:
+    """Make one mutant and run its tests."""
     with tree.mutated(mutant):
         if mutant.in_c:
             tree.build_ring()
-        return not tree.tests_fail(mutant.tests)
+        return tree.run_tests(mutant.tests, LIMIT_S)
 
 
 def check_unchanged(tree: Tree, mutants: Sequence[Mutant]) -> None:
     """All these tests must pass without a mutant, or their failures prove nothing."""
     tree.build_ring()
     tests = sorted({test for mutant in mutants for test in mutant.tests})
-    if tree.tests_fail(tests, UNCHANGED_LIMIT_S):
+    if tree.run_tests(tests, UNCHANGED_LIMIT_S) is not Outcome.SURVIVES:
         raise MutantError("the tests fail without any mutant")
 
 
 def check(mutants: Sequence[Mutant]) -> list[Mutant]:
-    """Run them all; return those that survive."""
-    survivors = []
+    """Run them all; return those that no test has noticed."""
+    unnoticed = []
     with tempfile.TemporaryDirectory(prefix="mutants-") as directory:
         tree = Tree(Path(directory))
         check_unchanged(tree, mutants)
@@ -172,11 +182,11 @@ def check(mutants: Sequence[Mutant]) -> list[Mutant]:
             if ring_is_mutated and not mutant.in_c:
                 tree.build_ring()
             ring_is_mutated = mutant.in_c
-            alive = survives(tree, mutant)
-            print(f"{'SURVIVES' if alive else 'killed':8}  {mutant.name}", flush=True)
-            if alive:
-                survivors.append(mutant)
-    return survivors
+            outcome = try_one(tree, mutant)
+            print(f"{outcome.value:8}  {mutant.name}", flush=True)
+            if outcome is not Outcome.KILLED:
+                unnoticed.append(mutant)
+    return unnoticed
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -207,12 +217,12 @@ def main() -> int:
             return 0
         if not mutants:
             raise MutantError(f"no mutant is named {' or '.join(arguments.only)}")
-        survivors = check(mutants)
+        unnoticed = check(mutants)
     except MutantError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{len(mutants)} mutants, {len(survivors)} survive")
-    return 1 if survivors else 0
+    print(f"{len(mutants)} mutants, {len(unnoticed)} that no test has noticed")
+    return 1 if unnoticed else 0
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The list of `tools/mutants.py` fits the code, and its mistakes are named."""
 
+import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tools import mutants
-from tools.mutants import Mutant, MutantError, Tree
+from tools.mutants import Mutant, MutantError, Outcome, Tree
 
 ENTRY = """
 [[mutant]]
@@ -24,6 +26,29 @@ def read(tmp_path: Path, text: str) -> list[Mutant]:
     return mutants.read_mutants(data)
 
 
+# Many mutants name one file.
+parse = cache(ast.parse)
+
+
+def has_test(path: Path, names: list[str]) -> bool:
+    """Whether a file has the test of this name, or of these: class, then function."""
+    if not path.is_file():
+        return False
+    scope: list[ast.stmt] = parse(path.read_text()).body
+    for name in names:
+        function, *_ = name.split("[")  # what follows are the values of its parameters
+        found = [
+            node
+            for node in scope
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            and node.name == function
+        ]
+        if not found:
+            return False
+        scope = found[0].body if isinstance(found[0], ast.ClassDef) else []
+    return True
+
+
 @pytest.mark.parametrize(
     "mutant", mutants.read_mutants(mutants.DATA), ids=lambda mutant: mutant.name
 )
@@ -34,7 +59,18 @@ def test_a_mutant_of_the_list_can_be_made_and_its_tests_exist(mutant: Mutant) ->
     assert mutant.old != mutant.new
     assert mutant.tests
     for test in mutant.tests:
-        assert (mutants.ROOT / test.partition("::")[0]).is_file()
+        file, *names = test.split("::")
+        assert has_test(mutants.ROOT / file, names), test
+
+
+def test_a_test_is_found_by_its_file_its_class_and_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "test_code.py"
+    path.write_text("def test_a(): ...\nclass TestB:\n    async def test_c(): ...\n")
+    for names in ([], ["test_a"], ["TestB"], ["TestB", "test_c"], ["test_a[1-2]"]):
+        assert has_test(path, names)
+    for names in (["test_c"], ["TestB", "test_a"], ["test"], ["test_a", "test_a"]):
+        assert not has_test(path, names)
+    assert not has_test(tmp_path / "test_other.py", [])
 
 
 def test_an_entry_is_read(tmp_path: Path) -> None:
@@ -96,14 +132,40 @@ def test_a_change_that_is_not_in_one_place_is_refused(
         pass
 
 
-@pytest.mark.parametrize(("test", "failing"), [("pass", False), ("assert False", True)])
-def test_a_failing_test_is_told_from_a_passing_one(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, test: str, failing: bool
+@pytest.mark.parametrize(
+    ("test", "outcome"),
+    [
+        ("pass", Outcome.SURVIVES),
+        ("assert False", Outcome.KILLED),
+        ("import signal; signal.pause()", Outcome.HANGS),
+    ],
+)
+def test_tests_pass_or_fail_or_hang(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, test: str, outcome: Outcome
 ) -> None:
     tree = tree_with(monkeypatch, tmp_path, "")
     path = tree.root / "tests" / "test_code.py"
     path.write_text(f"def test() -> None:\n    {test}\n")
-    assert tree.tests_fail(["tests/test_code.py"]) == failing
+    limit_s = 1 if outcome is Outcome.HANGS else mutants.LIMIT_S
+    assert tree.run_tests(["tests/test_code.py"], limit_s) is outcome
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_only_a_mutant_that_makes_a_test_fail_counts_as_noticed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, outcome: Outcome
+) -> None:
+    """Not one that makes it hang: on a slow machine the limit may pass without it."""
+    (mutant,) = read(tmp_path, ENTRY)
+    tree_with(monkeypatch, tmp_path, "return a < b;")
+
+    def run_tests(tree: Tree, *_: object) -> Outcome:
+        changed = "<=" in (tree.root / "code.c").read_text()
+        return outcome if changed else Outcome.SURVIVES
+
+    monkeypatch.setattr(Tree, "run_tests", run_tests)
+    monkeypatch.setattr(Tree, "build_ring", lambda _: None)
+    noticed = outcome is Outcome.KILLED
+    assert mutants.check([mutant]) == ([] if noticed else [mutant])
 
 
 def test_tests_that_cannot_be_run_do_not_count_as_failing(
@@ -111,4 +173,4 @@ def test_tests_that_cannot_be_run_do_not_count_as_failing(
 ) -> None:
     tree = tree_with(monkeypatch, tmp_path, "")
     with pytest.raises(MutantError, match=r"cannot run tests/nothing\.py"):
-        tree.tests_fail(["tests/nothing.py"])
+        tree.run_tests(["tests/nothing.py"], mutants.LIMIT_S)
