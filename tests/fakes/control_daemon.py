@@ -19,10 +19,14 @@ class ControlDaemon:
     Args:
         path: the control socket.
         results: the result of each command; a command that is missing is refused.
+        line: the answer to each command, instead of one with a result.
     """
 
-    def __init__(self, path: Path, results: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, results: Mapping[str, Any], line: bytes | None = None
+    ) -> None:
         self._results = results
+        self._line = line
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(os.fspath(path))
         self._listener.listen()
@@ -37,10 +41,15 @@ class ControlDaemon:
             with connection, connection.makefile("rb") as lines:
                 connection.settimeout(TIMEOUT)
                 command = json.loads(lines.readline())["command"]
-                answer: dict[str, Any] = {"ok": False, "error": f"no {command} here"}
-                if command in self._results:
-                    answer = {"ok": True, "result": self._results[command]}
-                connection.sendall(json.dumps(answer).encode() + b"\n")
+                connection.sendall(self._answer(command))
+
+    def _answer(self, command: str) -> bytes:
+        if self._line is not None:
+            return self._line
+        answer: dict[str, Any] = {"ok": False, "error": f"no {command} here"}
+        if command in self._results:
+            answer = {"ok": True, "result": self._results[command]}
+        return json.dumps(answer).encode() + b"\n"
 
     def __enter__(self) -> Self:
         self._thread.start()

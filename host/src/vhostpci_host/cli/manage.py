@@ -2,7 +2,6 @@
 """The commands that talk to a running daemon: `add`, `remove`, `list`, `status`."""
 
 import argparse
-import contextlib
 import json
 import os
 import sys
@@ -76,17 +75,29 @@ def _status(args: argparse.Namespace) -> None:
     elif found or not failed:
         print("\n".join(print_status.text(one) for one in found) or "no devices")
     if failed:
-        raise HostError(f"the status of {failed} of the devices above is missing")
+        raise HostError(
+            f"the status of {failed} of the devices and daemons above is missing"
+        )
 
 
 def _status_of_all(directory: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return the status of each device, and how many daemons gave none.
+    """Return the status of each device, and how many daemons did not answer.
 
     A daemon that hangs, or one that was killed and left its socket behind, must not
     hide the devices of the others: it gets a line on stderr.
     """
-    found, failed = [], 0
-    for name in _names(directory):
+    found: list[dict[str, Any]] = []
+    names, failed = set(_files(directory)), 0
+    try:
+        names |= _listed(directory)
+    except HostError as error:
+        print(
+            f"vhostpci-host: {error}; the devices of this daemon that failed are "
+            "missing here",
+            file=sys.stderr,
+        )
+        failed += 1
+    for name in sorted(names):
         try:
             found.append(ask_status(directory, name))
         except NoDaemon:
@@ -122,32 +133,40 @@ def _ask_daemon(args: argparse.Namespace, request: dict[str, Any]) -> Any:
         ) from None
 
 
-def _names(run_dir: Path) -> list[str]:
-    """Return the names of all devices whose daemons use this directory.
+def _listed(run_dir: Path) -> set[str]:
+    """Return the devices that the daemon of many devices lists, if there is one.
+
+    A device that a daemon serves has a control socket, see `_files`.  One that failed
+    has none, and only the daemon that lists it knows of it.
+
+    Raises:
+        HostError: the daemon does not answer.
+    """
+    try:
+        rows = control_client.ask(daemon_control(run_dir), {"command": "list"})
+    except NoDaemon:
+        # Daemons that serve one device each have no socket `control`.
+        return set()
+    return {row["name"] for row in rows}
+
+
+def _files(run_dir: Path) -> list[str]:
+    """Return the devices that have a control socket in the directory.
 
     Raises:
         HostError: this user may not look into the directory.
     """
-    # A device that a daemon serves has a control socket; one that failed has none,
-    # and only the daemon that lists it knows of it.
-    names = {name.removesuffix(".control") for name in _files(run_dir)}
-    # Daemons that serve one device each have no socket `control`.
-    with contextlib.suppress(NoDaemon):
-        rows = control_client.ask(daemon_control(run_dir), {"command": "list"})
-        names |= {row["name"] for row in rows}
-    return sorted(names)
-
-
-def _files(run_dir: Path) -> list[str]:
-    """Return the names of the control sockets of single devices in the directory."""
     # Path.glob() would find nothing in a directory that this user may not read, as if
     # there were no devices.
     try:
-        return [name for name in os.listdir(run_dir) if name.endswith(".control")]
+        files = os.listdir(run_dir)
     except FileNotFoundError:
         return []
     except OSError as error:
         raise explain("look into", run_dir, error) from error
+    return [
+        name.removesuffix(".control") for name in files if name.endswith(".control")
+    ]
 
 
 def ask_status(run_dir: Path, name: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def ask(path: Path, request: dict[str, Any], timeout: float = ASK_TIMEOUT) -> An
             _connect(connection, path, timeout)
             connection.sendall(json.dumps(request).encode() + b"\n")
             with connection.makefile("rb") as lines:
-                answer = json.loads(lines.readline())
+                line = lines.readline()
         # FileNotFoundError: there is no socket file.  ConnectionRefusedError: there is
         # one that a killed daemon left behind.
         except (FileNotFoundError, ConnectionRefusedError) as error:
@@ -43,14 +43,33 @@ def ask(path: Path, request: dict[str, Any], timeout: float = ASK_TIMEOUT) -> An
             ) from error
         except OSError as error:
             raise explain("ask the daemon at", path, error) from error
-        # An empty line, too: the daemon closed the connection without an answer.
-        except ValueError as error:
-            raise HostError(
-                f"the daemon at {path} sent no valid JSON: {error}"
-            ) from error
-    if not answer.get("ok"):
-        raise HostError(str(answer.get("error")))
-    return answer["result"]
+    return _result(path, line)
+
+
+def _result(path: Path, line: bytes) -> Any:
+    """Return the result that an answer of the daemon's carries.
+
+    Raises:
+        HostError: it carries the reason why there is none; or it is no answer.
+    """
+    if not line:
+        raise HostError(
+            f"the daemon at {path} closed the connection without an answer: ask again, "
+            "or look at its log"
+        )
+    try:
+        answer = json.loads(line)
+    except ValueError as error:
+        raise HostError(f"the daemon at {path} sent no valid JSON: {error}") from error
+    match answer:
+        case {"ok": True, "result": result}:
+            return result
+        case {"ok": False, "error": str(reason)}:
+            raise HostError(reason)
+    raise HostError(
+        f"the program at {path} sent JSON that is no answer of a vhostpci-host: see "
+        "which program it is (ss -xlp), or see --run-dir"
+    )
 
 
 def _connect(connection: socket.socket, path: Path, timeout: float) -> None:
