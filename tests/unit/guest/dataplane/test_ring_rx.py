@@ -371,6 +371,21 @@ def test_chains_of_more_pieces_than_a_read_takes_are_used_in_turn(start: int) ->
         assert pair.status(RX).stats.spilled == 1
 
 
+@pytest.mark.parametrize("pieces", [22, 23, 24], ids=["one less", "all", "one more"])
+def test_a_read_is_offered_as_many_pieces_as_a_system_call_takes(
+    start: int, pieces: int
+) -> None:
+    """1024, of which one is the spill: readv() would refuse one more."""
+    with Pair(start=start, num=2048, hold=100) as pair:
+        pair.rx.post(12, *[1] * 999)
+        pair.rx.post(*[1] * pieces)
+        delivered(receive(pair, 999 + pieces), 999 + pieces)
+        stats = pair.status(RX).stats
+        assert stats.drop_read == 0
+        # With one piece more the second chain is not offered to the read.
+        assert stats.spilled == (pieces > 23)
+
+
 def test_chains_of_many_pieces_do_not_overrun_the_store(start: int) -> None:
     with Pair(start=start, num=8192) as pair:
         buffer = pair.memory.allocate(1)
