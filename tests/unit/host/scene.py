@@ -36,6 +36,10 @@ from vhostpci_shared import vhost_user as vu
 SETTLED = 0.05
 
 
+PATIENCE = 60.0
+"""Seconds of the loop's time after which a front-end waits for something no more."""
+
+
 class ToDevice:
     """A front-end's transport to a device; time passes while it waits for a reply."""
 
@@ -47,8 +51,9 @@ class ToDevice:
 
     def send(self, data: bytes, fds: Sequence[int]) -> None:
         self._check()
+        end = self._loop.now + PATIENCE
         while self.port.paused:
-            self._loop.advance(0.001)
+            self._pass_time(end)
         size = vu.Header.layout.size
         header = vu.Header.parse(data[:size])
         ours = [Fd(os.dup(fd)) for fd in fds]
@@ -56,11 +61,16 @@ class ToDevice:
         self._check()
 
     def receive(self) -> bytes:
+        end = self._loop.now + PATIENCE
         while not self.port.sent:
             assert self.port.paused, "the device neither answers nor waits"
-            self._loop.advance(0.001)
+            self._pass_time(end)
             self._check()
         return self.port.sent.pop(0)
+
+    def _pass_time(self, end: float) -> None:
+        assert self._loop.now < end, f"the device does not go on within {PATIENCE:g} s"
+        self._loop.advance(0.001)
 
     def _check(self) -> None:
         if self.port.dropped is not None:

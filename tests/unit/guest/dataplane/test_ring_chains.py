@@ -249,15 +249,28 @@ def test_an_indirect_table_over_two_regions_breaks_the_ring(start: int) -> None:
 
 def test_an_indirect_table_inside_another_breaks_the_ring(start: int) -> None:
     with Pair(start=start) as pair:
-        table = pair.memory.allocate(32)
-        pair.memory.write(table, bytes(Desc(table, 32, INDIRECT)))
-        pair.tx.hand_over(Desc(table, 32, INDIRECT))
+        outer, inner = pair.memory.allocate(16), pair.memory.allocate(16)
+        pair.memory.write(outer, bytes(Desc(inner, 16, INDIRECT)))
+        # The chain has an end, so that a driver that follows it does not hang.
+        pair.memory.write(inner, bytes(Desc(0x10000, 12)))
+        pair.tx.hand_over(Desc(outer, 16, INDIRECT))
         assert broken(pair) == Fault.NESTED
 
 
-def test_the_descriptor_table_as_its_own_indirect_table_breaks_the_ring(
+def test_the_descriptor_table_as_an_indirect_table_with_another_breaks_the_ring(
     start: int,
 ) -> None:
+    with Pair(start=start) as pair:
+        inner = pair.memory.allocate(16)
+        pair.memory.write(inner, bytes(Desc(0x10000, 12)))
+        pair.tx.put_desc(0, Desc(inner, 16, INDIRECT))
+        pair.tx.put_desc(1, Desc(pair.tx.desc, 16 * 8, INDIRECT))
+        pair.tx.put_avail(1)
+        pair.tx.publish(pair.tx.avail_idx)
+        assert broken(pair) == Fault.NESTED
+
+
+def test_an_indirect_table_inside_itself_breaks_the_ring(start: int) -> None:
     with Pair(start=start) as pair:
         pair.tx.hand_over(Desc(pair.tx.desc, 16 * 8, INDIRECT))
         assert broken(pair) == Fault.NESTED
