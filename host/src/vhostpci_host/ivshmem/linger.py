@@ -9,6 +9,7 @@ device or window is gone, stays open until QEMU closes its end.
 """
 
 import socket
+from collections import Counter
 from functools import partial
 
 from .. import sockets
@@ -19,7 +20,7 @@ from .peers import refusal
 LINGER = 30.0
 """Seconds after which no QEMU is still between `chardev-add` and `device_add`."""
 MOST = 64
-"""The most connections that are kept open; only a hostile peer makes more."""
+"""The most connections that are kept open, so that descriptors stay for the devices."""
 
 
 class Linger:
@@ -37,19 +38,24 @@ class Linger:
     def leave(self, connection: socket.socket) -> None:
         """Take a connection over, and close it as soon as that harms no QEMU."""
         # An agent process copes with a connection that closes at any time; a QEMU that
-        # has closed its end reads no more.  Beyond MOST, our own descriptors count more
-        # than the peer that opens so many connections.
-        if (
-            wire.is_process(connection)
-            or sockets.hung_up(connection)
-            or len(self._waiting) >= MOST
-        ):
+        # has closed its end reads no more.
+        if wire.is_process(connection) or sockets.hung_up(connection):
             connection.close()
             return
+        if len(self._waiting) >= MOST:
+            self._make_room()
         timer = self._loop.call_later(LINGER, partial(self._close, connection))
         self._waiting[connection] = timer
         readable = partial(self._readable, connection)
         self._loop.add_reader(connection.fileno(), readable)
+
+    def _make_room(self) -> None:
+        """Close the oldest connection of the program that has the most of them."""
+        # Not the new one: its QEMU is the one that is least likely to have read what
+        # it was sent.  By program, so that one cannot have others hung up on.
+        counts = Counter(map(sockets.peer_pid, self._waiting))
+        # max() returns the first of several, and they are in the order of their age.
+        self._close(max(self._waiting, key=lambda one: counts[sockets.peer_pid(one)]))
 
     def refuse(self, connection: socket.socket) -> None:
         """Tell a slave that it is refused, and keep its connection open."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.loop import ManualLoop
+from vhostpci_host import sockets
 from vhostpci_host.ivshmem.linger import LINGER, MOST, Linger
 from vhostpci_shared import ivshmem
 
@@ -77,12 +78,29 @@ def test_refused_process_is_disconnected_at_once(tmp_path: Path) -> None:
 
 
 def test_number_of_lingering_connections_is_bounded() -> None:
+    """The oldest goes: its QEMU has had the most time to read what it was sent."""
     linger = Linger(ManualLoop())
-    pairs = [pair() for _ in range(MOST + 1)]
+    pairs = [pair() for _ in range(MOST + 2)]
     for ours, _ in pairs:
         linger.leave(ours)
-    assert [ours.fileno() >= 0 for ours, _ in pairs] == [True] * MOST + [False]
+    assert [ours.fileno() >= 0 for ours, _ in pairs] == [False] * 2 + [True] * MOST
     linger.close()
     for ours, theirs in pairs:
         assert ours.fileno() < 0
+        theirs.close()
+
+
+def test_program_with_many_connections_cannot_have_others_hung_up_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pairs = [pair() for _ in range(MOST + 3)]
+    pids = {ours: 7 for ours, _ in pairs[1:]}
+    monkeypatch.setattr(sockets, "peer_pid", lambda ours: pids.get(ours, 6))
+    linger = Linger(ManualLoop())
+    for ours, _ in pairs:
+        linger.leave(ours)
+    assert pairs[0][0].fileno() >= 0
+    assert [ours.fileno() for ours, _ in pairs[1:4]] == [-1, -1, pairs[3][0].fileno()]
+    linger.close()
+    for _, theirs in pairs:
         theirs.close()
