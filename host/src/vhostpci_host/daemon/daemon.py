@@ -52,6 +52,8 @@ class Entry:
     config: DeviceConfig
     server: Server | None = None
     failure: str = ""
+    arriving: bool = True
+    """Whether `Daemon.add` has not come to its end yet."""
     leaving: bool = False
 
     def describe(self) -> Json:
@@ -113,23 +115,35 @@ class Daemon:
         assert config.name not in self._entries, "two devices of one name"
         entry = self._entries[config.name] = Entry(config)
         try:
-            entry.server = self._new_server(config, inherited)
-            if config.prealloc:
-                await entry.server.reserve_memory(self._ended.done)
-            await entry.server.serve_control()
+            await self._serve(entry, inherited)
         except BaseException as error:
             await self._unplug(config.name)
             self._close(entry)
-            del self._entries[config.name]
+            # It is not there if the daemon was closed meanwhile.
+            self._entries.pop(config.name, None)
             if isinstance(error, OSError) and exhausted(error):
                 raise HostError(no_descriptors(error)) from error
             raise
+        entry.arriving = False
         log.info(
             "%s: waiting for the master at %s and the slave at %s",
             config.name,
             config.vhost_user if inherited is None else "the inherited socket",
             config.ivshmem,
         )
+
+    async def _serve(self, entry: Entry, inherited: socket.socket | None) -> None:
+        """Open everything that the device of a new entry needs.
+
+        Raises:
+            HostError: it cannot be served, or has failed or was closed meanwhile.
+        """
+        entry.server = self._new_server(entry.config, inherited)
+        if entry.config.prealloc:
+            await entry.server.reserve_memory(self._ended.done)
+        _check_served(entry)
+        await entry.server.serve_control()
+        _check_served(entry)
 
     def _new_server(
         self, config: DeviceConfig, inherited: socket.socket | None
@@ -159,7 +173,8 @@ class Daemon:
             await self.add(config)
         except HostError as error:
             log.error("%s: cannot be served: %s", config.name, error)
-            self._entries[config.name] = Entry(config, failure=str(error))
+            failed = Entry(config, failure=str(error), arriving=False)
+            self._entries[config.name] = failed
 
     def warn_of_shortage(self) -> None:
         """Warn if the memory of all devices together does not fit where it lies."""
@@ -179,7 +194,8 @@ class Daemon:
         elif entry.config.mode is Mode.ARENA:
             self._discard_memory_of_failed(entry.config)
         self._close(entry)
-        del self._entries[name]
+        # It is not there if the daemon was closed meanwhile.
+        self._entries.pop(name, None)
         log.info("%s: removed", name)
 
     def _discard_memory_of_failed(self, config: DeviceConfig) -> None:
@@ -201,7 +217,9 @@ class Daemon:
         kind = "" if isinstance(error, HostError) else f"{type(error).__name__}: "
         entry.server, entry.failure = None, f"{kind}{error}"
         self._unplug_soon(name)
-        if self._shared is None and not self._ended.done():
+        # One that is only being added is reported by `add`.
+        alone = self._shared is None and not entry.arriving
+        if alone and not self._ended.done():
             self._ended.set_exception(HostError(f"{name}: failed: {entry.failure}"))
 
     def _close(self, entry: Entry) -> None:
@@ -316,6 +334,7 @@ class Daemon:
         return [entry.row() for entry in self._entries.values()]
 
     async def _on_add(self, request: Request) -> None:
+        self._check_goes_on()
         name = request.get("name")
         check_name(name if isinstance(name, str) else "")
         if name in self._entries:
@@ -330,10 +349,22 @@ class Daemon:
         self.warn_of_shortage()
 
     async def _on_remove(self, request: Request) -> None:
+        self._check_goes_on()
         entry = self._entry(request)
         if entry.leaving:
             raise HostError(f"device {entry.config.name!r} is being removed already")
+        if entry.arriving:
+            raise HostError(f"device {entry.config.name!r} is still being added: wait")
         await self.remove(entry.config.name)
+
+    def _check_goes_on(self) -> None:
+        """Refuse to change devices that are being closed.
+
+        Raises:
+            HostError: the daemon is ending.
+        """
+        if self._ended.done():
+            raise HostError("the daemon is ending")
 
     def _entry(self, request: Request) -> Entry:
         name = request.get("name")
@@ -342,6 +373,16 @@ class Daemon:
             there = ", ".join(self._entries) or "none"
             raise HostError(f"no device {name!r}; there are: {there}")
         return entry
+
+
+def _check_served(entry: Entry) -> None:
+    """Check that a device is still served, after a wait.
+
+    Raises:
+        HostError: it has failed, or the daemon was closed.
+    """
+    if entry.server is None:
+        raise HostError(entry.failure or "the daemon is ending")
 
 
 async def _close_plugger(name: str, plugger: Plugger) -> None:

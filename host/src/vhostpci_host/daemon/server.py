@@ -191,9 +191,15 @@ class Server:
     async def serve_control(self) -> None:
         """Start to answer on the control socket."""
         server = await asyncio.start_unix_server(
-            self._common.control, sock=self._control, limit=control.MAX_LINE
+            self._common.control,
+            sock=self._control,
+            limit=control.MAX_LINE,
+            start_serving=False,
         )
+        # Before the wait in start_serving(), during which we may be closed: asyncio
+        # must not go on to watch a number that is another file's by then.
         self._stack.callback(server.close)
+        await server.start_serving()
 
     def _new_master(self, connection: socket.socket) -> None:
         pid = sockets.peer_pid(connection)

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices that are added and removed while the daemon ends, or while they fail."""
+
+import asyncio
+import errno
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.ports import RecordedPlugger
+from tests.fakes.windows import MIB
+from tests.waiting import TIMEOUT
+from vhostpci_host.config.device import DeviceConfig, Mode
+from vhostpci_host.daemon import daemon as daemon_module
+from vhostpci_host.daemon.daemon import Daemon
+from vhostpci_host.daemon.server import Server
+from vhostpci_host.errors import HostError
+from vhostpci_host.hotplug.pool import SlavePool
+
+
+class SlowPlugger(RecordedPlugger):
+    """A plugger for a slave VM whose guest keeps its windows until `released`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+        self.released = asyncio.Event()
+
+    async def close(self) -> None:
+        self.asked.set()
+        await self.released.wait()
+
+
+class Scene:
+    """A daemon with many devices, in this process's loop, and its control socket."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.daemon = Daemon({})
+
+    def config(self, **options: Any) -> DeviceConfig:
+        return DeviceConfig(
+            name="dev",
+            mode=Mode.ARENA,
+            memory=16 * MIB,
+            run_dir=self.directory,
+            memory_dir=self.directory,
+            **options,
+        )
+
+    def files(self) -> list[str]:
+        names = sorted(path.name for path in self.directory.iterdir())
+        return [name for name in names if name != "control"]
+
+    async def ask(self, command: str) -> Any:
+        """Return the answer to a command about the device."""
+        path = str(self.directory / "control")
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(json.dumps({"command": command, "name": "dev"}).encode() + b"\n")
+        answer = json.loads(await reader.readline())
+        writer.close()
+        await writer.wait_closed()
+        return answer
+
+
+Play = Callable[[Scene], Awaitable[None]]
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Callable[[Play], None]:
+    """Run a test's part in the loop of a daemon that is closed after it."""
+
+    async def run(part: Play) -> None:
+        scene = Scene(tmp_path)
+        try:
+            await scene.daemon.serve_control(tmp_path)
+            await part(scene)
+        finally:
+            await scene.daemon.close()
+
+    return lambda part: asyncio.run(asyncio.wait_for(run(part), TIMEOUT))
+
+
+@pytest.fixture
+def reserving(monkeypatch: pytest.MonkeyPatch) -> dict[str, asyncio.Event]:
+    """Let the reservation of memory, which `add` waits for, last until the test's end.
+
+    The events are `begun` and `end`; make them in the loop of the test.
+    """
+    events: dict[str, asyncio.Event] = {}
+
+    async def reserve(self: Server, stopped: Callable[[], bool]) -> None:
+        events["begun"].set()
+        await events["end"].wait()
+
+    monkeypatch.setattr(Server, "reserve_memory", reserve)
+    return events
+
+
+async def begin_to_add(
+    scene: Scene, reserving: dict[str, asyncio.Event]
+) -> asyncio.Task[None]:
+    """Add a device; return when it waits for its memory."""
+    reserving |= {"begun": asyncio.Event(), "end": asyncio.Event()}
+    adding = asyncio.create_task(scene.daemon.add(scene.config(prealloc=True)))
+    await reserving["begun"].wait()
+    return adding
+
+
+def test_device_whose_control_socket_cannot_be_served_is_closed(
+    play: Callable[[Play], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def part(scene: Scene) -> None:
+        async def refuse(*_: object, **__: object) -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(asyncio, "start_unix_server", refuse)
+            with pytest.raises(HostError, match="no descriptors are left"):
+                await scene.daemon.add(scene.config())
+        assert scene.files() == []
+        await scene.daemon.add(scene.config())
+
+    play(part)
+
+
+def test_daemon_may_be_closed_while_a_device_is_added(
+    play: Callable[[Play], None], reserving: dict[str, asyncio.Event]
+) -> None:
+    async def part(scene: Scene) -> None:
+        adding = await begin_to_add(scene, reserving)
+        scene.daemon.stop()
+        await scene.daemon.close()
+        reserving["end"].set()
+        with pytest.raises(HostError, match="the daemon is ending"):
+            await adding
+        assert scene.files() == []
+
+    play(part)
+
+
+def test_device_that_is_being_added_cannot_be_removed_yet(
+    play: Callable[[Play], None], reserving: dict[str, asyncio.Event]
+) -> None:
+    async def part(scene: Scene) -> None:
+        adding = await begin_to_add(scene, reserving)
+        answer = await scene.ask("remove")
+        assert answer["error"] == "device 'dev' is still being added: wait"
+        reserving["end"].set()
+        await adding
+        assert (await scene.ask("remove"))["ok"]
+
+    play(part)
+
+
+def test_device_that_fails_while_it_is_added_is_refused_with_the_reason(
+    play: Callable[[Play], None],
+    reserving: dict[str, asyncio.Event],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(self: Server) -> None:
+        raise HostError("the moon is full")
+
+    async def part(scene: Scene) -> None:
+        adding = await begin_to_add(scene, reserving)
+        with monkeypatch.context() as patched:
+            patched.setattr("vhostpci_host.device.device.Device.tick", fail)
+            await asyncio.sleep(2 * daemon_module.TICK)
+        reserving["end"].set()
+        with pytest.raises(HostError, match="the moon is full"):
+            await adding
+        assert scene.files() == []
+        assert (await scene.ask("list"))["result"] == []
+
+    play(part)
+
+
+def test_daemon_may_be_closed_while_a_device_is_removed(
+    play: Callable[[Play], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def part(scene: Scene) -> None:
+        plugger = SlowPlugger()
+        monkeypatch.setattr(SlavePool, "plugger", lambda *_: plugger)
+        await scene.daemon.add(scene.config())
+        scene.daemon.stop()
+        closing = asyncio.create_task(scene.daemon.close())
+        await plugger.asked.wait()
+        # It waits for the same unplug, and goes on after the daemon has closed.
+        removing = asyncio.create_task(scene.daemon.remove("dev"))
+        await asyncio.sleep(0)
+        plugger.released.set()
+        await asyncio.gather(closing, removing)
+        assert scene.files() == []
+
+    play(part)
+    assert not [line for line in caplog.records if line.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("command", ["add", "remove"])
+def test_daemon_that_ends_changes_no_device(
+    play: Callable[[Play], None], command: str
+) -> None:
+    async def part(scene: Scene) -> None:
+        await scene.daemon.add(scene.config())
+        scene.daemon.stop()
+        assert (await scene.ask(command))["error"] == "the daemon is ending"
+        assert (await scene.ask("status"))["ok"]
+
+    play(part)
