@@ -76,6 +76,44 @@ def test_arena_that_a_master_has_had_stays_for_the_next_daemon(
     assert not config.arena.exists()
 
 
+def test_slave_that_still_has_the_arena_does_not_keep_it_locked(
+    config: DeviceConfig,
+) -> None:
+    """A slave's QEMU outlives the daemon, with the descriptor that it was given."""
+    arena = Arena(config)
+    arena.metadata.format()
+    arena.windows(0, lambda: False)
+    with opened(arena):
+        arena.close()
+        Arena(config).close()
+
+
+def test_arena_has_the_mode_and_the_group_of_the_device(config: DeviceConfig) -> None:
+    if os.geteuid():
+        pytest.skip("to give a file to another group needs root")
+    with closing(Arena(replace(config, access=0o660, group=1234))):
+        info = config.arena.stat()
+    assert (info.st_mode & 0o777, info.st_gid) == (0o660, 1234)
+
+
+def test_new_arena_is_open_to_no_other_user_before_it_has_its_mode(
+    config: DeviceConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, modes = os.fchmod, list[int]()
+
+    def fchmod(fd: int, mode: int) -> None:
+        modes.append(os.fstat(fd).st_mode & 0o777)
+        real(fd, mode)
+
+    monkeypatch.setattr(os, "fchmod", fchmod)
+    before = os.umask(0)
+    try:
+        Arena(config).close()
+    finally:
+        os.umask(before)
+    assert modes == [0o600]
+
+
 def test_arena_is_discarded_if_the_device_is_configured_so(
     config: DeviceConfig,
 ) -> None:

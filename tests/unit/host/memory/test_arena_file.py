@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What lies in the arena's place is used again, replaced, or refused and left alone."""
 
+import errno
 import os
+import resource
 import subprocess
 from collections.abc import Callable
 from contextlib import closing
@@ -12,25 +14,15 @@ import pytest
 
 from tests.fakes import tmpfs
 from tests.fakes.mapping_process import mapped_by_a_process
-from tests.fakes.windows import MIB
+from tests.unit.host.memory.left_behind import WINDOW, leave_behind
 from vhostpci_host.config.device import DeviceConfig
 from vhostpci_host.errors import HostError
 from vhostpci_host.memory.arena import Arena
 from vhostpci_host.memory.arena_file import remove_left_behind
 from vhostpci_shared import metadata as md
 
-WINDOW = 32 * MIB
 OTHER = 1234
 """Neither root nor the user of the test."""
-
-
-def leave_behind(path: Path, *, size: int = WINDOW, ram: bytes = b"master") -> None:
-    """Make what a killed daemon leaves: an arena with metadata, and a master's RAM."""
-    path.write_bytes(ram)
-    os.truncate(path, size)
-    with path.open("r+b") as file:
-        os.pwrite(file.fileno(), md.MAGIC.ljust(md.SIZE), size - md.SIZE)
-    path.chmod(0o600)
 
 
 def assert_refused(config: DeviceConfig, match: str) -> None:
@@ -132,17 +124,28 @@ def test_file_that_is_no_arena_is_refused(config: DeviceConfig, size: int) -> No
     assert config.arena.read_bytes()[:4] == b"mine"
 
 
-def give_away(path: Path) -> None:
+def give_away(path: Path, uid: int = OTHER) -> None:
     if os.geteuid():
         pytest.skip("to give a file to another user needs root")
-    os.chown(path, OTHER, -1)
+    os.chown(path, uid, -1)
 
 
 def link_twice(path: Path) -> None:
     os.link(path, path.with_name("victim"))
 
 
-@pytest.mark.parametrize(
+@pytest.mark.parametrize("owner", [0, OTHER])
+def test_arena_of_root_or_of_the_daemons_user_is_used(
+    config: DeviceConfig, monkeypatch: pytest.MonkeyPatch, owner: int
+) -> None:
+    leave_behind(config.arena)
+    give_away(config.arena, owner)
+    monkeypatch.setattr(os, "geteuid", lambda: OTHER)
+    with closing(Arena(config)) as arena:
+        assert arena.read(0, 6) == b"master"
+
+
+prepared = pytest.mark.parametrize(
     ("prepare", "match"),
     [
         (give_away, f"belongs to uid {OTHER}, who would have the master's memory"),
@@ -151,6 +154,9 @@ def link_twice(path: Path) -> None:
         (lambda path: path.chmod(0o660), r"mode 0660.*--socket-group that it had"),
     ],
 )
+
+
+@prepared
 def test_arena_that_another_user_may_have_prepared_is_refused(
     config: DeviceConfig, prepare: Callable[[Path], None], match: str
 ) -> None:
@@ -162,9 +168,12 @@ def test_arena_that_another_user_may_have_prepared_is_refused(
             path.unlink()
 
 
-def test_arena_may_have_the_mode_that_the_device_has(config: DeviceConfig) -> None:
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o660])
+def test_arena_may_have_the_mode_that_the_device_has_or_a_narrower_one(
+    config: DeviceConfig, mode: int
+) -> None:
     leave_behind(config.arena)
-    config.arena.chmod(0o660)
+    config.arena.chmod(mode)
     with closing(Arena(replace(config, access=0o660))):
         assert config.arena.stat().st_mode & 0o777 == 0o660
 
@@ -208,6 +217,17 @@ def test_arena_that_another_daemon_has_is_not_removed(config: DeviceConfig) -> N
         remove_left_behind(config.arena, config.access)
 
 
+@prepared
+def test_arena_that_another_user_may_have_prepared_is_not_removed(
+    config: DeviceConfig, prepare: Callable[[Path], None], match: str
+) -> None:
+    leave_behind(config.arena)
+    prepare(config.arena)
+    with pytest.raises(HostError, match=match):
+        remove_left_behind(config.arena, config.access)
+    assert config.arena.exists()
+
+
 def test_file_that_is_no_arena_is_not_removed(config: DeviceConfig) -> None:
     config.arena.touch(0o600)
     with pytest.raises(HostError, match="is no arena of ours, and stays"):
@@ -225,6 +245,30 @@ def test_full_file_system_is_named_and_nothing_is_left_there(
     config = replace(config, memory_dir=small)
     with pytest.raises(HostError, match=f"no space left in {small}, for dev: remove"):
         Arena(config)
+    assert not config.arena.exists()
+
+
+def test_quota_that_is_used_up_is_a_lack_of_space(
+    config: DeviceConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: int) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    with pytest.raises(HostError, match="no space left in"):
+        Arena(config)
+
+
+def test_arena_that_cannot_have_its_size_is_not_left_behind(
+    config: DeviceConfig,
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (WINDOW - 1, hard))
+    try:
+        with pytest.raises(HostError, match="cannot make 32 MiB of"):
+            Arena(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not config.arena.exists()
 
 

@@ -19,8 +19,10 @@ from tests.fakes.frontend import region
 from tests.fakes.windows import MIB
 from vhostpci_host.config.device import DeviceConfig
 from vhostpci_host.errors import HostError
+from vhostpci_host.fds import Fd
 from vhostpci_host.memory import arena_metadata
 from vhostpci_host.memory.arena import Arena
+from vhostpci_host.memory.arena_metadata import ArenaMetadata
 from vhostpci_shared import metadata as md
 from vhostpci_shared.vhost_user import MemRegion
 from vhostpci_shared.wire import ProtocolError
@@ -80,6 +82,17 @@ def arena(config: DeviceConfig) -> Iterator[Arena]:
         yield arena
 
 
+@pytest.fixture
+def hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What any process maps, as where the daemon is another user than the QEMUs."""
+    monkeypatch.setattr(arena_metadata, "mapped_end", lambda *_: None)
+
+
+def overwrite_metadata(path: Path) -> None:
+    with path.open("r+b") as file:
+        os.pwrite(file.fileno(), bytes(md.SIZE), WINDOW - md.SIZE)
+
+
 def end_of(path: Path) -> bytes:
     """Return what the file itself has where the metadata belongs."""
     with path.open("rb") as file:
@@ -103,8 +116,7 @@ def test_arena_that_was_cut_gets_its_size_and_its_metadata_back(
 
 
 def test_metadata_that_was_overwritten_is_written_again(arena: Arena) -> None:
-    with arena.path.open("r+b") as file:
-        os.pwrite(file.fileno(), bytes(md.SIZE), WINDOW - md.SIZE)
+    overwrite_metadata(arena.path)
     assert f"another process wrote over the end of {arena.path}" in arena.restore()
 
 
@@ -126,6 +138,17 @@ def test_arena_that_was_cut_is_repaired_when_the_file_system_has_space_again(
         arena.metadata.format()
         assert end_of(arena.path).startswith(md.MAGIC)
         assert arena.problem == ""
+
+
+def test_metadata_has_a_whole_page_of_its_own_where_pages_are_larger(
+    shm: Path,
+) -> None:
+    """Half a huge page can be neither reserved nor mapped."""
+    path = shm / "arena"
+    with Fd(os.open(path, os.O_RDWR | os.O_CREAT)) as file:
+        os.truncate(path, WINDOW)
+        ArenaMetadata(path, file, size=WINDOW, ram=MIB, page=2 * MIB).close()
+        assert path.stat().st_blocks * 512 == 2 * MIB
 
 
 # A master has more RAM than the device.
@@ -159,8 +182,9 @@ def test_arena_that_a_master_lengthens_before_it_connects_is_left_to_it(
 ) -> None:
     with master(arena.path, 2 * WINDOW) as process:
         process.write_all()
-        assert arena.restore() == ""
-        arena.metadata.beat()
+        for _ in range(3):
+            assert arena.restore() == ""
+            arena.metadata.beat()
         arena.windows(process.pid, lambda: False)
         assert arena.restore() == ""
         assert end_of(arena.path) == bytes([7]) * md.SIZE
@@ -185,6 +209,16 @@ def test_front_end_that_only_claims_too_much_ram_stops_nothing(
             windows.place(MemRegion(0, WINDOW, 0, 0), arena.file)
         assert arena.problem == ""
         windows.place(region(arena.ram), arena.file)
+
+
+def test_front_end_of_an_unknown_process_that_claims_too_much_ram_stops_nothing(
+    arena: Arena,
+) -> None:
+    """It would never be known to have ended."""
+    windows = arena.windows(0, lambda: False)
+    with pytest.raises(ProtocolError, match="reaches into the metadata"):
+        windows.place(MemRegion(0, WINDOW, 0, 0), arena.file)
+    assert arena.problem == ""
 
 
 def test_next_master_is_served_as_soon_as_it_connects(arena: Arena) -> None:
@@ -214,10 +248,8 @@ def test_second_master_does_not_hide_the_one_that_has_too_much_ram(
 
 
 def test_master_that_we_may_not_look_at_is_believed_to_have_what_it_says(
-    arena: Arena, monkeypatch: pytest.MonkeyPatch
+    arena: Arena, hidden: None
 ) -> None:
-    """As where the daemon is another user than the QEMUs."""
-    monkeypatch.setattr(arena_metadata, "mapped_end", lambda *_: None)
     with master(arena.path, WINDOW) as process:
         windows = arena.windows(process.pid, lambda: False)
         windows.place(MemRegion(0, MIB, 0, 0), arena.file)
@@ -230,11 +262,40 @@ def test_master_that_we_may_not_look_at_is_believed_to_have_what_it_says(
     assert "the master that had more RAM" in arena.restore()
 
 
+def test_master_that_we_may_not_look_at_and_that_lengthened_the_arena_is_left_alone(
+    arena: Arena, hidden: None
+) -> None:
+    with master(arena.path, 2 * WINDOW) as process:
+        arena.windows(process.pid, lambda: False)
+        assert "64 MiB instead of 16 MiB" in arena.problem
+
+
+def test_metadata_is_written_again_under_a_master_whose_memory_table_fits(
+    arena: Arena, hidden: None
+) -> None:
+    with master(arena.path, arena.ram) as process:
+        arena.windows(process.pid, lambda: False).place(region(arena.ram), arena.file)
+        overwrite_metadata(arena.path)
+        assert "another process wrote over the end" in arena.restore()
+
+
+def test_memory_table_of_one_master_says_nothing_of_the_next_one(
+    arena: Arena, hidden: None
+) -> None:
+    with master(arena.path, arena.ram) as process:
+        arena.windows(process.pid, lambda: False).place(region(arena.ram), arena.file)
+    with master(arena.path, WINDOW) as process:
+        arena.windows(process.pid, lambda: False)
+        process.write_all()
+        assert arena.restore() == ""
+        arena.metadata.format()
+        assert end_of(arena.path) == bytes([7]) * md.SIZE
+
+
 def test_metadata_is_written_again_under_a_master_whose_ram_fits(arena: Arena) -> None:
     with master(arena.path, arena.ram) as process:
         arena.windows(process.pid, lambda: False).place(region(arena.ram), arena.file)
-        with arena.path.open("r+b") as file:
-            os.pwrite(file.fileno(), bytes(md.SIZE), WINDOW - md.SIZE)
+        overwrite_metadata(arena.path)
         assert "another process wrote over the end" in arena.restore()
 
 
@@ -288,6 +349,19 @@ def test_arena_that_we_may_not_look_at_for_a_while_is_not_lost(
         patch.setattr(os, "lstat", refuse)
         assert arena.new_problems() == []
     assert arena.new_problems() == []
+
+
+def test_arena_whose_directory_was_removed_fails_the_device_too(
+    arena: Arena, shm: Path, tmp_path: Path
+) -> None:
+    shm.rename(shm.with_suffix(".moved"))
+    shm.touch()
+    try:
+        with pytest.raises(HostError, match="no master has it"):
+            arena.new_problems()
+    finally:
+        shm.unlink()
+        shm.with_suffix(".moved").rename(shm)
 
 
 def test_arena_that_was_removed_while_no_master_has_it_fails_the_device(

@@ -14,7 +14,9 @@ OTHER = 1234
 
 
 def test_missing_directory_is_made_with_its_parents(tmp_path: Path) -> None:
+    before = os.umask(0)
     make_directory(tmp_path / "a" / "b")
+    os.umask(before)
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o755
 
 
@@ -27,6 +29,17 @@ def test_directory_of_another_user_is_refused(
         os.chown(tmp_path, OTHER, -1)
     with pytest.raises(HostError, match=r"belongs to uid \d+, who could replace"):
         make_directory(tmp_path)
+
+
+@pytest.mark.parametrize("owner", [0, OTHER])
+def test_directory_of_root_or_of_the_daemons_user_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: int
+) -> None:
+    if os.geteuid():
+        pytest.skip("to give a directory to another user needs root")
+    os.chown(tmp_path, owner, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: OTHER)
+    make_directory(tmp_path)
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o757])

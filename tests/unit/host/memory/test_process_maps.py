@@ -53,6 +53,18 @@ def test_mapping_across_an_offset_is_found_with_its_end(memory: Path) -> None:
             assert end(MIB // 4 * 3) == 0
 
 
+def test_file_of_another_file_system_with_the_same_number_is_another(
+    memory: Path,
+) -> None:
+    with memory.open("r+b") as file, mmap.mmap(file.fileno(), MIB):
+        mode, inode, device, *others = os.fstat(file.fileno())
+        assert mapped_end(
+            os.getpid(), os.stat_result((mode, inode, device, *others)), 1
+        )
+        other = os.stat_result((mode, inode, device + 1, *others))
+        assert mapped_end(os.getpid(), other, 1) == 0
+
+
 def test_nothing_is_known_of_a_process_that_we_may_not_look_at(memory: Path) -> None:
     assert not mapped_private(0, memory.stat())
     assert mapped_end(0, memory.stat(), 1) is None
@@ -64,6 +76,14 @@ def test_process_lives_until_it_has_ended() -> None:
     process.communicate(b"\n")
     assert not is_alive(process.pid)
     assert not is_alive(0)
+
+
+def test_process_that_we_may_not_signal_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int, signal: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "kill", refuse)
+    assert is_alive(1)
 
 
 def test_other_process_that_has_a_file_open_is_named(memory: Path) -> None:

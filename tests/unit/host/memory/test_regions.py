@@ -83,3 +83,27 @@ def test_adjacent_regions_do_not_overlap() -> None:
     first = PlacedRegion(MemRegion(0, 16, 0, 0), 0, 0)
     second = PlacedRegion(MemRegion(16, 16, 16, 16), 0, 16)
     assert len(MemoryMap().add(first).add(second).regions) == 2
+
+
+@pytest.mark.parametrize(
+    ("guest_addr", "user_addr"), [(15, 100), (100, 15), (0, 100), (100, 0)]
+)
+def test_regions_that_share_one_byte_overlap(guest_addr: int, user_addr: int) -> None:
+    first = PlacedRegion(MemRegion(0, 16, 0, 0), 0, 0)
+    second = PlacedRegion(MemRegion(guest_addr, 16, user_addr, 0), 0, 0)
+    for one, other in ((first, second), (second, first)):
+        with pytest.raises(ProtocolError, match="overlaps"):
+            MemoryMap().add(one).add(other)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        MemRegion(0xC1000, 0x40000, 0x700C_0000, 0),
+        MemRegion(0xC0000, 0x3F000, 0x700C_0000, 0),
+        MemRegion(0xC0000, 0x40000, 0x700C_1000, 0),
+    ],
+    ids=["guest address", "size", "user address"],
+)
+def test_region_that_differs_in_one_thing_is_not_removed(other: MemRegion) -> None:
+    assert MAP.remove(other) == MAP

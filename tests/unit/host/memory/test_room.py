@@ -14,6 +14,7 @@ from vhostpci_host.errors import HostError
 from vhostpci_host.memory import arena as arena_module
 from vhostpci_host.memory.arena import Arena
 from vhostpci_host.memory.room import Promise, shortages
+from vhostpci_shared import metadata as md
 
 
 def promises(arenas: list[Arena]) -> list[Promise]:
@@ -65,6 +66,37 @@ def test_reserved_memory_is_not_counted_as_missing(
     assert promise.missing == 0
     with pytest.raises(HostError, match=f"no space left in {one.path.parent}, for two"):
         take_all(two)
+
+
+def test_memory_that_is_reserved_in_part_is_missing_in_part(
+    arenas: list[Arena], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arena_module, "PIECE", MIB)
+    one, _ = arenas
+    steps = one.reservation()
+    next(steps)()
+    (promise,) = promises([one])
+    assert promise.missing == pytest.approx(4 * MIB, abs=md.SIZE)
+
+
+def test_step_that_is_late_reserves_though_the_arena_is_closed(
+    config: DeviceConfig,
+) -> None:
+    """It runs in another thread."""
+    arena = Arena(config)
+    steps = arena.reservation()
+    late = next(steps)
+    arena.close()
+    late()
+    steps.close()
+
+
+@pytest.mark.parametrize(("missing", "reported"), [(MIB, False), (MIB + 1, True)])
+def test_last_byte_of_a_file_system_may_be_promised(
+    missing: int, reported: bool
+) -> None:
+    one = Promise("one", Path("/memory"), 1, missing, free=MIB)
+    assert bool(shortages([one])) == reported
 
 
 def test_reserved_memory_keeps_what_is_in_it(arenas: list[Arena]) -> None:
