@@ -2,6 +2,7 @@
 """Waiting for what another process or task does, up to a limit."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 
@@ -44,6 +45,14 @@ def eventually(condition: Callable[[], bool], timeout: float = TIMEOUT) -> bool:
             return True
         time.sleep(0.0005)
     return condition()
+
+
+def returns(call: Callable[[], object], timeout: float = 20.0) -> bool:
+    """Call a function in a thread, which may stay there; return whether it returned."""
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return not thread.is_alive()
 
 
 async def until(condition: Callable[[], object]) -> None:

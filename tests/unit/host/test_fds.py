@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Descriptors have one owner, and notifiers never wait."""
 
+import errno
 import gc
 import os
 import socket
@@ -8,7 +9,8 @@ import warnings
 
 import pytest
 
-from vhostpci_host.fds import Fd, Notifier
+from tests.waiting import returns
+from vhostpci_host.fds import Fd, Notifier, exhausted
 from vhostpci_shared.wire import ProtocolError
 
 FULL = 2**64 - 2
@@ -24,6 +26,16 @@ def test_descriptor_is_closed_once() -> None:
         fd.fileno()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(number)
+
+
+@pytest.mark.parametrize(
+    ("number", "none_left"),
+    [(errno.EMFILE, True), (errno.ENFILE, True), (errno.EAGAIN, False)],
+)
+def test_process_or_machine_may_have_no_descriptor_left(
+    number: int, *, none_left: bool
+) -> None:
+    assert exhausted(OSError(number, "")) == none_left
 
 
 def test_forgotten_descriptor_is_closed_with_a_warning() -> None:
@@ -82,8 +94,9 @@ def test_signal_to_a_full_blocking_eventfd_does_not_wait() -> None:
         assert not notifier.drain()
         os.eventfd_write(notifier.fileno(), FULL)
         os.set_blocking(notifier.fileno(), True)
-        notifier.signal()
+        returned = returns(notifier.signal)
         assert notifier.drain()
+        assert returned
 
 
 def test_pipe_is_a_notifier_until_its_other_end_closes() -> None:
@@ -127,6 +140,26 @@ def test_socket_that_was_closed_with_signals_unread_is_at_its_end() -> None:
         writer.close()
         with pytest.raises(EOFError, match="gone"):
             reader.drain()
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
+def test_sockets_that_keep_signals_apart_are_no_pipe(kind: socket.SocketKind) -> None:
+    """One read takes one signal of them, and a drain has to take all."""
+    left, right = (Fd(end.detach()) for end in socket.socketpair(type=kind))
+    with left, right:
+        with pytest.raises(ProtocolError, match="no connected Unix socket"):
+            Notifier.adopt(left)
+        assert not left.closed
+
+
+def test_tcp_connection_is_no_notifier() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        with (
+            Fd(client.detach()) as fd,
+            pytest.raises(ProtocolError, match="no connected Unix socket"),
+        ):
+            Notifier.adopt(fd)
 
 
 def test_signal_to_a_full_socket_does_not_wait() -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from vhostpci_shared import ivshmem
 from vhostpci_shared.ivshmem import (
     Client,
+    Exhausted,
     OwnVector,
     PeerGone,
     PeerVector,
@@ -77,6 +78,12 @@ def test_vectors_of_a_peer_that_is_gone_are_forgotten() -> None:
 def test_refused_client_learns_that_another_slave_is_connected() -> None:
     with pytest.raises(ProtocolError, match="another slave"):
         Client().feed(ivshmem.REFUSED, False)
+
+
+def test_refused_client_learns_that_the_server_has_no_descriptors() -> None:
+    """It may try again; one whose place is taken waits for another slave to end."""
+    with pytest.raises(Exhausted, match="no descriptors left"):
+        Client().feed(ivshmem.EXHAUSTED, False)
 
 
 @pytest.mark.parametrize(

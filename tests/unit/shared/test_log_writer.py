@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.waiting import TIMEOUT, eventually
+from tests.waiting import TIMEOUT, eventually, returns
 from vhostpci_shared.log_writer import LAST, MOST, LogWriter
 
 
@@ -54,8 +54,10 @@ def test_lines_are_written_in_order(pipe: Pipe) -> None:
     for number in range(10):
         pipe.log.warning("line %d", number)
     pipe.writer.close()
+    os.write(pipe.write_end, b"last words\n")
     assert os.read(pipe.read_end, 4096).decode().split("\n") == [
         *(f"line {number}" for number in range(10)),
+        "last words",
         "",
     ]
 
@@ -94,7 +96,7 @@ def test_end_does_not_wait_for_a_log_that_is_not_read(
     pipe.writer.close()
     assert time.monotonic() - started < 10 * LAST
     # What the program says after that blocks as little.
-    os.write(pipe.write_end, b"last words\n" * 10_000)
+    assert returns(lambda: os.write(pipe.write_end, b"last words\n" * 10_000))
 
 
 def test_reader_that_is_gone_is_no_error(pipe: Pipe) -> None:
@@ -117,3 +119,16 @@ def test_non_blocking_descriptor_loses_no_line(pipe: Pipe) -> None:
     reader.join(TIMEOUT)
     pipe.write_end = os.open(os.devnull, os.O_WRONLY)
     assert [line.split()[1] for line in found] == [str(n) for n in range(MOST)]
+
+
+def test_line_that_a_pipe_takes_in_parts_is_written_whole(pipe: Pipe) -> None:
+    os.set_blocking(pipe.write_end, False)
+    pipe.log.warning("%s", "x" * (1 << 20))
+    found: list[str] = []
+    reader = threading.Thread(target=lambda: found.extend(pipe.read()))
+    reader.start()
+    pipe.writer.close()
+    os.close(pipe.write_end)
+    reader.join(TIMEOUT)
+    pipe.write_end = os.open(os.devnull, os.O_WRONLY)
+    assert list(map(len, found)) == [1 << 20]

@@ -4,8 +4,11 @@
 import pytest
 
 from tests.fakes.frontend import FrontEnd, RingAt, region
+from tests.fakes.windows import Ram
 from tests.unit.host.scene import Scene
 from vhostpci_host.device.status import state
+from vhostpci_host.memory.regions import MemoryMap, PlacedRegion
+from vhostpci_host.vhost_user.front_end_setup import FrontEndSetup
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import ProtocolFeature, Request
 
@@ -42,6 +45,15 @@ def test_memory_that_comes_after_the_rings_is_no_reason_to_warn(
     scene.settle()
     assert "shows no memory" not in caplog.text
     assert scene.device.leases[0].running
+
+
+def test_ring_outside_of_the_memory_is_no_lack_of_memory(ram: Ram) -> None:
+    setup = FrontEndSetup(1, ram)
+    setup.rings[0].kicked, setup.rings[0].size = True, 256
+    setup.rings[0].addr = vu.VringAddr(0, 0, 0, 0, 0)
+    assert setup.memoryless
+    setup.memory = MemoryMap().add(PlacedRegion(region(ram.size), 0, 0))
+    assert not setup.memoryless
 
 
 def test_memory_that_goes_for_a_moment_is_no_reason_to_warn(

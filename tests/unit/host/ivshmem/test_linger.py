@@ -53,6 +53,14 @@ def test_connection_that_qemu_never_closes_is_closed_after_a_time(qemu: Pair) ->
     assert loop.watched() == set()
 
 
+def test_connection_that_qemu_has_closed_is_closed_at_once(qemu: Pair) -> None:
+    loop = ManualLoop()
+    qemu[1].close()
+    Linger(loop).leave(qemu[0])
+    assert qemu[0].fileno() < 0
+    assert loop.watched() == set()
+
+
 def test_bytes_from_qemu_do_not_end_the_lingering_connection(qemu: Pair) -> None:
     loop = ManualLoop()
     Linger(loop).leave(qemu[0])

@@ -4,7 +4,7 @@
 import os
 import resource
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 
 import pytest
@@ -15,10 +15,14 @@ from tests.descriptors import open_descriptors
 from tests.fakes.loop import ManualLoop
 from vhostpci_host.fds import Notifier
 from vhostpci_host.ivshmem.connection import MAX_QUEUE, SlaveConnection
-from vhostpci_host.ivshmem.linger import Linger
+from vhostpci_host.ivshmem.linger import LINGER, Linger
 from vhostpci_host.ivshmem.peers import Outgoing
 from vhostpci_host.vhost_user import wire
-from vhostpci_host.vhost_user.connection import MasterConnection
+from vhostpci_host.vhost_user.connection import (
+    MESSAGES_AT_ONCE,
+    SILENT,
+    MasterConnection,
+)
 from vhostpci_host.vhost_user.message import Message
 from vhostpci_shared import ivshmem
 from vhostpci_shared import vhost_user as vu
@@ -33,10 +37,13 @@ class Owner:
         self.messages: list[tuple[str, int]] = []
         self.said: list[str] = []
         self.closed = 0
+        self.received: Callable[[], None] = lambda: None
+        """Called with each message."""
 
     def receive(self, message: Message) -> None:
         with message:
             self.messages.append((message.header.name, len(message.fds)))
+            self.received()
 
     def master_closed(self) -> None:
         self.closed += 1
@@ -59,8 +66,10 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 Pair = tuple[socket.socket, socket.socket]
 
 
-def master(pair: Pair) -> tuple[ManualLoop, Owner, MasterConnection]:
-    loop, owner = ManualLoop(), Owner()
+def master(
+    pair: Pair, loop: ManualLoop | None = None
+) -> tuple[ManualLoop, Owner, MasterConnection]:
+    loop, owner = loop or ManualLoop(), Owner()
     connection = MasterConnection(
         pair[0],
         loop,
@@ -110,6 +119,87 @@ def test_connection_that_closed_while_it_was_paused_is_not_resumed(
     connection.close()
     connection.resume()
     assert loop.watched() == set()
+
+
+def test_message_behind_the_one_that_pauses_the_connection_waits(pair: Pair) -> None:
+    """Both may have come with one read."""
+    loop, owner, connection = master(pair)
+    owner.received = connection.pause
+    pair[1].send(vu.message(Request.SET_OWNER) + vu.message(Request.GET_FEATURES))
+    loop.advance()
+    assert owner.messages == [("SET_OWNER", 0)]
+    connection.resume()
+    loop.advance()
+    assert owner.messages == [("SET_OWNER", 0), ("GET_FEATURES", 0)]
+    connection.close()
+
+
+def test_front_ends_with_much_to_say_take_turns(pair: Pair) -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, theirs:
+        loop, owner, connection = master(pair)
+        _, other, second = master((ours, theirs), loop)
+        count = 3 * MESSAGES_AT_ONCE
+        for end in (pair[1], theirs):
+            end.send(vu.message(Request.GET_FEATURES) * count)
+        seen: list[int] = []
+        owner.received = lambda: seen.append(len(other.messages))
+        loop.advance()
+        assert len(owner.messages) == len(other.messages) == count
+        assert 0 < seen[count // 2] < count
+        connection.close()
+        second.close()
+
+
+# A front-end that does not go on.
+
+
+def test_front_end_that_we_make_wait_does_not_hang(pair: Pair) -> None:
+    loop, _, connection = master(pair)
+    connection.pause()
+    loop.advance(2 * SILENT)
+    assert connection.hangs == ""
+    connection.close()
+
+
+def test_messages_without_an_introduction_give_no_more_time(pair: Pair) -> None:
+    loop, _, connection = master(pair)
+    for _ in range(3):
+        pair[1].send(vu.message(Request.GET_FEATURES))
+        loop.advance(SILENT / 2)
+    assert "it has not sent SET_OWNER" in connection.hangs
+    connection.close()
+
+
+def test_each_byte_of_a_message_gives_no_more_time(pair: Pair) -> None:
+    loop, _, connection = master(pair)
+    pair[1].send(vu.message(Request.SET_OWNER))
+    loop.advance(2 * SILENT)
+    assert connection.hangs == ""
+    for byte in vu.message(Request.GET_FEATURES)[:3]:
+        pair[1].send(bytes([byte]))
+        loop.advance(SILENT / 2)
+    assert "half a message" in connection.hangs
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("sent", "silent"),
+    [(b"", True), (b"\x01", False), (vu.message(Request.GET_FEATURES), False)],
+)
+def test_socket_of_a_silent_front_end_alone_is_given_back(
+    pair: Pair, sent: bytes, *, silent: bool
+) -> None:
+    """It may be a slave's QEMU, which takes a refusal; a front-end takes none."""
+    loop, owner, connection = master(pair)
+    pair[1].send(sent)
+    loop.advance()
+    given_back = connection.give_back()
+    assert (given_back is not None) == silent
+    assert owner.closed == 1
+    if given_back is not None:
+        given_back.close()
 
 
 def test_half_a_message_leaves_no_descriptor(pair: Pair) -> None:
@@ -305,5 +395,21 @@ def test_rest_of_a_handshake_is_sent_though_descriptors_run_out(pair: Pair) -> N
         while data := pair[1].recv(8):
             seen.append(int.from_bytes(data, "little"))
     assert seen == list(range(500))
+    pair[1].close()
+    loop.advance()
+
+
+def test_slave_that_reads_no_rest_of_its_handshake_is_dropped_after_a_time(
+    pair: Pair,
+) -> None:
+    pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    loop, owner, connection = slave(pair)
+    connection.send([Outgoing(number) for number in range(500)])
+    with closing(Notifier.new()) as fd, without_descriptors():
+        connection.send([Outgoing(7, fd)])
+    loop.advance(LINGER - 1.0)
+    assert owner.closed == 0
+    loop.advance(2.0)
+    assert owner.closed == 1
     pair[1].close()
     loop.advance()
