@@ -45,7 +45,12 @@ def iperf(lab: Lab, *, from_master: bool) -> float:
     address = SLAVE_ADDRESS if from_master else MASTER_ADDRESS
     server = lab.start_server([*sink, "iperf3", "-s", "-1", "--forceflush"])
     server.wait_log("listening")
-    done = run(*source, "iperf3", "-J", "-t", "2", "-c", address)
+    try:
+        done = run(*source, "iperf3", "-J", "-t", "2", "-c", address)
+    finally:
+        # The link may go before the client's last message has reached the server, which
+        # would wait for that without end.
+        server.close()
     report = json.loads(done.stdout)
     assert "error" not in report, report["error"]
     return float(report["end"]["sum_received"]["bits_per_second"]) / 1e6
