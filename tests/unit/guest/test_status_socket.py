@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -246,6 +246,27 @@ def test_socket_of_a_living_agent_stays(control: Control, tmp_path: Path) -> Non
     path.rename(tmp_path / "1.sock")
     Control(tmp_path).close()
     assert (tmp_path / "1.sock").exists()
+
+
+def test_socket_of_an_agent_that_is_busy_stays(tmp_path: Path) -> None:
+    """So many clients wait that no further one can connect."""
+    path = tmp_path / "1.sock"
+    with ExitStack() as undo:
+        busy = undo.enter_context(socket.socket(socket.AF_UNIX))
+        busy.bind(str(path))
+        busy.listen(0)
+        with suppress(BlockingIOError):
+            while True:
+                client = undo.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(str(path))
+        Control(tmp_path).close()
+    assert path.exists()
+
+
+def test_socket_is_for_no_other_user(control: Control, tmp_path: Path) -> None:
+    (path,) = tmp_path.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_socket_goes_with_the_agent(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A daemon that was started again, and has no connection to our device."""
 
+from dataclasses import replace
+
 import pytest
 
-from tests.fakes.bar import pair
+from tests.fakes.bar import MEMORY, pair
 from tests.unit.guest.bench import Bench
 from vhostpci_guest.serve.daemon_connection import PATIENCE_TICKS
 
@@ -54,9 +56,20 @@ def test_each_loss_of_the_connection_is_reported(
         bench.ticks(1)
 
 
-def test_silent_daemon_is_reported_as_that_alone(
-    bench: Bench, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("beats", range(5))
+def test_daemon_that_ends_is_reported_as_silent_alone(
+    bench: Bench, caplog: pytest.LogCaptureFixture, beats: int
 ) -> None:
+    """It closes its connection first, and may beat once more."""
     bench.publish(slave=False)
+    bench.ticks(beats)
     bench.ticks(4 * PATIENCE_TICKS, daemon=False)
     assert (lines(caplog), daemon_state(bench)) == ([], "silent")
+
+
+def test_metadata_that_cannot_be_understood_is_no_lost_connection(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.publish(regions=(replace(MEMORY, window=9),))
+    bench.ticks(3 * PATIENCE_TICKS)
+    assert (lines(caplog), daemon_state(bench)) == ([], "alive")

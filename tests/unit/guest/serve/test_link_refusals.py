@@ -118,6 +118,16 @@ def test_too_few_vectors_are_reported_to_the_daemon_and_end_the_link() -> None:
     bench.close()
 
 
+def test_wish_for_more_vectors_does_not_end_a_link_that_served(bench: Bench) -> None:
+    """It is the daemon's mistake, and the agent serves other devices."""
+    bench.publish(*pair(2))
+    bench.publish(*pair(3), vectors=64)
+    assert bench.daemon.agent().state is AgentState.FAILED
+    assert "needs 64" in bench.daemon.agent().message
+    bench.publish(*pair(4))
+    assert bench.running == {0, 1}
+
+
 def test_failure_stays_in_the_metadata_when_the_agent_ends() -> None:
     bench = Bench(vectors=2)
     bench.daemon.publish()

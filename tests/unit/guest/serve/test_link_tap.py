@@ -102,6 +102,13 @@ def test_queue_of_the_tap_is_emptied_for_a_new_driver(bench: Bench) -> None:
     assert bench.port.discarded == [0]
 
 
+def test_queue_of_the_pair_whose_driver_is_new_is_emptied(two: Bench) -> None:
+    two.publish(*pair(2), *OFF)
+    two.port.discarded.clear()
+    two.publish(*pair(2), *ON)
+    assert two.port.discarded == [1]
+
+
 def test_queue_of_the_tap_stays_when_the_masters_memory_changes(bench: Bench) -> None:
     bench.publish(*pair(2))
     bench.plane.move(0, 33)

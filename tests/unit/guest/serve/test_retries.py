@@ -7,6 +7,7 @@ from tests.fakes.bar import pair, ring
 from tests.unit.guest.bench import Bench
 from vhostpci_guest.dataplane.faults import Fault
 from vhostpci_guest.serve.retries import FIRST, SOUND, Retries
+from vhostpci_shared import metadata as md
 from vhostpci_shared.metadata import AgentRingState
 
 
@@ -94,6 +95,40 @@ def test_failure_that_repeats_is_logged_once(
     bench.ticks(SOUND)
     fail(bench)
     assert caplog.text.count("EFAULT") == 2
+
+
+def test_broken_ring_of_an_earlier_session_does_not_take_the_carrier(
+    bench: Bench,
+) -> None:
+    """Its next driver's ring waits for its peer, and will run."""
+    bench.publish(*pair(2))
+    bench.plane.stop_by_itself(0, AgentRingState.BROKEN, "a chain loops")
+    bench.look()
+    bench.device.absent = {md.FIRST_CALL_PEER}
+    bench.publish(ring(session=3), ring(1, session=2, call_peer=md.FIRST_CALL_PEER + 1))
+    bench.device.absent = set()
+    assert bench.port.carrier
+
+
+@pytest.mark.parametrize(("ran", "again"), [(SOUND - 1, True), (SOUND, False)])
+def test_ring_that_ran_for_a_time_fails_for_the_first_time(
+    ran: int, *, again: bool
+) -> None:
+    retries = Retries()
+    assert retries.failed(0, session=1)
+    for _ in range(FIRST + ran):
+        retries.tick()
+    assert retries.failed(0, session=1) is not again
+
+
+def test_failure_in_another_session_is_the_first_one() -> None:
+    retries = Retries()
+    for session in (1, 2, 3):
+        assert retries.failed(0, session)
+        for _ in range(FIRST):
+            assert retries.waits(0, session)
+            retries.tick()
+        assert not retries.waits(0, session)
 
 
 def test_pause_doubles_up_to_a_limit() -> None:

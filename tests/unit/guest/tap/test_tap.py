@@ -191,6 +191,19 @@ def test_copies_of_a_machine_with_uuids_of_their_own_have_different_macs(
     assert macs[0] != macs[1] == macs[2]
 
 
+def test_machines_have_different_macs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two slaves with devices of the same names may be in one network."""
+    machine = tmp_path / "machine-id"
+    monkeypatch.setattr(tap, "_MACHINE", (machine,))
+    macs = []
+    for text in ("1", "2", "2"):
+        machine.write_text(text)
+        macs.append(tap.stable_mac("", "net0"))
+    assert macs[0] != macs[1] == macs[2]
+
+
 @given(st.text(), st.text())
 def test_own_mac_is_one_that_a_card_may_have(device: str, name: str) -> None:
     mac = tap.stable_mac(device, name)

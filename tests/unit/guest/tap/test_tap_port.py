@@ -132,15 +132,48 @@ def test_queues_of_a_tap_that_is_deleted_say_so(network: None) -> None:
     port.close()
 
 
-def test_emptied_queue_has_no_packet_and_the_others_keep_theirs(network: None) -> None:
+@pytest.mark.parametrize("emptied", [0, 1])
+def test_emptied_queue_has_no_packet_and_the_others_keep_theirs(
+    network: None, emptied: int
+) -> None:
     port = a_port(name="mine", addresses=("192.0.2.1/24",))
     fds = port.open(2, "")
     port.set_carrier(True)
     assert eventually(lambda: is_sent_to(fds)), "the kernel has seen the cable"
     port.use_queues({0, 1})
     send_from_many_ports()
-    port.discard(0)
-    assert drained(fds) == {1}
+    port.discard(emptied)
+    assert drained(fds) == {1 - emptied}
+    port.close()
+
+
+def test_queue_that_fills_all_the_time_is_not_emptied_without_end(
+    network: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = a_port()
+    port.open(1, "net0")
+    reads = 0
+
+    def read(_fd: int, _size: int) -> bytes:
+        nonlocal reads
+        reads += 1
+        assert reads < 1_000_000
+        return b"packet"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "read", read)
+        port.discard(0)
+    # The kernel's queue has 1000 packets; the user may have made it longer.
+    assert reads >= 1000
+    port.close()
+
+
+def test_queue_of_a_tap_that_is_deleted_is_not_taken_for_empty(network: None) -> None:
+    port = a_port(name="mine")
+    port.open(1, "")
+    ip("link", "del", "mine")
+    with pytest.raises(Unusable, match="another program deleted it"):
+        port.discard(0)
     port.close()
 
 
@@ -202,6 +235,15 @@ def test_port_follows_the_masters_mtu(network: None) -> None:
     port.follow_mtu(1400)
     assert mtu("net0") == 1400
     port.close()
+
+
+def test_next_tap_gets_the_masters_mtu_too(network: None) -> None:
+    port = a_port()
+    for _ in range(2):
+        port.open(1, "net0")
+        port.follow_mtu(1400)
+        assert mtu("net0") == 1400
+        port.close()
 
 
 def test_next_master_that_is_told_no_mtu_finds_the_mtu_as_it_was(
@@ -377,6 +419,16 @@ def test_device_in_another_slot_keeps_its_mac(two: Two) -> None:
         macs.append(mac("net0"))
         port.close()
     assert macs[0] == macs[1]
+
+
+def test_devices_of_two_daemons_with_one_name_have_macs_of_their_own() -> None:
+    """Whichever device comes first: each keeps its MAC."""
+    macs = []
+    for device in ("/run/one/net0.ivshmem", "/run/two/net0.ivshmem"):
+        ports = Ports(rules())
+        ports.claim(device, "net0")
+        macs.append(ports.choose_mac(device, "net0"))
+    assert macs[0] != macs[1]
 
 
 # A bridge.
