@@ -21,6 +21,7 @@ from tests.fakes.frontend import Dropped, RingAt
 from tests.fakes.slave_client import SlaveClient
 from tests.process.fleet import Fleet, kicks_arrive
 from tests.waiting import TIMEOUT, wait_for
+from vhostpci_host.daemon.control import MAX_CONNECTIONS
 from vhostpci_shared import access
 from vhostpci_shared import metadata as md
 from vhostpci_shared.vhost_user import Request
@@ -384,12 +385,17 @@ def test_control_line_without_end_is_dropped(shared: Fleet) -> None:
     assert shared.devices().keys() == {"a", "b"}
 
 
-def test_control_connections_beyond_a_number_are_closed(shared: Fleet) -> None:
+def test_oldest_control_connection_is_closed_beyond_a_number(shared: Fleet) -> None:
     with contextlib.ExitStack() as stack:
-        held = [
-            stack.enter_context(control(shared.run_dir / "control")) for _ in range(65)
+        oldest, *others = [
+            stack.enter_context(control(shared.run_dir / "control"))
+            for _ in range(MAX_CONNECTIONS + 1)
         ]
-        assert held[-1].recv(1) == b""
+        assert oldest.recv(1) == b""
+        # Not because it said nothing for too long: then the next would be closed too.
+        for connection in (others[0], others[-1]):
+            connection.sendall(b"\n")
+            assert connection.recv(1000)
         a = shared.pair("a")
         assert kicks_arrive(*a)
     assert shared.devices().keys() == {"a", "b"}

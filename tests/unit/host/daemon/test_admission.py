@@ -97,10 +97,11 @@ def test_visits_are_counted_and_forgotten(door: Door) -> None:
 def test_process_that_hangs_up_while_it_waits_is_not_served(door: Door) -> None:
     for _ in range(FREE + 1):
         door.waits(door.connect())
-    served = door.served
+    served, visits = door.served, door.admission.visits(os.getpid())
     door.connect().close()
     door.loop.advance(LONGEST_PAUSE)
     assert door.served == served
+    assert door.admission.visits(os.getpid()) == visits + 1
 
 
 def test_number_of_connections_that_wait_is_bounded(door: Door) -> None:
@@ -110,8 +111,35 @@ def test_number_of_connections_that_wait_is_bounded(door: Door) -> None:
     assert door.waits(waiting.pop()) == 0.0
     door.admission.close()
     for theirs in waiting:
+        theirs.setblocking(False)
         assert theirs.recv(1) == b""
         theirs.close()
+
+
+def test_storm_of_hours_is_still_answered(door: Door) -> None:
+    """The pause would be a number that no float can hold, if it only grew."""
+    for _ in range(FREE + 12):
+        door.waits(door.connect())
+    served = door.served
+    for _ in range(1100):
+        theirs = door.connect()
+        door.loop.advance(LONGEST_PAUSE)
+        theirs.close()
+    assert door.served == served + 1100
+
+
+def test_process_that_was_here_longest_ago_is_forgotten_for_another_one(
+    door: Door,
+) -> None:
+    first, second, third, *others = range(1, 4 * MOST + 1)
+    for pid in (first, second, third, *others, second):
+        door.admission.left(pid)
+    for pid in (5000, 5001):
+        door.admission.left(pid)
+    known = (first, second, third, *others, 5000, 5001)
+    forgotten = [pid for pid in known if not door.admission.visits(pid)]
+    assert forgotten == [first, third]
+    assert door.admission.visits(second) == 2
 
 
 def test_return_after_a_while_is_not_at_once(door: Door) -> None:

@@ -46,6 +46,16 @@ def test_unknown_command_is_answered_with_the_known_ones() -> None:
     assert ask(b'{"command": "dance"}') == {"ok": False, "error": error}
 
 
+@pytest.mark.parametrize(
+    "line", [b"[" * 60000, b"[]", b"3", b'{"command": ["a"]}', b'{"command": {}}']
+)
+def test_line_that_is_no_request_is_no_bug_of_ours(
+    line: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert "an error in the daemon" not in ask(line)["error"]
+    assert caplog.text == ""
+
+
 def test_bug_of_ours_is_an_answer_and_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -107,10 +117,11 @@ async def flood(path: Path, idle: int, said: bytes) -> bytes:
         reader, writer = await asyncio.open_unix_connection(path)
         writer.write(said)
         got = await asyncio.wait_for(reader.readline(), TIMEOUT)
+        callers = len(ours._callers)
         writer.close()
         holder.kill()
         await holder.wait()
-        assert len(ours._callers) <= control.MAX_CONNECTIONS
+    assert callers == control.MAX_CONNECTIONS
     return got
 
 
@@ -124,7 +135,49 @@ sys.stdin.read()
 """
 
 
-def test_idle_connections_of_one_program_keep_no_other_out(tmp_path: Path) -> None:
+def test_idle_connections_of_one_program_keep_no_other_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On a loaded machine the idle ones would be closed for their silence, too.
+    monkeypatch.setattr(control, "LINE_TIMEOUT", 10 * TIMEOUT)
     line = b'{"command": "echo", "what": 1}\n'
     answer = asyncio.run(flood(tmp_path / "control", 500, line))
     assert json.loads(answer) == {"ok": True, "result": 1}
+
+
+class Connection:
+    """The end of a control connection that the daemon can hang up on."""
+
+    def __init__(self) -> None:
+        self.transport = self
+        self.ended = False
+
+    def abort(self) -> None:
+        self.ended = True
+
+
+@pytest.mark.parametrize(
+    ("pids", "busy", "ended"),
+    [
+        ([7, 8, 8, 9], (), 1),
+        ([8, 8, 8, 7], (0,), 1),
+        ([7, 8, 8, 9], (1, 2), 0),
+    ],
+    ids=[
+        "the oldest of the most",
+        "not the one that is busy",
+        "the oldest that is not",
+    ],
+)
+def test_connection_that_ends_for_another_one(
+    pids: list[int], busy: tuple[int, ...], ended: int
+) -> None:
+    ours = Control()
+    connections = [Connection() for _ in pids]
+    for index, pid in enumerate(pids):
+        caller = control._Caller(pid, connections[index], index in busy)  # type: ignore[arg-type]
+        ours._callers.append(caller)
+    ours._hang_up_on_one()
+    assert [one.ended for one in connections].index(True) == ended
+    assert sum(one.ended for one in connections) == 1
+    assert len(ours._callers) == len(pids) - 1

@@ -16,6 +16,7 @@ from vhostpci_host.config.device import DeviceConfig, Mode
 from vhostpci_host.daemon.daemon import TICK
 from vhostpci_host.daemon.seats import HUNG
 from vhostpci_host.daemon.server import SUSPICION, Common, Server
+from vhostpci_host.device.windows import ShownWindows
 from vhostpci_host.ivshmem.linger import LINGER, Linger
 from vhostpci_host.memory.attach import WindowIds
 from vhostpci_host.vhost_user.connection import SILENT
@@ -356,5 +357,72 @@ def test_slaves_qemu_without_an_agent_keeps_its_place(served: Served) -> None:
 def test_slaves_qemu_that_never_reads_makes_room_for_another(served: Served) -> None:
     served.slave()
     assert not is_served(served.slave())
-    served.loop.advance(LINGER)
+    # It may be between `chardev-add` and `device_add`.
+    served.loop.advance(LINGER - 1.0)
+    assert not is_served(served.slave())
+    served.loop.advance(1.0)
     assert is_served(served.slave())
+
+
+def test_agent_that_beats_and_never_reads_makes_room_for_another(
+    served: Served,
+) -> None:
+    agent_process(served)
+    for _ in range(6):
+        beat(served)
+        served.loop.advance(HUNG / 6)
+    assert is_served(agent_process(served))
+    assert served.said("has to go: it has not read what it was sent") == 1
+
+
+def test_slave_that_has_to_go_loses_its_windows_too(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its successor could not have them."""
+    disconnected: list[int] = []
+    monkeypatch.setattr(
+        ShownWindows, "disconnect", lambda _, pid: disconnected.append(pid)
+    )
+    agent_process(served)
+    served.loop.advance(HUNG)
+    assert is_served(agent_process(served))
+    assert disconnected == [os.getpid()]
+
+
+# One that connects again.
+
+
+def test_front_end_that_connects_again_is_not_refused_because_of_itself(
+    served: Served,
+) -> None:
+    """The loop may tell of the new connection before it tells of the old one's end."""
+    served.master().close()
+    assert answered(served.master())
+    assert served.said("refused") == 0
+
+
+def test_slave_that_connects_again_is_not_refused_because_of_itself(
+    served: Served,
+) -> None:
+    for _ in range(3):
+        slave = served.slave()
+        assert is_served(slave)
+        slave.close()
+    assert served.said("refused") == 0
+
+
+def test_front_end_that_leaves_three_times_rejects_us(served: Served) -> None:
+    for told in (0, 0, 1, 1):
+        served.master().close()
+        served.loop.advance(1.0)
+        assert served.said("rejects us") == told
+
+
+def test_control_socket_is_for_no_other_user(served: Served) -> None:
+    assert served.config.control.stat().st_mode & 0o777 == 0o600
+
+
+def test_end_removes_the_sockets(served: Served, path: Path) -> None:
+    assert path.is_socket()
+    served.server.close()
+    assert not path.exists()

@@ -101,3 +101,26 @@ def test_number_of_kinds_that_are_remembered_is_bounded(peer_log: PeerLog) -> No
     for pid in range(10 * MOST):
         peer_log.info("connected", f"pid {pid}")
     assert len(peer_log._kinds) <= MOST
+
+
+def test_lines_left_out_of_a_kind_that_is_forgotten_are_counted(
+    peer_log: PeerLog, lines: Lines
+) -> None:
+    for number in range(BURST + 5):
+        peer_log.warn(f"refused {number}", "refusal of pid 7")
+    for pid in range(MOST):
+        peer_log.info("connected", f"pid {pid}")
+    peer_log.close()
+    assert "dev: 5 more lines like this one were left out: refused 10" in lines()
+
+
+def test_oldest_kind_is_forgotten_for_a_new_one(
+    peer_log: PeerLog, lines: Lines
+) -> None:
+    for pid in range(MOST + 1):
+        peer_log.warn_once(f"pid {pid}: refused")
+    for pid in range(1, MOST + 1):
+        peer_log.warn_once(f"pid {pid}: refused")
+    assert len(lines()) == MOST + 1
+    peer_log.warn_once("pid 0: refused")
+    assert len(lines()) == MOST + 2
