@@ -72,6 +72,8 @@ def state(device: Device) -> str:
     if device.backend.setup.memoryless:
         return "master's memory is not shared"
     if not any(ring.running for ring in device.leases):
+        if device.backend.setup.memory_problem:
+            return "master's memory is refused"
         return "master's driver is not loaded"
     if device.slave is None:
         return "slave must be plugged again" if device.slave_problem else "no slave"
@@ -103,6 +105,7 @@ def _master(device: Device) -> Json | None:
         "features": virtio.names(setup.features),
         "protocol_features": virtio.names(setup.protocol_features),
         "mtu": setup.mtu,
+        "problem": setup.memory_problem or None,
         "regions": [
             {
                 "guest_addr": placed.region.guest_addr,

@@ -44,6 +44,8 @@ class FrontEndSetup:
         self.features = Feature(0)
         self.protocol_features = ProtocolFeature(0)
         self.memory = MemoryMap()
+        self.memory_problem = ""
+        """Why the last request about its memory was refused; empty if it was not."""
         self.mtu = 0
         self.rings = [Vring() for _ in range(2 * queue_pairs)]
         self._backend_channel: Fd | None = None

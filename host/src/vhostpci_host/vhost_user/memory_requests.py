@@ -5,7 +5,8 @@ from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.wire import ProtocolError
 
-from ..memory.regions import MemoryMap
+from ..fds import Fd
+from ..memory.regions import MemoryMap, PlacedRegion
 from .front_end_setup import FrontEndSetup, Steps, Wait
 from .message import Message
 
@@ -24,7 +25,7 @@ def set_mem_table(
     # Place every region before a ring is stopped: a refused table changes nothing.
     memory = MemoryMap()
     for region, fd in zip(payload.regions, message.fds, strict=True):
-        memory = memory.add(setup.windows.place(region, fd))
+        memory = memory.add(_place(setup, region, fd))
     yield from _change_memory(setup, memory)
     return None
 
@@ -32,7 +33,7 @@ def set_mem_table(
 def add_mem_reg(
     setup: FrontEndSetup, payload: vu.SingleRegion, message: Message
 ) -> Steps:
-    memory = setup.memory.add(setup.windows.place(payload.region, message.fds[0]))
+    memory = setup.memory.add(_place(setup, payload.region, message.fds[0]))
     # QEMU 7.2 adds, and removes, each region once for each queue pair: only the
     # first time may stop rings.
     if memory != setup.memory:
@@ -45,6 +46,19 @@ def rem_mem_reg(setup: FrontEndSetup, payload: vu.SingleRegion, _: Message) -> S
     if memory != setup.memory:
         yield from _change_memory(setup, memory)
     return None
+
+
+def _place(setup: FrontEndSetup, region: vu.MemRegion, fd: Fd) -> PlacedRegion:
+    """Find the window of a region, and keep the reason if there is none."""
+    try:
+        placed = setup.windows.place(region, fd)
+    except ProtocolError as error:
+        # QEMU goes on without us when its memory is refused, and its guest has loaded
+        # the driver: without this, the status would say that the driver is missing.
+        setup.memory_problem = str(error)
+        raise
+    setup.memory_problem = ""
+    return placed
 
 
 def _change_memory(setup: FrontEndSetup, memory: MemoryMap) -> Wait:

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A master whose memory is not shared at all: it sends rings, and no region."""
+"""A master with memory that cannot be used: not shared at all, or refused.
+
+Of memory that is not shared at all QEMU sends no region, but rings.
+"""
 
 import pytest
 
-from tests.fakes.frontend import FrontEnd, RingAt, region
+from tests.fakes.frontend import FrontEnd, Refused, RingAt, region
 from tests.fakes.windows import Ram
-from tests.unit.host.scene import Scene
-from vhostpci_host.device.status import state
+from tests.unit.host.scene import MakeFile, Scene
+from vhostpci_host.cli import print_status
+from vhostpci_host.device.status import describe, state
 from vhostpci_host.memory.regions import MemoryMap, PlacedRegion
 from vhostpci_host.vhost_user.front_end_setup import FrontEndSetup
 from vhostpci_shared import vhost_user as vu
@@ -65,3 +69,45 @@ def test_memory_that_goes_for_a_moment_is_no_reason_to_warn(
     front_end.send(Request.REM_MEM_REG, vu.SingleRegion(memory))
     scene.settle()
     assert "shows no memory" not in caplog.text
+
+
+@pytest.mark.parametrize("request_name", ["SET_MEM_TABLE", "ADD_MEM_REG"])
+def test_refused_memory_is_the_state_until_other_memory_comes(
+    scene: Scene, file: MakeFile, request_name: str
+) -> None:
+    """QEMU goes on without us, so the driver is loaded: only the memory is wrong."""
+    front_end = scene.front_end(acks=~ProtocolFeature(0))
+    good = front_end.regions
+
+    def show() -> None:
+        if request_name == "SET_MEM_TABLE":
+            front_end.set_memory()
+            return
+        (one, fd) = front_end.regions[0]
+        add = vu.SingleRegion(one)
+        front_end.send(Request.ADD_MEM_REG, add, fd, need_reply=True)
+
+    front_end.regions = [(good[0][0], file())]
+    with pytest.raises(Refused, match=request_name):
+        show()
+    scene.settle()
+    assert state(scene.device) == "master's memory is refused"
+    text = print_status.text(describe(scene.device))
+    assert "problem  the memory at 0x0 (0x1000000 bytes) is not the arena" in text
+    front_end.regions = good
+    show()
+    scene.settle()
+    assert state(scene.device) == "master's driver is not loaded"
+    assert "problem" not in print_status.text(describe(scene.device))
+
+
+def test_refused_memory_is_not_the_state_while_rings_run(
+    scene: Scene, file: MakeFile
+) -> None:
+    """A table that is refused changes nothing."""
+    front_end = scene.running()
+    front_end.regions = [(front_end.regions[0][0], file())]
+    with pytest.raises(Refused):
+        front_end.set_memory()
+    scene.settle()
+    assert state(scene.device) == "no slave"
