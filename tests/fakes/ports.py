@@ -29,6 +29,7 @@ class RecordedMaster:
     ) -> None:
         self.pid = pid
         self.returning = returning
+        self.hangs = ""
         self._closed = closed
         self.sent: list[bytes] = []
         self.paused = False

@@ -31,6 +31,7 @@ def test_front_end_that_hangs_is_replaced_by_a_real_one(lab: Lab) -> None:
     daemon = lab.start_daemon()
     hung = Socket(lab.run_dir / "net0.vhost-user")
     daemon.wait_log("says nothing: is it a slave's QEMU?")
+    lab.wait_state("front-end hangs")
     lab.start_agent()
     lab.start_master().load()
     lab.wait_carrier("UP")

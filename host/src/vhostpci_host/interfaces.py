@@ -55,6 +55,11 @@ class MasterPort(Protocol):
         """Whether its process was here lately and did nothing useful."""
         ...
 
+    @property
+    def hangs(self) -> str:
+        """How the front-end hangs, such as "says nothing"; empty if it does not."""
+        ...
+
     def send(self, data: bytes) -> None:
         """Send a reply."""
 

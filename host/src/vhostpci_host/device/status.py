@@ -69,6 +69,8 @@ def state(device: Device) -> str:
         return "no master"
     if device.backend.waiting:
         return "stopping"
+    if device.master is not None and device.master.hangs:
+        return "front-end hangs"
     if device.backend.setup.memoryless:
         return "master's memory is not shared"
     if not any(ring.running for ring in device.leases):
@@ -105,7 +107,7 @@ def _master(device: Device) -> Json | None:
         "features": virtio.names(setup.features),
         "protocol_features": virtio.names(setup.protocol_features),
         "mtu": setup.mtu,
-        "problem": setup.memory_problem or None,
+        "problem": device.master.hangs or setup.memory_problem or None,
         "regions": [
             {
                 "guest_addr": placed.region.guest_addr,
