@@ -61,7 +61,8 @@ def _connection_lines(status: Json) -> list[str]:
             f"  protocol {' '.join(master['protocol_features']) or 'none yet'}"
         )
         lines += [_region_line(region) for region in master["regions"]]
-        if master["problem"]:
+        # A master with more RAM than the device is a problem of the file as well.
+        if master["problem"] not in (None, status["memory"]["problem"]):
             lines.append(f"  problem  {master['problem']}")
     lines.append(
         f"  slave    {'pid ' + str(slave['pid']) if slave else 'not connected'}"

@@ -20,3 +20,11 @@ def test_front_end_that_hangs_is_the_state_and_not_a_missing_driver(
     assert "problem  says nothing: is it a slave's QEMU?" in text
     master.hangs = ""
     assert state(scene.device) == "master's driver is not loaded"
+
+
+def test_problem_of_the_file_and_of_the_master_is_told_once(scene: Scene) -> None:
+    """A master with more RAM than the device is both."""
+    scene.front_end([])
+    status = describe(scene.device)
+    status["memory"]["problem"] = status["master"]["problem"] = "more RAM"
+    assert print_status.text(status).count("problem  more RAM") == 1
