@@ -21,7 +21,8 @@ NOTICE = (
     "no connection here, and no packet can cross"
 )
 ADVICE = (
-    "unplug the slave's device and plug it again, or restart the slave VM",
+    "restart the slave VM; or unplug its device and plug it again, if it is in a root "
+    "port (QEMU cannot unplug what is on pcie.0)",
     "it is unplugged and plugged again by itself",
 )
 """What to do: for a device on the slave's command line, and for one that we plug."""

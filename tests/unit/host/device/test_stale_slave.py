@@ -48,7 +48,7 @@ def test_stale_slave_is_reported_with_what_to_do(
     scene.loop.advance(10.0)
     assert state(scene) == PLUG_AGAIN
     (line,) = [line for line in caplog.messages if "an earlier daemon" in line]
-    assert "unplug the slave's device and plug it again, or restart the slave" in line
+    assert "restart the slave VM; or unplug its device and plug it again" in line
     assert "problem  the slave VM" in print_status.text(describe(scene.device))
 
 
