@@ -21,7 +21,7 @@ from ..ivshmem.connection import SlaveConnection
 from ..ivshmem.linger import Linger
 from ..memory.arena import Arena
 from ..memory.attach import AttachedMemory, WindowIds
-from ..memory.directory import make_directory
+from ..memory.directory import check_directory, make_directory
 from ..memory.regions import Store
 from ..vhost_user.connection import MasterConnection
 from . import control
@@ -110,6 +110,8 @@ class Server:
         stack.callback(self.device.close)
         self._listen(config.ivshmem, self._slaves.arrive, stack)
         if inherited is None:
+            # With --socket-path it may be in another directory.
+            check_directory(config.vhost_user.parent)
             self._listen(config.vhost_user, self._masters.arrive, stack)
         else:
             self._take_inherited(inherited, stack)

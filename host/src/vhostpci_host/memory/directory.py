@@ -21,12 +21,26 @@ def make_directory(path: Path) -> None:
         HostError: it cannot be made, or another user could replace the files in it.
     """
     try:
+        # Before it is made, so that nothing is made where another user's link leads.
         _check_links(path)
         path.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain("make", path, error) from error
+    check_directory(path)
+
+
+def check_directory(path: Path) -> None:
+    """See that a directory is trustworthy.
+
+    Raises:
+        HostError: it is not there, or another user could replace the files in it.
+    """
+    try:
+        _check_links(path)
         # Not lstat(): a link that is trustworthy may lead to another directory.
         info = path.stat()
     except OSError as error:
-        raise explain("make", path, error) from error
+        raise explain("look at", path, error) from error
     _check_owner(path, info)
     _check_writers(path, info)
 

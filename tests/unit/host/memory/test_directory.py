@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vhostpci_host.errors import HostError
-from vhostpci_host.memory.directory import make_directory
+from vhostpci_host.memory.directory import check_directory, make_directory
 
 OTHER = 1234
 """Neither root nor the user of the test."""
@@ -18,6 +18,12 @@ def test_missing_directory_is_made_with_its_parents(tmp_path: Path) -> None:
     make_directory(tmp_path / "a" / "b")
     os.umask(before)
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o755
+
+
+def test_directory_that_is_only_looked_at_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=r"cannot look at .*deep: No such file"):
+        check_directory(tmp_path / "deep")
+    assert not list(tmp_path.iterdir())
 
 
 def test_directory_of_another_user_is_refused(
