@@ -185,7 +185,8 @@ class MemoryMap:
                 return region.guest_addr + (user_addr - region.user_addr)
         raise ProtocolError(
             f"address {user_addr:#x} with {size} bytes is in none of the "
-            f"{len(self.regions)} memory regions"
+            f"{len(self.regions)} memory regions: if a part of the master's memory is "
+            "not shared, share all of it (share=on for each -object of its memory)"
         )
 
     def locate(self, guest_addr: int, size: int) -> tuple[int, int]:
