@@ -103,5 +103,15 @@ def _ring_line(ring: Json) -> str:
         f"  {ring['queue']:8} {ring['state']:8} "
         f"{'enabled' if ring['enabled'] else 'disabled'}, size {ring['size']}, "
         f"index {ring['used_index']}, {agent.get('packets', 0)} packets, "
-        f"{agent.get('drops', 0)} dropped {ring['problem']}"
+        f"{agent.get('drops', 0)} dropped{_not_served(ring)} {ring['problem']}"
     ).rstrip()
+
+
+def _not_served(ring: Json) -> str:
+    """Return what the agent says of a ring that it should serve, and does not."""
+    agent = ring["agent"]
+    # What it said of an earlier session, or has not said yet, means nothing.
+    if ring["state"] != "running" or not agent or not agent["current"]:
+        return ""
+    state = agent["state"]
+    return "" if state in ("idle", "running") else f", {state} in the slave"

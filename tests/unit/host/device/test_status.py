@@ -5,6 +5,7 @@ from tests.fakes.ports import RecordedMaster
 from tests.unit.host.scene import Scene
 from vhostpci_host.cli import print_status
 from vhostpci_host.device.status import describe, state
+from vhostpci_shared.metadata import AgentRingState
 
 
 def test_front_end_that_hangs_is_the_state_and_not_a_missing_driver(
@@ -28,3 +29,18 @@ def test_problem_of_the_file_and_of_the_master_is_told_once(scene: Scene) -> Non
     status = describe(scene.device)
     status["memory"]["problem"] = status["master"]["problem"] = "more RAM"
     assert print_status.text(status).count("problem  more RAM") == 1
+
+
+def test_ring_that_the_agent_has_stopped_is_not_shown_as_served(scene: Scene) -> None:
+    """As while the file system of the master's memory is full."""
+    agent = scene.agent(scene.slave())
+    scene.running()
+    scene.settle()
+    assert "in the slave" not in print_status.text(describe(scene.device))
+    agent.say_ring(0, AgentRingState.STOPPED)
+    receive, transmit = print_status.text(describe(scene.device)).splitlines()[-2:]
+    assert receive.endswith("0 dropped, stopped in the slave")
+    assert transmit.endswith("0 dropped")
+    # What the agent says of an earlier session is no news.
+    scene.device.leases[0].renew(scene.loop.time())
+    assert "in the slave" not in print_status.text(describe(scene.device))
