@@ -241,6 +241,22 @@ def test_signal_ends_the_loop_at_once(number: signal.Signals) -> None:
     assert device.closed
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_signal_without_a_meaning_is_ignored(number: signal.Signals) -> None:
+    """It would end the agent, which would give nothing back."""
+    handled: list[int] = []
+    before = signal.signal(number, lambda number, _: handled.append(number))
+    try:
+        with stopped_by_signals() as (stop, _):
+            os.kill(os.getpid(), number)
+            assert not stop()
+        assert handled == []
+        os.kill(os.getpid(), number)
+        assert handled == [number]
+    finally:
+        signal.signal(number, before)
+
+
 def test_signal_handlers_are_restored_after_the_loop() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with stopped_by_signals():
