@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many UDP flows to an echo: a packet that does not come back was lost.
+"""Many UDP flows to an echo: a packet that never comes back was lost.
 
 Run as a program, this file is the echo; it runs until it is killed.
 """
 
 import select
 import socket
-import time
 from contextlib import ExitStack, suppress
 from typing import Self
 
@@ -19,13 +18,13 @@ class Flows:
     """UDP sockets, each with its own port, that send to an echo."""
 
     def __init__(self, host: str, count: int) -> None:
-        self.lost = self.sent = 0
+        self._round = 0
         self._stack = ExitStack()
-        self._sockets = [
-            self._stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-            for _ in range(count)
-        ]
-        for sock in self._sockets:
+        self._missing: dict[socket.socket, set[int]] = {}
+        """The rounds of which a flow has no packet back."""
+        for _ in range(count):
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self._missing[self._stack.enter_context(sock)] = set()
             sock.setblocking(False)
             sock.connect((host, PORT))
 
@@ -35,25 +34,38 @@ class Flows:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def round(self, wait: float = PROCESS_TIMEOUT) -> int:
-        """Send a packet in each flow; return how many were not back in `wait` seconds.
+    @property
+    def sent(self) -> int:
+        """How many packets were sent."""
+        return self._round * len(self._missing)
 
-        Where none may be lost, a long `wait` costs nothing, and a packet that is only
-        late on a loaded machine does not count as lost.
+    @property
+    def lost(self) -> int:
+        """How many packets have not come back, neither in their round nor later."""
+        return sum(map(len, self._missing.values()))
+
+    def round(self, wait: float = PROCESS_TIMEOUT) -> int:
+        """Send a packet in each flow; return how many of them are not back.
+
+        The round ends when all are back, or after `wait` seconds in which no packet of
+        any round has come.  A packet that comes during a later round is not lost, so
+        `wait` may be short where some may be lost.
         """
-        self.sent += len(self._sockets)
-        missing = {}
-        for sock in self._sockets:
-            number = self.sent.to_bytes(8, "big") + bytes(200)
-            sock.send(number)
-            missing[sock] = number
-        deadline = time.monotonic() + wait
-        while missing and (left := deadline - time.monotonic()) > 0:
-            for sock in select.select(list(missing), [], [], left)[0]:
-                if sock.recv(1000) == missing[sock]:  # and not one of a round before
-                    del missing[sock]
-        self.lost += len(missing)
-        return len(missing)
+        self._round += 1
+        for sock, missing in self._missing.items():
+            sock.send(self._round.to_bytes(8, "big") + bytes(200))
+            missing.add(self._round)
+        while self._not_back():
+            ready, _, _ = select.select(list(self._missing), [], [], wait)
+            if not ready:
+                break
+            for sock in ready:
+                number = int.from_bytes(sock.recv(1000)[:8], "big")
+                self._missing[sock].discard(number)
+        return self._not_back()
+
+    def _not_back(self) -> int:
+        return sum(self._round in missing for missing in self._missing.values())
 
     def rounds(self, count: int) -> int:
         """Do some rounds; return how many packets were lost."""

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.process
 
 PAIRS = 8
 FLOWS = 64
-LATE = 5.0
-"""Seconds until a packet counts as lost in a test in which some may be lost."""
+PAUSE = 1.0
+"""Seconds without a packet that end a round in which some may be lost."""
 
 
 @pytest.fixture(scope="module")
@@ -111,15 +111,18 @@ def test_no_packet_is_lost_after_a_change_is_acknowledged(
 
 
 def test_packets_cross_while_queues_come_and_go(channels: Master) -> None:
-    """What is in a TAP's queue when it is left is lost: not one for each change."""
+    """What is in a TAP's queue when it is left is lost, and no more than that."""
     changes = (8, 1, 4, 2) * 10
     with Flows(SLAVE_ADDRESS, FLOWS) as flows:
-        with Background(partial(flows.round, wait=LATE)):
+        with Background(partial(flows.round, wait=PAUSE)):
             for pairs in changes:
                 channels.set_channels(pairs)
                 time.sleep(0.02)
-        assert flows.lost < len(changes) < flows.sent
+        # In these rounds what was only late comes back, too.
         assert flows.rounds(3) == 0
+        # A queue that is left while packets are under way loses some of them, the more
+        # the more rounds there are.  One that no worker reads loses all its flows.
+        assert flows.lost < len(changes) + flows.sent // 50
 
 
 def test_driver_that_reloads_has_all_its_queues_again(shared: Lab) -> None:
