@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.lab import Lab
+from tests.process.lab import SLAVE_ADDRESS, Lab
+from tests.process.master import (
+    BUFFERS,
+    NUM,
+    RX_BUFFER,
+    SLOTS,
+    TX_BUFFER,
+    Master,
+)
 from tests.process.program import run
 from tests.waiting import wait_for
 
@@ -41,6 +49,16 @@ def fill(path: Path) -> None:
     assert not os.statvfs(path.parent).f_bavail
 
 
+def give_pages_to_transmit_buffers(master: Master) -> None:
+    """Have the master send although the file system is full.
+
+    Its memory is mapped into this process, which a SIGBUS would end when the master's
+    network stack sends by itself, as an ARP answer, into a buffer without a page.
+    """
+    first = BUFFERS + NUM * RX_BUFFER  # the receive buffers lie before them
+    os.posix_fallocate(master.memory.files[0].fd, first, SLOTS * TX_BUFFER)
+
+
 def test_link_goes_down_while_the_memory_is_full_and_comes_back(
     small_disk: Path, lab: Lab
 ) -> None:
@@ -51,10 +69,13 @@ def test_link_goes_down_while_the_memory_is_full_and_comes_back(
     master.load()
     lab.wait_carrier("UP")
     wait_for(lambda: lab.ping_from_slave(1) == 1, "a first ping comes back")
+    give_pages_to_transmit_buffers(master)
     fill(small_disk / "filler")
     flood = lab.start_server([*lab.slave.prefix, *BROADCAST])
     lab.wait_carrier("NO-CARRIER")
     agent.wait_log("Bad address")
+    # Several at once, which fill several transmit buffers.
+    run("ping", "-n", "-q", "-c", "8", "-l", "8", "-W", "1", SLAVE_ADDRESS)
     os.unlink(small_disk / "filler")
     lab.wait_carrier("UP")
     flood.close()
