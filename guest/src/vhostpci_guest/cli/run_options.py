@@ -55,7 +55,7 @@ def _bridge(text: str) -> str:
 
 @_argument
 def _mtu(text: str) -> int:
-    from ..tap.tap import parse_mtu
+    from ..tap.settings import parse_mtu
 
     return parse_mtu(text)
 

@@ -13,7 +13,8 @@ import socket
 from ..errors import Unusable
 from . import namespace
 from .netlink import netlink
-from .tap import Tap, is_name, stable_mac
+from .settings import is_name, stable_mac
+from .tap import Tap
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from ..errors import Unusable
-from .tap import Address, TapConfig, parse_address, parse_mac, parse_name
+from .settings import Address, TapConfig, parse_address, parse_mac, parse_name
 
 _NAME, _N = "name", "n"
 _MAC_N_MAX = 255  # {n} is one byte of the MAC

@@ -12,15 +12,11 @@ namespace of now.  So both are asked for each time, and never remembered.
 
 import errno
 import fcntl
-import hashlib
-import ipaddress
 import os
-import re
 import socket
 import struct
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,15 +24,12 @@ from ..errors import Unusable
 from ..net_options import Offload
 from . import namespace
 from .netlink import netlink
+from .settings import Address, TapConfig
 
 T = TypeVar("T")
 
 NODE = Path("/dev/net/tun")
 DEFAULT_NAME = "vp%d"
-# The kernel's limits for a TAP: the smallest MTU of IPv4, and 65535 less the 14 bytes
-# of an Ethernet header.
-MTU_MIN, MTU_MAX = 68, 65521
-NAME_MAX = 15  # bytes: IFNAMSIZ without the NUL at the end
 
 
 def _ioc(direction: int, number: int, size: int) -> int:
@@ -74,104 +67,6 @@ _RENAMED = 8
 """Attempts to find the TAP by a name, as another program may be renaming it now."""
 _MOST_WAITING = 1 << 16
 """Packets that may wait in a queue: its length (1000, or what the user has set)."""
-
-# A container may have no machine-id.  The boot ID then keeps the MACs until a reboot.
-_MACHINE = (Path("/etc/machine-id"), Path("/proc/sys/kernel/random/boot_id"))
-# VMs that are copies of one disk have one machine-id.  libvirt gives each another UUID.
-_PRODUCT_UUID = Path("/sys/class/dmi/id/product_uuid")
-
-Address = ipaddress.IPv4Interface | ipaddress.IPv6Interface
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TapConfig:
-    """The settings of one TAP; None leaves a setting to the kernel or the master."""
-
-    name: str | None = None
-    mac: str | None = None
-    mtu: int | None = None
-    addresses: tuple[Address, ...] = field(default=())
-
-
-def parse_name(text: str) -> str:
-    """Return an interface name, or a pattern of one with a single ``%d``.
-
-    Raises:
-        ValueError: the kernel would refuse the name.
-    """
-    # The kernel puts the first free number in the place of "%d".
-    plain = text.replace("%d", "", 1)
-    if not is_name(plain) or len(text) > NAME_MAX:
-        raise ValueError(
-            f"{text!r} is no interface name: 1 to {NAME_MAX} characters, no slash, "
-            "colon, space or percent sign"
-        )
-    return text
-
-
-def is_name(text: str) -> bool:
-    """Return whether the kernel accepts `text` as the name of an interface."""
-    usable = re.fullmatch(r"[^\s/:%]+", text) and len(text.encode()) <= NAME_MAX
-    return bool(usable) and text.isprintable() and text not in (".", "..")
-
-
-def parse_mac(text: str) -> str:
-    """Return a unicast MAC address in lower case.
-
-    Raises:
-        ValueError: `text` is not a unicast MAC address.
-    """
-    mac = text.lower()
-    if not re.fullmatch(r"([0-9a-f]{2}:){5}[0-9a-f]{2}", mac):
-        raise ValueError(f"{text!r} is no MAC address, as 02:00:00:00:00:01")
-    # The lowest bit of the first byte marks a group address.  The kernel refuses those
-    # and zero for an interface: fail at the start, not when a device comes.
-    if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
-        raise ValueError(
-            f"{text!r} is a multicast or the zero address: a card needs a unicast MAC"
-        )
-    return mac
-
-
-def stable_mac(*what: str) -> str:
-    """Return a MAC that depends on this machine and on `what` only."""
-    # The kernel would give each new TAP a random MAC.  After a restart of the agent the
-    # master would send to the old MAC until its ARP entry expires.  The machine is part
-    # of it: two slaves with devices of the same names may be in one network.
-    machine = next((path.read_text() for path in _MACHINE if path.exists()), "")
-    uuid = ""
-    with suppress(OSError):  # QEMU was given no -uuid, or this is no VM
-        uuid = _PRODUCT_UUID.read_text()
-    digest = hashlib.sha256("\0".join((machine, uuid, *what)).encode()).digest()[:6]
-    # Bit 1 of the first byte: locally administered, so no manufacturer uses it.  Bit 0
-    # is 0: unicast.
-    local = bytes([digest[0] & 0xFC | 0x02]) + digest[1:]
-    return local.hex(":")
-
-
-def parse_mtu(text: str) -> int:
-    """Return an MTU in bytes.
-
-    Raises:
-        ValueError: `text` is not a number, or the kernel would refuse that MTU.
-    """
-    mtu = int(text) if text.isdecimal() else 0
-    if not MTU_MIN <= mtu <= MTU_MAX:
-        raise ValueError(f"{text!r} is no MTU: {MTU_MIN} to {MTU_MAX} bytes")
-    return mtu
-
-
-def parse_address(text: str) -> Address:
-    """Return an IPv4 or IPv6 address with its prefix length.
-
-    Raises:
-        ValueError: `text` is not an address, or has no prefix length.
-    """
-    # Without a length, ip_interface() would take /32 or /128: the slave would have no
-    # route to the master.
-    if "/" not in text:
-        raise ValueError(f"{text!r} has no prefix length, as in 10.0.0.1/24")
-    return ipaddress.ip_interface(text)
 
 
 class Tap:

@@ -13,7 +13,8 @@ from ..errors import Unusable
 from ..net_options import NetOptions
 from .bridge import Bridge
 from .naming import Rules
-from .tap import DEFAULT_NAME, MTU_MAX, MTU_MIN, Tap, TapConfig, is_name, stable_mac
+from .settings import MTU_MAX, MTU_MIN, TapConfig, is_name, stable_mac
+from .tap import DEFAULT_NAME, Tap
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from tests.vm.netns import Namespace
 from vhostpci_guest.errors import Unusable
 from vhostpci_guest.tap.bridge import Bridge
 from vhostpci_guest.tap.naming import Rules, parse_tap
-from vhostpci_guest.tap.tap import Tap, TapConfig, parse_address
+from vhostpci_guest.tap.settings import TapConfig, parse_address
+from vhostpci_guest.tap.tap import Tap
 from vhostpci_guest.tap.tap_port import Port, Ports
 
 pytestmark = pytest.mark.usefixtures("network")
