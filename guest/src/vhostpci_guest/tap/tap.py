@@ -23,6 +23,7 @@ from typing import TypeVar
 from ..errors import Unusable
 from ..net_options import Offload
 from . import namespace
+from .membership import bridge_of
 from .netlink import netlink
 from .settings import Address, TapConfig
 
@@ -167,6 +168,16 @@ class Tap:
                 if self._current_name() == name:
                     return index
         raise Unusable(f"TAP {self.name} is not found: it is renamed, or moved, now")
+
+    @property
+    def bridge(self) -> str | None:
+        """The name of the bridge that the TAP is in now; None if it is in none.
+
+        Raises:
+            Unusable: the TAP was deleted.
+            OSError: it was deleted, or moved, just now.
+        """
+        return self._where_it_is(lambda: bridge_of(self.index()))
 
     def _set(self, what: str, **attributes: object) -> None:
         def request() -> None:

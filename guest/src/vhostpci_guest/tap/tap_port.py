@@ -7,6 +7,7 @@ or MAC, `Ports` refuses the second device, and the first goes on.
 
 import logging
 from collections.abc import Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ..errors import Unusable
@@ -131,7 +132,6 @@ class Port:
         self._tap: Tap | None = None
         self._bridge_index: int | None = None
         """The bridge that the TAP has joined, or could not join."""
-        self._joined = False
         self._carrier = False
         self._options: NetOptions | None = None
         self._unused: Set[int] = frozenset()
@@ -149,9 +149,11 @@ class Port:
 
     @property
     def bridge(self) -> str | None:
-        """The name of the bridge that the TAP has joined; None while there is none."""
-        bridge = self._ports.bridge
-        return bridge.name if bridge and self._joined else None
+        """The name of the bridge that the TAP is in; None if it is in none."""
+        # Asked each time: the user may take the TAP out of the bridge, or rename that.
+        with suppress(Unusable, OSError):  # the TAP is gone, which `check` reports
+            return self._tap.bridge if self._tap else None
+        return None
 
     @property
     def carrier(self) -> bool:
@@ -206,7 +208,6 @@ class Port:
         # it.
         if self._ports.bridge is not None:
             self._bridge_index = self._ports.bridge.join(tap)
-            self._joined = True
         tap.configure(config)
         self._mac, self._mac_ticks = config.mac, _MAC_TICKS
 
@@ -327,7 +328,7 @@ class Port:
             return
         # Before `join`: a bridge that refuses is tried and logged once, not at each
         # tick.
-        self._bridge_index, self._joined = bridge.index, False
+        self._bridge_index = bridge.index
         if self._bridge_index is None:
             log.warning(
                 "%s: bridge %s is gone: make it again, and the TAP joins it",
@@ -339,7 +340,6 @@ class Port:
         except Unusable as why:
             log.warning("%s", why)
         else:
-            self._joined = True
             log.info("%s: joined bridge %s again", self._tap.name, bridge.name)
 
     def close(self) -> None:

@@ -143,6 +143,15 @@ def test_moved_tap_and_a_bridge_that_is_made_again_end_nothing(
     assert bridged.bridge is None
 
 
+def test_moved_tap_may_be_in_a_bridge_of_its_namespace(
+    bridged: Port, elsewhere: Namespace
+) -> None:
+    move("eth7", elsewhere)
+    elsewhere.run("ip link add lan type bridge")
+    elsewhere.run("ip link set eth7 master lan")
+    assert bridged.bridge == "lan"
+
+
 def test_old_name_of_a_renamed_tap_is_free_for_another_device() -> None:
     ports = Ports(Rules(tap=parse_tap("vp0")))
     first, second = ports.make("0000:00:05.0"), ports.make("0000:00:06.0")

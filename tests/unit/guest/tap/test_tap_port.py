@@ -479,8 +479,31 @@ def test_bridge_stays_when_the_last_tap_goes(bridged: Port) -> None:
 def test_status_names_the_bridge_while_it_is_there(bridged: Port) -> None:
     assert bridged.bridge == "br0"
     ip("link", "delete", "br0")
-    bridged.follow_bridge()
     assert bridged.bridge is None
+
+
+def test_status_names_no_bridge_when_the_user_has_taken_the_tap_out(
+    bridged: Port,
+) -> None:
+    ip("link", "set", "vp0", "nomaster")
+    assert bridged.bridge is None
+    ip("link", "set", "vp0", "master", "br0")
+    assert bridged.bridge == "br0"
+
+
+def test_status_names_the_bridge_that_the_user_has_chosen(network: None) -> None:
+    port = a_port()
+    assert port.bridge is None
+    port.open(1, "net0")
+    assert port.bridge is None
+    ip("link", "add", "lan", "type", "bridge")
+    ip("link", "set", "net0", "master", "lan")
+    assert port.bridge == "lan"
+    ip("link", "set", "lan", "name", "wan")
+    assert port.bridge == "wan"
+    ip("link", "delete", "net0")
+    assert port.bridge is None
+    port.close()
 
 
 def test_bridge_that_is_deleted_is_said_once_and_joined_again(
