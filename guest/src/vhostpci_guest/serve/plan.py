@@ -235,6 +235,11 @@ def goes_on(ring: md.Ring, run: Run | None, start: int, features: int) -> bool:
     changes.  They are then where they were, and go on where they stopped.  A driver
     that was loaded again begins at 0.
 
+    A ring that another agent has moved counts as a new driver's: meanwhile the driver
+    may have been loaded again, or the master been replaced.  What waits in our TAP has
+    waited as long as the other agent served, and losing it costs less than giving it to
+    another machine.
+
     Args:
         ring: its entry now.
         run: the ring as it ran before in this agent, with the same master connected.

@@ -397,6 +397,7 @@ BEFORE = Run(
         (ring(session=2), BEFORE, 7, 3, True),
         (ring(session=2), replace(BEFORE, index=0), 0, 3, True),
         (ring(session=2), BEFORE, 0, 3, False),
+        (replace(ring(session=2), flags=RUNS | RingFlag.RESUME), BEFORE, 9, 3, False),
         (ring(session=2), BEFORE, 7, 2, False),
         (ring(session=2, size=128), BEFORE, 7, 3, False),
         (replace(ring(session=2), desc=0x40000), BEFORE, 7, 3, False),
@@ -405,6 +406,7 @@ BEFORE = Run(
     ],
     ids=[
         *("where it stopped", "stopped at 0", "loaded again"),
+        "moved by another agent",
         *("other features", "other size", "other place", "of another agent", "first"),
     ],
 )
