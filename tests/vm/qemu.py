@@ -83,7 +83,7 @@ def ports(count: int, share: str = "1G") -> list[str]:
     Without one, firmware gives a port that is empty at boot a megabyte or two; the
     guest's kernel moves nothing later, and leaves a BAR that does not fit without an
     address.  So does it where newer firmware puts the ports of a wider processor
-    (see the daemon's hotplug/pci_ports.py).
+    (see the daemon's hotplug/root_ports.py).
     """
     narrow = ["-global", "x86_64-cpu.phys-bits=39"]
     return narrow + [

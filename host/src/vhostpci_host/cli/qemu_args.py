@@ -6,7 +6,7 @@ import zlib
 
 from ..config.device import DeviceConfig, Mode, window_size
 from ..errors import HostError
-from ..hotplug import pci_ports
+from ..hotplug import root_ports
 from ..hotplug.ids import DEVICE, object_id
 from .qemu_version import RECONNECT_MS, TCG_MSIX, Version
 
@@ -138,7 +138,7 @@ def slave(config: DeviceConfig, ram: int | None = None, *, windows: int = 1) -> 
 
 # The -global is a property of all processor models, so the user's own -cpu stays.
 # `-cpu host` goes on to have as many address bits as the processor.
-PLACE_FOR_WINDOWS: Args = [("-global", pci_ports.NARROW_CPU)]
+PLACE_FOR_WINDOWS: Args = [("-global", root_ports.NARROW_CPU)]
 
 
 def _ports(config: DeviceConfig, ram: int | None, windows: int) -> Args:

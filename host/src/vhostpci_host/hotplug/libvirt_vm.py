@@ -14,7 +14,7 @@ from typing import Any, Self
 from xml.etree import ElementTree as ET
 
 from ..interfaces import Plug
-from . import pci_ports, shmem_xml
+from . import root_ports, shmem_xml
 from .ids import object_id, reasons_of, windows_of
 from .tcg_eventfds import TcgEventfds
 from .virsh import FILE, Virsh
@@ -137,22 +137,24 @@ class LibvirtVm:
         answer = await self._query_pci()
         with understood(self._qemu, "query-pci"):
             # libvirt's alias of a controller is the ID that QEMU knows it by.
-            ports = pci_ports.ports(answer, dict.fromkeys(live.ports, PORT))
-        for port in pci_ports.best(ports, plug.size):
+            ports = root_ports.find(answer, dict.fromkeys(live.ports, PORT))
+        for port in root_ports.best(ports, plug.size):
             return live.ports[port.name]
         raise self._no_place(ports, plug)
 
-    def _no_place(self, ports: list[pci_ports.Port], plug: Plug) -> PlugError:
-        if pci_ports.unset(ports):
+    def _no_place(self, ports: list[root_ports.RootPort], plug: Plug) -> PlugError:
+        if root_ports.unset(ports):
             return PlugError(
                 f"the firmware of domain {self._name!r} has not set up its root ports "
                 "yet: waiting for it"
             )
+        room = root_ports.size_text(2 * plug.size)
         return PlugError(
             f"domain {self._name!r} has no free pcie-root-port for the "
-            f"{pci_ports.size_text(plug.size)} of window {plug.window} (free: "
-            f"{pci_ports.free_text(ports)}): shut it down and add ports, as `vhostpci-"
-            "host xml --role slave` prints them"
+            f"{root_ports.size_text(plug.size)} of window {plug.window} (free: "
+            f"{root_ports.free_text(ports)}): add one with pref64-reserve={room} to "
+            f"its XML (virsh edit {self._name}), as `vhostpci-host xml --role slave` "
+            "prints it; then shut the domain down, and start it again"
         )
 
     def _refusal(self, plug: Plug, reason: str) -> str:
@@ -225,7 +227,7 @@ class LibvirtVm:
         windows = (await self._live()).windows
         answer = await self._query_pci()
         with understood(self._qemu, "query-pci"):
-            without = pci_ports.unassigned(answer)
+            without = root_ports.unassigned(answer)
         names = {
             name: without[alias] for name, alias in windows.items() if alias in without
         }

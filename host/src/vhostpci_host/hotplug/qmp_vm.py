@@ -16,7 +16,7 @@ import contextlib
 from pathlib import Path
 
 from ..interfaces import Plug
-from . import pci_ports
+from . import root_ports
 from .ids import DEVICE, object_id, reasons_of, windows_of
 from .qmp_monitor import Monitor, Refused
 from .tcg_eventfds import TcgEventfds
@@ -121,7 +121,7 @@ class QmpVm:
         """Return the plugged windows that have no address in the guest, and why."""
         answer = await (await self._connected()).execute("query-pci")
         with understood(self._vm, "query-pci"):
-            without = pci_ports.unassigned(answer)
+            without = root_ports.unassigned(answer)
         names = {name.removesuffix(DEVICE): why for name, why in without.items()}
         return reasons_of(device, names)
 
@@ -175,8 +175,8 @@ class QmpVm:
         types = await self._devices(monitor)
         answer = await monitor.execute("query-pci")
         with understood(self._vm, "query-pci"):
-            ports = pci_ports.ports(answer, types)
-        for port in pci_ports.best(ports, plug.size):
+            ports = root_ports.find(answer, types)
+        for port in root_ports.best(ports, plug.size):
             if await self._takes(monitor, port.name):
                 return {"bus": port.name}
         # Without `bus` QEMU takes the first bus that it finds: on q35 the root bus,
@@ -196,17 +196,20 @@ class QmpVm:
             # ioh3420 has no such property: devices may be plugged into it.
             return True
 
-    def _no_place(self, ports: list[pci_ports.Port], plug: Plug) -> PlugError:
-        if pci_ports.unset(ports):
+    def _no_place(self, ports: list[root_ports.RootPort], plug: Plug) -> PlugError:
+        if root_ports.unset(ports):
             return PlugError(
                 f"the firmware of {self._vm} has not "
                 "set up its root ports yet: waiting for it"
             )
-        size, room = pci_ports.size_text(plug.size), pci_ports.size_text(2 * plug.size)
+        size, room = (
+            root_ports.size_text(plug.size),
+            root_ports.size_text(2 * plug.size),
+        )
         return PlugError(
             f"{self._vm} has no free root port for the {size} of "
-            f"window {plug.window} (free: {pci_ports.free_text(ports)}): start it with "
-            f"one more -device pcie-root-port,id=vp1,chassis=101,slot=101,"
+            f"window {plug.window} (free: {root_ports.free_text(ports)}): start it "
+            f"with one more -device pcie-root-port,id=vp1,chassis=101,slot=101,"
             f"pref64-reserve={room}, and with other numbers for each further one; it "
             f"is twice the size since it need not begin at a multiple of {size}"
         )

@@ -129,7 +129,9 @@ def test_window_without_a_free_port_is_refused_with_what_to_add(
         plug(WINDOW)
     assert "no free pcie-root-port for the 1G of window 300" in str(caught.value)
     assert f"(free: {free})" in str(caught.value)
-    assert "xml --role slave" in str(caught.value)
+    assert "add one with pref64-reserve=2G to its XML (virsh edit switch)" in str(
+        caught.value
+    )
     assert virsh.shmems() == []
 
 

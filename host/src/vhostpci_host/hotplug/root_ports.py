@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-PORTS = frozenset({"pcie-root-port", "ioh3420", "xio3130-downstream"})
+TYPES = frozenset({"pcie-root-port", "ioh3420", "xio3130-downstream"})
 """QEMU's root ports, and the like: they have one slot, which supports hot-plug."""
 
 NARROW_CPU = "x86_64-cpu.phys-bits=39"
@@ -31,7 +31,7 @@ _WINDOW_BAR = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Port:
+class RootPort:
     """A root port, as firmware has set it up."""
 
     name: str
@@ -56,7 +56,7 @@ class Port:
         return -(-self.base // size) * size + size - 1 <= self.limit
 
 
-def ports(answer: Any, types: dict[str, str]) -> list[Port]:
+def find(answer: Any, types: dict[str, str]) -> list[RootPort]:
     """Return the root ports in `query-pci`'s answer; `types` are QEMU's own, by ID.
 
     Raises:
@@ -67,14 +67,14 @@ def ports(answer: Any, types: dict[str, str]) -> list[Port]:
         for device, _ in _devices(answer)
         # The class alone is not enough: a bridge to conventional PCI has it as well.
         if device["class_info"]["class"] == _PCI_TO_PCI
-        and types.get(device["qdev_id"]) in PORTS
+        and types.get(device["qdev_id"]) in TYPES
     ]
 
 
-def _port(device: dict[str, Any]) -> Port:
+def _port(device: dict[str, Any]) -> RootPort:
     bridge = device["pci_bridge"]
     prefetchable = bridge["bus"]["prefetchable_range"]
-    return Port(
+    return RootPort(
         name=device["qdev_id"],
         # Bus number 0 is the host bridge's: a root port that has it is not set up.
         ready=bridge["bus"]["secondary"] != 0,
@@ -84,7 +84,7 @@ def _port(device: dict[str, Any]) -> Port:
     )
 
 
-def best(found: list[Port], size: int) -> list[Port]:
+def best(found: list[RootPort], size: int) -> list[RootPort]:
     """Return the free root ports that a BAR of `size` fits into, the smallest first."""
     # QEMU refuses neither a root port that has a device already (the guest never sees
     # the second) nor one that firmware has not set up (the guest gives the BAR no
@@ -122,15 +122,15 @@ def _why_unassigned(port: dict[str, Any]) -> str:
     )
 
 
-def unset(ports: list[Port]) -> bool:
+def unset(found: list[RootPort]) -> bool:
     """Whether firmware has not set up any of the root ports yet."""
     # One root port with a bus number shows that firmware has run.
-    return bool(ports) and not any(port.ready for port in ports)
+    return bool(found) and not any(port.ready for port in found)
 
 
-def free_text(ports: list[Port]) -> str:
+def free_text(found: list[RootPort]) -> str:
     """Return the sizes of the free root ports' ranges, for an error."""
-    free = (port for port in ports if port.ready and not port.taken)
+    free = (port for port in found if port.ready and not port.taken)
     return ", ".join(size_text(port.share) for port in free) or "none"
 
 
