@@ -13,7 +13,7 @@ import pytest
 
 from tests.kmod.machine import Machine
 from tests.vm import headers
-from tests.vm.kernels import BOOKWORM
+from tests.vm.kernels import THIS_DEBIAN
 from tests.vm.kmod import SOURCE
 
 pytestmark = [pytest.mark.kmod, pytest.mark.timeout(300)]
@@ -25,13 +25,13 @@ MODULE = "uio_vhostpci/0.1.0"
 @pytest.fixture
 def release() -> str:
     """The kernel that the copy has headers of."""
-    return BOOKWORM.release()
+    return THIS_DEBIAN.release()
 
 
 @pytest.fixture
 def machine(release: str, tmp_path: Path) -> Iterator[Machine]:
     """A machine with DKMS, and with headers where Debian's packages put them."""
-    build = headers.build_directory(BOOKWORM)
+    build = headers.build_directory(THIS_DEBIAN)
     with Machine(tmp_path) as machine:
         machine.run(f"mkdir -p /lib/modules/{release}")
         machine.run(f"ln -s {build} /lib/modules/{release}/build")

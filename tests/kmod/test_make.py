@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from tests.vm import headers, kmod
-from tests.vm.kernels import BACKPORTS, BOOKWORM, Kernel
+from tests.vm.kernels import BACKPORTS, THIS_DEBIAN, Kernel
 
 pytestmark = [pytest.mark.kmod, pytest.mark.timeout(300)]
 
 each_kernel = pytest.mark.parametrize(
-    "kernel", [BOOKWORM, BACKPORTS], ids=lambda kernel: kernel.name
+    "kernel", [THIS_DEBIAN, BACKPORTS], ids=lambda kernel: kernel.name
 )
 
 

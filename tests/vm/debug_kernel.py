@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tests.vm import debs
 from tests.vm.cache import cache_dir, digest, discard_old, fresh, one_at_a_time, sums
-from tests.vm.kernels import BACKPORTS, BOOKWORM, Kernel
+from tests.vm.kernels import BACKPORTS, THIS_DEBIAN, Kernel
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def under_test() -> list[Kernel]:
     chosen = os.environ.get("VHOSTPCI_KERNELS", "")
     if chosen not in ("", "debug"):
         raise RuntimeError(f"VHOSTPCI_KERNELS={chosen}: it may be debug, or not be set")
-    return [DEBUG] if chosen else [BOOKWORM, BACKPORTS]
+    return [DEBUG] if chosen else [THIS_DEBIAN, BACKPORTS]
 
 
 @cache
@@ -95,7 +95,7 @@ def _built() -> Path:
 
 def source_package() -> str:
     """Return the package with the source of the guests' usual kernel."""
-    major, minor, *_ = BOOKWORM.release().split(".")
+    major, minor, *_ = THIS_DEBIAN.release().split(".")
     return f"linux-source-{major}.{minor}"
 
 

@@ -17,13 +17,13 @@ from tests.vm.cache import (
     one_at_a_time,
     sums,
 )
-from tests.vm.kernels import BOOKWORM, Kernel
+from tests.vm.kernels import THIS_DEBIAN, Kernel
 
 log = logging.getLogger(__name__)
 
 
 @one_at_a_time()
-def build_directory(kernel: Kernel = BOOKWORM) -> Path:
+def build_directory(kernel: Kernel = THIS_DEBIAN) -> Path:
     """Return the directory that /lib/modules/<release>/build would be a link to."""
     return unpacked(kernel)
 

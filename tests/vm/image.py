@@ -27,7 +27,7 @@ from pathlib import Path
 from tests.vm import debs, kmod, rootfs
 from tests.vm.cache import cache_dir, digest, discard_old, fresh, one_at_a_time, sums
 from tests.vm.cpio import CpioWriter
-from tests.vm.kernels import BOOKWORM, Kernel
+from tests.vm.kernels import THIS_DEBIAN, Kernel
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Image:
 
 
 def build(
-    wheels: Sequence[Path] = (), kernel: Kernel = BOOKWORM, *, module: bool = False
+    wheels: Sequence[Path] = (), kernel: Kernel = THIS_DEBIAN, *, module: bool = False
 ) -> Image:
     """The guest with ``wheels`` installed, from the cache where possible.
 

@@ -75,6 +75,6 @@ def is_of(line: str, version: str) -> bool:
     return f"{version}.".startswith(f"{line}.")
 
 
-BOOKWORM = Kernel("bookworm")
+THIS_DEBIAN = Kernel("this-debian")
 BACKPORTS = Kernel("backports", f"{CODENAME}-backports")
 NEWEST = [*SUPPORTED_KERNELS.values()][-1]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.vm import headers
 from tests.vm.cache import cache_dir, digest, discard_old, fresh, key_of, one_at_a_time
-from tests.vm.kernels import BOOKWORM, Kernel
+from tests.vm.kernels import THIS_DEBIAN, Kernel
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class BuildError(Exception):
 
 
 @one_at_a_time()
-def build(kernel: Kernel = BOOKWORM) -> Path:
+def build(kernel: Kernel = THIS_DEBIAN) -> Path:
     """Return the module's file, from the cache if sources and headers are the same."""
     directory = headers.unpacked(kernel)
     with tempfile.TemporaryDirectory() as name:
@@ -57,7 +57,7 @@ def build(kernel: Kernel = BOOKWORM) -> Path:
     return target / f"{NAME}.ko"
 
 
-def check(kernel: Kernel = BOOKWORM) -> None:
+def check(kernel: Kernel = THIS_DEBIAN) -> None:
     """Raise BuildError if the compiler or sparse has a warning."""
     directory = headers.build_directory(kernel)
     with tempfile.TemporaryDirectory() as name:

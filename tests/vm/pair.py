@@ -18,7 +18,7 @@ from tests.vm import image, traffic, wheels
 from tests.vm.channel import GuestError
 from tests.vm.daemon import Daemon
 from tests.vm.harness import Job, Vm
-from tests.vm.kernels import BOOKWORM, Kernel
+from tests.vm.kernels import THIS_DEBIAN, Kernel
 
 MASTER_ADDRESS = "10.77.0.1"
 SLAVE_ADDRESS = "10.77.0.2"
@@ -121,7 +121,7 @@ class Pair:
 
 
 def make(
-    daemon: Daemon, logs: Path, kernel: Kernel = BOOKWORM, *, module: bool = False
+    daemon: Daemon, logs: Path, kernel: Kernel = THIS_DEBIAN, *, module: bool = False
 ) -> tuple[Master, Slave]:
     """Return both VMs, not started; `kernel` and `module` are for the slave."""
     ours = wheels.guest_wheels()
@@ -137,7 +137,7 @@ def make(
 def booted(
     logs: Path,
     say: Callable[[str], None] = lambda _: None,
-    kernel: Kernel = BOOKWORM,
+    kernel: Kernel = THIS_DEBIAN,
     *,
     module: bool = False,
 ) -> Iterator[Pair]:

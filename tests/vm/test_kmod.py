@@ -17,7 +17,7 @@ import pytest
 from tests.vm import debug_kernel, node
 from tests.vm.bare_slave import Slave, module_loaded
 from tests.vm.harness import Job
-from tests.vm.kernels import BOOKWORM
+from tests.vm.kernels import THIS_DEBIAN
 
 pytestmark = pytest.mark.vm
 
@@ -336,7 +336,7 @@ def test_suspend_keeps_the_mapping_and_signals_each_vector(slave: Slave) -> None
 
 
 def test_window_below_4_gib_is_warned_of(tmp_path: Path) -> None:
-    with module_loaded(tmp_path, BOOKWORM, *LOW, ports=0) as slave:
+    with module_loaded(tmp_path, THIS_DEBIAN, *LOW, ports=0) as slave:
         slave.plug(0, MIB, "low", vectors=3)
         slave.vm.wait_for("dmesg | grep -q 'BAR 2 is below 4 GiB'")
         node.use(slave.vm)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.vm
 
 @pytest.fixture(
     scope="module",
-    params=[kernels.BOOKWORM, kernels.BACKPORTS],
+    params=[kernels.THIS_DEBIAN, kernels.BACKPORTS],
     ids=lambda kernel: kernel.name,
 )
 def link(request: pytest.FixtureRequest, logs: Path) -> Iterator[Pair]:
