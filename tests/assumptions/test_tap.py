@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the ring driver and the agent need of Linux's TAP.
 
-test ──readv/writev──► /dev/net/tun ── tap0 (a network namespace of its own)
+test ──readv/writev──► /dev/net/tun ── tap0 (a separate network namespace)
 """
 
 import errno

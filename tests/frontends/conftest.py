@@ -12,6 +12,6 @@ from tests.process.attach import AttachLab
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[AttachLab]:
-    """An empty lab, in a network namespace of its own."""
+    """An empty lab, in a separate network namespace."""
     with private_network(), AttachLab(tmp_path) as lab:
         yield lab

@@ -175,7 +175,7 @@ def scene(*, attach: bool = False) -> Iterator[Scene]:
 
 @contextmanager
 def ram(made: Scene) -> Iterator[int]:
-    """Open the master's memory: the arena, or in attach mode a file of its own."""
+    """Open the master's memory: the arena, or in attach mode another file."""
     if made.config.memory:
         yield made.device.store.file.fileno()
         return

@@ -76,7 +76,7 @@ def test_slave_waits_for_its_device_by_the_commands(machine: FreshMachine) -> No
 
 
 def test_master_finds_its_card_by_the_commands(machine: FreshMachine) -> None:
-    """The card is a TAP, in a network of its own."""
+    """The card is a TAP, in a separate network."""
     *address, ping = readme.commands("README.md", "**4. In the master**")
     assert ping == "ping 10.0.0.2"
     machine.run("apt install iproute2 mawk")  # a stock Debian has them

@@ -4,7 +4,7 @@
     with Machine(tmp_path) as copy:
         copy.run("dkms add kmod")
 
-An overlay over the root directory, in a mount namespace of its own: what packages
+An overlay over the root directory, in a separate mount namespace: what packages
 installed is there, what is written goes to memory.
 """
 

@@ -12,7 +12,7 @@ from tests.process.lab import Lab
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
-    """An empty lab of the test's own, in a network namespace of its own.
+    """An empty lab for one test, in a separate network namespace.
 
     For tests that end, kill, stop or cut something, or need other options or another
     order of starts: what they leave would be in the way of other tests.

@@ -36,7 +36,7 @@ class Lab:
         self._logs = directory
         self._stack = ExitStack()
         # On tmpfs, and this lab's alone: the shared lab of a file's tests runs while
-        # one of these tests has a lab of its own.
+        # one of these tests has a separate lab.
         memory = TemporaryDirectory(prefix="vhostpci-test-", dir="/dev/shm")
         self.memory_dir = Path(self._stack.enter_context(memory))
         self.slave = self._stack.enter_context(Namespace())

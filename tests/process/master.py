@@ -64,7 +64,7 @@ class Ram(Memory):
 
     @classmethod
     def of_nodes(cls, *sizes: int) -> Self:
-        """RAM of several NUMA nodes, each in a memfd of its own."""
+        """RAM of several NUMA nodes, with a memfd for each."""
         regions, start = [], 0
         for size in sizes:
             fd = os.memfd_create("node")

@@ -34,7 +34,7 @@ def two_nodes() -> Ram:
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AttachLab]:
-    """A daemon and an agent, to which each test connects a master of its own."""
+    """A daemon and an agent, to which each test connects another master."""
     with private_network(), AttachLab(tmp_path_factory.mktemp("lab")) as lab:
         lab.start()
         yield lab
@@ -59,7 +59,7 @@ def test_windows_come_and_go_with_the_master(shared: AttachLab) -> None:
 
 
 def test_agent_that_starts_later_gets_its_kicks_without_the_daemon(lab: Lab) -> None:
-    """The daemon relays no kick, and sleeps.  A lab of its own: the agent is last."""
+    """The daemon relays no kick, and sleeps.  The shared lab has its agent first."""
     daemon = lab.start_daemon(*ATTACH)
     lab.start_master(two_nodes()).load()
     wait_for(

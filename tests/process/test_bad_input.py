@@ -59,7 +59,7 @@ def test_agent_says_that_a_tap_name_is_in_use(shared: Lab) -> None:
 
 
 def test_agent_says_that_it_waits_for_a_daemons_socket(lab: Lab) -> None:
-    """A lab of its own: the daemon starts after the agent."""
+    """Not in the shared lab: the daemon starts after the agent."""
     agent = lab.start_agent()
     agent.wait_log("net0.ivshmem: No such file")
     lab.start_daemon()

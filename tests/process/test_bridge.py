@@ -58,7 +58,7 @@ Ports = tuple[Port, Port]
 
 @contextmanager
 def switch(directory: Path) -> Iterator[Ports]:
-    """Start both ports; the other master is in a namespace of its own."""
+    """Start both ports; the other master is in a separate namespace."""
     (directory / "other").mkdir()
     with private_network(), Lab(directory) as lab, Lab(directory / "other") as other:
         other.slave = lab.slave

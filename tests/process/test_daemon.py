@@ -282,7 +282,7 @@ def test_master_may_reconnect_while_the_daemon_waits_for_the_agent(
 ) -> None:
     """Its socket is not read meanwhile, so the daemon has not seen it close.
 
-    A daemon of its own: what the test writes as an agent stays in the metadata.
+    With a separate daemon: what the test writes as an agent stays in the metadata.
     """
     with slave(host) as client, client.metadata() as metadata:
         with master(host) as qemu:

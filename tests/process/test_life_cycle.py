@@ -32,7 +32,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A daemon, an agent and a master, for the tests in which only the driver changes.
 
     A part that was killed, stopped or started again would be another process for the
-    next test: such a test has a lab of its own.
+    next test: such a test has a separate lab.
     """
     with private_network(), Lab(tmp_path_factory.mktemp("lab")) as lab:
         start(lab)

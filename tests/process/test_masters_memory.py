@@ -27,7 +27,7 @@ FLOOD = ("ping", "-q", "-f", "10.9.0.1")
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AttachLab]:
-    """A daemon and an agent, to which each test connects a master of its own."""
+    """A daemon and an agent, to which each test connects another master."""
     with private_network(), AttachLab(tmp_path_factory.mktemp("lab")) as lab:
         lab.start()
         yield lab
@@ -57,7 +57,7 @@ def wait_descriptors(program: Program, most: int) -> None:
 
 
 def resident(program: Program) -> int:
-    """KiB of memory of its own."""
+    """KiB of memory that it shares with no other process."""
     status = Path(f"/proc/{program.process.pid}/status").read_text()
     (line,) = [one for one in status.splitlines() if one.startswith("RssAnon")]
     return int(line.split()[1])

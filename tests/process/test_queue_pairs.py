@@ -138,7 +138,7 @@ def test_driver_that_reloads_has_all_its_queues_again(shared: Lab) -> None:
 
 
 def test_workers_end_with_their_pairs(lab: Lab) -> None:
-    """The daemon is started again with fewer queue pairs: so a lab of its own."""
+    """The daemon is started again with fewer queue pairs: not in the shared lab."""
     daemon = lab.start_daemon("--queue-pairs", str(PAIRS))
     agent = lab.start_agent()
     wait_for(lambda: len(workers(agent)) == PAIRS, "eight workers")

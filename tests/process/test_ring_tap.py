@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ring on a real TAP: what only a kernel can answer.
 
-driver ── rings in memory ── worker ── TAP, in a network namespace of its own
+driver ── rings in memory ── worker ── TAP, in a separate network namespace
 """
 
 import errno

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A daemon whose slave VM's monitor is missing or hangs still serves, and still ends.
 
-Each test has a daemon of its own: its options differ, and most tests end it.
+Each test has a separate daemon: its options differ, and most tests end it.
 
 test ──(silent)── slave.qmp ◄── daemon
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Debian's libvirtd, for as long as a ``with`` block takes, and VMs that it manages.
 
-It runs in namespaces of its own (mounts, processes, network): its state lies in a
+It runs in separate namespaces (mounts, processes, network): its state lies in a
 temporary directory, it touches no network of the machine, and whatever it has
 started ends with it, however that ends.
 """

@@ -467,7 +467,7 @@ SHAPES: dict[Request, Shape] = {
     Request.REM_MEM_REG: Shape(SingleRegion, 0, 1),
 }
 
-# These requests have a reply of their own.  NEED_REPLY changes nothing for them: a
+# These requests always have a reply.  NEED_REPLY changes nothing for them: a
 # second reply, with a plain yes or no, would be taken for the next request's.
 REPLIES: frozenset[Request] = frozenset(
     {

@@ -148,7 +148,7 @@ def _read_line(port: BinaryIO) -> bytes:
 
 
 def main() -> None:
-    """Serve requests, each on a thread of its own, until the guest goes."""
+    """Serve requests, each on a separate thread, until the guest goes."""
     server = Server()
     lock = threading.Lock()
     with open(_find_port(), "r+b", buffering=0) as port:

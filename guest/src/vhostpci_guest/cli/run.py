@@ -65,11 +65,11 @@ def _rules(arguments: argparse.Namespace) -> naming.Rules:
 def _bridge(arguments: argparse.Namespace) -> bridge.Bridge | None:
     if arguments.bridge is None:
         return None
-    # The kernel would accept both, but gives no packet to an address of a port: the
+    # The kernel would accept both, but gives no packet to an address of such a TAP: the
     # bridge takes each packet that arrives there.
     if arguments.address:
         raise UsageError(
-            "--bridge and --address: a port of a bridge has no address of its own; "
+            "--bridge and --address: a TAP in a bridge has no address; "
             f"give it to the bridge: ip address add CIDR dev {arguments.bridge}"
         )
     return bridge.Bridge(arguments.bridge)

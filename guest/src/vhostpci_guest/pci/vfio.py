@@ -126,7 +126,7 @@ def _open_device(pci: PciDevice, group: str, stack: ExitStack) -> int:
     if not _group_status.unpack(status)[1] & GROUP_VIABLE:
         raise Unusable(
             f"{pci.address} shares IOMMU group {group} with devices of other drivers: "
-            "put it on a PCIe root port or bus of its own"
+            "put it alone on a PCIe root port or bus"
         )
     # In this order (Linux, "VFIO Usage Example"): a container takes an IOMMU only once
     # it has a group, and a group gives its devices only once it has an IOMMU.

@@ -30,7 +30,7 @@ _ABSENT = (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN, errno.ECONNRESET)
 class SocketSource:
     """A daemon's socket, tried every second while no daemon listens on it.
 
-    The windows that the device names have sockets of their own beside it.
+    Each window that the device names has another socket beside it.
 
     Args:
         path: the socket.

@@ -37,7 +37,7 @@ def run_in(namespace: int, action: Callable[[], T]) -> T:
 
     Args:
         namespace: a descriptor of the network namespace.
-        action: it runs in a thread of its own.
+        action: it runs in another thread.
 
     Raises:
         OSError: we may not enter the namespace.

@@ -77,7 +77,7 @@ def test_any_text_is_an_argument_or_refused(text: str) -> None:
             parse(text)
 
 
-def test_copies_of_a_machine_with_uuids_of_their_own_have_different_macs(
+def test_copies_of_a_machine_with_different_uuids_have_different_macs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a VM that was cloned, and so has the machine-id of the first one."""
