@@ -138,7 +138,7 @@ class Scene:
             warn=self.warnings.append,
             plugger=self.plugger if config.plugged else None,
         )
-        return Device(config, store, windows, loop, PeerLog(config.name, loop.time))
+        return Device(config, store, windows, loop, PeerLog(config.name, loop))
 
     def _tick(self) -> None:
         """Tick the device, as the daemon does."""

@@ -85,7 +85,7 @@ class Server:
         self._plugger = plugger
         self._master: MasterConnection | None = None
         self._slave: SlaveConnection | None = None
-        self._log = PeerLog(config.name, common.loop.time)
+        self._log = PeerLog(config.name, self.loop)
         self._masters = Admission(self.loop, self._new_master)
         # A slave may come back as often as it likes.  Only what was no slave waits, and
         # shows meanwhile whether it is one now.

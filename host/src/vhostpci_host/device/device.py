@@ -463,7 +463,6 @@ class Device:
         if self._ticks % BEAT_TICKS == 0:
             self.store.metadata.beat()
         self._look_at_agent()
-        self._log.tick()
         if problem := self._stale_slave.tick(
             connected=self.slave is not None, agent_lives=self.agent.lives
         ):

@@ -6,13 +6,16 @@ refused requests a second, must not fill the disk with what the daemon says of i
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
+
+from ..interfaces import Loop, Timer
 
 log = logging.getLogger(__name__)
 
 WINDOW = 60.0
 """Seconds after which a kind of line may be logged again."""
+LOOK = 1.0
+"""Seconds from one look to the next at what was left out, while there is any."""
 BURST = 6
 """Lines of one kind within a window.  A kind names the process that causes it."""
 BURST_ALL = 120
@@ -37,14 +40,16 @@ class PeerLog:
 
     Args:
         name: the device's, which begins each line.
-        now: a monotonic clock, in seconds.
+        loop: tells the time, and calls back when there is something to report.
     """
 
-    def __init__(self, name: str, now: Callable[[], float]) -> None:
+    def __init__(self, name: str, loop: Loop) -> None:
         self._name = name
-        self._now = now
-        self._all = _Kind(now())
+        self._loop = loop
+        self._all = _Kind(loop.time())
         self._kinds: dict[str, _Kind] = {}
+        self._timer: Timer | None = None
+        """Runs while there is something to report."""
 
     def info(self, text: str, kind: str) -> None:
         """Log an event of this kind."""
@@ -66,18 +71,18 @@ class PeerLog:
             self._say(logging.WARNING, text, kind)
 
     def _kind(self, name: str) -> _Kind:
-        kind = self._kinds.pop(name, None) or _Kind(self._now())
+        kind = self._kinds.pop(name, None) or _Kind(self._loop.time())
         if len(self._kinds) >= MOST:
             # Report it later, with all the others that were forgotten in this window.
             oldest = self._kinds.pop(next(iter(self._kinds)))
             self._all.left_out += oldest.left_out
             self._all.text = oldest.text
         self._kinds[name] = kind  # as the newest
+        self._renew(kind)
+        self._renew(self._all)
         return kind
 
     def _say(self, level: int, text: str, kind: _Kind) -> None:
-        self._renew(kind)
-        self._renew(self._all)
         kind.level = level
         if kind.lines >= BURST or self._all.lines >= BURST_ALL:
             self._leave_out(kind, text)
@@ -91,17 +96,24 @@ class PeerLog:
         kind.left_out += 1
         kind.text = text
         log.debug("%s: %s", self._name, text)
+        if self._timer is None:
+            self._timer = self._loop.call_later(LOOK, self._look)
 
-    def tick(self) -> None:
-        """Report what was left out: call it from time to time."""
-        for kind in (self._all, *self._kinds.values()):
+    def _look(self) -> None:
+        """Report what was left out in windows that are over."""
+        self._timer = None
+        kinds = (self._all, *self._kinds.values())
+        for kind in kinds:
             self._renew(kind)
+        if any(kind.left_out for kind in kinds):
+            self._timer = self._loop.call_later(LOOK, self._look)
 
     def _renew(self, kind: _Kind) -> None:
         """Begin a new window if the last one is over."""
-        if self._now() - kind.since >= WINDOW:
+        now = self._loop.time()
+        if now - kind.since >= WINDOW:
             self._report(kind)
-            kind.since, kind.lines, kind.left_out = self._now(), 0, 0
+            kind.since, kind.lines, kind.left_out = now, 0, 0
 
     def _report(self, kind: _Kind) -> None:
         if kind.left_out:
@@ -115,6 +127,8 @@ class PeerLog:
 
     def close(self) -> None:
         """Report what was left out until now."""
+        if self._timer is not None:
+            self._timer.cancel()
         for kind in (self._all, *self._kinds.values()):
             self._report(kind)
         self._kinds.clear()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.fakes.loop import ManualLoop
-from vhostpci_host.device.peer_log import BURST, BURST_ALL, MOST, WINDOW, PeerLog
+from vhostpci_host.device.peer_log import BURST, BURST_ALL, LOOK, MOST, WINDOW, PeerLog
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def loop() -> ManualLoop:
 @pytest.fixture
 def peer_log(loop: ManualLoop, caplog: pytest.LogCaptureFixture) -> PeerLog:
     caplog.set_level(logging.INFO)
-    return PeerLog("dev", loop.time)
+    return PeerLog("dev", loop)
 
 
 Lines = Callable[[], list[str]]
@@ -40,8 +40,7 @@ def test_flood_of_one_kind_is_a_few_lines_and_a_count(
     for number in range(3100):
         peer_log.warn(f"refused {number}", "refusal of pid 7")
     assert len(lines()) == BURST
-    loop.advance(WINDOW)
-    peer_log.tick()
+    loop.advance(WINDOW + LOOK)
     left_out = 3100 - BURST
     assert lines()[BURST:] == [
         f"dev: {left_out} more lines like this one were left out: refused 3099"
@@ -83,8 +82,7 @@ def test_warning_that_repeats_is_logged_once_and_counted(
         peer_log.warn_once("front-end (pid 7) refused: pid 5 is connected")
         peer_log.warn_once("front-end (pid 8) refused: pid 5 is connected")
     assert len(lines()) == 2
-    loop.advance(WINDOW)
-    peer_log.tick()
+    loop.advance(WINDOW + LOOK)
     assert [line.partition(" (pid")[0] for line in lines()[2:]] == [
         "dev: 3 more lines like this one were left out: front-end"
     ] * 2
