@@ -24,6 +24,7 @@ from .wire import ProtocolError
 # it takes longer, it was preempted or killed while it wrote, or has published nothing
 # yet, and it is better to look again later than to spin.
 _RETRIES = 1000
+_MAGIC_WORD = int.from_bytes(md.MAGIC, sys.byteorder)
 
 
 class Metadata:
@@ -43,6 +44,7 @@ class Metadata:
             raise ValueError(f"a metadata region has {md.SIZE:#x} bytes")
         self._view = view.cast("B")
         self._words = self._view.cast("Q")
+        self._agent = self._view[md.AGENT : md.AGENT + md.Agent.layout.size]
         # The daemon's own count.  It never reads its generation back: the slave can
         # write the region, and could make it go backwards.
         self._generation = 0
@@ -50,6 +52,7 @@ class Metadata:
     def release(self) -> None:
         """Release the memoryviews; a mapping that has any cannot be closed."""
         self._words.release()
+        self._agent.release()
         self._view.release()
 
     def _word(self, offset: int) -> int:
@@ -88,7 +91,7 @@ class Metadata:
         It does not after another process has cut the file: the daemon asks this to
         find out whether it must write everything again.
         """
-        return self._read(md.HEADER, len(md.MAGIC)) == md.MAGIC
+        return self._word(md.HEADER) == _MAGIC_WORD
 
     def publish(
         self,
@@ -126,7 +129,7 @@ class Metadata:
         """Copy the agent's own entry, for `metadata.Agent.parse`."""
         # Not parsed here: the daemon parses a copy only if it differs from the last
         # one, and must not read the region again, which the agent writes meanwhile.
-        return self._read(md.AGENT, md.Agent.layout.size)
+        return self._agent.tobytes()
 
     def agent_ring_bytes(self, count: int) -> bytes:
         """Copy the agent's entries of the first `count` rings, one after the other."""

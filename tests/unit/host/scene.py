@@ -23,6 +23,7 @@ from tests.fakes.ports import (
 from tests.fakes.windows import MIB
 from vhostpci_host.config.device import DeviceConfig, Mode
 from vhostpci_host.daemon.daemon import TICK
+from vhostpci_host.daemon.server import SLOW_TICKS
 from vhostpci_host.device.device import Device
 from vhostpci_host.device.peer_log import PeerLog
 from vhostpci_host.device.windows import ShownWindows
@@ -120,6 +121,7 @@ class Scene:
         self.plugger = RecordedPlugger()
         self.warnings: list[str] = []
         self.device = self._make_device()
+        self._ticks = 0
         self._timer = loop.call_later(TICK, self._tick)
         self.agents = 0
         self._stack = ExitStack()
@@ -143,6 +145,9 @@ class Scene:
     def _tick(self) -> None:
         """Tick the device, as the daemon does."""
         self._timer = self.loop.call_later(TICK, self._tick)
+        self._ticks += 1
+        if self._ticks % SLOW_TICKS == 0:
+            self.device.slow_tick(names=True)
         self.device.tick()
 
     @property

@@ -32,8 +32,8 @@ from .seats import slave_hangs
 
 log = logging.getLogger(__name__)
 
-CHECK_TICKS = 4
-"""Ticks from one look at the sockets' paths to the next: a system call each."""
+SLOW_TICKS = 4
+"""Ticks from one slow tick to the next."""
 SUSPICION = 0.5
 """Seconds for which a process that was no slave has time to show that it is none."""
 PUZZLING = 3
@@ -325,10 +325,15 @@ class Server:
     def tick(self) -> None:
         """Do what the device does four times a second; what fails, fails it alone."""
         self._ticks += 1
-        if self._ticks % CHECK_TICKS == 0:
-            self.loop.run(self._check_paths)
-            self.loop.run(self._check_master)
+        if self._ticks % SLOW_TICKS == 0:
+            self.loop.run(self._slow_tick)
         self.loop.run(self.device.tick)
+
+    def _slow_tick(self) -> None:
+        """Do what the device does once a second."""
+        self._check_paths()
+        self._check_master()
+        self.device.slow_tick(names=True)
 
     def _check_master(self) -> None:
         """Say that a front-end hangs: its user may wait for something to happen."""

@@ -6,7 +6,6 @@ waits for the agent and what it tells the user, never where the daemon reads or 
 """
 
 import logging
-from dataclasses import replace
 
 from vhostpci_shared.access import Metadata
 from vhostpci_shared.metadata import Agent, AgentState
@@ -49,6 +48,7 @@ class AgentView:
         self._untold = self._silence_told = self._connected = False
         self._bytes = metadata.agent_bytes()
         self.entry = _parse(self._bytes)
+        """What it said last; of its heartbeat it is enough that it changes."""
         self.late_at = 0
         """The generation that the agent missed, after a wait that timed out."""
 
@@ -66,6 +66,20 @@ class AgentView:
         self.entry = _parse(self._bytes)
         self.late_at = 0
 
+    def only_beats(self, now: float) -> bool:
+        """Look at the agent's entry; return whether there is nothing new but a beat.
+
+        This is asked four times a second for each device, so nothing is parsed.
+        """
+        self._now = now
+        data = self._metadata.agent_bytes()
+        if data == self._bytes:
+            return True
+        if not self._recent or not _same_but_beat(data, self._bytes):
+            return False
+        self._bytes, self._lived_at = data, now
+        return True
+
     def sample(self, now: float) -> bool:
         """Read what the agent says; return whether it serves the slave after another.
 
@@ -74,7 +88,6 @@ class AgentView:
         """
         self._now = now
         if not self._read(now):
-            # This is the case four times a second for each device: nothing is parsed.
             if self._untold:
                 self._tell(now)
             self._tell_silence()
@@ -95,9 +108,7 @@ class AgentView:
             return False
         alive = self._lived_at is not None
         self._bytes, self._lived_at = data, now
-        if alive and _without_beat(data) == _without_beat(before):
-            beat = int.from_bytes(data[_HEARTBEAT], "little")
-            self.entry = replace(self.entry, heartbeat=beat)
+        if alive and _same_but_beat(data, before):
             return False
         self.entry = _parse(data)
         return True
@@ -118,11 +129,12 @@ class AgentView:
         It cannot serve the device without a slave: that slave VM is connected to an
         earlier daemon.
         """
-        return (
-            self.entry.state is AgentState.READY
-            and self._lived_at is not None
-            and self._now - self._lived_at < ALIVE
-        )
+        return self.entry.state is AgentState.READY and self._recent
+
+    @property
+    def _recent(self) -> bool:
+        """Whether it said something within the last `ALIVE` seconds."""
+        return self._lived_at is not None and self._now - self._lived_at < ALIVE
 
     def silent_since(self, connected_at: float) -> float:
         """Return since when it has said nothing; never before `connected_at`."""
@@ -190,5 +202,7 @@ def _parse(data: bytes) -> Agent:
         return Agent(state=AgentState.FAILED, message=str(error))
 
 
-def _without_beat(data: bytes) -> tuple[bytes, bytes]:
-    return data[: _HEARTBEAT.start], data[_HEARTBEAT.stop :]
+def _same_but_beat(one: bytes, other: bytes) -> bool:
+    """Whether two entries differ in nothing but the heartbeat."""
+    start, stop = _HEARTBEAT.start, _HEARTBEAT.stop
+    return one[stop:] == other[stop:] and one[:start] == other[:start]

@@ -53,8 +53,6 @@ log = logging.getLogger(__name__)
 
 BEAT_TICKS = 2
 """Ticks from one heartbeat to the next: the metadata promises one in 0.5 s."""
-SIZE_TICKS = 4
-"""Ticks from one look at the memory files' sizes to the next: a system call each."""
 QUIET = 60.0
 """Seconds between two lines about a file that is cut again and again."""
 
@@ -84,6 +82,7 @@ class Device:
         self.backend: Backend | None = None
         self.master: MasterPort | None = None
         self.slave: Slave | None = None
+        self._metadata = store.metadata
         self.agent = AgentView(store.metadata, config.name, config.vectors)
         instance = random.getrandbits(63) | 1
         self.publisher = Publisher(config, store.metadata, instance)
@@ -140,6 +139,7 @@ class Device:
         self.master = port
         windows = self.store.windows(port.pid, self._for_vm)
         self.backend = Backend(self.config.queue_pairs, windows)
+        self._restore_memory(sizes=False)  # the master that is gone may have harmed it
         self._publish()
 
     def master_gone(self) -> None:
@@ -453,20 +453,47 @@ class Device:
     # Time.
 
     def tick(self) -> None:
-        """Beat the heart, and look at the agent and the memory: four times a second."""
+        """Beat the heart, and look at the metadata: four times a second."""
+        # There may be hundreds of devices with nothing to do but this: make no system
+        # call here, and read only two places in memory.
         self._ticks += 1
-        if what := self.store.restore(sizes=self._ticks % SIZE_TICKS == 0):
-            self._memory_restored(what)
-        if self._ticks % SIZE_TICKS == 0:
-            for text in self.store.new_problems():
-                log.warning("%s: %s", self.config.name, text)
+        if not self._metadata.formatted():
+            self._restore_memory(sizes=False)
         if self._ticks % BEAT_TICKS == 0:
-            self.store.metadata.beat()
+            self._metadata.beat()
+        if not self.agent.only_beats(self._loop.time()) or self._is_due():
+            self._look_at_agent()
+
+    def _is_due(self) -> bool:
+        """Whether there is something to do although the agent says nothing new."""
+        slave = self.slave
+        return (
+            self._reports.later
+            or self.windows.retiring
+            or (slave is not None and slave.retiring)
+        )
+
+    def slow_tick(self, *, names: bool) -> None:
+        """Look at what takes system calls, and at all that the agent writes.
+
+        This is once a second.  An agent rings a doorbell when it has news of a ring, so
+        it is only the second way to that news.
+
+        Args:
+            names: whether a name in the memory files' directory may have changed.
+        """
+        self._restore_memory(sizes=True)
         self._look_at_agent()
-        if problem := self._stale_slave.tick(
+        for text in self.store.new_problems(names=names):
+            log.warning("%s: %s", self.config.name, text)
+        if problem := self._stale_slave.look(
             connected=self.slave is not None, agent_lives=self.agent.lives
         ):
             log.warning("%s: %s", self.config.name, problem)
+
+    def _restore_memory(self, *, sizes: bool) -> None:
+        if what := self.store.restore(sizes=sizes):
+            self._memory_restored(what)
 
     def _memory_restored(self, what: str) -> None:
         """Write the metadata again: it was lost by `what`."""

@@ -32,24 +32,26 @@ class RingReports:
         self._metadata = metadata
         self._publisher = publisher
         self._seen: tuple[bytes, int] | None = None
+        self.later = False
+        """Whether to look again although the agent writes nothing new."""
 
     def look(self, setup: FrontEndSetup | None, now: float) -> None:
         """Act on each ring that the agent reports as broken or fenced.
 
-        This is called for each device four times a second, so nothing is parsed while
-        neither the agent's bytes nor any lease has changed.
+        This is called for each device once a second, so nothing is parsed while neither
+        the agent's bytes nor any lease has changed.
         """
         leases = self._publisher.leases
         raw = self._metadata.agent_ring_bytes(len(leases))
         state = raw, self._publisher.last_session
         if setup is None or state == self._seen:
             return
-        later = False
+        self.later = False
         for lease in leases:
             if lease.running:
-                later |= self._look_at(lease, raw, setup, now)
+                self.later |= self._look_at(lease, raw, setup, now)
         # A ring whose renewal has to wait is looked at again though nothing changes.
-        self._seen = None if later else (raw, self._publisher.last_session)
+        self._seen = None if self.later else (raw, self._publisher.last_session)
 
     def _look_at(
         self, lease: Lease, raw: bytes, setup: FrontEndSetup, now: float

@@ -10,8 +10,8 @@ We know such a slave by its agent, which writes into the metadata although no sl
 connected.
 """
 
-PATIENCE_TICKS = 16
-"""Ticks after which an agent without a connection is reported: 4 s.
+PATIENCE = 5
+"""Looks after which an agent without a connection is reported: 4 s.
 
 An agent ends with its connection, and counts as alive for 2 s after its last word.
 """
@@ -37,22 +37,22 @@ class StaleSlave:
 
     def __init__(self, *, plugged: bool) -> None:
         self._text = f"{NOTICE}: {ADVICE[plugged]}"
-        self._ticks = 0
+        self._looks = 0
 
     @property
     def problem(self) -> str:
         """What is wrong and what to do about it; empty if nothing is."""
-        return self._text if self._ticks >= PATIENCE_TICKS else ""
+        return self._text if self._looks >= PATIENCE else ""
 
-    def tick(self, *, connected: bool, agent_lives: bool) -> str:
-        """Look once a tick; return the problem if it is new.
+    def look(self, *, connected: bool, agent_lives: bool) -> str:
+        """Look once a second; return the problem if it is new.
 
         Args:
             connected: whether a slave is connected to this daemon.
             agent_lives: whether an agent writes into the metadata.
         """
         if connected or not agent_lives:
-            self._ticks = 0
+            self._looks = 0
             return ""
-        self._ticks += 1
-        return self.problem if self._ticks == PATIENCE_TICKS else ""
+        self._looks += 1
+        return self.problem if self._looks == PATIENCE else ""

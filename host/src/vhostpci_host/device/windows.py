@@ -96,6 +96,11 @@ class ShownWindows:
         self._plug()
 
     @property
+    def retiring(self) -> bool:
+        """Whether a window is shown that the metadata names no more."""
+        return bool(self._unnamed_since)
+
+    @property
     def _unnamed(self) -> frozenset[int]:
         """The windows that are still shown, window 0 among them, and not named."""
         device = {md.SLAVE_ID} if self.device and not self._device_named else set()

@@ -106,6 +106,11 @@ class Slave:
         self.peers.withdraw()
         self._outdated = (generation, self._loop.time())
 
+    @property
+    def retiring(self) -> bool:
+        """Whether there are old peers that `retire` will drop."""
+        return self._outdated is not None
+
     def retire(self, reached: int) -> None:
         """Drop old peers once the agent has answered a generation without them.
 

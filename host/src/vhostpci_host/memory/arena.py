@@ -206,13 +206,19 @@ class Arena:
         """What is wrong with the file at present; empty if nothing is."""
         return self._region.problem or self._path_problem
 
-    def new_problems(self) -> list[str]:
+    def new_problems(self, *, names: bool = True) -> list[str]:
         """Return what is wrong with the file and was not told yet.
+
+        Args:
+            names: whether the file may have lost its name since the last time.
 
         Raises:
             HostError: it was removed, and there is no master for whom to go on.
         """
-        self._check_path()
+        if names or self._path_problem:
+            self._check_path()
+        if not self.problem and not self._told:
+            return []
         now = frozenset(filter(None, (self._region.problem, self._path_problem)))
         new, self._told = now - self._told, now
         return sorted(new)

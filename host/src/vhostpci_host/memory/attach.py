@@ -145,8 +145,12 @@ class AttachedMemory:
     def discard(self) -> None:
         """There is nothing that stays when we are closed."""
 
-    def new_problems(self) -> list[str]:
-        """Return a message for each of the master's files that was cut, once each."""
+    def new_problems(self, *, names: bool = True) -> list[str]:
+        """Return a message for each of the master's files that was cut, once each.
+
+        Args:
+            names: ignored, since our files have none.
+        """
         found = []
         for number in sorted(self.files.keys() - self._reported_cuts):
             window = self.files[number]

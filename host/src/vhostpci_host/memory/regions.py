@@ -107,8 +107,11 @@ class Store(Protocol):
         """
         ...
 
-    def new_problems(self) -> list[str]:
+    def new_problems(self, *, names: bool = True) -> list[str]:
         """Return a message for each problem of a file that we cannot repair, once.
+
+        Args:
+            names: whether a name in the files' directory may have changed.
 
         Raises:
             HostError: the device cannot go on with its files.
