@@ -35,6 +35,7 @@ from ..memory.directory import make_directory
 from ..memory.room import shortages
 from . import control
 from .control import Commands, Control, Request
+from .directories import Directories
 from .server import Common, Server
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,11 @@ class Daemon:
     def __init__(self, shared: Mapping[str, str] | None = None) -> None:
         self.loop = asyncio.get_running_loop()
         self._common = Common(
-            self.loop, WindowIds(), Linger(self.loop), self._serve_device_control
+            self.loop,
+            WindowIds(),
+            Linger(self.loop),
+            Directories(self.loop.time),
+            self._serve_device_control,
         )
         self._shared = shared
         self._entries: dict[str, Entry] = {}

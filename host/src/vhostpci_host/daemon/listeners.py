@@ -103,6 +103,8 @@ class PathListener:
         self._take = take
         self._complain = complain
         self.closed = False
+        self.lost = False
+        """Whether another process has taken the path, and we cannot listen there."""
         self._adopt(sockets.listen(place.path, place.mode, place.group))
 
     def _adopt(self, server: socket.socket) -> None:
@@ -112,8 +114,11 @@ class PathListener:
 
     def check(self) -> None:
         """Listen again if our socket is no longer at the path."""
+        if self.closed:
+            return
         path, found = self._place.path, sockets.inode(self._place.path)
-        if found is not None and found == self._inode:
+        self.lost = found is None or found != self._inode
+        if not self.lost:
             return
         if found is None:
             text = f"{path} was removed by another process: listening there again"
@@ -131,6 +136,7 @@ class PathListener:
             return
         self._listener.close()
         self._adopt(server)
+        self.lost = False
 
     def close(self) -> None:
         """Accept no more, and remove the socket if it is still ours."""

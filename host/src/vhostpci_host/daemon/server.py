@@ -26,6 +26,7 @@ from ..memory.regions import Store
 from ..vhost_user.connection import MasterConnection
 from . import control
 from .admission import Admission
+from .directories import Directories, NameWatch
 from .isolated_loop import IsolatedLoop
 from .listeners import Listener, PathListener, Place
 from .seats import slave_hangs
@@ -48,6 +49,7 @@ class Common:
     window_ids: WindowIds
     """Gives out the windows' numbers."""
     linger: Linger
+    directories: Directories
     control: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
     """Answers the lines of one control connection."""
 
@@ -93,6 +95,9 @@ class Server:
         self._alone = False
         self._ticks = 0
         self._listeners: list[PathListener] = []
+        paths = config.vhost_user, config.ivshmem, config.arena
+        at = {path.parent for path in paths}
+        self._names = NameWatch(*map(common.directories.at, at))
         with contextlib.ExitStack() as stack:
             self._open(config, inherited, stack)
             self._stack = stack.pop_all()
@@ -331,20 +336,27 @@ class Server:
 
     def _slow_tick(self) -> None:
         """Do what the device does once a second."""
-        self._check_paths()
+        names = self._names.changed()
+        self._check_paths(names=names)
         self._check_master()
-        self.device.slow_tick(names=True)
+        self.device.slow_tick(names=names)
 
     def _check_master(self) -> None:
         """Say that a front-end hangs: its user may wait for something to happen."""
         if self._master is not None and (hangs := self._master.hangs):
             self.say_once(f"front-end (pid {self._master.pid}) {hangs}")
 
-    def _check_paths(self) -> None:
-        """Listen again where another process took the path of a socket."""
-        self._listeners = [one for one in self._listeners if not one.closed]
+    def _check_paths(self, *, names: bool) -> None:
+        """Listen again where another process took the path of a socket.
+
+        Args:
+            names: whether a name in the sockets' directory may have changed.
+        """
+        if names:
+            self._listeners = [one for one in self._listeners if not one.closed]
         for listener in self._listeners:
-            listener.check()
+            if names or listener.lost:
+                listener.check()
 
     def _exhausted(self, error: OSError) -> None:
         """Drop a connection, since no descriptors are left."""

@@ -4,6 +4,7 @@
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ import pytest
 
 from tests.fakes.loop import ManualLoop
 from tests.fakes.windows import MIB
+from vhostpci_host import sockets
 from vhostpci_host.config.device import DeviceConfig, Mode
 from vhostpci_host.daemon.daemon import TICK
+from vhostpci_host.daemon.directories import Directories
 from vhostpci_host.daemon.seats import HUNG
 from vhostpci_host.daemon.server import SUSPICION, Common, Server
 from vhostpci_host.device.windows import ShownWindows
+from vhostpci_host.errors import HostError
 from vhostpci_host.ivshmem.linger import LINGER, Linger
 from vhostpci_host.memory.attach import WindowIds
 from vhostpci_host.vhost_user.connection import SILENT
@@ -29,7 +33,13 @@ from vhostpci_shared.vhost_user import Request
 class Served:
     """A device that is served, and the processes that connect to it."""
 
-    def __init__(self, directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        caplog: pytest.LogCaptureFixture,
+        clock: Callable[[], int] = time.time_ns,
+        **options: Any,
+    ) -> None:
         self.loop = loop = ManualLoop()
         self.failures: list[Exception] = []
         self.config = DeviceConfig(
@@ -38,8 +48,15 @@ class Served:
             memory=16 * MIB,
             run_dir=directory,
             memory_dir=directory,
+            **options,
         )
-        common = Common(loop, WindowIds(256), Linger(loop), _no_control)  # type: ignore[arg-type]
+        common = Common(
+            loop,  # type: ignore[arg-type]
+            WindowIds(256),
+            Linger(loop),
+            Directories(loop.time, clock),
+            _no_control,
+        )
         self.server = Server(
             common, self.config, failed=self.failures.append, ended=_not_alone
         )
@@ -232,6 +249,39 @@ def test_file_in_the_sockets_place_is_left_alone(served: Served, path: Path) -> 
     path.unlink()
     served.loop.advance(2.0)
     assert reaches_us(served, path)
+
+
+def test_path_that_could_not_be_had_is_tried_again_though_no_name_changes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, mode: int, group: int | None) -> socket.socket:
+        raise HostError("no descriptors")
+
+    # By this clock no change is recent, so that none is looked at twice.
+    served = Served(tmp_path, caplog, clock=lambda: 2**63)
+    path = served.config.vhost_user
+    with monkeypatch.context() as patch:
+        patch.setattr(sockets, "listen_again", refuse)
+        path.unlink()
+        served.loop.advance(5.0)
+    assert not path.exists()
+    served.loop.advance(1.0)
+    assert reaches_us(served, path)
+    served.close()
+
+
+def test_socket_in_a_directory_of_its_own_is_watched_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "apart" / "socket"
+    path.parent.mkdir()
+    served = Served(tmp_path, caplog, clock=lambda: 2**63, socket_path=path)
+    served.loop.advance(2.0)
+    time.sleep(0.02)  # until the kernel's clock has stepped
+    with steal(path):
+        served.loop.advance(2.0)
+        assert served.said(f"{path} was replaced by pid {os.getpid()}") == 1
+    served.close()
 
 
 def test_end_leaves_a_stolen_socket_to_its_thief(served: Served, path: Path) -> None:
