@@ -108,11 +108,17 @@ def who_listens(path: Path) -> str:
             probe.connect(os.fspath(path))
         except OSError:
             return "another process"
-        pid = peer_pid(probe)
+        return process_text(peer_pid(probe))
+
+
+def process_text(pid: int) -> str:
+    """Return `pid N (NAME)` for the log, or what is known of it."""
+    if pid == 0:
+        return "a process of another PID namespace"
     try:
         name = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
     except OSError:
-        return f"pid {pid}"
+        return f"pid {pid}"  # it has ended, or /proc hides it
     return f"pid {pid} ({name})"
 
 

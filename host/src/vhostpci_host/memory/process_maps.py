@@ -10,6 +10,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..sockets import process_text
+
 
 @dataclass(frozen=True, slots=True)
 class _Mapping:
@@ -61,7 +63,7 @@ def is_alive(pid: int) -> bool:
 def users_of(path: Path) -> list[str]:
     """Return the other processes that have the file open, each as `pid N (NAME)`."""
     return [
-        f"pid {process.name} ({_name(process)})"
+        process_text(int(process.name))
         for process in Path("/proc").iterdir()
         if process.name.isdecimal()
         and int(process.name) != os.getpid()
@@ -98,10 +100,3 @@ def _open_names(process: Path) -> set[str]:
             with contextlib.suppress(OSError):
                 names.add(os.readlink(link))
     return names
-
-
-def _name(process: Path) -> str:
-    try:
-        return (process / "comm").read_text().strip()
-    except OSError:
-        return "unknown"
