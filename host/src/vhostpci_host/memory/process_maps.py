@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..sockets import process_text
+from .limited_read import read_with_limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +75,17 @@ def users_of(path: Path) -> list[str]:
 def _mappings(pid: int, info: os.stat_result) -> list[_Mapping] | None:
     """Return the mappings of a file; None if we cannot know."""
     wanted = (f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}", info.st_ino)
-    found = []
-    try:
-        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
-            for line in maps:
-                range_, mode, offset, device, inode = line.split(maxsplit=5)[:5]
-                if (device, int(inode)) == wanted:
-                    first, last = (int(part, 16) for part in range_.split("-"))
-                    start = int(offset, 16)
-                    end = start + last - first
-                    found.append(_Mapping(mode[3] == "p", start, end))
-    except OSError:
+    text = read_with_limit(Path(f"/proc/{pid}/maps"))
+    if text is None:
         return None
+    found = []
+    for line in text.splitlines():
+        range_, mode, offset, device, inode = line.split(maxsplit=5)[:5]
+        if (device, int(inode)) == wanted:
+            first, last = (int(part, 16) for part in range_.split("-"))
+            start = int(offset, 16)
+            end = start + last - first
+            found.append(_Mapping(mode[3] == "p", start, end))
     return found
 
 

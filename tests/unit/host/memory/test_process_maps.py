@@ -5,17 +5,22 @@ import mmap
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.windows import MIB
+from vhostpci_host.memory.limited_read import LONGEST
 from vhostpci_host.memory.process_maps import (
     is_alive,
     mapped_end,
     mapped_private,
     users_of,
 )
+
+LINE = 49
+"""Bytes of the shortest line of /proc/PID/maps."""
 
 
 @pytest.fixture
@@ -68,6 +73,18 @@ def test_file_of_another_file_system_with_the_same_number_is_another(
 def test_nothing_is_known_of_a_process_that_we_may_not_look_at(memory: Path) -> None:
     assert not mapped_private(0, memory.stat())
     assert mapped_end(0, memory.stat(), 1) is None
+
+
+def test_process_with_more_mappings_than_any_qemu_is_not_looked_at(
+    memory: Path,
+) -> None:
+    """The kernel would print a line for each of them, while all devices wait."""
+    with memory.open("r+b") as file, ExitStack() as stack:
+        for _ in range(LONGEST // LINE // 2 + 1):
+            # Two mappings side by side must differ, or the kernel makes them one.
+            for access in (mmap.ACCESS_READ, mmap.ACCESS_WRITE):
+                stack.enter_context(mmap.mmap(-1, mmap.PAGESIZE, access=access))
+        assert mapped_end(os.getpid(), os.fstat(file.fileno()), 1) is None
 
 
 def test_process_lives_until_it_has_ended() -> None:

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A file that another process makes slow to read does not stop the daemon's loop."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vhostpci_host.memory import limited_read
+from vhostpci_host.memory.limited_read import LIMIT, LONGEST, read_with_limit
+
+
+@pytest.fixture(autouse=True)
+def no_pause() -> Iterator[None]:
+    """Begin and end without the pause that an earlier read caused."""
+    limited_read._pause_until = 0.0
+    yield
+    limited_read._pause_until = 0.0
+
+
+@pytest.fixture
+def stuck(tmp_path: Path) -> Iterator[Path]:
+    """A file whose open() waits, as for a lock of another process."""
+    path = tmp_path / "stuck"
+    os.mkfifo(path)
+    yield path
+    # Opened in both directions it never waits, and the reader's open() succeeds.
+    with path.open("r+b", buffering=0):
+        time.sleep(0.05)
+
+
+def test_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"what is in it \xff")
+    assert read_with_limit(path) == "what is in it \ufffd"
+
+
+def test_file_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    assert read_with_limit(tmp_path / "missing") is None
+
+
+def test_file_that_is_too_long_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "long"
+    path.write_bytes(bytes(LONGEST))
+    assert read_with_limit(path) is None
+
+
+def test_read_that_is_stuck_is_given_up_and_none_follows_at_once(
+    stuck: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.write_text("text")
+    began = time.monotonic()
+    assert read_with_limit(stuck) is None
+    assert read_with_limit(stuck) is None
+    assert read_with_limit(other) is None
+    # Twice the limit would be possible only if the second read had waited, too.
+    assert limited_read._pause_until - began >= LIMIT
+    limited_read._pause_until = 0.0
+    assert read_with_limit(other) == "text"
