@@ -5,6 +5,7 @@ test (ivshmem server) ──unix socket──► QEMU ◄──QMP── test
                                         guest: Debian's kernel, no daemon
 """
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from tests.vm import qemu
 from tests.vm.bare_slave import Slave, clear_handlers, started
 from tests.vm.harness import Vm
+from tests.vm.qmp import QmpError
 
 pytestmark = pytest.mark.vm
 
@@ -57,14 +59,23 @@ def test_large_window_in_a_root_port_without_reserve_has_no_address(
     assert slave.wait_windows(300)[300][1] == 0
 
 
-def test_second_device_in_a_root_port_is_accepted_and_never_seen(slave: Slave) -> None:
-    """So the daemon looks for an empty root port: QEMU does not refuse a full one."""
+def test_second_device_in_a_root_port_is_refused_or_never_seen(slave: Slave) -> None:
+    """So the daemon looks for an empty root port: QEMU 7.2 does not refuse a full one.
+
+    It gives the second device another slot, where the guest does not look; QEMU 10.0
+    and 11 have no other slot behind a root port.
+    """
     slave.plug(398, MIB, "crowded")
-    slave.plug(399, MIB, "crowded")
+    if qemu.version().startswith("7."):
+        slave.plug(399, MIB, "crowded")
+        # Unplugging the other one removes it too, without an event.
+        del slave.vectors[399]
+    else:
+        with pytest.raises(QmpError, match="slot 0 function 0 already occupied"):
+            slave.plug(399, MIB, "crowded")
     slave.wait_windows(398)
     time.sleep(1)
     assert 399 not in slave.windows()
-    del slave.vectors[399]  # unplugging the other one removes it too, without an event
 
 
 def test_window_that_is_mapped_from_sysfs_is_unplugged_at_once(slave: Slave) -> None:
@@ -98,16 +109,29 @@ def test_handlers_of_unplugged_vectors_stay_until_a_netdev_removes_them(
 
     ivshmem watches its own vectors' eventfds (ivshmem-pci.c, watch_vector_notifier),
     and closes them without an end to that.  The event loop then spins, and the next
-    descriptor of that number, once readable, has QEMU use freed memory.
+    descriptor of that number, once readable, has QEMU use freed memory.  QEMU 11
+    watches by io_uring where Linux has it: nothing spins then, and the closed eventfds
+    themselves, when signalled, have QEMU use freed memory.
     """
     slave.plug(300, MIB, "port0", vectors=3)
     slave.wait_windows(300)
     slave.ask_back(300)
-    assert slave.goes(300)
+    assert slave.is_released(300)
     spinning = busy(slave.vm)
-    assert spinning > 0.1
     clear_handlers(slave.monitor)
-    assert busy(slave.vm) < spinning / 4
+    if not uses_io_uring(slave.vm):
+        assert spinning > 0.1
+        assert busy(slave.vm) < spinning / 2
+    for eventfd in slave.vectors[300]:
+        os.eventfd_write(eventfd, 1)
+    slave.forget(300)  # QEMU's event loop has turned when this is answered
+    assert slave.vm.is_running()
+
+
+def uses_io_uring(vm: Vm) -> bool:
+    """Whether QEMU has an io_uring, as its event loop has from version 11 on."""
+    descriptors = Path(f"/proc/{vm.pid}/fd").iterdir()
+    return any("io_uring" in os.readlink(path) for path in descriptors)
 
 
 def busy(vm: Vm) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.vm import qemu
-from tests.vm.bare_slave import Slave, clear_handlers, started
+from tests.vm.bare_slave import Slave, started
 from tests.vm.harness import Job
 
 pytestmark = pytest.mark.vm
@@ -118,7 +118,6 @@ def test_dev_mem_mapping_shows_the_next_device_in_the_same_place(slave: Slave) -
     job, _ = mapped(slave, "mem")
     slave.ask_back(A)
     assert slave.goes(A)
-    clear_handlers(slave.monitor)
     memory = plug(slave, B)
     slave.vm.run(f"echo 1 > {PLACE}/enable")
     job.stop()

@@ -17,7 +17,7 @@ from tests.assumptions import qtest
 from tests.vm import dmesg, image, qemu, wheels
 from tests.vm.harness import Job, Vm
 from tests.vm.kernels import Kernel
-from tests.vm.qmp import Qmp
+from tests.vm.qmp import Qmp, QmpError
 
 # For each window: address, IVPosition, bytes of BAR 2.
 LOOK = """
@@ -79,7 +79,11 @@ class Slave:
         server.hello(window if position is None else position, memory, fds)
         device = {"driver": "ivshmem-doorbell", "id": f"w{window}", "bus": bus}
         device |= {"chardev": f"c{window}"}
-        self.monitor.execute("device_add", device | {"vectors": vectors})
+        try:
+            self.monitor.execute("device_add", device | {"vectors": vectors})
+        except QmpError:
+            self.forget(window)
+            raise
         return memory
 
     def _connect(self, window: int) -> qtest.Server:
@@ -99,18 +103,27 @@ class Slave:
         """Ask the guest to release a window."""
         self.monitor.execute("device_del", {"id": f"w{window}"})
 
-    def goes(self, window: int, timeout: float = 60) -> bool:
+    def is_released(self, window: int, timeout: float = 60) -> bool:
         """Whether the guest releases a window within so much of its own time."""
         patience = self.vm.patience(timeout)
         while not self.monitor.deleted(f"w{window}", min(timeout, 1)):
             if patience.is_over():
                 return False
-        # Without a pause QEMU 7.2 under TCG ends a few plugs later, with no message, on
-        # a machine that is quiet enough to plug the next function at once.
-        time.sleep(2)
+        return True
+
+    def goes(self, window: int, timeout: float = 60) -> bool:
+        """The same; what the window leaves in QEMU is removed if so."""
+        if not self.is_released(window, timeout):
+            return False
+        # What is plugged next would get the descriptors that QEMU still watches.
+        clear_handlers(self.monitor)
+        self.forget(window)
+        return True
+
+    def forget(self, window: int) -> None:
+        """Remove what a device that is gone, or never came, leaves in QEMU and here."""
         self.monitor.execute("chardev-remove", {"id": f"c{window}"})
         del self.vectors[window], self.memory[window]
-        return True
 
     def windows(self) -> dict[int, tuple[str, int]]:
         """Address and size of the guest's windows, by their IVPosition."""
@@ -136,7 +149,6 @@ class Slave:
         for window in list(self.vectors):
             self.ask_back(window)
             assert self.goes(window)
-        clear_handlers(self.monitor)
         self._undo.close()
 
 
@@ -146,6 +158,8 @@ def clear_handlers(monitor: Qmp) -> None:
     They are for the descriptors of the device's vectors, which are closed.  QEMU gives
     a descriptor that it receives the lowest free number, one of those; a netdev of the
     type "socket" puts its own handler in the place of the old one, and removes it.
+    Without this, a plug later gets those numbers, and QEMU ends without a message when
+    one becomes readable (the daemon's hotplug/tcg_eventfds.py).
     """
     names = [f"clear{number}" for number in range(16)]
     with ExitStack() as stack:
