@@ -3,10 +3,12 @@
 
 Under TCG, ivshmem-doorbell watches the eventfds of its own vectors in QEMU's event
 loop.  When the device is unplugged, QEMU closes them and goes on watching their
-numbers (QEMU 7.2 until at least 10.2).  The event loop then spins; and when another
+numbers (QEMU 7.2 until at least 11.1).  The event loop then spins; and when another
 descriptor gets one of those numbers and becomes readable, QEMU calls the handler of
-the freed device, and crashes.  With KVM the kernel waits for the eventfds, and there
-is nothing to clear.
+the freed device, and crashes.  QEMU 11 watches by io_uring, which holds the closed
+eventfds themselves: its event loop does not spin, but a signal of one of them, by us
+or as a kick by the master, crashes it as well.  With KVM the kernel waits for the
+eventfds, and there is nothing to clear.
 
 The workaround replaces those handlers.  A descriptor that we pass to QEMU gets the
 lowest number that is free, and a netdev of type "socket" sets a handler for it and
