@@ -47,7 +47,8 @@ enum ring_fault {
 enum ring_flags {
 	RING_EVENT_IDX = 1,
 	RING_INDIRECT = 2,
-	RING_MRG_RXBUF = 4
+	RING_MRG_RXBUF = 4,
+	RING_IN_ORDER = 8
 };
 
 enum ring_limits {

@@ -162,6 +162,12 @@ int vq_init(struct vq *vq, const struct mem *mem, const struct ring_conf *conf,
 	vq->write_flag = writable ? VRING_DESC_F_WRITE : 0;
 	vq->event_idx = conf->flags & RING_EVENT_IDX;
 	vq->indirect = conf->flags & RING_INDIRECT;
+	/*
+	 * VIRTIO, "In-order use of descriptors": chains without an entry count
+	 * as used completely, which a receive chain seldom is.  DPDK's driver
+	 * reads a length for each receive chain even so.
+	 */
+	vq->one_used = conf->flags & RING_IN_ORDER && !writable;
 	/* A base that is not the used idx would complete the wrong chains. */
 	return vq_check_fence(vq);
 }
@@ -395,9 +401,21 @@ static bool vq_wants_call(struct vq *vq, uint16_t old)
 	return first || event_passed(load16(used_event(vq)), vq->used, old);
 }
 
+static void vq_put_used(struct vq *vq, uint16_t idx, const struct vq_done *done)
+{
+	struct vring_used_elem *elem =
+		&vq->used_ring->ring[idx & (vq->num - 1)];
+
+	write_once(&elem->id, htole32(done->id));
+	write_once(&elem->len, htole32(done->len));
+}
+
 /**
  * vq_update_used() - Write the completed chains to the used ring
  * @vq:		Queue; at least one chain is completed
+ *
+ * With IN_ORDER one entry stands for all chains of a transmit queue: it has the
+ * head of the last one, and lies where the first one's would.
  *
  * Return: 1 if the master wants an interrupt, 0 if not, -ESTALE if the ring
  *	   is no longer ours
@@ -410,13 +428,11 @@ int vq_update_used(struct vq *vq)
 	if (r)
 		return r;
 
-	for (uint16_t i = 0; i < vq->n_done; i++) {
-		uint16_t slot = (uint16_t)(old + i) & (vq->num - 1);
-		struct vring_used_elem *elem = &vq->used_ring->ring[slot];
-
-		write_once(&elem->id, htole32(vq->done[i].id));
-		write_once(&elem->len, htole32(vq->done[i].len));
-	}
+	if (vq->one_used)
+		vq_put_used(vq, old, &vq->done[vq->n_done - 1]);
+	else
+		for (uint16_t i = 0; i < vq->n_done; i++)
+			vq_put_used(vq, old + i, &vq->done[i]);
 	/* Atomic, because worker_read_ring() reads it from another thread. */
 	write_once(&vq->used, old + vq->n_done);
 	vq->n_done = 0;

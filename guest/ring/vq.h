@@ -62,6 +62,7 @@ struct vq {
 	uint16_t write_flag; /* what VRING_DESC_F_WRITE has to be */
 	bool event_idx;
 	bool indirect;
+	bool one_used; /* one used entry for all chains of an update */
 	enum vq_kicks kicks;
 	bool called; /* this session has updated used idx before */
 	enum ring_fault fault;

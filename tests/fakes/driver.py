@@ -156,11 +156,14 @@ class Driver:
         num: int = 8,
         start: int = 0,
         event_idx: bool = False,
+        in_order: bool = False,
         writable: bool = False,
     ) -> None:
         self.memory = memory
         self.num = num
         self.event_idx = event_idx
+        # A receive chain without an entry would count as filled completely.
+        self._skips = in_order and not writable
         self.flags = WRITE if writable else 0
         self.desc = memory.allocate(16 * num)
         self.avail = memory.allocate(6 + 2 * num, 2)
@@ -223,14 +226,20 @@ class Driver:
         done = []
         while self.last_used != self.used_idx():
             elem = self.used + 4 + 8 * (self.last_used % self.num)
-            head = self.memory.load(elem, 4)
+            last = self.memory.load(elem, 4)
             length = self.memory.load(elem + 4, 4)
-            slots, buffers = self._chains.pop(head)
-            data = b"".join(self.memory.read(d.addr, d.len) for d in buffers)
-            done.append(Used(head, length, data[:length]))
-            self._free += slots
-            self.last_used = (self.last_used + 1) % 2**16
+            # "In-order use of descriptors": all chains up to this one.
+            while self._skips and (head := next(iter(self._chains))) != last:
+                done.append(self._take_back(head, 0))
+            done.append(self._take_back(last, length))
         return done
+
+    def _take_back(self, head: int, length: int) -> Used:
+        slots, buffers = self._chains.pop(head)
+        data = b"".join(self.memory.read(d.addr, d.len) for d in buffers)
+        self._free += slots
+        self.last_used = (self.last_used + 1) % 2**16
+        return Used(head, length, data[:length])
 
     def forget(self, index: int) -> None:
         """Continue with an empty ring at ``index``, as a reloaded driver does."""
@@ -326,15 +335,23 @@ class Machine:
         num: int = 8,
         start: int = 0,
         event_idx: bool = False,
+        in_order: bool = False,
     ) -> None:
         with ExitStack() as stack:
             self.memory = Memory(*regions)
             stack.callback(self.memory.close)
-            self.rx = Driver(
-                self.memory, num=num, start=start, event_idx=event_idx, writable=True
+            self.rx, self.tx = (
+                Driver(
+                    self.memory,
+                    num=num,
+                    start=start,
+                    event_idx=event_idx,
+                    in_order=in_order,
+                    writable=writable,
+                )
+                for writable in (True, False)
             )
             stack.callback(self.rx.close)
-            self.tx = Driver(self.memory, num=num, start=start, event_idx=event_idx)
             stack.callback(self.tx.close)
             self._stack = stack.pop_all()
 

@@ -34,6 +34,7 @@ class Negotiated(TypedDict):
     max_packet: int
     event_idx: bool
     indirect: bool
+    in_order: bool
     mergeable: bool
 
 
@@ -82,6 +83,7 @@ class Pair:
         start: int = 0,
         event_idx: bool = False,
         indirect: bool = True,
+        in_order: bool = False,
         mergeable: bool = True,
         hdr_len: int = 12,
         max_packet: int = 65600,
@@ -96,13 +98,15 @@ class Pair:
             "max_packet": max_packet,
             "event_idx": event_idx,
             "indirect": indirect,
+            "in_order": in_order,
             "mergeable": mergeable,
         }
         self._kicks = kicks
         with ExitStack() as stack:
-            self._open_rings(
-                stack, Machine(*regions, num=num, start=start, event_idx=event_idx)
+            machine = Machine(
+                *regions, num=num, start=start, event_idx=event_idx, in_order=in_order
             )
+            self._open_rings(stack, machine)
             self._open_worker(stack, tap_fd, worker)
             if running:
                 self.start(RX)

@@ -43,7 +43,9 @@ def test_memory_without_huge_pages(lab: AttachLab, tmp_path: Path) -> None:
     with Testpmd(lab.socket, tmp_path, NO_HUGE) as pmd:
         pmd.started()
         assert_answers(lab, pmd)
-        assert lab.status()["master"]["regions"][0]["size"] == 64 * MIB
+        master = lab.status()["master"]
+        assert master["regions"][0]["size"] == 64 * MIB
+        assert "F_IN_ORDER" in master["features"]
         assert pmd.quit() == 0
     lab.wait_carrier("NO-CARRIER")
 

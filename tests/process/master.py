@@ -166,13 +166,21 @@ class Master:
 class Lane:
     """The driver of one queue pair, with its buffers."""
 
-    def __init__(self, memory: Ram, number: int, *, event_idx: bool) -> None:
+    def __init__(self, memory: Ram, number: int, features: Feature) -> None:
         self.number = number
         self._memory = memory
         self._stack = ExitStack()
-        self.rx = Driver(memory, num=NUM, event_idx=event_idx, writable=True)
+        self.rx, self.tx = (
+            Driver(
+                memory,
+                num=NUM,
+                event_idx=Feature.F_EVENT_IDX in features,
+                in_order=Feature.F_IN_ORDER in features,
+                writable=writable,
+            )
+            for writable in (True, False)
+        )
         self._stack.callback(self.rx.close)
-        self.tx = Driver(memory, num=NUM, event_idx=event_idx)
         self._stack.callback(self.tx.close)
         start = BUFFERS + number * (NUM * RX_BUFFER + SLOTS * TX_BUFFER)
         self._start = start
@@ -245,10 +253,9 @@ class Card:
     ) -> None:
         self.frontend = frontend
         self._tap = tap
-        event_idx = Feature.F_EVENT_IDX in frontend.features
         self._stack = ExitStack()
         self.lanes = [
-            Lane(memory, number, event_idx=event_idx)
+            Lane(memory, number, frontend.features)
             for number in range(frontend.queue_pairs)
         ]
         for lane in self.lanes:

@@ -82,6 +82,7 @@ class _Lib:
     RING_EVENT_IDX: int
     RING_INDIRECT: int
     RING_MRG_RXBUF: int
+    RING_IN_ORDER: int
     RING_MAX_PACKET: int
     RING_MAX_REGIONS: int
     RING_MAX_SIZE: int

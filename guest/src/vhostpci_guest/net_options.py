@@ -26,3 +26,4 @@ class NetOptions:
     mergeable: bool
     event_idx: bool
     indirect: bool
+    in_order: bool

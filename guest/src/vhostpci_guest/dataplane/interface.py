@@ -42,10 +42,11 @@ class RingConf:
     max_packet: int
     """Longest packet to the master; one that its buffers cannot hold is dropped."""
     features: int = 0
-    """Virtio feature bits that the master's driver acknowledged.  The next three are
+    """Virtio feature bits that the master's driver acknowledged.  The next four are
     taken from them; a plane that runs another back-end passes all of them on."""
     event_idx: bool = False
     indirect: bool = False
+    in_order: bool = False
     mergeable: bool = False
     kick_fd: int | None = None
     """Eventfd that stays the device's; None: poll."""

@@ -55,7 +55,8 @@ def _ring_conf(conf: RingConf) -> dict[str, int]:
         "base": conf.base,
         "flags": conf.event_idx * lib.RING_EVENT_IDX
         | conf.indirect * lib.RING_INDIRECT
-        | conf.mergeable * lib.RING_MRG_RXBUF,
+        | conf.mergeable * lib.RING_MRG_RXBUF
+        | conf.in_order * lib.RING_IN_ORDER,
         "hdr_len": conf.hdr_len,
         "max_packet": conf.max_packet,
         # -1: the binding has no interrupts, so the worker polls.

@@ -25,6 +25,7 @@ def options(features: int) -> NetOptions:
         mergeable=bool(features & Feature.NET_F_MRG_RXBUF),
         event_idx=bool(features & Feature.F_EVENT_IDX),
         indirect=bool(features & Feature.F_INDIRECT_DESC),
+        in_order=bool(features & Feature.F_IN_ORDER),
     )
 
 

@@ -296,6 +296,7 @@ class Rings:
             features=self.wanted.features,
             event_idx=options.event_idx,
             indirect=options.indirect,
+            in_order=options.in_order,
             mergeable=options.mergeable,
             kick_fd=None if polled else self._device.vector(ring.kick_vector),
             call=call,

@@ -16,6 +16,7 @@ from ..hotplug.ids import object_id
 from ..hotplug.shmem_xml import add_element, shmem
 from ..interfaces import Plug
 from . import qemu_args
+from .qemu_version import IN_ORDER, Version
 
 QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 ET.register_namespace("qemu", QEMU)
@@ -32,6 +33,7 @@ STATIC_SLOT = 0x10
 
 def master(
     config: DeviceConfig,
+    qemu: Version,
     ram: int | None = None,
     *,
     kind: str = "kvm",
@@ -41,6 +43,7 @@ def master(
 
     Args:
         config: the device's.
+        qemu: the version of the QEMU that runs the domain.
         ram: the size of the master's memory in attach mode.
         kind: the domain's type, `kvm` or `qemu`.
         vectors: MSI-X vectors of the card, where libvirt's number is not right.
@@ -62,6 +65,9 @@ def master(
     # As in `qemu_args._card`: the back-end cannot learn that the guest turned offloads
     # off.
     properties: Properties = {"ctrl_guest_offloads": False}
+    # libvirt has no attribute for it.
+    if qemu >= IN_ORDER:
+        properties["in_order"] = True
     if vectors is not None:
         properties["vectors"] = vectors
     domain.append(_override({alias: properties}))

@@ -8,7 +8,7 @@ from ..config.device import DeviceConfig, Mode, window_size
 from ..errors import HostError
 from ..hotplug import root_ports
 from ..hotplug.ids import DEVICE, object_id
-from .qemu_version import RECONNECT_MS, TCG_MSIX, Version
+from .qemu_version import IN_ORDER, RECONNECT_MS, TCG_MSIX, Version
 
 Args = list[tuple[str, str]]
 """Options with their values, in order."""
@@ -44,7 +44,7 @@ def master(
             f"socket,id={name},path={_escape(config.vhost_user)},{_reconnect(qemu)}",
         ),
         ("-netdev", f"vhost-user,id={name}-net,chardev={name}{_queues(config)}"),
-        ("-device", _card(config, vectors)),
+        ("-device", _card(config, qemu, vectors)),
     ]
 
 
@@ -241,7 +241,7 @@ def _queues(config: DeviceConfig) -> str:
     return f",queues={config.queue_pairs}" if config.queue_pairs > 1 else ""
 
 
-def _card(config: DeviceConfig, vectors: int | None) -> str:
+def _card(config: DeviceConfig, qemu: Version, vectors: int | None) -> str:
     """Return the network card, as the value of `-device`."""
     # ctrl_guest_offloads=off: a guest that may turn offloads off at run time tells QEMU
     # alone (vhost-user has no message for it), and would still get packets with them.
@@ -249,6 +249,8 @@ def _card(config: DeviceConfig, vectors: int | None) -> str:
         f"virtio-net-pci,netdev={object_id(config.name)}-net,mac={mac(config.name)},"
         "ctrl_guest_offloads=off"
     )
+    if qemu >= IN_ORDER:
+        card += ",in_order=on"
     if config.queue_pairs > 1:
         card += ",mq=on"
         # A vector for each ring, one for configuration changes, one for the control

@@ -98,7 +98,9 @@ def _xml(args: argparse.Namespace) -> None:
     tcg = args.type == "qemu"
     if args.role == "master":
         vectors = _vectors(args, qemu.version, tcg=tcg)
-        element = libvirt_xml.master(device, ram, kind=args.type, vectors=vectors)
+        element = libvirt_xml.master(
+            device, qemu.version, ram, kind=args.type, vectors=vectors
+        )
     else:
         element = libvirt_xml.slave(device, ram, kind=args.type, windows=args.windows)
     # libvirt chooses its own QEMU as long as the user names none.

@@ -19,6 +19,7 @@ FEATURES = (
     | Feature.F_EVENT_IDX
     | Feature.F_INDIRECT_DESC
     | Feature.F_ANY_LAYOUT
+    | Feature.F_IN_ORDER
     # Without MRG_RXBUF, a Linux guest with GUEST_TSO posts some 17 pages a buffer.
     | Feature.NET_F_MRG_RXBUF
     | Feature.NET_F_CSUM

@@ -52,6 +52,7 @@ def test_master_gets_any_packet_that_the_tap_sends(features: int) -> None:
         (F.NET_F_MRG_RXBUF, "mergeable"),
         (F.F_EVENT_IDX, "event_idx"),
         (F.F_INDIRECT_DESC, "indirect"),
+        (F.F_IN_ORDER, "in_order"),
     ],
 )
 def test_ring_option_follows_its_feature(feature: int, name: str) -> None:

@@ -7,10 +7,13 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from vhostpci_host.cli import libvirt_xml, qemu_args
+from vhostpci_host.cli.qemu_version import Version
 from vhostpci_host.config.device import DeviceConfig, Mode
 from vhostpci_host.errors import HostError
 from vhostpci_host.hotplug import shmem_xml
 from vhostpci_host.interfaces import Plug
+
+V10_0 = Version(10, 0)
 
 ARENA = DeviceConfig(name="web", memory=2**30)
 ATTACH = DeviceConfig(name="web", mode=Mode.ATTACH)
@@ -48,7 +51,7 @@ def overridden(element: ET.Element) -> dict[str, dict[str, str]]:
 
 
 def test_master_has_the_arena_as_its_memory() -> None:
-    master = read(libvirt_xml.master(ARENA))
+    master = read(libvirt_xml.master(ARENA, V10_0))
     assert master.findtext("memory") == "1024"
     assert words(master) == [
         *("-machine", "memory-backend=vhostpci-web-memory"),
@@ -60,34 +63,40 @@ def test_master_has_the_arena_as_its_memory() -> None:
 
 
 def test_master_in_attach_mode_shares_memory_of_libvirts() -> None:
-    master = read(libvirt_xml.master(ATTACH, 2**31))
+    master = read(libvirt_xml.master(ATTACH, V10_0, 2**31))
     assert attributes(master, "memoryBacking/source") == {"type": "memfd"}
     assert attributes(master, "memoryBacking/access") == {"mode": "shared"}
     assert words(master) == []
 
 
 def test_master_reconnects_and_keeps_its_offloads() -> None:
-    master = read(libvirt_xml.master(ARENA))
+    master = read(libvirt_xml.master(ARENA, V10_0))
     source = "devices/interface/source"
     assert attributes(master, source)["path"] == "/run/vhostpci/web.vhost-user"
     assert attributes(master, f"{source}/reconnect")["enabled"] == "yes"
     alias = attributes(master, "devices/interface/alias")["name"]
-    assert overridden(master) == {alias: {"ctrl_guest_offloads": "false"}}
+    properties = {"ctrl_guest_offloads": "false", "in_order": "true"}
+    assert overridden(master) == {alias: properties}
+
+
+def test_master_of_an_old_qemu_has_no_property_that_it_does_not_know() -> None:
+    properties = overridden(libvirt_xml.master(ARENA, Version(7, 2)))
+    assert list(properties["ua-vhostpci-web"]) == ["ctrl_guest_offloads"]
 
 
 def test_master_has_the_same_address_under_libvirt() -> None:
-    mac = attributes(read(libvirt_xml.master(ARENA)), "devices/interface/mac")
+    mac = attributes(read(libvirt_xml.master(ARENA, V10_0)), "devices/interface/mac")
     assert mac["address"] == qemu_args.mac("web")
 
 
 def test_masters_card_has_its_queues_and_no_driver_element_for_one() -> None:
     driver = "devices/interface/driver"
-    assert attributes(read(libvirt_xml.master(MANY)), driver)["queues"] == "4"
-    assert read(libvirt_xml.master(ARENA)).find(driver) is None
+    assert attributes(read(libvirt_xml.master(MANY, V10_0)), driver)["queues"] == "4"
+    assert read(libvirt_xml.master(ARENA, V10_0)).find(driver) is None
 
 
 def test_master_without_msix_for_qemu_7_2_under_tcg() -> None:
-    master = read(libvirt_xml.master(ARENA, kind="qemu", vectors=0))
+    master = read(libvirt_xml.master(ARENA, V10_0, kind="qemu", vectors=0))
     assert master.attrib["type"] == "qemu"
     assert overridden(master)["ua-vhostpci-web"]["vectors"] == "0"
 
@@ -111,7 +120,7 @@ def test_slaves_windows_are_kept_from_what_is_reserved_for_amd(
 
 
 def test_domain_has_the_qemu_that_the_user_names() -> None:
-    domain = libvirt_xml.master(ARENA)
+    domain = libvirt_xml.master(ARENA, V10_0)
     assert read(domain).find("devices/emulator") is None
     libvirt_xml.set_emulator(domain, Path("/opt/a & b/qemu"))
     assert read(domain).findtext("devices/emulator") == "/opt/a & b/qemu"
@@ -147,10 +156,11 @@ def test_slave_that_an_arena_is_plugged_into_has_a_port_for_it() -> None:
 
 
 def test_memory_of_a_master_in_attach_mode_is_asked_for() -> None:
-    assert read(libvirt_xml.master(ATTACH, 2**32)).findtext("memory") == "4096"
-    for of in (libvirt_xml.master, libvirt_xml.slave):
-        with pytest.raises(HostError, match="--memory 4G"):
-            of(ATTACH)
+    assert read(libvirt_xml.master(ATTACH, V10_0, 2**32)).findtext("memory") == "4096"
+    with pytest.raises(HostError, match="--memory 4G"):
+        libvirt_xml.master(ATTACH, V10_0)
+    with pytest.raises(HostError, match="--memory 4G"):
+        libvirt_xml.slave(ATTACH)
 
 
 def test_ports_for_windows_come_last() -> None:
@@ -180,7 +190,8 @@ def test_no_two_names_have_one_alias() -> None:
     names = ["a.b", "a_b", "a-b", "a_-b", "a__b", "a_.b"]
     aliases = set()
     for name in names:
-        (alias,) = overridden(libvirt_xml.master(DeviceConfig(name=name, memory=2**30)))
+        device = DeviceConfig(name=name, memory=2**30)
+        (alias,) = overridden(libvirt_xml.master(device, V10_0))
         assert alias.replace("-", "").replace("_", "").isalnum()
         aliases.add(alias)
     assert len(aliases) == len(names)
@@ -189,7 +200,7 @@ def test_no_two_names_have_one_alias() -> None:
 def test_any_path_survives_libvirt_and_qemu() -> None:
     odd = Path("""/a, <b> & "c's" """)
     device = DeviceConfig(name="web", memory=2**30, run_dir=odd, memory_dir=odd)
-    master = read(libvirt_xml.master(device))
+    master = read(libvirt_xml.master(device, V10_0))
     path = str(device.vhost_user)
     assert attributes(master, "devices/interface/source")["path"] == path
     assert f"mem-path={odd}/web".replace(",", ",,") in words(master)[-1]

@@ -64,6 +64,18 @@ def test_master_connects_again_by_the_option_that_its_qemu_knows(
     assert values(args, "-chardev")[0].split(",")[-1] == option
 
 
+@pytest.mark.parametrize(
+    ("version", "known"),
+    [(Version(7, 2), False), (Version(9, 0), False), (Version(9, 1), True)],
+    ids=str,
+)
+def test_card_is_in_order_where_its_qemu_knows_that(
+    version: Version, known: bool
+) -> None:
+    (card,) = values(qemu_args.master(DEVICE, version), "-device")
+    assert ("in_order=on" in card.split(",")) is known
+
+
 def test_only_an_old_qemu_without_kvm_crashes_with_msix() -> None:
     assert qemu_args.needs_intx(Version(7, 2), tcg=True)
     assert not qemu_args.needs_intx(Version(7, 2), tcg=False)
