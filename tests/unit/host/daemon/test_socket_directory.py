@@ -9,6 +9,7 @@ import pytest
 from tests.fakes.loop import ManualLoop
 from tests.fakes.windows import MIB
 from vhostpci_host.config.device import DeviceConfig
+from vhostpci_host.daemon.directories import Directories
 from vhostpci_host.daemon.server import Common, Server
 from vhostpci_host.errors import HostError
 from vhostpci_host.ivshmem.linger import Linger
@@ -34,7 +35,13 @@ def test_socket_path_in_a_directory_that_everyone_may_write_is_refused(
         socket_path=public / "socket",
     )
     loop = ManualLoop()
-    common = Common(loop, WindowIds(256), Linger(loop), no_control)  # type: ignore[arg-type]
+    common = Common(
+        loop,  # type: ignore[arg-type]
+        WindowIds(256),
+        Linger(loop),
+        Directories(loop.time),
+        no_control,
+    )
     with pytest.raises(HostError, match="public has mode 0777"):
         Server(common, config, failed=print, ended=print)
     assert not list(public.iterdir())
