@@ -260,6 +260,12 @@ class Rings:
             self.waiting_for_peer = True
             return
         plane.start(index, conf)
+        if ring.flags & RingFlag.CALL:
+            # The ring may have been used before, by a worker that rang the doorbell of
+            # an earlier call (QEMU gives a new one when the guest masks the interrupt),
+            # or that was killed before it rang any.  The master's driver would wait for
+            # an interrupt that never comes; one too many is harmless.
+            self._device.ring(ring.call_peer, ring.call_vector)
         self._set_state(index, AgentRingState.RUNNING)
         self._served.add(index)
 

@@ -142,6 +142,19 @@ def test_ring_in_a_renewed_session_goes_on_though_it_moved_meanwhile(
     assert bench.daemon.ring(0).state is AgentRingState.RUNNING
 
 
+@pytest.mark.parametrize("calls", [True, False], ids=["calls", "no calls"])
+def test_master_is_called_when_a_ring_starts_with_another_call(
+    bench: Bench, calls: bool
+) -> None:
+    """A call that the worker made just before may have gone to the earlier one."""
+    flags = RUNS if calls else RUNS & ~RingFlag.CALL
+    bench.publish(*pair(2))
+    bench.device.rung.clear()
+    bench.publish(ring(session=2, flags=flags, call_peer=9), ring(1, session=2))
+    assert ((9, 0) in bench.device.rung) == calls
+    assert (md.FIRST_CALL_PEER, 1) not in bench.device.rung
+
+
 def test_ring_of_an_agent_that_was_killed_goes_on_where_the_ring_says() -> None:
     bench = Bench()
     wanted = ring(session=5)
