@@ -165,6 +165,6 @@ class Lease:
 
     def _close_relay(self) -> None:
         if self.relay is not None:
+            self.relay.close()  # which may forward one more
             self.kicks += self.relay.count
-            self.relay.close()
             self.relay = None

@@ -2,7 +2,7 @@
 """Carry kicks from the master to the slave, and calls from the slave to the master."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from vhostpci_shared import metadata as md
 from vhostpci_shared.wire import ProtocolError
@@ -31,20 +31,27 @@ class Relay:
 
     def _forward(self) -> None:
         try:
-            # Drain first: a kick that came between the signal and a later drain would
-            # be lost.
-            if self._source.drain():
-                self.count += 1
-                self._target.signal()
+            self._pass_on()
         except EOFError:
             # The end of a pipe stays readable: the loop would call back
             # again and again.
             self._loop.remove_reader(self._source.fileno())
 
+    def _pass_on(self) -> None:
+        # Drain first: a kick that came between the signal and a later drain would be
+        # lost.
+        if self._source.drain():
+            self.count += 1
+            self._target.signal()
+
     def close(self) -> None:
         """Stop forwarding, and close the relay's descriptors."""
         # Remove the number before it is closed and becomes another file's.
         self._loop.remove_reader(self._source.fileno())
+        # What has come since the loop looked last.  If the front-end has replaced this
+        # kick by another one, the master's driver need not kick again.
+        with suppress(EOFError):
+            self._pass_on()
         self._source.close()
         self._target.close()
 

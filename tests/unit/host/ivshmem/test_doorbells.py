@@ -50,3 +50,23 @@ def test_relay_forwards_until_the_other_end_of_a_pipe_is_closed() -> None:
         assert (relay.count, target.drain()) == (1, False)
         relay.close()
     assert loop.watched() == set()
+
+
+def test_relay_that_is_closed_forwards_what_the_loop_has_not_seen_yet() -> None:
+    """Its kick may be replaced just after the driver's last one."""
+    loop = ManualLoop()
+    with Notifier.new() as kick, Notifier.new() as target:
+        relay = Relay(loop, kick, target)
+        kick.signal()
+        relay.close()
+        assert (relay.count, target.drain()) == (1, True)
+
+
+def test_relay_of_a_pipe_whose_other_end_is_closed_can_be_closed() -> None:
+    loop = ManualLoop()
+    read, write = (Notifier.adopt(Fd(fd)) for fd in os.pipe())
+    with read, Notifier.new() as target:
+        relay = Relay(loop, read, target)
+        write.close()
+        relay.close()
+        assert not target.drain()
