@@ -54,8 +54,7 @@ def master(
     arena = config.mode is Mode.ARENA
     size = config.memory if arena else qemu_args.known(config, ram)
     domain = _domain(f"{config.name}-master", kind, size)
-    if not arena:
-        domain.append(_shared_memory())
+    domain.append(_shared_memory())
     # Without the element libvirt turns ACPI off.
     add_element(add_element(domain, "features"), "acpi")
     alias = _alias(config.name)
@@ -129,7 +128,7 @@ def hint(config: DeviceConfig, role: str, *, tcg: bool) -> str:
         also, more = "<features>", SLAVE_HINT
         more += f"\n{qemu_args.TCG_SLAVE_HINT.rstrip()}" if tcg else ""
     elif config.mode is Mode.ARENA:
-        also, more = "<memory>", ARENA_HINT
+        also, more = "<memory> and <memoryBacking>", ARENA_HINT
     else:
         also, more = "<memoryBacking>", ATTACH_HINT
     return f"{HINT} {also}.\n{more}"
@@ -141,7 +140,7 @@ HINT = """\
 SLAVE_HINT = """\
 # For interrupts the guest's kernel needs intel_iommu=on; without, the agent polls."""
 ARENA_HINT = """\
-# The arena is all of its RAM: no <numa>, and no <memoryBacking>."""
+# The arena is all of its RAM: no <numa>, and nothing else in <memoryBacking>."""
 ATTACH_HINT = """\
 # Where the slave is a VM, each file of the RAM must have a power of two of bytes."""
 
@@ -158,7 +157,11 @@ def _domain(name: str, kind: str, memory: int) -> ET.Element:
 
 
 def _shared_memory() -> ET.Element:
-    """Return the element that makes the master's RAM a file that others can map."""
+    """Return the element that makes the master's RAM a file that others can map.
+
+    libvirt 11 takes no vhost-user card without it, and does not see that the arena is
+    such a file.
+    """
     backing = ET.Element("memoryBacking")
     add_element(backing, "source", type="memfd")
     add_element(backing, "access", mode="shared")
@@ -168,8 +171,8 @@ def _shared_memory() -> ET.Element:
 def _arena(config: DeviceConfig) -> ET.Element:
     """Return the element that makes the arena the master's RAM."""
     # A plain command line, since libvirt chooses the files behind <memoryBacking>
-    # itself.  libvirt's own memory object stays there unused, and takes no memory,
-    # since nothing touches it.
+    # itself.  libvirt's own memory object, a memfd, stays there unused, and takes no
+    # memory, since nothing touches it.
     return _commandline(qemu_args.arena(config))
 
 

@@ -199,7 +199,10 @@ def test_xml_goes_to_standard_output_and_its_hints_to_standard_error(
 @pytest.mark.parametrize(
     ("role", "mode", "text"),
     [
-        ("master", "arena", "<memory>.\n# The arena is all of its RAM: no <numa>"),
+        (
+            *("master", "arena"),
+            "<memory> and <memoryBacking>.\n# The arena is all of its RAM: no <numa>",
+        ),
         ("master", "attach", "<memoryBacking>.\n# Where the slave is a VM"),
         ("slave", "attach", "<features>.\n# For interrupts"),
     ],
