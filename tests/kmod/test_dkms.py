@@ -35,6 +35,8 @@ def machine(release: str, tmp_path: Path) -> Iterator[Machine]:
     with Machine(tmp_path) as machine:
         machine.run(f"mkdir -p /lib/modules/{release}")
         machine.run(f"ln -s {build} /lib/modules/{release}/build")
+        # A kernel's image has one, and without it DKMS of Debian 13 runs no depmod.
+        machine.run(f"touch /lib/modules/{release}/modules.dep")
         yield machine
 
 
