@@ -23,7 +23,14 @@ STRICT = ("W=1", "KCFLAGS=-Werror")
 """Every warning of the compiler is an error."""
 
 SPARSE = ("C=2", "CF=-Wsparse-error")
-"""Run sparse on each file that is compiled, if the headers have the script for it."""
+"""Run sparse on each file that is compiled."""
+
+NO_SPARSE = "/scripts/checker-valid.sh:"
+"""What is in make's output where sparse is left out because the headers lack a script.
+
+From 7.x on, Linux asks that script whether sparse is new enough for its headers, which
+Debian 13's 0.6.4 is not: it does not know __typeof_unqual__().
+"""
 
 NAME = "uio_vhostpci"
 SOURCE = Path(__file__).parents[2] / "kmod"
@@ -58,13 +65,13 @@ def build(kernel: Kernel = THIS_DEBIAN) -> Path:
 
 
 def check(kernel: Kernel = THIS_DEBIAN) -> None:
-    """Raise BuildError if the compiler or sparse has a warning."""
+    """Raise BuildError if the compiler has a warning, or sparse where it can run."""
     directory = headers.build_directory(kernel)
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name) / "kmod"
         copy_sources(copy)
         report = make(copy, directory, *STRICT, *SPARSE)
-    if "CHECK" not in report:
+    if "CHECK" not in report and NO_SPARSE not in report:
         raise BuildError(f"sparse did not run; tools/setup installs it:\n{report}")
 
 
