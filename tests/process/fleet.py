@@ -10,7 +10,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,7 +41,6 @@ class Fleet(Program):
         devices: Iterable[str] = (),
         options: str = 'memory = "16M"',
         program: Iterable[str] = MODULE,
-        prepare: Callable[[], None] | None = None,
     ) -> None:
         self.run_dir, self.memory_dir = directory / "run", directory / "memory"
         self.file = directory / "vms.toml"
@@ -50,7 +49,7 @@ class Fleet(Program):
             + "".join(f"[device.{name}]\n{options}\n" for name in devices)
         )
         command = [sys.executable, *program, "run", "--config", str(self.file)]
-        super().__init__(command, new_log(directory), prepare=prepare)
+        super().__init__(command, new_log(directory))
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:

@@ -3,7 +3,7 @@
 
 import signal
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ class Program:
         argv: its command.
         log: the file that its output goes to.
         fds: the descriptors that it inherits.
-        prepare: a function that the new process calls before it runs the command.
     """
 
     def __init__(
@@ -29,7 +28,6 @@ class Program:
         log: Path,
         *,
         fds: Iterable[int] = (),
-        prepare: Callable[[], None] | None = None,
     ) -> None:
         self._log = log
         self._log_start = 0
@@ -40,7 +38,6 @@ class Program:
                 stdout=output,
                 stderr=output,
                 pass_fds=tuple(fds),
-                preexec_fn=prepare,
             )
 
     @property
