@@ -32,11 +32,12 @@ FIRMWARE = ("usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu")
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 NOT_NEEDED = ("usr/share/doc", "usr/share/locale", "usr/share/man")
 
+# Not by usr/lib64: what bookworm has there is a link to the linker of this machine.
 SCRIPT = """\
 #!/bin/sh
 # {package} of Debian's {suite}, by its own dynamic linker.
 export QEMU_MODULE_DIR={root}/{libraries}/qemu
-exec {root}/usr/lib64/ld-linux-x86-64.so.2 --argv0 "$0" \\
+exec {root}/{libraries}/ld-linux-x86-64.so.2 --argv0 "$0" \\
     --library-path {root}/{libraries} {root}/usr/bin/{program} {firmware} "$@"
 """
 
