@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler.protocol import Scheduling
 
 from tests.descriptors import open_descriptors
+from tests.longest_first import LongestFirst
 
 # No deadline for one example: an emulated machine pauses at times, and
 # pytest-timeout limits the test as a whole.
@@ -72,6 +75,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         limits = [LAST_RESORT[one] for one in LAST_RESORT if _marked(item, one)]
         if limits and not _marked(item, "timeout"):
             item.add_marker(pytest.mark.timeout(max(limits)))
+
+
+def pytest_xdist_make_scheduler(
+    config: pytest.Config, log: Producer
+) -> Scheduling | None:
+    """Start the longest files first; None stands for pytest-xdist's own way."""
+    if config.getvalue("dist") == "loadfile":
+        return LongestFirst(config, log)
+    return None
 
 
 def _marked(item: pytest.Item, marker: str) -> bool:
