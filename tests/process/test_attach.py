@@ -5,8 +5,9 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import cycle
+from pathlib import Path
 
 import pytest
 
@@ -32,10 +33,10 @@ def two_nodes() -> Ram:
     return Ram.of_nodes(*TWO_NODES)
 
 
-@pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AttachLab]:
+@contextmanager
+def start_shared(directory: Path) -> Iterator[AttachLab]:
     """A daemon and an agent, to which each test connects another master."""
-    with private_network(), AttachLab(tmp_path_factory.mktemp("lab")) as lab:
+    with private_network(), AttachLab(directory) as lab:
         lab.start()
         yield lab
 

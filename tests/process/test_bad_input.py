@@ -4,7 +4,8 @@
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -16,10 +17,10 @@ from tests.process.program import run
 pytestmark = pytest.mark.process
 
 
-@pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+@contextmanager
+def start_shared(directory: Path) -> Iterator[Lab]:
     """A daemon, and no agent: most of the tests start one that ends at once."""
-    with private_network(), Lab(tmp_path_factory.mktemp("lab")) as lab:
+    with private_network(), Lab(directory) as lab:
         lab.start_daemon()
         yield lab
 

@@ -24,6 +24,7 @@ from tests.process.lab import (
 )
 from tests.process.master import Master, Ram
 from tests.process.program import Program, run
+from tests.process.shared import Shared
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.process
@@ -77,21 +78,30 @@ def ports(tmp_path: Path) -> Iterator[Ports]:
         yield ports
 
 
+@contextmanager
+def unchanged(ports: Ports) -> Iterator[None]:
+    """Fail a test that does not leave a switch as it found it."""
+    one, another = ports
+    with one.lab.unchanged(), another.lab.unchanged():
+        yield
+        for port in ports:
+            wait_for(port.forwards, f"{port.tap} forwards as before the test")
+
+
 @pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ports]:
+def switches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared[Ports]]:
     """A switch for the tests that leave it as they found it."""
-    with switch(tmp_path_factory.mktemp("switch")) as ports:
-        yield ports
+    with Shared(
+        lambda: switch(tmp_path_factory.mktemp("switch")), unchanged
+    ) as switches:
+        yield switches
 
 
 @pytest.fixture
-def shared(started: Ports) -> Iterator[Ports]:
+def shared(switches: Shared[Ports]) -> Iterator[Ports]:
     """That switch; a test that leaves it changed fails."""
-    one, another = started
-    with one.lab.unchanged(), another.lab.unchanged():
-        yield started
-        for port in started:
-            wait_for(port.forwards, f"{port.tap} forwards as before the test")
+    with switches.lent() as ports:
+        yield ports
 
 
 def ping(count: int = 10) -> int:

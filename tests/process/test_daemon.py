@@ -32,6 +32,7 @@ from tests.fakes.frontend import (
 )
 from tests.fakes.slave_client import SlaveClient
 from tests.process.program import Program, ask_status, new_log, run
+from tests.process.shared import Shared
 from tests.waiting import TIMEOUT, wait_for
 from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu
@@ -142,9 +143,9 @@ def host(directory: Path) -> Iterator[Host]:
         yield host.ready()
 
 
-@pytest.fixture(scope="module")
-def started() -> Iterator[Host]:
-    """One daemon for the tests that only connect to it and disconnect."""
+@contextlib.contextmanager
+def ready() -> Iterator[Host]:
+    """Start a daemon in a directory that is removed afterwards."""
     with (
         tempfile.TemporaryDirectory(prefix="vhp-", dir="/dev/shm") as name,
         running(Path(name)) as host,
@@ -152,11 +153,18 @@ def started() -> Iterator[Host]:
         yield host.ready()
 
 
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[Shared[Host]]:
+    """One daemon for the tests that only connect to it and disconnect."""
+    with Shared(ready, Host.unchanged) as hosts:
+        yield hosts
+
+
 @pytest.fixture
-def shared(started: Host) -> Iterator[Host]:
+def shared(hosts: Shared[Host]) -> Iterator[Host]:
     """That daemon; a test that leaves something connected to it fails."""
-    with started.unchanged():
-        yield started
+    with hosts.lent() as host:
+        yield host
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from tests.bench import devices
 from tests.fakes.frontend import Dropped, RingAt
 from tests.fakes.slave_client import SlaveClient
 from tests.process.fleet import Fleet, kicks_arrive
+from tests.process.shared import Shared
 from tests.waiting import TIMEOUT, wait_for
 from vhostpci_host.daemon.control import MAX_CONNECTIONS
 from vhostpci_shared import access
@@ -46,9 +47,9 @@ def fleet(directory: Path) -> Iterator[Fleet]:
         yield fleet
 
 
-@pytest.fixture(scope="module")
-def started() -> Iterator[Fleet]:
-    """One daemon with the devices a and b, for the tests that need no other."""
+@contextlib.contextmanager
+def a_and_b() -> Iterator[Fleet]:
+    """Start a daemon with two devices."""
     with (
         tempfile.TemporaryDirectory(prefix="vhp-", dir="/dev/shm") as name,
         Fleet(Path(name), ["a", "b"]) as fleet,
@@ -56,11 +57,18 @@ def started() -> Iterator[Fleet]:
         yield fleet
 
 
+@pytest.fixture(scope="module")
+def fleets() -> Iterator[Shared[Fleet]]:
+    """One daemon with the devices a and b, for the tests that need no other."""
+    with Shared(a_and_b, Fleet.unchanged) as fleets:
+        yield fleets
+
+
 @pytest.fixture
-def shared(started: Fleet) -> Iterator[Fleet]:
+def shared(fleets: Shared[Fleet]) -> Iterator[Fleet]:
     """That daemon; a test that leaves other devices or files fails."""
-    with started.unchanged():
-        yield started
+    with fleets.lent() as fleet:
+        yield fleet
 
 
 def test_each_device_of_the_file_has_sockets_that_work(shared: Fleet) -> None:

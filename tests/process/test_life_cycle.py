@@ -4,6 +4,8 @@
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -27,14 +29,14 @@ def start(lab: Lab) -> tuple[Program, Program, Master]:
     return daemon, agent, master
 
 
-@pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+@contextmanager
+def start_shared(directory: Path) -> Iterator[Lab]:
     """A daemon, an agent and a master, for the tests in which only the driver changes.
 
     A part that was killed, stopped or started again would be another process for the
     next test: such a test has a separate lab.
     """
-    with private_network(), Lab(tmp_path_factory.mktemp("lab")) as lab:
+    with private_network(), Lab(directory) as lab:
         start(lab)
         lab.wait_state("running")
         yield lab

@@ -6,7 +6,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,10 +25,10 @@ ENDLESS = ("ping", "-n", "-i", "0.01", "10.9.0.1")
 FLOOD = ("ping", "-q", "-f", "10.9.0.1")
 
 
-@pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AttachLab]:
+@contextmanager
+def start_shared(directory: Path) -> Iterator[AttachLab]:
     """A daemon and an agent, to which each test connects another master."""
-    with private_network(), AttachLab(tmp_path_factory.mktemp("lab")) as lab:
+    with private_network(), AttachLab(directory) as lab:
         lab.start()
         yield lab
 

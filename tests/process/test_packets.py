@@ -3,12 +3,15 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from tests.fakes.netns import private_network
 from tests.process.lab import MASTER_ADDRESS, PING, SLAVE_ADDRESS, Lab
 from tests.process.program import run
+from tests.process.shared import Shared
 from tests.waiting import wait_for
 from vhostpci_shared.virtio import Feature
 
@@ -27,12 +30,22 @@ FEATURES = {
 @pytest.fixture(scope="class", params=[*FEATURES.values()], ids=[*FEATURES])
 def started(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Lab]:
-    """One lab for all tests of a class, with packets crossing between both sides."""
-    with private_network(), Lab(tmp_path_factory.mktemp("lab")) as lab:
+) -> Iterator[Shared[Lab]]:
+    """One lab for all tests of a class."""
+    with Shared(
+        lambda: linked(tmp_path_factory.mktemp("lab"), request.param),
+        lambda lab: lab.unchanged(),
+    ) as started:
+        yield started
+
+
+@contextmanager
+def linked(directory: Path, without: Feature) -> Iterator[Lab]:
+    """Start a lab with packets crossing between both sides."""
+    with private_network(), Lab(directory) as lab:
         lab.start_daemon()
         lab.start_agent()
-        lab.start_master().load(without=request.param)
+        lab.start_master().load(without=without)
         lab.wait_carrier("UP")
         lab.wait_state("running")
         yield lab

@@ -5,6 +5,7 @@ import operator
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -26,10 +27,10 @@ PAUSE = 1.0
 """Seconds without a packet that end a round in which some may be lost."""
 
 
-@pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+@contextmanager
+def start_shared(directory: Path) -> Iterator[Lab]:
     """Everything, and an echo in the slave."""
-    with private_network(), Lab(tmp_path_factory.mktemp("lab")) as lab:
+    with private_network(), Lab(directory) as lab:
         lab.start_daemon("--queue-pairs", str(PAIRS))
         lab.start_agent()
         lab.start_master(queue_pairs=PAIRS).load(channels=PAIRS)
