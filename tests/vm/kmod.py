@@ -7,6 +7,7 @@ It is built in a copy, since make writes beside the sources, and other tests bui
 """
 
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -61,6 +62,7 @@ def build(kernel: Kernel = THIS_DEBIAN) -> Path:
                 shutil.copytree(copy, path)
                 make(path, directory)
             discard_old(target.parent.glob("*"), keep=8)
+        os.utime(target)  # in use: the last to be discarded
     return target / f"{NAME}.ko"
 
 

@@ -5,6 +5,7 @@ The VMs and the daemon run what a user would install, not the checkout.
 """
 
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,7 @@ def host_packages() -> Path:
         with fresh(target) as path:
             rootfs.pip_install(path, *map(str, wheels))
         discard_old(target.parent.glob("*"), keep=4)
+    os.utime(target)  # in use: the last to be discarded
     return target
 
 
@@ -68,6 +70,7 @@ def _wheel(project: str) -> Path:
             with fresh(target) as path:
                 pip_wheel(copy, path)
             discard_old(cached.glob(f"{project}-*"), keep=4)
+    os.utime(target)  # in use: the last to be discarded
     return next(target.glob("*.whl"))
 
 
