@@ -54,6 +54,13 @@ class Slave:
             if region["bar"] == 2
         )
 
+    def wait_sizes(self, *sizes: int) -> None:
+        """Wait until the devices behind the root ports have these sizes.
+
+        After a reset QEMU shows none until the firmware has found the root ports again.
+        """
+        wait_for(lambda: self.sizes() == [*sizes], lambda: f"{sizes}: {self.sizes()}")
+
     def release_asked(self) -> None:
         """Release the devices whose unplug was asked for.
 
@@ -104,7 +111,7 @@ def test_masters_memory_is_plugged_when_it_comes_and_unplugged_when_it_goes(
         master = lab.start_master(Ram.of_nodes(16 * MIB, 32 * MIB))
         master.load()
         wait_for(lambda: plugged(lab) == 3, "window 0 and two memories are plugged")
-        assert slave.sizes() == [64 * 1024, 16 * MIB, 32 * MIB]
+        slave.wait_sizes(64 * 1024, 16 * MIB, 32 * MIB)
         master.close()
         wait_for(lambda: plugged(lab) == 0, "no window is wanted any more")
         wait_for(slave.has_released_all, "the root ports are free")
@@ -143,4 +150,4 @@ def test_killed_daemons_windows_are_unplugged_by_its_successor(
             return plugged(lab) == 2
 
         wait_for(plugged_again, "both windows are plugged again")
-        assert slave.sizes() == [64 * 1024, 16 * MIB]
+        slave.wait_sizes(64 * 1024, 16 * MIB)
