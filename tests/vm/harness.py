@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from tests.vm import log_end, qemu
 from tests.vm.channel import Channel, GuestError, GuestGoneError
@@ -28,6 +28,8 @@ from tests.vm.image import Image
 from tests.vm.netns import Namespace
 from tests.vm.patience import Patience
 from tests.vm.qmp import Qmp
+
+T = TypeVar("T")
 
 BOOT_TIMEOUT = 90.0
 
@@ -208,21 +210,28 @@ class Vm:
 
     def wait_until(
         self,
-        condition: Callable[[], object],
+        condition: Callable[[], T],
         what: Callable[[], object],
         timeout: float = 60,
-    ) -> None:
+    ) -> T:
         """Wait until `condition` is true, for `timeout` seconds of the guest's time.
 
-        A failure tells what `what` returns, and the guest's last lines.
+        Return what it returned in the end.
+
+        A failure tells what `what` returns, and the guest's last lines.  A condition
+        that takes the guest long to tell is looked at less often: the guest needs its
+        processor for what is waited for.
         """
         patience = self.patience(timeout)
-        while not condition():
+        looked = time.monotonic()
+        while not (found := condition()):
             if patience.is_over():
                 raise GuestError(
                     f"{self.name}: not within {patience}: {what()}\n{self.last_words()}"
                 )
-            time.sleep(0.1)
+            time.sleep(max(time.monotonic() - looked, 0.1))
+            looked = time.monotonic()
+        return found
 
     def patience(self, seconds: float) -> Patience:
         """Start a limit that counts the time in which the guest could run."""
@@ -247,6 +256,22 @@ class Vm:
     def get(self, path: str) -> bytes:
         """Read a file of the guest."""
         return base64.b64decode(self.call("get", timeout=30, path=path)["data"])
+
+    def peek(self, path: str) -> str | None:
+        """Return the text of a file of the guest; None if none can be read now.
+
+        The command server reads it: no program has to start, as it has for `run`.
+        """
+        text: str | None = self.call("peek", timeout=30, path=path)["text"]
+        return text
+
+    def has_interface(self, name: str) -> bool:
+        """Whether the guest has this network interface."""
+        return self.peek(f"/sys/class/net/{name}/ifindex") is not None
+
+    def has_carrier(self, name: str) -> bool:
+        """Whether this network interface is there, is up, and has a carrier."""
+        return self.peek(f"/sys/class/net/{name}/carrier") == "1\n"
 
     def agents(self) -> list[dict[str, Any]]:
         """Return the devices of all agents in the guest, by their status sockets.

@@ -33,9 +33,9 @@ class Master(Vm):
 
     def configure(self) -> None:
         """Give the card its address, and wait until its link is up."""
-        self.wait_for("test -e /sys/class/net/eth0")
+        self.wait_until(lambda: self.has_interface("eth0"), lambda: "eth0")
         self.run(f"ip addr replace {self.address}/24 dev eth0 && ip link set eth0 up")
-        self.wait_for("ip link show eth0 | grep -q LOWER_UP")
+        self.wait_until(lambda: self.has_carrier("eth0"), lambda: "a carrier of eth0")
 
     def reload_driver(self) -> None:
         """Unload virtio-net and load it again; `configure` must follow."""
@@ -76,10 +76,18 @@ class Slave(Vm):
         except GuestError as error:
             return f"(the guest does not tell: {error})"
 
+    def _has_tap(self) -> bool:
+        """Whether the TAP is there and has its address."""
+        # Programs in the guest would keep its processor from the agent that starts.
+        if not self.has_interface(TAP):
+            return False
+        shown = self.run(f"ip addr show {TAP}", check=False)
+        return SLAVE_ADDRESS in shown.stdout
+
     def wait_tap(self, job: Job) -> None:
         """Wait until the agent has made its TAP."""
         patience = self.patience(LINK_TIMEOUT)
-        while self.run(f"ip addr show {TAP} | grep -q {SLAVE_ADDRESS}", check=False).rc:
+        while not self._has_tap():
             status = job.poll()
             if status is not None or patience.is_over():
                 state = (
@@ -116,7 +124,9 @@ class Pair:
 
     def wait_link(self) -> None:
         """Wait until the slave's TAP has a carrier, and a first packet crossed."""
-        self.slave.wait_for(f"ip link show {TAP} | grep -q LOWER_UP")
+        self.slave.wait_until(
+            lambda: self.slave.has_carrier(TAP), lambda: f"a carrier of {TAP}"
+        )
         self.master.wait_for(f"ping -n -q -c 1 -W 1 {SLAVE_ADDRESS}")
 
 
