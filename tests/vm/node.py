@@ -48,8 +48,13 @@ while True:
 
 def address(vm: Vm) -> str:
     """Return the PCI address of the one device that the module is bound to."""
-    vm.wait_for(f"ls {DRIVER} | grep -q :")
-    return vm.run(f"ls {DRIVER} | grep :").stdout.strip()
+
+    def bound() -> list[str]:
+        names = vm.run(["ls", DRIVER], check=False).stdout.split()
+        return [name for name in names if ":" in name]
+
+    (place,) = vm.wait_until(bound, lambda: f"a device in {DRIVER}", 30)
+    return place
 
 
 def use(vm: Vm, *words: str, vectors: int = 3) -> Job:
