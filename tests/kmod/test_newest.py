@@ -9,25 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.kmod import checkpatch, chroot
-from tests.vm import kmod
+from tests.kmod import checkpatch
+from tests.vm import chroot, kmod
 from tests.vm.kernels import NEWEST
 
 pytestmark = [pytest.mark.kmod, pytest.mark.downloads, pytest.mark.timeout(900)]
 
-# The headers' package brings the compiler that its kernel was built with.
-TOOLS = (
-    *("base-files", "bash", "coreutils", "dash", "diffutils", "findutils", "grep"),
-    *("linux-headers-amd64", "make", "mawk", "sed"),
-)
-
 
 def test_it_builds_without_a_warning_for_debians_newest_kernel(tmp_path: Path) -> None:
-    root = chroot.make(TOOLS, NEWEST.archive())
+    root = chroot.make(kmod.TOOLS, NEWEST.archive())
     kmod.copy_sources(tmp_path / "kmod")
-    release = f"KERNEL={NEWEST.release()}"
-    done = chroot.run(root, tmp_path / "kmod", "make", release, *kmod.STRICT)
-    assert done.returncode == 0, done.stdout
+    kmod.make_in(root, tmp_path / "kmod", NEWEST, *kmod.STRICT)
     assert (tmp_path / "kmod/uio_vhostpci.ko").exists()
 
 

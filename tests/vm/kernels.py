@@ -28,6 +28,10 @@ class Kernel:
         ours = self.suite in ("", CODENAME)
         return debs.MACHINE if ours else suites.archive(self.suite)
 
+    def has_our_compiler(self) -> bool:
+        """Whether this machine's compiler, or its Debian's, has built it."""
+        return self.suite in ("", CODENAME, f"{CODENAME}-backports")
+
     def package(self) -> str:
         """The package of its image."""
         (found,) = debs.depends("linux-image-amd64", r"linux-image-\d", self.archive())

@@ -12,9 +12,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-from tests.vm import headers
+from tests.vm import chroot, headers
 from tests.vm.cache import cache_dir, digest, discard_old, fresh, key_of, one_at_a_time
 from tests.vm.kernels import THIS_DEBIAN, Kernel
 
@@ -47,20 +48,38 @@ class BuildError(Exception):
     """The module was not built; the text is the output of make."""
 
 
-@one_at_a_time()
+# The headers' package brings the compiler that its kernel was built with.
+TOOLS = (
+    *("base-files", "bash", "coreutils", "dash", "diffutils", "findutils", "grep"),
+    *("linux-headers-amd64", "make", "mawk", "sed"),
+)
+"""Packages to build with the compiler of another Debian."""
+
+
 def build(kernel: Kernel = THIS_DEBIAN) -> Path:
-    """Return the module's file, from the cache if sources and headers are the same."""
-    directory = headers.unpacked(kernel)
+    """Return the module's file, from the cache if sources and headers are the same.
+
+    A kernel of another Debian needs that one's compiler, a download of 250 MB.
+    """
+    if kernel.has_our_compiler():
+        directory = headers.build_directory(kernel)
+        return _built(kernel, directory, lambda path: make(path, directory))
+    root = chroot.make(TOOLS, kernel.archive())
+    return _built(kernel, root, lambda path: make_in(root, path, kernel))
+
+
+@one_at_a_time()
+def _built(kernel: Kernel, tools: Path, run: Callable[[Path], str]) -> Path:
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name) / "kmod"
         copy_sources(copy)
-        key = digest([str(directory), key_of(copy)])
+        key = digest([str(tools), key_of(copy)])
         target = cache_dir() / "modules" / f"{kernel.release()}-{key}"
         if not target.exists():
             log.info("building %s for Linux %s", NAME, kernel.release())
             with fresh(target) as path:
                 shutil.copytree(copy, path)
-                make(path, directory)
+                run(path)
             discard_old(target.parent.glob("*"), keep=8)
         os.utime(target)  # in use: the last to be discarded
     return target / f"{NAME}.ko"
@@ -80,6 +99,15 @@ def check(kernel: Kernel = THIS_DEBIAN) -> None:
 def copy_sources(target: Path) -> None:
     """Copy the module's sources to a directory that does not exist yet."""
     shutil.copytree(SOURCE, target, ignore=NOT_SOURCE)
+
+
+def make_in(root: Path, directory: Path, kernel: Kernel, *options: str) -> str:
+    """Build the module in a directory, by the tools of another Debian in a root."""
+    release = f"KERNEL={kernel.release()}"
+    done = chroot.run(root, directory, "make", release, *options)
+    if done.returncode:
+        raise BuildError(f"{NAME} does not build in {root}:\n{done.stdout}")
+    return done.stdout
 
 
 def make(directory: Path, kdir: Path, *options: str) -> str:

@@ -7,6 +7,7 @@ virtio-net ------ vhost-user, ivshmem ------ uio_vhostpci, vhostpci-guest run --
 """
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,17 +15,25 @@ from typing import Any
 
 import pytest
 
-from tests.vm import dmesg, image, kernels, node, traffic, wheels
+from tests.vm import dmesg, image, kernels, node, qemus, traffic, wheels
 from tests.vm.daemon import Daemon
 from tests.vm.harness import Job
+from tests.vm.kernels import Kernel
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, TAP, Master, Pair, Slave
 
 pytestmark = pytest.mark.vm
 
 
+def under_test() -> list[Kernel]:
+    """Those of this machine's Debian, and the newest with the QEMU beside it."""
+    chosen = qemus.SUPPORTED.get(os.environ.get("VHOSTPCI_QEMU", ""))
+    newest = [chosen.kernel] if chosen and chosen.kernel is kernels.NEWEST else []
+    return [kernels.THIS_DEBIAN, kernels.BACKPORTS, *newest]
+
+
 @pytest.fixture(
     scope="module",
-    params=[kernels.THIS_DEBIAN, kernels.BACKPORTS],
+    params=under_test(),
     ids=lambda kernel: kernel.name,
 )
 def link(request: pytest.FixtureRequest, logs: Path) -> Iterator[Pair]:
