@@ -139,7 +139,8 @@ class Notifier(Fd):
         """Take all signals; say whether there were any.
 
         Raises:
-            EOFError: the other end of a pipe is closed, so no signal can come.
+            EOFError: no signal can come: the other end of a pipe is closed, or this
+                is its writing end.
         """
         try:
             data = _read_now(self.fileno())
@@ -147,6 +148,11 @@ class Notifier(Fd):
             return False
         except ConnectionError as error:
             raise EOFError(f"the notifier's other end is gone: {error}") from error
+        except OSError as error:
+            # The writing end of a pipe, which a front-end may send as its kick.
+            if error.errno != errno.EBADF:
+                raise
+            raise EOFError(f"the notifier cannot be read: {error}") from error
         if not data:
             raise EOFError("the notifier's other end is closed")
         return True

@@ -118,6 +118,13 @@ def test_signal_to_a_pipe_without_a_reader_is_dropped() -> None:
         writer.signal()
 
 
+def test_writing_end_of_a_pipe_is_at_its_end() -> None:
+    """So a front-end that sends it as a kick does not end the daemon."""
+    read, write = (Fd(fd) for fd in os.pipe())
+    with read, Notifier.adopt(write) as writer, pytest.raises(EOFError):
+        writer.drain()
+
+
 def test_pair_of_sockets_is_a_pipe() -> None:
     """User Mode Linux's call notifiers are such pairs."""
     left, right = (Fd(end.detach()) for end in socket.socketpair())
