@@ -18,7 +18,7 @@ from .errors import HostError, InUse, explain
 log = logging.getLogger(__name__)
 
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
-_BACKLOG = 16
+_BACKLOG = 100
 
 
 def listen(path: Path, mode: int, group: int | None) -> socket.socket:
@@ -102,13 +102,13 @@ def inode(path: Path) -> tuple[int, int] | None:
 
 def who_listens(path: Path) -> str:
     """Return which process listens on the socket at `path`, for the log."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
             probe.connect(os.fspath(path))
-        except OSError:
-            return "another process"
-        return process_text(peer_pid(probe))
+            return process_text(peer_pid(probe))
+    except OSError:
+        return "another process"
 
 
 def process_text(pid: int) -> str:

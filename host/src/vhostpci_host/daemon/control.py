@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -58,14 +59,30 @@ class Control:
 
     def __init__(self) -> None:
         self._callers: list[_Caller] = []
+        # asyncio itself keeps only a weak reference to a task.
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def serve(
-        self,
-        commands: Commands,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
+    def take(self, commands: Commands, connection: socket.socket) -> None:
+        """Answer the lines of one connection from now on, in a task of its own."""
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._serve(commands, connection))
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            context = {"message": "a control connection failed", "exception": error}
+            task.get_loop().call_exception_handler(context)
+
+    async def _serve(self, commands: Commands, connection: socket.socket) -> None:
         """Answer the lines of one connection until it ends or a timeout passes."""
+        with contextlib.ExitStack() as undo:
+            undo.callback(connection.close)
+            reader, writer = await asyncio.open_unix_connection(
+                sock=connection, limit=MAX_LINE
+            )
+            undo.pop_all()  # the writer closes it from now on
         with contextlib.closing(writer):
             caller = _Caller(_pid(writer), writer)
             self._callers.append(caller)

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,10 @@ from typing import Any
 
 from vhostpci_shared.limits import raise_descriptor_limit
 
-from .. import sockets
 from ..config import options
 from ..config.device import DeviceConfig, Mode, check_name, conflicts, daemon_control
 from ..config.file import ConfigFile
+from ..device.peer_log import PeerLog
 from ..device.status import describe, describe_failed, row
 from ..errors import HostError, InUse
 from ..fds import exhausted, no_descriptors
@@ -33,15 +33,13 @@ from ..memory.arena_file import remove_left_behind
 from ..memory.attach import WindowIds
 from ..memory.directory import make_directory
 from ..memory.room import shortages
-from . import control
 from .control import Commands, Control, Request
 from .directories import Directories
-from .server import Common, Server
+from .listeners import PathListener, Place
+from .server import SLOW_TICKS, Common, Server
 
 log = logging.getLogger(__name__)
 
-COMPLAIN_PAUSE = 60.0
-"""Seconds between two warnings that no descriptors are left."""
 TICK = 0.250
 """Seconds between two ticks of each device."""
 
@@ -93,7 +91,9 @@ class Daemon:
         self._unplugging: dict[str, asyncio.Task[None]] = {}
         self._slave_pool = SlavePool()
         self._control = Control()
-        self._complained_at = -COMPLAIN_PAUSE
+        self._listener: PathListener | None = None
+        self._log = PeerLog("daemon", self.loop)
+        self._ticks = 0
         self._stack = contextlib.ExitStack()
         self._ended = self.loop.create_future()
         self._timer = self.loop.call_later(TICK, self._tick)
@@ -146,9 +146,9 @@ class Daemon:
         entry.server = self._new_server(entry.config, inherited)
         if entry.config.prealloc:
             await entry.server.reserve_memory(self._ended.done)
-        _check_served(entry)
-        await entry.server.serve_control()
-        _check_served(entry)
+        if entry.server is None:
+            raise HostError(entry.failure or "the daemon is ending")
+        entry.server.serve_control()
 
     def _new_server(
         self, config: DeviceConfig, inherited: socket.socket | None
@@ -168,6 +168,9 @@ class Daemon:
         A device that fails has no server any more, hence the copy.
         """
         self._timer = self.loop.call_later(TICK, self._tick)
+        self._ticks += 1
+        if self._listener is not None and self._ticks % SLOW_TICKS == 0:
+            self._listener.check()
         for entry in list(self._entries.values()):
             if entry.server is not None:
                 entry.server.tick()
@@ -271,39 +274,31 @@ class Daemon:
         while self._entries:
             self._close(self._entries.popitem()[1])
         self._common.linger.close()
+        self._log.close()
 
     def _loop_failed(
         self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]
     ) -> None:
         """Act on an error outside of any device: end, if there is but one device.
 
-        A daemon with many devices logs it and goes on.  When no descriptors are left,
-        asyncio itself accepts again once there are some.
+        A daemon with many devices logs it and goes on, and any daemon does when no
+        descriptors are left.
         """
         error = context.get("exception")
         if isinstance(error, OSError) and exhausted(error):
-            self._complain(f"control socket: {no_descriptors(error)}")
+            self._log.warn_once(no_descriptors(error))
         elif error is None or self._shared is not None or self._ended.done():
             loop.default_exception_handler(context)
         else:
             self._ended.set_exception(error)
 
-    def _complain(self, text: str) -> None:
-        """Warn, but not for each connection that waits to be accepted."""
-        now = self.loop.time()
-        if now - self._complained_at >= COMPLAIN_PAUSE:
-            self._complained_at = now
-            log.warning("%s", text)
-
     # Its control sockets.
 
-    async def _serve_device_control(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    def _serve_device_control(self, connection: socket.socket) -> None:
         """Answer the lines of one connection to a device's control socket."""
-        await self._control.serve({"status": self._on_status}, reader, writer)
+        self._control.take({"status": self._on_status}, connection)
 
-    async def serve_control(self, run_dir: Path) -> None:
+    def serve_control(self, run_dir: Path) -> None:
         """Serve the daemon's control socket: `add`, `remove`, `list` and `status`.
 
         Raises:
@@ -316,18 +311,17 @@ class Daemon:
             "add": self._on_add,
             "remove": self._on_remove,
         }
-
-        async def connected(
-            reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-        ) -> None:
-            await self._control.serve(commands, reader, writer)
-
-        listener = self._stack.enter_context(_daemon_control(run_dir))
-        server = await asyncio.start_unix_server(
-            connected, sock=listener, limit=control.MAX_LINE
-        )
-        self._stack.callback(server.close)
-        self._run_dir = run_dir
+        path = daemon_control(run_dir)
+        place, take = Place(path, 0o600, None), partial(self._control.take, commands)
+        try:
+            listener = PathListener(place, self.loop, take, self._log.warn_once)
+        except InUse:
+            raise HostError(
+                f"another daemon serves {run_dir} (it answers at {path}): give it "
+                "devices with `vhostpci-host add`, or choose another run-dir"
+            ) from None
+        self._stack.callback(listener.close)
+        self._listener, self._run_dir = listener, run_dir
 
     async def _on_status(self, request: Request) -> Json:
         """Describe the device that the request names, or the only one."""
@@ -380,16 +374,6 @@ class Daemon:
         return entry
 
 
-def _check_served(entry: Entry) -> None:
-    """Check that a device is still served, after a wait.
-
-    Raises:
-        HostError: it has failed, or the daemon was closed.
-    """
-    if entry.server is None:
-        raise HostError(entry.failure or "the daemon is ending")
-
-
 async def _close_plugger(name: str, plugger: Plugger) -> None:
     try:
         await asyncio.wait_for(plugger.close(), UNPLUG)
@@ -422,23 +406,6 @@ def _texts(given: object) -> dict[str, str]:
     return given
 
 
-@contextlib.contextmanager
-def _daemon_control(run_dir: Path) -> Iterator[socket.socket]:
-    path = daemon_control(run_dir)
-    try:
-        listener = sockets.listen(path, 0o600, None)
-    except InUse:
-        raise HostError(
-            f"another daemon serves {run_dir} (it answers at {path}): give it devices "
-            "with `vhostpci-host add`, or choose another run-dir"
-        ) from None
-    with listener:
-        try:
-            yield listener
-        finally:
-            path.unlink(missing_ok=True)
-
-
 async def run(config: DeviceConfig, inherited: socket.socket | None = None) -> None:
     """Serve one device until a signal ends the daemon.
 
@@ -464,7 +431,7 @@ async def run_file(file: ConfigFile) -> None:
     raise_descriptor_limit()
     daemon = Daemon(file.shared)
     try:
-        await daemon.serve_control(file.run_dir)
+        daemon.serve_control(file.run_dir)
         for device in file.devices:
             await daemon.add_or_list(device)
         daemon.warn_of_shortage()

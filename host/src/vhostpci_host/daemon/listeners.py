@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .. import sockets
 from ..errors import HostError
+from ..fds import exhausted, no_descriptors
 from ..interfaces import Loop
 
 ACCEPT_PAUSE = 1.0
@@ -31,6 +32,7 @@ class Listener:
         loop: what tells of a connection.
         take: is called with each.
         complain: is called with why there can be none.
+        start: whether to accept connections at once; else they wait for `start`.
     """
 
     def __init__(
@@ -39,12 +41,19 @@ class Listener:
         loop: Loop,
         take: Callable[[socket.socket], None],
         complain: Callable[[str], None],
+        *,
+        start: bool = True,
     ) -> None:
         self._server = server
         self._loop = loop
         self._take = take
         self._complain = complain
-        loop.add_reader(server.fileno(), self._ready)
+        if start:
+            self.start()
+
+    def start(self) -> None:
+        """Accept connections from now on; those that wait come first."""
+        self._loop.add_reader(self._server.fileno(), self._ready)
 
     def _ready(self) -> None:
         try:
@@ -59,14 +68,15 @@ class Listener:
         """Accept nothing for ACCEPT_PAUSE seconds, after an accept() that failed."""
         # Without descriptors the connection stays in the queue, and the socket
         # readable: the loop would call `_ready` again and again.
-        self._complain(f"cannot accept a connection: {error.strerror}")
+        why = no_descriptors(error) if exhausted(error) else error.strerror
+        self._complain(f"cannot accept a connection: {why}")
         self._loop.remove_reader(self._server.fileno())
         self._loop.call_later(ACCEPT_PAUSE, self._unpause)
 
     def _unpause(self) -> None:
         # It may have been closed meanwhile.
         if self._server.fileno() >= 0:
-            self._loop.add_reader(self._server.fileno(), self._ready)
+            self.start()
 
     def close(self) -> None:
         """Accept no more."""
@@ -86,6 +96,7 @@ class PathListener:
         loop: what tells of a connection.
         take: is called with each.
         complain: is called with why there can be none, and with who took the path.
+        start: whether to accept connections at once; else they wait for `start`.
 
     Raises:
         HostError: the socket cannot be made.
@@ -97,7 +108,10 @@ class PathListener:
         loop: Loop,
         take: Callable[[socket.socket], None],
         complain: Callable[[str], None],
+        *,
+        start: bool = True,
     ) -> None:
+        self._started = start
         self._place = place
         self._loop = loop
         self._take = take
@@ -110,7 +124,14 @@ class PathListener:
     def _adopt(self, server: socket.socket) -> None:
         # The number stays this file's while `server` is open: Linux keeps the inode.
         self._inode = sockets.inode(self._place.path)
-        self._listener = Listener(server, self._loop, self._take, self._complain)
+        self._listener = Listener(
+            server, self._loop, self._take, self._complain, start=self._started
+        )
+
+    def start(self) -> None:
+        """Accept connections from now on; those that wait come first."""
+        self._started = True
+        self._listener.start()
 
     def check(self) -> None:
         """Listen again if our socket is no longer at the path."""
@@ -133,6 +154,13 @@ class PathListener:
             server = sockets.listen_again(place.path, place.mode, place.group)
         except HostError as error:
             self._complain(f"cannot listen at {path} again: {error}")
+            return
+        except OSError as error:
+            # Not up to the loop, which would end a connection to have a descriptor.
+            if not exhausted(error):
+                raise
+            why = no_descriptors(error)
+            self._complain(f"cannot listen at {path} again: {why}")
             return
         self._listener.close()
         self._adopt(server)

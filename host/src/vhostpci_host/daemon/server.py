@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,6 @@ from ..memory.attach import AttachedMemory, WindowIds
 from ..memory.directory import check_directory, make_directory
 from ..memory.regions import Store
 from ..vhost_user.connection import MasterConnection
-from . import control
 from .admission import Admission
 from .directories import Directories, NameWatch
 from .isolated_loop import IsolatedLoop
@@ -50,7 +49,7 @@ class Common:
     """Gives out the windows' numbers."""
     linger: Linger
     directories: Directories
-    control: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+    control: Callable[[socket.socket], None]
     """Answers the lines of one control connection."""
 
 
@@ -95,7 +94,7 @@ class Server:
         self._alone = False
         self._ticks = 0
         self._listeners: list[PathListener] = []
-        paths = config.vhost_user, config.ivshmem, config.arena
+        paths = config.vhost_user, config.ivshmem, config.control, config.arena
         at = {path.parent for path in paths}
         self._names = NameWatch(*map(common.directories.at, at))
         with contextlib.ExitStack() as stack:
@@ -110,7 +109,11 @@ class Server:
     ) -> None:
         """Open everything that may fail; `stack` closes it in the reverse order."""
         make_directory(config.run_dir)
-        self._control = stack.enter_context(self._control_socket(config.control))
+        # First, since a second daemon of this name must change nothing.  A connection
+        # waits until `serve_control`.
+        place = Place(config.control, 0o600, None)
+        self._control = self._listen_at(place, self._common.control, start=False)
+        stack.callback(self._control.close)
         self.device = self._new_device(config)
         stack.callback(self.device.close)
         self._listen(config.ivshmem, self._slaves.arrive, stack)
@@ -146,14 +149,6 @@ class Server:
             return AttachedMemory(config, self._common.window_ids)
         return Arena(config)
 
-    @contextlib.contextmanager
-    def _control_socket(self, path: Path) -> Iterator[socket.socket]:
-        with sockets.listen(path, 0o600, None) as server:
-            try:
-                yield server
-            finally:
-                path.unlink(missing_ok=True)
-
     def _listen(
         self,
         path: Path,
@@ -162,10 +157,23 @@ class Server:
     ) -> PathListener:
         """Make a socket at `path`, and call `take` with each connection to it."""
         place = Place(path, self._config.access, self._config.group)
-        listener = PathListener(place, self.loop, take, self._log.warn_once)
-        self._listeners.append(listener)
+        listener = self._listen_at(place, take)
         if stack is not None:
             stack.callback(listener.close)
+        return listener
+
+    def _listen_at(
+        self,
+        place: Place,
+        take: Callable[[socket.socket], None],
+        *,
+        start: bool = True,
+    ) -> PathListener:
+        """Make a socket, and look at its path from time to time."""
+        listener = PathListener(
+            place, self.loop, take, self._log.warn_once, start=start
+        )
+        self._listeners.append(listener)
         return listener
 
     def _take_inherited(
@@ -195,18 +203,9 @@ class Server:
                 if stopped():
                     return
 
-    async def serve_control(self) -> None:
+    def serve_control(self) -> None:
         """Start to answer on the control socket."""
-        server = await asyncio.start_unix_server(
-            self._common.control,
-            sock=self._control,
-            limit=control.MAX_LINE,
-            start_serving=False,
-        )
-        # Before the wait in start_serving(), during which we may be closed: asyncio
-        # must not go on to watch a number that is another file's by then.
-        self._stack.callback(server.close)
-        await server.start_serving()
+        self._control.start()
 
     def _new_master(self, connection: socket.socket) -> None:
         pid = sockets.peer_pid(connection)

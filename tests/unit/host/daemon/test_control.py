@@ -2,8 +2,11 @@
 """The control sockets' protocol: each line has an answer."""
 
 import asyncio
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 from tests.waiting import TIMEOUT
 from vhostpci_host.daemon import control
 from vhostpci_host.daemon.control import Control, Request
+from vhostpci_host.daemon.listeners import PathListener, Place
 from vhostpci_host.errors import HostError
 
 
@@ -81,14 +85,21 @@ def test_connection_has_an_answer_for_each_line(tmp_path: Path) -> None:
     assert [json.loads(line)["result"] for line in answers.splitlines()] == [1, 2]
 
 
+@contextlib.contextmanager
+def serving(path: Path, ours: Control) -> Iterator[None]:
+    """Serve a control socket at `path`."""
+    place, take = Place(path, 0o600, None), partial(ours.take, COMMANDS)
+    listener = PathListener(place, asyncio.get_running_loop(), take, print)
+    try:
+        yield
+    finally:
+        listener.close()
+
+
 async def conversation(path: Path, said: bytes, *, end: bool = False) -> bytes:
     """Send `said` to a control socket; return all answers until it is closed."""
     ours = Control()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await ours.serve(COMMANDS, reader, writer)
-
-    async with await asyncio.start_unix_server(serve, path):
+    with serving(path, ours):
         reader, writer = await asyncio.open_unix_connection(path)
         writer.write(said)
         if end:
@@ -102,11 +113,7 @@ async def conversation(path: Path, said: bytes, *, end: bool = False) -> bytes:
 async def flood(path: Path, idle: int, said: bytes) -> bytes:
     """Ask while one other program holds `idle` connections; return the answer."""
     ours = Control()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await ours.serve(COMMANDS, reader, writer)
-
-    async with await asyncio.start_unix_server(serve, path):
+    with serving(path, ours):
         holder = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", HOLD, str(path), str(idle)),
             stdin=asyncio.subprocess.PIPE,

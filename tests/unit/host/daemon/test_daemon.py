@@ -4,6 +4,7 @@
 import asyncio
 import errno
 import json
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import pytest
 from tests.fakes.ports import RecordedPlugger
 from tests.fakes.windows import MIB
 from tests.waiting import TIMEOUT
+from vhostpci_host import sockets
 from vhostpci_host.config.device import DeviceConfig, Mode
 from vhostpci_host.daemon import daemon as daemon_module
 from vhostpci_host.daemon.daemon import Daemon
-from vhostpci_host.daemon.server import Server
+from vhostpci_host.daemon.server import SLOW_TICKS, Server
 from vhostpci_host.errors import HostError
 from vhostpci_host.hotplug.pool import SlavePool
 
@@ -76,7 +78,7 @@ def play(tmp_path: Path) -> Callable[[Play], None]:
     async def run(part: Play) -> None:
         scene = Scene(tmp_path)
         try:
-            await scene.daemon.serve_control(tmp_path)
+            scene.daemon.serve_control(tmp_path)
             await part(scene)
         finally:
             await scene.daemon.close()
@@ -114,11 +116,11 @@ def test_device_whose_control_socket_cannot_be_served_is_closed(
     play: Callable[[Play], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def part(scene: Scene) -> None:
-        async def refuse(*_: object, **__: object) -> None:
+        def refuse(self: Server) -> None:
             raise OSError(errno.EMFILE, "Too many open files")
 
         with monkeypatch.context() as patched:
-            patched.setattr(asyncio, "start_unix_server", refuse)
+            patched.setattr(Server, "serve_control", refuse)
             with pytest.raises(HostError, match="no descriptors are left"):
                 await scene.daemon.add(scene.config())
         assert scene.files() == []
@@ -212,3 +214,39 @@ def test_daemon_that_ends_changes_no_device(
         assert (await scene.ask("status"))["ok"]
 
     play(part)
+
+
+def test_stolen_control_socket_is_noticed_and_made_again(
+    play: Callable[[Play], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def part(scene: Scene) -> None:
+        path = scene.directory / "control"
+        path.unlink()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as thief:
+            thief.bind(str(path))
+            thief.listen()
+            await asyncio.sleep(daemon_module.TICK * (SLOW_TICKS + 2))
+            assert (await scene.ask("list"))["ok"]
+
+    play(part)
+    assert "control was replaced by pid" in caplog.text
+
+
+def test_stolen_control_socket_is_made_again_once_there_is_a_descriptor(
+    play: Callable[[Play], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def part(scene: Scene) -> None:
+        (scene.directory / "control").unlink()
+        with monkeypatch.context() as patched:
+            patched.setattr(sockets, "listen_again", refuse)
+            await asyncio.sleep(daemon_module.TICK * (SLOW_TICKS + 2))
+        await asyncio.sleep(daemon_module.TICK * (SLOW_TICKS + 1))
+        assert (await scene.ask("list"))["ok"]
+
+    play(part)
+    assert "control again: no descriptors are left" in caplog.text

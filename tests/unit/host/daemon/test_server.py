@@ -55,7 +55,7 @@ class Served:
             WindowIds(256),
             Linger(loop),
             Directories(loop.time, clock),
-            _no_control,
+            _control,
         )
         self.server = Server(
             common, self.config, failed=self.failures.append, ended=_not_alone
@@ -64,6 +64,7 @@ class Served:
         self._common = common
         self.beats = 0
         self.clients: list[socket.socket] = []
+        self.server.serve_control()
         self._tick()
 
     def _tick(self) -> None:
@@ -104,8 +105,10 @@ class Served:
         assert not self.loop.watched()
 
 
-async def _no_control(*_: Any) -> None:
-    raise AssertionError("no control socket is served here")
+def _control(connection: socket.socket) -> None:
+    """Answer like a control socket, but at once and whatever is asked."""
+    with connection:
+        connection.send(b"answer")
 
 
 def _not_alone() -> None:
@@ -209,7 +212,7 @@ def steal(path: Path) -> socket.socket:
     return thief
 
 
-@pytest.fixture(params=["vhost_user", "ivshmem"])
+@pytest.fixture(params=["vhost_user", "ivshmem", "control"])
 def path(request: pytest.FixtureRequest, served: Served) -> Path:
     found: Path = getattr(served.config, request.param)
     return found

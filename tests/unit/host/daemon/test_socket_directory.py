@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The directory of a device's sockets is one in which no other user replaces them."""
 
-import asyncio
+import socket
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from vhostpci_host.ivshmem.linger import Linger
 from vhostpci_host.memory.attach import WindowIds
 
 
-async def no_control(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
+def no_control(_: socket.socket) -> None:
     """Answer nothing: no test asks."""
 
 
