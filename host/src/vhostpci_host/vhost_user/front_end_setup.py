@@ -61,12 +61,18 @@ class FrontEndSetup:
         QEMU shows no region that has no file, and says nothing about it.
         """
         # Not if there was one before: QEMU changes a layout region by region.
-        shown = self.memory.regions or self.useful
+        shown = self.memory.regions or self._was_ready
         return not shown and any(ring.described for ring in self.rings)
 
     @property
     def useful(self) -> bool:
-        """Whether the front-end has come so far that a ring was ready."""
+        """Whether the front-end has come so far that its rings can be served."""
+        # One ring that lies outside of the memory ends the connection, ready as another
+        # ring may be, and QEMU does the same again each second.
+        return self._was_ready and not any(ring.problem for ring in self.rings)
+
+    @property
+    def _was_ready(self) -> bool:
         return any(ring.was_ready for ring in self.rings)
 
     def enabled(self, index: int) -> bool:

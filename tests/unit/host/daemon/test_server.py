@@ -5,12 +5,13 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.fakes.frontend import Dropped, FrontEnd, RingAt, region
 from tests.fakes.loop import ManualLoop
 from tests.fakes.windows import MIB
 from vhostpci_host import sockets
@@ -201,6 +202,53 @@ def test_master_that_is_dropped_each_second_is_told_of_once(served: Served) -> N
     lines = ("front-end connected", "front-end disconnected", "dropped: ")
     assert [served.said(text) for text in lines] == [1, 1, 1]
     assert served.said("rejects us") == 0
+
+
+class Through:
+    """A front-end's transport to a device whose loop turns with each message."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        self._socket = served.connect(served.config.vhost_user)
+
+    def send(self, data: bytes, fds: Sequence[int]) -> None:
+        try:
+            socket.send_fds(self._socket, [data], list(fds))
+        except ConnectionError as error:
+            raise Dropped(str(error)) from error
+        self._served.loop.advance()
+
+    def receive(self) -> bytes:
+        if not (data := self._socket.recv(4096)):
+            raise Dropped("the daemon closed the connection")
+        return data
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def connect_with_rings(served: Served, *rings: RingAt) -> None:
+    """Connect a QEMU whose guest has these rings, until it is dropped."""
+    arena = served.server.device.store.file.fileno()
+    memory = [(region(served.config.memory), arena)]
+    with FrontEnd(Through(served), memory) as front_end:
+        front_end.connect()
+        front_end.driver_ok(rings)
+        served.loop.advance(0.1)
+        front_end.ask(Request.GET_FEATURES)
+
+
+def test_master_with_a_ring_outside_its_memory_is_told_of_once(
+    served: Served,
+) -> None:
+    """Its other ring is ready for a moment, each second."""
+    outside = RingAt(1, desc=1 << 40, avail=2 << 40, used=3 << 40)
+    for _ in range(30):
+        with pytest.raises(Dropped):
+            connect_with_rings(served, RingAt.nth(0), outside)
+        served.loop.advance(1.0)
+    lines = ("front-end connected", "front-end disconnected", "dropped: ")
+    assert [served.said(text) for text in lines] == [1, 1, 1]
 
 
 def steal(path: Path) -> socket.socket:
