@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Daemon and agent with few descriptors: they take all they may, or say so."""
 
+import subprocess
+import sys
+
 import pytest
 
-from tests.process.lab import Lab
+from tests.process.lab import SLAVE_TAP, Lab
 from tests.process.program import run
+from tests.waiting import PROCESS_TIMEOUT
 
 pytestmark = pytest.mark.process
 
@@ -33,6 +37,26 @@ def test_agent_waits_for_a_daemon_that_has_no_descriptors_left(lab: Lab) -> None
     limit(daemon.process.pid, 256)
     lab.start_master().load()
     lab.wait_carrier("UP")
+
+
+def test_agent_without_descriptors_goes_on_and_answers_when_it_has_some(
+    lab: Lab,
+) -> None:
+    """A question for its status needs one; it must not end an agent that serves."""
+    lab.start_daemon()
+    agent = lab.start_agent()
+    lab.start_master().load()
+    lab.wait_carrier("UP")
+    pid = agent.process.pid
+    limit(pid, agent.descriptors())
+    status = (sys.executable, "-m", "vhostpci_guest", "status")
+    with subprocess.Popen(status, stdout=subprocess.PIPE, text=True) as question:
+        agent.wait_log("no descriptors are left, of the ")
+        assert lab.ping_from_master() == 5
+        limit(pid, 256)
+        answer, _ = question.communicate(timeout=PROCESS_TIMEOUT)
+    assert SLAVE_TAP in answer
+    assert agent.process.poll() is None
 
 
 def limit(pid: int, soft: int) -> None:

@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
+from vhostpci_shared.limits import exhausted, no_descriptors, shortage
 from vhostpci_shared.wire import ProtocolError
 
 from .dataplane.interface import PlaneMaker
@@ -34,6 +35,10 @@ from .tap.tap_port import Port
 
 log = logging.getLogger(__name__)
 
+SHORTAGE = 2.0
+"""Seconds for which an agent without free descriptors takes nothing new."""
+TELL_AGAIN = 60.0
+"""Seconds between two lines that say so."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
 """They would end the agent without giving anything back."""
@@ -63,6 +68,8 @@ class Agent:
         self._ports: dict[str, Port] = {}
         self._links: dict[Device, Link] = {}
         self._tick_at = 0.0
+        self._short_until: float | None = None
+        self._told_at = -math.inf
 
     def run(self, stop: Callable[[], bool], wakeup: int) -> None:
         """Serve until `stop` says so; `wakeup` is readable when it does.
@@ -76,27 +83,70 @@ class Agent:
 
     def step(self) -> None:
         """Look at everything once."""
-        self._source.look()
-        self._match()
         now = time.monotonic()
+        if self._short_until is not None and now >= self._short_until:
+            self._short_until = None
+            for link in self._links.values():
+                link.resume()
+        if not self._short:
+            self._look_for_devices(now)
         tick = now >= self._tick_at
         if tick:
             self._tick_at = now + TICK
         for link in self._links.values():
             self._serve(link, tick=tick)
-        if self._control is not None:
-            self._control.look(self.status)
+        if self._control is not None and not self._short:
+            self._answer(self._control, now)
+
+    def _look_for_devices(self, now: float) -> None:
+        try:
+            self._source.look()
+            self._match()
+        except (Unusable, OSError) as error:
+            short = shortage(error)
+            # An agent that serves nothing yet ends, with what to do.
+            if short is None or not self._links:
+                raise
+            self._note_shortage(short, now)
+
+    def _answer(self, control: Control, now: float) -> None:
+        """Answer a question for our status, if there is a descriptor for it."""
+        try:
+            control.look(self.status)
+        except OSError as error:
+            if not exhausted(error):
+                raise
+            self._note_shortage(error, now)
+
+    @property
+    def _short(self) -> bool:
+        """Whether we lacked descriptors a moment ago: nothing new is taken now."""
+        return self._short_until is not None
+
+    def _note_shortage(self, error: OSError, now: float) -> None:
+        """Take nothing new for a while, and do not poll what would be taken."""
+        self._short_until = now + SHORTAGE
+        if now - self._told_at >= TELL_AGAIN:
+            self._told_at = now
+            log.warning("%s; trying again every %g s", no_descriptors(error), SHORTAGE)
 
     def _serve(self, link: Link, *, tick: bool) -> None:
-        """Look at a link; with several devices a failure ends this link only."""
+        """Look at a link; with several devices a failure ends this link only.
+
+        A lack of descriptors ends no agent: there may be some in a moment.
+        """
         try:
             link.look()
             if tick:
                 link.tick()
         except (Unusable, OSError) as why:
-            if self._source.single:
+            if short := shortage(why):
+                link.suspend(no_descriptors(short))
+                self._short_until = time.monotonic() + SHORTAGE
+            elif self._source.single:
                 raise
-            link.suspend(str(why))
+            else:
+                link.suspend(str(why))
 
     def _match(self) -> None:
         """Make a link for each new device, and close those of devices that are gone."""
@@ -138,7 +188,7 @@ class Agent:
         poll = select.poll()
         for fd in self._fds(wakeup):
             poll.register(fd, select.POLLIN)
-        if self._control is not None:
+        if self._control is not None and not self._short:
             for fd, events in self._control.events():
                 poll.register(fd, events)
         links = list(self._links.values())
@@ -156,7 +206,8 @@ class Agent:
 
     def _fds(self, wakeup: int) -> Iterator[int]:
         yield wakeup
-        yield from self._source.fds()
+        if not self._short:
+            yield from self._source.fds()
         for link in self._links.values():
             yield from link.fds()
 

@@ -14,19 +14,6 @@ from typing import Self
 from vhostpci_shared.wire import ProtocolError
 
 
-def exhausted(error: OSError) -> bool:
-    """Whether there are no more descriptors, for us or for all of the machine."""
-    return error.errno in (errno.EMFILE, errno.ENFILE)
-
-
-def no_descriptors(error: OSError) -> str:
-    """Return what to say then, of a connection that has to go."""
-    return (
-        f"no descriptors are left ({error.strerror}): allow the daemon more of them "
-        "(LimitNOFILE= of its unit, or ulimit -n)"
-    )
-
-
 class Fd:
     """A descriptor, and the duty to close it."""
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Descriptors have one owner, and notifiers never wait."""
 
-import errno
 import gc
 import os
 import socket
@@ -10,7 +9,7 @@ import warnings
 import pytest
 
 from tests.waiting import returns
-from vhostpci_host.fds import Fd, Notifier, exhausted
+from vhostpci_host.fds import Fd, Notifier
 from vhostpci_shared.wire import ProtocolError
 
 FULL = 2**64 - 2
@@ -26,16 +25,6 @@ def test_descriptor_is_closed_once() -> None:
         fd.fileno()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(number)
-
-
-@pytest.mark.parametrize(
-    ("number", "none_left"),
-    [(errno.EMFILE, True), (errno.ENFILE, True), (errno.EAGAIN, False)],
-)
-def test_process_or_machine_may_have_no_descriptor_left(
-    number: int, *, none_left: bool
-) -> None:
-    assert exhausted(OSError(number, "")) == none_left
 
 
 def test_forgotten_descriptor_is_closed_with_a_warning() -> None:

@@ -9,11 +9,11 @@ an emulated slave VM the import of the whole agent takes seconds.
 """
 
 import argparse
-import errno
 import json
 import logging
 from collections.abc import Sequence
 
+from vhostpci_shared.limits import no_descriptors, shortage
 from vhostpci_shared.log_writer import LogWriter
 
 from .. import __version__, status_socket
@@ -120,8 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("%s", error)
         return 2
     except (Unusable, OSError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-            error = Unusable(f"no descriptors are left ({error.strerror}): ulimit -n")
-        log.error("%s", error, exc_info=arguments.verbose)
+        short = shortage(error)
+        text = no_descriptors(short) if short else error
+        log.error("%s", text, exc_info=arguments.verbose)
         return 1
     return 0

@@ -112,7 +112,7 @@ class Client:
         self._fds += fds
         if flags & socket.MSG_CTRUNC and len(fds) < 4:
             # Linux had no number left for the next one, and dropped it.
-            raise OSError(errno.EMFILE, "no descriptors are left (ulimit -n)")
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         if not data:
             raise ServerGone(f"{self.name}: the server has closed the connection")
         self._partial += data

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from vhostpci_shared import ivshmem
+from vhostpci_shared.limits import exhausted, no_descriptors
 from vhostpci_shared.wire import ProtocolError
 
 from ..errors import Unusable
@@ -75,7 +76,8 @@ class SocketSource:
             self._lose(str(why), fatal=True)
         except OSError as error:
             fatal = error.errno not in _ABSENT
-            self._lose(f"{self._path}: {error.strerror or error}", fatal=fatal)
+            what = no_descriptors(error) if exhausted(error) else error.strerror
+            self._lose(f"{self._path}: {what or error}", fatal=fatal)
         if self._client is not None:  # without a daemon there are no windows either
             self._windows.look()
 

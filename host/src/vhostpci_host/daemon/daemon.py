@@ -17,7 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vhostpci_shared.limits import raise_descriptor_limit
+from vhostpci_shared.limits import (
+    exhausted,
+    no_descriptors,
+    raise_descriptor_limit,
+    shortage,
+)
 
 from ..config import options
 from ..config.device import DeviceConfig, Mode, check_name, conflicts, daemon_control
@@ -25,7 +30,6 @@ from ..config.file import ConfigFile
 from ..device.peer_log import PeerLog
 from ..device.status import describe, describe_failed, row
 from ..errors import HostError, InUse
-from ..fds import exhausted, no_descriptors
 from ..hotplug.pool import SlavePool
 from ..interfaces import UNPLUG, Json, Plugger
 from ..ivshmem.linger import Linger
@@ -126,8 +130,8 @@ class Daemon:
             self._close(entry)
             # It is not there if the daemon was closed meanwhile.
             self._entries.pop(config.name, None)
-            if isinstance(error, OSError) and exhausted(error):
-                raise HostError(no_descriptors(error)) from error
+            if short := shortage(error):
+                raise HostError(no_descriptors(short)) from error
             raise
         entry.arriving = False
         log.info(

@@ -4,7 +4,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from ..fds import exhausted
+from vhostpci_shared.limits import exhausted
+
 from ..interfaces import Loop, Timer
 
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vhostpci_shared.limits import exhausted, no_descriptors
+
 from .. import sockets
 from ..errors import HostError
-from ..fds import exhausted, no_descriptors
 from ..interfaces import Loop
 
 ACCEPT_PAUSE = 1.0

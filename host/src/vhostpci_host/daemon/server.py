@@ -9,13 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vhostpci_shared.limits import exhausted, no_descriptors
+
 from .. import sockets
 from ..config.device import DeviceConfig, Mode
 from ..device.device import Device
 from ..device.peer_log import PeerLog
 from ..device.windows import ShownWindows
 from ..errors import HostError
-from ..fds import exhausted, no_descriptors
 from ..interfaces import Plugger
 from ..ivshmem.connection import SlaveConnection
 from ..ivshmem.linger import Linger

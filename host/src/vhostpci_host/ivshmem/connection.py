@@ -7,9 +7,9 @@ from collections import deque
 from typing import Protocol
 
 from vhostpci_shared import ivshmem
+from vhostpci_shared.limits import exhausted, no_descriptors
 
 from .. import sockets
-from ..fds import exhausted, no_descriptors
 from ..interfaces import Loop, Timer
 from . import wire
 from .linger import LINGER, Linger
