@@ -11,6 +11,7 @@ import socket
 import warnings
 from typing import Self
 
+from vhostpci_shared.eventfd_signal import signal_eventfd
 from vhostpci_shared.wire import ProtocolError
 
 
@@ -66,10 +67,13 @@ class Notifier(Fd):
 
     User Mode Linux calls a pair of sockets a pipe (`os_pipe` in Linux, arch/um).
     It may come back blocking from a QEMU that rejected it, because the flag belongs to
-    the open file and not to our descriptor.  So a read does not rely on the flag, and a
-    write sets it again.  (A write has no flag of that kind: it would wait if another
-    process filled the counter and cleared the flag in between.)
+    the open file and not to our descriptor.  So neither a read nor a signal relies on
+    the flag.
     """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self._is_eventfd: bool | None = None
 
     @classmethod
     def new(cls) -> Self:
@@ -99,7 +103,9 @@ class Notifier(Fd):
     @property
     def is_eventfd(self) -> bool:
         """Whether it is an eventfd, the only kind that a slave's QEMU takes."""
-        return _is_eventfd(self)
+        if self._is_eventfd is None:
+            self._is_eventfd = _is_eventfd(self)
+        return self._is_eventfd
 
     @property
     def eventfd_id(self) -> int | None:
@@ -116,9 +122,11 @@ class Notifier(Fd):
 
     def signal(self) -> None:
         """Signal it once more; a full or abandoned one needs no signal."""
-        os.set_blocking(self.fileno(), False)
+        if self.is_eventfd:
+            signal_eventfd(self.fileno())
+            return
         try:
-            os.write(self.fileno(), (1).to_bytes(8, "little"))
+            _write_now(self.fileno(), (1).to_bytes(8, "little"))
         except (BlockingIOError, ConnectionError):
             return
 
@@ -164,6 +172,22 @@ def _read_now(number: int) -> bytes:
         os.set_blocking(number, False)
         return os.read(number, len(data))
     return bytes(data[:size])
+
+
+def _write_now(number: int, data: bytes) -> None:
+    """Write into a pipe or a socket, without waiting; see `_read_now`.
+
+    Raises:
+        BlockingIOError: there is no room.
+    """
+    try:
+        os.pwritev(number, [data], -1, os.RWF_NOWAIT)
+    except OSError as error:
+        # A pipe or a socket before Linux 6.5.
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        os.set_blocking(number, False)
+        os.write(number, data)
 
 
 def _is_eventfd(fd: Fd) -> bool:

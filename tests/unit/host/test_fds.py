@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Descriptors have one owner, and notifiers never wait."""
 
+import contextlib
 import gc
 import os
 import socket
@@ -77,15 +78,37 @@ def test_drain_does_not_rely_on_a_flag_that_others_may_clear(
         os.close(fd)
 
 
-def test_signal_to_a_full_blocking_eventfd_does_not_wait() -> None:
-    with Notifier.new() as notifier:
-        os.set_blocking(notifier.fileno(), True)
-        assert not notifier.drain()
-        os.eventfd_write(notifier.fileno(), FULL)
-        os.set_blocking(notifier.fileno(), True)
+@pytest.mark.parametrize("kind", ["eventfd", "pipe", "socket"])
+def test_signal_does_not_rely_on_a_flag_that_others_may_clear(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clear it as soon as it is set, and fill the notifier."""
+    ends: list[int] = []
+    if kind == "pipe":
+        ends += reversed(os.pipe())
+    elif kind == "socket":
+        ends += [end.detach() for end in socket.socketpair()]
+    number = ends.pop(0) if ends else os.eventfd(0)
+    with Notifier.adopt(Fd(number)) as notifier:
+        fill(notifier)
+        monkeypatch.setattr(os, "set_blocking", lambda fd, blocking: None)
         returned = returns(notifier.signal)
-        assert notifier.drain()
-        assert returned
+        os.read(ends[0] if ends else number, 1 << 20)  # which ends a wait
+    for fd in ends:
+        os.close(fd)
+    assert returned
+
+
+def fill(notifier: Notifier) -> None:
+    number = notifier.fileno()
+    if notifier.is_eventfd:
+        os.eventfd_write(number, FULL)
+        return
+    os.set_blocking(number, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(number, bytes(8))
+    os.set_blocking(number, True)
 
 
 def test_pipe_is_a_notifier_until_its_other_end_closes() -> None:

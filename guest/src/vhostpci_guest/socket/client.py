@@ -16,10 +16,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from vhostpci_shared import ivshmem
+from vhostpci_shared.eventfd_signal import signal_eventfd
 from vhostpci_shared.wire import ProtocolError
 
 from ..dataplane.mapping import Mapping
-from ..eventfds import signal
 from ..interfaces import Call, Eventfd, Window
 
 NAME = "socket"
@@ -222,7 +222,7 @@ class Client:
         """Ring a peer's doorbell now, or when the peer connects."""
         fds = self._peers.get(peer, [])
         if vector < len(fds):
-            signal(fds[vector])
+            signal_eventfd(fds[vector])
         elif len(self._owed) < MAX_DOORBELLS:  # the peer's number is the daemon's word
             self._owed.add((peer, vector))
 
