@@ -11,7 +11,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,8 @@ from .server import SLOW_TICKS, Common, Server
 
 log = logging.getLogger(__name__)
 
+ROOM_TICKS = 240
+"""Ticks from one look at the room for all arenas to the next; others take room, too."""
 TICK = 0.250
 """Seconds between two ticks of each device."""
 
@@ -98,6 +100,7 @@ class Daemon:
         self._listener: PathListener | None = None
         self._log = PeerLog("daemon", self.loop)
         self._ticks = 0
+        self._short_systems: Set[int] = frozenset()
         self._stack = contextlib.ExitStack()
         self._ended = self.loop.create_future()
         self._timer = self.loop.call_later(TICK, self._tick)
@@ -175,6 +178,8 @@ class Daemon:
         self._ticks += 1
         if self._listener is not None and self._ticks % SLOW_TICKS == 0:
             self._listener.check()
+        if self._ticks % ROOM_TICKS == 0:
+            self.warn_of_shortage(only_new=True)
         for entry in list(self._entries.values()):
             if entry.server is not None:
                 entry.server.tick()
@@ -188,13 +193,20 @@ class Daemon:
             failed = Entry(config, failure=str(error), arriving=False)
             self._entries[config.name] = failed
 
-    def warn_of_shortage(self) -> None:
-        """Warn if the memory of all devices together does not fit where it lies."""
+    def warn_of_shortage(self, *, only_new: bool = False) -> None:
+        """Warn if the memory of all devices together does not fit where it lies.
+
+        Args:
+            only_new: only of file systems of which it was not true the last time.
+        """
         servers = (entry.server for entry in self._entries.values())
         stores = (server.device.store for server in servers if server is not None)
         promises = (store.promise() for store in stores)
-        for text in shortages(one for one in promises if one is not None):
-            log.warning("%s", text)
+        found = shortages(one for one in promises if one is not None)
+        for system, text in found.items():
+            if not (only_new and system in self._short_systems):
+                log.warning("%s", text)
+        self._short_systems = found.keys()
 
     async def remove(self, name: str) -> None:
         """Unplug and close a device, and discard its memory; the others go on."""

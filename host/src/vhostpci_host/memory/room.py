@@ -3,8 +3,9 @@
 
 An arena is sparse: a page takes memory when its master first touches it.  If there is
 none left then, the master's QEMU is killed by SIGBUS, which no daemon can prevent any
-more.  So the daemon says at its start, and when a device is added, that this may
-happen; with `prealloc` it takes the memory at once instead, and fails if it cannot.
+more.  So the daemon warns of that at its start, when a device is added, and when other
+programs have taken the room meanwhile; with `prealloc` it takes the memory at once
+instead, and fails if it cannot.
 """
 
 import os
@@ -36,16 +37,19 @@ def promise(name: str, directory: Path, fd: int, ram: int) -> Promise:
     return Promise(name, directory, info.st_dev, missing, free)
 
 
-def shortages(promises: Iterable[Promise]) -> list[str]:
-    """Return a warning for each file system that cannot keep all its promises."""
+def shortages(promises: Iterable[Promise]) -> dict[int, str]:
+    """Return a warning for each file system that cannot keep all its promises.
+
+    The key is the file system's number.
+    """
     systems: dict[int, list[Promise]] = {}
     for one in promises:
         systems.setdefault(one.file_system, []).append(one)
-    return [
-        _warning(arenas)
-        for arenas in systems.values()
+    return {
+        system: _warning(arenas)
+        for system, arenas in systems.items()
         if sum(one.missing for one in arenas) > arenas[0].free
-    ]
+    }
 
 
 def _warning(arenas: list[Promise]) -> str:

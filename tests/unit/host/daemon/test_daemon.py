@@ -21,6 +21,8 @@ from vhostpci_host.daemon.daemon import Daemon
 from vhostpci_host.daemon.server import SLOW_TICKS, Server
 from vhostpci_host.errors import HostError
 from vhostpci_host.hotplug.pool import SlavePool
+from vhostpci_host.memory.arena import Arena
+from vhostpci_host.memory.room import Promise
 
 
 class SlowPlugger(RecordedPlugger):
@@ -250,3 +252,25 @@ def test_stolen_control_socket_is_made_again_once_there_is_a_descriptor(
 
     play(part)
     assert "control again: no descriptors are left" in caplog.text
+
+
+def test_room_that_other_programs_take_is_warned_of_once(
+    play: Callable[[Play], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(daemon_module, "ROOM_TICKS", 1)
+    free = [64 * MIB]
+
+    def promised(arena: Arena) -> Promise:
+        return Promise("dev", Path("/dev/shm"), 1, arena.ram, free[-1])
+
+    async def part(scene: Scene) -> None:
+        await scene.daemon.add(scene.config())
+        for now, lines in ((64 * MIB, 0), (4 * MIB, 1), (64 * MIB, 1), (MIB, 2)):
+            free.append(now)
+            await asyncio.sleep(3 * daemon_module.TICK)
+            assert caplog.text.count("MiB free, and the memory of dev may") == lines
+
+    monkeypatch.setattr(Arena, "promise", promised)
+    play(part)

@@ -42,8 +42,8 @@ def arenas(config: DeviceConfig, small: Path) -> Iterator[list[Arena]]:
 
 def test_arenas_that_only_fit_one_at_a_time_are_reported(arenas: list[Arena]) -> None:
     one, two = promises(arenas)
-    assert shortages([one]) == shortages([two]) == []
-    (warning,) = shortages([one, two])
+    assert shortages([one]) == shortages([two]) == {}
+    (warning,) = shortages([one, two]).values()
     assert "has 7 MiB free, and the memory of one, two may take 9 MiB more" in warning
     assert "--prealloc" in warning
 
@@ -52,7 +52,7 @@ def test_file_systems_are_counted_separately(
     arenas: list[Arena], config: DeviceConfig
 ) -> None:
     with closing(Arena(replace(config, name="elsewhere"))) as elsewhere:
-        assert shortages(promises([arenas[0], elsewhere])) == []
+        assert shortages(promises([arenas[0], elsewhere])) == {}
 
 
 def test_reserved_memory_is_not_counted_as_missing(
