@@ -52,14 +52,15 @@ def test_slave_that_is_refused_stays_connected_after_many_devices_have_gone(
     with contextlib.ExitStack() as clients:
         for _ in range(DEVICES):
             come_and_go(fleet, clients)
-        wait_for(lambda: fleet.descriptors() == before + MOST, fleet.open_files)
+        # Not equal: before, a copy that was just sent may not have been closed yet.
+        wait_for(lambda: fleet.descriptors() <= before + MOST, fleet.open_files)
         refused = SlaveClient(fleet.run_dir / "a.ivshmem")
         clients.callback(refused.close)
         with pytest.raises(ProtocolError, match="another slave"):
             refused.read()
         assert not readable(refused), "the daemon has hung up on it"
     assert not readable(first)
-    wait_for(lambda: fleet.descriptors() == before, fleet.open_files)
+    wait_for(lambda: fleet.descriptors() <= before, fleet.open_files)
 
 
 def readable(client: SlaveClient) -> bool:
