@@ -11,7 +11,14 @@ from tests.fakes.frontend import Direct, FrontEnd, region
 from tests.fakes.loop import ManualLoop
 from tests.fakes.windows import MIB, Ram
 from tests.unit.host.scene import MakeFile, Scene
+from vhostpci_host.memory import limited_read
 from vhostpci_host.vhost_user.backend import Backend
+
+
+@pytest.fixture(autouse=True)
+def full_stock() -> None:
+    """On a busy machine the slow reads of earlier tests may have used it up."""
+    limited_read.stock.refill()
 
 
 @pytest.fixture

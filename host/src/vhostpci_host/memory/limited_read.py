@@ -6,39 +6,67 @@ the process holds while it maps memory, and prints a line for each mapping.  A h
 process may have 65530 of them, which take some tens of milliseconds.  The daemon has
 one loop for all devices, and must not stand still for that long again and again.
 
-So another thread reads, and only so many bytes.  The loop waits for it, but not longer
-than `LIMIT`.  After a read that took longer, nothing is read for `PAUSE` seconds: no
-number of such processes can take more than a hundredth of the loop's time.
+So another thread reads, and only so many bytes, and the loop waits for it.  There is a
+stock of time for reads that are not quick: it holds at most `STOCK` seconds, and a
+hundredth of the time that goes by flows into it.  When it is used up, nothing is read.
+So no number of such processes can take more than a hundredth of the loop's time for
+long, and one read that is slow because the machine is busy does no harm.
 """
 
 import threading
 import time
 from pathlib import Path
 
-LIMIT = 0.1
-"""Seconds to wait; a QEMU with hundreds of mappings takes less than a millisecond."""
-PAUSE = 10.0
-"""Seconds after a read that took too long in which nothing is read."""
+LIMIT = 0.5
+"""Seconds to wait at most; a QEMU with hundreds of mappings takes a millisecond."""
+QUICK = 0.01
+"""A read of so many seconds costs nothing of the stock."""
+STOCK = 1.0
+REFILL = 0.01
+"""Seconds that flow into the stock in each second."""
 LONGEST = 1 << 20
 """Bytes of the longest file: about ten thousand mappings."""
 
-_pause_until = 0.0
+
+class _Stock:
+    """The time that may still be spent on slow reads."""
+
+    def __init__(self) -> None:
+        self.refill()
+
+    def refill(self) -> None:
+        """Fill it up."""
+        self._left, self._counted = STOCK, time.monotonic()
+
+    def left(self) -> float:
+        """Return the seconds that are there now."""
+        now = time.monotonic()
+        self._left = min(STOCK, self._left + (now - self._counted) * REFILL)
+        self._counted = now
+        return self._left
+
+    def spend(self, seconds: float) -> None:
+        """Take what a read has cost."""
+        if seconds > QUICK:
+            self._left -= seconds
+
+
+stock = _Stock()
 
 
 def read_with_limit(path: Path) -> str | None:
     """Return the contents; None if we may not read it, or it takes too long."""
-    global _pause_until
-    if time.monotonic() < _pause_until:
+    limit = min(LIMIT, stock.left())
+    if limit <= QUICK:
         return None
     found: list[str] = []
     # A daemon thread: one that is stuck in the kernel must not keep our process from
     # ending.  The kernel lets it go when the process that it asks about ends.
     thread = threading.Thread(target=_read, args=(path, found), daemon=True)
+    began = time.monotonic()
     thread.start()
-    thread.join(LIMIT)
-    if thread.is_alive():
-        _pause_until = time.monotonic() + PAUSE
-        return None
+    thread.join(limit)
+    stock.spend(time.monotonic() - began)
     return found[0] if found else None
 
 

@@ -9,15 +9,13 @@ from pathlib import Path
 import pytest
 
 from vhostpci_host.memory import limited_read
-from vhostpci_host.memory.limited_read import LIMIT, LONGEST, read_with_limit
-
-
-@pytest.fixture(autouse=True)
-def no_pause() -> Iterator[None]:
-    """Begin and end without the pause that an earlier read caused."""
-    limited_read._pause_until = 0.0
-    yield
-    limited_read._pause_until = 0.0
+from vhostpci_host.memory.limited_read import (
+    LIMIT,
+    LONGEST,
+    QUICK,
+    STOCK,
+    read_with_limit,
+)
 
 
 @pytest.fixture
@@ -47,16 +45,31 @@ def test_file_that_is_too_long_is_none(tmp_path: Path) -> None:
     assert read_with_limit(path) is None
 
 
-def test_read_that_is_stuck_is_given_up_and_none_follows_at_once(
-    stuck: Path, tmp_path: Path
-) -> None:
+def test_read_that_is_stuck_is_given_up(stuck: Path, tmp_path: Path) -> None:
+    """The next one is of another process, which is not to blame."""
     other = tmp_path / "other"
     other.write_text("text")
-    began = time.monotonic()
     assert read_with_limit(stuck) is None
-    assert read_with_limit(stuck) is None
-    assert read_with_limit(other) is None
-    # Twice the limit would be possible only if the second read had waited, too.
-    assert limited_read._pause_until - began >= LIMIT
-    limited_read._pause_until = 0.0
     assert read_with_limit(other) == "text"
+
+
+def test_reads_that_are_stuck_use_the_time_up(stuck: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("text")
+    began, reads = time.monotonic(), 0
+    while limited_read.stock.left() > QUICK:
+        assert read_with_limit(stuck) is None
+        reads += 1
+    # Without the stock's bound the third read would wait, too.
+    assert STOCK / LIMIT <= reads <= STOCK / LIMIT + 1
+    assert time.monotonic() - began >= STOCK - QUICK
+    assert read_with_limit(other) is None
+    limited_read.stock.refill()
+    assert read_with_limit(other) == "text"
+
+
+def test_quick_reads_use_up_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("text")
+    limited_read.stock.spend(QUICK)
+    assert limited_read.stock.left() == STOCK
