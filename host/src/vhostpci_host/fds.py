@@ -6,6 +6,7 @@ closes it; the collector warns of one that was forgotten (ResourceWarning).
 """
 
 import errno
+import fcntl
 import os
 import socket
 import warnings
@@ -106,6 +107,11 @@ class Notifier(Fd):
         if self._is_eventfd is None:
             self._is_eventfd = _is_eventfd(self)
         return self._is_eventfd
+
+    @property
+    def access(self) -> int:
+        """O_RDONLY, O_WRONLY or O_RDWR: a pipe has an end for each of the first two."""
+        return fcntl.fcntl(self.fileno(), fcntl.F_GETFL) & os.O_ACCMODE
 
     @property
     def eventfd_id(self) -> int | None:

@@ -14,6 +14,8 @@ A ready ring runs if it is enabled as well.  A request that changes a ready ring
 quiesces it, so the change is made when the agent no longer touches the ring.
 """
 
+import os
+
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared import virtio
 from vhostpci_shared.wire import ProtocolError
@@ -65,7 +67,7 @@ def set_vring_kick(setup: FrontEndSetup, payload: vu.VringFd, message: Message) 
     ring = setup.ring(payload.index)
     # A new kick for a ready ring stops nothing: the agent has no kick, and the
     # device relays from the new one.  Without a descriptor, the ring is polled.
-    ring.set_notifier("kick", _notifier(payload, message))
+    ring.set_notifier("kick", _notifier(payload, message, os.O_WRONLY))
     if not ring.kicked:
         ring.kicked = True
         ring.translate(setup.memory)
@@ -76,12 +78,12 @@ def set_vring_call(setup: FrontEndSetup, payload: vu.VringFd, message: Message) 
     # A call is no condition for a ring to be ready: QEMU sends it after the kick
     # (the one that it sends at connect is not the guest's interrupt), and a guest
     # that polls has none.
-    ring.set_notifier("call", _notifier(payload, message))
+    ring.set_notifier("call", _notifier(payload, message, os.O_RDONLY))
 
 
 def set_vring_err(setup: FrontEndSetup, payload: vu.VringFd, message: Message) -> None:
     ring = setup.ring(payload.index)
-    ring.set_notifier("err", _notifier(payload, message))
+    ring.set_notifier("err", _notifier(payload, message, os.O_RDONLY))
 
 
 def set_vring_enable(setup: FrontEndSetup, payload: vu.VringState, _: Message) -> Steps:
@@ -96,8 +98,18 @@ def set_vring_enable(setup: FrontEndSetup, payload: vu.VringState, _: Message) -
     return None
 
 
-def _notifier(payload: vu.VringFd, message: Message) -> Notifier | None:
-    """Take the notifier of a message; None if its flag says that there is none."""
+def _notifier(payload: vu.VringFd, message: Message, useless: int) -> Notifier | None:
+    """Take the notifier of a message; None if its flag says that there is none.
+
+    Args:
+        payload: the message's.
+        message: with the notifier, or without.
+        useless: O_RDONLY or O_WRONLY, the end of a pipe that does not serve: a kick is
+            read, and the others are written.
+
+    Raises:
+        ProtocolError: flag and descriptor differ, or it is no notifier, or that end.
+    """
     # `not nofd` counts as 1 or 0: the number of descriptors that belongs to the flag.
     if len(message.fds) != (not payload.nofd):
         raise ProtocolError(
@@ -109,6 +121,11 @@ def _notifier(payload: vu.VringFd, message: Message) -> Notifier | None:
         return None
     # `adopt` leaves nothing to close, unless it refuses the descriptor.
     try:
-        return Notifier.adopt(fd)
+        notifier = Notifier.adopt(fd)
     finally:
         fd.close()
+    if notifier.access == useless:
+        notifier.close()
+        use = "read from" if useless == os.O_WRONLY else "write to"
+        raise ProtocolError(f"the end of a pipe that nothing can {use}")
+    return notifier

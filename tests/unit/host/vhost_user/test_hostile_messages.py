@@ -137,6 +137,26 @@ def test_notifier_flag_and_descriptor_must_agree(
         backend.receive(Message.of(Request.SET_VRING_KICK, vu.VringFd(0, nofd), *fds))
 
 
+@pytest.mark.parametrize(
+    ("request_", "end"),
+    [
+        (Request.SET_VRING_KICK, "write"),
+        (Request.SET_VRING_CALL, "read"),
+        (Request.SET_VRING_ERR, "read"),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_end_of_a_pipe_that_does_not_serve_is_refused(
+    backend: Backend, request_: Request, end: str
+) -> None:
+    read, write = os.pipe()
+    useless, other = (read, write) if end == "read" else (write, read)
+    message = Message.of(request_, vu.VringFd(0), Fd(useless))
+    with pytest.raises(ProtocolError, match="nothing can"):
+        backend.receive(message)
+    os.close(other)
+
+
 def test_notifier_that_would_end_the_slaves_qemu_is_refused(
     backend: Backend, ram: Ram
 ) -> None:
