@@ -301,7 +301,7 @@ def test_device_without_free_descriptors_drops_its_connections_only(
             a = fleet.pair("a")
             assert kicks_arrive(*a)
             fleet.wait_state("b", "no master")
-        assert fleet.said("(LimitNOFILE= of its unit, or ulimit -n)")
+        assert fleet.said("(LimitNOFILE= of its unit, or ulimit -n")
         assert not fleet.said("Traceback")
         assert not fleet.said("unclosed")
         assert kicks_arrive(*fleet.pair("b"))
@@ -313,7 +313,8 @@ def test_device_is_not_added_without_free_descriptors(directory: Path) -> None:
         for count in range(2, 8):
             with free_descriptors(fleet, count):
                 done = fleet.command("add", "b", "--memory", "16M")
-                assert (done.returncode, "Too many open" in done.stderr) == (1, True)
+                assert done.returncode == 1
+                assert "no descriptors are left" in done.stderr
         assert fleet.files() == before
         assert not fleet.said("Traceback")
         assert not fleet.said("unclosed")
