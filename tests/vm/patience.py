@@ -38,23 +38,19 @@ class Patience:
         """Say how long it was, by both clocks."""
         return f"{self._own():.0f} s of its own time ({self._wall():.0f} s of ours)"
 
-    def _own(self) -> float:
-        return self._wall() - self.waited()
-
     def _wall(self) -> float:
         return time.monotonic() - self._start
 
-    def waited(self) -> float:
-        """Return the seconds that the process has waited for a processor since then.
+    def _own(self) -> float:
+        """Return the time by our clock, less the longest wait of one thread.
 
-        Those of the thread that waited longest, not the sum: several threads may wait
-        at the same time.
+        The longest, not the sum: several threads may wait at the same time.
         """
         waited = (
             delay - self._before.get(thread, 0.0)
             for thread, delay in self._delays().items()
         )
-        return max(waited, default=0.0)
+        return self._wall() - max(waited, default=0.0)
 
     def _delays(self) -> dict[str, float]:
         """Return the seconds that each thread has waited for a processor."""

@@ -64,10 +64,8 @@ def running_by_the_agent(link: Pair) -> list[int]:
 def test_pings_go_on_while_pairs_come_and_go(link: Pair) -> None:
     """A packet that is in a queue when the queue is disabled may be lost: Linux
     empties it, in the master (`netif_set_real_num_tx_queues`) as in the slave's TAP.
-    On a loaded machine more packets are, while a VM waits for a processor.
     """
     changes = (8, 3, 1)
-    watched = [vm.patience(60) for vm in (link.master, link.slave)]
     with (
         traffic.pinging(link.master, SLAVE_ADDRESS) as upwards,
         traffic.pinging(link.slave, MASTER_ADDRESS) as downwards,
@@ -75,15 +73,13 @@ def test_pings_go_on_while_pairs_come_and_go(link: Pair) -> None:
         for pairs in changes:
             use(link, pairs)
             wait_reported(link, pairs)
-        waited = sum(vm.waited() for vm in watched)
         for running in (upwards, downwards):
             running.wait_answers(6)
     for running in (upwards, downwards):
         ping = running.result()
-        evidence = f"waited {waited:.2f} s\n{running.output()}\n{link.counters()}"
+        evidence = f"{running.output()}\n{link.counters()}"
         assert ping.sent > 5, evidence
-        lost = ping.sent - ping.received
-        assert lost < len(changes) + waited / traffic.INTERVAL, evidence
+        assert ping.sent - ping.received < len(changes), evidence
 
 
 def test_many_connections_spread_over_all_pairs(link: Pair) -> None:

@@ -17,10 +17,6 @@ from tests.vm.harness import Result, Vm
 LISTENS = "grep -q ':1451 .* 0A ' /proc/net/tcp /proc/net/tcp6"
 
 
-INTERVAL = 0.2
-"""Seconds between two echoes."""
-
-
 @dataclass(frozen=True, slots=True)
 class Ping:
     """The figures of one ping run."""
@@ -124,11 +120,7 @@ class Pinging:
 
 @contextmanager
 def pinging(
-    source: Vm,
-    address: str,
-    interval: float = INTERVAL,
-    *,
-    ends_without_link: bool = False,
+    source: Vm, address: str, interval: float = 0.2, *, ends_without_link: bool = False
 ) -> Iterator[Pinging]:
     """Ping ``address`` every so many seconds while the block runs.
 
