@@ -3,11 +3,10 @@
 
 import os
 import signal
-import socket
-from pathlib import Path
 
 import pytest
 
+from tests.fakes.thief import steal
 from tests.process.lab import Lab
 from tests.waiting import PROCESS_TIMEOUT, wait_for
 
@@ -19,15 +18,6 @@ def start(lab: Lab) -> None:
     lab.start_agent()
     lab.start_master().load()
     lab.wait_carrier("UP")
-
-
-def steal(path: Path) -> socket.socket:
-    """Do what a QEMU with server=on does to a socket that is there."""
-    path.unlink()
-    thief = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    thief.bind(os.fspath(path))
-    thief.listen()
-    return thief
 
 
 def works(lab: Lab) -> bool:

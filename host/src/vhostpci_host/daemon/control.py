@@ -63,7 +63,7 @@ class Control:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def take(self, commands: Commands, connection: socket.socket) -> None:
-        """Answer the lines of one connection from now on, in a task of its own."""
+        """Answer the lines of one connection from now on, in a separate task."""
         loop = asyncio.get_running_loop()
         task = loop.create_task(self._serve(commands, connection))
         self._tasks.add(task)

@@ -13,6 +13,7 @@ import pytest
 
 from tests.fakes.frontend import Dropped, FrontEnd, RingAt, region
 from tests.fakes.loop import ManualLoop
+from tests.fakes.thief import steal
 from tests.fakes.windows import MIB
 from vhostpci_host import sockets
 from vhostpci_host.config.device import DeviceConfig, Mode
@@ -249,15 +250,6 @@ def test_master_with_a_ring_outside_its_memory_is_told_of_once(
         served.loop.advance(1.0)
     lines = ("front-end connected", "front-end disconnected", "dropped: ")
     assert [served.said(text) for text in lines] == [1, 1, 1]
-
-
-def steal(path: Path) -> socket.socket:
-    """Do what a QEMU with server=on does to a socket that is there."""
-    path.unlink()
-    thief = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    thief.bind(os.fspath(path))
-    thief.listen()
-    return thief
 
 
 @pytest.fixture(params=["vhost_user", "ivshmem", "control"])

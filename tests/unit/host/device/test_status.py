@@ -41,6 +41,6 @@ def test_ring_that_the_agent_has_stopped_is_not_shown_as_served(scene: Scene) ->
     receive, transmit = print_status.text(describe(scene.device)).splitlines()[-2:]
     assert receive.endswith("0 dropped, stopped in the slave")
     assert transmit.endswith("0 dropped")
-    # What the agent says of an earlier session is no news.
+    # What the agent says of an earlier session is not shown.
     scene.device.leases[0].renew(scene.loop.time())
     assert "in the slave" not in print_status.text(describe(scene.device))
