@@ -12,7 +12,7 @@ import pytest
 
 from tests.vm import traffic
 from tests.vm.harness import Vm
-from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Pair
+from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, TAP, Pair
 
 pytestmark = pytest.mark.vm
 
@@ -88,6 +88,26 @@ def test_packets_of_any_size_cross_unharmed(link: Pair, size: int) -> None:
     result = link.master.run(f"ping -n -c 3 -i 0.1 -p a5 -s {size} {SLAVE_ADDRESS}")
     assert " 0% packet loss" in result.stdout
     assert "wrong data byte" not in result.stdout
+
+
+@vfio
+def test_full_packets_with_two_vlan_tags_arrive_both_ways(link: Pair) -> None:
+    """Their frames have 1,522 bytes: eight more than a TAP's MTU of 1,500 says."""
+    ends = [(link.master, "eth0", "10.78.0.1"), (link.slave, TAP, "10.78.0.2")]
+    for vm, interface, address in ends:
+        vm.run(
+            f"ip link add link {interface} name outer type vlan id 10"
+            " && ip link add link outer name inner type vlan id 20"
+            f" && ip addr add {address}/24 dev inner"
+            " && ip link set outer up && ip link set inner up"
+        )
+    (master, *_), (slave, *_) = ends
+    whole = f"-M do -s {1500 - 28}"  # without the headers of IP and ICMP
+    for source, address in ((master, "10.78.0.2"), (slave, "10.78.0.1")):
+        ping = traffic.ping(source, address, count=5, options=whole)
+        assert ping.received == ping.sent == 5
+    for vm, *_ in ends:
+        vm.run("ip link del outer")
 
 
 @vfio
