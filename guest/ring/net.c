@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <assert.h>
 #include <endian.h>
 #include <errno.h>
 #include <time.h>
 #include <unistd.h>
 #include "net.h"
+
+static_assert(VQ_MAX_DONE < 1 << RING_BATCHES,
+	      "each batch that is possible has its count");
 
 /**
  * net_init() - Start with a queue
@@ -66,17 +70,34 @@ static void net_call(struct net_queue *q)
  */
 int net_flush(struct net_queue *q)
 {
+	uint32_t n = q->vq.n_done;
 	int r;
 
-	if (!q->vq.n_done)
+	if (!n)
 		return 0;
 	r = vq_update_used(&q->vq);
 	if (r < 0)
 		return r;
 	RING_COUNT_ADD(q->stats.used_updates, 1);
+	RING_COUNT_ADD(q->stats.batches[31 - __builtin_clz(n)], 1);
 	if (r)
 		net_call(q);
+	else
+		RING_COUNT_ADD(q->stats.calls_suppressed, 1);
 	return 0;
+}
+
+/**
+ * net_begin_pass() - Check the fence, and note where the pass begins
+ * @q:		Queue
+ *
+ * Return: 0 or -ESTALE
+ */
+int net_begin_pass(struct net_queue *q)
+{
+	q->pass_avail = q->vq.last_avail;
+	q->pass_quiet = q->vq.kicks == VQ_KICKS_OFF;
+	return vq_check_fence(&q->vq);
 }
 
 /**
@@ -93,6 +114,8 @@ int net_end_pass(struct net_queue *q, int r, int n)
 {
 	int flushed;
 
+	if (q->pass_quiet && q->vq.last_avail != q->pass_avail)
+		RING_COUNT_ADD(q->stats.kicks_suppressed, 1);
 	/* The ring belongs to another back-end: it must not be written to. */
 	if (r == -ESTALE)
 		return r;

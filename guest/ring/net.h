@@ -55,6 +55,8 @@ struct net_queue {
 	uint32_t hdr_len;
 	uint32_t max_packet;
 	bool mergeable;
+	bool pass_quiet; /* no kick was asked for when the pass began */
+	uint16_t pass_avail; /* next chain to take, when the pass began */
 	const uint32_t *interrupt; /* not 0: end the pass after this packet */
 	struct ring_stats stats;
 };
@@ -62,6 +64,7 @@ struct net_queue {
 int net_init(struct net_queue *q, const struct mem *mem,
 	     const struct ring_conf *conf, bool writable);
 int net_flush(struct net_queue *q);
+int net_begin_pass(struct net_queue *q);
 int net_end_pass(struct net_queue *q, int r, int n);
 int net_tap_fault(struct net_queue *q, int error);
 int net_tap_failure(struct net_queue *q, int error);

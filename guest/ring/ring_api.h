@@ -54,7 +54,8 @@ enum ring_flags {
 enum ring_limits {
 	RING_MAX_REGIONS = 512, /* QEMU has at most 512 memory slots */
 	RING_MAX_SIZE = 32768,
-	RING_MAX_PACKET = 65600 /* 65535, Ethernet and VLAN headers, slack */
+	RING_MAX_PACKET = 65600, /* 65535, Ethernet and VLAN headers, slack */
+	RING_BATCHES = 11 /* batch sizes counted apart: 1, 2-3, 4-7 ... 1024- */
 };
 
 /* A region of the master's guest-physical memory, and where we have it. */
@@ -112,8 +113,10 @@ struct ring_stats {
 	uint64_t packets;
 	uint64_t bytes; /* without the net header */
 	uint64_t kicks; /* wake-ups by the kick eventfd */
+	uint64_t kicks_suppressed; /* passes that took chains without a kick */
 	uint64_t polls; /* wake-ups by time, without a kick eventfd */
 	uint64_t calls; /* interrupts sent to the master */
+	uint64_t calls_suppressed; /* updates for which it wanted none */
 	uint64_t used_updates; /* how often used idx was moved */
 	uint64_t tap_full; /* TX: times it waited for room in the TAP */
 	uint64_t no_buffers; /* RX: times it waited for the master's buffers */
@@ -130,6 +133,7 @@ struct ring_stats {
 	uint64_t drop_no_room; /* RX: too long for the master's buffers */
 	uint64_t drop_stop; /* RX: held for buffers when the ring stopped */
 	uint64_t faults;
+	uint64_t batches[RING_BATCHES]; /* updates by the log2 of their chains */
 };
 
 struct ring_status {

@@ -356,7 +356,7 @@ static int rx_one(struct rx *rx)
 int rx_pass(struct rx *rx)
 {
 	struct net_queue *q = &rx->q;
-	int n = 0, r = vq_check_fence(&q->vq);
+	int n = 0, r = net_begin_pass(q);
 
 	if (!r && net_paused(q))
 		return 0;

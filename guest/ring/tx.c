@@ -99,7 +99,7 @@ static int tx_one(struct tx *tx)
 int tx_pass(struct tx *tx)
 {
 	struct net_queue *q = &tx->q;
-	int n = 0, r = vq_check_fence(&q->vq);
+	int n = 0, r = net_begin_pass(q);
 
 	if (!r && net_paused(q))
 		return 0;

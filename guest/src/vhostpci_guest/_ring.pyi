@@ -15,8 +15,10 @@ class _RingStats(_Struct):
     packets: int
     bytes: int
     kicks: int
+    kicks_suppressed: int
     polls: int
     calls: int
+    calls_suppressed: int
     used_updates: int
     tap_full: int
     no_buffers: int
@@ -27,11 +29,13 @@ class _RingStats(_Struct):
     drop_memory: int
     drop_down: int
     drop_other: int
+    drop_read: int
     drop_runt: int
     drop_long: int
     drop_no_room: int
     drop_stop: int
     faults: int
+    batches: Sequence[int]
 
 class _RingStatus(_Struct):
     state: int

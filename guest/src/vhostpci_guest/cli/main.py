@@ -20,6 +20,7 @@ from .. import __version__, status_socket
 from ..errors import Unusable
 from .errors import UsageError
 from .machine import check_machine
+from .print_stats import print_stats, select, statistics
 from .print_status import print_link
 from .run_options import add_run_options
 
@@ -44,7 +45,16 @@ def parser() -> argparse.ArgumentParser:
         "and how to get more; nothing is changed",
     )
     status = commands.add_parser("status", help="show what the running agents do")
-    for command in (listed, status):
+    stats = commands.add_parser(
+        "stats", help="count packets, drops by reason, kicks, calls and batches"
+    )
+    stats.add_argument(
+        "name",
+        nargs="?",
+        metavar="NAME",
+        help="only this device: its name, its TAP, or its PCI address or socket",
+    )
+    for command in (listed, status, stats):
         command.add_argument("-j", "--json", action="store_true", help="as JSON")
     return top
 
@@ -95,12 +105,32 @@ def _status(arguments: argparse.Namespace) -> None:
     else:
         for link in links:
             print_link(link)
+    _raise(problems)
+
+
+def _stats(arguments: argparse.Namespace) -> None:
+    links, problems = status_socket.ask()
+    counted = [statistics(link) for link in links]
+    # The reason why a device is missing from the list stands in `problems`.
+    if arguments.name is not None and not problems:
+        counted = select(counted, arguments.name)
+    if arguments.json:
+        print(json.dumps(counted, indent=2))
+    elif not counted and not problems:
+        print("no agent serves a device")
+    else:
+        for device in counted:
+            print_stats(device)
+    _raise(problems)
+
+
+def _raise(problems: Sequence[str]) -> None:
     # Last, so that it is seen below a long list; each is a line.
     if problems:
         raise Unusable("\nvhostpci-guest: ".join(problems))
 
 
-_COMMANDS = {"run": _run, "devices": _devices, "status": _status}
+_COMMANDS = {"run": _run, "devices": _devices, "status": _status, "stats": _stats}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -68,8 +68,10 @@ class Stats:
     packets: int = 0
     bytes: int = 0
     kicks: int = 0
+    kicks_suppressed: int = 0
     polls: int = 0
     calls: int = 0
+    calls_suppressed: int = 0
     used_updates: int = 0
     tap_full: int = 0
     no_buffers: int = 0
@@ -86,6 +88,8 @@ class Stats:
     drop_no_room: int = 0
     drop_stop: int = 0
     faults: int = 0
+    batches: tuple[int, ...] = (0,) * 11
+    """Updates of the used index: [i] those that gave back 2^i to 2^(i+1)-1 chains."""
 
     @property
     def dropped(self) -> int:

@@ -281,6 +281,7 @@ class Worker:
         )
         fault, error = Fault(c_status.fault), c_status.error
         stats = {field.name: getattr(c_status.stats, field.name) for field in _COUNTS}
+        stats["batches"] = tuple(c_status.stats.batches)
         return RingStatus(
             state=AgentRingState(c_status.state),
             index=c_status.index,

@@ -7,7 +7,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from vhostpci_shared import metadata as md
@@ -339,6 +339,7 @@ class Rings:
             "index": status.index,
             "reason": status.reason,
             **_counts(status.stats),
+            "stats": asdict(status.stats),
         }
 
     def _status(self, index: int, run: Run) -> RingStatus:

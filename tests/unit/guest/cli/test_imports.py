@@ -49,7 +49,14 @@ def imported_by(*arguments: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["status"], ["status", "-j"], ["--help"], ["run", "--help"], ["--version"]],
+    [
+        ["status"],
+        ["status", "-j"],
+        ["stats"],
+        ["--help"],
+        ["run", "--help"],
+        ["--version"],
+    ],
     ids=" ".join,
 )
 def test_short_command_imports_no_heavy_module(arguments: list[str]) -> None:

@@ -375,6 +375,7 @@ def test_status_has_the_state_of_each_ring(bench: Bench) -> None:
     assert status["carrier"]
     assert status["rings"][0]["packets"] == 4
     assert status["rings"][0]["state"] == "running"
+    assert status["rings"][0]["stats"]["packets"] == 4
 
 
 def test_suspended_device_runs_no_ring_and_reports_why(

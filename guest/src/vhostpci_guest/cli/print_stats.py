@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The counters of `vhostpci-guest stats`, by the names that Open vSwitch uses.
+
+rx and tx are seen from this slave, as in `ip -s link show TAP`: rx is what comes from
+the master.  The rings are named from the master's side, so the master's transmit ring
+has what is rx here.  docs/operations.md explains each counter; a test compares.
+"""
+
+from typing import Any
+
+from ..errors import Unusable
+
+_RX_ERRORS = {"rx_error_length": "drop_bad", "rx_error_header": "drop_refused"}
+_RX_DROPS = {
+    "rx_drop_memory": "drop_memory",
+    "rx_drop_down": "drop_down",
+    "rx_drop_other": "drop_other",
+}
+_TX_ERRORS = {
+    "tx_error_read": "drop_read",
+    "tx_error_short": "drop_runt",
+    "tx_error_long": "drop_long",
+}
+_TX_DROPS = {"tx_drop_no_room": "drop_no_room", "tx_drop_stop": "drop_stop"}
+
+# Each counter with the counts of a ring (Stats in dataplane/interface.py) that it sums.
+_RX = {
+    "rx_packets": ("packets",),
+    "rx_bytes": ("bytes",),
+    "rx_errors": tuple(_RX_ERRORS.values()),
+    "rx_dropped": tuple(_RX_DROPS.values()),
+    **{name: (count,) for name, count in (_RX_ERRORS | _RX_DROPS).items()},
+    "rx_tap_full": ("tap_full",),
+}
+_TX = {
+    "tx_packets": ("packets",),
+    "tx_bytes": ("bytes",),
+    "tx_errors": tuple(_TX_ERRORS.values()),
+    "tx_dropped": tuple(_TX_DROPS.values()),
+    **{name: (count,) for name, count in (_TX_ERRORS | _TX_DROPS).items()},
+    "tx_no_buffers": ("no_buffers",),
+    "tx_spilled": ("spilled",),
+    "tx_bad_chains": ("bad_chains",),
+}
+_BOTH = {
+    "kicks": ("kicks",),
+    "kicks_suppressed": ("kicks_suppressed",),
+    "polls": ("polls",),
+    "calls": ("calls",),
+    "calls_suppressed": ("calls_suppressed",),
+    "used_updates": ("used_updates",),
+    "faults": ("faults",),
+}
+
+ALWAYS = (
+    *("rx_packets", "rx_bytes", "rx_errors", "rx_dropped"),
+    *("tx_packets", "tx_bytes", "tx_errors", "tx_dropped"),
+)
+"""Counters that are printed although they are 0."""
+
+
+def _batch(power: int, last: bool) -> str:
+    """Return the name of the batches of 2^power chains and more."""
+    low, high = 2**power, 2 ** (power + 1) - 1
+    if last:
+        return f"batches_{low}_and_more"
+    return f"batches_{low}_to_{high}" if power else "batches_1"
+
+
+def _ring(ring: dict[str, Any]) -> dict[str, int]:
+    """Return the counters of one ring."""
+    stats = ring["stats"]
+    # VIRTIO, "Network Device", "Virtqueues": even numbers are receive queues.
+    way, own = ("tx", _TX) if ring["ring"] % 2 == 0 else ("rx", _RX)
+    sums = {**own, **{f"{way}_{name}": counts for name, counts in _BOTH.items()}}
+    batches = stats["batches"]
+    return {
+        **{name: sum(stats[one] for one in counts) for name, counts in sums.items()},
+        **{
+            f"{way}_{_batch(power, power == len(batches) - 1)}": count
+            for power, count in enumerate(batches)
+        },
+    }
+
+
+def _add(total: dict[str, int], more: dict[str, int]) -> None:
+    for name, count in more.items():
+        total[name] = total.get(name, 0) + count
+
+
+def statistics(link: dict[str, Any]) -> dict[str, Any]:
+    """Return the counters of a device, from its entry of the status.
+
+    Raises:
+        Unusable: the agent is of an earlier version, and does not send them.
+    """
+    total = dict.fromkeys(ALWAYS, 0)
+    pairs: dict[int, dict[str, int]] = {}
+    for ring in link["rings"]:
+        if "stats" not in ring:
+            raise Unusable(
+                f"the agent with pid {link['pid']} is of an earlier version, and does "
+                "not count what this command shows: restart it"
+            )
+        counters = _ring(ring)
+        _add(total, counters)
+        _add(pairs.setdefault(ring["ring"] // 2, {}), counters)
+    return {
+        **{key: link[key] for key in ("name", "device", "tap", "pid")},
+        "statistics": total,
+        "queue_pairs": [{"pair": n, "statistics": one} for n, one in pairs.items()],
+    }
+
+
+def select(devices: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Return the devices of this name, TAP, or PCI address or socket.
+
+    Raises:
+        Unusable: there is none.
+    """
+    found = [one for one in devices if name in (one["name"], one["tap"], one["device"])]
+    if not found:
+        there = ", ".join(str(one["name"] or one["device"]) for one in devices)
+        raise Unusable(f"no agent serves {name}; served: {there or 'no device'}")
+    return found
+
+
+def print_stats(device: dict[str, Any]) -> None:
+    """Print the counters of one device; most of those that are 0 are left out."""
+    name = device["name"] or "(no name yet)"
+    tap = device["tap"] or "(none yet)"
+    print(f"{device['device']}  {name}  TAP {tap}, pid {device['pid']}")
+    for counter, value in device["statistics"].items():
+        if value or counter in ALWAYS:
+            print(f"  {counter} {value}")

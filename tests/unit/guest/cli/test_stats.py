@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vhostpci-guest stats`: its counters, from real rings, and what the docs say."""
+
+import json
+import re
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.pair import HDR, RX, TX, Pair
+from vhostpci_guest import status_socket
+from vhostpci_guest.cli.main import main
+from vhostpci_guest.cli.print_stats import statistics
+from vhostpci_guest.dataplane.interface import Stats
+
+Say = pytest.CaptureFixture[str]
+
+OPERATIONS = Path(__file__).parents[4] / "docs/operations.md"
+NUMBERS = {
+    field.name: 1 << n
+    for n, field in enumerate(fields(Stats))
+    if field.name != "batches"
+}
+"""For each count a value of its own, so that a sum tells what it has."""
+ALL = replace(
+    Stats(**NUMBERS),  # type: ignore[arg-type]
+    batches=tuple(1 << n for n in range(40, 51)),
+)
+
+
+def link(*rings: Stats, name: str = "net0", tap: str = "vp0") -> dict[str, Any]:
+    """Return the status of a device."""
+    entries = [{"ring": i, "stats": asdict(one)} for i, one in enumerate(rings)]
+    where = {"device": f"0000:00:{len(name):02}.0", "pid": 77}
+    return {**where, "name": name, "tap": tap, "rings": entries}
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that serves two devices."""
+    links = [link(Stats(packets=5), Stats()), link(Stats(), name="web", tap="vp1")]
+    monkeypatch.setattr(status_socket, "ask", lambda: (links, []))
+
+
+def test_rx_is_what_comes_from_the_master_and_tx_what_goes_to_it() -> None:
+    with Pair() as pair:
+        pair.tx.send(HDR, b"from the master")
+        for _ in range(2):
+            pair.rx.post(100)
+            pair.tap.send(HDR + b"to it")
+        pair.settle()
+        rings = [pair.status(index).stats for index in (RX, TX)]
+    counters = statistics(link(*rings))["statistics"]
+    assert (counters["rx_packets"], counters["rx_bytes"]) == (1, 15)
+    assert (counters["tx_packets"], counters["tx_bytes"]) == (2, 10)
+
+
+def test_each_count_of_a_ring_is_in_a_counter_of_its_own() -> None:
+    """One that no counter has would be counted for nobody to see."""
+    shown = statistics(link(ALL, ALL))["statistics"]
+    assert set(shown.values()) >= {*NUMBERS.values(), *ALL.batches}
+
+
+def test_lost_packets_are_in_the_sum_of_errors_or_in_that_of_drops() -> None:
+    shown = statistics(link(ALL, ALL))["statistics"]
+    for way in ("rx", "tx"):
+        for total, kind in (("errors", "error"), ("dropped", "drop")):
+            parts = [
+                v for name, v in shown.items() if name.startswith(f"{way}_{kind}_")
+            ]
+            assert shown[f"{way}_{total}"] == sum(parts)
+    sums = ("rx_errors", "rx_dropped", "tx_errors", "tx_dropped")
+    assert sum(shown[one] for one in sums) == ALL.dropped
+
+
+def test_queue_pairs_are_counted_apart_and_together() -> None:
+    counted = statistics(link(*(Stats(packets=n) for n in (1, 2, 4, 8))))
+    assert counted["statistics"]["rx_packets"] == 10
+    assert counted["statistics"]["tx_packets"] == 5
+    pairs = [one["statistics"] for one in counted["queue_pairs"]]
+    assert [(one["rx_packets"], one["tx_packets"]) for one in pairs] == [(2, 1), (8, 4)]
+
+
+def test_each_counter_is_explained_in_the_docs_and_no_other() -> None:
+    text = OPERATIONS.read_text().split("\n### Counters\n")[1].split("\n### ")[0]
+    first = "\n".join(row.split("|")[1] for row in text.split("\n") if row[:3] == "| `")
+    told = set(re.findall("`(.*?)`", first))
+    told |= {
+        f"{way}_{one[2:]}" for one in told if one[:2] == "*_" for way in ("rx", "tx")
+    }
+    assert {one for one in told if one[0] != "*"} == set(
+        statistics(link(ALL, ALL))["statistics"]
+    )
+
+
+def test_stats_of_all_devices_are_printed_without_those_that_are_0(
+    two: None, capsys: Say
+) -> None:
+    assert main(["stats"]) == 0
+    out = capsys.readouterr().out
+    assert "0000:00:04.0  net0  TAP vp0, pid 77\n" in out
+    assert "0000:00:03.0  web  TAP vp1, pid 77\n" in out
+    assert "  tx_packets 5\n" in out
+    assert "  rx_dropped 0\n" in out
+    assert "rx_calls" not in out
+
+
+@pytest.mark.parametrize("name", ["web", "vp1", "0000:00:03.0"])
+def test_stats_of_one_device_by_each_of_its_names(
+    two: None, capsys: Say, name: str
+) -> None:
+    assert main(["stats", name, "-j"]) == 0
+    (only,) = json.loads(capsys.readouterr().out)
+    assert only["name"] == "web"
+    assert only["statistics"]["tx_packets"] == 0
+
+
+def test_stats_of_an_unknown_device_are_status_1_and_name_those_served(
+    two: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(["stats", "db"]) == 1
+    assert "no agent serves db; served: net0, web" in caplog.text
+
+
+def test_stats_of_an_agent_of_an_earlier_version_are_status_1(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = link(Stats())
+    del old["rings"][0]["stats"]
+    monkeypatch.setattr(status_socket, "ask", lambda: ([old], []))
+    assert main(["stats"]) == 1
+    assert "pid 77 is of an earlier version" in caplog.text
+
+
+def test_device_without_rings_has_the_counters_that_are_always_there() -> None:
+    counted = statistics(link())
+    assert set(counted["statistics"].values()) == {0}
+    assert counted["queue_pairs"] == []
+
+
+def test_batches_that_a_ring_has_not_had_are_0() -> None:
+    assert Stats().batches == (0,) * len(ALL.batches)
