@@ -11,7 +11,8 @@
  *
  * With libFuzzer:
  *	clang -fsanitize=fuzzer,address,undefined -D_GNU_SOURCE -std=gnu11 \
- *		-include fuzz_barrier.h fuzz.c mem.c split.c net.c rx.c tx.c
+ *		-include fuzz_barrier.h fuzz.c mem.c vq.c split.c \
+ *		net.c rx.c tx.c
  * Without it: compile fuzz_main.c too.  tap.c is left out: the functions in its
  * place check what a kernel would silently overwrite.
  */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Implements vq.h with the split virtqueue (VIRTIO, "Split Virtqueues"), from
+ * Serves vq.h with the split virtqueue (VIRTIO, "Split Virtqueues"), from
  * the device's side.
  *
  * Theory of operation
@@ -20,34 +20,18 @@
  * Chains complete in the order in which they came, and vhost-user-net does not
  * track the chains in flight.  So the used index alone tells a successor where
  * to go on, and it is right at every moment.  Completions are collected in
- * vq->done, and vq_update_used() writes them together.
+ * vq->done, and split_update_used() writes them together.
  *
  * The ring can be taken from us at any time.  QEMU takes it over, and moves the
  * used index, as soon as the vhost-user connection breaks; the daemon takes it
- * by writing another session number to the metadata.  vq_check_fence() sees
+ * by writing another session number to the metadata.  split_check_fence() sees
  * both, and nothing is written to the ring after that.
  */
-#include <assert.h>
-#include <endian.h>
-#include <errno.h>
-#include <stddef.h>
-#include <string.h>
-#include "meta.h"
-#include "vq.h"
+#include "format.h"
 
 enum {
-	VRING_DESC_F_NEXT = 1,
-	VRING_DESC_F_WRITE = 2,
-	VRING_DESC_F_INDIRECT = 4,
 	VRING_AVAIL_F_NO_INTERRUPT = 1,
 	VRING_USED_F_NO_NOTIFY = 1
-};
-
-struct vring_desc {
-	uint64_t addr;
-	uint32_t len;
-	uint16_t flags;
-	uint16_t next;
 };
 
 struct vring_avail {
@@ -67,20 +51,8 @@ struct vring_used {
 	struct vring_used_elem ring[]; /* num, then avail_event */
 };
 
-static_assert(sizeof(struct vring_desc) == 16, "VIRTIO");
-static_assert(offsetof(struct vring_desc, next) == 14, "VIRTIO");
 static_assert(sizeof(struct vring_used_elem) == 8, "VIRTIO");
 static_assert(offsetof(struct vring_used, ring) == 4, "VIRTIO");
-
-static uint16_t load16(const uint16_t *p)
-{
-	return le16toh(read_once(p));
-}
-
-static void store16(uint16_t *p, uint16_t value)
-{
-	write_once(p, htole16(value));
-}
 
 /* Behind the avail ring: the driver wants a call once used idx passes this. */
 static const uint16_t *used_event(const struct vq *vq)
@@ -94,12 +66,6 @@ static uint16_t *avail_event(const struct vq *vq)
 	return (uint16_t *)(void *)&vq->used_ring->ring[vq->num];
 }
 
-static int vq_fault(struct vq *vq, enum ring_fault fault)
-{
-	vq->fault = fault;
-	return -EPROTO;
-}
-
 /*
  * Acquire: the driver fills descriptors and slots first, and raises avail idx
  * after a write barrier (virtio_wmb() in Linux).  So that they are seen with
@@ -110,94 +76,56 @@ static uint16_t load_avail_idx(const struct vq *vq)
 	return le16toh(load_acquire(&vq->avail->idx));
 }
 
-static void *ring_part(const struct mem *mem, uint64_t addr, uint64_t len,
-		       uint64_t align)
-{
-	void *p = mem_at(mem, addr, len);
-
-	return (uintptr_t)p % align ? NULL : p;
-}
-
-static bool vq_conf_valid(const struct ring_conf *conf)
-{
-	return conf->size && conf->size <= RING_MAX_SIZE &&
-	       !(conf->size & (conf->size - 1)) && conf->base <= UINT16_MAX &&
-	       conf->meta_addr % _Alignof(struct ring_meta) == 0;
-}
-
 /**
- * vq_init() - Start with a ring
- * @vq:		Queue
- * @mem:	The master's memory; must not change while @vq is used
+ * split_init() - Find the parts of a ring, and start at its base
+ * @vq:		Queue; what both formats have is set
  * @conf:	Where the ring lies, and its index
- * @writable:	The buffers are to be written (receive queue)
  *
- * Return: 0; -EINVAL if the size, the base or an alignment is wrong; -EFAULT
- *	   if a part of the ring does not lie in one region; -ESTALE if the
- *	   used idx or the session in memory is not the one in @conf
+ * Return: 0; -EINVAL: the size is no power of two; -EFAULT: a part of the ring
+ *	   does not lie in one region
  */
-int vq_init(struct vq *vq, const struct mem *mem, const struct ring_conf *conf,
-	    bool writable)
+int split_init(struct vq *vq, const struct ring_conf *conf)
 {
-	uint64_t num = conf->size, event = conf->flags & RING_EVENT_IDX ? 2 : 0;
+	uint64_t num = conf->size, event = vq->event_idx ? 2 : 0;
 
-	if (!vq_conf_valid(conf))
+	if (num & (num - 1))
 		return -EINVAL;
-
-	/* done[] is large, and n_done says how much of it counts. */
-	memset(vq, 0, offsetof(struct vq, done));
-	vq->desc = ring_part(mem, conf->desc, 16 * num, 16);
-	vq->avail = ring_part(mem, conf->driver, 4 + 2 * num + event, 2);
-	vq->used_ring = ring_part(mem, conf->device, 4 + 8 * num + event, 4);
+	vq->desc = ring_part(vq->mem, conf->desc, 16 * num, 16);
+	vq->avail = ring_part(vq->mem, conf->driver, 4 + 2 * num + event, 2);
+	vq->used_ring =
+		ring_part(vq->mem, conf->device, 4 + 8 * num + event, 4);
 	if (!vq->desc || !vq->avail || !vq->used_ring)
 		return -EFAULT;
-
-	vq->mem = mem;
-	vq->meta = (void *)(uintptr_t)conf->meta_addr;
-	vq->session = conf->session;
-	vq->num = num;
 	vq->last_avail = conf->base;
 	vq->avail_idx = conf->base;
 	vq->used = conf->base;
-	vq->write_flag = writable ? VRING_DESC_F_WRITE : 0;
-	vq->event_idx = conf->flags & RING_EVENT_IDX;
-	vq->indirect = conf->flags & RING_INDIRECT;
-	/*
-	 * VIRTIO, "In-order use of descriptors": chains without an entry count
-	 * as used completely, which a receive chain seldom is.  DPDK's driver
-	 * reads a length for each receive chain even so.
-	 */
-	vq->one_used = conf->flags & RING_IN_ORDER && !writable;
-	/* A base that is not the used idx would complete the wrong chains. */
-	return vq_check_fence(vq);
+	return 0;
 }
 
 /**
- * vq_check_fence() - Check that the ring is still ours
+ * split_check_fence() - Check that the ring is still ours
  * @vq:		Queue
  *
  * Return: 0; -ESTALE: it is not, and nothing may be written to it any more
  */
-int vq_check_fence(struct vq *vq)
+int split_check_fence(struct vq *vq)
 {
-	if (load16(&vq->used_ring->idx) != vq->used)
+	if (load16(&vq->used_ring->idx) != vq->used) {
 		vq->fault = RING_FAULT_USED_MOVED;
-	else if (vq->meta && meta_session(vq->meta) != vq->session)
-		vq->fault = RING_FAULT_SESSION;
-	else
-		return 0;
-	return -ESTALE;
+		return -ESTALE;
+	}
+	return vq_check_session(vq);
 }
 
 /**
- * vq_has_more() - Check for chains without taking one
+ * split_has_more() - Check for chains without taking one
  * @vq:		Queue
  *
- * A wrong avail idx counts too: vq_next() then reports it.
+ * A wrong avail idx counts too: split_next() then reports it.
  *
  * Return: true if the master's avail idx is not the index of our next chain
  */
-bool vq_has_more(const struct vq *vq)
+bool split_has_more(const struct vq *vq)
 {
 	return load_avail_idx(vq) != vq->last_avail;
 }
@@ -217,80 +145,6 @@ static int vq_look(struct vq *vq)
 		return vq_fault(vq, RING_FAULT_AVAIL_IDX);
 	vq->avail_idx = idx;
 	return out == taken ? -EAGAIN : 0;
-}
-
-/*
- * Copy a descriptor, and read each byte of it once.  An indirect table need not
- * be aligned ("Indirect Descriptors" does not ask for it), but drivers align
- * it.
- */
-static void desc_read(const struct vring_desc *p, struct vring_desc *d)
-{
-	const volatile uint8_t *from = (const volatile void *)p;
-	uint8_t *to = (void *)d;
-	uint64_t word[2];
-
-	if ((uintptr_t)p % sizeof(uint64_t)) {
-		/* Volatile: the compiler may neither repeat nor merge these. */
-		for (size_t i = 0; i < sizeof(*d); i++)
-			to[i] = from[i];
-	} else {
-		const uint64_t *q = (const void *)p;
-
-		word[0] = read_once(&q[0]);
-		word[1] = read_once(&q[1]);
-		memcpy(d, word, sizeof(*d));
-	}
-	d->addr = le64toh(d->addr);
-	d->len = le32toh(d->len);
-	d->flags = le16toh(d->flags);
-	d->next = le16toh(d->next);
-}
-
-static int chain_add(struct vq *vq, const struct vring_desc *d,
-		     struct iovec *iov, struct vq_chain *chain)
-{
-	int n;
-
-	if ((d->flags & VRING_DESC_F_WRITE) != vq->write_flag)
-		return vq_fault(vq, RING_FAULT_DIRECTION);
-
-	n = mem_iov(vq->mem, d->addr, d->len, iov + chain->n_iov,
-		    VQ_CHAIN_IOVS - chain->n_iov);
-	/* A piece that crosses from one region to the next is two. */
-	if (n == -E2BIG)
-		return vq_fault(vq, RING_FAULT_PIECES);
-	if (n < 0)
-		return vq_fault(vq, RING_FAULT_ADDRESS);
-	chain->n_iov += n;
-	chain->len += d->len; /* fits: at most 2^16 times 2^32 */
-	return 0;
-}
-
-/*
- * Find the indirect table that a descriptor points to.  It must lie in one
- * region, as the parts of the ring must.  The descriptor's WRITE flag is
- * ignored, as "Indirect Descriptors" says.
- */
-static const struct vring_desc *
-indirect_table(struct vq *vq, const struct vring_desc *d, uint32_t *num)
-{
-	const struct vring_desc *table;
-
-	*num = d->len / sizeof(*d);
-	if (!vq->indirect || d->flags & VRING_DESC_F_NEXT) {
-		vq->fault = RING_FAULT_INDIRECT;
-		return NULL;
-	}
-	/* A longer table could not be read or written by one system call. */
-	if (!*num || d->len % sizeof(*d) || *num > VQ_CHAIN_IOVS) {
-		vq->fault = RING_FAULT_INDIRECT_SIZE;
-		return NULL;
-	}
-	table = mem_at(vq->mem, d->addr, d->len);
-	if (!table)
-		vq->fault = RING_FAULT_ADDRESS;
-	return table;
 }
 
 /*
@@ -343,14 +197,14 @@ static void vq_disable_kicks(struct vq *vq)
 }
 
 /**
- * vq_next() - Take the next chain the master made available
+ * split_next() - Take the next chain the master made available
  * @vq:		Queue
  * @iov:	Room for %VQ_CHAIN_IOVS vectors, which cover the buffers
  * @chain:	The chain
  *
  * Return: 0, -EAGAIN if there is none, -EPROTO if the master broke the ring
  */
-int vq_next(struct vq *vq, struct iovec *iov, struct vq_chain *chain)
+int split_next(struct vq *vq, struct iovec *iov, struct vq_chain *chain)
 {
 	int r;
 
@@ -411,7 +265,7 @@ static void vq_put_used(struct vq *vq, uint16_t idx, const struct vq_done *done)
 }
 
 /**
- * vq_update_used() - Write the completed chains to the used ring
+ * split_update_used() - Write the completed chains to the used ring
  * @vq:		Queue; at least one chain is completed
  *
  * With IN_ORDER one entry stands for all chains of a transmit queue: it has the
@@ -420,10 +274,10 @@ static void vq_put_used(struct vq *vq, uint16_t idx, const struct vq_done *done)
  * Return: 1 if the master wants an interrupt, 0 if not, -ESTALE if the ring
  *	   is no longer ours
  */
-int vq_update_used(struct vq *vq)
+int split_update_used(struct vq *vq)
 {
 	uint16_t old = vq->used;
-	int r = vq_check_fence(vq);
+	int r = split_check_fence(vq);
 
 	if (r)
 		return r;
@@ -446,18 +300,18 @@ int vq_update_used(struct vq *vq)
 }
 
 /**
- * vq_enable_kicks() - Ask the master for a kick with its next chain
+ * split_enable_kicks() - Ask the master for a kick with its next chain
  * @vq:		Queue; all available chains are taken
  *
  * Return: 0: the caller may sleep; 1: chains have come meanwhile; -ESTALE: the
  *	   ring is no longer ours
  */
-int vq_enable_kicks(struct vq *vq)
+int split_enable_kicks(struct vq *vq)
 {
 	int r;
 
 	if (vq->kicks != VQ_KICKS_ON) {
-		r = vq_check_fence(vq);
+		r = split_check_fence(vq);
 		if (r)
 			return r;
 		vq->kicks = VQ_KICKS_ON;
@@ -475,5 +329,5 @@ int vq_enable_kicks(struct vq *vq)
 		full_fence();
 	}
 	/* Chains offered before the master saw our wish have no kick. */
-	return vq_has_more(vq);
+	return split_has_more(vq);
 }

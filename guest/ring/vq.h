@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A virtqueue from the device's side, for rx.c and tx.c: chains come, and go
- * back in the same order.  split.c knows how they lie in memory; a packed
- * virtqueue would be another file with the same functions.
+ * back in the same order.  vq.c has what any format has, split.c how they lie in
+ * memory; a packed virtqueue would be another file with the same functions.
  */
 #ifndef VQ_H
 #define VQ_H
@@ -71,11 +71,40 @@ struct vq {
 
 int vq_init(struct vq *vq, const struct mem *mem, const struct ring_conf *conf,
 	    bool writable);
-int vq_check_fence(struct vq *vq);
-bool vq_has_more(const struct vq *vq);
-int vq_next(struct vq *vq, struct iovec *iov, struct vq_chain *chain);
-int vq_update_used(struct vq *vq);
-int vq_enable_kicks(struct vq *vq);
+
+/* The split format: split.c, where the functions are documented. */
+int split_init(struct vq *vq, const struct ring_conf *conf);
+int split_check_fence(struct vq *vq);
+bool split_has_more(const struct vq *vq);
+int split_next(struct vq *vq, struct iovec *iov, struct vq_chain *chain);
+int split_update_used(struct vq *vq);
+int split_enable_kicks(struct vq *vq);
+
+static inline int vq_check_fence(struct vq *vq)
+{
+	return split_check_fence(vq);
+}
+
+static inline bool vq_has_more(const struct vq *vq)
+{
+	return split_has_more(vq);
+}
+
+static inline int vq_next(struct vq *vq, struct iovec *iov,
+			  struct vq_chain *chain)
+{
+	return split_next(vq, iov, chain);
+}
+
+static inline int vq_update_used(struct vq *vq)
+{
+	return split_update_used(vq);
+}
+
+static inline int vq_enable_kicks(struct vq *vq)
+{
+	return split_enable_kicks(vq);
+}
 
 /**
  * vq_complete() - Give a chain back to the master; seen at vq_update_used()

@@ -27,7 +27,7 @@ CASES = [
 
 
 def build(program: Path) -> None:
-    names = ["mem", "split", "net", "rx", "tx", "tap", "loop", "worker"]
+    names = ["mem", "vq", "split", "net", "rx", "tx", "tap", "loop", "worker"]
     subprocess.run(
         [
             *("cc", "-std=gnu11", "-O2", "-pthread", "-D_GNU_SOURCE", f"-I{RING}"),

@@ -27,7 +27,7 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not compiler:
         pytest.skip("cc: no C compiler")
     program = tmp_path_factory.mktemp("fuzz") / "fuzz"
-    sources = ["fuzz.c", "fuzz_main.c", "mem.c", "split.c", "net.c", "rx.c", "tx.c"]
+    names = ["fuzz", "fuzz_main", "mem", "vq", "split", "net", "rx", "tx"]
     subprocess.run(
         [
             compiler,
@@ -38,7 +38,7 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "-fno-sanitize-recover=all",
             "-D_GNU_SOURCE",
             f"-include{RING / 'fuzz_barrier.h'}",
-            *(str(RING / name) for name in sources),
+            *(str(RING / f"{name}.c") for name in names),
             "-o",
             str(program),
         ],

@@ -11,6 +11,8 @@ import pytest
 HERE = Path(__file__).parent
 RING = HERE.parents[1] / "guest" / "ring"
 
+# The virtqueue, without what moves packets.
+QUEUE = ("vq", "split", "mem")
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 # GCC warns that ThreadSanitizer takes no notice of fences: race.c knows that.
 THREAD = ("-fsanitize=thread", "-Wno-tsan")
@@ -19,7 +21,7 @@ THREAD = ("-fsanitize=thread", "-Wno-tsan")
 def build_on_machine(program: Path, source: str) -> Path:
     """Build a program whose ring code runs on the machine of machine.c."""
     objects = []
-    for name in ("split", "mem"):
+    for name in QUEUE:
         objects.append(program.with_name(f"{program.name}-{name}.o"))
         _compile(objects[-1], *THREAD, "-c", str(RING / f"{name}.c"))
     # Linked without -fsanitize=thread: machine.c stands in for its library.
@@ -29,7 +31,7 @@ def build_on_machine(program: Path, source: str) -> Path:
 
 def build_race(program: Path, *options: str) -> Path:
     """Build race.c, with more compiler options if there are any."""
-    sources = (HERE / "race.c", RING / "split.c", RING / "mem.c")
+    sources = (HERE / "race.c", *(RING / f"{name}.c" for name in QUEUE))
     return _compile(program, "-pthread", *options, *map(str, sources))
 
 
