@@ -7,31 +7,10 @@ from vhostpci_shared.vhost_user import ProtocolFeature
 from vhostpci_shared.virtio import Feature
 from vhostpci_shared.wire import ProtocolError
 
+from .features import OFFERED, PAIRS_ONLY
 from .front_end_setup import FrontEndSetup, Steps
 from .message import Message
 
-# Not F_RING_PACKED: when a back-end dies, QEMU takes a split ring's base from the used
-# index in the guest's memory; for a packed ring it cannot.  Not F_ACCESS_PLATFORM: ring
-# addresses would be IOVAs.
-FEATURES = (
-    Feature.F_VERSION_1
-    | Feature.F_PROTOCOL_FEATURES
-    | Feature.F_EVENT_IDX
-    | Feature.F_INDIRECT_DESC
-    | Feature.F_ANY_LAYOUT
-    | Feature.F_IN_ORDER
-    # Without MRG_RXBUF, a Linux guest with GUEST_TSO posts some 17 pages a buffer.
-    | Feature.NET_F_MRG_RXBUF
-    | Feature.NET_F_CSUM
-    | Feature.NET_F_GUEST_CSUM
-    | Feature.NET_F_GUEST_TSO4
-    | Feature.NET_F_GUEST_TSO6
-    | Feature.NET_F_GUEST_ECN
-    | Feature.NET_F_HOST_TSO4
-    | Feature.NET_F_HOST_TSO6
-    | Feature.NET_F_HOST_ECN
-    | Feature.NET_F_MTU
-)
 # Not LOG_SHMFD: the agent does not log which pages it writes, and without this feature
 # QEMU refuses to migrate the master.  Not INFLIGHT_SHMFD: QEMU never uses it for a
 # network card, so packets must complete in order.  Not CONFIG: QEMU ignores it for a
@@ -49,7 +28,7 @@ PROTOCOL_FEATURES = (
 
 def offered(queue_pairs: int) -> Feature:
     """Return the features of a device: with several queue pairs also multiqueue."""
-    return FEATURES | (Feature.NET_F_MQ if queue_pairs > 1 else Feature(0))
+    return OFFERED if queue_pairs > 1 else OFFERED & ~PAIRS_ONLY
 
 
 def get_features(setup: FrontEndSetup, _: vu.Empty, __: Message) -> vu.Payload:
