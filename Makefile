@@ -4,12 +4,15 @@
 #   make demo [ARGS="--bind uio --json FILE --keep"]
 #   make test [ARGS="-e unit -- -k reboot"]
 #
-# and make yardstick: what the same VMs reach over -netdev tap on a bridge.
+# and make yardstick: what the same VMs reach over -netdev tap on a bridge; and what
+# vhostpci reaches beside others (docs/performance.md), all parts or those that are named:
+#
+#   make bench [ARGS="ring --quick --json FILE"]
 
 CACHE := $(shell tools/setup --cache-dir)
 PYTHON := $(CACHE)/venv/bin/python
 
-.PHONY: demo test yardstick
+.PHONY: bench demo test yardstick
 
 demo:
 	@tools/setup demo $(ARGS)
@@ -18,6 +21,10 @@ demo:
 test:
 	@tools/setup test
 	@$(PYTHON) -m tox $(ARGS)
+
+bench:
+	@tools/setup bench
+	@$(PYTHON) -m tox -q -e bench -- $(ARGS)
 
 yardstick:
 	@tools/setup demo $(ARGS)

@@ -135,6 +135,14 @@ def test_demo_installs_far_less_than_the_tests(machine: Machine) -> None:
     assert len(few) < 10 < len(machine.installed_packages() - few)
 
 
+def test_bench_installs_the_peer_and_not_what_only_tests_need(
+    machine: Machine,
+) -> None:
+    machine.setup("bench")
+    assert {"gcc", "libdpdk-dev", "pkgconf"} <= machine.installed_packages()
+    assert "libvirt-daemon" not in machine.installed_packages()
+
+
 def test_demo_with_our_module_installs_what_builds_it(machine: Machine) -> None:
     machine.setup("demo", "--bind", "kmod")
     assert {"make", "pahole"} <= machine.installed_packages()

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ring, on the device's side, beside DPDK's vhost library: ../vhost/bench.c.
+
+The paths are those of DPDK's own tests of virtio and vhost: each is another function of
+DPDK's driver, and offers its buffers in another way.
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tests.bench.figures import Figure, steady_mean
+from tests.bench.plan import CannotMeasure, Part, Plan
+from tests.bench.report import PACKET_TIME
+
+VHOST = Path(__file__).parents[1] / "vhost"
+RING = Path(__file__).parents[3] / "guest" / "ring"
+NOT_OURS = {"tap.c", "guard.c", "fuzz.c", "fuzz_main.c"}
+"""sink.c stands for the first; the others are not on the way of a packet."""
+
+BURST = 32
+BURSTS = 1000
+QUICK_BURSTS = 200
+TIMEOUT = 300.0
+
+PATHS = {
+    "split inorder mergeable": "packed_vq=0,mrg_rxbuf=1,in_order=1",
+    "split inorder non-mergeable": "packed_vq=0,mrg_rxbuf=0,in_order=1",
+    "split mergeable": "packed_vq=0,mrg_rxbuf=1,in_order=0",
+    "split non-mergeable": "packed_vq=0,mrg_rxbuf=0,in_order=0",
+    "split vectorized": "packed_vq=0,mrg_rxbuf=0,in_order=0,vectorized=1",
+}
+"""By name: the driver's settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One kind of packet on one path."""
+
+    direction: str
+    size: int
+    side: str
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What the program has printed."""
+
+    version: str
+    runs: dict[Case, list[float]]
+    """ns a packet, for each run."""
+
+
+def build(directory: Path) -> Path:
+    """Compile the program; return its path.
+
+    Raises:
+        CannotMeasure: there is no compiler, or there are no headers of DPDK.
+    """
+    for tool in ("gcc", "pkg-config"):
+        if not shutil.which(tool):
+            raise CannotMeasure(f"{tool} is not installed; tools/setup bench does it")
+    dpdk = _flags("--cflags")
+    common = ["-O2", "-std=gnu11", "-D_GNU_SOURCE", "-pthread", f"-I{RING}"]
+    ours = [path for path in sorted(RING.glob("*.c")) if path.name not in NOT_OURS]
+    objects = [
+        # The flags of guest/ring/build.py: each side is built as it is for use.
+        _compile(path, [*common, "-fno-strict-aliasing", f"-I{VHOST}"], directory)
+        for path in (*ours, VHOST / "ours.c")
+    ]
+    objects += [
+        _compile(VHOST / name, [*common, *dpdk], directory)
+        for name in ("sink.c", "dpdk.c", "bench.c")
+    ]
+    program = directory / "bench"
+    libraries = ["eal", "ethdev", "mbuf", "mempool", "vhost", "bus_vdev"]
+    links = [f"-lrte_{name}" for name in libraries]
+    subprocess.run(["gcc", "-pthread", *objects, *links, "-o", program], check=True)
+    return program
+
+
+def _flags(kind: str) -> list[str]:
+    done = subprocess.run(
+        ["pkg-config", kind, "libdpdk"], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise CannotMeasure("libdpdk-dev is not installed; tools/setup bench does it")
+    return done.stdout.split()
+
+
+def _compile(source: Path, flags: Sequence[str], directory: Path) -> Path:
+    to = directory / f"{source.stem}.o"
+    subprocess.run(["gcc", *flags, "-c", source, "-o", to], check=True)
+    return to
+
+
+def command(program: Path, settings: str, runs: int, bursts: int) -> list[str]:
+    """Return the command line; device and driver have a processor each."""
+    cores = sorted(os.sched_getaffinity(0))
+    directory = program.parent
+    return [
+        *(str(program), "--lcores", f"0@{cores[0]},1@{cores[-1]}"),
+        *("--no-pci", "--no-telemetry", "--no-huge", "-m", "64", "--"),
+        *(str(directory / "socket"), settings, str(runs), str(bursts)),
+    ]
+
+
+def parse(text: str) -> Output:
+    """Understand what the program printed."""
+    version, hertz = "", 0.0
+    runs: dict[Case, list[float]] = defaultdict(list)
+    for line in text.splitlines():
+        first, *words = line.split()
+        if first == "version":
+            version = " ".join(words)
+        elif first == "hz":
+            hertz = float(words[0])
+        elif first in ("tx", "rx"):
+            ticks = steady_mean(np.array(words[2:], dtype=np.float64))
+            case = Case(first, int(words[0]), words[1])
+            runs[case].append(ticks / hertz * 1e9 / BURST)
+    return Output(version, dict(runs))
+
+
+def figures(path: str, output: Output) -> Iterator[Figure]:
+    """Return a figure for each direction and size: time, which says packets too."""
+    for case, ours in output.runs.items():
+        if case.side != "ours":
+            continue
+        peer = output.runs[Case(case.direction, case.size, "DPDK")]
+        yield Figure(
+            part="ring",
+            name=f"{path}, {case.direction} {case.size}",
+            unit=PACKET_TIME,
+            better="lower",
+            peer_name=output.version,
+            ours_runs=tuple(ours),
+            peer_runs=tuple(peer),
+        )
+
+
+def run(program: Path, settings: str, plan: Plan) -> Output:
+    """Measure one path."""
+    (program.parent / "socket").unlink(missing_ok=True)
+    done = subprocess.run(
+        command(program, settings, plan.runs, QUICK_BURSTS if plan.quick else BURSTS),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        # DPDK keeps its files there.
+        env={**os.environ, "RUNTIME_DIRECTORY": str(program.parent)},
+    )
+    if done.returncode:
+        raise CannotMeasure(f"{settings}: {done.stderr.splitlines()[-1:]}")
+    return parse(done.stdout)
+
+
+def measure(plan: Plan) -> list[Figure]:
+    """Measure all paths."""
+    found: list[Figure] = []
+    with tempfile.TemporaryDirectory(prefix="vhp-bench-") as directory:
+        program = build(Path(directory))
+        for path, settings in PATHS.items():
+            found += figures(path, run(program, settings, plan))
+    return found
+
+
+PART = Part(
+    "ring",
+    "processor time of a packet on the device's side of a ring, beside DPDK's library",
+    measure,
+)
