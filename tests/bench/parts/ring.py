@@ -6,24 +6,29 @@ DPDK's driver, and offers its buffers in another way.
 """
 
 import os
-import shutil
 import subprocess
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from tests.bench.compiling import (
+    COMMON,
+    HERE,
+    OURS,
+    compile_object,
+    link,
+    require,
+    ring_sources,
+)
 from tests.bench.figures import Figure, steady_mean
 from tests.bench.plan import CannotMeasure, Part, Plan
 from tests.bench.report import PACKET_TIME
 
-VHOST = Path(__file__).parents[1] / "vhost"
-RING = Path(__file__).parents[3] / "guest" / "ring"
-NOT_OURS = {"tap.c", "guard.c", "fuzz.c", "fuzz_main.c"}
-"""sink.c stands for the first; the others are not on the way of a packet."""
+VHOST = HERE / "vhost"
 
 BURST = 32
 BURSTS = 1000
@@ -64,26 +69,17 @@ def build(directory: Path) -> Path:
     Raises:
         CannotMeasure: there is no compiler, or there are no headers of DPDK.
     """
-    for tool in ("gcc", "pkg-config"):
-        if not shutil.which(tool):
-            raise CannotMeasure(f"{tool} is not installed; tools/setup bench does it")
-    dpdk = _flags("--cflags")
-    common = ["-O2", "-std=gnu11", "-D_GNU_SOURCE", "-pthread", f"-I{RING}"]
-    ours = [path for path in sorted(RING.glob("*.c")) if path.name not in NOT_OURS]
-    objects = [
-        # The flags of guest/ring/build.py: each side is built as it is for use.
-        _compile(path, [*common, "-fno-strict-aliasing", f"-I{VHOST}"], directory)
-        for path in (*ours, VHOST / "ours.c")
-    ]
+    require("gcc", "pkg-config")
+    # sink.c stands for tap.c.
+    ours = [*ring_sources(without=["tap.c"]), VHOST / "ours.c"]
+    objects = [compile_object(path, [*OURS, f"-I{VHOST}"], directory) for path in ours]
+    flags = [*COMMON, *_flags("--cflags")]
     objects += [
-        _compile(VHOST / name, [*common, *dpdk], directory)
+        compile_object(VHOST / name, flags, directory)
         for name in ("sink.c", "dpdk.c", "bench.c")
     ]
-    program = directory / "bench"
     libraries = ["eal", "ethdev", "mbuf", "mempool", "vhost", "bus_vdev"]
-    links = [f"-lrte_{name}" for name in libraries]
-    subprocess.run(["gcc", "-pthread", *objects, *links, "-o", program], check=True)
-    return program
+    return link(objects, directory / "bench", *(f"rte_{name}" for name in libraries))
 
 
 def _flags(kind: str) -> list[str]:
@@ -93,12 +89,6 @@ def _flags(kind: str) -> list[str]:
     if done.returncode:
         raise CannotMeasure("libdpdk-dev is not installed; tools/setup bench does it")
     return done.stdout.split()
-
-
-def _compile(source: Path, flags: Sequence[str], directory: Path) -> Path:
-    to = directory / f"{source.stem}.o"
-    subprocess.run(["gcc", *flags, "-c", source, "-o", to], check=True)
-    return to
 
 
 def command(program: Path, settings: str, runs: int, bursts: int) -> list[str]:

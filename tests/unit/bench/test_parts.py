@@ -8,7 +8,7 @@ import pytest
 from tests.bench import __main__ as command
 from tests.bench.figures import Figure
 from tests.bench.machine import Load
-from tests.bench.parts import PARTS, ring
+from tests.bench.parts import PARTS, bulk, ring
 from tests.bench.plan import CannotMeasure, Part, Plan
 from tests.bench.report import Report
 from tests.unit.bench.test_figures import FIGURE
@@ -51,6 +51,14 @@ def test_each_path_is_another_one_of_the_driver() -> None:
         assert ("packed_vq=1" in settings) == path.startswith("packed")
         mergeable = "mergeable" in path and "non-mergeable" not in path
         assert ("mrg_rxbuf=1" in settings) == mergeable
+
+
+def test_large_packets_are_counted_in_bits_and_small_ones_in_time() -> None:
+    bulk_figure = bulk.Case("tx", 65_000, 65_536).figure([8000.0], [6500.0])
+    assert (bulk_figure.unit, bulk_figure.better) == ("Gbit/s", "higher")
+    assert (bulk_figure.ours, bulk_figure.peer) == (65, 80)
+    small = bulk.Case("rx", 60, 1_536).figure([900.0], [800.0])
+    assert (small.better, small.ours, small.peer) == ("lower", 900, 800)
 
 
 def test_quick_is_shorter_but_never_less_than_five_runs() -> None:

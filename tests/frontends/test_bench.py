@@ -1,14 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark of the ring: DPDK's driver sends and receives through both sides."""
+"""The benchmarks that need no VM work with the ring as it is."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.bench.parts import ring
+from tests.bench.parts import bulk, ring
 from tests.bench.plan import Plan
 
 pytestmark = pytest.mark.frontends
+
+
+@pytest.mark.parametrize("case", bulk.CASES, ids=lambda case: case.name)
+def test_packets_go_through_the_ring_and_past_it(
+    tmp_path: Path, case: bulk.Case
+) -> None:
+    found = bulk.rounds(bulk.build(tmp_path), case, 3)
+    assert found.shape == (3, 2)
+    assert found.min() > 0
 
 
 def test_one_driver_works_with_both_sides_in_turn(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@
  * yardstick is the bare readv() or writev() of the same packets from and to
  * the same memory: one iovec each.
  *
- * ring_bench tx|rx DEVICE SIZE BUFFER ROUNDS
- *	DEVICE: "null" (tx only), or the name of a TAP to make
+ * tap_bench tx|rx TAP SIZE BUFFER ROUNDS
+ *	TAP: the name of the one to make
  *	SIZE: of the packet; BUFFER: of each of the driver's
  * Prints, for each round: ns a packet through the ring, ns bare.
  */
@@ -173,10 +173,15 @@ static void feed(struct bench *b)
 			die("send");
 }
 
+/* How many of the driver's buffers a packet takes. */
+static uint32_t buffers_of_packet(const struct bench *b)
+{
+	return b->rx ? (HDR + b->size + b->buffer - 1) / b->buffer : 1;
+}
+
 static uint64_t through_ring(struct bench *b)
 {
-	uint32_t buffers = b->rx ? (HDR + b->size + b->buffer - 1) / b->buffer
-				 : 1;
+	uint32_t buffers = buffers_of_packet(b);
 	uint32_t left = BURST;
 	uint64_t spent = 0, began;
 
@@ -205,7 +210,7 @@ static uint64_t bare(struct bench *b)
 
 	feed(b);
 	began = now();
-	for (int i = 0; i < BURST; i++, b->next++) {
+	for (int i = 0; i < BURST; i++, b->next += buffers_of_packet(b)) {
 		struct iovec iov = {
 			/* caches as cold as for the ring */
 			b->memory + buffer_at(b, b->next % NUM) - GUEST,
@@ -236,12 +241,8 @@ int main(int argc, char **argv)
 	b.rx = !strcmp(argv[1], "rx");
 	b.size = strtoul(argv[3], NULL, 10);
 	b.buffer = strtoul(argv[4], NULL, 10);
-	if (!strcmp(argv[2], "null")) {
-		b.fd = open("/dev/null", O_RDWR | O_NONBLOCK);
-	} else {
-		b.fd = open_tap(argv[2]);
-		b.source = b.rx ? open_source(argv[2]) : -1;
-	}
+	b.fd = open_tap(argv[2]);
+	b.source = b.rx ? open_source(argv[2]) : -1;
 	conf.tap_fd = b.fd;
 	set_up(&b, &conf);
 	for (int i = strtol(argv[5], NULL, 10); i; i--) {
