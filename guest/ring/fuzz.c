@@ -12,7 +12,7 @@
  * With libFuzzer:
  *	clang -fsanitize=fuzzer,address,undefined -D_GNU_SOURCE -std=gnu11 \
  *		-include fuzz_barrier.h fuzz.c mem.c vq.c split.c \
- *		net.c rx.c tx.c
+ *		net.c rx.c segment.c tx.c
  * Without it: compile fuzz_main.c too.  tap.c is left out: the functions in its
  * place check what a kernel would silently overwrite.
  */
@@ -477,6 +477,7 @@ static void fuzz_init(struct fuzz *f)
 
 		conf->size = 1 << (pick >> 4) % 7;
 		conf->flags = pick & 7;
+		conf->flags |= how & 4 ? RING_SEGMENT_UDP : 0;
 		conf->hdr_len = pick & (RING_MRG_RXBUF | 8) ? 12 : 10;
 		conf->max_packet = RING_MAX_PACKET;
 		conf->call_fd = f->call_fd;

@@ -46,6 +46,7 @@ int net_init(struct net_queue *q, const struct mem *mem,
 	q->hdr_len = conf->hdr_len;
 	q->max_packet = conf->max_packet;
 	q->mergeable = mergeable;
+	q->segment_udp = conf->flags & RING_SEGMENT_UDP;
 	return 0;
 }
 

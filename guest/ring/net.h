@@ -55,6 +55,7 @@ struct net_queue {
 	uint32_t hdr_len;
 	uint32_t max_packet;
 	bool mergeable;
+	bool segment_udp; /* TX: segment.c is to look at each packet */
 	bool pass_quiet; /* no kick was asked for when the pass began */
 	uint16_t pass_avail; /* next chain to take, when the pass began */
 	const uint32_t *interrupt; /* not 0: end the pass after this packet */

@@ -48,7 +48,8 @@ enum ring_flags {
 	RING_EVENT_IDX = 1,
 	RING_INDIRECT = 2,
 	RING_MRG_RXBUF = 4,
-	RING_IN_ORDER = 8
+	RING_IN_ORDER = 8,
+	RING_SEGMENT_UDP = 32 /* TX: the TAP does not know such packets */
 };
 
 enum ring_limits {
@@ -122,6 +123,7 @@ struct ring_stats {
 	uint64_t no_buffers; /* RX: times it waited for the master's buffers */
 	uint64_t spilled; /* RX: packets whose tail was copied */
 	uint64_t bad_chains; /* RX: chains too short, given back unused */
+	uint64_t segmented; /* TX: packets that were written as several */
 	uint64_t drop_bad; /* TX: no header, or longer than max_packet */
 	uint64_t drop_refused; /* TX: the TAP said EINVAL: bad header */
 	uint64_t drop_memory; /* TX: no memory in the kernel, or EFAULT */

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * From the master's transmit queue to the TAP: one writev() per chain.
+ * From the master's transmit queue to the TAP: one writev() per chain, except for
+ * UDP packets that segment.c makes several of.
  */
 #include <errno.h>
 #include "tap.h"
@@ -13,6 +14,7 @@
 void tx_start(struct tx *tx)
 {
 	tx->pending = false;
+	tx->segments.left = 0;
 }
 
 /*
@@ -55,12 +57,60 @@ static void tx_sent(struct net_queue *q, uint64_t len)
 	net_count_packet(q, len);
 }
 
+/*
+ * Write the segments of a UDP packet, which counts as one packet.  One that the
+ * TAP does not take is lost, and the others are written, as on a real network.
+ * If it is full, the rest of them wait.  Returns as tx_error() does.
+ */
+static int tx_write_segments(struct tx *tx)
+{
+	struct net_queue *q = &tx->q;
+	struct segments *s = &tx->segments;
+	ssize_t n;
+	int r = 0;
+
+	while (s->left && r != -EFAULT) {
+		n = tap_write(q->tap_fd, s->iov, segments_build(s));
+		r = n < 0 ? tx_error(q, -n) : 0;
+		if (r == -EAGAIN || r == -EPROTO)
+			return r;
+		s->sent |= n >= 0;
+		segments_next(s);
+	}
+	s->left = 0;
+	if (s->sent) {
+		RING_COUNT_ADD(q->stats.segmented, 1);
+		tx_sent(q, tx->chain.len);
+	}
+	return r;
+}
+
+/* Write the packet in tx->iov.  Returns as tx_error() does. */
+static int tx_write(struct tx *tx)
+{
+	struct net_queue *q = &tx->q;
+	ssize_t n;
+	int r = 0;
+
+	if (q->segment_udp && !tx->pending)
+		r = segments_begin(&tx->segments, tx->iov, tx->chain.len,
+				   q->hdr_len);
+	if (r < 0)
+		return tx_error(q, -r);
+	if (tx->segments.left)
+		return tx_write_segments(tx);
+	n = tap_write(q->tap_fd, tx->iov, tx->chain.n_iov);
+	if (n < 0)
+		return tx_error(q, -n);
+	tx_sent(q, tx->chain.len);
+	return 0;
+}
+
 static int tx_one(struct tx *tx)
 {
 	struct net_queue *q = &tx->q;
 	struct vq_chain *chain = &tx->chain;
 	int r = 0;
-	ssize_t n;
 
 	/* A pending chain keeps its vectors: the master may have changed it. */
 	if (!tx->pending)
@@ -74,11 +124,7 @@ static int tx_one(struct tx *tx)
 	    chain->len - q->hdr_len > q->max_packet) {
 		RING_COUNT_ADD(q->stats.drop_bad, 1);
 	} else {
-		n = tap_write(q->tap_fd, tx->iov, chain->n_iov);
-		if (n >= 0)
-			tx_sent(q, chain->len);
-		else
-			r = tx_error(q, -n);
+		r = tx_write(tx);
 		if (r == -EAGAIN && !tx->pending)
 			RING_COUNT_ADD(q->stats.tap_full, 1);
 		tx->pending = r == -EAGAIN;

@@ -49,6 +49,7 @@ class RingOptions(TypedDict, total=False):
     hdr_len: int
     max_packet: int
     event_idx: bool
+    segment_udp: bool
     kick_fd: int | None
     call: Call | None
     meta_addr: int

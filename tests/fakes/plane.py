@@ -123,6 +123,8 @@ class FakePort(Port):
         self.options: NetOptions | None = None
         self.told_mtu = 0
         self.plugged = False
+        self.uso = True
+        """Whether the TAP is one of Linux 6.2 or later."""
         self.used: frozenset[int] = frozenset()
         self.watch: Callable[[], None] = lambda: None
         """Called when the set of queues in use changes."""
@@ -141,6 +143,11 @@ class FakePort(Port):
     def carrier(self) -> bool:
         """Whether the carrier is on."""
         return self.plugged
+
+    @property
+    def takes_uso(self) -> bool:
+        """Whether the TAP knows UDP packets with GSO."""
+        return self.uso
 
     def open(self, queues: int, name: str) -> tuple[int, ...]:
         """Record the call; return numbers that are not open descriptors."""

@@ -10,7 +10,9 @@ import os
 import socket
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
 import pytest
@@ -19,6 +21,7 @@ from tests.fakes.driver import Desc
 from tests.fakes.netns import private_network
 from tests.fakes.pair import RX, TX, Pair
 from tests.fakes.tap import HEADER, TUN_F_CSUM, TUN_F_TSO4, open_tap
+from tests.fakes.udp import ETHERNET, IPV4, IPV6, gso_packet
 from tests.waiting import eventually
 from vhostpci_guest.dataplane.faults import Fault
 from vhostpci_guest.dataplane.native import RingIndex
@@ -208,3 +211,57 @@ def test_a_64k_segment_is_one_chain(start: int, tap: int) -> None:
         pair.settle()
         stats = pair.status(TX).stats
         assert (stats.packets, stats.bytes) == (1, 14 + total)
+
+
+@contextmanager
+def bridged_taps() -> Iterator[tuple[int, int]]:
+    """Yield two TAPs of a bridge; the second one leaves no work to its reader."""
+    with private_network(), ExitStack() as stack:
+        ip("link", "add", "br0", "type", "bridge")
+        fds = []
+        for name, offloads in (("tap0", TUN_F_CSUM), ("tap1", 0)):
+            fds.append(open_tap(name, offloads))
+            stack.callback(os.close, fds[-1])
+            ip("link", "set", name, "master", "br0")
+        for name in ("br0", "tap0", "tap1"):
+            with open(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "w") as sysctl:
+                sysctl.write("1")
+            ip("link", "set", name, "up")
+        yield fds[0], fds[1]
+
+
+def crossed(
+    start: int, *, segment: bool, packets: list[tuple[bytes, bytes]]
+) -> list[bytes]:
+    """Return the frames that come out of a bridge after packets of the master's."""
+    with bridged_taps() as (entry, exit_):
+        time.sleep(0.1)
+        with Pair(start=start, tap_fd=entry, num=256, running=False) as pair:
+            pair.start(TX, segment_udp=segment)
+            for packet in packets:
+                pair.tx.send(*packet)
+            pair.settle()
+            assert pair.status(TX).stats.dropped == 0
+        got = []
+        with suppress(BlockingIOError):
+            while True:
+                got.append(os.read(exit_, 1 << 17)[HEADER.size :])
+        # Without what the bridge sends by itself.
+        return [frame for frame in got if frame.startswith(ETHERNET)]
+
+
+@pytest.mark.parametrize("ip_type", [IPV4, IPV6], ids=["IPv4", "IPv6"])
+def test_worker_makes_the_datagrams_of_udp_segments_that_the_kernel_makes(
+    start: int, ip_type: int
+) -> None:
+    whole = struct.pack("!5000H", *range(5000))
+    packets = [
+        gso_packet(whole[:length], size, ip_type, tags=tags, ident=length)
+        for length, size in ((10000, 1448), (3001, 1000), (2999, 1), (512, 4))
+        if length <= size * 128
+        for tags in (0, 1)
+    ]
+    ours = crossed(start, segment=True, packets=packets)
+    kernels = crossed(start, segment=False, packets=packets)
+    assert len(ours) == 2 * (7 + 4 + 128)
+    assert ours == kernels

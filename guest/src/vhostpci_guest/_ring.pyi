@@ -24,6 +24,7 @@ class _RingStats(_Struct):
     no_buffers: int
     spilled: int
     bad_chains: int
+    segmented: int
     drop_bad: int
     drop_refused: int
     drop_memory: int
@@ -87,6 +88,7 @@ class _Lib:
     RING_INDIRECT: int
     RING_MRG_RXBUF: int
     RING_IN_ORDER: int
+    RING_SEGMENT_UDP: int
     RING_MAX_PACKET: int
     RING_MAX_REGIONS: int
     RING_MAX_SIZE: int

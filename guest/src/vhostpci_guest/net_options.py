@@ -12,6 +12,9 @@ class Offload(IntFlag):
     TSO4 = 0x02
     TSO6 = 0x04
     TSO_ECN = 0x08
+    USO4 = 0x20
+    USO6 = 0x40
+    USO = USO4 | USO6  # Linux knows both (from 6.2 on), or none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +26,8 @@ class NetOptions:
     max_packet: int
     """Longest packet that the master accepts, in bytes, without that header."""
     offloads: Offload
+    udp_segments: bool
+    """Whether the master may send UDP packets that are to become several."""
     mergeable: bool
     event_idx: bool
     indirect: bool

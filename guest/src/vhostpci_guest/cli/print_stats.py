@@ -31,6 +31,7 @@ _RX = {
     "rx_dropped": tuple(_RX_DROPS.values()),
     **{name: (count,) for name, count in (_RX_ERRORS | _RX_DROPS).items()},
     "rx_tap_full": ("tap_full",),
+    "rx_segmented": ("segmented",),
 }
 _TX = {
     "tx_packets": ("packets",),

@@ -48,6 +48,8 @@ class RingConf:
     indirect: bool = False
     in_order: bool = False
     mergeable: bool = False
+    segment_udp: bool = False
+    """Whether the master may send UDP packets with GSO, which the TAP does not know."""
     kick_fd: int | None = None
     """Eventfd that stays the device's; None: poll."""
     call: Call | None = None
@@ -77,6 +79,7 @@ class Stats:
     no_buffers: int = 0
     spilled: int = 0
     bad_chains: int = 0
+    segmented: int = 0
     drop_bad: int = 0
     drop_refused: int = 0
     drop_memory: int = 0

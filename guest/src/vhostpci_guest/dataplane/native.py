@@ -56,7 +56,8 @@ def _ring_conf(conf: RingConf) -> dict[str, int]:
         "flags": conf.event_idx * lib.RING_EVENT_IDX
         | conf.indirect * lib.RING_INDIRECT
         | conf.mergeable * lib.RING_MRG_RXBUF
-        | conf.in_order * lib.RING_IN_ORDER,
+        | conf.in_order * lib.RING_IN_ORDER
+        | conf.segment_udp * lib.RING_SEGMENT_UDP,
         "hdr_len": conf.hdr_len,
         "max_packet": conf.max_packet,
         # -1: the binding has no interrupts, so the worker polls.

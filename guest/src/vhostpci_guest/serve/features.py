@@ -22,6 +22,7 @@ def options(features: int) -> NetOptions:
         # master's buffers say what the master takes.
         max_packet=MAX_IP_PACKET + ETHERNET,
         offloads=_offloads(features),
+        udp_segments=bool(features & Feature.NET_F_HOST_USO),
         mergeable=bool(features & Feature.NET_F_MRG_RXBUF),
         event_idx=bool(features & Feature.F_EVENT_IDX),
         indirect=bool(features & Feature.F_INDIRECT_DESC),
@@ -43,4 +44,8 @@ def _offloads(features: int) -> Offload:
     # ECN alone means nothing: it is a property of the segments of TSO4 and TSO6.
     if features & Feature.NET_F_GUEST_ECN and offloads & (Offload.TSO4 | Offload.TSO6):
         offloads |= Offload.TSO_ECN
+    # A TAP has both or none.  If the driver wants one, the slave's kernel segments.
+    both = Feature.NET_F_GUEST_USO4 | Feature.NET_F_GUEST_USO6
+    if features & both == both:
+        offloads |= Offload.USO
     return offloads

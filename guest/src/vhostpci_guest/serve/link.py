@@ -405,6 +405,7 @@ class Link:
             "tap": self.port.name,
             "bridge": self.port.bridge,
             "carrier": self.port.carrier,
+            "uso": self.port.takes_uso,
             "rings": self._rings.status(),
         }
 

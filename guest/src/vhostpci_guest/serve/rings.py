@@ -304,6 +304,7 @@ class Rings:
             indirect=options.indirect,
             in_order=options.in_order,
             mergeable=options.mergeable,
+            segment_udp=options.udp_segments and not self._port.takes_uso,
             kick_fd=None if polled else self._device.vector(ring.kick_vector),
             call=call,
             meta_addr=metadata + md.RINGS + index * md.Ring.layout.size,

@@ -99,6 +99,21 @@ class Tap:
         # A new TAP has its carrier.  Without it until the master's rings run, the slave
         # does not send into queues that no worker reads.
         self.set_carrier(False)
+        self.takes_uso = self._takes_uso()
+
+    def _takes_uso(self) -> bool:
+        """Return whether the slave's kernel knows UDP packets with GSO (Linux 6.2).
+
+        Such a kernel takes them from us, whatever offloads are set.
+        """
+        try:
+            self.set_offloads(Offload.CSUM | Offload.USO)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return False
+        self.set_offloads(Offload(0))
+        return True
 
     def _attach_further(self, fd: int, flags: int, node: Path) -> None:
         """Attach another queue to the TAP of the first one."""

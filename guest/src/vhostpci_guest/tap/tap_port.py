@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ..errors import Unusable
-from ..net_options import NetOptions
+from ..net_options import NetOptions, Offload
 from .bridge import Bridge
 from .naming import Rules
 from .settings import MTU_MAX, MTU_MIN, TapConfig, is_name, stable_mac
@@ -160,6 +160,11 @@ class Port:
         """Whether the TAP has its carrier."""
         return self._carrier
 
+    @property
+    def takes_uso(self) -> bool | None:
+        """Whether the TAP knows UDP packets with GSO; None before `open`."""
+        return self._tap.takes_uso if self._tap else None
+
     def open(self, queues: int, name: str) -> tuple[int, ...]:
         """Return a descriptor for each queue pair; make the TAP if there is none.
 
@@ -215,7 +220,9 @@ class Port:
         """Set the header length and offloads that the master's driver negotiated."""
         if self._tap and options != self._options:
             self._tap.set_header_length(options.hdr_len)
-            self._tap.set_offloads(options.offloads)
+            # An older kernel refuses offloads that it does not know, all of them.
+            unknown = Offload(0) if self._tap.takes_uso else Offload.USO
+            self._tap.set_offloads(options.offloads & ~unknown)
             self._options = options
 
     def use_queues(self, pairs: Set[int]) -> None:

@@ -73,12 +73,16 @@ DECISIONS = (
     Decision(Feature.NET_F_GUEST_ECN, True, "the same, with ECN"),
     Decision(
         Feature.NET_F_HOST_USO,
-        False,
-        "the slave's kernel may be older than Linux 6.2, which is not known yet when "
-        "the master's driver decides",
+        True,
+        "64 KiB of UDP datagrams are one packet; where the slave's kernel is older "
+        "than Linux 6.2, the agent makes datagrams of it",
     ),
-    Decision(Feature.NET_F_GUEST_USO4, False, "the same"),
-    Decision(Feature.NET_F_GUEST_USO6, False, "the same"),
+    Decision(
+        Feature.NET_F_GUEST_USO4,
+        True,
+        "the same, to the master; a kernel older than Linux 6.2 sends datagrams",
+    ),
+    Decision(Feature.NET_F_GUEST_USO6, True, "the same; a TAP has both or none"),
     Decision(
         Feature.NET_F_HOST_UFO,
         False,

@@ -8,6 +8,7 @@ from vhostpci_guest.serve.features import options
 from vhostpci_shared.virtio import Feature as F
 
 CSUM, TSO4, TSO6 = F.NET_F_GUEST_CSUM, F.NET_F_GUEST_TSO4, F.NET_F_GUEST_TSO6
+USO4, USO6 = F.NET_F_GUEST_USO4, F.NET_F_GUEST_USO6
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,12 @@ def test_header_is_longer_with_num_buffers(features: int, length: int) -> None:
             Offload.CSUM | Offload.TSO4 | Offload.TSO_ECN,
         ),
         (F.NET_F_CSUM | F.NET_F_HOST_TSO4, Offload(0)),
+        (CSUM | USO4 | USO6, Offload.CSUM | Offload.USO),
+        # The kernel refuses one of them alone.
+        (CSUM | USO4, Offload.CSUM),
+        (CSUM | USO6, Offload.CSUM),
+        (USO4 | USO6, Offload(0)),
+        (F.NET_F_CSUM | F.NET_F_HOST_USO, Offload(0)),
     ],
 )
 def test_tap_leaves_to_the_master_what_it_takes(
@@ -53,6 +60,7 @@ def test_master_gets_any_packet_that_the_tap_sends(features: int) -> None:
         (F.F_EVENT_IDX, "event_idx"),
         (F.F_INDIRECT_DESC, "indirect"),
         (F.F_IN_ORDER, "in_order"),
+        (F.NET_F_HOST_USO, "udp_segments"),
     ],
 )
 def test_ring_option_follows_its_feature(feature: int, name: str) -> None:

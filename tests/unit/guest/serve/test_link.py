@@ -19,6 +19,7 @@ from vhostpci_guest.serve.link import FAST, SLOW
 from vhostpci_shared import metadata as md
 from vhostpci_shared.access import Metadata
 from vhostpci_shared.metadata import AgentRingState, AgentState, RingFlag
+from vhostpci_shared.virtio import Feature
 
 
 def test_rings_start_when_the_daemon_says_so(bench: Bench) -> None:
@@ -313,6 +314,24 @@ def test_ring_starts_with_its_vector_its_doorbell_and_its_entry(
     assert conf.meta_addr == window.address + entry
     assert conf.session == 2
     assert conf.features == FEATURES
+
+
+@pytest.mark.parametrize(
+    ("features", "uso", "segment"),
+    [
+        (Feature.NET_F_HOST_USO, False, True),
+        (Feature.NET_F_HOST_USO, True, False),
+        (Feature.NET_F_GUEST_USO4, False, False),
+    ],
+)
+def test_worker_segments_udp_that_the_master_sends_and_the_tap_does_not_know(
+    bench: Bench, features: Feature, uso: bool, segment: bool
+) -> None:
+    bench.port.uso = uso
+    bench.publish(*pair(2), features=features)
+    assert bench.plane.running[1].segment_udp == segment
+    assert bench.link is not None
+    assert bench.link.status()["uso"] == uso
 
 
 def test_more_queue_pairs_get_a_new_data_plane(bench: Bench) -> None:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real TAP, where the machine has TAPs."""
 
+import errno
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +11,12 @@ import pytest
 from tests.fakes.netns import ip
 from vhostpci_guest.errors import Unusable
 from vhostpci_guest.net_options import Offload
+from vhostpci_guest.serve.features import options
 from vhostpci_guest.tap import tap
+from vhostpci_guest.tap.naming import Rules
 from vhostpci_guest.tap.settings import TapConfig, parse_address
 from vhostpci_guest.tap.tap import Tap
+from vhostpci_guest.tap.tap_port import Ports
 
 
 @pytest.mark.parametrize(
@@ -64,6 +70,36 @@ def test_header_and_offloads_can_be_set(network: None) -> None:
     made.set_header_length(12)
     made.set_offloads(Offload(15))
     made.close()
+
+
+def test_kernel_knows_udp_packets_with_gso_from_linux_6_2_on(network: None) -> None:
+    made = Tap("vp0", 1)
+    release = tuple(map(int, os.uname().release.split(".")[:2]))
+    assert made.takes_uso == (release >= (6, 2))
+    made.close()
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["since 6.2", "before 6.2"])
+def test_offloads_are_those_that_the_kernel_knows_and_that_are_asked_for(
+    network: None, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """An older kernel refuses all of them if one is unknown."""
+    now = [Offload(0)]
+
+    def set_offloads(_: Tap, offloads: Offload) -> None:
+        if offloads & Offload.USO and not known:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        now.append(offloads)
+
+    monkeypatch.setattr(Tap, "set_offloads", set_offloads)
+    port = Ports(Rules()).make("0000:00:05.0")
+    port.open(1, "net0")
+    assert now[-1] == Offload(0)
+    assert port.takes_uso == known
+    offloads = Offload.CSUM | Offload.TSO4 | Offload.USO
+    port.set_options(replace(options(0), offloads=offloads))
+    assert now[-1] == (offloads if known else Offload.CSUM | Offload.TSO4)
+    port.close()
 
 
 def test_tap_with_two_queues_has_two_descriptors(network: None) -> None:
