@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.frontends.uml import UserModeLinux
+from tests.frontends.uml import UserModeLinux, card
 from tests.process.attach import AttachLab
 from tests.process.lab import ATTACH, SLAVE_ADDRESS
 from tests.waiting import wait_for
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.frontends
 def uml(lab: AttachLab, tmp_path: Path) -> Iterator[UserModeLinux]:
     """A booted User Mode Linux as the master of a lab whose slave has its carrier."""
     lab.start()
-    with UserModeLinux(lab.socket, tmp_path) as uml:
+    with UserModeLinux(card(lab.socket), tmp_path) as uml:
         uml.up()
         lab.wait_carrier("UP")
         yield uml
@@ -62,7 +62,7 @@ def test_slave_that_starts_later_gets_its_kicks_without_the_daemon(
     lab: AttachLab, tmp_path: Path
 ) -> None:
     lab.start_daemon(*ATTACH)
-    with UserModeLinux(lab.socket, tmp_path) as uml:
+    with UserModeLinux(card(lab.socket), tmp_path) as uml:
         uml.up()
         lab.start_agent()
         lab.wait_carrier("UP")
@@ -90,7 +90,7 @@ def test_user_mode_linux_that_is_killed_can_be_replaced(
     uml.kill()
     lab.wait_carrier("NO-CARRIER")
     (tmp_path / "next").mkdir()
-    with UserModeLinux(lab.socket, tmp_path / "next", "64M") as second:
+    with UserModeLinux(card(lab.socket), tmp_path / "next", "64M") as second:
         second.up()
         lab.wait_carrier("UP")
         wait_for(lambda: second.ping(1) == 1, "a first ping comes back")

@@ -6,6 +6,7 @@ program that this machine has, and needs no image.
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from tests.frontends.console import Console
@@ -20,10 +21,15 @@ ALONE = [
 MODULES = "/usr/lib/uml/modules/$(uname -r)/kernel"
 
 
-def command(socket: Path, memory: str, directory: Path) -> list[str]:
+def card(socket: Path) -> str:
+    """Return the word of its command line for a card that the daemon serves."""
+    return f"virtio_uml.device={socket}:1"
+
+
+def command(card: str, memory: str, directory: Path) -> list[str]:
     """Return the command line; `directory` is where it writes its own files."""
     return [
-        *("linux.uml", f"mem={memory}", f"virtio_uml.device={socket}:1"),
+        *("linux.uml", f"mem={memory}", card),
         *("rootfstype=hostfs", "rootflags=/", "ro", "init=/bin/sh"),
         *("con=null", "con0=fd:0,fd:1", "quiet", f"uml_dir={directory}", "umid=uml"),
         *("--", str(INIT)),
@@ -31,12 +37,25 @@ def command(socket: Path, memory: str, directory: Path) -> list[str]:
 
 
 class UserModeLinux(Console):
-    """A booted User Mode Linux whose card is connected to a device of the daemon."""
+    """A booted User Mode Linux with one network card.
 
-    def __init__(self, socket: Path, directory: Path, memory: str = "128M") -> None:
-        super().__init__(
-            [*ALONE, *command(socket, memory, directory)], directory / "uml.log"
-        )
+    Args:
+        card: the word of its command line for the card; see :func:`card`.
+        directory: where its own files go.
+        memory: its size.
+        prefix: words before its command, as those of a network namespace.
+    """
+
+    def __init__(
+        self,
+        card: str,
+        directory: Path,
+        memory: str = "128M",
+        *,
+        prefix: Iterable[str] = (),
+    ) -> None:
+        argv = [*prefix, *ALONE, *command(card, memory, directory)]
+        super().__init__(argv, directory / "uml.log")
         wait_for(lambda: self.ended() or "@up" in self.log, "User Mode Linux boots")
         assert not self.ended(), self.log
 
@@ -53,9 +72,9 @@ class UserModeLinux(Console):
     def _status(self, before: int) -> re.Match[str] | None:
         return re.search(r"^@(\d+)", self.log[before:], re.MULTILINE)
 
-    def up(self) -> None:
+    def up(self, name: str = "eth0") -> None:
         """Give the card its address, and set it up."""
-        self.run(f"ip addr add {MASTER_ADDRESS}/24 dev eth0 && ip link set eth0 up")
+        self.run(f"ip addr add {MASTER_ADDRESS}/24 dev {name} && ip link set {name} up")
 
     def ping(self, count: int = 5) -> int:
         """Ping the slave; return how many came back."""
