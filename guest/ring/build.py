@@ -11,7 +11,8 @@ from cffi import FFI
 
 HERE = Path(__file__).parent
 SOURCES = [
-    *("mem.c", "vq.c", "split.c", "net.c", "segment.c", "tx.c", "rx.c", "tap.c"),
+    *("mem.c", "vq.c", "split.c", "packed.c", "net.c", "segment.c"),
+    *("tx.c", "rx.c", "tap.c"),
     *("loop.c", "worker.c", "guard.c"),
 ]
 

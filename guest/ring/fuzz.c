@@ -11,8 +11,9 @@
  *
  * With libFuzzer:
  *	clang -fsanitize=fuzzer,address,undefined -D_GNU_SOURCE -std=gnu11 \
- *		-include fuzz_barrier.h fuzz.c mem.c vq.c split.c \
- *		net.c rx.c segment.c tx.c
+ *		-include fuzz_barrier.h fuzz.c fuzz_driver.c \
+ *		mem.c vq.c split.c \
+ *		packed.c net.c rx.c segment.c tx.c
  * Without it: compile fuzz_main.c too.  tap.c is left out: the functions in its
  * place check what a kernel would silently overwrite.
  */
@@ -22,64 +23,13 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
-#include "rx.h"
+#include "fuzz.h"
 #include "tap.h"
-#include "tx.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-enum {
-	FUZZ_REGIONS = 4,
-	FUZZ_STEPS = 2000,
-	FUZZ_RING = 0x1000, /* guest address of the rings */
-	FUZZ_TX = 0x800 /* the transmit ring's, from there */
-};
-
-/* The second and the third lie side by side, for the master. */
-static const struct mem_region fuzz_layout[FUZZ_REGIONS] = {
-	{FUZZ_RING, 0x1000, 0},
-	{0x10000, 0x1000, 0},
-	{0x11000, 0x1000, 0},
-	{UINT64_MAX - 0x1ffff, 0x20000, 0},
-};
-
-struct fuzz {
-	const uint8_t *data;
-	size_t left;
-	struct mem mem;
-	struct ring_conf conf[RING_COUNT];
-	uint32_t doorbell;
-	struct ring_meta meta;
-	struct tx tx;
-	struct rx rx;
-	bool dead[RING_COUNT];
-	uint32_t interrupt;
-	uint8_t error; /* of the TAP's next call */
-	uint8_t scribbles; /* changes during it */
-	uint8_t loads; /* so many more, then the master acts; 0: never */
-	bool meddled; /* it has acted after a load */
-	uint32_t packet; /* length of the TAP's next packet */
-	uint32_t burst; /* packets of that length behind it */
-	int call_fd; /* eventfd, or -1 */
-};
-
 /* One input at a time; the TAP and the loads have no other way to it. */
 static struct fuzz *fuzz_now;
-
-static uint8_t fuzz_byte(struct fuzz *f)
-{
-	if (!f->left)
-		return 0;
-	f->left--;
-	return *f->data++;
-}
-
-static uint16_t fuzz_word(struct fuzz *f)
-{
-	uint16_t high = fuzz_byte(f);
-
-	return high << 8 | fuzz_byte(f);
-}
 
 static void fuzz_check(bool ok, const char *what)
 {
@@ -87,128 +37,6 @@ static void fuzz_check(bool ok, const char *what)
 		return;
 	fprintf(stderr, "fuzz: %s\n", what);
 	abort();
-}
-
-static uint8_t *fuzz_ring(struct fuzz *f, int ring)
-{
-	return (uint8_t *)mem_at(&f->mem, FUZZ_RING, 0x1000) +
-	       (ring == RING_TX ? FUZZ_TX : 0);
-}
-
-static struct net_queue *fuzz_queue(struct fuzz *f, int ring)
-{
-	return ring == RING_RX ? &f->rx.q : &f->tx.q;
-}
-
-/* An address; many are next to the start or the end of a region. */
-static uint64_t fuzz_addr(struct fuzz *f)
-{
-	uint8_t pick = fuzz_byte(f);
-	const struct mem_region *r = &fuzz_layout[pick % FUZZ_REGIONS];
-
-	switch (pick >> 2 & 3) {
-	case 0:
-		return r->guest_addr + fuzz_byte(f) * 16;
-	case 1:
-		return r->guest_addr + r->size - fuzz_byte(f);
-	case 2:
-		return r->guest_addr + fuzz_word(f) % r->size;
-	default:
-		return (uint64_t)fuzz_word(f) << 48 | fuzz_word(f);
-	}
-}
-
-static uint32_t fuzz_len(struct fuzz *f)
-{
-	uint8_t pick = fuzz_byte(f);
-
-	if (pick < 0x40)
-		return pick;
-	if (pick < 0x80)
-		return (pick & 0xf) * 16;
-	if (pick < 0xfe)
-		return fuzz_word(f);
-	return (uint32_t)fuzz_word(f) << 16 | fuzz_word(f);
-}
-
-static void fuzz_put_desc(struct fuzz *f, uint8_t *at)
-{
-	uint64_t addr = fuzz_addr(f);
-	uint32_t len = fuzz_len(f);
-	uint16_t word[2];
-
-	word[0] = fuzz_byte(f) & 7;
-	word[1] = fuzz_byte(f) % 80;
-	memcpy(at, &addr, sizeof(addr));
-	memcpy(at + 8, &len, sizeof(len));
-	memcpy(at + 12, word, sizeof(word));
-}
-
-static void fuzz_put_word(uint8_t *at, uint16_t value)
-{
-	memcpy(at, &value, sizeof(value));
-}
-
-static uint16_t fuzz_get_word(const uint8_t *at)
-{
-	uint16_t value;
-
-	memcpy(&value, at, sizeof(value));
-	return value;
-}
-
-/* Where the parts of a ring are, from its start. */
-static uint32_t fuzz_avail(const struct fuzz *f)
-{
-	return 16 * f->conf[0].size;
-}
-
-static uint32_t fuzz_used(const struct fuzz *f)
-{
-	return (fuzz_avail(f) + 6 + 2 * f->conf[0].size + 3) & ~3U;
-}
-
-/* Make a chain available, as a driver does. */
-static void fuzz_offer(struct fuzz *f, int ring, uint16_t head)
-{
-	uint8_t *avail = fuzz_ring(f, ring) + fuzz_avail(f);
-	uint16_t idx = fuzz_get_word(avail + 2);
-	uint16_t slot = idx & (f->conf[0].size - 1);
-
-	fuzz_put_word(avail + 4 + 2 * slot, head);
-	fuzz_put_word(avail + 2, idx + 1);
-}
-
-static void fuzz_scribble(struct fuzz *f)
-{
-	uint8_t what = fuzz_byte(f);
-	uint8_t *ring = fuzz_ring(f, what & 1);
-	uint32_t num = f->conf[0].size;
-
-	switch (what >> 1 & 7) {
-	case 0:
-	case 1:
-	case 2:
-		fuzz_put_desc(f, ring + 16 * (fuzz_byte(f) % num));
-		break;
-	case 3: /* tables are at the start of the second region */
-		fuzz_put_desc(f, (uint8_t *)mem_at(&f->mem, 0x10000, 0x1000) +
-					 16 * (fuzz_byte(f) % 64));
-		break;
-	case 4:
-	case 5:
-		fuzz_offer(f, what & 1, fuzz_byte(f) % (num + 1));
-		break;
-	case 6:
-		fuzz_put_word(ring + 2 * (fuzz_word(f) % (FUZZ_TX / 2)),
-			      fuzz_word(f));
-		break;
-	default:
-		if (what == 0xff)
-			f->meta.session++;
-		fuzz_put_word(ring + fuzz_avail(f) + (what >> 4 & 2),
-			      fuzz_byte(f));
-	}
 }
 
 /* Most often the master changes the very value that was just read. */
@@ -242,38 +70,6 @@ void fuzz_loaded(const void *p, size_t size)
 
 	if (f->loads && !--f->loads)
 		fuzz_meddle(f, p, size);
-}
-
-static void fuzz_put(uint8_t *at, uint64_t addr, uint32_t len, uint16_t flags,
-		     uint16_t next)
-{
-	memcpy(at, &addr, sizeof(addr));
-	memcpy(at + 8, &len, sizeof(len));
-	fuzz_put_word(at + 12, flags);
-	fuzz_put_word(at + 14, next);
-}
-
-/* Offer a correct chain: one buffer, or a table of many small ones. */
-static void fuzz_good(struct fuzz *f)
-{
-	const struct mem_region *big = &fuzz_layout[FUZZ_REGIONS - 1];
-	uint8_t what = fuzz_byte(f);
-	uint16_t write = what & 1 ? 0 : 2;
-	uint16_t slot = fuzz_byte(f) % f->conf[0].size;
-	uint8_t *at = fuzz_ring(f, what & 1) + 16 * slot;
-	uint32_t len = fuzz_len(f) & 0x3ff, n = len ? len : 1024;
-	uint8_t *table = mem_at(&f->mem, big->guest_addr, 16 * n);
-
-	if (what & 2) {
-		fuzz_put(at, big->guest_addr + 0x8000, len, write, 0);
-	} else {
-		fuzz_put(at, big->guest_addr, 16 * n, 4, 0);
-		for (uint32_t i = 0; i < n; i++)
-			fuzz_put(table + 16 * i, big->guest_addr + 0x8000 + i,
-				 what >> 6, i + 1 < n ? write | 1 : write,
-				 i + 1);
-	}
-	fuzz_offer(f, what & 1, slot);
 }
 
 static bool fuzz_inside(const struct fuzz *f, const uint8_t *p, size_t len)
@@ -352,7 +148,9 @@ static void fuzz_after_pass(struct fuzz *f, int ring, int r)
 	const struct vq *vq = &fuzz_queue(f, ring)->vq;
 
 	fuzz_check(r <= NET_BATCH, "more than a batch");
-	fuzz_check((uint16_t)(vq->last_avail - vq->used) <= vq->num,
+	fuzz_check((vq->packed
+			    ? vq->taken
+			    : (uint16_t)(vq->last_avail - vq->used)) <= vq->num,
 		   "more chains in our hands than the ring has");
 	fuzz_check(r < 0 || !vq->n_done, "completed, and not in the used ring");
 	fuzz_check((r < 0) == (vq->fault != RING_FAULT_NONE),
@@ -374,7 +172,9 @@ static void fuzz_arm(struct fuzz *f, int ring)
 	f->dead[ring] = r < 0;
 	/* A chain offered after the last look is announced by a kick. */
 	fuzz_check(r < 0 || f->meddled ||
-			   r == (fuzz_get_word(avail + 2) != vq->last_avail),
+			   r == (f->packed ? vq_has_more(vq)
+					   : fuzz_get_word(avail + 2) !=
+						     vq->last_avail),
 		   "asleep with work to do");
 }
 
@@ -388,31 +188,6 @@ static void fuzz_run(struct fuzz *f, int ring)
 	fuzz_after_pass(f, ring, r);
 	if (!f->dead[ring] && fuzz_queue(f, ring)->wait == NET_WAIT_KICK)
 		fuzz_arm(f, ring);
-}
-
-/* Fill the receive ring with buffers of 512 bytes, or post tables of 700. */
-static void fuzz_post(struct fuzz *f, bool tables)
-{
-	const struct mem_region *big = &fuzz_layout[FUZZ_REGIONS - 1];
-	const uint8_t *idx = fuzz_ring(f, RING_RX) + fuzz_avail(f) + 2;
-	uint8_t *table = mem_at(&f->mem, big->guest_addr, 16 * 700);
-	uint32_t num = f->conf[0].size, n = tables && num > 8 ? 8 : num;
-
-	for (uint16_t i = 0; tables && i < 700; i++)
-		fuzz_put(table + 16 * i, big->guest_addr + 0x8000 + i, 1,
-			 i < 699 ? 3 : 2, i + 1);
-	for (uint32_t i = 0; i < n; i++) {
-		uint16_t avail = fuzz_get_word(idx), slot = avail & (num - 1);
-		uint8_t *at = fuzz_ring(f, RING_RX) + 16 * slot;
-
-		if ((uint16_t)(avail - f->rx.q.vq.used) >= num)
-			break;
-		if (tables)
-			fuzz_put(at, big->guest_addr, 16 * 700, 4, 0);
-		else
-			fuzz_put(at, big->guest_addr + 0x8000, 512, 2, 0);
-		fuzz_offer(f, RING_RX, slot);
-	}
 }
 
 /* Many packets for many buffers: batches, and what rx.c learns from them. */
@@ -433,15 +208,12 @@ static void fuzz_burst(struct fuzz *f)
 	f->burst = 0;
 }
 
-/* Start a ring again, as a successor does: at the used index, and empty. */
+/* Start a ring again, as a successor does: where it stood, and empty. */
 static void fuzz_start(struct fuzz *f, int ring)
 {
-	uint8_t *at = fuzz_ring(f, ring);
 	struct net_queue *q = fuzz_queue(f, ring);
-	uint16_t idx = fuzz_get_word(at + fuzz_used(f) + 2);
 
-	fuzz_put_word(at + fuzz_avail(f) + 2, idx);
-	f->conf[ring].base = idx;
+	f->conf[ring].base = fuzz_empty(f, ring);
 	f->conf[ring].session = f->meta.session;
 	if (ring == RING_RX)
 		rx_stop(&f->rx);
@@ -463,6 +235,7 @@ static void fuzz_init(struct fuzz *f)
 	uint8_t how = fuzz_byte(f);
 	uint16_t base = how & 1 ? UINT16_MAX - 1 : 0;
 
+	f->packed = how & 8;
 	f->call_fd = how & 2 ? eventfd(0, EFD_NONBLOCK) : -1;
 	for (int i = 0; i < FUZZ_REGIONS; i++) {
 		region[i] = fuzz_layout[i];
@@ -475,9 +248,13 @@ static void fuzz_init(struct fuzz *f)
 	for (int i = 0; i < RING_COUNT; i++) {
 		struct ring_conf *conf = &f->conf[i];
 
-		conf->size = 1 << (pick >> 4) % 7;
-		conf->flags = pick & 7;
+		conf->size = f->packed ? 1U + 4 * (pick >> 4)
+				       : 1U << (pick >> 4) % 7;
+		conf->flags = (pick & 7) | (f->packed ? RING_PACKED : 0) |
+			      (how & 16 ? RING_IN_ORDER : 0);
 		conf->flags |= how & 4 ? RING_SEGMENT_UDP : 0;
+		conf->position_addr = (uintptr_t)&f->position[i];
+		conf->origin = 1;
 		conf->hdr_len = pick & (RING_MRG_RXBUF | 8) ? 12 : 10;
 		conf->max_packet = RING_MAX_PACKET;
 		conf->call_fd = f->call_fd;
@@ -490,7 +267,9 @@ static void fuzz_init(struct fuzz *f)
 		conf->desc = FUZZ_RING + (i == RING_TX ? FUZZ_TX : 0);
 		conf->driver = conf->desc + fuzz_avail(f);
 		conf->device = conf->desc + fuzz_used(f);
-		fuzz_put_word(fuzz_ring(f, i) + fuzz_used(f) + 2, base);
+		f->next[i] = how & 1 ? conf->size - 1 : 0x8000;
+		if (!f->packed)
+			fuzz_put_word(fuzz_ring(f, i) + fuzz_used(f) + 2, base);
 		fuzz_start(f, i);
 	}
 }

@@ -49,7 +49,13 @@ enum ring_flags {
 	RING_INDIRECT = 2,
 	RING_MRG_RXBUF = 4,
 	RING_IN_ORDER = 8,
+	RING_PACKED = 16,
 	RING_SEGMENT_UDP = 32 /* TX: the TAP does not know such packets */
+};
+
+/* A position in a packed ring is an index and, in this bit, a wrap counter. */
+enum packed_position {
+	PACKED_WRAP = 0x8000
 };
 
 enum ring_limits {
@@ -81,6 +87,23 @@ struct ring_meta {
 	uint8_t reserved[14];
 };
 
+enum packed_undo {
+	PACKED_UNDO = 1, /* as packed.c says */
+	PACKED_NO_UNDO = 2 /* a chain of several descriptors, or with a table */
+};
+
+/* One packed ring's position in the metadata, as C writes it; little-endian. */
+struct ring_position {
+	uint64_t origin; /* that of the ring when this was written; 0: invalid */
+	uint64_t desc; /* the ring that it is about, as the next three */
+	uint64_t driver;
+	uint64_t device;
+	uint32_t size;
+	uint32_t position; /* where it goes on | where after an update << 16 */
+	uint64_t undo; /* enum packed_undo << 32 | length of its last buffer */
+	uint8_t reserved[16];
+};
+
 struct worker_conf {
 	int32_t tap_fd; /* one queue of the TAP, non-blocking */
 	int32_t events_fd; /* eventfd: a ring broke or was fenced; -1 none */
@@ -97,7 +120,8 @@ struct ring_conf {
 	uint64_t driver;
 	uint64_t device;
 	uint32_t size;
-	uint32_t base; /* index to start at; the used idx must equal it */
+	uint32_t base; /* index to start at; the used idx must equal it.  Of a
+			* packed ring its position */
 	uint32_t flags; /* enum ring_flags */
 	uint32_t hdr_len; /* of the net header: 10 or 12 */
 	uint32_t max_packet; /* longest packet without the net header */
@@ -107,6 +131,8 @@ struct ring_conf {
 	uint64_t call_addr; /* pointer to the doorbell register, or 0 */
 	uint64_t meta_addr; /* pointer to the ring's struct ring_meta, or 0 */
 	uint64_t session; /* the session number that must be there */
+	uint64_t position_addr; /* packed: pointer to its struct ring_position, or 0 */
+	uint64_t origin; /* packed: goes into it */
 };
 
 /* Counted from the worker's creation, over all its sessions. */
@@ -142,7 +168,7 @@ struct ring_status {
 	uint32_t state; /* enum ring_state */
 	uint32_t fault; /* enum ring_fault */
 	int32_t error; /* errno that came with the fault, or 0 */
-	uint32_t index; /* used idx: a successor starts there */
+	uint32_t index; /* used idx or position: a successor starts there */
 	struct ring_stats stats;
 };
 

@@ -109,12 +109,12 @@ static int rx_fill(struct rx *rx, uint64_t want)
 	return 0;
 }
 
-/* Complete the first chain with @len bytes in it. */
-static void rx_pop(struct rx *rx, uint32_t len)
+/* Complete the first chain with @len bytes in it; @more of the packet follows. */
+static void rx_pop(struct rx *rx, uint32_t len, bool more)
 {
 	const struct vq_chain *chain = rx_chain(rx, 0);
 
-	vq_complete(&rx->q.vq, chain->head, len);
+	vq_complete(&rx->q.vq, chain, len, more);
 	rx->cap -= chain->len;
 	rx->iov_first += chain->n_iov;
 	rx->first++;
@@ -279,7 +279,7 @@ static void rx_finish(struct rx *rx)
 		n = left;
 		if (n > rx_chain(rx, 0)->len)
 			n = rx_chain(rx, 0)->len;
-		rx_pop(rx, n);
+		rx_pop(rx, n, left > n);
 		left -= n;
 		num_buffers++;
 	}
@@ -326,7 +326,7 @@ static int rx_prepare(struct rx *rx)
 	rx->starved = false;
 	for (; rx->n_chains && rx_chain(rx, 0)->len < least; r = 1) {
 		RING_COUNT_ADD(q->stats.bad_chains, 1);
-		rx_pop(rx, 0);
+		rx_pop(rx, 0, false);
 	}
 	return r;
 }

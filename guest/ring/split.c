@@ -219,6 +219,8 @@ int split_next(struct vq *vq, struct iovec *iov, struct vq_chain *chain)
 	chain->head = load16(&vq->avail->ring[vq->last_avail & (vq->num - 1)]);
 	chain->len = 0;
 	chain->n_iov = 0;
+	chain->n_desc = 1;
+	chain->table = false;
 	if (chain->head >= vq->num)
 		return vq_fault(vq, RING_FAULT_HEAD);
 	r = chain_walk(vq, chain->head, iov, chain);

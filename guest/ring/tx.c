@@ -132,7 +132,7 @@ static int tx_one(struct tx *tx)
 			return r;
 	}
 	/* Also after EFAULT: else one page that never comes back would end all. */
-	vq_complete(&q->vq, chain->head, 0);
+	vq_complete(&q->vq, chain, 0, false);
 	return r ? net_tap_failure(q, -r) : 0;
 }
 

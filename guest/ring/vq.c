@@ -83,7 +83,8 @@ static bool vq_conf_valid(const struct ring_conf *conf)
  *
  * Return: 0; -EINVAL if the size, the base or an alignment is wrong; -EFAULT
  *	   if a part of the ring does not lie in one region; -ESTALE if the
- *	   used idx or the session in memory is not the one in @conf
+ *	   used idx or the session in memory is not the one in @conf; -EBADMSG:
+ *	   see packed_init()
  */
 int vq_init(struct vq *vq, const struct mem *mem, const struct ring_conf *conf,
 	    bool writable)
@@ -108,7 +109,8 @@ int vq_init(struct vq *vq, const struct mem *mem, const struct ring_conf *conf,
 	 * reads a length for each receive chain even so.
 	 */
 	vq->one_used = conf->flags & RING_IN_ORDER && !writable;
-	r = split_init(vq, conf);
+	vq->packed = conf->flags & RING_PACKED;
+	r = vq->packed ? packed_init(vq, conf) : split_init(vq, conf);
 	/* A base that is not the used idx would complete the wrong chains. */
 	return r ? r : vq_check_fence(vq);
 }

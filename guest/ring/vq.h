@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A virtqueue from the device's side, for rx.c and tx.c: chains come, and go
- * back in the same order.  vq.c has what any format has, split.c how they lie in
- * memory; a packed virtqueue would be another file with the same functions.
+ * back in the same order.  vq.c has what both formats have, split.c and packed.c
+ * how they lie in memory.
  */
 #ifndef VQ_H
 #define VQ_H
@@ -19,6 +19,7 @@ enum {
 	VQ_MAX_DONE = 1024 + 64
 };
 
+struct packed_desc;
 struct vring_desc;
 struct vring_avail;
 struct vring_used;
@@ -30,17 +31,22 @@ enum vq_kicks {
 	VQ_KICKS_ON
 };
 
-/* A completed chain, kept here until it goes into the used ring. */
+/* A completed chain, kept here until the master is shown that it is. */
 struct vq_done {
-	uint32_t id;
 	uint32_t len;
+	uint16_t id;
+	uint16_t n_desc; /* descriptors in a packed ring */
+	bool table; /* they are one, with an indirect table */
+	bool more; /* the next chain has more of the same packet */
 };
 
 /* A chain: its buffers are in the iovecs that vq_next() filled. */
 struct vq_chain {
 	uint64_t len;
-	uint16_t head;
+	uint16_t head; /* or the id, in a packed ring */
 	uint16_t n_iov;
+	uint16_t n_desc; /* in a packed ring, as is `table` */
+	bool table;
 };
 
 /*
@@ -54,10 +60,16 @@ struct vq {
 	const struct mem *mem;
 	const struct ring_meta *meta; /* NULL: no session to check */
 	uint64_t session;
+	bool packed;
+	struct packed_desc *ring; /* packed, as are the next four */
+	const uint32_t *driver_event;
+	uint32_t *device_event;
+	struct ring_position *position; /* NULL: nothing is recorded */
+	uint16_t taken; /* descriptors that we hold */
 	uint16_t num;
 	uint16_t last_avail; /* next chain to take */
 	uint16_t avail_idx; /* as we last read it */
-	uint16_t used; /* as we last wrote it to the used ring */
+	uint16_t used; /* as we last wrote it; packed: the position behind it */
 	uint16_t n_done; /* completed, and not yet in the used ring */
 	uint16_t write_flag; /* what VRING_DESC_F_WRITE has to be */
 	bool event_idx;
@@ -72,63 +84,80 @@ struct vq {
 int vq_init(struct vq *vq, const struct mem *mem, const struct ring_conf *conf,
 	    bool writable);
 
-/* The split format: split.c, where the functions are documented. */
+/* The formats: split.c and packed.c, where the functions are documented. */
 int split_init(struct vq *vq, const struct ring_conf *conf);
 int split_check_fence(struct vq *vq);
 bool split_has_more(const struct vq *vq);
 int split_next(struct vq *vq, struct iovec *iov, struct vq_chain *chain);
 int split_update_used(struct vq *vq);
 int split_enable_kicks(struct vq *vq);
+int packed_init(struct vq *vq, const struct ring_conf *conf);
+int packed_check_fence(struct vq *vq);
+bool packed_has_more(const struct vq *vq);
+int packed_next(struct vq *vq, struct iovec *iov, struct vq_chain *chain);
+int packed_update_used(struct vq *vq);
+int packed_enable_kicks(struct vq *vq);
 
 static inline int vq_check_fence(struct vq *vq)
 {
-	return split_check_fence(vq);
+	return vq->packed ? packed_check_fence(vq) : split_check_fence(vq);
 }
 
 static inline bool vq_has_more(const struct vq *vq)
 {
-	return split_has_more(vq);
+	return vq->packed ? packed_has_more(vq) : split_has_more(vq);
 }
 
 static inline int vq_next(struct vq *vq, struct iovec *iov,
 			  struct vq_chain *chain)
 {
-	return split_next(vq, iov, chain);
+	return vq->packed ? packed_next(vq, iov, chain)
+			  : split_next(vq, iov, chain);
 }
 
 static inline int vq_update_used(struct vq *vq)
 {
-	return split_update_used(vq);
+	return vq->packed ? packed_update_used(vq) : split_update_used(vq);
 }
 
 static inline int vq_enable_kicks(struct vq *vq)
 {
-	return split_enable_kicks(vq);
+	return vq->packed ? packed_enable_kicks(vq) : split_enable_kicks(vq);
 }
 
 /**
  * vq_complete() - Give a chain back to the master; seen at vq_update_used()
  * @vq:		Queue; less than %VQ_MAX_DONE chains wait in done[]
- * @head:	The chain
+ * @chain:	The chain
  * @len:	Bytes written to it
+ * @more:	The chain that is completed next has more of the same packet
  */
-static inline void vq_complete(struct vq *vq, uint16_t head, uint32_t len)
+static inline void vq_complete(struct vq *vq, const struct vq_chain *chain,
+			       uint32_t len, bool more)
 {
-	vq->done[vq->n_done].id = head;
-	vq->done[vq->n_done].len = len;
-	vq->n_done++;
+	vq->done[vq->n_done++] = (struct vq_done){
+		.len = len,
+		.id = chain->head,
+		.n_desc = chain->n_desc,
+		.table = chain->table,
+		.more = more,
+	};
 }
 
 /**
  * vq_all_taken() - Check whether the master can offer no further chain
  * @vq:		Queue
  *
- * Return: true if we hold as many chains as the ring has entries; false if some
- *	   wait in done[], since the master can soon offer those again
+ * Return: true if we hold as many chains, or descriptors, as the ring has
+ *	   entries; false if some wait in done[], since the master can soon
+ *	   offer those again
  */
 static inline bool vq_all_taken(const struct vq *vq)
 {
-	return (uint16_t)(vq->last_avail - vq->used) >= vq->num && !vq->n_done;
+	uint16_t taken = vq->packed ? vq->taken
+				    : (uint16_t)(vq->last_avail - vq->used);
+
+	return taken >= vq->num && !vq->n_done;
 }
 
 #endif

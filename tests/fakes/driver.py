@@ -279,6 +279,10 @@ class Driver:
         else:
             self.memory.store(self.avail, 2, 0 if wanted else NO_INTERRUPT)
 
+    def after(self, index: int, count: int) -> int:
+        """Return the index `count` chains of one descriptor behind another."""
+        return (index + count) % 2**16
+
     def used_idx(self) -> int:
         return self.memory.load(self.used + 2, 2)
 
@@ -332,6 +336,7 @@ class Machine:
     def __init__(
         self,
         *regions: tuple[int, int],
+        kind: type[Driver] = Driver,
         num: int = 8,
         start: int = 0,
         event_idx: bool = False,
@@ -341,7 +346,7 @@ class Machine:
             self.memory = Memory(*regions)
             stack.callback(self.memory.close)
             self.rx, self.tx = (
-                Driver(
+                kind(
                     self.memory,
                     num=num,
                     start=start,

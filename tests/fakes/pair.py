@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Self, TypedDict, TypeVar, Unpack
 
 from tests.fakes.driver import Driver, Machine
+from tests.fakes.packed_driver import Packed, PackedDriver
 from tests.waiting import eventually
 from vhostpci_guest.dataplane.interface import RingConf, RingStatus
 from vhostpci_guest.dataplane.native import RingIndex, Worker
@@ -36,6 +37,7 @@ class Negotiated(TypedDict):
     indirect: bool
     in_order: bool
     mergeable: bool
+    packed: bool
 
 
 class RingOptions(TypedDict, total=False):
@@ -54,6 +56,8 @@ class RingOptions(TypedDict, total=False):
     call: Call | None
     meta_addr: int
     session: int
+    position_addr: int
+    origin: int
 
 
 class WorkerOptions(TypedDict, total=False):
@@ -70,7 +74,7 @@ class Pair:
 
     Args:
         regions: guest address and size of each region of the master's memory.
-        start: index at which both rings start.
+        start: index at which both rings start; `Packed` for packed rings.
         kicks: whether the rings have kicks; without them the worker polls.
         running: whether both rings are started at once.
         tap_fd: a real TAP, which replaces the socket pair.
@@ -93,7 +97,8 @@ class Pair:
         tap_fd: int | None = None,
         **worker: Unpack[WorkerOptions],
     ) -> None:
-        self.base = start
+        packed = isinstance(start, Packed)
+        self.base = start.position(num) if isinstance(start, Packed) else start
         self._negotiated: Negotiated = {
             "hdr_len": hdr_len,
             "max_packet": max_packet,
@@ -101,11 +106,17 @@ class Pair:
             "indirect": indirect,
             "in_order": in_order,
             "mergeable": mergeable,
+            "packed": packed,
         }
         self._kicks = kicks
         with ExitStack() as stack:
             machine = Machine(
-                *regions, num=num, start=start, event_idx=event_idx, in_order=in_order
+                *regions,
+                kind=PackedDriver if packed else Driver,
+                num=num,
+                start=self.base,
+                event_idx=event_idx,
+                in_order=in_order,
             )
             self._open_rings(stack, machine)
             self._open_worker(stack, tap_fd, worker)
@@ -183,6 +194,10 @@ class Pair:
 
     def status(self, index: RingIndex) -> RingStatus:
         return self.worker.status(index)
+
+    def after(self, count: int) -> int:
+        """Return the index, or position, behind `count` chains of one descriptor."""
+        return self.tx.after(self.base, count)
 
     def state(self, index: RingIndex) -> AgentRingState:
         return self.worker.status(index).state

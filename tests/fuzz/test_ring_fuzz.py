@@ -27,7 +27,8 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not compiler:
         pytest.skip("cc: no C compiler")
     program = tmp_path_factory.mktemp("fuzz") / "fuzz"
-    names = ["fuzz", "fuzz_main", "mem", "vq", "split", "net", "rx", "segment", "tx"]
+    names = ["fuzz", "fuzz_driver", "fuzz_main", "mem", "vq"]
+    names += ["split", "packed", "net", "rx", "segment", "tx"]
     subprocess.run(
         [
             compiler,

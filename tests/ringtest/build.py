@@ -12,13 +12,17 @@ HERE = Path(__file__).parent
 RING = HERE.parents[1] / "guest" / "ring"
 
 # The virtqueue, without what moves packets.
-QUEUE = ("vq", "split", "mem")
+QUEUE = ("vq", "split", "packed", "mem")
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 # GCC warns that ThreadSanitizer takes no notice of fences: race.c knows that.
 THREAD = ("-fsanitize=thread", "-Wno-tsan")
 
 
-def build_on_machine(program: Path, source: str) -> Path:
+# What has a program use the packed format.
+PACKED = "-DPACKED"
+
+
+def build_on_machine(program: Path, source: str, *options: str) -> Path:
     """Build a program whose ring code runs on the machine of machine.c."""
     objects = []
     for name in QUEUE:
@@ -26,13 +30,20 @@ def build_on_machine(program: Path, source: str) -> Path:
         _compile(objects[-1], *THREAD, "-c", str(RING / f"{name}.c"))
     # Linked without -fsanitize=thread: machine.c stands in for its library.
     sources = (str(HERE / source), str(HERE / "machine.c"))
-    return _compile(program, *sources, *map(str, objects))
+    return _compile(program, *options, *sources, *map(str, objects))
 
 
 def build_race(program: Path, *options: str) -> Path:
     """Build race.c, with more compiler options if there are any."""
     sources = (HERE / "race.c", *(RING / f"{name}.c" for name in QUEUE))
     return _compile(program, "-pthread", *options, *map(str, sources))
+
+
+def build_kill(program: Path) -> Path:
+    """Build kill.c, whose ring code can be killed before any store."""
+    sources = (HERE / "kill.c", *(RING / f"{name}.c" for name in QUEUE))
+    barrier = ("-include", str(HERE / "kill_barrier.h"))
+    return _compile(program, *barrier, *map(str, sources))
 
 
 def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * A driver thread and a device thread race over one ring, in real time.
+ * A driver thread and a device thread race over one ring, in real time; over a
+ * packed one if PACKED is defined.
  *
  * race flags|event_idx START SECONDS
  *
@@ -98,7 +99,7 @@ static void device_take(struct iovec *iov, const struct vq_chain *chain)
 	/* The driver writes the head into the buffer of each chain. */
 	if (chain->n_iov != 1 || *buffer != chain->head)
 		die("the device reads a stale buffer or descriptor");
-	vq_complete(&m.vq, chain->head, chain->head + 1);
+	vq_complete(&m.vq, chain, chain->head + 1, false);
 }
 
 static void *device(void *arg)
@@ -129,16 +130,14 @@ static void *device(void *arg)
 
 static void driver_collect(uint16_t head)
 {
-	struct master_ring *ring = master_ring(&m);
-	uint16_t slot = m.last_used % MASTER_NUM;
 	uint64_t *buffer =
 		(void *)(m.memory + MASTER_BUFFERS + head * MASTER_BUFFER);
+	uint32_t id, len;
 
-	if (ring->used.ring[slot].id != head ||
-	    ring->used.ring[slot].len != head + 1U)
+	master_collect(&m, &id, &len);
+	if (id != head || len != head + 1U)
 		die("the driver reads a stale used element");
 	*buffer = UINT64_MAX;
-	m.last_used++;
 }
 
 static void driver_wait(uint32_t *x)

@@ -88,6 +88,7 @@ class _Lib:
     RING_INDIRECT: int
     RING_MRG_RXBUF: int
     RING_IN_ORDER: int
+    RING_PACKED: int
     RING_SEGMENT_UDP: int
     RING_MAX_PACKET: int
     RING_MAX_REGIONS: int

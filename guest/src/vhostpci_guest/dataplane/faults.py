@@ -45,7 +45,7 @@ _FAULTS: Mapping[Fault, tuple[str, str]] = {
     Fault.NESTED: ("an indirect table points to another", _RELOAD),
     Fault.TAP: ("the TAP failed", _AGAIN),
     Fault.KICK: ("the kick eventfd failed", "restart the agent"),
-    Fault.USED_MOVED: ("another back-end moved the used index", _WAIT),
+    Fault.USED_MOVED: ("another back-end has used the ring", _WAIT),
     Fault.SESSION: ("the ring's session is over", _WAIT),
     Fault.MEMORY: (
         "the kernel cannot use the master's memory: its file system on the hypervisor "
@@ -66,6 +66,10 @@ _ERRORS: Mapping[int, tuple[str, str]] = {
     errno.ESTALE: (
         "its used index or its session is not the one expected",
         "read the metadata again",
+    ),
+    errno.EBADMSG: (
+        "an agent was killed while it gave the master several buffers at once",
+        "reload the master's driver",
     ),
     errno.ETIMEDOUT: (
         "the worker did not stop within the time limit",

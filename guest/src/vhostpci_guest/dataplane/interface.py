@@ -36,18 +36,19 @@ class RingConf:
     device: int
     size: int
     base: int
-    """Where to start: the used index in memory (see `check_base`)."""
+    """Where to start: the used index in memory (see `check_base`), or the position."""
     hdr_len: int
     """Length of the net header: 12 with VERSION_1 or MRG_RXBUF, else 10."""
     max_packet: int
     """Longest packet to the master; one that its buffers cannot hold is dropped."""
     features: int = 0
-    """Virtio feature bits that the master's driver acknowledged.  The next four are
+    """Virtio feature bits that the master's driver acknowledged.  The next five are
     taken from them; a plane that runs another back-end passes all of them on."""
     event_idx: bool = False
     indirect: bool = False
     in_order: bool = False
     mergeable: bool = False
+    packed: bool = False
     segment_udp: bool = False
     """Whether the master may send UDP packets with GSO, which the TAP does not know."""
     kick_fd: int | None = None
@@ -58,6 +59,10 @@ class RingConf:
     """Where the ring's metadata entry is mapped; 0: there is no session."""
     session: int = 0
     """What the metadata entry must say, now and at each use of the ring."""
+    position_addr: int = 0
+    """Where a packed ring's position in the metadata is mapped; 0: it has none."""
+    origin: int = 0
+    """What goes into it: the origin that the metadata entry names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

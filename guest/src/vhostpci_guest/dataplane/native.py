@@ -57,6 +57,7 @@ def _ring_conf(conf: RingConf) -> dict[str, int]:
         | conf.indirect * lib.RING_INDIRECT
         | conf.mergeable * lib.RING_MRG_RXBUF
         | conf.in_order * lib.RING_IN_ORDER
+        | conf.packed * lib.RING_PACKED
         | conf.segment_udp * lib.RING_SEGMENT_UDP,
         "hdr_len": conf.hdr_len,
         "max_packet": conf.max_packet,
@@ -69,6 +70,8 @@ def _ring_conf(conf: RingConf) -> dict[str, int]:
         "call_addr": doorbell.host_addr if doorbell else 0,
         "meta_addr": conf.meta_addr,
         "session": conf.session,
+        "position_addr": conf.position_addr,
+        "origin": conf.origin,
     }
 
 

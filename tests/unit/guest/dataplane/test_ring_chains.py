@@ -10,8 +10,6 @@ from tests.fakes.pair import HDR, RX, TX, Pair
 from vhostpci_guest.dataplane.faults import Fault
 from vhostpci_shared.metadata import AgentRingState
 
-pytestmark = pytest.mark.parametrize("start", [0, 2**16 - 2])
-
 
 def broken(pair: Pair) -> Fault:
     """Run the transmit ring into its fault; no part of the chain may have been sent."""
@@ -41,6 +39,7 @@ def test_a_packet_may_be_in_pieces(start: int, pieces: int, indirect: bool) -> N
             assert [(u.head, u.len) for u in pair.tx.collect()] == [(head, 0)]
 
 
+@pytest.mark.split_ring
 def test_direct_descriptors_may_end_in_an_indirect_one(start: int) -> None:
     with Pair(start=start) as pair:
         addr, table = pair.memory.allocate(32), pair.memory.allocate(32)
@@ -73,6 +72,7 @@ def test_the_write_flag_of_a_descriptor_with_a_table_means_nothing(start: int) -
         assert pair.packets() == [HDR + b"fine"]
 
 
+@pytest.mark.split_ring
 def test_chains_come_back_in_order_over_the_wrap(start: int) -> None:
     with Pair(start=start, num=8) as pair:
         heads: list[int] = []
@@ -98,6 +98,7 @@ def test_a_queue_of_one_works(start: int) -> None:
         assert len(pair.packets()) == 5
 
 
+@pytest.mark.split_ring
 def test_the_biggest_queue_works(start: int) -> None:
     with Pair(start=start, num=32768) as pair:
         addr = pair.memory.allocate(64)
@@ -112,6 +113,7 @@ def test_the_biggest_queue_works(start: int) -> None:
         assert pair.tx.used_idx() == (start + 32768) % 2**16
 
 
+@pytest.mark.split_ring
 @pytest.mark.parametrize("ahead", [9, 2**15, 2**16 - 1])
 def test_an_avail_idx_out_of_reach_breaks_the_ring(start: int, ahead: int) -> None:
     with Pair(start=start, num=8) as pair:
@@ -119,6 +121,7 @@ def test_an_avail_idx_out_of_reach_breaks_the_ring(start: int, ahead: int) -> No
         assert broken(pair) == Fault.AVAIL_IDX
 
 
+@pytest.mark.split_ring
 def test_an_avail_idx_that_goes_back_breaks_the_ring(start: int) -> None:
     with Pair(start=start, num=8, running=False) as pair:
         pair.start(RX)
@@ -131,6 +134,7 @@ def test_an_avail_idx_that_goes_back_breaks_the_ring(start: int) -> None:
         assert (status.state, status.fault) == (AgentRingState.BROKEN, Fault.AVAIL_IDX)
 
 
+@pytest.mark.split_ring
 def test_more_chains_than_the_ring_holds_break_it(start: int) -> None:
     with Pair(start=start, num=8, max_packet=65600) as pair:
         for _ in range(8):
@@ -141,6 +145,7 @@ def test_more_chains_than_the_ring_holds_break_it(start: int) -> None:
         assert pair.status(RX).fault == Fault.AVAIL_IDX
 
 
+@pytest.mark.split_ring
 @pytest.mark.parametrize("head", [8, 2**15, 2**16 - 1])
 def test_a_head_past_the_table_breaks_the_ring(start: int, head: int) -> None:
     with Pair(start=start, num=8) as pair:
@@ -149,6 +154,7 @@ def test_a_head_past_the_table_breaks_the_ring(start: int, head: int) -> None:
         assert broken(pair) == Fault.HEAD
 
 
+@pytest.mark.split_ring
 @pytest.mark.parametrize("after", [8, 2**16 - 1])
 def test_a_next_past_the_table_breaks_the_ring(start: int, after: int) -> None:
     with Pair(start=start, num=8) as pair:
@@ -156,6 +162,7 @@ def test_a_next_past_the_table_breaks_the_ring(start: int, after: int) -> None:
         assert broken(pair) == Fault.NEXT
 
 
+@pytest.mark.split_ring
 @pytest.mark.parametrize("length", [1, 2, 8])
 def test_a_loop_breaks_the_ring(start: int, length: int) -> None:
     addr = 0x10000
@@ -165,12 +172,14 @@ def test_a_loop_breaks_the_ring(start: int, length: int) -> None:
         assert broken(pair) == Fault.LOOP
 
 
+@pytest.mark.split_ring
 def test_a_loop_of_empty_descriptors_breaks_the_ring(start: int) -> None:
     with Pair(start=start, num=8) as pair:
         pair.tx.hand_over(Desc(0, 0, NEXT, 0))
         assert broken(pair) == Fault.LOOP
 
 
+@pytest.mark.split_ring
 def test_a_loop_in_an_indirect_table_breaks_the_ring(start: int) -> None:
     with Pair(start=start, num=8) as pair:
         table = pair.memory.allocate(32)
@@ -180,6 +189,7 @@ def test_a_loop_in_an_indirect_table_breaks_the_ring(start: int) -> None:
         assert broken(pair) == Fault.LOOP
 
 
+@pytest.mark.split_ring
 def test_a_next_past_an_indirect_table_breaks_the_ring(start: int) -> None:
     with Pair(start=start, num=8) as pair:
         table = pair.memory.allocate(64)
@@ -247,6 +257,7 @@ def test_an_indirect_table_over_two_regions_breaks_the_ring(start: int) -> None:
         assert broken(pair) == Fault.ADDRESS
 
 
+@pytest.mark.split_ring
 def test_an_indirect_table_inside_another_breaks_the_ring(start: int) -> None:
     with Pair(start=start) as pair:
         outer, inner = pair.memory.allocate(16), pair.memory.allocate(16)
@@ -257,6 +268,7 @@ def test_an_indirect_table_inside_another_breaks_the_ring(start: int) -> None:
         assert broken(pair) == Fault.NESTED
 
 
+@pytest.mark.split_ring
 def test_the_descriptor_table_as_an_indirect_table_with_another_breaks_the_ring(
     start: int,
 ) -> None:
@@ -290,6 +302,7 @@ def test_more_pieces_than_a_system_call_takes_break_the_ring(start: int) -> None
         assert broken(pair) == Fault.PIECES
 
 
+@pytest.mark.split_ring
 def test_direct_and_indirect_pieces_are_counted_together(start: int) -> None:
     with Pair(start=start, num=8) as pair:
         table = pair.memory.allocate(16 * 1023)
@@ -298,6 +311,7 @@ def test_direct_and_indirect_pieces_are_counted_together(start: int) -> None:
         assert broken(pair) == Fault.PIECES
 
 
+@pytest.mark.split_ring
 def test_what_came_before_a_broken_chain_is_given_back(start: int) -> None:
     with Pair(start=start) as pair:
         head = pair.tx.send(HDR, b"good")
@@ -310,6 +324,7 @@ def test_what_came_before_a_broken_chain_is_given_back(start: int) -> None:
         assert pair.worker.stop(TX) == (start + 1) % 2**16
 
 
+@pytest.mark.split_ring
 def test_one_broken_ring_leaves_the_other_running(start: int) -> None:
     with Pair(start=start) as pair:
         pair.tx.put_avail(99)
@@ -321,6 +336,7 @@ def test_one_broken_ring_leaves_the_other_running(start: int) -> None:
         assert pair.rx.collect()[0].data[12:] == b"still here"
 
 
+@pytest.mark.split_ring
 def test_a_broken_ring_can_be_started_again(start: int) -> None:
     with Pair(start=start) as pair:
         pair.tx.put_avail(99)

@@ -9,8 +9,6 @@ from vhostpci_guest.dataplane.faults import Fault, RingError
 from vhostpci_guest.dataplane.native import RingIndex
 from vhostpci_shared.metadata import AgentRingState
 
-pytestmark = pytest.mark.parametrize("start", [0, 2**16 - 2])
-
 each = pytest.mark.parametrize("index", [RX, TX], ids=["rx", "tx"])
 
 
@@ -100,6 +98,7 @@ def test_one_ring_fenced_leaves_the_other_running(start: int, index: RingIndex) 
         assert pair.status(other).stats.packets == 1
 
 
+@pytest.mark.split_ring
 def test_the_used_idx_is_checked_again_before_it_is_updated(start: int) -> None:
     with Pair(start=start) as pair:
         # The packet itself overwrites the used idx, in the middle of the pass.
@@ -111,6 +110,7 @@ def test_the_used_idx_is_checked_again_before_it_is_updated(start: int) -> None:
         assert pair.rx.calls() == 0
 
 
+@pytest.mark.split_ring
 def test_the_used_idx_is_checked_again_before_kicks_are_enabled(
     start: int,
 ) -> None:
@@ -123,6 +123,7 @@ def test_the_used_idx_is_checked_again_before_kicks_are_enabled(
         assert pair.memory.load(pair.rx.used, 2) == 1
 
 
+@pytest.mark.split_ring
 @each
 def test_a_start_at_another_index_is_refused(start: int, index: RingIndex) -> None:
     with Pair(start=start, running=False) as pair:
@@ -142,6 +143,7 @@ def test_a_start_in_another_session_is_refused(start: int, index: RingIndex) -> 
         pair.start(index, session=1)
 
 
+@pytest.mark.split_ring
 @each
 def test_a_fenced_ring_can_be_started_in_its_new_session(
     start: int, index: RingIndex

@@ -12,8 +12,6 @@ from vhostpci_guest.dataplane.interface import MemRegion
 from vhostpci_guest.dataplane.native import Worker
 from vhostpci_shared.metadata import AgentRingState
 
-pytestmark = pytest.mark.parametrize("start", [0, 2**16 - 2])
-
 FIRST_END = 0x10000 + MIB
 SECOND_END = FIRST_END + MIB
 
@@ -146,6 +144,7 @@ def test_an_empty_descriptor_may_point_anywhere(
         assert len(driver.collect()) == 1
 
 
+@pytest.mark.split_ring
 @pytest.mark.parametrize(
     "addr",
     [SECOND_END, FIRST_END - 16, (1 << 32) + 4 * MIB - 16],
@@ -163,6 +162,7 @@ def test_each_part_of_a_ring_must_lie_in_one_region(start: int, addr: int) -> No
             assert pair.state(TX) == AgentRingState.IDLE
 
 
+@pytest.mark.split_ring
 def test_a_ring_may_fill_its_region_to_the_last_byte(start: int) -> None:
     driver, device = SECOND_END - (4 + 2 * 8), SECOND_END - (4 + 8 * 8)
     with Pair(start=start, running=False) as pair:

@@ -7,8 +7,6 @@ from tests.fakes.driver import NO_NOTIFY
 from tests.fakes.pair import HDR, RX, TX, Pair
 from vhostpci_guest.interfaces import Doorbell
 
-pytestmark = pytest.mark.parametrize("start", [0, 2**16 - 2])
-
 both = pytest.mark.parametrize("event_idx", [False, True], ids=["flags", "event_idx"])
 
 
@@ -142,6 +140,7 @@ def test_no_call_is_sent_that_the_driver_did_not_ask_for(
             assert pair.tx.calls() == 1
 
 
+@pytest.mark.split_ring
 def test_a_call_comes_when_the_chain_asked_for_is_back(start: int) -> None:
     with Pair(start=start, event_idx=True) as pair:
         send(pair)
@@ -158,6 +157,7 @@ def test_a_call_comes_when_the_chain_asked_for_is_back(start: int) -> None:
         assert calls == [0, 0, 1, 0, 0]
 
 
+@pytest.mark.split_ring
 def test_the_first_call_of_a_ring_is_always_sent(start: int) -> None:
     # A predecessor may have updated the used index, and ended before it called.
     # (Without EVENT_IDX each update looks at the flags.)

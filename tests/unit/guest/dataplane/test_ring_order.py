@@ -9,21 +9,33 @@ from pathlib import Path
 
 import pytest
 
-from tests.ringtest.build import build_on_machine, run
+from tests.ringtest.build import PACKED, build_on_machine, run
 
 starts = pytest.mark.parametrize("start", ["0", str(2**16 - 2)])
 
 both = pytest.mark.parametrize("mode", ["flags", "event_idx"])
 
 
-@pytest.fixture(scope="module")
-def order(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_on_machine(tmp_path_factory.mktemp("order") / "order", "order.c")
+FORMATS: dict[str, tuple[str, ...]] = {"split": (), "packed": (PACKED,)}
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def order(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Path:
+    program = tmp_path_factory.mktemp("order") / "order"
+    return build_on_machine(program, "order.c", *FORMATS[request.param])
 
 
 @pytest.fixture(scope="module")
 def fetch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_on_machine(tmp_path_factory.mktemp("fetch") / "fetch", "fetch.c")
+
+
+@pytest.fixture(scope="module")
+def fetch_packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    program = tmp_path_factory.mktemp("fetch") / "fetch"
+    return build_on_machine(program, "fetch.c", PACKED)
 
 
 def check(program: Path, *arguments: str) -> None:
@@ -49,7 +61,7 @@ def test_an_interrupt_asked_for_at_any_moment_of_an_update_is_sent_or_not_needed
 
 @starts
 @both
-def test_a_new_avail_idx_comes_with_new_heads_and_descriptors(
+def test_what_makes_a_chain_available_comes_with_its_descriptors(
     order: Path, mode: str, start: str
 ) -> None:
     check(order, "avail", mode, start)
@@ -57,7 +69,7 @@ def test_a_new_avail_idx_comes_with_new_heads_and_descriptors(
 
 @starts
 @both
-def test_a_new_used_idx_comes_with_new_used_elements(
+def test_what_makes_chains_used_comes_with_their_ids_and_lengths(
     order: Path, mode: str, start: str
 ) -> None:
     check(order, "used", mode, start)
@@ -81,3 +93,21 @@ def test_a_value_that_changes_after_it_was_read_changes_nothing(
     fetch: Path, chain: str, start: str
 ) -> None:
     check(fetch, chain, start)
+
+
+@starts
+@pytest.mark.parametrize(
+    "chain",
+    [
+        "direct",
+        "indirect",
+        "unaligned",
+        "bad-length",
+        "bad-direction",
+        "bad-table-length",
+    ],
+)
+def test_a_value_of_a_packed_ring_that_changes_after_it_was_read_changes_nothing(
+    fetch_packed: Path, chain: str, start: str
+) -> None:
+    check(fetch_packed, chain, start)

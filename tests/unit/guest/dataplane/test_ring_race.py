@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ringtest.build import RING, THREAD, build_race, run
+from tests.ringtest.build import PACKED, RING, THREAD, build_race, run
 
 SECONDS = "0.5"
 
@@ -15,14 +15,24 @@ cases = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(scope="module")
-def race(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_race(tmp_path_factory.mktemp("race") / "race")
+FORMATS: dict[str, tuple[str, ...]] = {"split": (), "packed": (PACKED,)}
+formats = pytest.mark.parametrize("packed", FORMATS.values(), ids=FORMATS)
 
 
-@pytest.fixture(scope="module")
-def race_under_tsan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_race(tmp_path_factory.mktemp("race") / "race", *THREAD)
+@pytest.fixture(scope="module", params=FORMATS)
+def race(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Path:
+    program = tmp_path_factory.mktemp("race") / "race"
+    return build_race(program, *FORMATS[request.param])
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def race_under_tsan(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Path:
+    program = tmp_path_factory.mktemp("race") / "race"
+    return build_race(program, *THREAD, *FORMATS[request.param])
 
 
 @cases
@@ -43,6 +53,7 @@ def test_thread_sanitizer_finds_no_race_between_two_threads(
     assert int(done.stdout) > 0
 
 
+@formats
 @pytest.mark.parametrize(
     ("order", "racing"),
     [
@@ -51,14 +62,14 @@ def test_thread_sanitizer_finds_no_race_between_two_threads(
     ],
 )
 def test_thread_sanitizer_reports_a_planted_race(
-    tmp_path: Path, order: str, racing: str
+    tmp_path: Path, order: str, racing: str, packed: tuple[str, ...]
 ) -> None:
     """The tests above could not fail if this one did not find the report."""
     text = (RING / "barrier.h").read_text()
     assert text.count(order) == 1
     planted = tmp_path / "barrier.h"
     planted.write_text(text.replace(order, "__ATOMIC_RELAXED"))
-    program = build_race(tmp_path / "race", *THREAD, f"-include{planted}")
+    program = build_race(tmp_path / "race", *THREAD, f"-include{planted}", *packed)
     done = run(program, "event_idx", "0", SECONDS)
     assert done.returncode == 66, done.stderr
     assert "ThreadSanitizer: data race" in done.stderr

@@ -1,0 +1,556 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Serves vq.h with the packed virtqueue (VIRTIO, "Packed Virtqueues"), from the
+ * device's side.
+ *
+ * Theory of operation
+ * -------------------
+ * One ring of descriptors lies in the master's memory, and both sides write it.
+ * The flags AVAIL and USED of a descriptor say whose it is.  What they mean is
+ * inverted with each lap around the ring, so a position is an index and a wrap
+ * counter, in 16 bits: enum packed_position.  Two words beside the ring say
+ * whether a side wants to be signalled, and at which position.
+ *
+ * The rules of split.c hold here too: each value is read once, checked, and only
+ * then used; a chain becomes an array of iovecs before any buffer is touched.
+ * The id of a chain is not used but given back.
+ *
+ * There is no index in memory that tells a successor where to go on.  So the
+ * position stands in the metadata (struct ring_position), where it survives us.
+ * Chains complete in the order in which they came: one position is enough.
+ *
+ * A used descriptor is one atomic store of its second word, which has length, id
+ * and flags, so a descriptor is never half ours.  The position cannot change in
+ * that same moment.  So before the store the metadata gets both the position and
+ * the next one, and a successor looks at the descriptor: packed_position_now().
+ *
+ * The driver must see the buffers of one packet at once, so the first of them
+ * becomes used last.  We may be killed in between, with descriptors behind it
+ * that are used already.  packed_undo() makes them available again; that needs
+ * no more than one length, as long as each is a buffer by itself: the others
+ * were filled completely, and are what they were but for their flags.
+ */
+#include "format.h"
+
+enum {
+	PACKED_AVAIL = 1 << 7,
+	PACKED_USED = 1 << 15,
+	PACKED_EVENT_ENABLE = 0,
+	PACKED_EVENT_DISABLE = 1,
+	PACKED_EVENT_DESC = 2
+};
+
+/* Here `id` is where a descriptor of split rings has its flags, and so on. */
+struct packed_desc {
+	uint64_t addr;
+	uint32_t len;
+	uint16_t id;
+	uint16_t flags;
+};
+
+static_assert(sizeof(struct packed_desc) == 16, "VIRTIO");
+static_assert(offsetof(struct packed_desc, flags) == 14, "VIRTIO");
+static_assert(sizeof(struct ring_position) == 64, "one cache line");
+static_assert(offsetof(struct ring_position, position) == 0x24, "layout");
+static_assert(offsetof(struct ring_position, undo) == 0x28, "layout");
+
+static bool position_wrap(uint16_t position)
+{
+	return position & PACKED_WRAP;
+}
+
+static uint16_t position_index(uint16_t position)
+{
+	return position & ~PACKED_WRAP;
+}
+
+static uint16_t position_add(const struct vq *vq, uint16_t position, uint32_t n)
+{
+	uint32_t i = position_index(position) + n;
+
+	if (i < vq->num)
+		return position + n;
+	return (i - vq->num) | (~position & PACKED_WRAP);
+}
+
+/* How far @to is ahead of @from; less than two laps. */
+static uint32_t position_distance(const struct vq *vq, uint16_t from,
+				  uint16_t to)
+{
+	uint32_t lap = vq->num;
+	uint32_t a = position_index(from) + (position_wrap(from) ? 0 : lap);
+	uint32_t b = position_index(to) + (position_wrap(to) ? 0 : lap);
+
+	return (b - a + 2 * lap) % (2 * lap);
+}
+
+static struct packed_desc *desc_at(const struct vq *vq, uint16_t position)
+{
+	return &vq->ring[position_index(position)];
+}
+
+/* Has the driver given us the descriptor in the lap of this position? */
+static bool is_available(uint16_t flags, uint16_t position)
+{
+	bool wrap = position_wrap(position);
+
+	return !!(flags & PACKED_AVAIL) == wrap &&
+	       !!(flags & PACKED_USED) != wrap;
+}
+
+/* Has a device given it back in that lap? */
+static bool is_used(uint16_t flags, uint16_t position)
+{
+	bool wrap = position_wrap(position);
+
+	return !!(flags & PACKED_AVAIL) == wrap &&
+	       !!(flags & PACKED_USED) == wrap;
+}
+
+static uint16_t flags_available(uint16_t position)
+{
+	return position_wrap(position) ? PACKED_AVAIL : PACKED_USED;
+}
+
+static uint16_t flags_used(uint16_t position)
+{
+	return position_wrap(position) ? PACKED_AVAIL | PACKED_USED : 0;
+}
+
+/*
+ * Acquire: the driver writes the rest of the chain first, and the flags of its
+ * head after a write barrier.  So that it is seen, it must be read after them.
+ */
+static uint16_t load_head_flags(const struct vq *vq, uint16_t position)
+{
+	return le16toh(load_acquire(&desc_at(vq, position)->flags));
+}
+
+/* Write length, id and flags by one store, which is atomic. */
+static void desc_put(struct packed_desc *d, uint32_t len, uint16_t id,
+		     uint16_t flags)
+{
+	uint64_t word = len | (uint64_t)id << 32 | (uint64_t)flags << 48;
+
+	/*
+	 * Release: the buffers, and the used descriptors behind the first of a
+	 * packet, must be visible before it is.  Pairs with the driver's
+	 * barrier (virtio_rmb() in Linux) between reading flags and the rest.
+	 */
+	store_release((uint64_t *)(void *)&d->len, htole64(word));
+}
+
+static void put_event(const struct vq *vq, uint16_t position, uint16_t flags)
+{
+	write_once(vq->device_event, htole32(position | (uint32_t)flags << 16));
+}
+
+/* Is what the metadata has of a position about this very ring? */
+static bool position_is_ours(const struct ring_position *p,
+			     const struct ring_conf *conf)
+{
+	return p->desc == htole64(conf->desc) &&
+	       p->driver == htole64(conf->driver) &&
+	       p->device == htole64(conf->device) &&
+	       p->size == htole32(conf->size);
+}
+
+/*
+ * Make the descriptors of an update available again that a predecessor did not
+ * finish; its first one still is.  Returns -EBADMSG if that cannot be done.
+ */
+static int packed_undo(const struct vq *vq, uint16_t next, uint64_t undo)
+{
+	uint32_t n = position_distance(vq, vq->used, next);
+	uint16_t at = vq->used, last = position_add(vq, at, n - 1);
+
+	for (uint32_t i = 1; i < n; i++) {
+		struct packed_desc *d;
+		uint32_t len;
+
+		at = position_add(vq, at, 1);
+		d = desc_at(vq, at);
+		if (!is_used(load16(&d->flags), at))
+			continue;
+		if (undo >> 32 != PACKED_UNDO)
+			return -EBADMSG;
+		len = at == last ? undo : le32toh(read_once(&d->len));
+		desc_put(d, len, load16(&d->id),
+			 flags_available(at) | vq->write_flag);
+	}
+	return 0;
+}
+
+/* Look at what a predecessor left half done where we start. */
+static int packed_finish_predecessor(const struct vq *vq,
+				     const struct ring_conf *conf)
+{
+	uint32_t word = le32toh(read_once(&vq->position->position));
+	uint16_t at = word, next = word >> 16;
+	uint32_t n = position_distance(vq, at, next);
+
+	if (!position_is_ours(vq->position, conf) || at != vq->used)
+		return 0;
+	/* More than a lap is none of our numbers. */
+	if (!n || n > vq->num)
+		return 0;
+	return packed_undo(vq, next, le64toh(read_once(&vq->position->undo)));
+}
+
+static void position_store(const struct vq *vq, uint16_t at, uint16_t next)
+{
+	/*
+	 * Release: of two words about one update, the first is never visible
+	 * after the second, or after the descriptors.
+	 */
+	if (vq->position)
+		store_release(&vq->position->position,
+			      htole32(at | (uint32_t)next << 16));
+}
+
+/*
+ * Begin our own position.  The origin is cleared first and written last: with it
+ * all the rest is valid.
+ */
+static void packed_claim(const struct vq *vq, const struct ring_conf *conf)
+{
+	struct ring_position *p = vq->position;
+
+	if (le64toh(read_once(&p->origin)) != conf->origin)
+		write_once(&p->origin, 0);
+	position_store(vq, vq->used, vq->used);
+	write_once(&p->desc, htole64(conf->desc));
+	write_once(&p->driver, htole64(conf->driver));
+	write_once(&p->device, htole64(conf->device));
+	write_once(&p->size, htole32(conf->size));
+	write_once(&p->undo, 0);
+	store_release(&p->origin, htole64(conf->origin));
+}
+
+/**
+ * packed_init() - Find the parts of a ring, and start at its base
+ * @vq:		Queue; what both formats have is set
+ * @conf:	Where the ring lies, and its position
+ *
+ * Return: 0; -EINVAL: the base is outside the ring; -EFAULT: a part of the ring
+ *	   does not lie in one region; -ESTALE: the ring is another's; -EBADMSG:
+ *	   a predecessor was killed in the middle of an update
+ */
+int packed_init(struct vq *vq, const struct ring_conf *conf)
+{
+	int r;
+
+	if (position_index(conf->base) >= conf->size ||
+	    conf->position_addr % _Alignof(struct ring_position))
+		return -EINVAL;
+	vq->ring =
+		ring_part(vq->mem, conf->desc, 16 * (uint64_t)conf->size, 16);
+	vq->driver_event = ring_part(vq->mem, conf->driver, 4, 4);
+	vq->device_event = ring_part(vq->mem, conf->device, 4, 4);
+	if (!vq->ring || !vq->driver_event || !vq->device_event)
+		return -EFAULT;
+	vq->position = (void *)(uintptr_t)conf->position_addr;
+	vq->last_avail = conf->base;
+	vq->used = conf->base;
+	r = packed_check_fence(vq);
+	if (r || !vq->position)
+		return r;
+	r = packed_finish_predecessor(vq, conf);
+	if (!r)
+		packed_claim(vq, conf);
+	return r;
+}
+
+/**
+ * packed_check_fence() - Check that the ring is still ours
+ * @vq:		Queue
+ *
+ * The descriptor that we use next is the one that we have taken: nothing else
+ * in the ring's memory says whether another back-end has used it.
+ *
+ * Return: 0; -ESTALE: it is not, and nothing may be written to it any more
+ */
+int packed_check_fence(struct vq *vq)
+{
+	uint16_t flags = load16(&desc_at(vq, vq->used)->flags);
+
+	if (vq->taken ? !is_available(flags, vq->used)
+		      : is_used(flags, vq->used)) {
+		vq->fault = RING_FAULT_USED_MOVED;
+		return -ESTALE;
+	}
+	return vq_check_session(vq);
+}
+
+/**
+ * packed_has_more() - Check for chains without taking one
+ * @vq:		Queue
+ *
+ * Return: true if the descriptor where our next chain begins is available
+ */
+bool packed_has_more(const struct vq *vq)
+{
+	return is_available(load_head_flags(vq, vq->last_avail),
+			    vq->last_avail);
+}
+
+/* Read the head but for its flags, each byte once. */
+static void head_read(const struct packed_desc *p, uint16_t flags,
+		      struct vring_desc *d)
+{
+	d->addr = le64toh(read_once(&p->addr));
+	d->len = le32toh(read_once(&p->len));
+	d->next = load16(&p->id);
+	d->flags = flags;
+}
+
+/* Read a descriptor; its id goes where split rings have `next`. */
+static void packed_read(const void *p, struct vring_desc *d)
+{
+	uint16_t id;
+
+	desc_read(p, d);
+	id = d->flags;
+	d->flags = d->next;
+	d->next = id;
+}
+
+/* All descriptors of a table belong to the chain, in their order. */
+static int table_walk(struct vq *vq, const struct vring_desc *link,
+		      struct iovec *iov, struct vq_chain *chain)
+{
+	const struct vring_desc *table;
+	struct vring_desc d;
+	uint32_t num;
+	int r;
+
+	table = indirect_table(vq, link, &num);
+	if (!table)
+		return -EPROTO;
+	for (uint32_t i = 0; i < num; i++) {
+		packed_read(&table[i], &d);
+		if (d.flags & VRING_DESC_F_INDIRECT)
+			return vq_fault(vq, RING_FAULT_NESTED);
+		r = chain_add(vq, &d, iov, chain);
+		if (r)
+			return r;
+	}
+	return 0;
+}
+
+/*
+ * Follow a chain from its head.  It ends before the descriptors that we hold, so
+ * it is never longer than the ring.
+ */
+static int packed_walk(struct vq *vq, uint16_t flags, struct iovec *iov,
+		       struct vq_chain *chain)
+{
+	uint32_t left = vq->num - vq->taken;
+	uint16_t at = vq->last_avail;
+	struct vring_desc d;
+	int r;
+
+	if (!left)
+		return vq_fault(vq, RING_FAULT_LOOP);
+	head_read(desc_at(vq, at), flags, &d);
+	chain->head = d.next;
+	chain->n_desc = 1;
+	chain->table = d.flags & VRING_DESC_F_INDIRECT;
+	if (chain->table)
+		return table_walk(vq, &d, iov, chain);
+
+	for (;;) {
+		r = chain_add(vq, &d, iov, chain);
+		if (r || !(d.flags & VRING_DESC_F_NEXT))
+			return r;
+		if (chain->n_desc == left)
+			return vq_fault(vq, RING_FAULT_LOOP);
+		at = position_add(vq, at, 1);
+		packed_read(desc_at(vq, at), &d);
+		/* A table stands alone: "Indirect Flag: Scatter-Gather". */
+		if (d.flags & VRING_DESC_F_INDIRECT)
+			return vq_fault(vq, RING_FAULT_INDIRECT);
+		/* The last descriptor has the id of the chain. */
+		chain->head = d.next;
+		chain->n_desc++;
+	}
+}
+
+static void packed_disable_kicks(struct vq *vq)
+{
+	vq->kicks = VQ_KICKS_OFF;
+	put_event(vq, 0, PACKED_EVENT_DISABLE);
+}
+
+/**
+ * packed_next() - Take the next chain the master made available
+ * @vq:		Queue
+ * @iov:	Room for %VQ_CHAIN_IOVS vectors, which cover the buffers
+ * @chain:	The chain
+ *
+ * Return: 0, -EAGAIN if there is none, -EPROTO if the master broke the ring
+ */
+int packed_next(struct vq *vq, struct iovec *iov, struct vq_chain *chain)
+{
+	uint16_t flags = load_head_flags(vq, vq->last_avail);
+	int r;
+
+	if (!is_available(flags, vq->last_avail))
+		return -EAGAIN;
+	if (vq->kicks != VQ_KICKS_OFF)
+		packed_disable_kicks(vq);
+
+	chain->len = 0;
+	chain->n_iov = 0;
+	r = packed_walk(vq, flags, iov, chain);
+	if (r)
+		return r;
+	vq->last_avail = position_add(vq, vq->last_avail, chain->n_desc);
+	vq->taken += chain->n_desc;
+	return 0;
+}
+
+/* Does the driver want an interrupt for the @n descriptors from @old on? */
+static bool packed_wants_call(struct vq *vq, uint16_t old, uint32_t n)
+{
+	bool first = !vq->called;
+	uint32_t event;
+	uint16_t flags;
+
+	/*
+	 * The used descriptors must be visible before we read the driver's
+	 * wish.  Pairs with the driver's barrier (virtio_mb() in Linux) between
+	 * writing its wish and looking at the next descriptor; see split.c.
+	 */
+	full_fence();
+	vq->called = true;
+	/* Position and flags by one load: they belong together. */
+	event = le32toh(read_once(vq->driver_event));
+	flags = event >> 16 & 3;
+	if (flags == PACKED_EVENT_DISABLE)
+		return false;
+	if (flags != PACKED_EVENT_DESC || !vq->event_idx)
+		return true;
+	/* A predecessor may have used descriptors, and ended before it called. */
+	return first || position_distance(vq, old, event) < n;
+}
+
+static void put_used(const struct vq *vq, uint16_t at,
+		     const struct vq_done *done)
+{
+	uint16_t write = done->len ? vq->write_flag : 0;
+
+	desc_put(desc_at(vq, at), done->len, done->id, flags_used(at) | write);
+}
+
+/* How to take back what makes @n chains used, should we be killed over it. */
+static uint64_t undo_of(const struct vq *vq, uint16_t last,
+			const struct vq_done *done, uint16_t n)
+{
+	uint32_t len;
+
+	for (uint16_t i = 0; i < n; i++)
+		if (done[i].table || done[i].n_desc > 1)
+			return (uint64_t)PACKED_NO_UNDO << 32;
+	len = le32toh(read_once(&desc_at(vq, last)->len));
+	return (uint64_t)PACKED_UNDO << 32 | len;
+}
+
+/*
+ * Make the chains of one packet used: the first one last, as the driver must
+ * see all of them with it.
+ */
+static void put_packet(struct vq *vq, const struct vq_done *done, uint16_t n)
+{
+	uint16_t first = vq->used, at = first, last = first, next;
+
+	for (uint16_t i = 0; i + 1 < n; i++)
+		last = position_add(vq, last, done[i].n_desc);
+	next = position_add(vq, last, done[n - 1].n_desc);
+	if (vq->position && n > 1)
+		write_once(&vq->position->undo,
+			   htole64(undo_of(vq, last, done, n)));
+	position_store(vq, first, next);
+	for (uint16_t i = 1; i < n; i++) {
+		at = position_add(vq, at, done[i - 1].n_desc);
+		put_used(vq, at, &done[i]);
+	}
+	put_used(vq, first, done);
+	/* Atomic, because worker_read_ring() reads it from another thread. */
+	write_once(&vq->used, next);
+}
+
+/* One used descriptor stands for all chains: it has the id of the last one. */
+static void put_batch(struct vq *vq, uint32_t n_desc)
+{
+	uint16_t next = position_add(vq, vq->used, n_desc);
+
+	position_store(vq, vq->used, next);
+	put_used(vq, vq->used, &vq->done[vq->n_done - 1]);
+	write_once(&vq->used, next);
+}
+
+/**
+ * packed_update_used() - Give the completed chains back to the driver
+ * @vq:		Queue; at least one chain is completed
+ *
+ * With IN_ORDER one used descriptor stands for all chains of a transmit queue.
+ *
+ * Return: 1 if the master wants an interrupt, 0 if not, -ESTALE if the ring
+ *	   is no longer ours
+ */
+int packed_update_used(struct vq *vq)
+{
+	uint16_t old = vq->used, n;
+	uint32_t n_desc = 0;
+	int r = packed_check_fence(vq);
+
+	if (r)
+		return r;
+
+	for (uint16_t i = 0; i < vq->n_done; i++)
+		n_desc += vq->done[i].n_desc;
+	if (vq->one_used)
+		put_batch(vq, n_desc);
+	else
+		for (uint16_t i = 0; i < vq->n_done; i += n) {
+			for (n = 1; vq->done[i + n - 1].more; n++)
+				;
+			put_packet(vq, &vq->done[i], n);
+		}
+	position_store(vq, vq->used, vq->used);
+	vq->taken -= n_desc;
+	vq->n_done = 0;
+	return packed_wants_call(vq, old, n_desc);
+}
+
+/**
+ * packed_enable_kicks() - Ask the master for a kick with its next chain
+ * @vq:		Queue; all available chains are taken
+ *
+ * Return: 0: the caller may sleep; 1: chains have come meanwhile; -ESTALE: the
+ *	   ring is no longer ours
+ */
+int packed_enable_kicks(struct vq *vq)
+{
+	int r;
+
+	if (vq->kicks != VQ_KICKS_ON) {
+		r = packed_check_fence(vq);
+		if (r)
+			return r;
+		vq->kicks = VQ_KICKS_ON;
+		if (vq->event_idx)
+			put_event(vq, vq->last_avail, PACKED_EVENT_DESC);
+		else
+			put_event(vq, 0, PACKED_EVENT_ENABLE);
+		/*
+		 * What we ask for must be visible before we look for a chain.
+		 * Pairs with the driver's barrier (virtio_mb() in Linux)
+		 * between making a chain available and reading our wish.
+		 */
+		full_fence();
+	}
+	/* Chains offered before the master saw our wish have no kick. */
+	return packed_has_more(vq);
+}
