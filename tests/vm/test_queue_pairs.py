@@ -40,7 +40,7 @@ def use(link: Pair, pairs: int) -> None:
 def wait_reported(link: Pair, pairs: int) -> None:
     """Wait until daemon and agent report these pairs as running.
 
-    QEMU does not wait for the daemon when it stops a pair.
+    The daemon does not wait for the agent when QEMU disables a pair.
     """
     queues = [f"{way}{n}" for n in range(pairs) for way in ("rx", "tx")]
     wanted = (queues, [*range(2 * pairs)])
@@ -62,8 +62,9 @@ def running_by_the_agent(link: Pair) -> list[int]:
 
 
 def test_pings_go_on_while_pairs_come_and_go(link: Pair) -> None:
-    """A packet that is in a queue when the queue is disabled may be lost: Linux
-    empties it, in the master (`netif_set_real_num_tx_queues`) as in the slave's TAP.
+    """A packet that is in a queue when the queue is disabled may be lost: the slave's
+    kernel empties the TAP's, and the master's sends into a ring that it has disabled
+    until `netif_set_real_num_tx_queues` returns.
     """
     changes = (8, 3, 1)
     with (

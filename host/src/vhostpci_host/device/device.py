@@ -6,14 +6,16 @@ Theory of operation.  The front-end describes its rings in many small messages
 some milliseconds the device *settles*: it introduces the call eventfds to the slave as
 a peer, publishes the metadata, and interrupts the agent.  A message that stops a ring
 is different: the metadata is published at once, and the front-end gets its answer when
-the agent says that it has stopped, or has had its time.
+the agent says that it has stopped, or has had its time.  A ring that is only disabled
+is taken from the agent when the device settles, and no front-end waits.
 
 `Device` calls the others, and none of them calls it but through the loop:
 
 - `Backend` serves the front-end's messages, and says whether one needs a quiesce; what
   they have set up is its `FrontEndSetup`;
 - `Publisher` holds the leases of the rings and writes what the agent is shown;
-- `AgentWait` is the wait for the agent while the front-end has no answer;
+- `AgentWait` is a wait for the agent: one while the front-end has no answer, and one
+  for rings that were disabled;
 - `AgentView` and `RingReports` read what the agent says of itself and of its rings;
 - `ShownWindows` opens the windows' sockets and plugs them into a slave VM;
 - `Slave` is the ivshmem connection with its peers.
@@ -93,6 +95,7 @@ class Device:
         self._doorbell = Notifier.new()
         self._debounce = Debounce(loop, self._settle)
         self._wait = AgentWait(loop, self._look_at_agent)
+        self._disabling = AgentWait(loop, self._look_at_agent)
         self._replacing = False
         self._ticks = 0
         self._quiet_until = 0.0
@@ -154,6 +157,7 @@ class Device:
             pid = self.master.pid
             self._log.info("front-end disconnected", f"front-end (pid {pid}) left")
         self._wait.end()
+        self._disabling.end()
         self._debounce.cancel()
         self._log_stopped(self.publisher.all_stopped())
         if self.slave is not None:
@@ -208,29 +212,60 @@ class Device:
 
     def _stop_rings(self, indexes: frozenset[int]) -> bool:
         """Take rings from the agent; return whether to wait until it has stopped."""
-        running = self.publisher.running(indexes)
-        if not running:
-            return False
+        held = self.publisher.held(indexes)
+        return bool(held) and self._take_rings(held, self._wait)
+
+    def _take_rings(self, rings: frozenset[int], wait: AgentWait) -> bool:
+        """Take rings from the agent; if there is one, begin `wait`, and return true."""
         self._sample_agent()
         present = self.agent.present
-        self.publisher.stop(running, agent_present=present)
+        self.publisher.stop(rings, agent_present=present)
         self._publish()
         if present:
-            self._wait.begin(self.publisher.generation, running)
+            wait.begin(self.publisher.generation, rings)
         else:
-            self._log_stopped(running)
+            self._log_stopped(rings)
         return present
 
-    def _check_wait(self) -> None:
-        """End the wait if the agent has stopped the rings, or has had its time."""
-        outcome = self._wait.outcome(self.agent.entry.generation)
-        if outcome is None:
-            return
+    def _check_waits(self) -> None:
+        """End a wait if the agent has stopped its rings, or has had its time."""
+        late = self._is_late(self._disabling)
+        if late is not None:
+            self._end_disabling(fence=late)
+        late = self._is_late(self._wait)
+        if late is not None:
+            self._end_wait(fence=late)
+
+    def _is_late(self, wait: AgentWait) -> bool | None:
+        """Whether a wait ends because the agent is late; None if it does not end."""
+        outcome = wait.outcome(self.agent.entry.generation)
         if outcome is Outcome.LATE:
             text = f"the agent did not stop within {QUIESCE:g} s; going on without it"
             self._log.warn(text, kind=text)
-            self.agent.late_at = self._wait.generation
-        self._end_wait(fence=outcome is Outcome.LATE)
+            self.agent.late_at = wait.generation
+        return None if outcome is None else outcome is Outcome.LATE
+
+    def _stop_disabled(self, setup: FrontEndSetup) -> None:
+        """Take from the agent what the front-end has disabled; it does not wait."""
+        if self._disabling.active:
+            return  # the device settles again when that wait ends
+        rings = self.publisher.disabled(setup)
+        if rings and not self._take_rings(rings, self._disabling):
+            setup.note_stopped(rings)
+
+    def _end_disabling(self, *, fence: bool) -> None:
+        """Note where the disabled rings stand: the agent has stopped, or is fenced."""
+        rings = self._disabling.rings
+        self._disabling.end()
+        # A ring that runs was stopped meanwhile, without an agent, and started again.
+        rings = self.publisher.stopped(rings - self.publisher.running(rings))
+        self._log_stopped(rings)
+        if self.setup is not None:
+            self.setup.note_stopped(rings)
+        if fence:
+            self._publish()
+        # They may have been enabled again meanwhile, or further rings disabled.
+        self._debounce.on_message()
 
     def _end_wait(self, *, fence: bool) -> None:
         """Give the front-end its answer: the agent has stopped, or is fenced now."""
@@ -238,8 +273,7 @@ class Device:
         assert self.master is not None, "no front-end connected"
         master, rings = self.master, self._wait.rings
         self._wait.end()
-        self.publisher.stopped(rings)
-        self._log_stopped(rings)
+        self._log_stopped(self.publisher.stopped(rings))
         if fence:
             # Before the answer: QEMU may touch the rings as soon as it has it.
             self._publish()
@@ -267,6 +301,7 @@ class Device:
             self._say_memoryless()
         if not self._show_windows(setup):
             return
+        self._stop_disabled(setup)
         try:
             introduced = self._introduce_calls(setup)
         except PeersExhausted as error:
@@ -408,6 +443,8 @@ class Device:
         self.agent.forget(connected=False)
         self._renew_running()
         self._publish()
+        if self._disabling.active:
+            self._end_disabling(fence=True)
         if self._wait.active:
             self._end_wait(fence=True)
 
@@ -421,7 +458,7 @@ class Device:
         """Act on what the agent has changed in its part of the metadata."""
         before = self.publisher.last_session
         self._sample_agent()
-        self._check_wait()
+        self._check_waits()
         self._reports.look(self.setup, self._loop.time())
         if self.publisher.last_session != before:
             self._publish()

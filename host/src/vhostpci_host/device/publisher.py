@@ -120,8 +120,19 @@ class Publisher:
     # The leases.
 
     def running(self, indexes: Iterable[int]) -> frozenset[int]:
-        """Return which of these rings the agent may touch."""
+        """Return which of these rings the agent is to run."""
         return frozenset(i for i in indexes if self.leases[i].running)
+
+    def held(self, indexes: Iterable[int]) -> frozenset[int]:
+        """Return which of these rings the agent may touch: those not yet stopped."""
+        stopped = RingState.STOPPED
+        return frozenset(i for i in indexes if self.leases[i].state is not stopped)
+
+    def disabled(self, setup: FrontEndSetup) -> frozenset[int]:
+        """Return the rings that the agent is to run, and the front-end does not."""
+        return self.running(
+            index for index in range(len(self.leases)) if not setup.runs(index)
+        )
 
     def start(self, setup: FrontEndSetup, now: float) -> list[int]:
         """Give the agent each stopped ring that the front-end runs; return those."""
@@ -136,24 +147,29 @@ class Publisher:
         return started
 
     def stop(self, indexes: Iterable[int], *, agent_present: bool) -> None:
-        """Take running rings from the agent.
+        """Take rings from the agent.
 
         With an agent they are `STOPPING` until `stopped`: it may have a packet in hand.
         """
-        state = RingState.STOPPING if agent_present else RingState.STOPPED
-        for index in indexes:
-            self.leases[index].step(state)
+        if not agent_present:
+            self.stopped(indexes)
+            return
+        for index in self.running(indexes):
+            self.leases[index].step(RingState.STOPPING)
 
-    def stopped(self, indexes: Iterable[int]) -> None:
-        """End the leases of these rings: the agent has stopped them, or is fenced."""
-        for index in indexes:
+    def stopped(self, indexes: Iterable[int]) -> frozenset[int]:
+        """End the leases of these rings: the agent has stopped them, or is fenced.
+
+        Return those that were not stopped before.
+        """
+        ended = self.held(indexes)
+        for index in ended:
             self.leases[index].step(RingState.STOPPED)
-
-    def all_stopped(self) -> list[int]:
-        """End every lease; return the rings that were not stopped before."""
-        ended = [i for i, r in enumerate(self.leases) if r.state != RingState.STOPPED]
-        self.stopped(ended)
         return ended
+
+    def all_stopped(self) -> frozenset[int]:
+        """End every lease; return the rings that were not stopped before."""
+        return self.stopped(range(len(self.leases)))
 
     def renew_running(self, now: float) -> None:
         """Give every running ring to the agent in a new session."""

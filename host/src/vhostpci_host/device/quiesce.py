@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wait until the agent has stopped touching rings, while the master stands still.
+"""The wait until the agent has stopped touching rings.
 
-The front-end has no answer until the wait ends, and QEMU waits for the answer with its
-big lock held: the whole master VM stands still.  So the wait is short, and bounded.
+In a quiesce the front-end has no answer until the wait ends, and QEMU waits for the
+answer with its big lock held: the whole master VM stands still.  So the wait is short,
+and bounded.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from enum import Enum, auto
 from ..interfaces import Loop, Timer
 
 QUIESCE = 1.0
-"""Seconds to wait for the agent while the master's QEMU stands still."""
+"""Seconds to wait for the agent; in a quiesce the master's QEMU stands still."""
 POLL = 0.002
 """Seconds between two looks at what the agent says, while we wait for it."""
 

@@ -3,9 +3,9 @@
 
 What the agent was told of each ring::
 
-              settle                  Quiesce, agent present
+              settle              Quiesce or disabled, agent present
     STOPPED ─────────► RUNNING ──────────────────────────────► STOPPING
-       ▲                  │ Quiesce without an agent;             │ agent's answer,
+       ▲                  │ the same without an agent;            │ agent's answer,
        └──────────────────┴─ front-end gone ◄─────────────────────┘ or time-out
 
 A ring gets a new session number whenever it may change owners, which is at each arrow

@@ -109,10 +109,13 @@ class Backend:
 
     def _dispatch(self, message: Message) -> Steps:
         try:
-            handler = HANDLERS[Request(message.header.request)]
+            request = Request(message.header.request)
+            handler = HANDLERS[request]
         except (ValueError, KeyError):
             raise ProtocolError("a request that we don't offer") from None
-        payload = message.parse(vu.SHAPES[Request(message.header.request)])
+        payload = message.parse(vu.SHAPES[request])
+        if request is not Request.SET_VRING_ENABLE:
+            yield from self.setup.finish_disabling()
         result = handler(self.setup, payload, message)
         if isinstance(result, Generator):
             result = yield from result

@@ -48,6 +48,7 @@ class FrontEndSetup:
         """Why the last request about its memory was refused; empty if it was not."""
         self.mtu = 0
         self.rings = [Vring() for _ in range(2 * queue_pairs)]
+        self._disabled: set[int] = set()
         self._backend_channel: Fd | None = None
 
     def runs(self, index: int) -> bool:
@@ -85,6 +86,19 @@ class FrontEndSetup:
             Feature.F_PROTOCOL_FEATURES not in self.features if said is None else said
         )
 
+    def enable(self, index: int, *, on: bool) -> None:
+        """Enable ring `index`, or disable it; `finish_disabling` must follow later."""
+        if on:
+            self._disabled.discard(index)
+        elif self.runs(index):
+            self._disabled.add(index)
+        self.rings[index].enable = on
+
+    def finish_disabling(self) -> Wait:
+        """Quiesce the rings that were disabled since the last call."""
+        yield from self.quiesce(self._disabled)
+        self._disabled.clear()
+
     def used_index(self, index: int) -> int:
         """Return the used index in a ready ring's memory; of any other, its base."""
         ring = self.rings[index]
@@ -111,10 +125,14 @@ class FrontEndSetup:
         if not ready:
             return
         yield Quiesce(ready)
+        self.note_stopped(ready)
+
+    def note_stopped(self, indexes: Iterable[int]) -> None:
+        """Read where these rings stand: the agent has stopped them."""
         # Packets complete in order, so the used index is where the ring goes on: chains
         # that the agent took and did not return are taken again.  Read the index from
         # memory: an agent that is late or dead cannot be asked.
-        for index in ready:
+        for index in indexes:
             self.rings[index].base = self.used_index(index)
 
     def quiesce_all(self) -> Wait:

@@ -12,6 +12,11 @@ requests together (`Vring.ready`)::
 
 A ready ring runs if it is enabled as well.  A request that changes a ready ring first
 quiesces it, so the change is made when the agent no longer touches the ring.
+
+SET_VRING_ENABLE is different.  A ring that is disabled still belongs to the back-end,
+so its front-end has the answer at once, and the device stops the ring in its own time.
+The next other request waits for that: User Mode Linux sends GET_FEATURES, and then
+frees the memory of the rings that it has disabled.
 """
 
 import os
@@ -86,16 +91,13 @@ def set_vring_err(setup: FrontEndSetup, payload: vu.VringFd, message: Message) -
     ring.set_notifier("err", _notifier(payload, message, os.O_RDONLY))
 
 
-def set_vring_enable(setup: FrontEndSetup, payload: vu.VringState, _: Message) -> Steps:
-    ring = setup.ring(payload.index)
+def set_vring_enable(setup: FrontEndSetup, payload: vu.VringState, _: Message) -> None:
+    setup.ring(payload.index)
     if payload.num > 1:
         raise ProtocolError(f"enable {payload.num}, neither 0 nor 1")
-    # Only a ring that was enabled has to stop.  QEMU also sends this request before
-    # it has described any ring, with 0 and with 1.
-    if not payload.num and setup.enabled(payload.index):
-        yield from setup.quiesce([payload.index])
-    ring.enable = bool(payload.num)
-    return None
+    # Without a quiesce: a front-end disables several rings one after the other, and
+    # from QEMU 10 on it waits for each answer, while its VM stands still.
+    setup.enable(payload.index, on=bool(payload.num))
 
 
 def _notifier(payload: vu.VringFd, message: Message, useless: int) -> Notifier | None:

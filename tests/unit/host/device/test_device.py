@@ -216,6 +216,7 @@ def test_disabled_ring_is_taken_from_the_agent(scene: Scene) -> None:
     with scene.agent(scene.slave()) as agent:
         qemu = scene.running()
         qemu.enable(on=False)
+        scene.settle()
         assert not any(ring.runs for ring in agent.snapshot().rings)
         qemu.enable()
         scene.settle()

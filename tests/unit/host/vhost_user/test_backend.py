@@ -100,7 +100,6 @@ def test_message_that_changes_nothing_does_not_quiesce_the_ring(
     ("request_", "payload", "rings"),
     [
         (Request.GET_VRING_BASE, vu.VringState(1, 0), {1}),
-        (Request.SET_VRING_ENABLE, vu.VringState(0, 0), {0}),
         (Request.SET_FEATURES, vu.U64(Feature.F_VERSION_1), {0, 1}),
         (Request.SET_VRING_NUM, vu.VringState(0, 128), {0}),
         (Request.SET_VRING_ADDR, vu.VringAddr(0, 0, *[USER_BASE + 0x50000] * 3), {0}),
@@ -222,17 +221,41 @@ def test_ring_whose_first_kick_has_no_descriptor_runs_polled(
     assert backend.setup.rings[0].kick is None
 
 
-def test_ring_that_is_disabled_twice_is_quiesced_once(
+@contextmanager
+def quiesced_session(
     ram: Ram, backend: Backend
-) -> None:
+) -> Iterator[tuple[FrontEnd, list[frozenset[int]]]]:
+    """Both rings run; return the front-end, and what is quiesced from then on."""
     quiesced: list[frozenset[int]] = []
     memory = [(region(ram.size), ram.fd)]
-    with FrontEnd(Direct(backend, quiesced.append), memory) as qemu:
-        qemu.connect()
-        qemu.driver_ok([RX])
-        for _ in range(2):
-            qemu.send(Request.SET_VRING_ENABLE, vu.VringState(0, 0))
-    assert quiesced == [{0}]
+    with FrontEnd(Direct(backend, quiesced.append), memory) as front_end:
+        front_end.connect()
+        front_end.driver_ok([RX, TX])
+        yield front_end, quiesced
+
+
+def test_rings_that_are_disabled_are_quiesced_before_the_next_other_request(
+    ram: Ram, backend: Backend
+) -> None:
+    """User Mode Linux sends GET_FEATURES, and then frees the rings' memory."""
+    with quiesced_session(ram, backend) as (uml, quiesced):
+        for index in (0, 1, 1):
+            uml.send(Request.SET_VRING_ENABLE, vu.VringState(index, 0))
+        assert quiesced == []
+        ram.use(TX.used, 17)
+        uml.ask(Request.GET_FEATURES)
+        assert quiesced == [{0, 1}]
+        assert [ring.base for ring in backend.setup.rings] == [0, 17]
+        uml.ask(Request.GET_FEATURES)
+        assert quiesced == [{0, 1}]
+
+
+def test_ring_that_is_enabled_again_is_not_quiesced(ram: Ram, backend: Backend) -> None:
+    with quiesced_session(ram, backend) as (qemu, quiesced):
+        for enable in (0, 1):
+            qemu.send(Request.SET_VRING_ENABLE, vu.VringState(0, enable))
+        qemu.ask(Request.GET_FEATURES)
+    assert quiesced == []
 
 
 def test_user_mode_linux_is_answered_from_the_negotiation_on(

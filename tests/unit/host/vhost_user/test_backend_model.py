@@ -44,6 +44,7 @@ class Session(RuleBasedStateMachine):
         self.backend = Backend(RINGS // 2, self.ram)
         self.model = [Model() for _ in range(RINGS)]
         self.memory = self.negotiated = False
+        self.disabled: set[int] = set()  # since the last request of another kind
         self.features = 0
         self.used = [0] * RINGS
 
@@ -57,6 +58,8 @@ class Session(RuleBasedStateMachine):
         ready = {i for i in range(RINGS) if self.model[i].ready(self.memory)}
         ours = [Fd(os.dup(fd)) for fd in fds]
         outcome = self.backend.receive(Message.of(request, payload, *ours))
+        if request is not Request.SET_VRING_ENABLE:
+            outcome = self.finish_disabling(outcome, ready)
         quiesced: set[int] = set()
         while isinstance(outcome, Quiesce):
             assert outcome.rings <= ready
@@ -68,6 +71,18 @@ class Session(RuleBasedStateMachine):
         for index in quiesced:
             self.model[index].base = self.used[index]
         return quiesced
+
+    def finish_disabling(
+        self, outcome: Answer | Quiesce, ready: set[int]
+    ) -> Answer | Quiesce:
+        """Stop the rings that were disabled; return what follows."""
+        rings, self.disabled = self.disabled & ready, set()
+        if not rings:
+            return outcome
+        assert outcome == Quiesce(frozenset(rings))
+        for index in rings:
+            self.model[index].base = self.used[index]
+        return self.backend.resume()
 
     def ready(self) -> set[int]:
         return {i for i in range(RINGS) if self.model[i].ready(self.memory)}
@@ -128,9 +143,11 @@ class Session(RuleBasedStateMachine):
 
     @rule(index=ring_index, enable=st.booleans())
     def set_vring_enable(self, index: int, enable: bool) -> None:
-        stops = index in self.ready() and self.enabled(index) and not enable
-        quiesced = self.send(Request.SET_VRING_ENABLE, vu.VringState(index, enable))
-        assert quiesced == ({index} if stops else set())
+        if index in self.ready() and self.enabled(index) and not enable:
+            self.disabled.add(index)
+        if enable:
+            self.disabled.discard(index)
+        assert not self.send(Request.SET_VRING_ENABLE, vu.VringState(index, enable))
         self.model[index].enable = enable
 
     @rule(index=ring_index)
