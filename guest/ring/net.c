@@ -2,12 +2,21 @@
 #include <assert.h>
 #include <endian.h>
 #include <errno.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 #include "net.h"
 
 static_assert(VQ_MAX_DONE < 1 << RING_BATCHES,
 	      "each batch that is possible has its count");
+
+static bool net_is_socket(int fd)
+{
+	struct stat st;
+
+	return fd >= 0 && !fstat(fd, &st) && S_ISSOCK(st.st_mode);
+}
 
 /**
  * net_init() - Start with a queue
@@ -41,6 +50,7 @@ int net_init(struct net_queue *q, const struct mem *mem,
 	q->error = 0;
 	q->failures = 0;
 	q->call_fd = conf->call_fd;
+	q->call_is_socket = net_is_socket(conf->call_fd);
 	q->call_addr = (void *)(uintptr_t)conf->call_addr;
 	q->call_value = conf->call_value;
 	q->hdr_len = conf->hdr_len;
@@ -58,6 +68,13 @@ static void net_call(struct net_queue *q)
 	if (q->call_addr)
 		/* Release: the used ring must be visible before the call. */
 		store_release(q->call_addr, htole32(q->call_value));
+	else if (q->call_is_socket)
+		/*
+		 * EAGAIN: it is full of calls.  By the flag of this call, as
+		 * the master may have made the socket blocking.
+		 */
+		(void)!send(q->call_fd, &one, sizeof(one),
+			    MSG_DONTWAIT | MSG_NOSIGNAL);
 	else if (q->call_fd >= 0)
 		/* EAGAIN: the counter is full, so the call is pending. */
 		(void)!write(q->call_fd, &one, sizeof(one));

@@ -47,6 +47,7 @@ struct net_queue {
 	enum net_wait wait;
 	int tap_fd;
 	int call_fd;
+	bool call_is_socket; /* as User Mode Linux has it */
 	int error; /* errno that came with the fault */
 	uint32_t failures; /* of the TAP, in a row */
 	uint64_t resume_at; /* CLOCK_MONOTONIC; for NET_WAIT_PAUSE */

@@ -84,7 +84,8 @@ struct ring_meta {
 	uint16_t kick_vector;
 	uint16_t call_peer;
 	uint16_t call_vector;
-	uint8_t reserved[14];
+	uint16_t kick_peer;
+	uint8_t reserved[12];
 };
 
 enum packed_undo {
@@ -126,7 +127,7 @@ struct ring_conf {
 	uint32_t hdr_len; /* of the net header: 10 or 12 */
 	uint32_t max_packet; /* longest packet without the net header */
 	int32_t kick_fd; /* eventfd, or -1: poll */
-	int32_t call_fd; /* eventfd, or -1 */
+	int32_t call_fd; /* eventfd or Unix socket, or -1 */
 	uint32_t call_value; /* stored at call_addr: peer << 16 | vector */
 	uint64_t call_addr; /* pointer to the doorbell register, or 0 */
 	uint64_t meta_addr; /* pointer to the ring's struct ring_meta, or 0 */

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 from vhostpci_guest.dataplane.mapping import Mapping
 from vhostpci_guest.eventfds import drain, new_eventfd, signal
-from vhostpci_guest.interfaces import Call, Doorbell, Window
+from vhostpci_guest.interfaces import Call, Doorbell, Eventfd, Window
 from vhostpci_shared import metadata as md
 from vhostpci_shared.access import Metadata, find
 from vhostpci_shared.metadata import DeviceFlag, RingFlag
@@ -52,6 +52,10 @@ class FakeDevice:
         self.rung: list[tuple[int, int]] = []
         self.absent: set[int] = set()
         """Peers that have no doorbell."""
+        self.eventfds = False
+        """Whether doorbells are eventfds, as a daemon's socket gives them."""
+        self.made: dict[tuple[int, int], int] = {}
+        """The last eventfd of each doorbell, by peer and vector."""
         self._undo = ExitStack()
         self.fd = os.memfd_create("bar")
         self._undo.callback(os.close, self.fd)
@@ -81,7 +85,12 @@ class FakeDevice:
 
     def doorbell(self, peer: int, vector: int) -> Call | None:
         """Return a peer's doorbell."""
-        return None if peer in self.absent else Doorbell(DOORBELLS, peer, vector)
+        if peer in self.absent:
+            return None
+        if not self.eventfds:
+            return Doorbell(DOORBELLS, peer, vector)
+        self.made[peer, vector] = new_eventfd()
+        return Eventfd(self.made[peer, vector])
 
     def ring(self, peer: int, vector: int) -> None:
         """Record that a doorbell was rung."""

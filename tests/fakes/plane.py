@@ -16,6 +16,7 @@ from vhostpci_guest.dataplane.interface import (
 )
 from vhostpci_guest.errors import Unusable
 from vhostpci_guest.eventfds import new_eventfd, signal
+from vhostpci_guest.interfaces import Eventfd
 from vhostpci_guest.net_options import NetOptions
 from vhostpci_guest.tap.naming import Rules
 from vhostpci_guest.tap.tap_port import Port, Ports
@@ -71,7 +72,9 @@ class FakePlane:
             raise TimeoutError("stuck")
         self.watch("stop", index)
         self.stops.append(index)
-        self.running.pop(index, None)
+        conf = self.running.pop(index, None)
+        if conf is not None:
+            _close_given(conf)
         return self._statuses[index].index
 
     def status(self, index: int) -> RingStatus:
@@ -102,8 +105,18 @@ class FakePlane:
         """Close the eventfd."""
         if not self.closed:
             self.closed = True
+            for conf in self.running.values():
+                _close_given(conf)
             self.running.clear()
             os.close(self._events)
+
+
+def _close_given(conf: RingConf) -> None:
+    """Close what a ring's data plane has to close."""
+    if isinstance(conf.call, Eventfd):
+        os.close(conf.call.fd)
+    if conf.owns_kick and conf.kick_fd is not None:
+        os.close(conf.kick_fd)
 
 
 def _write_used(device: int, at: int, memory: Sequence[MemRegion]) -> None:

@@ -76,11 +76,15 @@ def test_slave_that_starts_later_gets_its_kicks_without_the_daemon(
 def test_driver_that_is_reloaded_without_notice_works_again(
     lab: AttachLab, uml: UserModeLinux
 ) -> None:
+    """And its kicks and interrupts, which are new, do not pass through the daemon."""
     uml.ping()
     uml.reload_driver()
     wait_for(lambda: uml.ping(1) == 1, "a first ping comes back")
     assert uml.ping() == 5
     assert lab.ping_from_slave() == 5
+    rings = lab.status()["rings"]
+    assert all(ring["kick_direct"] for ring in rings)
+    assert [ring["kicks_relayed"] for ring in rings] == [0, 0]
 
 
 def test_user_mode_linux_that_is_killed_can_be_replaced(

@@ -25,7 +25,7 @@ class Doorbell:
 
 @dataclass(frozen=True, slots=True)
 class Eventfd:
-    """A peer's doorbell as an eventfd: a write of 1 rings it."""
+    """A peer's doorbell as an eventfd, or as a socket: a write of 1 rings it."""
 
     fd: int
 

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 import warnings
 from typing import Self
 
@@ -107,6 +108,11 @@ class Notifier(Fd):
         if self._is_eventfd is None:
             self._is_eventfd = _is_eventfd(self)
         return self._is_eventfd
+
+    @property
+    def is_socket(self) -> bool:
+        """Whether it is one of two sockets that serve as a pipe."""
+        return stat.S_ISSOCK(os.fstat(self.fileno()).st_mode)
 
     @property
     def access(self) -> int:

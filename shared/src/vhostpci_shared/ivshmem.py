@@ -33,6 +33,10 @@ EXHAUSTED = -3
 SHARED_MEMORY = -1
 # An ID is the upper half of the 32-bit doorbell register.
 MAX_ID = 65535
+# How the abstract name of a client's socket starts if the client takes the master's own
+# kicks and calls as the vectors of a peer, and sockets among them (docs/metadata.md,
+# "Sockets").  A QEMU's socket has no name.
+TAKES_KICKS = b"\0vhostpci-guest.kicks."
 # Little-endian, as the specification says, and signed: -1 is the shared memory.
 LAYOUT = Struct("<q")
 SIZE = LAYOUT.size

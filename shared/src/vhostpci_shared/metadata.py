@@ -310,9 +310,12 @@ class Ring:
     kick_vector: int
     call_peer: int
     call_vector: int
+    # 0: `kick_vector` is one of the slave's own; else it is one of this peer's, and its
+    # eventfd is the kick itself.
+    kick_peer: int = 0
 
     # 64 bytes, a cache line: the words of two rings never share one.
-    layout: ClassVar = Struct("<QIIQQQIHHH14x")
+    layout: ClassVar = Struct("<QIIQQQIHHHH12x")
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
@@ -324,7 +327,8 @@ class Ring:
             ProtocolError: the ring is started, and no virtqueue has that size.
         """
         session, flags, size, *rest = unpack(cls.layout, data)
-        desc, driver, device, base, kick_vector, call_peer, call_vector = rest
+        desc, driver, device, base, kick_vector, *peers = rest
+        call_peer, call_vector, kick_peer = peers
         # A ring that is not started yet has size 0.
         if flags & RingFlag.STARTED and not 0 < size <= MAX_RING_SIZE:
             raise ProtocolError(f"ring size {size}, not 1 to {MAX_RING_SIZE}")
@@ -339,6 +343,7 @@ class Ring:
             kick_vector=kick_vector,
             call_peer=call_peer,
             call_vector=call_vector,
+            kick_peer=kick_peer,
         )
 
     @property
@@ -359,6 +364,7 @@ class Ring:
             self.kick_vector,
             self.call_peer,
             self.call_vector,
+            self.kick_peer,
         )
 
 

@@ -198,10 +198,14 @@ class Scene:
         """Let the device settle: the front-end sends nothing more for now."""
         self.loop.advance(SETTLED)
 
-    def slave(self, *, is_process: bool = False) -> RecordedSlave:
+    def slave(
+        self, *, is_process: bool = False, takes_kicks: bool = False
+    ) -> RecordedSlave:
         """Connect a slave VM (or process), after the previous one has disconnected."""
         self.device.slave_gone()
-        slave = RecordedSlave(self.config.vectors, is_process=is_process)
+        slave = RecordedSlave(
+            self.config.vectors, is_process=is_process, takes_kicks=takes_kicks
+        )
         self._slaves.append(slave)
         self.device.slave_connected(slave)
         return slave

@@ -53,6 +53,8 @@ class RingConf:
     """Whether the master may send UDP packets with GSO, which the TAP does not know."""
     kick_fd: int | None = None
     """Eventfd that stays the device's; None: poll."""
+    owns_kick: bool = False
+    """Whether `kick_fd` is the data plane's from the start on, and closed by it."""
     call: Call | None = None
     """Belongs to the data plane from the start on; None: never interrupt."""
     meta_addr: int = 0
@@ -162,7 +164,7 @@ class DataPlane(Protocol):
 
         Raises:
             RingRefused: its entry is impossible, or another back-end has the ring;
-                then the data plane has closed `conf.call`.
+                then the data plane has closed what `conf` gives it.
         """
 
     def stop(self, index: int) -> int:

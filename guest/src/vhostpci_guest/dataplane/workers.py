@@ -3,7 +3,7 @@
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -30,8 +30,8 @@ class Workers:
     """
 
     def __init__(self, tap_fds: Sequence[int]) -> None:
-        self._call_fds: dict[int, int] = {}
-        """Call eventfds, by ring: ours to close once the ring has stopped."""
+        self._fds: dict[int, list[int]] = {}
+        """Calls and kicks, by ring: ours to close once the ring has stopped."""
         self._undo = ExitStack()
         with ExitStack() as undo:
             self._events_fd = new_eventfd()
@@ -51,11 +51,10 @@ class Workers:
             worker.set_memory(regions)
 
     def start(self, index: int, conf: RingConf) -> None:
-        # One is left if the ring had stopped by itself and the `stop` after it timed
+        # Some are left if the ring had stopped by itself and the `stop` after it timed
         # out.
-        self._close_call_fd(index)
-        if isinstance(conf.call, Eventfd):
-            self._call_fds[index] = conf.call.fd
+        self._close_fds(index)
+        self._fds[index] = list(_given(conf))
         pair, ring = _split(index)
         if ring is RingIndex.TX:
             # The acknowledged features bound what the master takes, not what it sends.
@@ -63,7 +62,7 @@ class Workers:
         try:
             self._workers[pair].start(ring, conf)
         except RingError as error:
-            self._close_call_fd(index)
+            self._close_fds(index)
             # ESTALE: the used index is not the base, or the session is another.
             fenced = error.errno == errno.ESTALE
             state = AgentRingState.FENCED if fenced else AgentRingState.BROKEN
@@ -77,13 +76,12 @@ class Workers:
             if error.errno == errno.ETIMEDOUT:
                 raise TimeoutError(str(error)) from None
             raise
-        # Not before the stop has returned: the worker may write to it until then.
-        self._close_call_fd(index)
+        # Not before the stop has returned: the worker may use them until then.
+        self._close_fds(index)
         return used
 
-    def _close_call_fd(self, index: int) -> None:
-        fd = self._call_fds.pop(index, None)
-        if fd is not None:
+    def _close_fds(self, index: int) -> None:
+        for fd in self._fds.pop(index, ()):
             os.close(fd)
 
     def status(self, index: int) -> RingStatus:
@@ -97,8 +95,16 @@ class Workers:
     def close(self) -> None:
         # First the threads, last the eventfds that they write to.
         self._undo.close()
-        for index in list(self._call_fds):
-            self._close_call_fd(index)
+        for index in list(self._fds):
+            self._close_fds(index)
+
+
+def _given(conf: RingConf) -> Iterator[int]:
+    """Return the descriptors that a ring's data plane has to close."""
+    if isinstance(conf.call, Eventfd):
+        yield conf.call.fd
+    if conf.owns_kick and conf.kick_fd is not None:
+        yield conf.kick_fd
 
 
 def _split(index: int) -> tuple[int, RingIndex]:

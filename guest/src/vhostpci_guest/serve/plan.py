@@ -99,7 +99,7 @@ def check(snapshot: md.Snapshot, windows: Mapping[int, Window], vectors: int) ->
             f"`-device ivshmem-doorbell,vectors={device.vectors},...`"
         )
     for index, ring in enumerate(snapshot.rings):
-        if ring.runs and ring.kick_vector >= vectors:
+        if ring.runs and not ring.kick_peer and ring.kick_vector >= vectors:
             raise ProtocolError(f"ring {index} kicks vector {ring.kick_vector}")
         if ring.flags & RingFlag.PACKED:
             raise ProtocolError(f"ring {index} is packed, which is not offered")
@@ -170,6 +170,7 @@ def place(ring: md.Ring) -> tuple[int, ...]:
         ring.kick_vector,
         ring.call_peer,
         ring.call_vector,
+        ring.kick_peer,
     )
 
 

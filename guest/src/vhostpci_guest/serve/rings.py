@@ -5,6 +5,7 @@
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -28,7 +29,7 @@ from ..dataplane.interface import (
 )
 from ..errors import Unusable
 from ..eventfds import drain
-from ..interfaces import Device
+from ..interfaces import Call, Device, Eventfd
 from ..net_options import NetOptions
 from ..tap.tap_port import Port
 from . import features
@@ -281,14 +282,25 @@ class Rings:
     def _conf(
         self, index: int, ring: md.Ring, start: int, options: NetOptions
     ) -> RingConf | None:
-        """Return what a ring needs; None if its call peer is not there yet."""
-        call = None
+        """Return what a ring needs; None if its call peer is not there yet.
+
+        Raises:
+            RingRefused: its kick is no eventfd of this device's.
+        """
+        call = kick = None
         if ring.flags & RingFlag.CALL:
             call = self._device.doorbell(ring.call_peer, ring.call_vector)
             if call is None:
                 return None
-        # Its vector stays silent, and the worker would sleep until a signal comes.
+        # Else its vector stays silent, and the worker would sleep until a signal comes.
         polled = ring.flags & RingFlag.POLL
+        if not polled and not ring.kick_peer:
+            kick = self._device.vector(ring.kick_vector)
+        elif not polled:
+            kick = self._peer_kick(ring)
+            if kick is None:
+                _close(call)
+                return None
         window = self._device.window
         metadata = window.address + window.size - md.SIZE
         return RingConf(
@@ -305,10 +317,27 @@ class Rings:
             in_order=options.in_order,
             mergeable=options.mergeable,
             segment_udp=options.udp_segments and not self._port.takes_uso,
-            kick_fd=None if polled else self._device.vector(ring.kick_vector),
+            kick_fd=kick,
+            owns_kick=bool(ring.kick_peer),
             call=call,
             meta_addr=metadata + md.RINGS + index * md.Ring.layout.size,
             session=ring.session,
+        )
+
+    def _peer_kick(self, ring: md.Ring) -> int | None:
+        """Return the kick that a peer has brought; None if it is not there yet.
+
+        Raises:
+            RingRefused: it is no eventfd.
+        """
+        kick = self._device.doorbell(ring.kick_peer, ring.kick_vector)
+        if kick is None:
+            return None
+        if isinstance(kick, Eventfd):
+            return kick.fd
+        raise RingRefused(
+            f"its kick is vector {ring.kick_vector} of peer {ring.kick_peer}, and the "
+            "device has no eventfds of its peers"
         )
 
     # Status.
@@ -360,6 +389,12 @@ class Rings:
                 state = AgentRingState.STOPPED
                 self._runs[index] = replace(run, state=state, index_known=False)
         self.wanted, self.waiting_for_peer = NOTHING, False
+
+
+def _close(call: Call | None) -> None:
+    """Close a doorbell that no ring will have."""
+    if isinstance(call, Eventfd):
+        os.close(call.fd)
 
 
 def _counts(stats: Stats) -> dict[str, int]:

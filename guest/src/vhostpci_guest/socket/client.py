@@ -12,7 +12,7 @@ import stat
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from vhostpci_shared import ivshmem
@@ -29,6 +29,8 @@ HANDSHAKE = 5.0
 """Seconds in which the handshake must be complete; it takes milliseconds."""
 MAX_DOORBELLS = 1024
 """Descriptors that we keep of all peers and vectors together."""
+_ONE = (1).to_bytes(8, "little")
+"""What is written into a socket for one signal."""
 _SETTLE = 1.0
 """Seconds after the memory in which further vectors may arrive.  The protocol does not
 say how many there are; the daemon sends them all at once."""
@@ -69,10 +71,11 @@ class Client:
             self._socket = undo.enter_context(
                 socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             )
-            # An abstract name of the kernel's choice.  QEMU's socket has no name, so
-            # the daemon knows that we take memory of any size (docs/metadata.md,
-            # "Windows").
-            self._socket.bind("")
+            # QEMU's socket has no name, so the daemon knows that we take memory of any
+            # size, and by the start of the name that we take kicks from a peer
+            # (docs/metadata.md, "Sockets").  The rest must be no other process's.
+            name = ivshmem.TAKES_KICKS + os.urandom(8).hex().encode()
+            self._socket.bind(name)
             self._socket.connect(self.name)
             self._undo.push(undo.pop_all())
 
@@ -222,7 +225,7 @@ class Client:
         """Ring a peer's doorbell now, or when the peer connects."""
         fds = self._peers.get(peer, [])
         if vector < len(fds):
-            signal_eventfd(fds[vector])
+            _signal(fds[vector])
         elif len(self._owed) < MAX_DOORBELLS:  # the peer's number is the daemon's word
             self._owed.add((peer, vector))
 
@@ -230,3 +233,17 @@ class Client:
         """Close the connection, and unmap the memory."""
         self._window = self._mapping = None
         self._undo.close()
+
+
+def _signal(fd: int) -> None:
+    """Signal an eventfd, or a socket in its place, without waiting."""
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        signal_eventfd(fd)
+        return
+    # BlockingIOError: it is full of signals that the master has not taken.
+    # ConnectionError: the master has ended.
+    with (
+        socket.socket(fileno=os.dup(fd)) as ours,
+        suppress(BlockingIOError, ConnectionError),
+    ):
+        ours.send(_ONE, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)

@@ -345,7 +345,7 @@ class Device:
         return True
 
     def _relay_kicks(self, setup: FrontEndSetup) -> None:
-        vectors = self.slave.vectors if self.slave else None
+        vectors = self.slave.kick_vectors if self.slave else None
         for lease, vring in zip(self.leases, setup.rings, strict=True):
             lease.relay_kicks(self._loop, vring.kick, vectors)
 
@@ -356,7 +356,7 @@ class Device:
             vring.call if setup.runs(index) else None
             for index, vring in enumerate(setup.rings)
         ]
-        return self.slave.introduce(calls, self.publisher.generation)
+        return self.slave.introduce(calls, self._kicks(), self.publisher.generation)
 
     def _replace_slave(self, error: PeersExhausted) -> None:
         """Replace the slave's ivshmem function: its QEMU can take no other peer."""
@@ -396,6 +396,7 @@ class Device:
             call_peer,
             self.windows.numbers,
             slave=self.slave is not None,
+            takes_kicks=self.slave is not None and self.slave.port.takes_kicks,
         ):
             self.windows.published(self.publisher.generation)
             if self.slave is not None:
@@ -409,7 +410,8 @@ class Device:
         text = f"slave connected (pid {port.pid})"
         self._log.info(text, kind=text)
         self.agent.forget(connected=True)
-        vectors = VectorSet(self._kicks())
+        kicks = [None] * len(self.leases) if port.takes_kicks else self._kicks()
+        vectors = VectorSet(kicks)
         store, loop = self.store, self._loop
         self.slave = Slave(
             *(port, loop, store.file, vectors, self._doorbell),

@@ -50,6 +50,7 @@ class Publisher:
         windows: Set[int],
         *,
         slave: bool,
+        takes_kicks: bool = False,
     ) -> bool:
         """Write the metadata if it says something new; return whether it does.
 
@@ -58,13 +59,14 @@ class Publisher:
             call_peer: the peer whose doorbells interrupt the master, if there is one.
             windows: numbers of the windows that the slave can open.
             slave: whether a slave is connected.
+            takes_kicks: whether that peer has the kicks, too.
         """
         content = (
             self._device(setup, slave=slave),
             self._regions(setup, windows),
             # An agent that reads this although no slave is connected is in a slave VM
             # of an earlier daemon.  No kick would reach it, and no call the master.
-            self._rings(setup if slave else None, call_peer),
+            self._rings(setup if slave else None, call_peer, takes_kicks=takes_kicks),
         )
         if content == self._content:
             return False
@@ -109,11 +111,13 @@ class Publisher:
         return tuple(r for r in setup.memory.metadata() if r.window in shown)
 
     def _rings(
-        self, setup: FrontEndSetup | None, call_peer: int | None
+        self, setup: FrontEndSetup | None, call_peer: int | None, *, takes_kicks: bool
     ) -> tuple[md.Ring, ...]:
-        vrings = setup.rings if setup else [None] * len(self.leases)
+        count = len(self.leases)
+        vrings = setup.rings if setup else [None] * count
+        # In the peer, the rings' kicks follow their calls.
         return tuple(
-            lease.entry(vring, call_peer)
+            lease.entry(vring, call_peer, count + lease.index if takes_kicks else None)
             for lease, vring in zip(self.leases, vrings, strict=True)
         )
 

@@ -26,7 +26,7 @@ from vhostpci_shared.metadata import RingFlag
 
 from ..fds import Notifier
 from ..interfaces import Loop
-from ..ivshmem.doorbells import Relay, VectorSet
+from ..ivshmem.doorbells import CallSet, Relay, VectorSet
 from ..vhost_user.vring import Areas, Vring
 
 _NOWHERE = Areas(0, 0, 0)
@@ -79,7 +79,7 @@ class Lease:
     kicks: int = 0
     """Kicks that were relayed, before the present relay."""
     relay: Relay | None = None
-    _relayed_for: VectorSet | None = field(default=None, repr=False)
+    _relayed_for: VectorSet | CallSet | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.session = self.sessions.new()
@@ -108,7 +108,10 @@ class Lease:
         self.resumes = True
 
     def relay_kicks(
-        self, loop: Loop, kick: Notifier | None, vectors: VectorSet | None
+        self,
+        loop: Loop,
+        kick: Notifier | None,
+        vectors: VectorSet | CallSet | None,
     ) -> None:
         """Relay `kick` to the ring's vector from now on; an earlier relay ends.
 
@@ -127,7 +130,9 @@ class Lease:
             self.relay = Relay(loop, kick, target)
             self._relayed_for = vectors
 
-    def _relays(self, kick: Notifier | None, vectors: VectorSet | None) -> bool:
+    def _relays(
+        self, kick: Notifier | None, vectors: VectorSet | CallSet | None
+    ) -> bool:
         return (
             self.relay is not None
             and self.relay.source is kick
@@ -138,9 +143,18 @@ class Lease:
         """Return how many kicks were relayed since the daemon started."""
         return self.kicks + (self.relay.count if self.relay else 0)
 
-    def entry(self, vring: Vring | None, call_peer: int | None) -> md.Ring:
-        """Return the ring's metadata entry: without addresses unless the ring runs."""
+    def entry(
+        self, vring: Vring | None, call_peer: int | None, peer_kick: int | None = None
+    ) -> md.Ring:
+        """Return the ring's metadata entry: without addresses unless the ring runs.
+
+        Args:
+            vring: what the front-end says of it; None without a front-end.
+            call_peer: the peer whose doorbells interrupt the master.
+            peer_kick: which vector of that peer is the kick; None if none is.
+        """
         flags, areas, size, base = RingFlag(0), _NOWHERE, 0, 0
+        kick_peer, kick_vector = 0, md.FIRST_KICK_VECTOR + self.index
         if vring is not None and self.running and vring.areas is not None:
             flags = RingFlag.STARTED | RingFlag.ENABLED
             areas, size, base = vring.areas, vring.size, vring.base
@@ -148,6 +162,8 @@ class Lease:
                 flags |= RingFlag.CALL
             if vring.kick is None:
                 flags |= RingFlag.POLL
+            elif call_peer is not None and peer_kick is not None:
+                kick_peer, kick_vector = call_peer, peer_kick
             if self.resumes:
                 flags, base = flags | RingFlag.RESUME, 0
         return md.Ring(
@@ -158,9 +174,10 @@ class Lease:
             driver=areas.driver,
             device=areas.device,
             base=base,
-            kick_vector=md.FIRST_KICK_VECTOR + self.index,
+            kick_vector=kick_vector,
             call_peer=call_peer or 0,
             call_vector=self.index,
+            kick_peer=kick_peer,
         )
 
     def _close_relay(self) -> None:

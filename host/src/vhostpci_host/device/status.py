@@ -158,7 +158,9 @@ def _ring(device: Device, index: int) -> Json:
         "problem": vring.problem if vring else "",
         "session": lease.session,
         "kicks_relayed": lease.relayed(),
-        "kick_direct": bool(device.slave and device.slave.vectors.is_direct(index)),
+        "kick_direct": bool(
+            device.slave and device.slave.has_kick(index, vring.kick if vring else None)
+        ),
         "agent": _agent_ring(device, index),
     }
 

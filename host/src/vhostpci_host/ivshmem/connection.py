@@ -48,6 +48,7 @@ class SlaveConnection:
     ) -> None:
         self.pid = sockets.peer_pid(connection)
         self.is_process = wire.is_process(connection)
+        self.takes_kicks = wire.takes_kicks(connection)
         self._owner = owner
         self._loop = loop
         self._linger = linger

@@ -59,6 +59,9 @@ class Relay:
 class VectorSet:
     """The eventfds of one slave's vectors, which the slave gets once, when it connects.
 
+    A slave process that takes kicks has them from its call peer (`CallSet`); of its
+    vectors only the first is used.
+
     The vector of a ring whose kick is known by then is the kick itself: the master
     signals the slave without the daemon.  Any other ring has an eventfd of ours, into
     which the daemon relays the kicks.  A driver that starts again brings new kicks;
@@ -122,20 +125,38 @@ class VectorSet:
 
 
 class CallSet:
-    """The eventfds of one call peer: vector i interrupts the master for ring i."""
+    """The notifiers of one call peer: vector i interrupts the master for ring i.
 
-    def __init__(self, loop: Loop, sources: Sequence[Notifier | None]) -> None:
+    For a slave process that takes kicks, those follow, in the order of the rings.
+
+    Args:
+        loop: runs the relays of calls that the slave does not take.
+        calls: one for each ring; None for a ring without one.
+        kicks: the same, for a slave that takes kicks and sockets; None for any other.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        calls: Sequence[Notifier | None],
+        kicks: Sequence[Notifier | None] | None = None,
+    ) -> None:
         self.notifiers: list[Notifier] = []
-        self._sources = tuple(sources)
+        self._sources = (*calls, *(kicks or ()))
+        self._calls = len(calls)
+        self._takes_sockets = kicks is not None
         self._relays: list[Relay] = []
         with ExitStack() as undo:
             undo.callback(self.close)
-            for source in sources:
-                self._add(loop, source)
+            for call in calls:
+                self._add_call(loop, call)
+            for kick in kicks or ():
+                direct = kick is not None and kick.is_eventfd
+                self.notifiers.append(kick.dup() if kick and direct else Notifier.new())
             undo.pop_all()
 
-    def _add(self, loop: Loop, source: Notifier | None) -> None:
-        if source is not None and source.is_eventfd:
+    def _add_call(self, loop: Loop, source: Notifier | None) -> None:
+        if source is not None and self._takes(source):
             self.notifiers.append(source.dup())
             return
         # A ring without a call has a placeholder, because a vector is known only by its
@@ -144,6 +165,13 @@ class CallSet:
         self.notifiers.append(Notifier.new())
         if source is not None:
             self._relays.append(Relay(loop, self.notifiers[-1], source))
+
+    def _takes(self, call: Notifier) -> bool:
+        return call.is_eventfd or (self._takes_sockets and call.is_socket)
+
+    def relay_target(self, ring: int, kick: Notifier) -> Notifier | None:
+        """Return the notifier to relay a ring's kick to; None if the slave has it."""
+        return None if kick.is_eventfd else self.notifiers[self._calls + ring]
 
     def covers(self, wanted: Sequence[Notifier | None]) -> bool:
         """Whether every notifier in `wanted` is in the set already."""
@@ -157,7 +185,7 @@ class CallSet:
 
     def signal(self) -> None:
         """Interrupt the master for every ring."""
-        for notifier in self.notifiers:
+        for notifier in self.notifiers[: self._calls]:
             notifier.signal()
 
     def close(self) -> None:

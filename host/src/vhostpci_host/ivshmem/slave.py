@@ -33,6 +33,11 @@ class SlavePort(Protocol):
         """Whether the slave is an agent process, not the QEMU of a slave VM."""
         ...
 
+    @property
+    def takes_kicks(self) -> bool:
+        """Whether it takes the master's kicks, and sockets, from a call peer."""
+        ...
+
     def send(self, messages: list[Outgoing]) -> None:
         """Send messages in this order; those that must wait are queued."""
 
@@ -77,23 +82,42 @@ class Slave:
         self._outdated: tuple[int, float] | None = None
         port.send(self.peers.handshake(window, vectors.notifiers, doorbell))
 
-    def introduce(self, wanted: Sequence[Notifier | None], generation: int) -> bool:
+    @property
+    def kick_vectors(self) -> VectorSet | CallSet | None:
+        """Where the slave waits for kicks; None as long as no peer has brought them."""
+        return self._calls if self.port.takes_kicks else self.vectors
+
+    def has_kick(self, ring: int, kick: Notifier | None) -> bool:
+        """Whether the slave waits for a ring's kick itself, and needs no relay."""
+        if not self.port.takes_kicks:
+            return self.vectors.is_direct(ring)
+        return bool(self._calls and kick and kick.is_eventfd)
+
+    def introduce(
+        self,
+        calls: Sequence[Notifier | None],
+        kicks: Sequence[Notifier | None],
+        generation: int,
+    ) -> bool:
         """Make a new call peer of these notifiers; return whether one was needed.
 
         Args:
-            wanted: one for each ring; None for a ring that does not run.
+            calls: one for each ring; None for a ring that does not run.
+            kicks: the same; for a slave that takes them.
             generation: the last one that may name the peer before.
 
         Raises:
             PeersExhausted: the slave's ivshmem function can have no further peer.
         """
+        takes_kicks = self.port.takes_kicks
+        wanted = (*calls, *kicks) if takes_kicks else calls
         if not any(wanted) or (self._calls and self._calls.covers(wanted)):
             return False
         # A plugged function keeps its old peers (see `retire`), so they are counted.
         if self._plugged and self.peers.kept * len(wanted) >= KEPT_MAX:
             raise PeersExhausted(f"it keeps the eventfds of {self.peers.kept} peers")
         self._close_calls()
-        self._calls = CallSet(self._loop, wanted)
+        self._calls = CallSet(self._loop, calls, kicks if takes_kicks else None)
         # The agent rings the old peer until it acts by the next generation, so the
         # slave keeps both for now.
         self.port.send(self.peers.introduce(self._calls.notifiers))

@@ -18,6 +18,12 @@ def is_process(connection: socket.socket) -> bool:
     return bool(connection.getpeername())
 
 
+def takes_kicks(connection: socket.socket) -> bool:
+    """Whether the client is an agent that takes kicks as the vectors of a peer."""
+    name = connection.getpeername()
+    return isinstance(name, bytes) and name.startswith(ivshmem.TAKES_KICKS)
+
+
 def send_outgoing(connection: socket.socket, outgoing: Outgoing) -> None:
     """Send one ivshmem message.
 

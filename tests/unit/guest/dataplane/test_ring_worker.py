@@ -3,6 +3,7 @@
 
 import errno
 import os
+import socket
 import threading
 import time
 from contextlib import suppress
@@ -16,7 +17,7 @@ from tests.waiting import TIMEOUT, eventually
 from vhostpci_guest.dataplane.faults import Fault, RingError
 from vhostpci_guest.dataplane.interface import Stats
 from vhostpci_guest.dataplane.native import RingIndex, Worker, c_layout
-from vhostpci_guest.interfaces import Doorbell
+from vhostpci_guest.interfaces import Doorbell, Eventfd
 from vhostpci_shared.metadata import AgentRingState
 
 pytestmark = pytest.mark.parametrize("start", [0, 2**16 - 2])
@@ -168,6 +169,33 @@ def test_a_kick_eventfd_that_does_not_work_breaks_the_ring(start: int) -> None:
             pair.worker.start(TX, pair.conf(TX, kick_fd=null.fileno()))
             assert eventually(lambda: pair.state(TX) == AgentRingState.BROKEN)
         assert pair.status(TX).fault == Fault.KICK
+
+
+def test_call_that_is_a_socket_gets_eight_bytes(start: int) -> None:
+    """User Mode Linux has such calls."""
+    ours, master = socket.socketpair()
+    with ours, master, Pair(start=start, threaded=True, running=False) as pair:
+        pair.start(TX, call=Eventfd(ours.fileno()))
+        pair.tx.send(HDR, b"one")
+        pair.tx.kick()
+        master.settimeout(5)
+        assert master.recv(9) == (1).to_bytes(8, "little")
+
+
+def test_full_socket_that_the_master_made_blocking_holds_no_worker_up(
+    start: int,
+) -> None:
+    ours, master = socket.socketpair()
+    with ours, master, Pair(start=start, threaded=True, running=False) as pair:
+        pair.start(TX, call=Eventfd(ours.fileno()))
+        with suppress(BlockingIOError):
+            while True:
+                os.write(ours.fileno(), bytes(4096))
+        ours.setblocking(True)
+        pair.tx.send(HDR, b"one")
+        pair.tx.kick()
+        assert eventually(lambda: pair.status(TX).stats.calls == 1)
+        assert pair.worker.stop(TX, 1.0) == (start + 1) % 2**16
 
 
 def test_an_idle_worker_sleeps(start: int) -> None:

@@ -117,6 +117,30 @@ def test_doorbell_is_closed_with_its_ring(bench: Bench) -> None:
         os.fstat(call.fd)
 
 
+@pytest.mark.parametrize("refused", [False, True], ids=["stopped", "refused"])
+def test_kick_that_is_given_is_closed_with_its_ring(
+    bench: Bench, *, refused: bool
+) -> None:
+    kick = os.dup(bench.driver(TX).kick_fd)
+    if refused:
+        with pytest.raises(RingRefused):
+            bench.start(TX, kick_fd=kick, owns_kick=True, desc=1 << 50)
+    else:
+        bench.start(TX, kick_fd=kick, owns_kick=True)
+        send(bench, b"hello")
+        assert bench.tap.recv(100) == HDR + b"hello"
+        bench.plane.stop(TX)
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(kick)
+    os.fstat(bench.driver(TX).kick_fd)
+
+
+def test_kick_that_stays_the_devices_is_not_closed(bench: Bench) -> None:
+    bench.start(TX)
+    bench.plane.stop(TX)
+    os.fstat(bench.driver(TX).kick_fd)
+
+
 def test_ring_that_cannot_be_is_refused(bench: Bench) -> None:
     with pytest.raises(RingRefused) as refused:
         bench.start(TX, desc=1 << 50)

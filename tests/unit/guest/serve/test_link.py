@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One link: it follows the daemon's generations, in the right order."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -287,6 +288,58 @@ def test_ring_waits_for_the_peer_that_it_is_to_call(bench: Bench) -> None:
     bench.look()
     assert bench.running == {0, 1}
     assert bench.link.interval == TICK
+
+
+def kicked_by_peer(index: int, peer: int = md.FIRST_CALL_PEER) -> md.Ring:
+    """A ring of session 2 whose kick is a vector of a peer."""
+    plain = ring(index, session=2)
+    return replace(plain, kick_peer=peer, kick_vector=2 + index)
+
+
+def test_kick_of_a_peer_is_the_data_planes(bench: Bench) -> None:
+    bench.device.eventfds = True
+    bench.publish(kicked_by_peer(0), kicked_by_peer(1))
+    confs = [bench.plane.running[index] for index in range(2)]
+    kicks = [bench.device.made[(md.FIRST_CALL_PEER, 2 + index)] for index in range(2)]
+    assert [conf.kick_fd for conf in confs] == kicks
+    assert all(conf.owns_kick for conf in confs)
+
+
+def test_ring_starts_again_with_the_kick_of_another_peer(bench: Bench) -> None:
+    bench.device.eventfds = True
+    bench.publish(kicked_by_peer(0), kicked_by_peer(1))
+    bench.plane.move(1, 5)
+    bench.publish(kicked_by_peer(0, 9), kicked_by_peer(1, 9))
+    assert bench.plane.starts[-1] == (1, 5)
+    assert bench.plane.running[1].kick_fd == bench.device.made[(9, 3)]
+
+
+def test_ring_waits_for_the_peer_that_brings_its_kick(bench: Bench) -> None:
+    bench.device.eventfds = True
+    bench.device.absent = {9}
+    bench.publish(kicked_by_peer(0), kicked_by_peer(1, 9))
+    assert bench.running == {0}
+    bench.device.absent = set()
+    bench.look()
+    assert bench.running == {0, 1}
+
+
+def test_call_of_a_ring_that_waits_for_its_kick_is_closed(bench: Bench) -> None:
+    """The leak check sees it."""
+    bench.device.eventfds = True
+    bench.device.absent = {9}
+    bench.publish(kicked_by_peer(0), kicked_by_peer(1, 9))
+    call = bench.device.made[(md.FIRST_CALL_PEER, 1)]
+    assert bench.running == {0}
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(call)
+
+
+def test_kick_of_a_peer_without_eventfds_breaks_the_ring(bench: Bench) -> None:
+    """A slave VM has a doorbell register instead; no daemon says that."""
+    bench.publish(ring(session=2), kicked_by_peer(1))
+    assert bench.running == {0}
+    assert bench.daemon.ring(1).state is AgentRingState.BROKEN
 
 
 def test_ring_without_call_never_interrupts(bench: Bench) -> None:

@@ -4,6 +4,7 @@
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,17 @@ def test_server_recognizes_an_agent_by_the_name_of_its_socket(
     assert server.client_name.startswith(b"\0")
 
 
+def test_server_knows_by_the_name_that_an_agent_takes_kicks(
+    server: FakeServer, client: Client
+) -> None:
+    assert server.client_name.startswith(ivshmem.TAKES_KICKS)
+    other = Client(Path(client.name))
+    before = server.client_name
+    server.accept()
+    assert server.client_name != before, "a second agent could not bind that name"
+    other.close()
+
+
 def test_window_is_the_servers_memory(server: FakeServer, connected: Client) -> None:
     connected.window.view[7] = 42
     assert server.mapping.view[7] == 42
@@ -129,6 +141,39 @@ def test_doorbell_outlives_its_peer(server: FakeServer, client: Client) -> None:
     os.close(doorbell.fd)
     assert server.rung(ours)
     assert client.doorbell(2, 0) is None
+
+
+def introduce_socket(server: FakeServer) -> socket.socket:
+    """Introduce peer 2 whose doorbell is a socket; return the master's end."""
+    theirs, ours = socket.socketpair()
+    server.say(2, theirs.fileno())
+    theirs.close()
+    return ours
+
+
+def test_socket_is_rung_as_a_doorbell(server: FakeServer, connected: Client) -> None:
+    with introduce_socket(server) as master:
+        connected.receive()
+        connected.ring(2, 0)
+        assert master.recv(9) == (1).to_bytes(8, "little")
+
+
+@pytest.mark.timeout(20)
+def test_full_socket_that_the_master_made_blocking_is_rung_without_waiting(
+    server: FakeServer, connected: Client
+) -> None:
+    with introduce_socket(server) as master:
+        connected.receive()
+        doorbell = connected.doorbell(2, 0)
+        assert isinstance(doorbell, Eventfd)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(doorbell.fd, bytes(4096))
+        os.set_blocking(doorbell.fd, True)
+        connected.ring(2, 0)
+        master.close()
+        connected.ring(2, 0)  # nor is it an error that the master has ended
+        os.close(doorbell.fd)
 
 
 def test_peers_come_at_run_time(server: FakeServer, connected: Client) -> None:

@@ -33,7 +33,7 @@ class Replaced:
         undo.callback(self.slave.close)
         for generation in (LAST - 2, LAST):
             call = undo.enter_context(Notifier.new())
-            assert self.slave.introduce([call], generation)
+            assert self.slave.introduce([call], [None], generation)
 
     @property
     def peers(self) -> set[int]:
