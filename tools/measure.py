@@ -32,6 +32,7 @@ AREAS = {
     "guest": ("guest/src", ("*.py",)),
     "shared": ("shared/src", ("*.py",)),
     "guest/ring": ("guest/ring", ("*.c", "*.h")),
+    "shared/relay": ("shared/relay", ("*.c", "*.h")),
     "kmod": ("kmod", ("*.c", "*.h")),
     "tests": ("tests", ("*.py",)),
     "tests, C": ("tests", ("*.c", "*.h")),

@@ -120,15 +120,19 @@ class Tree:
             path.write_text(text)
 
     def build_ring(self) -> None:
-        """Build the ring in place, from nothing.
+        """Build the ring and the relays in place, from nothing.
 
         Raises:
             MutantError: the compiler refuses the code.
         """
-        shutil.rmtree(self.root / "guest" / "build", ignore_errors=True)
-        done = self._python("guest", "setup.py", "-q", "build_ext", "--inplace")
-        if done.returncode:
-            raise MutantError(f"the ring cannot be built:\n{done.stderr}")
+        for project, module in (("shared", "_relay"), ("guest", "_ring")):
+            shutil.rmtree(self.root / project / "build", ignore_errors=True)
+            for old in (self.root / project / "src").rglob(f"{module}*.so"):
+                old.unlink()
+            done = self._python(project, "setup.py", "-q", "build_ext", "--inplace")
+            built = list((self.root / project / "src").rglob(f"{module}*.so"))
+            if done.returncode or not built:
+                raise MutantError(f"the C of {project} cannot be built:\n{done.stderr}")
 
     def run_tests(self, tests: Sequence[str], limit_s: int) -> Outcome:
         """Run the tests; return what became of the mutant that the tree has."""

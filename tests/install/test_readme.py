@@ -54,6 +54,7 @@ def wait_for_socket(path: Path) -> None:
 def test_hypervisor_serves_a_card_by_the_commands(machine: FreshMachine) -> None:
     *install, serve = readme.commands("README.md", "**1. On the hypervisor**")
     run_all(machine, install)
+    machine.run("/opt/vhostpci/bin/python -c 'import vhostpci_shared._relay'")
     text = (CHECKOUT / "README.md").read_text()
     asked = re.findall(r"\$\((vhostpci-host qemu-args [^)]*)\)", text)
     with machine.running(serve):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wheel of the guest part, which a slave without a compiler takes."""
+"""The wheels with C in them, which a machine without a compiler takes."""
 
 import shutil
 import zipfile
@@ -10,17 +10,44 @@ import pytest
 from tests.vm import wheels
 from tests.vm.image import CHECKOUT
 
+pytestmark = pytest.mark.timeout(300)
 
-@pytest.mark.timeout(300)
-def test_wheel_is_for_each_python_that_its_ring_is_for(tmp_path: Path) -> None:
-    """Left in the sources is what another version of Python was built for."""
-    copy = tmp_path / "guest"
-    shutil.copytree(CHECKOUT / "guest", copy, ignore=wheels.NOT_SOURCE)
-    left = "_ring.cpython-310-x86_64-linux-gnu.so"
-    (copy / "src/vhostpci_guest" / left).touch()
-    wheels.pip_wheel(copy, tmp_path / "wheels")
-    (wheel,) = (tmp_path / "wheels").iterdir()
-    assert wheel.name.endswith("-cp311-abi3-linux_x86_64.whl")
+
+def build(project: str, left: str, directory: Path) -> tuple[str, list[str]]:
+    """Build a wheel; return its name, and the C modules in it.
+
+    Args:
+        project: the folder of the distribution.
+        left: a module of another version of Python's, left in the sources.
+        directory: where to build.
+    """
+    copy = directory / project
+    shutil.copytree(CHECKOUT / project, copy, ignore=wheels.NOT_SOURCE)
+    (copy / "src" / left).touch()
+    wheels.pip_wheel(copy, directory / "wheels")
+    (wheel,) = (directory / "wheels").iterdir()
     with zipfile.ZipFile(wheel) as archive:
-        modules = [name for name in archive.namelist() if name.endswith(".so")]
-    assert modules == ["vhostpci_guest/_ring.abi3.so"]
+        return wheel.name, [name for name in archive.namelist() if ".so" in name]
+
+
+@pytest.mark.parametrize(
+    ("project", "module"),
+    [("guest", "vhostpci_guest/_ring"), ("shared", "vhostpci_shared/_relay")],
+)
+def test_wheel_is_for_each_python_that_its_c_is_for(
+    tmp_path: Path, project: str, module: str
+) -> None:
+    left = f"{module}.cpython-310-x86_64-linux-gnu.so"
+    name, modules = build(project, left, tmp_path)
+    assert name.endswith("-cp311-abi3-linux_x86_64.whl")
+    assert modules == [f"{module}.abi3.so"]
+
+
+def test_shared_part_is_installed_without_a_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon then relays kicks in Python."""
+    monkeypatch.setenv("CC", "/bin/false")
+    left = "vhostpci_shared/_relay.cpython-310-x86_64-linux-gnu.so"
+    _, modules = build("shared", left, tmp_path)
+    assert modules == []

@@ -29,6 +29,7 @@ from vhostpci_host.device.peer_log import PeerLog
 from vhostpci_host.device.windows import ShownWindows
 from vhostpci_host.fds import Fd
 from vhostpci_host.ivshmem.linger import Linger
+from vhostpci_host.ivshmem.relays import LoopRelays
 from vhostpci_host.memory.arena import Arena
 from vhostpci_host.memory.attach import AttachedMemory, WindowIds
 from vhostpci_host.vhost_user.message import Message
@@ -140,7 +141,8 @@ class Scene:
             warn=self.warnings.append,
             plugger=self.plugger if config.plugged else None,
         )
-        return Device(config, store, windows, loop, PeerLog(config.name, loop))
+        log, relays = PeerLog(config.name, loop), LoopRelays(loop)
+        return Device(config, store, windows, loop, log, relays)
 
     def _tick(self) -> None:
         """Tick the device, as the daemon does."""

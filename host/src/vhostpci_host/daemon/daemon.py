@@ -33,6 +33,7 @@ from ..errors import HostError, InUse
 from ..hotplug.pool import SlavePool
 from ..interfaces import UNPLUG, Json, Plugger
 from ..ivshmem.linger import Linger
+from ..ivshmem.relays import thread_relays
 from ..memory.arena_file import remove_left_behind
 from ..memory.attach import WindowIds
 from ..memory.directory import make_directory
@@ -90,6 +91,7 @@ class Daemon:
             Linger(self.loop),
             Directories(self.loop.time),
             self._serve_device_control,
+            thread_relays(),
         )
         self._shared = shared
         self._entries: dict[str, Entry] = {}
@@ -290,6 +292,8 @@ class Daemon:
         while self._entries:
             self._close(self._entries.popitem()[1])
         self._common.linger.close()
+        if self._common.relays is not None:
+            self._common.relays.close()
         self._log.close()
 
     def _loop_failed(

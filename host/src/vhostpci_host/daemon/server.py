@@ -20,6 +20,7 @@ from ..errors import HostError
 from ..interfaces import Plugger
 from ..ivshmem.connection import SlaveConnection
 from ..ivshmem.linger import Linger
+from ..ivshmem.relays import LoopRelays, ThreadRelays
 from ..memory.arena import Arena
 from ..memory.attach import AttachedMemory, WindowIds
 from ..memory.directory import check_directory, make_directory
@@ -52,6 +53,8 @@ class Common:
     directories: Directories
     control: Callable[[socket.socket], None]
     """Answers the lines of one control connection."""
+    relays: ThreadRelays | None = None
+    """None: each device's loop passes kicks and calls on."""
 
 
 class Server:
@@ -130,7 +133,8 @@ class Server:
             store = self._store(config)
             undo.callback(store.close)
             windows = self._new_windows(store)
-            device = Device(config, store, windows, self.loop, self._log)
+            relays = self._common.relays or LoopRelays(self.loop)
+            device = Device(config, store, windows, self.loop, self._log, relays)
             undo.pop_all()
         return device
 

@@ -36,6 +36,7 @@ from ..fds import Notifier
 from ..interfaces import Loop, MasterPort
 from ..ivshmem.doorbells import VectorSet
 from ..ivshmem.peers import PeersExhausted
+from ..ivshmem.relays import Relays
 from ..ivshmem.slave import Slave, SlavePort
 from ..memory.regions import Store
 from ..vhost_user.backend import Answer, Backend
@@ -68,6 +69,7 @@ class Device:
         windows: shows the master's memory to the slave; closed with the device.
         loop: calls the device back.
         peer_log: logs what the front-end and the slave cause, a few lines a minute.
+        relays: passes kicks and calls on.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Device:
         windows: ShownWindows,
         loop: Loop,
         peer_log: PeerLog,
+        relays: Relays,
     ) -> None:
         self.config = config
         self.store = store
@@ -92,6 +95,7 @@ class Device:
         self._reports = RingReports(config.name, store.metadata, self.publisher)
         self._loop = loop
         self._log = peer_log
+        self._relays = relays
         self._doorbell = Notifier.new()
         self._debounce = Debounce(loop, self._settle)
         self._wait = AgentWait(loop, self._look_at_agent)
@@ -347,7 +351,7 @@ class Device:
     def _relay_kicks(self, setup: FrontEndSetup) -> None:
         vectors = self.slave.kick_vectors if self.slave else None
         for lease, vring in zip(self.leases, setup.rings, strict=True):
-            lease.relay_kicks(self._loop, vring.kick, vectors)
+            lease.relay_kicks(self._relays, vring.kick, vectors)
 
     def _introduce_calls(self, setup: FrontEndSetup) -> bool:
         if self.slave is None:
@@ -415,6 +419,7 @@ class Device:
         store, loop = self.store, self._loop
         self.slave = Slave(
             *(port, loop, store.file, vectors, self._doorbell),
+            relays=self._relays,
             plugged=self.config.plugged,
         )
         self._renew_running()
@@ -438,7 +443,7 @@ class Device:
         pid = self.slave.port.pid
         self._log.info("slave disconnected", f"slave (pid {pid}) left")
         for lease in self.leases:
-            lease.relay_kicks(self._loop, None, None)
+            lease.relay_kicks(self._relays, None, None)
         self.slave.close()
         self.slave = None
         self._replacing = False

@@ -25,8 +25,8 @@ from vhostpci_shared import metadata as md
 from vhostpci_shared.metadata import RingFlag
 
 from ..fds import Notifier
-from ..interfaces import Loop
-from ..ivshmem.doorbells import CallSet, Relay, VectorSet
+from ..ivshmem.doorbells import CallSet, VectorSet
+from ..ivshmem.relays import Relay, Relays
 from ..vhost_user.vring import Areas, Vring
 
 _NOWHERE = Areas(0, 0, 0)
@@ -109,7 +109,7 @@ class Lease:
 
     def relay_kicks(
         self,
-        loop: Loop,
+        relays: Relays,
         kick: Notifier | None,
         vectors: VectorSet | CallSet | None,
     ) -> None:
@@ -127,7 +127,7 @@ class Lease:
             return
         target = vectors.relay_target(self.index, kick)
         if target is not None:
-            self.relay = Relay(loop, kick, target)
+            self.relay = relays.add(kick, target)
             self._relayed_for = vectors
 
     def _relays(

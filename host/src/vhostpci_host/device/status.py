@@ -158,6 +158,7 @@ def _ring(device: Device, index: int) -> Json:
         "problem": vring.problem if vring else "",
         "session": lease.session,
         "kicks_relayed": lease.relayed(),
+        "calls_relayed": device.slave.calls_relayed(index) if device.slave else 0,
         "kick_direct": bool(
             device.slave and device.slave.has_kick(index, vring.kick if vring else None)
         ),

@@ -2,58 +2,13 @@
 """Carry kicks from the master to the slave, and calls from the slave to the master."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 from vhostpci_shared import metadata as md
 from vhostpci_shared.wire import ProtocolError
 
 from ..fds import Notifier
-from ..interfaces import Loop
-
-
-class Relay:
-    """Forward the signals of one notifier to another, until `close`."""
-
-    def __init__(self, loop: Loop, source: Notifier, target: Notifier) -> None:
-        self.count = 0
-        """How many times signals were forwarded."""
-        self.source = source
-        """The notifier that the relay was made from; a lease compares it."""
-        self._loop = loop
-        # Watch a duplicate that only the relay closes.  The owner may close `source` at
-        # any time; epoll would go on to report the eventfd, which QEMU has open too,
-        # and there would be no number left by which to remove it.
-        with ExitStack() as undo:
-            self._source = undo.enter_context(source.dup())
-            self._target = target.dup()
-            undo.pop_all()
-        loop.add_reader(self._source.fileno(), self._forward)
-
-    def _forward(self) -> None:
-        try:
-            self._pass_on()
-        except EOFError:
-            # The end of a pipe stays readable: the loop would call back
-            # again and again.
-            self._loop.remove_reader(self._source.fileno())
-
-    def _pass_on(self) -> None:
-        # Drain first: a kick that came between the signal and a later drain would be
-        # lost.
-        if self._source.drain():
-            self.count += 1
-            self._target.signal()
-
-    def close(self) -> None:
-        """Stop forwarding, and close the relay's descriptors."""
-        # Remove the number before it is closed and becomes another file's.
-        self._loop.remove_reader(self._source.fileno())
-        # What has come since the loop looked last.  If the front-end has replaced this
-        # kick by another one, the master's driver need not kick again.
-        with suppress(EOFError):
-            self._pass_on()
-        self._source.close()
-        self._target.close()
+from .relays import Relay, Relays
 
 
 class VectorSet:
@@ -130,14 +85,14 @@ class CallSet:
     For a slave process that takes kicks, those follow, in the order of the rings.
 
     Args:
-        loop: runs the relays of calls that the slave does not take.
+        relays: makes those of calls that the slave does not take.
         calls: one for each ring; None for a ring without one.
         kicks: the same, for a slave that takes kicks and sockets; None for any other.
     """
 
     def __init__(
         self,
-        loop: Loop,
+        relays: Relays,
         calls: Sequence[Notifier | None],
         kicks: Sequence[Notifier | None] | None = None,
     ) -> None:
@@ -145,17 +100,17 @@ class CallSet:
         self._sources = (*calls, *(kicks or ()))
         self._calls = len(calls)
         self._takes_sockets = kicks is not None
-        self._relays: list[Relay] = []
+        self._relays: dict[int, Relay] = {}
         with ExitStack() as undo:
             undo.callback(self.close)
             for call in calls:
-                self._add_call(loop, call)
+                self._add_call(relays, call)
             for kick in kicks or ():
                 direct = kick is not None and kick.is_eventfd
                 self.notifiers.append(kick.dup() if kick and direct else Notifier.new())
             undo.pop_all()
 
-    def _add_call(self, loop: Loop, source: Notifier | None) -> None:
+    def _add_call(self, relays: Relays, source: Notifier | None) -> None:
         if source is not None and self._takes(source):
             self.notifiers.append(source.dup())
             return
@@ -164,7 +119,8 @@ class CallSet:
         # eventfd in front, because the slave's QEMU takes nothing else.
         self.notifiers.append(Notifier.new())
         if source is not None:
-            self._relays.append(Relay(loop, self.notifiers[-1], source))
+            ring, ours = len(self.notifiers) - 1, self.notifiers[-1]
+            self._relays[ring] = relays.add(ours, source)
 
     def _takes(self, call: Notifier) -> bool:
         return call.is_eventfd or (self._takes_sockets and call.is_socket)
@@ -183,6 +139,10 @@ class CallSet:
             for ours, theirs in zip(self._sources, wanted, strict=True)
         )
 
+    def relayed(self, ring: int) -> int:
+        """Return how many of a ring's calls were relayed."""
+        return self._relays[ring].count if ring in self._relays else 0
+
     def signal(self) -> None:
         """Interrupt the master for every ring."""
         for notifier in self.notifiers[: self._calls]:
@@ -190,7 +150,7 @@ class CallSet:
 
     def close(self) -> None:
         """End the relays, and close our descriptors; the slave's QEMU has its own."""
-        for relay in self._relays:
+        for relay in self._relays.values():
             relay.close()
         for notifier in self.notifiers:
             notifier.close()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The slave of one device: its vectors, its peers, and when to replace a call peer."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -8,6 +9,7 @@ from ..fds import Fd, Notifier
 from ..interfaces import Loop
 from .doorbells import CallSet, VectorSet
 from .peers import Outgoing, Peers, PeersExhausted
+from .relays import Relays
 
 UNREAD_MAX = 0.100
 """Seconds to wait until the slave's QEMU has read the messages about a new peer."""
@@ -54,10 +56,11 @@ class Slave:
 
     Args:
         port: the connection.
-        loop: tells the time, and runs the relays.
+        loop: tells the time.
         window: the file of window 0.
         vectors: the slave's vectors; `close` closes them.
         doorbell: the daemon's own eventfd, which the agent signals as peer 1.
+        relays: makes the relays of calls.
         plugged: whether the daemon plugged the ivshmem function, and will unplug it.
     """
 
@@ -69,12 +72,15 @@ class Slave:
         vectors: VectorSet,
         doorbell: Notifier,
         *,
+        relays: Relays,
         plugged: bool = False,
     ) -> None:
         self.port = port
         self.vectors = vectors
         self.peers = Peers()
         self._loop = loop
+        self._relays = relays
+        self._calls_relayed: Counter[int] = Counter()  # by earlier peers
         self._plugged = plugged
         self._calls: CallSet | None = None
         self._unread_until: float | None = None
@@ -92,6 +98,11 @@ class Slave:
         if not self.port.takes_kicks:
             return self.vectors.is_direct(ring)
         return bool(self._calls and kick and kick.is_eventfd)
+
+    def calls_relayed(self, ring: int) -> int:
+        """Return how many of a ring's calls were relayed since the slave connected."""
+        present = self._calls.relayed(ring) if self._calls else 0
+        return self._calls_relayed[ring] + present
 
     def introduce(
         self,
@@ -117,7 +128,7 @@ class Slave:
         if self._plugged and self.peers.kept * len(wanted) >= KEPT_MAX:
             raise PeersExhausted(f"it keeps the eventfds of {self.peers.kept} peers")
         self._close_calls()
-        self._calls = CallSet(self._loop, calls, kicks if takes_kicks else None)
+        self._calls = CallSet(self._relays, calls, kicks if takes_kicks else None)
         # The agent rings the old peer until it acts by the next generation, so the
         # slave keeps both for now.
         self.port.send(self.peers.introduce(self._calls.notifiers))
@@ -184,6 +195,9 @@ class Slave:
         self.vectors.close()
 
     def _close_calls(self) -> None:
-        if self._calls is not None:
-            self._calls.close()
-            self._calls = None
+        if self._calls is None:
+            return
+        self._calls.close()  # which may relay one more
+        for ring in range(len(self.vectors.notifiers) - 1):
+            self._calls_relayed[ring] += self._calls.relayed(ring)
+        self._calls = None

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which eventfd is the vector of which ring, and which kicks are relayed."""
+"""Which eventfd is the vector of which ring, and which kicks need a relay."""
 
 import os
 from contextlib import closing
 
 import pytest
 
-from tests.fakes.loop import ManualLoop
 from vhostpci_host.fds import Fd, Notifier
-from vhostpci_host.ivshmem.doorbells import Relay, VectorSet
+from vhostpci_host.ivshmem.doorbells import VectorSet
 from vhostpci_shared.wire import ProtocolError
 
 
@@ -35,38 +34,3 @@ def test_pipe_is_relayed_to_an_eventfd() -> None:
     with read, write, closing(VectorSet([read])) as vectors:
         assert all(vector.is_eventfd for vector in vectors.notifiers)
         assert vectors.relay_target(0, read) is vectors.notifiers[1]
-
-
-def test_relay_forwards_until_the_other_end_of_a_pipe_is_closed() -> None:
-    loop = ManualLoop()
-    read, write = (Notifier.adopt(Fd(fd)) for fd in os.pipe())
-    with read, write, Notifier.new() as target:
-        relay = Relay(loop, read, target)
-        write.signal()
-        loop.advance()
-        assert (relay.count, target.drain()) == (1, True)
-        write.close()
-        loop.advance()  # the fake loop fails if it were called back again and again
-        assert (relay.count, target.drain()) == (1, False)
-        relay.close()
-    assert loop.watched() == set()
-
-
-def test_relay_that_is_closed_forwards_what_the_loop_has_not_seen_yet() -> None:
-    """Its kick may be replaced just after the driver's last one."""
-    loop = ManualLoop()
-    with Notifier.new() as kick, Notifier.new() as target:
-        relay = Relay(loop, kick, target)
-        kick.signal()
-        relay.close()
-        assert (relay.count, target.drain()) == (1, True)
-
-
-def test_relay_of_a_pipe_whose_other_end_is_closed_can_be_closed() -> None:
-    loop = ManualLoop()
-    read, write = (Notifier.adopt(Fd(fd)) for fd in os.pipe())
-    with read, Notifier.new() as target:
-        relay = Relay(loop, read, target)
-        write.close()
-        relay.close()
-        assert not target.drain()

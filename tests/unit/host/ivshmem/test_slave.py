@@ -11,6 +11,7 @@ from tests.fakes.loop import ManualLoop
 from tests.fakes.ports import RecordedSlave
 from vhostpci_host.fds import Fd, Notifier
 from vhostpci_host.ivshmem.doorbells import VectorSet
+from vhostpci_host.ivshmem.relays import LoopRelays
 from vhostpci_host.ivshmem.slave import RETIRE, Slave
 from vhostpci_shared import metadata as md
 
@@ -29,7 +30,10 @@ class Replaced:
         memory = undo.enter_context(Fd(os.memfd_create("memory")))
         doorbell = undo.enter_context(Notifier.new())
         vectors = VectorSet([None])
-        self.slave = Slave(self.port, self.loop, memory, vectors, doorbell)
+        self.slave = Slave(
+            *(self.port, self.loop, memory, vectors, doorbell),
+            relays=LoopRelays(self.loop),
+        )
         undo.callback(self.slave.close)
         for generation in (LAST - 2, LAST):
             call = undo.enter_context(Notifier.new())
