@@ -81,6 +81,27 @@ static inline void desc_read(const struct vring_desc *p, struct vring_desc *d)
 	d->next = le16toh(d->next);
 }
 
+/*
+ * Have the start of a buffer on its way into the cache: the net header and the
+ * packet's own headers.  An indirect table is a buffer, too.
+ */
+static inline void prefetch_buffer(const struct vq *vq,
+				   const struct vring_desc *d)
+{
+	const uint8_t *p = mem_at(vq->mem, le64toh(read_once(&d->addr)),
+				  2 * RING_CACHELINE);
+
+	if (!p)
+		return;
+	if (vq->write_flag) {
+		prefetch_write(p);
+		prefetch_write(p + RING_CACHELINE);
+	} else {
+		prefetch_read(p);
+		prefetch_read(p + RING_CACHELINE);
+	}
+}
+
 static inline int chain_add(struct vq *vq, const struct vring_desc *d,
 			    struct iovec *iov, struct vq_chain *chain)
 {

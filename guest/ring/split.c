@@ -30,6 +30,9 @@
 #include "format.h"
 
 enum {
+	/* How many chains split_prefetch() looks ahead. */
+	SPLIT_DESCS_AHEAD = 16,
+	SPLIT_BUFFERS_AHEAD = 8,
 	VRING_AVAIL_F_NO_INTERRUPT = 1,
 	VRING_USED_F_NO_NOTIFY = 1
 };
@@ -144,6 +147,9 @@ static int vq_look(struct vq *vq)
 	if (out > vq->num || out < taken)
 		return vq_fault(vq, RING_FAULT_AVAIL_IDX);
 	vq->avail_idx = idx;
+	/* The next chain itself is read at once: asking for it is too late. */
+	vq->desc_ahead = vq->last_avail + 1;
+	vq->buffer_ahead = vq->last_avail + 1;
 	return out == taken ? -EAGAIN : 0;
 }
 
@@ -196,6 +202,34 @@ static void vq_disable_kicks(struct vq *vq)
 		store16(&vq->used_ring->flags, VRING_USED_F_NO_NOTIFY);
 }
 
+/* Guess the head of a chain that comes later: it may still change. */
+static uint16_t guess_head(const struct vq *vq, uint16_t i)
+{
+	/* Masked, so that it is an index into the table in any case. */
+	return load16(&vq->avail->ring[i & (vq->num - 1)]) & (vq->num - 1);
+}
+
+/*
+ * What the master wrote is in the cache of its processor.  For a chain we miss a
+ * descriptor and then a buffer, each for as long as several small packets take.
+ * So ask for both some chains earlier.  What is read here is not used further:
+ * split_next() reads it again when it is its turn, and checks it.
+ */
+static void split_prefetch(struct vq *vq)
+{
+	uint16_t after = vq->last_avail + 1;
+
+	for (; (uint16_t)(vq->desc_ahead - after) < SPLIT_DESCS_AHEAD &&
+	       vq->desc_ahead != vq->avail_idx;
+	     vq->desc_ahead++)
+		prefetch_read(&vq->desc[guess_head(vq, vq->desc_ahead)]);
+	for (; (uint16_t)(vq->buffer_ahead - after) < SPLIT_BUFFERS_AHEAD &&
+	       vq->buffer_ahead != vq->avail_idx;
+	     vq->buffer_ahead++)
+		prefetch_buffer(vq,
+				&vq->desc[guess_head(vq, vq->buffer_ahead)]);
+}
+
 /**
  * split_next() - Take the next chain the master made available
  * @vq:		Queue
@@ -215,6 +249,7 @@ int split_next(struct vq *vq, struct iovec *iov, struct vq_chain *chain)
 	}
 	if (vq->kicks != VQ_KICKS_OFF)
 		vq_disable_kicks(vq);
+	split_prefetch(vq);
 
 	chain->head = load16(&vq->avail->ring[vq->last_avail & (vq->num - 1)]);
 	chain->len = 0;

@@ -69,6 +69,8 @@ struct vq {
 	uint16_t num;
 	uint16_t last_avail; /* next chain to take */
 	uint16_t avail_idx; /* as we last read it */
+	uint16_t desc_ahead; /* next chain whose descriptor is prefetched; split, */
+	uint16_t buffer_ahead; /* and whose buffer is: see split.c */
 	uint16_t used; /* as we last wrote it; packed: the position behind it */
 	uint16_t n_done; /* completed, and not yet in the used ring */
 	uint16_t write_flag; /* what VRING_DESC_F_WRITE has to be */

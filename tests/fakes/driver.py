@@ -49,7 +49,11 @@ class Region:
 
     def cut(self) -> None:
         """Cut the file to nothing: without a guard the next access ends the process."""
-        os.ftruncate(self._fd, 0)
+        self.cut_to(0)
+
+    def cut_to(self, size: int) -> None:
+        """Cut the file to `size` bytes, of which each page is mapped still."""
+        os.ftruncate(self._fd, size)
 
     def grow(self) -> None:
         """Give a file that was cut its length back; it holds zeros."""

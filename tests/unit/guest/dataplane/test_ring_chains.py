@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.fakes.driver import INDIRECT, NEXT, WRITE, Desc
+from tests.fakes.driver import INDIRECT, MIB, NEXT, WRITE, Desc
 from tests.fakes.pair import HDR, RX, TX, Pair
 from vhostpci_guest.dataplane.faults import Fault
 from vhostpci_shared.metadata import AgentRingState
@@ -346,3 +346,19 @@ def test_a_broken_ring_can_be_started_again(start: int) -> None:
         pair.tx.send(HDR, b"again")
         pair.settle()
         assert pair.packets() == [HDR + b"again"]
+
+
+@pytest.mark.split_ring
+def test_head_of_a_later_chain_is_no_index_into_the_table_yet(
+    start: int,
+) -> None:
+    """Chains are prefetched before it is their turn, when heads are checked."""
+    with Pair((0x10000, 2 * MIB), num=8, start=start) as pair:
+        # What lies behind the rings is no memory: to read it would end the process.
+        pair.memory.regions[0].cut_to(MIB // 2)
+        pair.tx.send(HDR, b"good")
+        pair.tx.put_avail(2**16 - 1)
+        pair.tx.publish(pair.tx.avail_idx)
+        pair.settle()
+        assert pair.packets() == [HDR + b"good"]
+        assert pair.status(TX).fault == Fault.HEAD
