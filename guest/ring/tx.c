@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * From the master's transmit queue to the TAP: one writev() per chain, except for
+ * From the master's transmit queue to the TAP: one write per chain, except for
  * UDP packets that segment.c makes several of.
  */
 #include <errno.h>
