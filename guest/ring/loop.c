@@ -23,7 +23,9 @@ enum {
 	LOOP_POLL_WAKE,
 	LOOP_POLL_TAP,
 	LOOP_POLL_KICK,
-	LOOP_POLL_COUNT = LOOP_POLL_KICK + RING_COUNT
+	LOOP_POLL_COUNT = LOOP_POLL_KICK + RING_COUNT,
+	/* Chains sent before an empty TAP is read without asking ppoll(). */
+	LOOP_TAP_QUIET = 8
 };
 
 static bool loop_running(const struct worker_ring *ring)
@@ -69,6 +71,38 @@ bool loop_control(struct worker *w)
 	return !quit;
 }
 
+/*
+ * Is a read of the TAP not worth its system call?  It was empty a moment ago, and
+ * the thread is about to sleep in ppoll(), which says when it is not.  With much
+ * to send it may never sleep: then the TAP is read after some chains.
+ */
+static bool loop_tap_is_quiet(const struct worker *w)
+{
+	return w->tap_quiet && w->rx.q.wait == NET_WAIT_TAP_IN;
+}
+
+static int loop_rx(struct worker *w)
+{
+	int r;
+
+	if (loop_tap_is_quiet(w))
+		return 0;
+	r = rx_pass(&w->rx);
+	/* Without a thread there is no ppoll() to wait for. */
+	w->tap_quiet = w->manual ? 0 : LOOP_TAP_QUIET;
+	return r;
+}
+
+static int loop_tx(struct worker *w)
+{
+	int r = tx_pass(&w->tx);
+
+	if (r > 0)
+		w->tap_quiet -= (uint32_t)r < w->tap_quiet ? (uint32_t)r
+							   : w->tap_quiet;
+	return r;
+}
+
 /* Run one pass of each ring.  Returns the number of chains and packets. */
 static int loop_pass(struct worker *w)
 {
@@ -80,7 +114,7 @@ static int loop_pass(struct worker *w)
 
 		if (!loop_running(ring))
 			continue;
-		r = i == RING_RX ? rx_pass(&w->rx) : tx_pass(&w->tx);
+		r = i == RING_RX ? loop_rx(w) : loop_tx(w);
 		if (r < 0)
 			loop_fail(w, ring, r);
 		else
@@ -280,11 +314,12 @@ static void loop_sleep(struct worker *w)
 	ts.tv_nsec = timeout % 1000000000;
 	r = ppoll(fds, LOOP_POLL_COUNT, timeout == UINT64_MAX ? NULL : &ts,
 		  NULL);
-	/* EINTR: the next round looks at everything anyway. */
+	/* EINTR: the next round looks at the rings, and then sleeps again. */
 	if (r < 0)
 		return;
 	if (!r)
 		loop_polled(w);
+	w->tap_quiet = fds[LOOP_POLL_TAP].revents ? 0 : LOOP_TAP_QUIET;
 	if (fds[LOOP_POLL_WAKE].revents)
 		loop_drain(w->wake_fd);
 	for (int i = 0; i < RING_COUNT; i++)

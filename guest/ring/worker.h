@@ -33,6 +33,7 @@ struct worker {
 	uint64_t poll_min_ns;
 	uint64_t poll_max_ns;
 	uint64_t sleep_ns; /* length of the next sleep without kicks */
+	uint32_t tap_quiet; /* chains to send before the empty TAP is read */
 	bool spun; /* it has spun since it last had work */
 
 	/* Shared.  control: 1 tells the thread to run loop_control(). */
