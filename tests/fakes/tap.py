@@ -11,6 +11,8 @@ TUNSETVNETHDRSZ = 0x400454D8
 TUNSETCARRIER = 0x400454E2
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6 = 1, 2, 4
+TUN_F_USO = 0x60
+"""USO4 and USO6, which Linux 6.2 and later know."""
 
 HEADER = struct.Struct("<BBHHHHH")
 """struct virtio_net_hdr_v1 (VIRTIO, "Network Device", "Device Operation")."""
@@ -24,9 +26,19 @@ def open_tap(name: str, offloads: int = 0) -> int:
     try:
         flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
         fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
-        fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", HEADER.size))
-        fcntl.ioctl(fd, TUNSETOFFLOAD, offloads)
+        set_header_length(fd, HEADER.size)
+        set_offloads(fd, offloads)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def set_header_length(fd: int, length: int) -> None:
+    """Set the length of the virtio-net header of a TAP."""
+    fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", length))
+
+
+def set_offloads(fd: int, offloads: int) -> None:
+    """Set what a TAP may leave to its reader."""
+    fcntl.ioctl(fd, TUNSETOFFLOAD, offloads)

@@ -6,8 +6,9 @@
 
 The driver's side of the rings is `tests/fakes/driver.py`, QEMU's side of vhost-user
 `tests/fakes/frontend.py`.  Offloads are real: mtap0 hands over segments of up to
-64 KiB, and takes what the other side sends in as many buffers as it needs.  With
-several queue pairs the card gives each flow to one of those that are enabled.
+64 KiB, and takes what the other side sends in as many buffers as it needs; without
+mergeable buffers, in a chain of pages for each packet, as Linux's driver.  With several
+queue pairs the card gives each flow to one of those that are enabled.
 """
 
 import os
@@ -20,16 +21,30 @@ from typing import Self
 
 from tests.fakes.driver import Desc, Driver, Memory, Region
 from tests.fakes.frontend import NO_FEATURES, FrontEnd, RingAt, Socket, region
-from tests.fakes.tap import HEADER, TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, open_tap
+from tests.fakes.tap import (
+    HEADER,
+    TUN_F_CSUM,
+    TUN_F_TSO4,
+    TUN_F_TSO6,
+    TUN_F_USO,
+    open_tap,
+    set_header_length,
+    set_offloads,
+)
 from vhostpci_shared.vhost_user import MemRegion, Request
 from vhostpci_shared.virtio import Feature
 
 TAP = "mtap0"
 NUM = 256
 RX_BUFFER = 2048
+PAGE = 4096
+BIG_PAGES = 17
+"""Pages of a receive chain, besides the header, where a packet may have 64 KiB."""
+RX_AREA = 1 << 20
+"""Bytes for the receive buffers of a queue pair, of either kind."""
 TX_BUFFER = 1 << 17
 SLOTS = 16
-FLOW = slice(HEADER.size + 26, HEADER.size + 38)
+FLOW = slice(26, 38)
 """Addresses and ports of a TCP or UDP packet over IPv4."""
 LONGEST = 65600
 RINGS = 0x10000
@@ -119,6 +134,10 @@ class Master:
         """Load the driver: new rings, started at 0, of which some pairs are used."""
         self.memory.start_again()
         self.frontend.features &= ~without
+        features = self.frontend.features
+        set_header_length(self.tap, header_length(features))
+        uso = TUN_F_USO if Feature.NET_F_HOST_USO in features else 0
+        set_offloads(self.tap, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | uso)
         self.card = Card(self.memory, self.frontend, self.tap, channels)
 
     def set_channels(self, pairs: int) -> None:
@@ -163,6 +182,25 @@ class Master:
         self.close()
 
 
+def header_length(features: Feature) -> int:
+    """Return the length of the virtio-net header before each packet."""
+    long = Feature.F_VERSION_1 | Feature.NET_F_MRG_RXBUF
+    return HEADER.size if features & long else HEADER.size - 2
+
+
+def receive_chains(start: int, features: Feature) -> list[list[Desc]]:
+    """Return the chains that a driver posts; their memory is at `start`."""
+    if Feature.NET_F_MRG_RXBUF in features:
+        return [[Desc(start + i * RX_BUFFER, RX_BUFFER)] for i in range(NUM)]
+    # The header in a page, the packet in those behind it.
+    size = (1 + BIG_PAGES) * PAGE
+    chains = []
+    for at in range(start, start + NUM // (1 + BIG_PAGES) * size, size):
+        pages = [Desc(at + i * PAGE, PAGE) for i in range(1, 1 + BIG_PAGES)]
+        chains.append([Desc(at, header_length(features)), *pages])
+    return chains
+
+
 class Lane:
     """The driver of one queue pair, with its buffers."""
 
@@ -182,12 +220,13 @@ class Lane:
         )
         self._stack.callback(self.rx.close)
         self._stack.callback(self.tx.close)
-        start = BUFFERS + number * (NUM * RX_BUFFER + SLOTS * TX_BUFFER)
-        self._start = start
-        start += NUM * RX_BUFFER
+        self._mergeable = Feature.NET_F_MRG_RXBUF in features
+        start = BUFFERS + number * (RX_AREA + SLOTS * TX_BUFFER)
+        self._posted = receive_chains(start, features)
+        start += RX_AREA
         self.slots = [start + i * TX_BUFFER for i in range(SLOTS)]
         self._used_slots: dict[int, int] = {}
-        self._buffers: dict[int, Desc] = {}
+        self._chains: dict[int, list[Desc]] = {}
 
     def rings(self) -> list[RingAt]:
         """Where its rings are."""
@@ -202,12 +241,12 @@ class Lane:
             index = 2 * self.number + i
             os.dup2(frontend.kicks[index], driver.kick_fd, inheritable=False)
             os.dup2(frontend.calls[index], driver.call_fd, inheritable=False)
-        for i in range(NUM):
-            self._post(Desc(self._start + i * RX_BUFFER, RX_BUFFER))
+        for chain in self._posted:
+            self._post(chain)
         self.rx.kick()
 
-    def _post(self, buffer: Desc) -> None:
-        self._buffers[self.rx.offer(buffer)] = buffer
+    def _post(self, chain: list[Desc]) -> None:
+        self._chains[self.rx.offer(*chain)] = chain
 
     def receive(self) -> list[bytes]:
         """Return the packets that have come, each of one or more buffers."""
@@ -215,10 +254,11 @@ class Lane:
         for used in self.rx.collect():
             if not missing:
                 packets.append(b"")
-                missing = int.from_bytes(used.data[10:12], "little") or 1
+                number = int.from_bytes(used.data[10:12], "little")
+                missing = number or 1 if self._mergeable else 1
             packets[-1] += used.data
             missing -= 1
-            self._post(self._buffers.pop(used.head))
+            self._post(self._chains.pop(used.head))
         assert not missing, "a packet without its last buffers"
         self.rx.kick()
         return packets
@@ -253,6 +293,7 @@ class Card:
     ) -> None:
         self.frontend = frontend
         self._tap = tap
+        self._hdr_len = header_length(frontend.features)
         self._stack = ExitStack()
         self.lanes = [
             Lane(memory, number, frontend.features)
@@ -336,9 +377,10 @@ class Card:
         lanes = self.lanes[: self.channels]
         while self._room():
             try:
-                packet = os.read(self._tap, HEADER.size + LONGEST)
+                packet = os.read(self._tap, self._hdr_len + LONGEST)
             except OSError:
                 break
-            lanes[zlib.crc32(packet[FLOW]) % len(lanes)].send(packet)
+            flow = packet[self._hdr_len :][FLOW]
+            lanes[zlib.crc32(flow) % len(lanes)].send(packet)
         for lane in self.lanes:
             lane.tx.kick()

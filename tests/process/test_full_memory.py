@@ -15,8 +15,7 @@ import pytest
 from tests.process.lab import SLAVE_ADDRESS, Lab
 from tests.process.master import (
     BUFFERS,
-    NUM,
-    RX_BUFFER,
+    RX_AREA,
     SLOTS,
     TX_BUFFER,
     Master,
@@ -55,7 +54,7 @@ def give_pages_to_transmit_buffers(master: Master) -> None:
     Its memory is mapped into this process, which a SIGBUS would end when the master's
     network stack sends by itself, as an ARP answer, into a buffer without a page.
     """
-    first = BUFFERS + NUM * RX_BUFFER  # the receive buffers lie before them
+    first = BUFFERS + RX_AREA  # the receive buffers lie before them
     os.posix_fallocate(master.memory.files[0].fd, first, SLOTS * TX_BUFFER)
 
 

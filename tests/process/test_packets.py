@@ -2,6 +2,8 @@
 """Packets between two network stacks, through the real daemon and the real agent."""
 
 import json
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.netns import private_network
+from tests.fakes.udp_bursts import DATAGRAMS, receive, send
 from tests.process.lab import MASTER_ADDRESS, PING, SLAVE_ADDRESS, Lab
 from tests.process.program import run
 from tests.process.shared import Shared
 from tests.waiting import wait_for
+from vhostpci_guest.serve.heartbeat import TICK
 from vhostpci_shared.virtio import Feature
 
 pytestmark = pytest.mark.process
@@ -24,6 +28,9 @@ FEATURES = {
     | Feature.NET_F_GUEST_TSO4
     | Feature.NET_F_GUEST_TSO6
     | Feature.NET_F_GUEST_ECN,
+    "a chain of pages for each packet": Feature.NET_F_MRG_RXBUF,
+    "legacy, mergeable": Feature.F_VERSION_1,
+    "legacy, a chain of pages": Feature.F_VERSION_1 | Feature.NET_F_MRG_RXBUF,
 }
 
 
@@ -69,6 +76,18 @@ def iperf(lab: Lab, *, from_master: bool) -> float:
     return float(report["end"]["sum_received"]["bits_per_second"]) / 1e6
 
 
+def lost_datagrams(lab: Lab, *, from_master: bool) -> int:
+    """Send bursts of datagrams; return how many did not come."""
+    source = () if from_master else tuple(lab.slave.prefix)
+    sink = tuple(lab.slave.prefix) if from_master else ()
+    address = SLAVE_ADDRESS if from_master else MASTER_ADDRESS
+    server = lab.start_server([*sink, sys.executable, *receive()])
+    server.wait_log("ready")
+    run(*source, sys.executable, *send(address))
+    assert server.wait() == 0
+    return int(server.log.split()[-1])
+
+
 class TestOneSession:
     """Tests that leave the session as they find it, so one lab serves them all."""
 
@@ -87,6 +106,18 @@ class TestOneSession:
         """TCP's checksums are the check: a segment with a wrong byte is dropped."""
         assert iperf(shared, from_master=from_master) > 1.0
 
+    @pytest.mark.parametrize("from_master", [True, False], ids=["up", "down"])
+    def test_udp_segments_cross_without_a_loss(
+        self, shared: Lab, from_master: bool
+    ) -> None:
+        before = all_counted(shared)
+        assert lost_datagrams(shared, from_master=from_master) == 0
+        assert shared.master is not None
+        way = Feature.NET_F_HOST_USO if from_master else Feature.NET_F_GUEST_USO4
+        needs = Feature.NET_F_CSUM if from_master else Feature.NET_F_GUEST_CSUM
+        if all(one in shared.master.frontend.features for one in (way, needs)):
+            assert all_counted(shared) - before < DATAGRAMS / 5
+
     def test_status_of_both_sides_counts_the_packets(self, shared: Lab) -> None:
         before = counted(shared)
         shared.ping_from_master(20)
@@ -103,6 +134,19 @@ def counted(lab: Lab) -> list[int]:
     """Return how many packets the agent says that it moved, ring by ring."""
     rings = lab.status()["rings"]
     return [ring["agent"]["packets"] if ring["agent"] else 0 for ring in rings]
+
+
+def all_counted(lab: Lab) -> int:
+    """Return how many packets it moved in all, once it has told of all of them."""
+    seen = [-1]
+
+    def settled() -> bool:
+        seen.append(sum(counted(lab)))
+        time.sleep(3 * TICK)
+        return sum(counted(lab)) == seen[-1]
+
+    wait_for(settled, lambda: f"the counts stand still: {seen}")
+    return seen[-1]
 
 
 def test_no_packet_is_lost_while_another_device_is_removed_and_added(lab: Lab) -> None:
