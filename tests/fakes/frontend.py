@@ -25,7 +25,9 @@ from vhostpci_shared.virtio import Feature
 USER_BASE = 0x7F00_0000_0000
 NO_FEATURES = Feature(0)
 NO_PROTOCOL_FEATURES = ProtocolFeature(0)
-ALL_BUT_SLOTS = ~ProtocolFeature.CONFIGURE_MEM_SLOTS
+WITH_SLOTS = ~ProtocolFeature.GPA_ADDRESSES
+"""What QEMU 7.2 to 11.0 know of what we offer."""
+ALL_BUT_SLOTS = WITH_SLOTS & ~ProtocolFeature.CONFIGURE_MEM_SLOTS
 
 
 class Refused(Exception):
@@ -252,12 +254,14 @@ class FrontEnd:
 
     def address(self, ring: RingAt) -> vu.VringAddr:
         """Return the addresses of a ring, counted as QEMU counts them."""
+        gpa = ProtocolFeature.GPA_ADDRESSES in self.protocol_features
+        base = 0 if gpa else self.user_base
         return vu.VringAddr(
             ring.index,
             0,
-            desc=self.user_base + ring.desc,
-            used=self.user_base + ring.used,
-            avail=self.user_base + ring.avail,
+            desc=base + ring.desc,
+            used=base + ring.used,
+            avail=base + ring.avail,
         )
 
     def _new_kick(self, index: int) -> None:

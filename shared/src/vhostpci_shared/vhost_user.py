@@ -103,6 +103,9 @@ class ProtocolFeature(IntFlag):
     XEN_MMAP = 1 << 17
     SHARED_OBJECT = 1 << 18
     DEVICE_STATE = 1 << 19
+    GET_VRING_BASE_INFLIGHT = 1 << 20
+    GPA_ADDRESSES = 1 << 21
+    SHMEM_MAP = 1 << 22
 
 
 class HeaderFlag(IntFlag):

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The requests about the master's memory: as one table, or region by region."""
 
+from dataclasses import replace
+
 from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu
+from vhostpci_shared.vhost_user import ProtocolFeature
 from vhostpci_shared.wire import ProtocolError
 
 from ..fds import Fd
@@ -42,16 +45,25 @@ def add_mem_reg(
 
 
 def rem_mem_reg(setup: FrontEndSetup, payload: vu.SingleRegion, _: Message) -> Steps:
-    memory = setup.memory.remove(payload.region)
+    memory = setup.memory.remove(_named(setup, payload.region))
     if memory != setup.memory:
         yield from _change_memory(setup, memory)
     return None
 
 
+def _named(setup: FrontEndSetup, region: vu.MemRegion) -> vu.MemRegion:
+    """Return the region with the address by which this front-end names its rings."""
+    # With GPA_ADDRESSES that is the guest's, and the front-end's has no meaning: it may
+    # be 0 for all regions.
+    if ProtocolFeature.GPA_ADDRESSES in setup.protocol_features:
+        return replace(region, user_addr=region.guest_addr)
+    return region
+
+
 def _place(setup: FrontEndSetup, region: vu.MemRegion, fd: Fd) -> PlacedRegion:
     """Find the window of a region, and keep the reason if there is none."""
     try:
-        placed = setup.windows.place(region, fd)
+        placed = setup.windows.place(_named(setup, region), fd)
     except ProtocolError as error:
         # QEMU goes on without us when its memory is refused, and its guest has loaded
         # the driver: without this, the status would say that the driver is missing.

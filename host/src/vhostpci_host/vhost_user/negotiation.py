@@ -23,6 +23,8 @@ PROTOCOL_FEATURES = (
     | ProtocolFeature.BACKEND_REQ
     # Without it, QEMU gives up on a master with more than eight regions.
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    # Ring addresses are the guest's: memory_requests.py has the only difference.
+    | ProtocolFeature.GPA_ADDRESSES
 )
 
 

@@ -6,7 +6,7 @@ Of memory that is not shared at all QEMU sends no region, but rings.
 
 import pytest
 
-from tests.fakes.frontend import FrontEnd, Refused, RingAt, region
+from tests.fakes.frontend import WITH_SLOTS, FrontEnd, Refused, RingAt, region
 from tests.fakes.windows import Ram
 from tests.unit.host.scene import MakeFile, Scene
 from vhostpci_host.cli import print_status
@@ -14,7 +14,7 @@ from vhostpci_host.device.status import describe, state
 from vhostpci_host.memory.regions import MemoryMap, PlacedRegion
 from vhostpci_host.vhost_user.front_end_setup import FrontEndSetup
 from vhostpci_shared import vhost_user as vu
-from vhostpci_shared.vhost_user import ProtocolFeature, Request
+from vhostpci_shared.vhost_user import Request
 
 
 def start_rings(front_end: FrontEnd) -> None:
@@ -28,7 +28,7 @@ def test_it_is_told_how_to_share_its_memory(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     """QEMU with a plain -m 512M says nothing about it."""
-    front_end = scene.front_end([], acks=~ProtocolFeature(0))
+    front_end = scene.front_end([], acks=WITH_SLOTS)
     for _ in range(2):
         start_rings(front_end)
         scene.settle()
@@ -64,7 +64,7 @@ def test_memory_that_goes_for_a_moment_is_no_reason_to_warn(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     """QEMU removes and adds its regions one by one when their layout changes."""
-    front_end = scene.running(acks=~ProtocolFeature(0))
+    front_end = scene.running(acks=WITH_SLOTS)
     memory = region(scene.config.memory)
     front_end.send(Request.REM_MEM_REG, vu.SingleRegion(memory))
     scene.settle()
@@ -76,7 +76,7 @@ def test_refused_memory_is_the_state_until_other_memory_comes(
     scene: Scene, file: MakeFile, request_name: str
 ) -> None:
     """QEMU goes on without us, so the driver is loaded: only the memory is wrong."""
-    front_end = scene.front_end(acks=~ProtocolFeature(0))
+    front_end = scene.front_end(acks=WITH_SLOTS)
     good = front_end.regions
 
     def show() -> None:

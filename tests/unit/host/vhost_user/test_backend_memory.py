@@ -2,15 +2,17 @@
 """The master's memory changes: as one table, region by region, or by a cut."""
 
 import os
+from dataclasses import replace
 
 import pytest
 
-from tests.fakes.frontend import Direct, FrontEnd, Refused, RingAt, region
+from tests.fakes.frontend import WITH_SLOTS, Direct, FrontEnd, Refused, RingAt, region
 from tests.fakes.windows import MIB, Ram
 from vhostpci_host.vhost_user.backend import Backend
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared import virtio
 from vhostpci_shared.vhost_user import ProtocolFeature, Request
+from vhostpci_shared.wire import ProtocolError
 
 RX = RingAt.nth(0)
 
@@ -51,7 +53,7 @@ def test_index_in_a_file_that_was_cut_is_the_one_where_the_ring_started(
 def test_memory_may_come_in_single_regions(ram: Ram) -> None:
     backend = Backend(1, ram)
     low, high = region(MIB), region(MIB, guest_addr=8 * MIB, offset=MIB)
-    with FrontEnd(Direct(backend), [], acks=~ProtocolFeature(0)) as qemu:
+    with FrontEnd(Direct(backend), [], acks=WITH_SLOTS) as qemu:
         qemu.connect()
         assert vu.U64.parse(qemu.ask(Request.GET_MAX_MEM_SLOTS)).value == 256
         for one in (low, high):
@@ -63,13 +65,56 @@ def test_memory_may_come_in_single_regions(ram: Ram) -> None:
         assert [p.region for p in backend.setup.memory.regions] == [low]
 
 
+@pytest.mark.parametrize("slots", [True, False], ids=["regions", "table"])
+def test_addresses_of_rings_may_be_the_guests(ram: Ram, slots: bool) -> None:
+    """With GPA_ADDRESSES the regions' user addresses mean nothing: all may be 0."""
+    backend = Backend(1, ram)
+    regions = [
+        replace(region(MIB, guest_addr=at, offset=offset), user_addr=0)
+        for at, offset in ((0, 0), (8 * MIB, MIB))
+    ]
+    acks = ProtocolFeature.CONFIGURE_MEM_SLOTS | ProtocolFeature.GPA_ADDRESSES
+    with FrontEnd(Direct(backend), [], acks=acks) as qemu:
+        qemu.connect()
+        if slots:
+            for one in regions:
+                qemu.send(Request.ADD_MEM_REG, vu.SingleRegion(one), ram.fd)
+        else:
+            qemu.regions = [(one, ram.fd) for one in regions]
+            qemu.set_memory()
+        qemu.start_ring(RX)
+        qemu.enable()
+        areas = backend.setup.rings[0].areas
+        assert areas is not None
+        assert (areas.desc, areas.driver, areas.device) == (RX.desc, RX.avail, RX.used)
+        assert backend.setup.runs(0)
+        assert [p.region.guest_addr for p in backend.setup.memory.regions] == [
+            *(0, 8 * MIB)
+        ]
+        if slots:
+            qemu.send(Request.REM_MEM_REG, vu.SingleRegion(regions[1]))
+            assert len(backend.setup.memory.regions) == 1
+
+
+def test_guest_address_of_a_ring_outside_the_memory_is_refused(ram: Ram) -> None:
+    backend = Backend(1, ram)
+    memory = [(region(MIB), ram.fd)]
+    gpa = ProtocolFeature.GPA_ADDRESSES
+    with FrontEnd(Direct(backend), memory, acks=gpa) as qemu:
+        qemu.connect()
+        qemu.set_memory()
+        with pytest.raises(ProtocolError, match="used ring: address 0x100000"):
+            qemu.start_ring(replace(RX, used=MIB))
+        assert not backend.setup.runs(0)
+
+
 def test_region_added_again_for_each_queue_pair_quiesces_no_ring(ram: Ram) -> None:
     """QEMU 7.2 adds, and removes, each region for each of its vhost devices."""
     backend = Backend(2, ram)
     quiesced: list[frozenset[int]] = []
     one = vu.SingleRegion(region(ram.size))
     direct = Direct(backend, quiesced.append)
-    with FrontEnd(direct, [], queue_pairs=2, acks=~ProtocolFeature(0)) as qemu:
+    with FrontEnd(direct, [], queue_pairs=2, acks=WITH_SLOTS) as qemu:
         qemu.connect()
         qemu.send(Request.ADD_MEM_REG, one, ram.fd, need_reply=True)
         qemu.start_ring(RX)
@@ -87,9 +132,7 @@ def test_region_that_is_removed_again_quiesces_no_ring(ram: Ram) -> None:
     backend = Backend(1, ram)
     quiesced: list[frozenset[int]] = []
     other = vu.SingleRegion(region(MIB, guest_addr=8 * MIB, offset=MIB))
-    with FrontEnd(
-        Direct(backend, quiesced.append), [], acks=~ProtocolFeature(0)
-    ) as qemu:
+    with FrontEnd(Direct(backend, quiesced.append), [], acks=WITH_SLOTS) as qemu:
         qemu.connect()
         for one in (vu.SingleRegion(region(MIB)), other):
             qemu.send(Request.ADD_MEM_REG, one, ram.fd)
