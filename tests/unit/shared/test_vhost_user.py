@@ -48,10 +48,12 @@ def test_any_bytes_are_parsed_or_refused(kind: type[vu.Payload], data: bytes) ->
 
 
 WORDS = st.integers(0, 2**32 - 1)
-# Random bytes alone hardly ever have a size that is small enough.
-HEADERS = st.tuples(st.integers(0, 50) | WORDS, WORDS, st.integers(0, 5000)).map(
-    lambda words: struct.pack("=III", *words)
-)
+# Random bytes alone hardly ever have the version, and a size near the largest one.
+HEADERS = st.tuples(
+    st.integers(0, 50) | WORDS,
+    st.sampled_from([vu.VERSION, vu.VERSION | 4, vu.VERSION | 8]) | WORDS,
+    st.integers(vu.MAX_PAYLOAD - 2, vu.MAX_PAYLOAD + 2) | st.integers(0, 5000),
+).map(lambda words: struct.pack("=III", *words))
 
 
 @given(HEADERS | st.binary(max_size=16))
