@@ -45,6 +45,8 @@ def with_slots(args: Args) -> Args:
 
 def plug_dimm(vm: Vm, size: int) -> None:
     """Plug a DIMM in, and have the guest's kernel use it."""
+    # Debian 13's kernel has the memory online at once, and chooses for what.
+    vm.run("echo offline > /sys/devices/system/memory/auto_online_blocks")
     vm.qmp(
         "object-add",
         **{"qom-type": "memory-backend-memfd", "id": "dimm0", "size": size},
