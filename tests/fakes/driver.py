@@ -201,11 +201,21 @@ class Driver:
         descs = [Desc(self.memory.allocate(n, 1), n) for n in sizes]
         return self.offer(*descs, indirect=indirect)
 
-    def offer(self, *descs: Desc, indirect: bool = False) -> int:
-        """Make these descriptors available as a chain; return its head."""
+    def room(self) -> int:
+        """Return how many descriptors a chain may have now."""
+        return len(self._free)
+
+    def offer(
+        self, *descs: Desc, indirect: bool = False, table: int | None = None
+    ) -> int:
+        """Make these descriptors available as a chain; return its head.
+
+        `table` is where an indirect table may be put; by default in unused memory.
+        """
         chain = [Desc(d.addr, d.len, d.flags | self.flags) for d in descs]
-        if indirect:
-            table = self.memory.allocate(16 * len(chain))
+        if indirect or table is not None:
+            if table is None:
+                table = self.memory.allocate(16 * len(chain))
             self.put_table(table, *chain)
             head = self._put_chain(
                 [Desc(table, 16 * len(chain), INDIRECT)], buffers=chain

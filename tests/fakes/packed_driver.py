@@ -76,19 +76,24 @@ class PackedDriver(Driver):
 
     # What a correct driver does.
 
-    def offer(self, *descs: Desc, indirect: bool = False) -> int:
+    def room(self) -> int:
+        return self.num - sum(count for count, _ in self._offered.values())
+
+    def offer(
+        self, *descs: Desc, indirect: bool = False, table: int | None = None
+    ) -> int:
         """Make these descriptors available as a chain; return its id."""
         chain = [Desc(d.addr, d.len, d.flags | self.flags) for d in descs]
         buffers = chain
-        if indirect:
-            table = self.memory.allocate(16 * len(chain))
+        if indirect or table is not None:
+            if table is None:
+                table = self.memory.allocate(16 * len(chain))
             self.put_table(table, *chain)
             chain = [Desc(table, 16 * len(chain), INDIRECT)]
         return self._make_available(chain, buffers)
 
     def _make_available(self, chain: Sequence[Desc], buffers: list[Desc]) -> int:
-        taken = sum(count for count, _ in self._offered.values())
-        assert taken + len(chain) <= self.num, "the test offers too much"
+        assert len(chain) <= self.room(), "the test offers too much"
         ident = self._ids.pop(0)
         self._offered[ident] = (len(chain), buffers)
         places = [advance(self.avail_idx, i, self.num) for i in range(len(chain))]

@@ -19,14 +19,26 @@ HUGE = ("--in-memory", "--single-file-segments", "-m", "64")
 """Huge pages of one memfd, which needs no mount."""
 
 
-def command(socket: Path, eal: tuple[str, ...], *, pairs: int, mbufs: int) -> list[str]:
+def command(
+    socket: Path,
+    eal: tuple[str, ...],
+    *,
+    pairs: int,
+    mbufs: int,
+    forward: str,
+    options: str,
+) -> list[str]:
     """Return the command line."""
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     return [
         *("dpdk-testpmd", "--lcores", f"0@({cores}),1@({cores})"),
         *("--no-pci", "--no-telemetry", *eal),
-        *("--vdev", f"net_virtio_user0,path={socket},queues={pairs},mac={MAC}"),
-        *("--", "--interactive", "--auto-start", "--forward-mode=icmpecho"),
+        *(
+            "--vdev",
+            f"net_virtio_user0,path={socket},queues={pairs},mac={MAC}{options}",
+        ),
+        *("--", "--interactive", "--auto-start", f"--forward-mode={forward}"),
+        "--no-flush-rx",  # else `start` throws away what waits in its rings
         *(f"--rxq={pairs}", f"--txq={pairs}", f"--total-num-mbufs={mbufs}"),
     ]
 
@@ -44,11 +56,22 @@ class Testpmd(Console):
         *,
         pairs: int = 1,
         mbufs: int = 4096,
+        forward: str = "icmpecho",
+        options: str = "",
         prefix: tuple[str, ...] = (),
     ) -> None:
         alone = [*("setpriv", "--pdeathsig", "KILL"), *prefix, "stdbuf", "-oL"]
         super().__init__(
-            [*alone, *command(socket, eal, pairs=pairs, mbufs=mbufs)],
+            [
+                *alone,
+                *command(
+                    *(socket, eal),
+                    pairs=pairs,
+                    mbufs=mbufs,
+                    forward=forward,
+                    options=options,
+                ),
+            ],
             directory / "testpmd.log",
             {**os.environ, "RUNTIME_DIRECTORY": str(directory)},
         )
