@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.parts import bulk, ring
+from tests.bench.parts import bulk, relay, ring, taken
 from tests.bench.plan import Plan
 
 pytestmark = pytest.mark.frontends
@@ -28,3 +28,30 @@ def test_one_driver_works_with_both_sides_in_turn(tmp_path: Path) -> None:
         found = list(ring.figures(path, output))
         assert len(found) == 4
         assert {len(figure.ours_runs) for figure in found} == {5}
+
+
+def test_signals_arrive_on_every_way() -> None:
+    for flood in (False, True):
+        with relay.opened(flood=flood) as ways:
+            found = ways.run(relay.TURN)
+        assert {len(way.took) for way in found.values()} == {relay.TURN}
+        assert all(way.used > 0 for way in found.values() if way.relay)
+
+
+def test_only_the_peers_masters_need_their_daemons() -> None:
+    """Else ours, and what it is compared with, would be the same."""
+    with taken.labs() as labs:
+        for lab in labs:
+            assert taken.pinged(lab, 20).trip > 0
+        rings = [lab.status()["rings"] for lab in labs]
+        tasks = [Path(f"/proc/{lab.daemon.process.pid}/task") for lab in labs]
+        _, in_c, in_python = (len(list(task.iterdir())) for task in tasks)
+    assert [[ring["kick_direct"] for ring in of] for of in rings] == [
+        [True, True],
+        [False, False],
+        [False, False],
+    ]
+    ours, *peers = (sum(ring["calls_relayed"] for ring in of) for of in rings)
+    assert ours == 0
+    assert min(peers) > 0
+    assert in_c > in_python

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parts of the benchmark, in the order in which all of them run."""
 
-from tests.bench.parts import bulk, native, relay, ring
+from tests.bench.parts import bulk, native, relay, ring, taken
 
-PARTS = {part.name: part for part in (ring.PART, bulk.PART, relay.PART, native.PART)}
+PARTS = {
+    part.name: part
+    for part in (ring.PART, bulk.PART, relay.PART, taken.PART, native.PART)
+}
