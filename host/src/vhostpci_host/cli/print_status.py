@@ -102,9 +102,19 @@ def _ring_line(ring: Json) -> str:
     return (
         f"  {ring['queue']:8} {ring['state']:8} "
         f"{'enabled' if ring['enabled'] else 'disabled'}, size {ring['size']}, "
-        f"index {ring['used_index']}, {agent.get('packets', 0)} packets, "
+        f"index {ring['used_index']}, {_relayed(ring)}"
+        f"{agent.get('packets', 0)} packets, "
         f"{agent.get('drops', 0)} dropped{_not_served(ring)} {ring['problem']}"
     ).rstrip()
+
+
+def _relayed(ring: Json) -> str:
+    """Return how often the daemon has passed on a signal of the ring."""
+    # A daemon of an earlier version counts no calls.
+    counts = {"kicks": ring["kicks_relayed"], "calls": ring.get("calls_relayed", 0)}
+    return "".join(
+        f"{count} {name} relayed, " for name, count in counts.items() if count
+    )
 
 
 def _not_served(ring: Json) -> str:

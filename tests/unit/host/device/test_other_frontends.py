@@ -20,6 +20,7 @@ from tests.fakes.other_frontends import (
 )
 from tests.fakes.windows import MIB
 from tests.unit.host.scene import MakeFile, Scene, ToDevice
+from vhostpci_host.device.status import describe
 from vhostpci_shared import metadata as md
 
 SIZE = 4 * MIB
@@ -64,6 +65,10 @@ def snapshot(scene: Scene) -> md.Snapshot:
     return seen
 
 
+def calls_relayed(scene: Scene) -> int:
+    return int(describe(scene.device)["rings"][1]["calls_relayed"])
+
+
 def test_uml_runs_without_ever_enabling_a_ring(
     scene: Scene, uml: UserModeLinux
 ) -> None:
@@ -84,9 +89,26 @@ def test_uml_is_interrupted_through_its_socket(
     scene.settle()
     entry = snapshot(scene).rings[1]
     assert uml.interrupted(1), "no interrupt for what may have been lost"
+    before = calls_relayed(scene)
     os.eventfd_write(slave.peers[entry.call_peer][entry.call_vector], 1)
     scene.loop.advance(0.001)
     assert uml.interrupted(1)
+    assert calls_relayed(scene) == before + 1
+
+
+def test_relayed_calls_are_counted_over_all_drivers_of_a_slave(
+    scene: Scene, uml: UserModeLinux
+) -> None:
+    scene.agent(scene.slave(is_process=True))
+    counts = []
+    for _ in range(3):
+        uml.driver_ok(rings(UML_BASE, 2))
+        scene.settle()
+        assert uml.interrupted(1)
+        counts.append(calls_relayed(scene))
+        uml.remove_driver()
+        scene.settle()
+    assert 0 < counts[0] < counts[1] < counts[2]
 
 
 def test_uml_reloads_its_driver_without_stopping_the_rings(

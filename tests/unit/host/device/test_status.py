@@ -44,3 +44,24 @@ def test_ring_that_the_agent_has_stopped_is_not_shown_as_served(scene: Scene) ->
     # What the agent says of an earlier session is not shown.
     scene.device.leases[0].renew(scene.loop.time())
     assert "in the slave" not in print_status.text(describe(scene.device))
+
+
+def test_signals_that_the_daemon_has_to_pass_on_are_counted(scene: Scene) -> None:
+    scene.slave()
+    qemu = scene.running()
+    qemu.kick(1)
+    scene.loop.advance()
+    status = describe(scene.device)
+    status["rings"][0]["calls_relayed"] = 7
+    receive, transmit = print_status.text(status).splitlines()[-2:]
+    assert ", 1 kicks relayed, 7 calls relayed, 0 packets," in receive
+    assert ", 2 kicks relayed, 0 packets," in transmit
+    status["rings"][1]["kicks_relayed"] = 0
+    assert "relayed" not in print_status.text(status).splitlines()[-1]
+
+
+def test_status_of_an_earlier_daemon_can_be_read(scene: Scene) -> None:
+    status = describe(scene.device)
+    for ring in status["rings"]:
+        del ring["calls_relayed"]
+    assert "relayed" not in print_status.text(status)
