@@ -30,6 +30,7 @@ class RelayThread:
         made = ffi.new("struct relay_thread **")
         _check(lib.relay_create(made))
         self._thread = made[0]
+        self._ended = False
         if lib.relay_may_wait(self._thread):
             log.warning(
                 "kicks are relayed by plain writes, so that a hostile front-end or "
@@ -43,6 +44,7 @@ class RelayThread:
         Raises:
             OSError: there is no descriptor for it, or `source` cannot be waited for.
         """
+        self._require_open()
         return _check(lib.relay_add(self._thread, source, target, target_is_eventfd))
 
     def remove(self, number: int) -> tuple[int, int]:
@@ -52,17 +54,26 @@ class RelayThread:
             How often it has passed signals on; and the errno with which its source
             ended (EPIPE: the end of a pipe), or 0.
         """
+        self._require_open()
         count, error = ffi.new("uint64_t *"), ffi.new("int32_t *")
         _check(lib.relay_remove(self._thread, number, count, error))
         return count[0], error[0]
 
     def count(self, number: int) -> int:
         """Return how often a relay has passed signals on."""
+        self._require_open()
         return lib.relay_count(self._thread, number)
 
     def close(self) -> None:
-        """Remove all relays, and end the thread."""
-        _check(lib.relay_destroy(self._thread))
+        """Remove all relays, and end the thread; a second time does nothing."""
+        if not self._ended:
+            _check(lib.relay_destroy(self._thread))
+            self._ended = True
+
+    def _require_open(self) -> None:
+        # The C has freed it: a call would corrupt this process.
+        if self._ended:
+            raise ValueError("the thread of the relays has ended")
 
 
 def _check(result: int) -> int:

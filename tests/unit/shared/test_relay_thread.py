@@ -458,3 +458,14 @@ def test_end_of_the_thread_ends_its_relays(fds: ExitStack) -> None:
     assert not arrives(target, 0)
     fds.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_thread_that_has_ended_is_not_used_any_more(fds: ExitStack) -> None:
+    thread = RelayThread()
+    *_, number = relay(thread, fds)
+    thread.close()
+    with pytest.raises(ValueError, match="has ended"):
+        thread.count(number)
+    with pytest.raises(ValueError, match="has ended"):
+        thread.remove(number)
+    thread.close()
