@@ -25,6 +25,8 @@
 
 enum {
 	NET_BATCH = 64, /* chains completed before used idx is updated */
+	/* Bytes that end a pass: 64 long packets would take half a ms. */
+	NET_BATCH_BYTES = 256 << 10,
 	NET_HDR_LEN = 10, /* struct virtio_net_hdr, legacy */
 	NET_HDR_MRG_LEN = 12, /* with num_buffers behind it */
 	NET_HDR_NUM_BUFFERS = 10, /* offset */
@@ -73,10 +75,11 @@ int net_tap_failure(struct net_queue *q, int error);
 bool net_paused(const struct net_queue *q);
 uint64_t net_now(void);
 
-static inline bool net_interrupted(const struct net_queue *q)
+/* May a pass take another packet?  Not after @end bytes, or if it must end. */
+static inline bool net_goes_on(const struct net_queue *q, uint64_t end)
 {
 	/* Relaxed: what the owner asks for is read later, under its lock. */
-	return read_once(q->interrupt);
+	return q->stats.bytes < end && !read_once(q->interrupt);
 }
 
 /* End the pass; the caller starts another one after the wait. */

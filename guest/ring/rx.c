@@ -356,12 +356,13 @@ static int rx_one(struct rx *rx)
 int rx_pass(struct rx *rx)
 {
 	struct net_queue *q = &rx->q;
+	uint64_t end = q->stats.bytes + NET_BATCH_BYTES;
 	int n = 0, r = net_begin_pass(q);
 
 	if (!r && net_paused(q))
 		return 0;
 	q->wait = NET_WAIT_NOT;
-	while (!r && n < NET_BATCH && !net_interrupted(q)) {
+	while (!r && n < NET_BATCH && net_goes_on(q, end)) {
 		r = rx_one(rx);
 		n += !r;
 		/* A packet may have completed many chains: see VQ_MAX_DONE. */

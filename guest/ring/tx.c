@@ -145,12 +145,13 @@ static int tx_one(struct tx *tx)
 int tx_pass(struct tx *tx)
 {
 	struct net_queue *q = &tx->q;
+	uint64_t end = q->stats.bytes + NET_BATCH_BYTES;
 	int n = 0, r = net_begin_pass(q);
 
 	if (!r && net_paused(q))
 		return 0;
 	q->wait = NET_WAIT_NOT;
-	while (!r && n < NET_BATCH && !net_interrupted(q)) {
+	while (!r && n < NET_BATCH && net_goes_on(q, end)) {
 		r = tx_one(tx);
 		n += !r;
 	}

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the TAP to the master's receive queue."""
 
+import socket
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -465,3 +467,20 @@ def test_packets_of_one_length_are_offered_all_the_buffers_they_need(
             for u in used:
                 pair.rx.offer(buffers[u.head])
         assert pair.status(RX).stats.spilled == 0
+
+
+def test_pass_of_long_packets_ends_before_the_other_ring_has_waited_long(
+    start: int,
+) -> None:
+    with Pair(start=start, num=64) as pair:
+        # Room for seven of them.
+        pair.tap.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 212_992)
+        for _ in range(8):
+            pair.rx.post(65536)
+        sent = 0
+        with suppress(BlockingIOError):
+            while sent < 8:
+                pair.tap.send(HDR + bytes(60_000))
+                sent += 1
+        assert sent > 5
+        assert [pair.worker.step() for _ in range(2)] == [5, sent - 5]

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the master's transmit queue to the TAP."""
 
+import os
 import socket
+from contextlib import ExitStack
 
 import pytest
 
@@ -142,3 +144,21 @@ def test_a_tap_that_is_gone_breaks_the_ring(start: int) -> None:
         assert (status.state, status.fault) == (AgentRingState.BROKEN, Fault.TAP)
         assert "Broken pipe" in status.reason
         assert pair.tx.collect() == []
+
+
+def test_pass_of_long_packets_ends_before_the_other_ring_has_waited_long(
+    start: int,
+) -> None:
+    """64 packets of 64 KiB would take half a millisecond."""
+    with ExitStack() as stack:
+        sink = os.open("/dev/null", os.O_WRONLY | os.O_NONBLOCK)
+        stack.callback(os.close, sink)
+        pair = stack.enter_context(
+            Pair(start=start, num=64, running=False, tap_fd=sink)
+        )
+        buffer = Desc(pair.memory.allocate(65536), 65536)
+        pair.start(TX)
+        for _ in range(20):
+            pair.tx.offer(buffer)
+        assert [pair.worker.step() for _ in range(5)] == [5, 5, 5, 5, 0]
+        assert pair.status(TX).stats.used_updates == 4
