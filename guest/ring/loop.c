@@ -7,10 +7,10 @@
  * call.  It blocks only in loop_sleep(), in ppoll().
  *
  * Kicks are disabled while there is work.  A round that finds no work spins for
- * a short time if spin_ns says so, then enables kicks, looks for work once
- * more, and sleeps.  For a ring without a kick eventfd it enables no kicks; it
- * sleeps for poll_min_ns, then twice as long each time, up to poll_max_ns.  A
- * packet in the TAP wakes the thread at once in either case.
+ * a short time if loop_spin() finds that worthwhile, then enables kicks, looks
+ * for work once more, and sleeps.  For a ring without a kick eventfd it enables
+ * no kicks; it sleeps for poll_min_ns, then twice as long each time, up to
+ * poll_max_ns.  A packet in the TAP wakes the thread at once in either case.
  */
 #include <errno.h>
 #include <poll.h>
@@ -97,9 +97,11 @@ static int loop_tx(struct worker *w)
 {
 	int r = tx_pass(&w->tx);
 
-	if (r > 0)
-		w->tap_quiet -= (uint32_t)r < w->tap_quiet ? (uint32_t)r
-							   : w->tap_quiet;
+	/* A pass that leaves some gives the other direction its turn. */
+	if (r < 0 || w->tx.q.wait == NET_WAIT_NOT || (uint32_t)r > w->tap_quiet)
+		w->tap_quiet = 0;
+	else
+		w->tap_quiet -= r;
 	return r;
 }
 
@@ -146,16 +148,40 @@ static void loop_relax(void)
 #endif
 }
 
+static short loop_tap_events(const struct worker *w)
+{
+	short events = 0;
+
+	for (int i = 0; i < RING_COUNT; i++) {
+		if (!loop_running(&w->ring[i]))
+			continue;
+		if (w->ring[i].q->wait == NET_WAIT_TAP_IN)
+			events |= POLLIN;
+		if (w->ring[i].q->wait == NET_WAIT_TAP_OUT)
+			events |= POLLOUT;
+	}
+	return events;
+}
+
+/* Does the TAP have what a ring waits for? */
+static bool loop_tap_ready(const struct worker *w)
+{
+	struct pollfd fd = {.fd = w->tap_fd, .events = loop_tap_events(w)};
+
+	return fd.events && poll(&fd, 1, 0) > 0;
+}
+
 /*
- * Look for work for a short time: the next chain often comes within
- * microseconds, and then costs neither a kick nor a wake-up.  Returns true if
- * work has come.
+ * Look for work instead of sleeping: what comes within spin_ns then costs neither
+ * a kick nor a wake-up.  Only if the last sleep was as short: an idle worker does
+ * not spin, nor does one whose packets come too seldom.  Returns true if work has
+ * come.
  */
 static bool loop_spin(struct worker *w)
 {
 	uint64_t end;
 
-	if (w->spun || !w->spin_ns)
+	if (w->spun || w->slept_ns >= w->spin_ns)
 		return false;
 	w->spun = true;
 	end = net_now() + w->spin_ns;
@@ -164,6 +190,10 @@ static bool loop_spin(struct worker *w)
 			if (loop_has_more(w))
 				return true;
 			loop_relax();
+		}
+		if (loop_tap_ready(w)) {
+			w->tap_quiet = 0;
+			return true;
 		}
 	} while (net_now() < end);
 	return false;
@@ -218,21 +248,6 @@ static uint64_t loop_timeout(const struct worker *w)
 	if (loop_running(&w->ring[RING_RX]) && w->rx.held)
 		timeout = loop_sooner(timeout, w->rx.held_until);
 	return timeout;
-}
-
-static short loop_tap_events(const struct worker *w)
-{
-	short events = 0;
-
-	for (int i = 0; i < RING_COUNT; i++) {
-		if (!loop_running(&w->ring[i]))
-			continue;
-		if (w->ring[i].q->wait == NET_WAIT_TAP_IN)
-			events |= POLLIN;
-		if (w->ring[i].q->wait == NET_WAIT_TAP_OUT)
-			events |= POLLOUT;
-	}
-	return events;
 }
 
 /*
@@ -306,6 +321,7 @@ static void loop_sleep(struct worker *w)
 {
 	struct pollfd fds[LOOP_POLL_COUNT] = {0};
 	uint64_t timeout = loop_timeout(w);
+	uint64_t began = w->spin_ns ? net_now() : 0;
 	struct timespec ts;
 	int r;
 
@@ -314,6 +330,8 @@ static void loop_sleep(struct worker *w)
 	ts.tv_nsec = timeout % 1000000000;
 	r = ppoll(fds, LOOP_POLL_COUNT, timeout == UINT64_MAX ? NULL : &ts,
 		  NULL);
+	if (w->spin_ns)
+		w->slept_ns = net_now() - began;
 	/* EINTR: the next round looks at the rings, and then sleeps again. */
 	if (r < 0)
 		return;

@@ -108,9 +108,9 @@ struct ring_position {
 struct worker_conf {
 	int32_t tap_fd; /* one queue of the TAP, non-blocking */
 	int32_t events_fd; /* eventfd: a ring broke or was fenced; -1 none */
-	uint32_t pair; /* names the thread, nothing else */
+	char name[16]; /* of the thread; ends with a 0 */
 	uint32_t manual; /* no thread: the caller calls worker_step() */
-	uint64_t spin_ns; /* how long to look for work before sleeping */
+	uint64_t spin_ns; /* how long to look for work instead of sleeping */
 	uint64_t poll_min_ns; /* first sleep without kicks, ... */
 	uint64_t poll_max_ns; /* ... whose length doubles up to this */
 	uint64_t hold_ns; /* how long a packet waits for buffers */

@@ -5,7 +5,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -17,10 +16,9 @@
  * accesses of this thread cause: if such a signal is blocked when it occurs,
  * the kernel ends the process without calling the handler.
  */
-static int worker_spawn(struct worker *w, uint32_t pair)
+static int worker_spawn(struct worker *w, const char *name)
 {
 	sigset_t all, old;
-	char name[16];
 	int r;
 
 	sigfillset(&all);
@@ -34,7 +32,6 @@ static int worker_spawn(struct worker *w, uint32_t pair)
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	if (r)
 		return -r;
-	snprintf(name, sizeof(name), "vhostpci-%u", pair);
 	pthread_setname_np(w->thread, name);
 	return 0;
 }
@@ -62,6 +59,7 @@ static void worker_init(struct worker *w, const struct worker_conf *conf)
 	w->tap_fd = conf->tap_fd;
 	w->events_fd = conf->events_fd;
 	w->spin_ns = conf->spin_ns;
+	w->slept_ns = UINT64_MAX;
 	w->poll_min_ns = conf->poll_min_ns;
 	w->poll_max_ns = conf->poll_max_ns;
 	w->sleep_ns = conf->poll_min_ns;
@@ -105,7 +103,7 @@ int worker_create(const struct worker_conf *conf, struct worker **ret)
 	w->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	r = w->wake_fd < 0 ? -errno : 0;
 	if (!r && !w->manual)
-		r = worker_spawn(w, conf->pair);
+		r = worker_spawn(w, conf->name);
 	if (r) {
 		worker_free(w);
 		return r;

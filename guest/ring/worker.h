@@ -29,7 +29,8 @@ struct worker {
 	int tap_fd;
 	int events_fd;
 	int wake_fd;
-	uint64_t spin_ns;
+	uint64_t spin_ns; /* 0: never */
+	uint64_t slept_ns; /* length of the last sleep; only if spin_ns */
 	uint64_t poll_min_ns;
 	uint64_t poll_max_ns;
 	uint64_t sleep_ns; /* length of the next sleep without kicks */

@@ -26,7 +26,8 @@ from vhostpci_shared.metadata import AgentRingState
 class FakePlane:
     """A `DataPlane` whose rings run until the agent or the test stops them."""
 
-    def __init__(self, tap_fds: Sequence[int] = (0,)) -> None:
+    def __init__(self, tap_fds: Sequence[int] = (0,), device: str = "") -> None:
+        self.device = device
         self.tap_fds = tuple(tap_fds)
         self.memory: tuple[MemRegion, ...] = ()
         self.running: dict[int, RingConf] = {}

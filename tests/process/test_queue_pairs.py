@@ -21,6 +21,7 @@ from tests.waiting import wait_for
 
 pytestmark = pytest.mark.process
 
+NAME = "net0"
 PAIRS = 8
 FLOWS = 64
 PAUSE = 1.0
@@ -54,7 +55,7 @@ def workers(agent: Program) -> list[str]:
     """The names of an agent's worker threads."""
     tasks = Path(f"/proc/{agent.process.pid}/task").glob("*/comm")
     names = [path.read_text().strip() for path in tasks]
-    return sorted(name for name in names if name.startswith("vhostpci-"))
+    return sorted(name for name in names if name.startswith(f"{NAME}/"))
 
 
 def wake_ups(agent: Program, worker: str) -> int:
@@ -85,7 +86,7 @@ def queues(pairs: int) -> list[str]:
 
 
 def test_each_pair_has_a_worker_and_a_queue_of_the_tap(shared: Lab) -> None:
-    assert workers(shared.agent) == [f"vhostpci-{pair}" for pair in range(PAIRS)]
+    assert workers(shared.agent) == [f"{NAME}/{pair}" for pair in range(PAIRS)]
     shown = shared.run_in_slave("ip", "-d", "link", "show", SLAVE_TAP).stdout
     assert f"numtxqueues {PAIRS}" in shown or "multi_queue" in shown
     assert shared.status()["agent"]["vectors"] == 1 + 2 * PAIRS
@@ -145,7 +146,7 @@ def test_workers_end_with_their_pairs(lab: Lab) -> None:
     wait_for(lambda: len(workers(agent)) == PAIRS, "eight workers")
     daemon.end()
     lab.start_daemon("--queue-pairs", "2")
-    wait_for(lambda: workers(agent) == ["vhostpci-0", "vhostpci-1"], "two workers")
+    wait_for(lambda: workers(agent) == [f"{NAME}/0", f"{NAME}/1"], "two workers")
     lab.start_master(queue_pairs=2).load(channels=2)
     lab.wait_carrier("UP")
     wait_for(lambda: lab.ping_from_master(1) == 1, "a ping comes back")
@@ -156,7 +157,7 @@ def test_worker_whose_queues_are_disabled_sleeps(shared: Lab, channels: Master) 
     agent = shared.agent
     channels.set_channels(1)
     wait_for(lambda: running(shared) == queues(1), "one pair runs")
-    idle = [wake_ups(agent, f"vhostpci-{pair}") for pair in range(1, PAIRS)]
+    idle = [wake_ups(agent, f"{NAME}/{pair}") for pair in range(1, PAIRS)]
     with Flows(SLAVE_ADDRESS, FLOWS) as flows:
         assert flows.rounds(10) == 0
-    assert [wake_ups(agent, f"vhostpci-{pair}") for pair in range(1, PAIRS)] == idle
+    assert [wake_ups(agent, f"{NAME}/{pair}") for pair in range(1, PAIRS)] == idle

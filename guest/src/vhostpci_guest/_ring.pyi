@@ -6,7 +6,7 @@ runs without the GIL.  A worker's owner calls from one thread at a time.  Only
 dataplane/native.py imports this.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, overload
 
 class _Struct: ...
@@ -72,7 +72,7 @@ class _FFI:
     def new(
         self,
         cdecl: Literal["struct worker_conf *", "struct ring_conf *"],
-        init: dict[str, int],
+        init: Mapping[str, int | bytes],
     ) -> _Struct: ...
     @overload
     def new(

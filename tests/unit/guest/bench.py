@@ -37,8 +37,8 @@ class Bench:
     def running(self) -> set[int]:
         return set(self.plane.running) if self.planes else set()
 
-    def make_plane(self, fds: object) -> FakePlane:
-        self.planes.append(FakePlane(fds))  # type: ignore[arg-type]
+    def make_plane(self, fds: object, device: str) -> FakePlane:
+        self.planes.append(FakePlane(fds, device))  # type: ignore[arg-type]
         return self.plane
 
     def attach(self) -> Link:

@@ -23,10 +23,10 @@ class Planes:
         self.no_more = False
         """Whether the machine has no thread for another."""
 
-    def __call__(self, fds: Sequence[int]) -> FakePlane:
+    def __call__(self, fds: Sequence[int], device: str) -> FakePlane:
         if self.no_more:
             raise OSError(11, "no thread")
-        self.made.append(FakePlane(fds))
+        self.made.append(FakePlane(fds, device))
         return self.made[-1]
 
 

@@ -44,7 +44,10 @@ def run(arguments: argparse.Namespace) -> None:
         if joined is not None:
             joined.make()
         control = _control(undo)
-        agent = Agent(_source(arguments), Ports(wanted, joined).make, Workers, control)
+        workers = partial(
+            Workers, cpus=arguments.cpus, poll=arguments.poll_us / 1_000_000
+        )
+        agent = Agent(_source(arguments), Ports(wanted, joined).make, workers, control)
         undo.callback(agent.close)
         netlink.preload()
         agent.run(stop, wakeup)

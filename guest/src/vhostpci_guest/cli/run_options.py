@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+MAX_POLL_US = 1000
+"""Less than the longest sleep of a ring without kicks, so that an idle one sleeps."""
+
 
 def _argument(parse: Callable[[str], _T]) -> Callable[[str], _T]:
     """Return `parse` with errors that argparse shows to the user."""
@@ -74,6 +77,22 @@ def _mac(text: str) -> "Rule":
     return parse_mac_rule(text)
 
 
+@_argument
+def _cpus(text: str) -> frozenset[int]:
+    from ..dataplane.cpus import parse_cpus
+
+    return parse_cpus(text)
+
+
+@_argument
+def _poll_us(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or int(text) > MAX_POLL_US:
+        raise ValueError(
+            f"{text!r} is not a number of microseconds from 0 to {MAX_POLL_US}"
+        )
+    return int(text)
+
+
 def add_run_options(run: argparse.ArgumentParser) -> None:
     """Add the options of `run` to its parser."""
     # A slave process has no PCI devices, and a slave VM has no socket of the daemon's.
@@ -101,6 +120,7 @@ def add_run_options(run: argparse.ArgumentParser) -> None:
     )
     _add_tap(run)
     _add_addresses(run)
+    _add_workers(run)
 
 
 def _add_tap(run: argparse.ArgumentParser) -> None:
@@ -147,4 +167,22 @@ def _add_addresses(run: argparse.ArgumentParser) -> None:
         metavar="[NAME=]MAC",
         help="with several devices as 02:00:00:00:00:{n}, or NAME=MAC for each; "
         "default: one of our own, the same each time",
+    )
+
+
+def _add_workers(run: argparse.ArgumentParser) -> None:
+    run.add_argument(
+        "--cpus",
+        type=_cpus,
+        metavar="LIST",
+        help="the processors that the threads which move packets may run on, as "
+        "0,3 or 2-5 or 0-6:2; default: any",
+    )
+    run.add_argument(
+        "--poll-us",
+        type=_poll_us,
+        default=0,
+        metavar="N",
+        help="look for packets for N microseconds before sleeping, while they come as "
+        "fast as that: answers come sooner, and cost more of the processor; default: 0",
     )

@@ -183,8 +183,9 @@ class DataPlane(Protocol):
         """Stop all rings and free everything."""
 
 
-PlaneMaker = Callable[[Sequence[int]], DataPlane]
-"""Makes a data plane on a TAP's descriptors, one for each queue pair."""
+PlaneMaker = Callable[[Sequence[int], str], DataPlane]
+"""Makes a data plane on a TAP's descriptors, one for each queue pair, and for the
+device of that name."""
 
 
 def check_base(base: int, device: int, regions: Sequence[MemRegion]) -> None:

@@ -30,6 +30,8 @@ from .faults import Fault, RingError, check, reason
 from .interface import MemRegion, RingConf, RingStatus, Stats
 
 MAX_PACKET = lib.RING_MAX_PACKET
+MAX_THREAD_NAME = 15
+"""Bytes in the name of a thread; Linux has no more."""
 MAX_REGIONS = lib.RING_MAX_REGIONS
 MAX_SIZE = lib.RING_MAX_SIZE
 
@@ -168,7 +170,8 @@ class Worker:
     stays the caller's and stays open until close(), as does ``events_fd``, an
     eventfd.  So do a ring's eventfds and mappings, until it is stopped.
 
-    Times are in seconds.  ``spin``: look for work so long before sleeping.
+    ``thread``: its name.  Times are in seconds.  ``spin``: look for work so long
+    before sleeping, as long as sleeps are as short as that.
     ``poll_min``, ``poll_max``: without kicks, sleep so long, twice as long each
     time.  ``hold``: how long a packet waits for the rest of its buffers.
     """
@@ -179,6 +182,7 @@ class Worker:
         *,
         events_fd: int | None = None,
         pair: int = 0,
+        thread: str | None = None,
         spin: float = 0.0,
         poll_min: float = 50e-6,
         poll_max: float = 5e-3,
@@ -192,7 +196,8 @@ class Worker:
             {
                 "tap_fd": tap_fd,
                 "events_fd": -1 if events_fd is None else events_fd,
-                "pair": pair,
+                # Linux takes no byte more, and C wants the 0 behind it.
+                "name": (thread or f"vhostpci-{pair}").encode()[:MAX_THREAD_NAME],
                 "manual": not threaded,
                 "spin_ns": round(spin * _NS),
                 "poll_min_ns": round(poll_min * _NS),

@@ -11,9 +11,10 @@ from vhostpci_shared.metadata import AgentRingState
 
 from ..eventfds import new_eventfd
 from ..interfaces import Eventfd
+from .cpus import threads_on
 from .faults import RingError
 from .interface import MemRegion, RingConf, RingRefused, RingStatus
-from .native import MAX_PACKET, RingIndex, Worker
+from .native import MAX_PACKET, MAX_THREAD_NAME, RingIndex, Worker
 
 _STOP = 0.4
 """Seconds that a worker may take to stop a ring; it needs microseconds."""
@@ -24,12 +25,22 @@ class Workers:
 
     Args:
         tap_fds: one for each queue pair.
+        device: the device's name, for the names of the threads.
+        cpus: the processors that the threads may run on; None: any.
+        poll: seconds for which a busy worker looks for packets before it sleeps.
 
     Raises:
         OSError: the machine has no thread for a worker.
     """
 
-    def __init__(self, tap_fds: Sequence[int]) -> None:
+    def __init__(
+        self,
+        tap_fds: Sequence[int],
+        device: str,
+        *,
+        cpus: frozenset[int] | None = None,
+        poll: float = 0.0,
+    ) -> None:
         self._fds: dict[int, list[int]] = {}
         """Calls and kicks, by ring: ours to close once the ring has stopped."""
         self._undo = ExitStack()
@@ -37,10 +48,19 @@ class Workers:
             self._events_fd = new_eventfd()
             # Registered before the workers, so closed after them: they write to it.
             undo.callback(os.close, self._events_fd)
-            self._workers = [
-                undo.enter_context(Worker(fd, events_fd=self._events_fd, pair=pair))
-                for pair, fd in enumerate(tap_fds)
-            ]
+            with threads_on(cpus):
+                self._workers = [
+                    undo.enter_context(
+                        Worker(
+                            fd,
+                            events_fd=self._events_fd,
+                            pair=pair,
+                            thread=thread_name(device, pair),
+                            spin=poll,
+                        )
+                    )
+                    for pair, fd in enumerate(tap_fds)
+                ]
             self._undo = undo.pop_all()
 
     def fileno(self) -> int:
@@ -105,6 +125,14 @@ def _given(conf: RingConf) -> Iterator[int]:
         yield conf.call.fd
     if conf.owns_kick and conf.kick_fd is not None:
         yield conf.kick_fd
+
+
+def thread_name(device: str, pair: int) -> str:
+    """Return the name of a worker's thread: the device, maybe cut, and the pair."""
+    pair_name = f"/{pair}".encode()
+    # Cut between two characters: the name goes to C in bytes.
+    cut = device.encode()[: MAX_THREAD_NAME - len(pair_name)]
+    return cut.decode("utf-8", "ignore") + pair_name.decode()
 
 
 def _split(index: int) -> tuple[int, RingIndex]:

@@ -194,7 +194,7 @@ class Rings:
             self._plane = None
         fds = self._port.open(device.queue_pairs, device.name)
         if self._plane is None:
-            self._plane = self._make_plane(fds)
+            self._plane = self._make_plane(fds, device.name)
             self._queue_pairs = device.queue_pairs
             self._plane.set_memory(self.wanted.memory)
 

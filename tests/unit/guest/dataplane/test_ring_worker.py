@@ -198,14 +198,51 @@ def test_full_socket_that_the_master_made_blocking_holds_no_worker_up(
         assert pair.worker.stop(TX, 1.0) == (start + 1) % 2**16
 
 
-def test_an_idle_worker_sleeps(start: int) -> None:
-    with Pair(start=start, threaded=True) as pair:
+@pytest.mark.parametrize("spin", [0.0, 5e-3])
+def test_an_idle_worker_sleeps(start: int, spin: float) -> None:
+    with Pair(start=start, threaded=True, spin=spin) as pair:
         pair.rx.post(100)
         pair.rx.kick()
         time.sleep(0.05)
         before = cpu_time("vhostpci-0")
         time.sleep(0.2)
         assert cpu_time("vhostpci-0") - before < 0.01
+
+
+def test_a_worker_that_polls_needs_no_kick_for_the_next_packet(start: int) -> None:
+    # Half a second, so that it is busy still when we get a processor again.
+    with Pair(start=start, event_idx=True, threaded=True, spin=0.5) as pair:
+        buffer = Desc(pair.memory.allocate(64), 64)
+        for _ in range(50):
+            pair.tx.offer(buffer)
+            pair.tx.kick()
+            assert wait_for(pair.tx.collect)
+            assert wait_for(pair.packets)
+        assert pair.status(TX).stats.kicks < 10
+
+
+def test_a_worker_that_polls_sees_a_packet_in_the_tap(start: int) -> None:
+    with Pair(start=start, threaded=True, spin=0.5) as pair:
+        for _ in range(8):
+            pair.rx.post(100)
+        pair.rx.kick()
+        for _ in range(5):
+            pair.tap.send(HDR + b"x")
+            began = time.monotonic()
+            assert wait_for(pair.rx.collect)
+        assert time.monotonic() - began < 0.25
+
+
+def test_a_worker_does_not_poll_when_packets_come_seldom(start: int) -> None:
+    with Pair(start=start, event_idx=True, threaded=True, spin=0.01) as pair:
+        buffer = Desc(pair.memory.allocate(64), 64)
+        before = cpu_time("vhostpci-0")
+        for _ in range(10):
+            time.sleep(0.03)
+            pair.tx.offer(buffer)
+            pair.tx.kick()
+            assert wait_for(pair.tx.collect)
+        assert cpu_time("vhostpci-0") - before < 0.04
 
 
 def test_a_worker_without_buffers_sleeps_though_the_tap_has_packets(

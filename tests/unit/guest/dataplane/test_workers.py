@@ -7,6 +7,7 @@ The rings are a fake master's, the TAP is a socket pair.
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,7 @@ from vhostpci_guest.dataplane.interface import (
     RingRefused,
     used_index,
 )
-from vhostpci_guest.dataplane.workers import Workers
+from vhostpci_guest.dataplane.workers import Workers, thread_name
 from vhostpci_guest.eventfds import drain
 from vhostpci_guest.interfaces import Doorbell, Eventfd
 from vhostpci_guest.serve import features
@@ -40,7 +41,7 @@ class Bench:
         self.ours, self.tap = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.ours.setblocking(False)
         self.tap.settimeout(5)
-        self.plane = Workers([self.ours.fileno()])
+        self.plane = Workers([self.ours.fileno()], "web")
         self.memory = self.machine.memory.table()
         self.plane.set_memory(self.memory)
 
@@ -218,3 +219,39 @@ def test_used_index_outside_the_memory_is_refused(bench: Bench, device: int) -> 
 
 def test_ring_of_no_pair_is_idle(bench: Bench) -> None:
     assert bench.plane.status(9).state is AgentRingState.IDLE
+
+
+@pytest.mark.parametrize(
+    ("device", "pair", "name"),
+    [
+        ("web", 0, "web/0"),
+        ("a-name-of-20-letters", 7, "a-name-of-20-/7"),
+        ("a-name-of-20-letters", 12, "a-name-of-20/12"),
+        (
+            "\N{GREEK SMALL LETTER ALPHA}" * 9,
+            0,
+            "\N{GREEK SMALL LETTER ALPHA}" * 6 + "/0",
+        ),
+        ("", 1, "/1"),
+    ],
+)
+def test_name_of_a_thread_tells_device_and_pair(
+    device: str, pair: int, name: str
+) -> None:
+    assert thread_name(device, pair) == name
+    assert len(name.encode()) <= 15
+
+
+def test_threads_have_their_names_and_processors(bench: Bench) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    plane = Workers([bench.ours.fileno()], "db", cpus=frozenset({cpu}))
+    try:
+        names = {
+            path.read_text().strip(): int(path.parent.name)
+            for path in Path("/proc/self/task").glob("*/comm")
+        }
+        assert {"web/0", "db/0"} <= set(names)
+        assert os.sched_getaffinity(names["db/0"]) == {cpu}
+        assert os.sched_getaffinity(names["web/0"]) == os.sched_getaffinity(0)
+    finally:
+        plane.close()

@@ -32,6 +32,11 @@ def test_rings_start_when_the_daemon_says_so(bench: Bench) -> None:
     assert bench.daemon.poked()
 
 
+def test_data_plane_knows_the_name_of_its_device(bench: Bench) -> None:
+    bench.publish(*pair(2))
+    assert bench.plane.device == "net0"
+
+
 def test_nothing_runs_before_the_daemon_has_beaten_once(bench: Bench) -> None:
     assert bench.link is not None
     bench.daemon.publish(*pair(2))
