@@ -6,7 +6,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
@@ -121,13 +121,12 @@ class Rings:
     def stop_for(self, want: Want) -> bool:
         """Stop the rings that `want` does not allow; return whether all did stop."""
         steps = plan(self.wanted, want, self._runs)
+        # Before the rings stop: what the kernel puts into a queue after that is lost.
+        with suppress(Unusable):  # the TAP is gone: its next user reports that
+            self._use_queues(self._used_pairs & self._pairs_of(want))
         stopped = [self._stop(index) for index in steps.stop]
         if not all(stopped):
             return False
-        # Before the daemon gets our answer: the master's driver then reads no more from
-        # these pairs, and what the kernel put into their queues would be lost.
-        with suppress(Unusable):  # the TAP is gone: its next user reports that
-            self._use_queues(self._used_pairs & self._pairs_of(want))
         # Only now: all rings use the memory, and `plan` has stopped all of them.
         if self._plane is not None and steps.remap:
             self._plane.set_memory(want.memory)
@@ -208,17 +207,23 @@ class Rings:
         self.waiting_for_peer = False
         if self._plane is None:
             return []
-        self._use_queues(self._pairs_of(self.wanted))
-        if not start:
-            return []
+        refused = self._start_all(self._plane, start) if start else []
+        # Not before: a ring of a new driver starts with an empty queue.
+        self._use_queues(self._pairs_to_use())
+        return refused
+
+    def _start_all(
+        self, plane: DataPlane, indexes: Sequence[int]
+    ) -> list[tuple[int, str]]:
+        """Start these rings; return those refused, and why."""
         options = features.options(self.wanted.features)
         # Before a queue is emptied: a packet that comes after that is one that the
         # driver takes, for instance with its checksum.
         self._port.set_options(options)
         refused = []
-        for index in start:
+        for index in indexes:
             try:
-                self._start(self._plane, index, options)
+                self._start(plane, index, options)
             except RingRefused as why:
                 self._set_state(index, why.state)
                 refused.append((index, str(why)))
@@ -236,6 +241,18 @@ class Rings:
         # kernel detaches loses its packets.
         run = frozenset(i // 2 for i, ring in enumerate(want.rings) if ring.runs)
         return self._used_pairs if want.absent or not run else run
+
+    def _pairs_to_use(self) -> frozenset[int]:
+        """Return the wanted pairs that read from their queue now, or used it before."""
+        wanted = self._pairs_of(self.wanted)
+        return frozenset(
+            pair for pair in wanted if pair in self._used_pairs or self._reads(pair)
+        )
+
+    def _reads(self, pair: int) -> bool:
+        """Whether a pair's receive ring runs, which takes packets from its queue."""
+        run = self._runs.get(2 * pair)
+        return run is not None and run.state is AgentRingState.RUNNING
 
     def _use_queues(self, pairs: frozenset[int]) -> None:
         self._port.use_queues(pairs)

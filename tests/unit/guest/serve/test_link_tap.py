@@ -68,13 +68,46 @@ def test_tap_uses_the_queues_of_pairs_that_run(two: Bench) -> None:
 def test_queue_of_a_disabled_pair_is_detached_before_the_answer(
     two: Bench,
 ) -> None:
-    """The master waits for the answer, and then uses the queue no more."""
+    """A front-end that waits for the answer uses the queue no more after it."""
     before = two.publish(*pair(2), *ON)
     answered: list[int] = []
     two.port.watch = lambda: answered.append(two.daemon.agent().generation)
     two.publish(*pair(2), *OFF)
     assert answered == [before]
     assert two.port.used == {0}
+
+
+def test_queue_of_a_disabled_pair_is_detached_before_its_ring_stops(two: Bench) -> None:
+    """What the kernel puts into it between the two would be lost."""
+    two.publish(*pair(2), *ON)
+    running: list[set[int]] = []
+    two.port.watch = lambda: running.append(set(two.running))
+    two.publish(*pair(2), *OFF)
+    assert running == [{0, 1, 2, 3}]
+    assert two.running == {0, 1}
+
+
+def test_queue_is_attached_when_the_pairs_receive_ring_runs(two: Bench) -> None:
+    """What came before would be thrown away, as if it were for an earlier driver."""
+    two.publish(*pair(2), *OFF)
+    seen: list[tuple[set[int], list[int]]] = []
+    two.port.watch = lambda: seen.append((set(two.running), two.port.discarded.copy()))
+    two.publish(*pair(2), *ON)
+    assert seen == [({0, 1, 2, 3}, two.port.discarded)]
+
+
+def test_queue_is_not_attached_while_the_receive_ring_waits_for_its_peer(
+    two: Bench,
+) -> None:
+    two.publish(*pair(2), *OFF)
+    two.device.absent = {9}
+    two.publish(*pair(2), replace(ON[0], call_peer=9), ON[1])
+    assert two.running == {0, 1, 3}
+    assert two.port.used == {0}
+    two.device.absent = set()
+    two.look()
+    assert two.running == {0, 1, 2, 3}
+    assert two.port.used == {0, 1}
 
 
 def test_queues_stay_attached_while_rings_only_pause(two: Bench) -> None:
