@@ -21,7 +21,7 @@ import pytest
 from tests.assumptions import qtest
 from tests.vm import qemu
 from tests.vm.qmp import Qmp
-from tests.waiting import PROCESS_TIMEOUT, until
+from tests.waiting import PROCESS_TIMEOUT, until, wait_for
 from vhostpci_host.daemon.listeners import PathListener, Place
 from vhostpci_host.fds import Fd
 from vhostpci_host.hotplug import qmp_vm
@@ -150,7 +150,7 @@ async def plug_until_done(vm: QmpVm, device: str, plug: Plug) -> None:
 
 async def until_done(work: Callable[[], Awaitable[Any]]) -> None:
     """Call `work` until it raises no PlugError: firmware needs seconds to start."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PROCESS_TIMEOUT
     while True:
         try:
             await work()
@@ -159,6 +159,25 @@ async def until_done(work: Callable[[], Awaitable[Any]]) -> None:
             await asyncio.sleep(0.2)
         else:
             return
+
+
+async def firmware_has_run(directory: Path) -> None:
+    """Return once firmware has given all root ports their addresses.
+
+    Beside other load that takes half a minute, and a reconciler that begins before it
+    pauses for up to ten seconds between its attempts.
+    """
+
+    def ranges() -> list[tuple[int, int]]:
+        with Qmp(directory / "test") as monitor:
+            (bus,) = monitor.execute("query-pci", {})
+        bridges = [d["pci_bridge"] for d in bus["devices"] if "pci_bridge" in d]
+        found = [bridge["bus"]["prefetchable_range"] for bridge in bridges]
+        return [(one["base"], one["limit"]) for one in found]
+
+    await asyncio.to_thread(
+        wait_for, lambda: all(base < limit for base, limit in ranges()), ranges
+    )
 
 
 def reset(directory: Path) -> None:
@@ -186,6 +205,7 @@ def test_loop_that_plugs_also_answers_the_handshakes(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with way_to(tmp_path) as (vm, shown):
             wanted = frozenset({shown.show(0, 64 * 1024), shown.show(300, GIB)})
+            await firmware_has_run(tmp_path)
             plugger = Reconciler("web", "slave", vm, vm.close)
             plugger.want(wanted)
             await until(lambda: plugger.status()["plugged"] == [0, 300])
