@@ -14,7 +14,12 @@ from vhostpci_shared.wire import ProtocolError
 log = logging.getLogger(__name__)
 
 ALIVE = 2.0
-"""Seconds for which an agent that writes nothing is still waited for."""
+"""Seconds for which an agent that writes nothing is still waited for.
+
+By our clock, also for a slave VM that has to wait for a processor: how long its guest
+could run is not known here.  To take a slow agent for a silent one harms nothing: it
+keeps its rings, and a quiesce fences it at once instead of waiting for it.
+"""
 LOG_PAUSE = 1.0
 """Seconds between two lines about what the agent says."""
 _HEARTBEAT = slice(8, 16)
@@ -151,8 +156,8 @@ class AgentView:
         silent = self.silent
         if silent and not self._silence_told:
             log.warning(
-                "%s: the agent has said nothing for %g s: it hangs, or the slave does, "
-                "and no packet crosses until it is back",
+                "%s: the agent has said nothing for %g s: it hangs, or the slave does "
+                "or has no processor to run on; packets may not cross until it is back",
                 self._name,
                 ALIVE,
             )
