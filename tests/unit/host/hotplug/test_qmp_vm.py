@@ -31,10 +31,15 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten the time limits: only for tests in which an answer never comes."""
+def silent_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the time limits of QEMU: only for tests in which it never answers."""
     monkeypatch.setattr(qmp_monitor, "GREETING_TIME", 0.5)
     monkeypatch.setattr(qmp_monitor, "COMMAND_TIME", 0.5)
+
+
+@pytest.fixture
+def silent_guest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the time limit of a guest that releases nothing, or does so unheard."""
     monkeypatch.setattr(qmp_vm, "GUEST_TIME", 0.5)
 
 
@@ -193,7 +198,7 @@ def test_unplug_returns_when_the_guest_has_released_the_device(play: Played) -> 
     play(scenario)
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("silent_guest")
 @pytest.mark.parametrize("answer", [FakeQemu.ignore_unplugs, FakeQemu.refuse_unplugs])
 def test_guest_that_does_not_release_a_device_is_an_error_and_is_asked_again(
     play: Played, answer: Callable[[FakeQemu], None]
@@ -215,7 +220,7 @@ def test_guest_that_does_not_release_a_device_is_an_error_and_is_asked_again(
     play(scenario)
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("silent_guest")
 def test_unplug_succeeds_although_the_event_was_lost(play: Played) -> None:
     async def scenario(qemu: FakeQemu, vm: QmpVm) -> None:
         await vm.plug("web", METADATA)
@@ -309,7 +314,7 @@ def test_vm_that_ends_in_a_command_is_away(play: Played) -> None:
     play(scenario)
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("silent_qemu")
 def test_command_without_an_answer_ends_the_connection(
     play: Played,
 ) -> None:
@@ -324,7 +329,7 @@ def test_command_without_an_answer_ends_the_connection(
     play(scenario)
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("silent_qemu")
 def test_all_devices_give_up_together_on_a_socket_that_never_greets(
     play: Played,
 ) -> None:
@@ -423,7 +428,7 @@ def test_whole_life_of_a_device(play: Played) -> None:
     play(scenario)
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("silent_qemu")
 def test_qemu_that_stops_answering_is_logged_once(
     play: Played, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -449,7 +454,7 @@ def test_eventfds_that_qemu_goes_on_watching_are_cleared(play: Played) -> None:
     play(scenario)
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("silent_guest")
 def test_eventfds_of_a_late_unplug_are_cleared_before_the_next_plug(
     play: Played,
 ) -> None:
