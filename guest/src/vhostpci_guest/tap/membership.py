@@ -68,6 +68,8 @@ def _parse(data: bytes) -> dict[int, bytes]:
     found = {}
     while len(data) >= _rtattr.size:
         size, kind = _rtattr.unpack_from(data)
+        if size < _rtattr.size:  # it would be read without end
+            raise OSError(errno.EBADMSG, f"an attribute of {size} bytes")
         found[kind & ~_NESTED] = data[_rtattr.size : size]
         data = data[-(-size // 4) * 4 :]
     return found

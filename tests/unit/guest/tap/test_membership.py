@@ -8,6 +8,7 @@ import pytest
 from vhostpci_guest.tap.membership import bridge_name, bridge_of
 
 IFNAME, LINKINFO, INFO_KIND = 3, 18, 1
+NESTED = 0x8000
 
 
 @pytest.mark.parametrize(
@@ -16,9 +17,37 @@ IFNAME, LINKINFO, INFO_KIND = 3, 18, 1
 )
 def test_only_a_bridge_is_named(kind: bytes, name: str | None) -> None:
     """A kernel may lack bonds and VRFs, so here is what it would say of them."""
-    padding = bytes(-len(kind) % 4)
-    info = struct.pack("=HH", 4 + len(kind), INFO_KIND) + kind + padding
+    info = attribute(INFO_KIND, kind)
     assert bridge_name({IFNAME: b"br0\0", LINKINFO: info}) == name
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """Return an attribute as the kernel writes it: aligned to four bytes."""
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def test_attribute_after_one_of_any_length_is_found() -> None:
+    kind = attribute(INFO_KIND, b"bridge\0")
+    for size in range(9):
+        info = attribute(7, bytes(size)) + kind
+        assert bridge_name({IFNAME: b"br0\0", LINKINFO: info}) == "br0"
+
+
+def test_attribute_that_is_cut_off_is_left_out() -> None:
+    info = attribute(INFO_KIND, b"bridge\0") + b"\x08\0\1"
+    assert bridge_name({IFNAME: b"br0\0", LINKINFO: info}) == "br0"
+
+
+@pytest.mark.parametrize("size", [0, 3])
+def test_attribute_that_is_shorter_than_its_header_is_an_error(size: int) -> None:
+    info = struct.pack("=HH", size, INFO_KIND)
+    with pytest.raises(OSError, match=f"an attribute of {size} bytes"):
+        bridge_name({IFNAME: b"br0\0", LINKINFO: info})
+
+
+def test_attribute_with_the_flag_of_those_that_hold_others_is_found() -> None:
+    info = attribute(NESTED | INFO_KIND, b"bridge\0")
+    assert bridge_name({IFNAME: b"br0\0", LINKINFO: info}) == "br0"
 
 
 def test_interface_of_no_kind_is_no_bridge() -> None:
