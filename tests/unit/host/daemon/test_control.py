@@ -4,6 +4,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.waiting import TIMEOUT
+from tests.waiting import TIMEOUT, until
 from vhostpci_host.daemon import control
 from vhostpci_host.daemon.control import Control, Request
 from vhostpci_host.daemon.listeners import PathListener, Place
@@ -77,6 +78,37 @@ def test_connection_that_says_nothing_is_closed(
 ) -> None:
     monkeypatch.setattr(control, "LINE_TIMEOUT", 0.05)
     assert asyncio.run(conversation(tmp_path / "control", b'{"half a li')) == b""
+
+
+def test_connection_whose_line_is_too_long_is_closed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    line = b"x" * (2 * control.MAX_LINE + 1)
+    # An end with bytes that were not read is a reset.
+    with contextlib.suppress(ConnectionError):
+        assert asyncio.run(conversation(tmp_path / "control", line)) == b""
+    assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
+
+
+def test_connection_that_reads_no_answer_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """More answers than the socket and both ends' buffers take."""
+    monkeypatch.setattr(control, "LINE_TIMEOUT", 0.05)
+    what = "x" * 60000
+    line = json.dumps({"command": "echo", "what": what}).encode() + b"\n"
+
+    async def scenario() -> None:
+        ours, said = Control(), caplog.records
+        with serving(tmp_path / "control", ours):
+            _, writer = await asyncio.open_unix_connection(tmp_path / "control")
+            writer.write(100 * line)
+            await until(lambda: ours._callers)
+            await until(lambda: not ours._callers)
+            writer.transport.abort()
+        assert [r for r in said if r.levelno >= logging.ERROR] == []
+
+    asyncio.run(scenario())
 
 
 def test_connection_has_an_answer_for_each_line(tmp_path: Path) -> None:
