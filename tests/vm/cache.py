@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -44,6 +44,29 @@ def fresh(target: Path) -> Iterator[Path]:
         os.utime(path)  # an archive may have given it an old time
         with suppress(OSError) if target.exists() else nullcontext():
             path.rename(target)  # unless another process was quicker
+
+
+def entry(
+    kind: str, inputs: Iterable[str], make: Callable[[Path, Path], None], *, keep: int
+) -> Path:
+    """Return the cached directory that has these inputs; make it if it is not there.
+
+    The caller holds the cache's lock.
+
+    Args:
+        kind: the directory of the cache that it is in.
+        inputs: all that it is made of.
+        make: gets an empty directory to fill, and the place where that will lie.
+        keep: how many of its kind stay.
+    """
+    place = cache_dir() / kind / digest(inputs)
+    if not place.exists():
+        with fresh(place) as path:
+            path.mkdir()
+            make(path, place)
+        discard_old(place.parent.glob("*"), keep=keep)
+    os.utime(place)  # in use: the last to be discarded
+    return place
 
 
 IN_USE = 3600.0

@@ -6,20 +6,12 @@ packages are unpacked, not installed: their scripts do not run.
 """
 
 import logging
-import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from tests.vm import debs
-from tests.vm.cache import (
-    cache_dir,
-    digest,
-    discard_old,
-    fresh,
-    one_at_a_time,
-    sums,
-)
+from tests.vm.cache import cache_dir, entry, one_at_a_time, sums
 
 log = logging.getLogger(__name__)
 
@@ -34,24 +26,22 @@ BUILDS = "build"
 def make(packages: Sequence[str], archive: debs.Archive) -> Path:
     """A root with ``packages`` and all that they depend on, from the cache if there."""
     found = debs.resolve(packages, archive)
-    makers = sums([Path(__file__), Path(debs.__file__)])
-    root = cache_dir() / "chroots" / digest([repr(found), *makers])
-    if not root.exists():
+
+    def unpack(root: Path, _: Path) -> None:
         directory = cache_dir() / "debs"
         debs.download([deb.package for deb in found], found, directory, archive)
         log.info("unpacking %d packages to build with", len(found))
-        with fresh(root) as path:
-            for name in ("dev", "proc", "tmp", BUILDS):
-                (path / name).mkdir(parents=True)
-            debs.merge_usr(path)
-            for deb in found:
-                debs.unpack(directory / deb.filename, path)
-            for name, target in LINKS.items():
-                if not (path / name).exists():
-                    (path / name).symlink_to(target)
-        discard_old(root.parent.glob("*"), keep=1)
-    os.utime(root)  # in use: the last to be discarded
-    return root
+        for name in ("dev", "proc", "tmp", BUILDS):
+            (root / name).mkdir()
+        debs.merge_usr(root)
+        for deb in found:
+            debs.unpack(directory / deb.filename, root)
+        for name, target in LINKS.items():
+            if not (root / name).exists():
+                (root / name).symlink_to(target)
+
+    makers = sums([Path(__file__), Path(debs.__file__)])
+    return entry("chroots", [repr(found), *makers], unpack, keep=1)
 
 
 def run(root: Path, directory: Path, *argv: str) -> subprocess.CompletedProcess[str]:

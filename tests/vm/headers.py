@@ -5,18 +5,10 @@ They are not installed: KDIR=<directory> is what a build needs to know.
 """
 
 import logging
-import os
 from pathlib import Path
 
 from tests.vm import debs
-from tests.vm.cache import (
-    cache_dir,
-    digest,
-    discard_old,
-    fresh,
-    one_at_a_time,
-    sums,
-)
+from tests.vm.cache import cache_dir, entry, one_at_a_time, sums
 from tests.vm.kernels import THIS_DEBIAN, Kernel
 
 log = logging.getLogger(__name__)
@@ -34,17 +26,16 @@ def unpacked(kernel: Kernel) -> Path:
         return made
     packages, archive = kernel.header_packages(), kernel.archive()
     found = debs.locate(packages, archive)
-    tree = cache_dir() / "headers" / digest([repr(found), *sums([Path(__file__)])])
-    if not tree.exists():
+
+    def unpack(path: Path, tree: Path) -> None:
         debs.download(packages, found, cache_dir() / "debs", archive)
         log.info("unpacking the headers of Linux %s", kernel.release())
-        with fresh(tree) as path:
-            path.mkdir()
-            for deb in found:
-                debs.unpack(cache_dir() / "debs" / deb.filename, path)
-            _move(path, tree)
-        discard_old(tree.parent.glob("*"), keep=6)
-    os.utime(tree)  # in use: the last to be discarded
+        for deb in found:
+            debs.unpack(cache_dir() / "debs" / deb.filename, path)
+        _move(path, tree)
+
+    inputs = [repr(found), *sums([Path(__file__)])]
+    tree = entry("headers", inputs, unpack, keep=6)
     return tree / f"usr/src/linux-headers-{kernel.release()}"
 
 

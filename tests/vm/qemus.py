@@ -11,14 +11,13 @@ is QEMU itself, and the script's path is a QEMU for whatever wants one (`--qemu 
 """
 
 import logging
-import os
 import shutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from tests.vm import debs, suites
-from tests.vm.cache import cache_dir, digest, discard_old, fresh, one_at_a_time, sums
+from tests.vm.cache import cache_dir, entry, one_at_a_time, sums
 from tests.vm.kernels import SUPPORTED_KERNELS, TABLE, Kernel, is_of
 
 log = logging.getLogger(__name__)
@@ -75,22 +74,20 @@ def _unpacked(suite: str) -> Path:
     """The cached directory with a suite's QEMU."""
     archive = suites.archive(suite)
     found = debs.resolve([PACKAGE], archive)
-    root = cache_dir() / "qemus" / digest([repr(found), *sums([Path(__file__)])])
-    if not root.exists():
+
+    def unpack(path: Path, root: Path) -> None:
         directory = cache_dir() / "debs"
         debs.download([deb.package for deb in found], found, directory, archive)
         log.info("unpacking the QEMU of Debian's %s", suite)
-        with fresh(root) as path:
-            path.mkdir()
-            debs.merge_usr(path)
-            for deb in found:
-                debs.unpack(directory / deb.filename, path)
-            for name in NOT_NEEDED:
-                shutil.rmtree(path / name)
-            _write_script(path / PROGRAM, suite, root)
-        discard_old(root.parent.glob("*"), keep=len(SUPPORTED))
-    os.utime(root)  # in use: the last to be discarded
-    return root
+        debs.merge_usr(path)
+        for deb in found:
+            debs.unpack(directory / deb.filename, path)
+        for name in NOT_NEEDED:
+            shutil.rmtree(path / name)
+        _write_script(path / PROGRAM, suite, root)
+
+    inputs = [repr(found), *sums([Path(__file__)])]
+    return entry("qemus", inputs, unpack, keep=len(SUPPORTED))
 
 
 def _write_script(script: Path, suite: str, root: Path) -> None:

@@ -51,6 +51,21 @@ def test_host_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_in_use(host)
 
 
+def test_directory_with_the_same_inputs(tmp_path: Path) -> None:
+    made: list[Path] = []
+
+    def make(path: Path, place: Path) -> None:
+        made.append(place)
+        (path / "file").touch()
+
+    first = cache.entry("things", ["a", "b"], make, keep=1)
+    os.utime(first, (LONG_AGO, LONG_AGO))
+    assert cache.entry("things", ["a", "b"], make, keep=1) == first
+    assert made == [first]
+    assert (first / "file").exists()
+    assert is_in_use(first)
+
+
 def test_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(headers, "unpacked", lambda _: tmp_path)
     monkeypatch.setattr(kernels.Kernel, "release", lambda _: "6.1")
