@@ -22,8 +22,9 @@ def test_packets_go_through_the_ring_and_past_it(
 
 def test_one_driver_works_with_both_sides_in_turn(tmp_path: Path) -> None:
     program = ring.build(tmp_path)
-    for path in ("split mergeable", "split inorder non-mergeable"):
+    for path in ("split mergeable", "split inorder non-mergeable", "packed mergeable"):
         output = ring.run(program, ring.PATHS[path], Plan(quick=True))
+        assert output.line > 0
         assert output.version.startswith("DPDK")
         found = list(ring.figures(path, output))
         assert len(found) == 4

@@ -15,7 +15,8 @@
  *
  * bench EAL... -- SOCKET DRIVER RUNS BURSTS
  *	DRIVER: the driver's settings, such as "mrg_rxbuf=1,in_order=0"
- * Prints "hz N", "version TEXT", "features N", and for each run and side "tx|rx
+ * Prints "hz N", "version TEXT", "line TICKS...": what a cache line takes from one
+ * core to the other and back, and for each run and side "tx|rx
  * SIZE NAME TICKS...": the TSC's ticks of each burst of SIDE_BURST packets.
  */
 #include <sched.h>
@@ -36,6 +37,7 @@
 
 enum {
 	BENCH_DRIVER_CORE = 1,
+	BENCH_LINES = 1001,
 	BENCH_WARM_UP = 64, /* bursts: the ring is used from end to end */
 	BENCH_SPINS = 1000,
 	BENCH_WAIT_S = 10,
@@ -149,7 +151,7 @@ static int bench_driver(void *arg)
 	while (bench_wait(BENCH_DEVICE) != BENCH_END) {
 		if (bench_direction == SIDE_TX)
 			bench_send();
-		else
+		else if (bench_direction == SIDE_RX)
 			bench_receive();
 		bench_give(BENCH_DEVICE);
 	}
@@ -194,10 +196,31 @@ static void bench_run(const struct side *side, unsigned int bursts,
 	putchar('\n');
 }
 
+/*
+ * How far the two cores are from each other explains much of what a packet
+ * takes, and differs from machine to machine, and from hour to hour on a
+ * virtual one.
+ */
+static void bench_lines(void)
+{
+	bench_direction = SIDE_DIRECTIONS; /* the driver does nothing */
+	printf("line");
+	for (int i = 0; i < BENCH_LINES; i++) {
+		uint64_t began = rte_rdtsc_precise();
+
+		bench_give(BENCH_DRIVER);
+		bench_wait(BENCH_DRIVER);
+		printf(" %lu", rte_rdtsc_precise() - began);
+	}
+	putchar('\n');
+}
+
 /* Every other run begins with the other side. */
 static void bench_all(unsigned int runs, unsigned int bursts)
 {
-	uint16_t index[SIDE_DIRECTIONS] = {0};
+	/* A packed ring starts at 0 with its wrap counter, bit 15, at 1. */
+	uint16_t first = bench_setup.packed ? 0x8000 : 0;
+	uint16_t index[SIDE_DIRECTIONS] = {first, first};
 
 	for (unsigned int run = 0; run < runs; run++)
 		for (int d = 0; d < SIDE_DIRECTIONS; d++)
@@ -333,8 +356,7 @@ static void bench_find_setup(void)
 	bench_find_rings();
 	for (int i = 0; i < 2; i++)
 		bench_sides[i]->init(&bench_setup);
-	printf("hz %lu\nversion %s\nfeatures %lu\n", rte_get_tsc_hz(),
-	       rte_version(), bench_features);
+	printf("hz %lu\nversion %s\n", rte_get_tsc_hz(), rte_version());
 }
 
 int main(int argc, char **argv)
@@ -351,6 +373,7 @@ int main(int argc, char **argv)
 	bench_find_setup();
 	if (rte_eal_remote_launch(bench_driver, NULL, BENCH_DRIVER_CORE))
 		die("the driver's core does not start");
+	bench_lines();
 	bench_all(strtoul(argv[3], NULL, 10), strtoul(argv[4], NULL, 10));
 	bench_give(BENCH_END);
 	rte_eal_wait_lcore(BENCH_DRIVER_CORE);

@@ -12,6 +12,9 @@ enum {
 
 static const struct side_setup *ours_setup;
 static struct worker *ours_worker;
+/* In shared memory when in use: a worker looks at one and writes the other. */
+static struct ring_meta ours_meta __attribute__((aligned(64)));
+static struct ring_position ours_position __attribute__((aligned(64)));
 static enum side_direction ours_direction;
 static uint32_t ours_size;
 
@@ -41,7 +44,8 @@ static void ours_init(const struct side_setup *setup)
 
 static uint32_t ours_flags(void)
 {
-	return (ours_setup->mergeable ? RING_MRG_RXBUF : 0) |
+	return (ours_setup->packed ? RING_PACKED : 0) |
+	       (ours_setup->mergeable ? RING_MRG_RXBUF : 0) |
 	       (ours_setup->in_order ? RING_IN_ORDER : 0) |
 	       (ours_setup->indirect ? RING_INDIRECT : 0);
 }
@@ -61,10 +65,18 @@ static void ours_begin(enum side_direction direction, uint16_t index,
 		.max_packet = RING_MAX_PACKET,
 		.kick_fd = -1, /* the driver polls, and so do we */
 		.call_fd = -1,
+		.meta_addr = (uintptr_t)&ours_meta,
 	};
-	int r = worker_start_ring(
-		ours_worker, direction == SIDE_RX ? RING_RX : RING_TX, &conf);
+	int r;
 
+	if (ours_setup->packed) {
+		/* Each start is one of a new ring: there is no predecessor. */
+		ours_position = (struct ring_position){0};
+		conf.position_addr = (uintptr_t)&ours_position;
+		conf.origin = 1;
+	}
+	r = worker_start_ring(ours_worker,
+			      direction == SIDE_RX ? RING_RX : RING_TX, &conf);
 	if (r)
 		die("our worker cannot start a ring: error %d", -r);
 	ours_direction = direction;

@@ -16,7 +16,7 @@ from tests.unit.bench.test_figures import FIGURE
 OUTPUT = """\
 hz 2000000000
 version DPDK 22.11.11
-features 5637177344
+line 100 200 4000
 rx 64 ours 6400 6400 6400
 rx 64 DPDK 3200 3200 3200
 rx 64 DPDK 3200 3200 3200
@@ -38,7 +38,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_ticks_of_bursts_become_ns_a_packet_for_each_run() -> None:
     output = ring.parse(OUTPUT)
-    assert output.version == "DPDK 22.11.11"
+    assert (output.version, output.line) == ("DPDK 22.11.11", 100)
     (figure,) = ring.figures("split", output)
     assert figure.ours_runs == (100, 200)
     assert figure.peer_runs == (50, 50)
