@@ -10,6 +10,7 @@ one of them has something to do.
 
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -74,6 +75,12 @@ class Side:
             raise CannotMeasure(f"iperf3 in the master: {report['error']}")
         return understand(report, processor)
 
+    def idle(self, seconds: float) -> float:
+        """Return what part of a processor it takes when nothing happens."""
+        before = sum(map(threads_seconds, self.programs))
+        time.sleep(seconds)
+        return (sum(map(threads_seconds, self.programs)) - before) / seconds
+
 
 Sums = dict[str, dict[str, dict[str, float]]]
 
@@ -92,8 +99,27 @@ def understand(report: Sums, spent: float) -> Traffic:
     return Traffic(bits, sent["seconds"], spent)
 
 
+def threads_seconds(pid: int) -> float:
+    """Return the processor time of the threads of a process and of all below it.
+
+    It is exact, where :func:`tree_seconds` counts in hundredths of a second, and leaves
+    out what has ended.
+    """
+    stats = read_stats()
+    spent = 0
+    for one in [pid, *below(pid, stats)]:
+        for path in Path(f"/proc/{one}/task").glob("*/schedstat"):
+            spent += int(path.read_text().split()[0])
+    return spent / 1e9
+
+
 def tree_seconds(pid: int) -> float:
     """Return the processor time of a process and of all that it has started."""
+    return tree_ticks(pid, read_stats()) / HERTZ
+
+
+def read_stats() -> dict[int, list[str]]:
+    """Return /proc/PID/stat of each process, from the state on."""
     stats = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -101,19 +127,19 @@ def tree_seconds(pid: int) -> float:
             stats[int(path.parent.name)] = path.read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue  # it has ended since glob() saw it
-    return tree_ticks(pid, stats) / HERTZ
+    return stats
+
+
+def below(pid: int, stats: dict[int, list[str]]) -> list[int]:
+    """Return the children of a process, and theirs."""
+    children = [child for child, stat in stats.items() if int(stat[1]) == pid]
+    return children + [one for child in children for one in below(child, stats)]
 
 
 def tree_ticks(pid: int, stats: dict[int, list[str]]) -> int:
-    """Sum up utime and stime, also of children that have ended.
-
-    Args:
-        pid: the root.
-        stats: for each process, /proc/PID/stat from the state on.
-    """
-    own = sum(map(int, stats[pid][11:15])) if pid in stats else 0
-    children = [child for child, stat in stats.items() if int(stat[1]) == pid]
-    return own + sum(tree_ticks(child, stats) for child in children)
+    """Sum up utime and stime, also of children that have ended."""
+    there = [one for one in (pid, *below(pid, stats)) if one in stats]
+    return sum(int(ticks) for one in there for ticks in stats[one][11:15])
 
 
 @contextmanager

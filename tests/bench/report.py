@@ -115,6 +115,11 @@ def number(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
+def ratio(value: float) -> str:
+    """Return two digits behind the point, or more where these would be zeros."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"
+
+
 def table(figures: Sequence[Figure]) -> str:
     """Return the figures of one part, a line each; `*`: the peer is ahead."""
     rows = [("", "unit", "ours", "peer", "ratio", "95 %", "", "Mpps")]
@@ -126,8 +131,8 @@ def table(figures: Sequence[Figure]) -> str:
                 figure.unit,
                 number(figure.ours),
                 number(figure.peer),
-                f"{figure.ratio:.2f}",
-                f"{low:.2f}-{high:.2f}",
+                ratio(figure.ratio),
+                f"{ratio(low)}-{ratio(high)}",
                 "" if figure.is_better else "*",
                 number(1000 / figure.ours) if figure.unit == PACKET_TIME else "",
             )

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What iperf3 and /proc say, understood."""
 
+import os
+
 import pytest
 
 from tests.bench import native
@@ -35,3 +37,10 @@ def test_time_of_a_process_is_that_of_all_it_has_started() -> None:
     }
     assert native.tree_ticks(10, stats) == 10 + 100 + 100
     assert native.tree_ticks(99, stats) == 0
+    assert native.below(10, stats) == [11, 12]
+
+
+def test_time_of_this_process_grows() -> None:
+    before = native.threads_seconds(os.getpid())
+    sum(range(100_000))
+    assert native.threads_seconds(os.getpid()) > before > 0

@@ -10,7 +10,7 @@ import pytest
 from tests.bench import compare
 from tests.bench.machine import Load
 from tests.bench.picture import draw
-from tests.bench.report import Report, ReportError, number, table
+from tests.bench.report import Report, ReportError, number, ratio, table
 from tests.unit.bench.test_figures import FIGURE
 
 REPORT = Report("a machine", "6.12", "abc", Load(0.5, 0.1), (FIGURE,))
@@ -72,6 +72,7 @@ def test_time_of_a_packet_is_also_shown_as_million_packets_a_second() -> None:
 def test_numbers_have_three_digits() -> None:
     shown = [number(value) for value in (0.1234, 1.234, 12.34, 123.4, 12345.6)]
     assert shown == ["0.123", "1.23", "12.3", "123", "12,346"]
+    assert [ratio(0.856), ratio(0.00321)] == ["0.86", "0.0032"]
 
 
 def test_a_change_beyond_noise_is_said_with_its_direction() -> None:
