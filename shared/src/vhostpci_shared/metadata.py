@@ -108,6 +108,20 @@ class AgentState(IntEnum):
     FAILED = 2  # it cannot serve the device; `Agent.message` says why
 
 
+class AgentFlag(IntFlag):
+    """What the agent has seen of the slave."""
+
+    USO = 1  # its TAP knows UDP packets with GSO: Linux 6.2 or later
+
+    @classmethod
+    def known(cls, value: int) -> Self:
+        """Return the flags in `value` that version 1 has."""
+        return cls(value & 1)
+
+
+NO_AGENT_FLAGS = AgentFlag(0)
+
+
 class AgentRingState(IntEnum):
     """What the agent does with one ring."""
 
@@ -416,11 +430,12 @@ class Agent:
     generation: int = 0
     state: AgentState = AgentState.NONE
     vectors: int = 0  # how many its ivshmem device has
+    flags: AgentFlag = NO_AGENT_FLAGS  # none before it has a TAP
     binding: str = ""  # how it reaches the device: kmod, vfio, uio, sysfs or socket
     message: str = ""
 
     # 256 bytes: the texts fill the entry up.
-    layout: ClassVar = Struct("<QQQIH2x16s208s")
+    layout: ClassVar = Struct("<QQQIHH16s208s")
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
@@ -430,15 +445,16 @@ class Agent:
             ProtocolError: version 1 has no such state.
         """
         fields = unpack(cls.layout, data)
-        instance, heartbeat, generation, state, vectors, binding, message = fields
+        instance, heartbeat, generation, state, vectors, flags = fields[:6]
         return cls(
             instance=instance,
             heartbeat=heartbeat,
             generation=generation,
             state=_state(AgentState, state),
             vectors=vectors,
-            binding=_text(binding),
-            message=_text(message),
+            flags=AgentFlag.known(flags),
+            binding=_text(fields[6]),
+            message=_text(fields[7]),
         )
 
     def __bytes__(self) -> bytes:
@@ -448,6 +464,7 @@ class Agent:
             self.generation,
             self.state,
             self.vectors,
+            self.flags,
             _bytes(self.binding, 16),
             _bytes(self.message, 208),
         )

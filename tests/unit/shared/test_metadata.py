@@ -41,7 +41,13 @@ ENTRIES: list[Any] = [
     DEVICE,
     REGION,
     RING,
-    md.Agent(instance=3, state=md.AgentState.FAILED, vectors=5, message="no TAP"),
+    md.Agent(
+        instance=3,
+        state=md.AgentState.FAILED,
+        vectors=5,
+        flags=md.AgentFlag.USO,
+        message="no TAP",
+    ),
     md.AgentRing(session=2**60, state=md.AgentRingState.BROKEN, index=7, packets=8),
 ]
 
@@ -189,6 +195,11 @@ def test_ring_runs_only_if_started_and_enabled() -> None:
     for flag in (md.RingFlag(0), md.RingFlag.STARTED, md.RingFlag.ENABLED):
         assert not replace(RING, flags=flag).runs
     assert RING.runs
+
+
+def test_flags_of_a_later_agent_are_left_out() -> None:
+    agent = md.Agent(flags=cast(md.AgentFlag, 0xFFFF))
+    assert int(md.Agent.parse(bytes(agent)).flags) == 1
 
 
 def test_text_that_is_too_long_is_cut_between_characters() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from vhostpci_shared import metadata as md
 from vhostpci_shared.access import Metadata
-from vhostpci_shared.metadata import AgentState
+from vhostpci_shared.metadata import AgentFlag, AgentState
 
 from ..interfaces import Device
 
@@ -49,6 +49,10 @@ class AgentEntry:
         """Say that the agent ends; a failure stays, so that the reason can be read."""
         if self.state is not AgentState.FAILED:
             self._agent = replace(self._agent, state=AgentState.NONE)
+
+    def set_flags(self, flags: AgentFlag) -> None:
+        """Set what is known of the TAP."""
+        self._agent = replace(self._agent, flags=flags)
 
     def set_generation(self, generation: int) -> None:
         """Set the daemon's generation that the agent acts by."""

@@ -5,7 +5,7 @@ import logging
 
 from vhostpci_shared import metadata as md
 from vhostpci_shared.access import Metadata
-from vhostpci_shared.metadata import AgentState
+from vhostpci_shared.metadata import AgentFlag, AgentState
 
 from ..interfaces import Device
 from .agent_entry import AgentEntry
@@ -60,6 +60,10 @@ class Answers:
             log.info("%s: serving %r", self._device.name, name)
         self._entry.set_ready()
         self.was_ready = True
+
+    def set_tap(self, *, uso: bool) -> None:
+        """Say in what is written next whether the TAP knows UDP packets with GSO."""
+        self._entry.set_flags(AgentFlag.USO if uso else AgentFlag(0))
 
     def set_failed(self, why: str) -> None:
         """Say in the next answer why the device is not served."""

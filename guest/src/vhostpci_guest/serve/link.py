@@ -316,6 +316,7 @@ class Link:
         """Make the TAP and the data plane if they are missing, and start rings."""
         try:
             self._rings.open(device)
+            self._answers.set_tap(uso=bool(self.port.takes_uso))
         except Unusable as why:
             self._answers.answer_failed(str(why))
             raise

@@ -3,6 +3,10 @@
 
 from ..interfaces import FAILED, Json
 
+_MAKES_DATAGRAMS = (
+    "makes datagrams of UDP segments: a slave with Linux 6.2 or later takes them whole"
+)
+
 
 def text(status: Json) -> str:
     """Return the status of one device as lines of text."""
@@ -73,7 +77,16 @@ def _connection_lines(status: Json) -> list[str]:
         lines.append(f"  problem  {status['slave_problem']}")
     words = [agent["state"] if agent["present"] else "not present", agent["binding"]]
     lines.append(f"  agent    {' '.join(filter(None, [*words, agent['message']]))}")
+    if agent["present"] and master and _segments_udp(master, agent):
+        lines.append(f"  agent    {_MAKES_DATAGRAMS}")
     return lines
+
+
+def _segments_udp(master: Json, agent: Json) -> bool:
+    """Whether the master may send what the slave's TAP does not know."""
+    # Before the agent is ready it may not have seen its TAP yet.
+    sends = "NET_F_HOST_USO" in master["features"]
+    return sends and agent["state"] == "ready" and "USO" not in agent["flags"]
 
 
 def _plugging_lines(plugging: Json | None) -> list[str]:

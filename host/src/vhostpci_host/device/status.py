@@ -138,6 +138,7 @@ def _agent(device: Device) -> Json:
         "state": entry.state.name.lower(),
         "binding": entry.binding,
         "vectors": entry.vectors,
+        "flags": virtio.names(entry.flags),
         "generation": entry.generation,
         "message": entry.message,
     }

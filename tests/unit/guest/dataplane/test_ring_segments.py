@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """UDP packets with GSO for a TAP that does not know them: the worker segments them."""
 
+import random
 import struct
 from collections.abc import Iterator
 
@@ -228,3 +229,27 @@ def test_ring_that_stops_within_a_packet_starts_with_all_of_it(pair: Pair) -> No
         rest += pair.packets()
     assert [finish(one) for one in rest] == expected * (20 - done)
     assert len(pair.tx.collect()) == 20 - done
+
+
+def test_packets_with_random_faults_hurt_neither_the_worker_nor_the_next(
+    pair: Pair,
+) -> None:
+    """Under ASan (`tox -e asan`) a byte read or written outside of them is an error."""
+    draw = random.Random(1)
+    for _ in range(3000):
+        packet = bytearray(draw.choice((V4, V6, long_headers(256))))
+        for _ in range(draw.randint(1, 3)):
+            packet[draw.randrange(60)] = draw.choice(
+                (0, 1, 5, 255, draw.randrange(256))
+            )
+        packet = packet[: draw.choice((len(packet), draw.randint(12, len(packet))))]
+        packet[1] = 5
+        pair.tx.send(*cut(bytes(packet), draw.choice((7, 64, 2000))), indirect=True)
+        pair.settle()
+        sent = pair.packets()
+        assert len(sent) <= 128
+        assert all(one[1] == 0 for one in sent)
+        assert len(pair.tx.collect()) == 1
+    pair.tx.send(V4)
+    pair.settle()
+    assert len(pair.packets()) == 5

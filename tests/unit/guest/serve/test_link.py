@@ -19,7 +19,7 @@ from vhostpci_guest.serve.heartbeat import TICK
 from vhostpci_guest.serve.link import FAST, SLOW
 from vhostpci_shared import metadata as md
 from vhostpci_shared.access import Metadata
-from vhostpci_shared.metadata import AgentRingState, AgentState, RingFlag
+from vhostpci_shared.metadata import AgentFlag, AgentRingState, AgentState, RingFlag
 from vhostpci_shared.virtio import Feature
 
 
@@ -390,6 +390,8 @@ def test_worker_segments_udp_that_the_master_sends_and_the_tap_does_not_know(
     assert bench.plane.running[1].segment_udp == segment
     assert bench.link is not None
     assert bench.link.status()["uso"] == uso
+    said = AgentFlag.USO if uso else AgentFlag(0)
+    assert bench.daemon.agent().flags == said
 
 
 def test_more_queue_pairs_get_a_new_data_plane(bench: Bench) -> None:

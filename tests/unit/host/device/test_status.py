@@ -5,7 +5,10 @@ from tests.fakes.ports import RecordedMaster
 from tests.unit.host.scene import Scene
 from vhostpci_host.cli import print_status
 from vhostpci_host.device.status import describe, state
-from vhostpci_shared.metadata import AgentRingState
+from vhostpci_shared import vhost_user as vu
+from vhostpci_shared.metadata import AgentFlag, AgentRingState
+from vhostpci_shared.vhost_user import Request
+from vhostpci_shared.virtio import Feature
 
 
 def test_front_end_that_hangs_is_the_state_and_not_a_missing_driver(
@@ -65,3 +68,23 @@ def test_status_of_an_earlier_daemon_can_be_read(scene: Scene) -> None:
     for ring in status["rings"]:
         del ring["calls_relayed"]
     assert "relayed" not in print_status.text(status)
+
+
+def test_slave_that_does_not_know_the_masters_udp_segments_is_told_of(
+    scene: Scene,
+) -> None:
+    agent = scene.agent(scene.slave())
+    front_end = scene.running()
+    scene.settle()
+    line = "makes datagrams of UDP segments"
+    assert line in print_status.text(describe(scene.device))
+    agent.say(flags=AgentFlag.USO)
+    scene.settle()
+    assert line not in print_status.text(describe(scene.device))
+    assert describe(scene.device)["agent"]["flags"] == ["USO"]
+    agent.say(flags=AgentFlag(0))
+    scene.settle()
+    front_end.features &= ~Feature.NET_F_HOST_USO
+    front_end.send(Request.SET_FEATURES, vu.U64(front_end.features))
+    scene.settle()
+    assert line not in print_status.text(describe(scene.device))
