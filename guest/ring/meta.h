@@ -24,6 +24,7 @@ static_assert(offsetof(struct ring_meta, kick_vector) == 44, "layout");
 static_assert(offsetof(struct ring_meta, call_peer) == 46, "layout");
 static_assert(offsetof(struct ring_meta, call_vector) == 48, "layout");
 static_assert(offsetof(struct ring_meta, reserved) == 52, "layout");
+static_assert(offsetof(struct ring_meta, origin) == 56, "layout");
 
 /*
  * Relaxed: the number only says who may use the ring.  It does not announce

@@ -85,7 +85,8 @@ struct ring_meta {
 	uint16_t call_peer;
 	uint16_t call_vector;
 	uint16_t kick_peer;
-	uint8_t reserved[12];
+	uint8_t reserved[4];
+	uint64_t origin;
 };
 
 enum packed_undo {

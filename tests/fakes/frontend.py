@@ -153,6 +153,7 @@ class FrontEnd:
     acks: ProtocolFeature = ALL_BUT_SLOTS
     need_reply: bool = False
     """Whether to ask for a reply to each request, as User Mode Linux does."""
+    packed: bool = False
     features: Feature = NO_FEATURES
     protocol_features: ProtocolFeature = NO_PROTOCOL_FEATURES
     user_base: int = USER_BASE
@@ -208,7 +209,8 @@ class FrontEnd:
     def connect(self) -> None:
         """Send what QEMU sends when its chardev connects."""
         offered = Feature(vu.U64.parse(self.ask(Request.GET_FEATURES)).value)
-        self.features = offered
+        # A card has packed rings only if its option `packed` is on.
+        self.features = offered if self.packed else offered & ~Feature.F_RING_PACKED
         if Feature.F_PROTOCOL_FEATURES in offered:
             data = self.ask(Request.GET_PROTOCOL_FEATURES)
             wanted = ProtocolFeature(vu.U64.parse(data).value) & self.acks

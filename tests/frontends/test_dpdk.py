@@ -50,6 +50,28 @@ def test_memory_without_huge_pages(lab: AttachLab, tmp_path: Path) -> None:
     lab.wait_carrier("NO-CARRIER")
 
 
+@pytest.mark.parametrize("in_order", [0, 1], ids=["", "in_order"])
+@pytest.mark.parametrize("mergeable", [0, 1], ids=["", "mrg_rxbuf"])
+def test_packed_rings(
+    lab: AttachLab, tmp_path: Path, mergeable: int, in_order: int
+) -> None:
+    lab.start()
+    card = f",packed_vq=1,mrg_rxbuf={mergeable},in_order={in_order}"
+    with Testpmd(lab.socket, tmp_path, options=card) as pmd:
+        pmd.started()
+        assert_answers(lab, pmd)
+        assert "F_RING_PACKED" in lab.status()["master"]["features"]
+        assert {ring["format"] for ring in lab.status()["rings"]} == {"packed"}
+        # Many times around the ring of 256, and a restart of the driver.
+        assert lab.ping_from_slave(600, "-i", "0.005") == 600
+        pmd.run("port stop all")
+        pmd.run("port start all")
+        pmd.run("start")
+        wait_for(lambda: lab.ping_from_slave(1) == 1, "a ping after the restart")
+        assert lab.ping_from_slave(20) == 20
+        assert pmd.quit() == 0
+
+
 @pytest.mark.parametrize("mounted", [False, True], ids=["memfd", "hugetlbfs"])
 @pytest.mark.usefixtures("huge_pages")
 def test_huge_pages_in_one_file(lab: AttachLab, tmp_path: Path, mounted: bool) -> None:

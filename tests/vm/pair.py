@@ -131,14 +131,28 @@ class Pair:
 
 
 def make(
-    daemon: Daemon, logs: Path, kernel: Kernel = THIS_DEBIAN, *, module: bool = False
+    daemon: Daemon,
+    logs: Path,
+    kernel: Kernel = THIS_DEBIAN,
+    *,
+    module: bool = False,
+    packed: bool = False,
 ) -> tuple[Master, Slave]:
-    """Return both VMs, not started; `kernel` and `module` are for the slave."""
+    """Return both VMs, not started.
+
+    Args:
+        daemon: whose device connects them.
+        logs: where they write their logs.
+        kernel: the slave's.
+        module: whether the slave has our kernel module.
+        packed: whether the master's card has packed rings.
+    """
     ours = wheels.guest_wheels()
     guest = image.build(ours, kernel, module=module)
     args = [*daemon.qemu_args("slave"), *kernel.qemu_args()]
+    card = daemon.qemu_args("master", *(["--packed"] if packed else []))
     return (
-        Master("master", image.build(ours), logs=logs, args=daemon.qemu_args("master")),
+        Master("master", image.build(ours), logs=logs, args=card),
         Slave("slave", guest, logs=logs, args=args, iommu=True),
     )
 
@@ -150,11 +164,12 @@ def booted(
     kernel: Kernel = THIS_DEBIAN,
     *,
     module: bool = False,
+    packed: bool = False,
 ) -> Iterator[Pair]:
     """The daemon and both VMs, waiting for commands; no agent runs."""
     say("starting the daemon")
     with Daemon("demo", memory="512M", logs=logs) as daemon:
-        master, slave = make(daemon, logs, kernel, module=module)
+        master, slave = make(daemon, logs, kernel, module=module, packed=packed)
         say("booting both VMs")
         with slave, master:
             slave.wait_ready()

@@ -144,6 +144,11 @@ class Metadata:
         size = md.AgentRing.layout.size
         return md.AgentRing.parse(self._read(md.AGENT_RINGS + index * size, size))
 
+    def position(self, index: int) -> md.Position:
+        """Read where packed ring `index` stands; the entry may say anything."""
+        size = md.Position.layout.size
+        return md.Position.parse(self._read(md.POSITIONS + index * size, size))
+
     # The agent's side.
 
     def header(self) -> md.Header:

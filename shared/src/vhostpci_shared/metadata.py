@@ -4,8 +4,8 @@
 The region is how the daemon tells the agent which device to serve, and how the agent
 tells the daemon how far it has come.  It fills the last 64 KiB of window 0.
 `docs/metadata.md` specifies it, and a test compares this module with that text.
-`guest/ring/ring_api.h` repeats `Ring`, the one entry that C reads (a test compares the
-two)::
+`guest/ring/ring_api.h` repeats `Ring` and `Position`, the entries that C uses (a test
+compares them)::
 
     0x0000  Header          magic, version, generation, heartbeat   daemon writes
     0x0040  Device          what holds for the whole device             "
@@ -13,6 +13,7 @@ two)::
     0x3000  Ring[64]        the master's virtqueues                     "
     0x8000  Agent           who serves the device, and how far          agent writes
     0x9000  AgentRing[64]   where each ring stands                      "
+    0xa000  Position[64]    where each packed ring goes on              "
 
 Bytes that have no name are written as zero and never read, so that a later version
 can use them.  Each side treats what the other wrote as hostile: every parser here takes
@@ -24,6 +25,7 @@ from enum import IntEnum, IntFlag
 from struct import Struct
 from typing import ClassVar, Self, TypeVar
 
+from . import packed
 from .virtio import MAX_SPLIT_SIZE
 from .wire import ProtocolError, unpack
 
@@ -44,6 +46,7 @@ RINGS = 0x3000
 DAEMON_END = 0x4000
 AGENT = 0x8000
 AGENT_RINGS = 0x9000
+POSITIONS = 0xA000
 
 MAX_REGIONS = 256
 MAX_RINGS = 64
@@ -79,7 +82,7 @@ class RingFlag(IntFlag):
     CALL = 4  # call_peer and call_vector are valid; without it the driver polls
     PACKED = 8  # the ring has the layout of VIRTIO_F_RING_PACKED
     POLL = 16  # no kick comes: the agent looks at the ring by itself
-    RESUME = 32  # it starts at the used index in its memory, not at `base`
+    RESUME = 32  # it starts where it stands, not at `base`, if an agent has worked it
 
     @classmethod
     def known(cls, value: int) -> Self:
@@ -320,16 +323,20 @@ class Ring:
     desc: int
     driver: int
     device: int
-    base: int  # where to start, as SET_VRING_BASE counts; 0 with RESUME
+    # Where to start: a split ring's used index, 0 with RESUME; a packed one's position.
+    base: int
     kick_vector: int
     call_peer: int
     call_vector: int
     # 0: `kick_vector` is one of the slave's own; else it is one of this peer's, and its
     # eventfd is the kick itself.
     kick_peer: int = 0
+    # The session since which the ring has had this base.  A new one that only gives the
+    # ring to another agent leaves it as it is.
+    origin: int = 0
 
     # 64 bytes, a cache line: the words of two rings never share one.
-    layout: ClassVar = Struct("<QIIQQQIHHHH12x")
+    layout: ClassVar = Struct("<QIIQQQIHHHH4xQ")
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
@@ -341,7 +348,7 @@ class Ring:
             ProtocolError: the ring is started, and no virtqueue has that size.
         """
         session, flags, size, *rest = unpack(cls.layout, data)
-        desc, driver, device, base, kick_vector, *peers = rest
+        desc, driver, device, base, kick_vector, *peers, origin = rest
         call_peer, call_vector, kick_peer = peers
         # A ring that is not started yet has size 0.
         if flags & RingFlag.STARTED and not 0 < size <= MAX_RING_SIZE:
@@ -358,6 +365,7 @@ class Ring:
             call_peer=call_peer,
             call_vector=call_vector,
             kick_peer=kick_peer,
+            origin=origin,
         )
 
     @property
@@ -379,6 +387,7 @@ class Ring:
             self.call_peer,
             self.call_vector,
             self.kick_peer,
+            self.origin,
         )
 
 
@@ -476,7 +485,7 @@ class AgentRing:
 
     session: int = 0  # the session of the ring that the rest is about
     state: AgentRingState = AgentRingState.IDLE
-    index: int = 0  # the used index (16 bits) that it wrote last
+    index: int = 0  # the used index that it wrote last, or a packed ring's position
     packets: int = 0
     octets: int = 0  # of the packets, without their virtio-net headers
     drops: int = 0
@@ -518,4 +527,70 @@ class AgentRing:
             self.drops,
             self.kicks,
             self.calls,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """Where a packed ring goes on, as the ring driver (C) keeps it for a successor.
+
+    `at` and `next` are positions (`packed.py`).  They differ while descriptors are made
+    used; whether those are can then be seen in the ring: `resolve`.
+    """
+
+    origin: int = 0  # of the ring when the agent started it; 0: the rest means nothing
+    desc: int = 0
+    driver: int = 0
+    device: int = 0
+    size: int = 0
+    at: int = 0
+    next: int = 0
+    undo: int = 0  # the ring driver's: how a successor takes back half an update
+
+    layout: ClassVar = Struct("<QQQQIHHQ16x")
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Parse the entry; it may say anything (see `valid`)."""
+        origin, desc, driver, device, size, at, after, undo = unpack(cls.layout, data)
+        return cls(
+            origin=origin,
+            desc=desc,
+            driver=driver,
+            device=device,
+            size=size,
+            at=at,
+            next=after,
+            undo=undo,
+        )
+
+    @property
+    def valid(self) -> bool:
+        """Whether it names positions within a ring of its size."""
+        ends = packed.index(self.at), packed.index(self.next)
+        return bool(self.origin) and max(ends) < self.size <= MAX_RING_SIZE
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """The ring that it is about: its three addresses, and its size."""
+        return self.desc, self.driver, self.device, self.size
+
+    def resolve(self, flags: int) -> int:
+        """Return the position where the ring goes on.
+
+        Args:
+            flags: those of the descriptor at `at`, now.
+        """
+        return self.next if packed.was_used(flags, self.at) else self.at
+
+    def __bytes__(self) -> bytes:
+        return self.layout.pack(
+            self.origin,
+            self.desc,
+            self.driver,
+            self.device,
+            self.size,
+            self.at,
+            self.next,
+            self.undo,
         )

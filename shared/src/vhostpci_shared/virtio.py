@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VIRTIO's feature bits, and the sizes of a split virtqueue's areas.
+"""VIRTIO's feature bits, and the sizes of a virtqueue's areas.
 
 The names are those of the VIRTIO specification.
 """
@@ -18,6 +18,9 @@ USED_ENTRY = 8
 RING_EXTRA = 6
 # Bytes before the used ring's idx: its flags.
 USED_IDX_OFFSET = 2
+# Bytes of a packed virtqueue's driver and device areas, which only say who wants to be
+# signalled; its descriptors are as long as those of a split one.
+PACKED_EVENT = 4
 # The largest queue size (VIRTIO, "Split Virtqueues").  Indices have 16 bits and wrap at
 # 65536; with at most half of that, "full" and "empty" are never the same difference.
 MAX_SPLIT_SIZE = 32768
@@ -102,4 +105,15 @@ def check_split_size(num: int) -> int:
         raise ProtocolError(
             f"ring size {num}, not a power of two from 1 to {MAX_SPLIT_SIZE}"
         )
+    return num
+
+
+def check_packed_size(num: int) -> int:
+    """Return `num` if it can be the size of a packed virtqueue.
+
+    Raises:
+        ProtocolError: it is not from 1 to 32768.
+    """
+    if not 0 < num <= MAX_SPLIT_SIZE:
+        raise ProtocolError(f"ring size {num}, not 1 to {MAX_SPLIT_SIZE}")
     return num

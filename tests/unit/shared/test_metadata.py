@@ -32,6 +32,7 @@ RING = md.Ring(
     driver=0x2000,
     device=0x3000,
     base=65535,
+    origin=2**59,
     kick_vector=1,
     call_peer=2,
     call_vector=0,
@@ -49,6 +50,7 @@ ENTRIES: list[Any] = [
         message="no TAP",
     ),
     md.AgentRing(session=2**60, state=md.AgentRingState.BROKEN, index=7, packets=8),
+    md.Position(origin=2**60, desc=4096, size=256, at=0x80FF, next=1, undo=2**32),
 ]
 
 

@@ -22,6 +22,7 @@ ENTRIES: dict[str, Any] = {
     "Ring": md.Ring,
     "Agent": md.Agent,
     "Agent ring": md.AgentRing,
+    "Position": md.Position,
 }
 
 
@@ -74,6 +75,7 @@ def test_tables_lie_where_the_document_says_and_do_not_overlap() -> None:
         (md.RINGS, md.MAX_RINGS, md.Ring),
         (md.AGENT, 1, md.Agent),
         (md.AGENT_RINGS, md.MAX_RINGS, md.AgentRing),
+        (md.POSITIONS, md.MAX_RINGS, md.Position),
     )
     for offset, count, kind in tables:
         size = f"{count} x " * (count > 1) + f"0x{kind.layout.size:x}"

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from vhostpci_shared import metadata as md
+from vhostpci_shared import packed
 from vhostpci_shared.metadata import AgentRingState
 
 from ..interfaces import Call
@@ -222,11 +224,58 @@ def used_index(device: int, regions: Sequence[MemRegion]) -> int:
     Raises:
         RingRefused: the used ring does not lie in the memory.
     """
-    at = device + 2  # VIRTIO, "The Virtqueue Used Ring": le16 flags, le16 idx
+    # VIRTIO, "The Virtqueue Used Ring": le16 flags, le16 idx
+    return _load16(device + 2, regions, f"its used ring at {device:#x}")
+
+
+def position(
+    entry: md.Position | None, ring: md.Ring, regions: Sequence[MemRegion]
+) -> int:
+    """Return the position where a packed ring starts.
+
+    Args:
+        entry: where an agent has left it, if one has worked it since its base was set.
+        ring: its entry.
+        regions: the master's memory.
+
+    Raises:
+        RingRefused: nothing says where it goes on, or it does not lie in the memory.
+    """
+    if entry is None:
+        if ring.flags & md.RingFlag.RESUME and ring.base == packed.START:
+            _check_new(ring, regions)
+        start = ring.base
+    else:
+        start = entry.resolve(_flags(ring, entry.at, regions))
+    if packed.is_used(_flags(ring, start, regions), start):
+        # Not FENCED: a new session would not help, as there is no index in memory.
+        raise RingRefused(
+            f"the descriptor at its position, {start:#x}, is used: another device has "
+            "worked it; reload the master's driver"
+        )
+    return start
+
+
+def _flags(ring: md.Ring, position: int, regions: Sequence[MemRegion]) -> int:
+    at = packed.DESC_SIZE * packed.index(position) + packed.FLAGS_OFFSET
+    where = f"its descriptor {packed.index(position)}"
+    return _load16(ring.desc + at, regions, where)
+
+
+def _check_new(ring: md.Ring, regions: Sequence[MemRegion]) -> None:
+    """Refuse a ring that was worked, and whose position is lost."""
+    if any(_flags(ring, i, regions) & packed.USED for i in range(ring.size)):
+        raise RingRefused(
+            "it has been worked, and its position is lost; reload the master's driver"
+        )
+
+
+def _load16(at: int, regions: Sequence[MemRegion], what: str) -> int:
+    """Load 16 bits of the master's memory."""
     for region in regions:
         inside = at - region.guest_addr
         # An odd address is refused: only an aligned 16-bit load is a single one, and
         # the index may change while it is read.
         if at % 2 == 0 and 0 <= inside <= region.size - 2:
             return ctypes.c_uint16.from_address(region.host_addr + inside).value
-    raise RingRefused(f"its used ring at {device:#x} is not in the memory table")
+    raise RingRefused(f"{what} is not in the memory table")

@@ -21,6 +21,9 @@ A ring continues where it stopped if its session is the same, and starts at the 
 `base` in a new session.  In two cases we read the used index from the ring instead: an
 earlier agent process ran it in this session (`Run.index_known`), or the session has no
 base (RESUME), since an agent may have worked the ring when the session began.
+
+A packed ring has no used index.  It goes on at the position that stands in the metadata
+if that is about the ring's `origin`, and starts at `base` if not.
 """
 
 from collections.abc import Mapping, Sequence
@@ -101,8 +104,6 @@ def check(snapshot: md.Snapshot, windows: Mapping[int, Window], vectors: int) ->
     for index, ring in enumerate(snapshot.rings):
         if ring.runs and not ring.kick_peer and ring.kick_vector >= vectors:
             raise ProtocolError(f"ring {index} kicks vector {ring.kick_vector}")
-        if ring.flags & RingFlag.PACKED:
-            raise ProtocolError(f"ring {index} is packed, which is not offered")
     _check_overlap(snapshot.regions)
     _check_numbers(snapshot)
     want = Want(
@@ -172,6 +173,11 @@ def place(ring: md.Ring) -> tuple[int, ...]:
         ring.call_vector,
         ring.kick_peer,
     )
+
+
+def is_packed(run: Run) -> bool:
+    """Whether a ring that this agent has run is packed."""
+    return len(run.place) > 1 and bool(run.place[1] & RingFlag.PACKED)
 
 
 def plan(now: Want, new: Want, runs: Mapping[int, Run]) -> Plan:

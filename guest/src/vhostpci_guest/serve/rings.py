@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from ctypes import string_at
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from ..dataplane.interface import (
     RingStatus,
     Stats,
     check_base,
+    position,
     used_index,
 )
 from ..errors import Unusable
@@ -33,7 +35,17 @@ from ..interfaces import Call, Device, Eventfd
 from ..net_options import NetOptions
 from ..tap.tap_port import Port
 from . import features
-from .plan import NOTHING, Run, Want, base, goes_on, inherited, place, plan
+from .plan import (
+    NOTHING,
+    Run,
+    Want,
+    base,
+    goes_on,
+    inherited,
+    is_packed,
+    place,
+    plan,
+)
 from .retries import Retries
 
 log = logging.getLogger(__name__)
@@ -260,13 +272,7 @@ class Rings:
 
     def _start(self, plane: DataPlane, index: int, options: NetOptions) -> None:
         ring = self.wanted.rings[index]
-        start = base(ring, self._runs.get(index))
-        if start is None:
-            # Read once: a second look could find another index, as this is the
-            # master's memory.
-            start = used_index(ring.device, self.wanted.memory)
-        else:
-            check_base(start, ring.device, self.wanted.memory)
+        start = self._start_of(index, ring)
         run = self._runs.get(index) if index in self._served else None
         if index % 2 == 0 and not goes_on(ring, run, start, self.wanted.features):
             # What waits there was for another driver, maybe of another machine.
@@ -286,6 +292,34 @@ class Rings:
             self._device.ring(ring.call_peer, ring.call_vector)
         self._set_state(index, AgentRingState.RUNNING)
         self._served.add(index)
+
+    def _start_of(self, index: int, ring: md.Ring) -> int:
+        """Return the used index, or the position, where a ring starts."""
+        memory = self.wanted.memory
+        if ring.flags & RingFlag.PACKED:
+            return position(self._left_by_agent(index, ring), ring, memory)
+        start = base(ring, self._runs.get(index))
+        if start is None:
+            # Read once: a second look could find another index, as this is the
+            # master's memory.
+            return used_index(ring.device, memory)
+        check_base(start, ring.device, memory)
+        return start
+
+    def _left_by_agent(self, index: int, ring: md.Ring) -> md.Position | None:
+        """Return where an agent has left a packed ring since its base was set."""
+        address = self._position_address(index)
+        entry = md.Position.parse(string_at(address, md.Position.layout.size))
+        # What it says of another ring could lie outside of this one.
+        same = entry.place == (ring.desc, ring.driver, ring.device, ring.size)
+        return entry if entry.valid and same and entry.origin == ring.origin else None
+
+    def _metadata_address(self) -> int:
+        window = self._device.window
+        return window.address + window.size - md.SIZE
+
+    def _position_address(self, index: int) -> int:
+        return self._metadata_address() + md.POSITIONS + index * md.Position.layout.size
 
     def _set_state(self, index: int, state: AgentRingState) -> None:
         ring = self.wanted.rings[index]
@@ -318,8 +352,8 @@ class Rings:
             if kick is None:
                 _close(call)
                 return None
-        window = self._device.window
-        metadata = window.address + window.size - md.SIZE
+        entry = md.RINGS + index * md.Ring.layout.size
+        packed = bool(ring.flags & RingFlag.PACKED)
         return RingConf(
             desc=ring.desc,
             driver=ring.driver,
@@ -333,12 +367,15 @@ class Rings:
             indirect=options.indirect,
             in_order=options.in_order,
             mergeable=options.mergeable,
+            packed=packed,
             segment_udp=options.udp_segments and not self._port.takes_uso,
             kick_fd=kick,
             owns_kick=bool(ring.kick_peer),
             call=call,
-            meta_addr=metadata + md.RINGS + index * md.Ring.layout.size,
+            meta_addr=self._metadata_address() + entry,
             session=ring.session,
+            position_addr=self._position_address(index) if packed else 0,
+            origin=ring.origin,
         )
 
     def _peer_kick(self, ring: md.Ring) -> int | None:
@@ -383,6 +420,7 @@ class Rings:
             "ring": index,
             "session": run.session,
             "state": run.state.name.lower(),
+            "format": "packed" if is_packed(run) else "split",
             "index": status.index,
             "reason": status.reason,
             **_counts(status.stats),

@@ -38,6 +38,7 @@ def master(
     *,
     kind: str = "kvm",
     vectors: int | None = None,
+    packed: bool = False,
 ) -> ET.Element:
     """Return the domain of this device's master.
 
@@ -47,6 +48,7 @@ def master(
         ram: the size of the master's memory in attach mode.
         kind: the domain's type, `kvm` or `qemu`.
         vectors: MSI-X vectors of the card, where libvirt's number is not right.
+        packed: whether the card offers packed rings to its driver.
 
     Raises:
         HostError: `ram` is needed.
@@ -67,6 +69,9 @@ def master(
     # libvirt has no attribute for it.
     if qemu >= IN_ORDER:
         properties["in_order"] = True
+    # It has an attribute only from libvirt 6.3 on, and no other part needs that.
+    if packed:
+        properties["packed"] = True
     if vectors is not None:
         properties["vectors"] = vectors
     domain.append(_override({alias: properties}))

@@ -20,6 +20,7 @@ def master(
     ram: int | None = None,
     *,
     vectors: int | None = None,
+    packed: bool = False,
 ) -> Args:
     """Return the arguments that make a VM the master of this device.
 
@@ -28,6 +29,7 @@ def master(
         qemu: the version of the QEMU that runs the VM.
         ram: the size of the master's memory in attach mode.
         vectors: MSI-X vectors of the card, where the usual number is not right.
+        packed: whether the card offers packed rings to its driver.
 
     Raises:
         HostError: `ram` is needed.
@@ -44,7 +46,7 @@ def master(
             f"socket,id={name},path={_escape(config.vhost_user)},{_reconnect(qemu)}",
         ),
         ("-netdev", f"vhost-user,id={name}-net,chardev={name}{_queues(config)}"),
-        ("-device", _card(config, qemu, vectors)),
+        ("-device", _card(config, qemu, vectors, packed=packed)),
     ]
 
 
@@ -241,7 +243,9 @@ def _queues(config: DeviceConfig) -> str:
     return f",queues={config.queue_pairs}" if config.queue_pairs > 1 else ""
 
 
-def _card(config: DeviceConfig, qemu: Version, vectors: int | None) -> str:
+def _card(
+    config: DeviceConfig, qemu: Version, vectors: int | None, *, packed: bool
+) -> str:
     """Return the network card, as the value of `-device`."""
     # ctrl_guest_offloads=off: a guest that may turn offloads off at run time tells QEMU
     # alone (vhost-user has no message for it), and would still get packets with them.
@@ -251,6 +255,8 @@ def _card(config: DeviceConfig, qemu: Version, vectors: int | None) -> str:
     )
     if qemu >= IN_ORDER:
         card += ",in_order=on"
+    if packed:
+        card += ",packed=on"
     if config.queue_pairs > 1:
         card += ",mq=on"
         # A vector for each ring, one for configuration changes, one for the control

@@ -63,6 +63,11 @@ def _add_vm(parser: argparse.ArgumentParser) -> None:
         help="MSI-X vectors of the master's card, instead of the usual number",
     )
     parser.add_argument(
+        "--packed",
+        action="store_true",
+        help="a master's card with packed rings, which keep a ring's parts together",
+    )
+    parser.add_argument(
         "--qemu",
         metavar="PATH",
         help="the QEMU that runs the VM, which is asked for its version (default: "
@@ -78,7 +83,9 @@ def _qemu_args(args: argparse.Namespace) -> None:
     qemu = qemu_version.find(args.qemu)
     if args.role == "master":
         vectors = _vectors(args, qemu.version, tcg=args.tcg)
-        words = qemu_args.master(device, qemu.version, ram, vectors=vectors)
+        words = qemu_args.master(
+            device, qemu.version, ram, vectors=vectors, packed=args.packed
+        )
     else:
         words = qemu_args.slave(device, ram, windows=args.windows)
     # On stderr, so that a shell's $(...) and a pipe get the arguments alone.
@@ -99,7 +106,12 @@ def _xml(args: argparse.Namespace) -> None:
     if args.role == "master":
         vectors = _vectors(args, qemu.version, tcg=tcg)
         element = libvirt_xml.master(
-            device, qemu.version, ram, kind=args.type, vectors=vectors
+            device,
+            qemu.version,
+            ram,
+            kind=args.type,
+            vectors=vectors,
+            packed=args.packed,
         )
     else:
         element = libvirt_xml.slave(device, ram, kind=args.type, windows=args.windows)

@@ -47,7 +47,7 @@ from .debounce import Debounce
 from .peer_log import PeerLog
 from .publisher import Publisher
 from .quiesce import POLL, QUIESCE, AgentWait, Outcome
-from .ring_lease import Lease
+from .ring_lease import Lease, RingState
 from .ring_reports import RingReports
 from .stale_slave import StaleSlave
 from .windows import ShownWindows
@@ -145,7 +145,12 @@ class Device:
             self._log.info(text, kind=text)
         self.master = port
         windows = self.store.windows(port.pid, self._for_vm)
-        self.backend = Backend(self.config.queue_pairs, windows)
+        self.backend = Backend(
+            self.config.queue_pairs,
+            windows,
+            self._metadata.position,
+            lambda index: self.leases[index].origin,
+        )
         self._restore_memory(sizes=False)  # the master that is gone may have harmed it
         self._publish()
 
@@ -380,6 +385,7 @@ class Device:
 
     def _start_rings(self, setup: FrontEndSetup) -> list[int]:
         """Give the agent the rings that the front-end runs; return the new ones."""
+        self._find_positions(setup)
         started = self.publisher.start(setup, self._loop.time())
         for index in started:
             base, used = setup.rings[index].base, setup.used_index(index)
@@ -391,6 +397,14 @@ class Device:
         if started:
             self._log.info(f"started rings {started}", "started rings")
         return started
+
+    def _find_positions(self, setup: FrontEndSetup) -> None:
+        """Find where packed rings go on that a front-end starts after a break."""
+        for index, lease in enumerate(self.leases):
+            if lease.state is not RingState.STOPPED or not setup.runs(index):
+                continue
+            if text := setup.find_position(index):
+                self._log.warn(text, f"position of ring {index}")
 
     def _publish(self) -> None:
         """Show the agent what is new, and interrupt it."""

@@ -72,6 +72,8 @@ class Lease:
     state: RingState = RingState.STOPPED
     resumes: bool = False
     """Whether another agent may have worked the ring since it was started."""
+    origin: int = 0
+    """The session in which the ring was started at a base."""
     renewed_at: float = 0.0
     """When the agent was last given the ring."""
     reported: int = 0
@@ -95,7 +97,9 @@ class Lease:
         self.state, self.resumes = state, False
         if state is not RingState.STOPPING:
             self.session = self.sessions.new()
-        if state is not RingState.RUNNING:
+        if state is RingState.RUNNING:
+            self.origin = self.session
+        else:
             self._close_relay()
 
     def renew(self, now: float) -> None:
@@ -164,8 +168,12 @@ class Lease:
                 flags |= RingFlag.POLL
             elif call_peer is not None and peer_kick is not None:
                 kick_peer, kick_vector = call_peer, peer_kick
+            if vring.packed:
+                flags |= RingFlag.PACKED
             if self.resumes:
-                flags, base = flags | RingFlag.RESUME, 0
+                flags |= RingFlag.RESUME
+                # A packed ring that no agent has worked yet starts at its base.
+                base = base if vring.packed else 0
         return md.Ring(
             session=self.session,
             flags=flags,
@@ -178,6 +186,7 @@ class Lease:
             call_peer=call_peer or 0,
             call_vector=self.index,
             kick_peer=kick_peer,
+            origin=self.origin,
         )
 
     def _close_relay(self) -> None:

@@ -9,6 +9,7 @@ from vhostpci_shared.wire import ProtocolError
 from .. import __version__
 from ..config.device import DeviceConfig
 from ..interfaces import FAILED, Json
+from ..vhost_user.vring import Vring
 from .device import Device
 
 
@@ -156,7 +157,8 @@ def _ring(device: Device, index: int) -> Json:
         "enabled": bool(setup and setup.enabled(index)),
         "base": vring.base if vring else 0,
         "used_index": setup.used_index(index) if setup else 0,
-        "problem": vring.problem if vring else "",
+        "format": "packed" if vring and vring.packed else "split",
+        "problem": _problem(vring) if vring else "",
         "session": lease.session,
         "kicks_relayed": lease.relayed(),
         "calls_relayed": device.slave.calls_relayed(index) if device.slave else 0,
@@ -165,6 +167,11 @@ def _ring(device: Device, index: int) -> Json:
         ),
         "agent": _agent_ring(device, index),
     }
+
+
+def _problem(vring: Vring) -> str:
+    """Return why a ring cannot run; empty if it can."""
+    return "nothing says where it stands" if vring.lost else vring.problem
 
 
 def _agent_ring(device: Device, index: int) -> Json | None:

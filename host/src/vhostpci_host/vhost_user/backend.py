@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vhostpci_shared import vhost_user as vu
+from vhostpci_shared.metadata import Position
 from vhostpci_shared.vhost_user import ProtocolFeature, Request
 from vhostpci_shared.wire import ProtocolError
 
@@ -44,10 +45,17 @@ class Backend:
     Args:
         queue_pairs: how many the device has; with several it offers multiqueue.
         windows: the windows in which the front-end's memory may lie.
+        position, origin: see `FrontEndSetup`.
     """
 
-    def __init__(self, queue_pairs: int, windows: Windows) -> None:
-        self.setup = FrontEndSetup(queue_pairs, windows)
+    def __init__(
+        self,
+        queue_pairs: int,
+        windows: Windows,
+        position: Callable[[int], Position] = lambda _: Position(),
+        origin: Callable[[int], int] = lambda _: 0,
+    ) -> None:
+        self.setup = FrontEndSetup(queue_pairs, windows, position, origin)
         self._pending: Generator[Quiesce, None, Answer] | None = None
 
     @property

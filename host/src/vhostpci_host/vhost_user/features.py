@@ -46,9 +46,8 @@ DECISIONS = (
     ),
     Decision(
         Feature.F_RING_PACKED,
-        False,
-        "when a back-end dies, QEMU reads where a split ring stands from the used "
-        "index in the master's memory; a packed ring has none",
+        True,
+        "one ring in place of three areas; where it stands is kept in the metadata",
     ),
     Decision(
         Feature.F_RING_RESET,

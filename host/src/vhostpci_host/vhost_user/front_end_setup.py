@@ -5,17 +5,19 @@ The handlers of its requests change it, and the device reads it.  It begins empt
 the front-end connects, and is closed when the front-end disconnects.
 """
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 
-from vhostpci_shared import virtio
+from vhostpci_shared import packed, virtio
+from vhostpci_shared.metadata import Position
 from vhostpci_shared.vhost_user import Payload, ProtocolFeature
 from vhostpci_shared.virtio import Feature
 from vhostpci_shared.wire import ProtocolError
 
 from ..fds import Fd
 from ..memory.regions import MemoryMap, Windows
-from .vring import Vring
+from . import positions
+from .vring import Areas, Vring
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,22 @@ class FrontEndSetup:
     Args:
         queue_pairs: how many the device has.
         windows: the windows in which the front-end's memory may lie.
+        position: reads what an agent has left of packed ring `index`.
+        origin: returns the origin of ring `index`; what the agent has left belongs to
+            its present base only if it names that.
     """
 
-    def __init__(self, queue_pairs: int, windows: Windows) -> None:
+    def __init__(
+        self,
+        queue_pairs: int,
+        windows: Windows,
+        position: Callable[[int], Position] = lambda _: Position(),
+        origin: Callable[[int], int] = lambda _: 0,
+    ) -> None:
         self.queue_pairs = queue_pairs
         self.windows = windows
+        self._position = position
+        self._origin = origin
         self.features = Feature(0)
         self.protocol_features = ProtocolFeature(0)
         self.memory = MemoryMap()
@@ -100,14 +113,70 @@ class FrontEndSetup:
         self._disabled.clear()
 
     def used_index(self, index: int) -> int:
-        """Return the used index in a ready ring's memory; of any other, its base."""
+        """Return where a ready ring stands; of any other, its base.
+
+        That is the used index in its memory, or a packed ring's position.
+        """
         ring = self.rings[index]
         if ring.areas is None:
             return ring.base
+        if ring.packed:
+            return self._stands(index, ring, ring.areas)
         address = ring.areas.device + virtio.USED_IDX_OFFSET
         # Less than two bytes come back if another process has cut the file.
-        data = self.windows.read(*self.memory.locate(address, 2), 2)
+        data = self._read(address, 2)
         return int.from_bytes(data, "little") if len(data) == 2 else ring.base
+
+    def _stands(self, index: int, ring: Vring, areas: Areas) -> int:
+        entry = positions.of_ring(self._position(index), areas, ring.size)
+        if entry is None or entry.origin != self._origin(index):
+            return ring.base  # no agent has worked it since it was started
+        at = packed.DESC_SIZE * packed.index(entry.at) + packed.FLAGS_OFFSET
+        data = self._read(areas.desc + at, 2)
+        return entry.resolve(int.from_bytes(data, "little"))
+
+    def _read(self, guest_addr: int, size: int) -> bytes:
+        """Read memory that lies in one region; less of it if the file was cut."""
+        return self.windows.read(*self.memory.locate(guest_addr, size), size)
+
+    def set_format(self, *, packed: bool) -> None:
+        """Set the format of all rings, which the features decide.
+
+        Raises:
+            ProtocolError: a ring that is set up does not fit its memory in that format.
+        """
+        for ring in self.rings:
+            if ring.packed != packed:
+                ring.packed = packed
+                ring.translate(self.memory)
+
+    def find_position(self, index: int) -> str:
+        """Find where ring `index` starts, if it is packed and its base out of date.
+
+        Call it before each start of the ring.
+
+        Returns:
+            what to tell the user if that is not what the front-end says, or if nothing
+            says it: then the ring is `lost`; else nothing.
+        """
+        ring = self.rings[index]
+        ring.base_set = False
+        if not ring.packed or ring.base_known or ring.areas is None:
+            return ""
+        entry = positions.of_ring(self._position(index), ring.areas, ring.size)
+        data = self._read(ring.areas.desc, packed.DESC_SIZE * ring.size)
+        said, found = ring.base, positions.choose(ring.base, entry, data)
+        if found is None:
+            ring.lost = True
+            return (
+                f"ring {index} is packed and has been worked, and nothing says where "
+                "it stands: reload the master's driver"
+            )
+        ring.base, ring.base_known = found, True
+        # User Mode Linux says 0 of a ring that is new.
+        if found == said or (found == packed.START and not said):
+            return ""
+        return f"ring {index} is to start at {said:#x}, and stands at {found:#x}"
 
     def ring(self, index: int) -> Vring:
         """Return the ring of an index that came from the front-end.
@@ -133,7 +202,9 @@ class FrontEndSetup:
         # that the agent took and did not return are taken again.  Read the index from
         # memory: an agent that is late or dead cannot be asked.
         for index in indexes:
-            self.rings[index].base = self.used_index(index)
+            ring = self.rings[index]
+            if not ring.base_set:
+                ring.base, ring.base_known = self.used_index(index), True
 
     def quiesce_all(self) -> Wait:
         """Quiesce every ring that is ready, and read where they stand."""

@@ -46,6 +46,7 @@ def set_features(setup: FrontEndSetup, payload: vu.U64, _: Message) -> Steps:
     if payload.value != setup.features:
         yield from setup.quiesce_all()
     setup.features = Feature(payload.value)
+    setup.set_format(packed=Feature.F_RING_PACKED in setup.features)
     return None
 
 

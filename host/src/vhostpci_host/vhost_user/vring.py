@@ -25,12 +25,29 @@ class Areas:
     device: int
 
     @classmethod
-    def translate(cls, memory: MemoryMap, addr: VringAddr, size: int) -> Self:
-        """Translate the front-end's addresses (VIRTIO, "Split Virtqueues").
+    def packed(cls, memory: MemoryMap, addr: VringAddr, size: int) -> Self:
+        """Translate the addresses of a packed ring (VIRTIO, "Packed Virtqueues").
 
         Raises:
             ProtocolError: an area is not aligned, or not wholly in one region.
         """
+        event = virtio.PACKED_EVENT
+        return cls(
+            _area(memory, "descriptor ring", addr.desc, virtio.DESC_SIZE * size, 16),
+            _area(memory, "driver event suppression", addr.avail, event, 4),
+            _area(memory, "device event suppression", addr.used, event, 4),
+        )
+
+    @classmethod
+    def split(cls, memory: MemoryMap, addr: VringAddr, size: int) -> Self:
+        """Translate the addresses of a split ring (VIRTIO, "Split Virtqueues").
+
+        Raises:
+            ProtocolError: an area is not aligned, or not wholly in one region; or no
+                split ring has that size.
+        """
+        # The features, and with them the format, may have changed since the size came.
+        virtio.check_split_size(size)
         # The alignments 16, 2 and 4 are VIRTIO's, for guest physical addresses.
         extra = virtio.RING_EXTRA
         return cls(
@@ -57,8 +74,20 @@ class Vring:
     """What the front-end has said about one ring, and the ring's notifiers."""
 
     size: int = 0
+    packed: bool = False
+    """Whether its format is that of F_RING_PACKED."""
     base: int = 0
-    """Where the ring starts, or where it stood when it was stopped."""
+    """Where the ring starts, or where it stood when it was stopped: the used index, or
+    a packed ring's position."""
+    base_set: bool = False
+    """Whether the front-end has set the base of a packed ring that has not run since:
+    then what an agent left is about another life of the ring."""
+    base_told: bool = False
+    """Whether the front-end has asked where the ring stands, and not set it since."""
+    base_known: bool = False
+    """Whether `base` is where a packed ring stands; else it may be out of date."""
+    lost: bool = False
+    """Whether it is a packed ring, and nothing says where it stands."""
     addr: VringAddr | None = None
     areas: Areas | None = None
     kicked: bool = False
@@ -76,7 +105,7 @@ class Vring:
     @property
     def ready(self) -> bool:
         """Whether the ring can run; it runs once it is enabled, too."""
-        return self.kicked and self.areas is not None
+        return self.kicked and self.areas is not None and not self.lost
 
     @property
     def described(self) -> bool:
@@ -95,8 +124,9 @@ class Vring:
         if not (self.described and memory.regions):
             return
         assert self.addr is not None, "a ring that is described without addresses"
+        translate = Areas.packed if self.packed else Areas.split
         try:
-            self.areas = Areas.translate(memory, self.addr, self.size)
+            self.areas = translate(memory, self.addr, self.size)
         except ProtocolError as error:
             self.problem = str(error)
             raise
@@ -113,7 +143,7 @@ class Vring:
         """Make the ring not ready, and close its kick and call."""
         # QEMU makes new eventfds each time that the driver starts.  The base stays: the
         # reply to GET_VRING_BASE needs it.
-        self.kicked, self.areas, self.problem = False, None, ""
+        self.kicked, self.areas, self.problem, self.lost = False, None, "", False
         self.set_notifier("kick", None)
         self.set_notifier("call", None)
 
@@ -122,3 +152,5 @@ class Vring:
         self.stop()
         self.set_notifier("err", None)
         self.size, self.base, self.addr, self.enable = 0, 0, None, None
+        self.packed = self.base_known = False
+        self.base_set = self.base_told = False

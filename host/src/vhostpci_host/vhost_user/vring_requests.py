@@ -32,7 +32,8 @@ from .message import Message
 
 def set_vring_num(setup: FrontEndSetup, payload: vu.VringState, _: Message) -> Steps:
     ring = setup.ring(payload.index)
-    num = virtio.check_split_size(payload.num)
+    check = virtio.check_packed_size if ring.packed else virtio.check_split_size
+    num = check(payload.num)
     if num != ring.size:
         yield from setup.quiesce([payload.index])
         ring.size = num
@@ -52,11 +53,17 @@ def set_vring_addr(setup: FrontEndSetup, payload: vu.VringAddr, _: Message) -> S
 def set_vring_base(setup: FrontEndSetup, payload: vu.VringState, _: Message) -> Steps:
     ring = setup.ring(payload.index)
     # The field has 32 bits, an index of a split ring 16.
-    if payload.num >= 2**16:
+    if payload.num >= 2**16 and not ring.packed:
         raise ProtocolError(f"base {payload.num} of a ring that counts to 65535")
+    # The upper half of a packed ring's base says where its used descriptors go.
+    # Packets complete in order: that is where the next chain is, as in the lower half.
+    # (DPDK leaves it 0.)
+    base = payload.num & 0xFFFF
     # First the quiesce, which sets the base to the used index.
     yield from setup.quiesce([payload.index])
-    ring.base = payload.num
+    ring.base, ring.lost = base, False
+    ring.base_known, ring.base_told = ring.base_told, False
+    ring.base_set = ring.packed
     return None
 
 
@@ -65,7 +72,9 @@ def get_vring_base(setup: FrontEndSetup, payload: vu.VringState, _: Message) -> 
     # First the quiesce, which reads the used index: `stop` forgets where that is.
     yield from setup.quiesce([payload.index])
     ring.stop()
-    return vu.VringState(payload.index, ring.base)
+    ring.base_told = True
+    used = ring.base << 16 if ring.packed else 0
+    return vu.VringState(payload.index, used | ring.base)
 
 
 def set_vring_kick(setup: FrontEndSetup, payload: vu.VringFd, message: Message) -> None:

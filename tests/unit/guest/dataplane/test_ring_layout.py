@@ -5,31 +5,47 @@ from dataclasses import fields
 from enum import IntEnum
 from typing import Any
 
+import pytest
+
 from vhostpci_guest.dataplane.faults import Fault
 from vhostpci_guest.dataplane.interface import Stats
-from vhostpci_guest.dataplane.native import RingIndex, c_enum, c_layout
+from vhostpci_guest.dataplane.native import CLayout, RingIndex, c_enum, c_layout
 from vhostpci_shared import metadata as md
 
-C = c_layout("ring_meta")
+ENTRIES = pytest.mark.parametrize(
+    ("kind", "c"),
+    [(md.Ring, c_layout("ring_meta")), (md.Position, c_layout("ring_position"))],
+)
 
 
-def packed(name: str, size: int) -> bytes:
+def packed(kind: Any, name: str, size: int) -> bytes:
     """Return an entry in which one field has all its bits set, and the rest none."""
-    values: dict[str, Any] = {field.name: 0 for field in fields(md.Ring)}
-    return bytes(md.Ring(**{**values, name: 2 ** (8 * size) - 1}))
+    values: dict[str, Any] = {field.name: 0 for field in fields(kind)}
+    return bytes(kind(**{**values, name: 2 ** (8 * size) - 1}))
 
 
-def test_entry_of_a_ring_is_as_long_in_c_as_in_python() -> None:
-    assert md.Ring.layout.size == C.size
+@ENTRIES
+def test_entry_of_a_ring_is_as_long_in_c_as_in_python(kind: Any, c: CLayout) -> None:
+    assert kind.layout.size == c.size
 
 
-def test_fields_of_a_ring_are_where_c_has_them_and_as_wide() -> None:
-    names = [field.name for field in fields(md.Ring)]
-    assert [*names, "reserved"] == list(C.members)
+@ENTRIES
+def test_fields_of_a_ring_are_where_c_has_them_and_as_wide(
+    kind: Any, c: CLayout
+) -> None:
+    names = [field.name for field in fields(kind)]
+    assert {*names, "reserved"} == c.members.keys() - {"position"} | (
+        {"at", "next", "reserved"} if "position" in c.members else set()
+    )
+    # C stores both by one word, of which the first is the lower half.
+    where = {**c.members}
+    if "position" in where:
+        at, _ = where["position"]
+        where["at"], where["next"] = (at, 2), (at + 2, 2)
     for name in names:
-        at, size = C.members[name]
-        expected = bytes(at) + b"\xff" * size + bytes(C.size - at - size)
-        assert packed(name, size) == expected, name
+        at, size = where[name]
+        expected = bytes(at) + b"\xff" * size + bytes(c.size - at - size)
+        assert packed(kind, name, size) == expected, name
 
 
 def numbers(enum: type[IntEnum], prefix: str) -> dict[str, int]:

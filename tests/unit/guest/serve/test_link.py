@@ -149,6 +149,37 @@ def test_ring_in_a_renewed_session_goes_on_though_it_moved_meanwhile(
     assert bench.daemon.ring(0).state is AgentRingState.RUNNING
 
 
+def test_packed_ring_starts_at_its_base_and_then_at_its_position(bench: Bench) -> None:
+    packed = replace(ring(0, session=2, flags=RUNS | RingFlag.PACKED), base=0x8000)
+    bench.publish(replace(packed, origin=2), ring(1, session=3))
+    conf = bench.plane.running[0]
+    assert (conf.packed, conf.base, conf.origin) == (True, 0x8000, 2)
+    window = bench.device.window
+    start = window.size - md.SIZE + md.POSITIONS
+    assert conf.position_addr == window.address + start
+    assert not bench.plane.running[1].packed
+    # What the ring driver leaves, for an agent of another session.
+    place = dict(
+        zip(("desc", "driver", "device", "size"), place_of(packed), strict=True)
+    )
+    left = md.Position(origin=2, at=0x8009, next=0x8009, **place)
+    window.view[start : start + 64] = bytes(left)
+    bench.publish(replace(packed, session=4, origin=2), ring(1, session=3))
+    assert bench.plane.starts[-1] == (0, 0x8009)
+    bench.publish(replace(packed, session=5, origin=5), ring(1, session=3))
+    assert bench.plane.starts[-1] == (0, 0x8000)
+    for change in ({"desc": 0}, {"driver": 0}, {"device": 0}, {"size": 8}):
+        other = replace(left, origin=5, **change)
+        window.view[start : start + 64] = bytes(other)
+        session = bench.plane.running[0].session + 1
+        bench.publish(replace(packed, session=session, origin=5), ring(1, session=3))
+        assert bench.plane.starts[-1] == (0, 0x8000)
+
+
+def place_of(ring: md.Ring) -> tuple[int, ...]:
+    return ring.desc, ring.driver, ring.device, ring.size
+
+
 @pytest.mark.parametrize("calls", [True, False], ids=["calls", "no calls"])
 def test_master_is_called_when_a_ring_starts_with_another_call(
     bench: Bench, calls: bool

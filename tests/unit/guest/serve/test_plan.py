@@ -332,12 +332,6 @@ def test_kick_on_a_vector_that_is_not_there_is_refused() -> None:
         check(snapshot(*rings), {0: WINDOW}, 3)
 
 
-def test_packed_rings_are_refused() -> None:
-    rings = (replace(RX, flags=RUNS | RingFlag.PACKED), TX)
-    with pytest.raises(ProtocolError, match="packed"):
-        check(snapshot(*rings), {0: WINDOW}, 3)
-
-
 _counts = st.tuples(st.integers(0, 3), st.integers(0, 3))
 
 

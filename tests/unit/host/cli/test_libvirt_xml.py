@@ -90,6 +90,11 @@ def test_master_of_an_old_qemu_has_no_property_that_it_does_not_know() -> None:
     assert list(properties["ua-vhostpci-web"]) == ["ctrl_guest_offloads"]
 
 
+def test_master_has_packed_rings_only_if_that_is_wanted() -> None:
+    properties = overridden(libvirt_xml.master(ARENA, V10_0, packed=True))
+    assert properties["ua-vhostpci-web"]["packed"] == "true"
+
+
 def test_master_has_the_same_address_under_libvirt() -> None:
     mac = attributes(read(libvirt_xml.master(ARENA, V10_0)), "devices/interface/mac")
     assert mac["address"] == qemu_args.mac("web")

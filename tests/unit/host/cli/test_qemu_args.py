@@ -76,6 +76,12 @@ def test_card_is_in_order_where_its_qemu_knows_that(
     assert ("in_order=on" in card.split(",")) is known
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_card_offers_packed_rings_only_if_that_is_wanted(packed: bool) -> None:
+    (card,) = values(qemu_args.master(DEVICE, Version(10, 0), packed=packed), "-device")
+    assert ("packed=on" in card.split(",")) is packed
+
+
 def test_only_an_old_qemu_without_kvm_crashes_with_msix() -> None:
     assert qemu_args.needs_intx(Version(7, 2), tcg=True)
     assert not qemu_args.needs_intx(Version(7, 2), tcg=False)

@@ -223,6 +223,24 @@ def test_next_agent_gets_new_sessions_without_a_base(scene: Scene) -> None:
         assert after.base == 0
 
 
+def test_next_agent_gets_the_base_and_the_origin_of_a_packed_ring(
+    scene: Scene,
+) -> None:
+    """It starts at the base unless an agent has left a position with that origin."""
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.front_end(packed=True)
+        qemu.driver_ok([RingAt.nth(0, base=0x8000_8000), RingAt.nth(1)])
+        scene.settle()
+        before = agent.snapshot().rings[0]
+        assert before.flags & RingFlag.PACKED
+        assert (before.base, before.origin) == (0x8000, before.session)
+        agent.say(instance=77)
+        scene.loop.advance()
+        after = agent.snapshot().rings[0]
+        assert after.session > before.session
+        assert (after.base, after.origin) == (0x8000, before.origin)
+
+
 def test_driver_that_starts_after_a_renewal_gives_the_base(scene: Scene) -> None:
     with scene.agent(scene.slave()) as agent:
         qemu = scene.running()

@@ -22,6 +22,7 @@ from tests.fakes.windows import MIB
 from tests.unit.host.scene import MakeFile, Scene, ToDevice
 from vhostpci_host.device.status import describe
 from vhostpci_shared import metadata as md
+from vhostpci_shared import packed
 
 SIZE = 4 * MIB
 
@@ -126,7 +127,7 @@ def test_uml_reloads_its_driver_without_stopping_the_rings(
     assert running(scene) == [0, 1]
     for old, new in zip(before.rings[:2], after.rings[:2], strict=True):
         assert new.desc == old.desc + MIB
-        assert new.base == 0
+        assert new.base == packed.START
         assert new.session != old.session
     assert after.regions == before.regions
 
