@@ -297,6 +297,14 @@ class Driver:
         """Return the index `count` chains of one descriptor behind another."""
         return (index + count) % 2**16
 
+    def has_used(self) -> bool:
+        """Whether `collect` would return a chain."""
+        return self.used_idx() != self.last_used
+
+    def base_of_qemu(self) -> int:
+        """Return the base that QEMU gives when it connects again."""
+        return self.used_idx()
+
     def used_idx(self) -> int:
         return self.memory.load(self.used + 2, 2)
 

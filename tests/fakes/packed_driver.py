@@ -208,6 +208,13 @@ class PackedDriver(Driver):
     def after(self, index: int, count: int) -> int:
         return advance(index, count, self.num)
 
+    def has_used(self) -> bool:
+        return bool(self._offered) and self.is_used(self.last_used)
+
+    def base_of_qemu(self) -> int:
+        """Return that of the driver's start: QEMU cannot read another one."""
+        return FRESH << 16 | FRESH
+
     def used_idx(self) -> int:
         raise NotImplementedError("a packed ring has no used index")
 

@@ -178,7 +178,11 @@ class Lab:
     # The master.
 
     def start_master(
-        self, memory: Ram | None = None, *, queue_pairs: int = 1
+        self,
+        memory: Ram | None = None,
+        *,
+        queue_pairs: int = 1,
+        packed: bool = False,
     ) -> Master:
         """Start a master, whose driver is not loaded yet, and set up its interface.
 
@@ -187,7 +191,7 @@ class Lab:
         if memory is None:
             memory = Ram.of_arena(self.arena, MEMORY)
         socket = self.run_dir / "net0.vhost-user"
-        master = Master(socket, memory, queue_pairs=queue_pairs)
+        master = Master(socket, memory, queue_pairs=queue_pairs, packed=packed)
         self._stack.callback(master.close)
         self._master = master
         set_up_master(MASTER_ADDRESS)

@@ -21,6 +21,8 @@ from typing import Self
 
 from tests.fakes.driver import Desc, Driver, Memory, Region
 from tests.fakes.frontend import NO_FEATURES, FrontEnd, RingAt, Socket, region
+from tests.fakes.packed_driver import FRESH as PACKED_START
+from tests.fakes.packed_driver import PackedDriver
 from tests.fakes.tap import (
     HEADER,
     TUN_F_CSUM,
@@ -50,6 +52,8 @@ LONGEST = 65600
 RINGS = 0x10000
 BUFFERS = 0x100000
 RX, TX = 0, 1
+AGAIN = 100
+"""Milliseconds until the card looks at descriptors that `listen` may have replaced."""
 
 
 class FileRegion(Region):
@@ -106,11 +110,15 @@ class Ram(Memory):
 class Master:
     """A master machine with one card; its driver is loaded by `load`.
 
-    `memory` is the master's own to close.
+    `memory` is the master's own to close; `packed` is whether its card has packed
+    rings.
     """
 
-    def __init__(self, socket: Path, memory: Ram, *, queue_pairs: int = 1) -> None:
+    def __init__(
+        self, socket: Path, memory: Ram, *, queue_pairs: int = 1, packed: bool = False
+    ) -> None:
         self.queue_pairs = queue_pairs
+        self._packed = packed
         self.memory = memory
         self._stack = ExitStack()
         self._stack.callback(memory.close)
@@ -126,6 +134,7 @@ class Master:
             Socket(self._socket),
             self.memory.memory_table(),
             queue_pairs=self.queue_pairs,
+            packed=self._packed,
         )
         frontend.connect()
         return frontend
@@ -170,6 +179,15 @@ class Master:
         self.frontend.close()
         self.frontend = self._connect()
 
+    def come_back(self) -> None:
+        """Hang up and connect again while the driver goes on, as QEMU does."""
+        assert self.card is not None
+        features = self.frontend.features
+        self.frontend.close()
+        self.frontend = self._connect()
+        self.frontend.features = features
+        self.card.describe(self.frontend)
+
     def close(self) -> None:
         """The machine is gone; a second time does nothing."""
         self.stop_card()
@@ -208,10 +226,13 @@ class Lane:
         self.number = number
         self._memory = memory
         self._stack = ExitStack()
+        kind = PackedDriver if Feature.F_RING_PACKED in features else Driver
+        start = PACKED_START if Feature.F_RING_PACKED in features else 0
         self.rx, self.tx = (
-            Driver(
+            kind(
                 memory,
                 num=NUM,
+                start=start,
                 event_idx=Feature.F_EVENT_IDX in features,
                 in_order=Feature.F_IN_ORDER in features,
                 writable=writable,
@@ -229,18 +250,25 @@ class Lane:
         self._chains: dict[int, list[Desc]] = {}
 
     def rings(self) -> list[RingAt]:
-        """Where its rings are."""
+        """Where its rings are, and what QEMU has as their bases."""
         return [
-            RingAt(2 * self.number + i, NUM, driver.desc, driver.avail, driver.used)
+            RingAt(
+                *(2 * self.number + i, NUM, driver.desc, driver.avail, driver.used),
+                driver.base_of_qemu(),
+            )
             for i, driver in enumerate((self.rx, self.tx))
         ]
 
-    def begin(self, frontend: FrontEnd) -> None:
-        """Take over the eventfds of its rings, and fill the receive ring."""
+    def listen(self, frontend: FrontEnd) -> None:
+        """Take over the eventfds of its rings."""
         for i, driver in enumerate((self.rx, self.tx)):
             index = 2 * self.number + i
             os.dup2(frontend.kicks[index], driver.kick_fd, inheritable=False)
             os.dup2(frontend.calls[index], driver.call_fd, inheritable=False)
+
+    def begin(self, frontend: FrontEnd) -> None:
+        """Take over the eventfds of its rings, and fill the receive ring."""
+        self.listen(frontend)
         for chain in self._posted:
             self._post(chain)
         self.rx.kick()
@@ -277,8 +305,7 @@ class Lane:
     @property
     def behind(self) -> bool:
         """Whether something came before it was asked to be told."""
-        waits = not self.slots and self.tx.used_idx() != self.tx.last_used
-        return waits or self.rx.used_idx() != self.rx.last_used
+        return (not self.slots and self.tx.has_used()) or self.rx.has_used()
 
     def close(self) -> None:
         """Close the eventfds."""
@@ -303,8 +330,7 @@ class Card:
             self._stack.callback(lane.close)
         self.channels = channels
         try:
-            rings = [ring for lane in self.lanes for ring in lane.rings()]
-            frontend.driver_ok(rings, pairs=channels)
+            frontend.driver_ok(self._rings(), pairs=channels)
         except BaseException:
             self._stack.close()
             raise
@@ -324,6 +350,16 @@ class Card:
     def tx(self) -> Driver:
         """The first transmit ring."""
         return self.lanes[0].tx
+
+    def _rings(self) -> list[RingAt]:
+        return [ring for lane in self.lanes for ring in lane.rings()]
+
+    def describe(self, frontend: FrontEnd) -> None:
+        """Have another connection serve the rings, which go on."""
+        self.frontend = frontend
+        frontend.driver_ok(self._rings(), pairs=self.channels)
+        for lane in self.lanes:
+            lane.listen(frontend)
 
     def set_channels(self, pairs: int) -> None:
         """Send through so many queue pairs; what has been offered is on its way."""
@@ -350,7 +386,7 @@ class Card:
                 lane.tx.ask_for_calls(not lane.slots)
             poll.register(self._tap, select.POLLIN if self._room() else 0)
             behind = any(lane.behind for lane in self.lanes)
-            ready = {fd for fd, _ in poll.poll(0 if behind else None)}
+            ready = {fd for fd, _ in poll.poll(0 if behind else AGAIN)}
             if self._stop in ready:
                 return
             for lane in self.lanes:
