@@ -85,11 +85,10 @@ static inline void desc_read(const struct vring_desc *p, struct vring_desc *d)
  * Have the start of a buffer on its way into the cache: the net header and the
  * packet's own headers.  An indirect table is a buffer, too.
  */
-static inline void prefetch_buffer(const struct vq *vq,
-				   const struct vring_desc *d)
+static inline void prefetch_buffer(const struct vq *vq, const uint64_t *addr)
 {
-	const uint8_t *p = mem_at(vq->mem, le64toh(read_once(&d->addr)),
-				  2 * RING_CACHELINE);
+	const uint8_t *p =
+		mem_at(vq->mem, le64toh(read_once(addr)), 2 * RING_CACHELINE);
 
 	if (!p)
 		return;

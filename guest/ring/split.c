@@ -226,8 +226,8 @@ static void split_prefetch(struct vq *vq)
 	for (; (uint16_t)(vq->buffer_ahead - after) < SPLIT_BUFFERS_AHEAD &&
 	       vq->buffer_ahead != vq->avail_idx;
 	     vq->buffer_ahead++)
-		prefetch_buffer(vq,
-				&vq->desc[guess_head(vq, vq->buffer_ahead)]);
+		prefetch_buffer(
+			vq, &vq->desc[guess_head(vq, vq->buffer_ahead)].addr);
 }
 
 /**

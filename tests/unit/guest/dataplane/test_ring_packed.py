@@ -8,6 +8,7 @@ import pytest
 from tests.fakes.driver import INDIRECT, NEXT, Desc
 from tests.fakes.packed_driver import (
     EVENT_DISABLE,
+    FRESH,
     Packed,
     PackedDriver,
     advance,
@@ -248,3 +249,16 @@ def test_a_descriptor_that_another_back_end_used_is_not_taken(start: int) -> Non
         pair.settle()
         assert len(pair.rx.collect()) == 1
         assert pair.status(RX).fault == Fault.USED_MOVED
+
+
+def test_short_ring_is_not_read_behind_its_end() -> None:
+    """The ring is prefetched some descriptors ahead, which may be more than it has."""
+    size = 1 << 21
+    with Pair((0x10000, size), num=2, start=FRESH, running=False) as pair:
+        # What lies behind the ring is no memory: to read it would end the process.
+        pair.memory.regions[0].cut_to(size // 2)
+        pair.tx.desc = 0x10000 + size // 2 - 2 * 16
+        pair.start(TX)
+        pair.tx.send(HDR, b"good")
+        pair.settle()
+        assert pair.packets() == [HDR + b"good"]
