@@ -70,6 +70,16 @@ def test_window_reads_as_fast_as_the_slaves_own_memory(link: Pair) -> None:
 
 
 @vfio
+def test_agent_sees_whether_its_tap_knows_udp_segments(link: Pair) -> None:
+    (status,) = json.loads(link.slave.run("vhostpci-guest status -j").stdout)
+    release = tuple(map(int, link.slave.kernel.split(".")[:2]))
+    assert status["uso"] == (release >= (6, 2))
+    # What is counted has a name for scripts, too.
+    (device,) = json.loads(link.slave.run(f"vhostpci-guest stats -j {TAP}").stdout)
+    assert min(device["statistics"][way] for way in ("rx_packets", "tx_packets")) > 0
+
+
+@vfio
 def test_registers_read_slowly(link: Pair) -> None:
     speed = json.loads(link.slave.run(["python3", "-c", MEASURE]).stdout)
     assert speed["slow"], speed
