@@ -27,7 +27,7 @@
 
 enum {
 	SECOND = 1000000000,
-	LATE = 200000000, /* ns in which the last responses may come */
+	LATE = 500000000, /* ns in which the last responses may come */
 	PAYLOAD = 64,
 	PACKET = 2048,
 	MAC = 6,
