@@ -186,9 +186,24 @@ def tcp(source: Vm, address: str, seconds: int = 5, streams: int = 1) -> float:
     return float(report["sum_received"]["bits_per_second"]) / 1e6
 
 
-def udp(source: Vm, address: str, seconds: int = 5, rate: str = "200M") -> float:
-    """Return Mbit/s of datagrams that arrived at ``address``; ``rate`` was sent."""
-    total = _iperf(source, address, seconds, f"-u -b {rate}")["sum"]
+def udp(
+    source: Vm,
+    address: str,
+    seconds: int = 5,
+    rate: str = "200M",
+    length: int | None = None,
+) -> float:
+    """Return Mbit/s of datagrams that arrived at ``address``; ``rate`` was sent.
+
+    Args:
+        source: the VM that sends.
+        address: where to.
+        seconds: for how long.
+        rate: as iperf3 takes it.
+        length: bytes of each datagram; by default as many as fit into a packet.
+    """
+    options = f"-u -b {rate}" + (f" -l {length}" if length else "")
+    total = _iperf(source, address, seconds, options)["sum"]
     lost = float(total["lost_percent"]) / 100
     return float(total["bits_per_second"]) / 1e6 * (1 - lost)
 
