@@ -84,9 +84,12 @@ def _connection_lines(status: Json) -> list[str]:
 
 def _segments_udp(master: Json, agent: Json) -> bool:
     """Whether the master may send what the slave's TAP does not know."""
-    # Before the agent is ready it may not have seen its TAP yet.
+    # Not before the agent is ready: it may not have seen its TAP.  A daemon of an
+    # earlier version has no flags.
     sends = "NET_F_HOST_USO" in master["features"]
-    return sends and agent["state"] == "ready" and "USO" not in agent["flags"]
+    return (
+        sends and agent["state"] == "ready" and "USO" not in agent.get("flags", ["USO"])
+    )
 
 
 def _plugging_lines(plugging: Json | None) -> list[str]:

@@ -78,6 +78,9 @@ def test_slave_that_does_not_know_the_masters_udp_segments_is_told_of(
     scene.settle()
     line = "makes datagrams of UDP segments"
     assert line in print_status.text(describe(scene.device))
+    earlier = describe(scene.device)
+    del earlier["agent"]["flags"]
+    assert line not in print_status.text(earlier)
     agent.say(flags=AgentFlag.USO)
     scene.settle()
     assert line not in print_status.text(describe(scene.device))
