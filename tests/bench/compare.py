@@ -29,7 +29,7 @@ class Change:
         return self.after.ratio / self.before.ratio
 
     def limits(self) -> tuple[float, float]:
-        """Between which limits the factor lies, as far as the runs can tell."""
+        """Between which limits the factor lies, by what the runs tell."""
         return limits(resampled(self.after) / resampled(self.before)[::-1], CONFIDENCE)
 
     @property

@@ -55,7 +55,7 @@ class Figure:
         return self.ours / self.peer
 
     def limits(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
-        """Between which limits the ratio lies, as far as the runs can tell."""
+        """Between which limits the ratio lies, by what the runs tell."""
         return limits(resampled(self), confidence)
 
     @property

@@ -60,7 +60,7 @@ def test_windows_come_and_go_with_the_master(shared: AttachLab) -> None:
 
 
 @pytest.mark.parametrize("first", ["agent", "master"])
-def test_kicks_need_no_daemon_whoever_starts_first(lab: Lab, first: str) -> None:
+def test_kicks_need_no_daemon_in_either_start_order(lab: Lab, first: str) -> None:
     """The daemon relays no kick and no interrupt, and sleeps."""
     daemon = lab.start_daemon(*ATTACH)
     if first == "agent":

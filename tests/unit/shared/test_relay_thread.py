@@ -357,7 +357,7 @@ def test_blocking_source_that_another_reader_empties_holds_nothing_up(
     thread.add(source, target, target_is_eventfd=True)
     for _ in range(3000):
         os.eventfd_write(source, 1)
-        # As the thread does it; whoever is late finds it empty.
+        # As the thread does it; the one that is late finds it empty.
         with suppress(BlockingIOError):
             os.preadv(source, [bytearray(8)], -1, os.RWF_NOWAIT)
     assert passes_on(thread, fds)

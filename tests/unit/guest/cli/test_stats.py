@@ -23,7 +23,7 @@ NUMBERS = {
     for n, field in enumerate(fields(Stats))
     if field.name != "batches"
 }
-"""For each count a value of its own, so that a sum tells what it has."""
+"""For each count another value, so that a sum tells what it has."""
 ALL = replace(
     Stats(**NUMBERS),  # type: ignore[arg-type]
     batches=tuple(1 << n for n in range(40, 51)),
@@ -58,7 +58,7 @@ def test_rx_is_what_comes_from_the_master_and_tx_what_goes_to_it() -> None:
 
 
 def test_each_count_of_a_ring_is_in_a_counter_of_its_own() -> None:
-    """One that no counter has would be counted for nobody to see."""
+    """One that no counter has would be counted, and never shown."""
     shown = statistics(link(ALL, ALL))["statistics"]
     assert set(shown.values()) >= {*NUMBERS.values(), *ALL.batches}
 
