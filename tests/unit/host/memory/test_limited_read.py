@@ -2,12 +2,14 @@
 """A file that another process makes slow to read does not stop the daemon's loop."""
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.waiting import wait_for
 from vhostpci_host.memory import limited_read
 from vhostpci_host.memory.limited_read import (
     LIMIT,
@@ -23,10 +25,18 @@ def stuck(tmp_path: Path) -> Iterator[Path]:
     """A file whose open() waits, as for a lock of another process."""
     path = tmp_path / "stuck"
     os.mkfifo(path)
+    before = set(threading.enumerate())
     yield path
-    # Opened in both directions it never waits, and the reader's open() succeeds.
-    with path.open("r+b", buffering=0):
-        time.sleep(0.05)
+    readers = set(threading.enumerate()) - before
+
+    def are_gone() -> bool:
+        # Opened in both directions it never waits, and the readers' open() succeeds,
+        # if they have time for it; their read() ends when it is closed.
+        with path.open("r+b", buffering=0):
+            time.sleep(0.01)
+        return not any(reader.is_alive() for reader in readers)
+
+    wait_for(are_gone, "the readers end")
 
 
 def test_file_is_read(tmp_path: Path) -> None:
