@@ -42,6 +42,7 @@ def test_a_command_that_takes_too_long_is_killed(vm: Vm) -> None:
 
 def test_a_background_job_runs_beside_others_until_it_is_stopped(vm: Vm) -> None:
     job = vm.spawn("echo started; exec sleep 60")
+    vm.wait_until(lambda: job.output() == "started\n", lambda: "its first line")
     vm.run("true")
     assert job.poll() is None
     assert job.stop() == -signal.SIGTERM

@@ -81,8 +81,13 @@ def test_agent_sees_whether_its_tap_knows_udp_segments(link: Pair) -> None:
 
 @vfio
 def test_registers_read_slowly(link: Pair) -> None:
-    speed = json.loads(link.slave.run(["python3", "-c", MEASURE]).stdout)
-    assert speed["slow"], speed
+    seen = []
+    # Several times, as for the agent: other load slows the copy of our own memory.
+    for _ in range(5):
+        seen.append(json.loads(link.slave.run(["python3", "-c", MEASURE]).stdout))
+        if seen[-1]["slow"]:
+            return
+    pytest.fail(f"not slow: {seen}")
 
 
 @vfio
