@@ -7,7 +7,7 @@
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from ctypes import string_at
 from dataclasses import asdict, replace
 from typing import Any
@@ -338,20 +338,10 @@ class Rings:
         Raises:
             RingRefused: its kick is no eventfd of this device's.
         """
-        call = kick = None
-        if ring.flags & RingFlag.CALL:
-            call = self._device.doorbell(ring.call_peer, ring.call_vector)
-            if call is None:
-                return None
-        # Else its vector stays silent, and the worker would sleep until a signal comes.
-        polled = ring.flags & RingFlag.POLL
-        if not polled and not ring.kick_peer:
-            kick = self._device.vector(ring.kick_vector)
-        elif not polled:
-            kick = self._peer_kick(ring)
-            if kick is None:
-                _close(call)
-                return None
+        signals = self._kick_and_call(ring)
+        if signals is None:
+            return None
+        kick, call = signals
         entry = md.RINGS + index * md.Ring.layout.size
         packed = bool(ring.flags & RingFlag.PACKED)
         return RingConf(
@@ -377,6 +367,31 @@ class Rings:
             position_addr=self._position_address(index) if packed else 0,
             origin=ring.origin,
         )
+
+    def _kick_and_call(self, ring: md.Ring) -> tuple[int | None, Call | None] | None:
+        """Return a ring's kick and call; None if a peer is not there yet.
+
+        Raises:
+            RingRefused: the kick is no eventfd of this device's.
+        """
+        call = kick = None
+        with ExitStack() as undo:
+            if ring.flags & RingFlag.CALL:
+                call = self._device.doorbell(ring.call_peer, ring.call_vector)
+                if call is None:
+                    return None
+                undo.callback(_close, call)
+            # Else its vector stays silent, and the worker would sleep until a signal.
+            if not ring.flags & RingFlag.POLL:
+                kick = (
+                    self._peer_kick(ring)
+                    if ring.kick_peer
+                    else self._device.vector(ring.kick_vector)
+                )
+                if kick is None and ring.kick_peer:
+                    return None
+            undo.pop_all()
+        return kick, call
 
     def _peer_kick(self, ring: md.Ring) -> int | None:
         """Return the kick that a peer has brought; None if it is not there yet.
