@@ -112,15 +112,26 @@ def test_driver_that_is_loaded_again_with_the_next_daemon_starts_from_the_beginn
     assert "stands at" not in lab.daemon.log
 
 
-def test_ring_whose_position_died_with_the_daemon_waits_for_the_driver(
+def test_agent_knows_where_rings_stand_when_the_metadata_ends_with_the_daemon(
     lab: Lab,
 ) -> None:
-    """In attach mode the metadata ends with the daemon."""
+    """That is so in attach mode.  If the agent ends as well, nothing knows it."""
     master = start(lab, *ATTACH, memory=Ram.of_nodes(MEMORY))
-    flood(lab)
-    lab.daemon.end(signal.SIGKILL)
+    flooding = lab.start_server([*lab.slave.prefix, "ping", "-q", "-f", "10.9.0.1"])
+    for _ in range(2):
+        flood(lab)
+        lab.daemon.end(signal.SIGKILL)
+        daemon = lab.start_daemon(*ATTACH)
+        master.come_back()
+        assert works(lab)
+        assert "stands at" in daemon.log
+        assert "reload the master's driver" not in daemon.log
+    flooding.end(signal.SIGINT)
+    for program in (lab.agent, lab.daemon):
+        program.end(signal.SIGKILL)
     daemon = lab.start_daemon(*ATTACH)
     master.come_back()
+    lab.start_agent()
     daemon.wait_log("nothing says where it stands")
     assert {ring["problem"] for ring in lab.status()["rings"]} == {
         "nothing says where it stands"

@@ -29,6 +29,7 @@ from .dataplane.interface import PlaneMaker
 from .errors import Unusable
 from .interfaces import Device, Source
 from .serve.heartbeat import TICK
+from .serve.left_positions import LeftPositions
 from .serve.link import Link
 from .status_socket import Control
 from .tap.tap_port import Port
@@ -67,6 +68,7 @@ class Agent:
         self._control = control
         self._ports: dict[str, Port] = {}
         self._links: dict[Device, Link] = {}
+        self._left = LeftPositions()
         self._tick_at = 0.0
         self._short_until: float | None = None
         self._told_at = -math.inf
@@ -168,7 +170,8 @@ class Agent:
         port = self._ports[device.name]
         try:
             self._links[device] = Link(
-                device, port, self._make_plane, self._source.windows(device)
+                *(device, port, self._make_plane, self._source.windows(device)),
+                left=self._left,
             )
         except ProtocolError as why:
             if self._source.single:

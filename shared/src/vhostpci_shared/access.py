@@ -205,6 +205,13 @@ class Metadata:
         """Write the agent's entry of ring `index`; call this before `write_agent`."""
         self._write(md.AGENT_RINGS + index * md.AgentRing.layout.size, bytes(ring))
 
+    def write_position(self, index: int, position: md.Position) -> None:
+        """Write where packed ring `index` stands; call this before `write_agent`.
+
+        Not while the ring runs: the ring driver writes it then.
+        """
+        self._write(md.POSITIONS + index * md.Position.layout.size, bytes(position))
+
 
 def find(window: memoryview) -> memoryview:
     """Return the metadata region of window 0: its last 64 KiB.

@@ -7,6 +7,7 @@ FakeDaemon ──metadata──► Link ──► FakePlane, FakePort
 
 from tests.fakes.bar import FakeDaemon, FakeDevice, FakeWindows, ring
 from tests.fakes.plane import FakePlane, FakePort
+from vhostpci_guest.serve.left_positions import LeftPositions
 from vhostpci_guest.serve.link import Link
 from vhostpci_guest.serve.window_speed import Speed, Speeds
 from vhostpci_shared import metadata as md
@@ -41,9 +42,10 @@ class Bench:
         self.planes.append(FakePlane(fds, device))  # type: ignore[arg-type]
         return self.plane
 
-    def attach(self) -> Link:
+    def attach(self, left: LeftPositions | None = None) -> Link:
         self.link = Link(
-            self.device, self.port, self.make_plane, self.windows, self.speeds
+            *(self.device, self.port, self.make_plane, self.windows, self.speeds),
+            left=left,
         )
         return self.link
 

@@ -38,6 +38,7 @@ from .answers import Answers
 from .carrier import Carrier
 from .daemon_connection import DaemonConnection
 from .heartbeat import SILENT_TICKS, TICK, DaemonHeartbeat
+from .left_positions import LeftPositions
 from .named_windows import NamedWindows
 from .plan import NOTHING, Want, check, named
 from .rings import Rings
@@ -60,6 +61,7 @@ class Link:
         make_plane: makes the data plane that moves them.
         windows: finds the device's further windows.
         speeds: measures its windows; by default each once it is mapped.
+        left: where the device's rings stood with an earlier daemon.
 
     Raises:
         Unusable: the device is not the one with the metadata.
@@ -73,6 +75,7 @@ class Link:
         make_plane: PlaneMaker,
         windows: Windows,
         speeds: Speeds | None = None,
+        left: LeftPositions | None = None,
     ) -> None:
         if device.window.id != md.SLAVE_ID:
             raise Unusable(
@@ -84,6 +87,8 @@ class Link:
         self._rings = Rings(device, port, make_plane)
         self._windows = NamedWindows(windows)
         self._speeds = speeds or Speeds(device)
+        self._left = left or LeftPositions()
+        self._name = ""  # as the daemon says, once this agent serves the device
         self._metadata = Metadata(find(device.window.view))
         try:
             self._metadata.header()
@@ -250,7 +255,7 @@ class Link:
                 return
             windows = self._windows.find(named(snapshot))
             want = self._check(snapshot, windows)
-            self._answers.set_ready(snapshot.device.name)
+            self._begin(snapshot.device.name)
         except ProtocolError as why:
             snapshot, windows = None, {}
             self._answers.set_failed(str(why))
@@ -273,6 +278,14 @@ class Link:
         if snapshot is not None:
             self._serve(snapshot.device)
         self._set_carrier()
+
+    def _begin(self, name: str) -> None:
+        """Say in the next answer that the device of that name is served."""
+        if not self._answers.was_ready:
+            # Before the daemon sees an agent: it decides then where rings go on.
+            self._left.bring(name, self._metadata)
+        self._name = name
+        self._answers.set_ready(name)
 
     def _expects_vectors(self, device: md.Device) -> bool:
         """Whether vectors are missing that an ivshmem server has yet to send."""
@@ -418,6 +431,8 @@ class Link:
     def close(self) -> None:
         """Stop all rings, and tell the daemon that this agent ends."""
         self._rings.stop_for(NOTHING)
+        if self._name:
+            self._left.keep(self._name, self._rings.positions())
         with suppress(Unusable):  # the TAP may be why we end
             self._set_carrier()
         self._answers.leave()

@@ -180,6 +180,27 @@ def is_packed(run: Run) -> bool:
     return len(run.place) > 1 and bool(run.place[1] & RingFlag.PACKED)
 
 
+def stands(run: Run) -> md.Position | None:
+    """Return where a ring that was stopped goes on, for another daemon's metadata.
+
+    None if it is not packed, or if it did not stop because it was asked to.
+    """
+    asked = run.state is AgentRingState.STOPPED and run.index_known
+    if not (asked and is_packed(run)):
+        return None
+    _, _, size, desc, driver, device = run.place[:6]
+    return md.Position(
+        # Of no ring of the next daemon: that decides, and gives the ring a base.
+        origin=run.session,
+        desc=desc,
+        driver=driver,
+        device=device,
+        size=size,
+        at=run.index,
+        next=run.index,
+    )
+
+
 def plan(now: Want, new: Want, runs: Mapping[int, Run]) -> Plan:
     """Return the steps from what was wanted, `now`, to what is wanted, `new`."""
     remap = now.memory != new.memory

@@ -45,6 +45,7 @@ from .plan import (
     is_packed,
     place,
     plan,
+    stands,
 )
 from .retries import Retries
 
@@ -191,6 +192,13 @@ class Rings:
                 with suppress(TimeoutError):  # the worker has stopped it already
                     self._plane.stop(index)  # closes its call eventfd
         return found
+
+    def positions(self) -> dict[int, md.Position | None]:
+        """Return where the rings that have run go on; None of one that is not packed.
+
+        The caller has stopped them.
+        """
+        return {index: stands(run) for index, run in self._runs.items()}
 
     # Starting.
 

@@ -403,7 +403,9 @@ class Device:
         for index, lease in enumerate(self.leases):
             if lease.state is not RingState.STOPPED or not setup.runs(index):
                 continue
-            if text := setup.find_position(index):
+            text = setup.find_position(index)
+            # Without an agent there may be one in a moment that says where it stands.
+            if text and (self.agent.present or not setup.rings[index].lost):
                 self._log.warn(text, f"position of ring {index}")
 
     def _publish(self) -> None:
@@ -489,8 +491,13 @@ class Device:
 
     def _sample_agent(self) -> None:
         """Read what the agent says; one that follows another gets new sessions."""
+        present = self.agent.present
         if self.agent.sample(self._loop.time()):
             self._renew_running()
+        # One that comes may have served an earlier daemon, and know where rings stand.
+        came = self.agent.present and not present
+        if came and self.setup is not None and self.setup.forget_lost():
+            self._debounce.on_message()
 
     def _renew_running(self) -> None:
         self.publisher.renew_running(self._loop.time())

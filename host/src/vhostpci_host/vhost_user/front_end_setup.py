@@ -178,6 +178,16 @@ class FrontEndSetup:
             return ""
         return f"ring {index} is to start at {said:#x}, and stands at {found:#x}"
 
+    def forget_lost(self) -> bool:
+        """Let `find_position` look again for the rings that are `lost`; return if any.
+
+        An agent that has just come may have said where they stand.
+        """
+        lost = [ring for ring in self.rings if ring.lost]
+        for ring in lost:
+            ring.lost = False
+        return bool(lost)
+
     def ring(self, index: int) -> Vring:
         """Return the ring of an index that came from the front-end.
 
