@@ -4,6 +4,7 @@
 testpmd answers every ping: each ping is one packet to it and one packet from it.
 """
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from tests.frontends.hugepages import MOUNTED, reserved
 from tests.frontends.testpmd import HUGE, NO_HUGE, Testpmd
 from tests.process.attach import AttachLab
-from tests.process.lab import SLAVE_ADDRESS
+from tests.process.lab import ATTACH, SLAVE_ADDRESS
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.frontends
@@ -46,6 +47,25 @@ def test_memory_without_huge_pages(lab: AttachLab, tmp_path: Path) -> None:
         master = lab.status()["master"]
         assert master["regions"][0]["size"] == 64 * MIB
         assert "F_IN_ORDER" in master["features"]
+        assert pmd.quit() == 0
+    lab.wait_carrier("NO-CARRIER")
+
+
+def test_front_end_that_listens_is_connected_to_again(
+    lab: AttachLab, tmp_path: Path
+) -> None:
+    """DPDK's server=1: another daemon takes over from one that was killed."""
+    path = tmp_path / "front-end"
+    daemon = lab.start_daemon(*ATTACH, "--connect", str(path))
+    lab.start_agent()
+    assert "is not there yet" in lab.status()["connect_problem"]
+    with Testpmd(path, tmp_path, options=",server=1") as pmd:
+        pmd.started()
+        assert_answers(lab, pmd)
+        assert lab.status()["master"]["pid"] == pmd.process.pid
+        daemon.end(signal.SIGKILL)
+        lab.start_daemon(*ATTACH, "--connect", str(path))
+        assert_answers(lab, pmd)
         assert pmd.quit() == 0
     lab.wait_carrier("NO-CARRIER")
 

@@ -27,6 +27,7 @@ PRINTED = {
     "attach master": "--role master --mode attach --memory 4G",
     "attach slave": "--role slave --mode attach --memory 4G --windows 2",
     "plugged arena": "--role slave --memory 1G --slave-libvirt switch",
+    "listening master": "--role master --memory 1G --connect /run/web",
     "queue pairs": "--role master --memory 1G --queue-pairs 8 --vectors 0",
 }
 

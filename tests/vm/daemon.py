@@ -167,6 +167,7 @@ class Daemon(_Program, Device):
 
     With ``memory`` it makes the master's memory; without, the master brings its own.
     With ``slave_qmp`` it plugs into the slave VM at that monitor.
+    With ``connect`` the master listens there, and the daemon connects.
     """
 
     def __init__(
@@ -177,6 +178,7 @@ class Daemon(_Program, Device):
         memory: str | None = None,
         queue_pairs: int = 1,
         slave_qmp: Path | None = None,
+        connect: Path | None = None,
         program: str | None = None,
     ) -> None:
         _Program.__init__(self, logs / f"{name}.daemon.log")
@@ -184,10 +186,12 @@ class Daemon(_Program, Device):
         self._options = ["--memory", memory] if memory else ["--mode", "attach"]
         self._options += ["--slave-qmp", str(slave_qmp)] if slave_qmp else []
         self._options += ["--queue-pairs", str(queue_pairs)]
+        self._options += ["--connect", str(connect)] if connect else []
+        self._sockets_made = [*(() if connect else ("vhost-user",)), "ivshmem"]
 
     def _start(self) -> tuple[list[str], list[str]]:
         where = ["--run-dir", str(self.run_dir), "--memory-dir", str(self.memory_dir)]
-        sockets = [f"{self.name}.{kind}" for kind in ("vhost-user", "ivshmem")]
+        sockets = [f"{self.name}.{kind}" for kind in self._sockets_made]
         return [self.name, *where, *self._options], sockets
 
 

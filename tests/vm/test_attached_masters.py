@@ -6,6 +6,7 @@ virtio-net ------ vhost-user, windows ------ vhostpci-guest --socket -- TAP
 memfd, file, NUMA, DIMM                      10.77.0.2
 """
 
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,10 +51,15 @@ class Link:
 
 @contextmanager
 def linked(
-    logs: Path, args: list[str], chipset: str = "q35", cpus: int = 1
+    logs: Path,
+    args: list[str],
+    chipset: str = "q35",
+    cpus: int = 1,
+    *,
+    connect: Path | None = None,
 ) -> Iterator[Link]:
     """Boot a master with this memory, and run the agent."""
-    with Daemon("attached", logs=logs) as daemon:
+    with Daemon("attached", logs=logs, connect=connect) as daemon:
         master = Master(
             *("master", image.build()),
             logs=logs,
@@ -86,6 +92,20 @@ def test_4_gib_around_the_pci_hole(here: Path, chipset: str, below: int) -> None
         assert ping.received == ping.sent
         assert link.windows() == [4 * GIB]
         assert (4 * GIB, 4 * GIB - below) in link.regions()
+
+
+def test_master_that_listens_is_connected_to_by_the_next_daemon(
+    here: Path, tmp_path: Path
+) -> None:
+    """QEMU's server=on, with which QEMU does not connect again by itself."""
+    ram = memory.memfd("256M")
+    with linked(here, ram, connect=tmp_path / "front-end") as link:
+        for number in (signal.SIGKILL, signal.SIGTERM):
+            link.daemon.restart(number)
+            link.daemon.wait_state("running")
+            link.master.wait_for(f"ping -n -q -c 1 -W 1 {SLAVE_ADDRESS}")
+            ping = link.ping_both_ways()
+            assert ping.received == ping.sent
 
 
 def test_two_numa_nodes(here: Path) -> None:

@@ -139,6 +139,48 @@ def inherited(number: int) -> socket.socket:
     return ours
 
 
+def connect(path: Path) -> socket.socket:
+    """Connect to the socket at `path`, whose other side may be busy for a while.
+
+    The connection tells who sends (`sender_pid`).
+
+    Raises:
+        OSError: no process listens there, or too many wait for it already (EAGAIN).
+    """
+    ours = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        ours.setblocking(False)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        ours.connect(os.fspath(path))
+    except OSError:
+        ours.close()
+        raise
+    return ours
+
+
+def sender_pid(connection: socket.socket) -> int:
+    """Return which process has sent what is to be read next from `connect`'s result.
+
+    `peer_pid` would be the process that made the listening socket: libvirt makes it,
+    and gives it to QEMU.  From here on `connection` tells it no more.
+
+    Raises:
+        EOFError: the other side has closed the connection.
+    """
+    # With room for the credentials alone, Linux hands over no descriptor here.
+    room = socket.CMSG_SPACE(_CREDENTIALS.size)
+    try:
+        data, ancillary, *_ = connection.recvmsg(1, room, socket.MSG_PEEK)
+    except ConnectionError as error:
+        raise EOFError(str(error)) from error
+    if not data:
+        raise EOFError("the connection was closed")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+    found = (one for _, kind, one in ancillary if kind == socket.SCM_CREDENTIALS)
+    pid: int = _CREDENTIALS.unpack(next(found))[0]
+    return pid
+
+
 def is_listening(sock: socket.socket) -> bool:
     """Whether the socket listens; otherwise it is a connection."""
     return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))

@@ -194,12 +194,13 @@ def _interface(config: DeviceConfig, alias: str) -> ET.Element:
     card = ET.Element("interface", type="vhostuser")
     # libvirt chooses a random MAC address otherwise, and `qemu-args` would differ.
     add_element(card, "mac", address=qemu_args.mac(config.name))
-    # "client" is QEMU's part: the daemon listens.
-    source = add_element(
-        card, "source", type="unix", path=str(config.vhost_user), mode="client"
-    )
-    # Without it the carrier stays down after a restart of the daemon.
-    add_element(source, "reconnect", enabled="yes", timeout="1")
+    # The mode is QEMU's part: a client where the daemon listens.
+    listens = config.connect is not None
+    mode, path = "server" if listens else "client", str(config.vhost_user)
+    source = add_element(card, "source", type="unix", path=path, mode=mode)
+    if not listens:
+        # Without it the carrier stays down after a restart of the daemon.
+        add_element(source, "reconnect", enabled="yes", timeout="1")
     add_element(card, "model", type="virtio")
     if config.queue_pairs > 1:
         # From this libvirt derives mq=on and the number of MSI-X vectors.

@@ -68,6 +68,9 @@ def _connection_lines(status: Json) -> list[str]:
         # A master with more RAM than the device is a problem of the file as well.
         if master["problem"] not in (None, status["memory"]["problem"]):
             lines.append(f"  problem  {master['problem']}")
+    # A daemon of an earlier version does not connect to front-ends.
+    elif status.get("connect_problem"):
+        lines.append(f"  problem  {status['connect_problem']}")
     lines.append(
         f"  slave    {'pid ' + str(slave['pid']) if slave else 'not connected'}"
     )

@@ -43,11 +43,17 @@ def master(
         *(_shared_memory(config, size) if attached else arena(config)),
         (
             "-chardev",
-            f"socket,id={name},path={_escape(config.vhost_user)},{_reconnect(qemu)}",
+            f"socket,id={name},path={_escape(config.vhost_user)},"
+            f"{_reconnect(qemu) if config.connect is None else LISTEN}",
         ),
         ("-netdev", f"vhost-user,id={name}-net,chardev={name}{_queues(config)}"),
         ("-device", _card(config, qemu, vectors, packed=packed)),
     ]
+
+
+LISTEN = "server=on,wait=off"
+"""What has QEMU listen.  The card waits for its first back-end all the same, but not
+the rest of a VM in which it is plugged later."""
 
 
 def _reconnect(qemu: Version) -> str:

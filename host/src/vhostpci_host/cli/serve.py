@@ -50,9 +50,11 @@ def _run(args: argparse.Namespace) -> None:
         return
     if args.name is None:
         raise Usage("run: give a device's NAME, or --config FILE")
-    if args.fd is not None and args.socket_path is not None:
-        # An inherited socket is bound to its path already.
-        raise Usage("run: --fd and --socket-path exclude each other: give one")
+    for option in ("socket_path", "connect"):
+        # An inherited socket is bound to its path already, or connected.
+        if args.fd is not None and getattr(args, option) is not None:
+            word = option.replace("_", "-")
+            raise Usage(f"run: --fd and --{word} exclude each other: give one")
     # The configuration is checked before logging is set up: `main` prints its errors.
     device = options.device(args.name, options.texts(args))
     with _logging(verbose=args.verbose):

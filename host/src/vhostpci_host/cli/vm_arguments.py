@@ -186,7 +186,10 @@ def _options_of(running: dict[str, Any]) -> dict[str, str]:
     found = {
         "mode": running["mode"],
         "queue-pairs": str(running["queue_pairs"]),
-        "socket-path": running["sockets"]["vhost_user"],
+        # A daemon of an earlier version does not connect to front-ends.
+        "connect" if running.get("connects") else "socket-path": running["sockets"][
+            "vhost_user"
+        ],
     }
     # The memory of attach mode is the master's: only metadata is the daemon's.
     if found["mode"] == Mode.ARENA:

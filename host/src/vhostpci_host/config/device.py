@@ -199,6 +199,8 @@ class DeviceConfig:
     """Whether the arena is removed at the end, even if a master has had it."""
     socket_path: Path | None = None
     """The vhost-user socket; None puts it into `run_dir`."""
+    connect: Path | None = None
+    """The vhost-user socket on which the front-end listens; None if we listen."""
     slave_qmp: Path | None = None
     """The QMP socket of the slave VM into which the windows are plugged."""
     slave_libvirt: str | None = None
@@ -239,6 +241,12 @@ class DeviceConfig:
 
     def _other_problems(self) -> Iterator[Problem]:
         # Refuse both rather than use one of them silently.
+        if self.connect is not None and self.socket_path is not None:
+            yield Problem(
+                "connect",
+                "connect and socket-path exclude each other: either the front-end "
+                "listens on the vhost-user socket, or we do",
+            )
         if self.slave_qmp is not None and self.slave_libvirt is not None:
             yield Problem(
                 "slave-qmp",
@@ -251,16 +259,17 @@ class DeviceConfig:
         for what, path in longest.items():
             # The kernel counts bytes, not characters.
             if (size := len(os.fsencode(path))) > MAX_SUN_PATH:
+                given = path in (self.socket_path, self.connect)
                 yield Problem(
-                    "socket-path" if path == self.socket_path else "run-dir",
+                    self._vhost_user_option if given else "run-dir",
                     f"the {what} socket {path} has {size} bytes, more than "
                     f"{MAX_SUN_PATH}: use a shorter name or directory",
                 )
 
     def _path_problems(self) -> Iterator[Problem]:
         """Find the paths that this device would use for two things."""
-        # Only `socket_path` and `slave_qmp` can be such a path: the names of all other
-        # sockets end differently, and a name has no "/" that could make them equal.
+        # Only `socket_path`, `connect` and `slave_qmp` can be such a path: the names of
+        # all other sockets end differently, and no "/" in a name makes them equal.
         uses = dict(self.files)
         if self.slave_qmp is not None:
             uses["slave VM's QMP socket"] = self.slave_qmp
@@ -268,7 +277,8 @@ class DeviceConfig:
         for what, path in uses.items():
             first = first_uses.setdefault(os.path.normpath(path), what)
             if first != what:
-                option = "slave-qmp" if path == self.slave_qmp else "socket-path"
+                plugs = path == self.slave_qmp
+                option = "slave-qmp" if plugs else self._vhost_user_option
                 yield Problem(
                     option,
                     f"{path} is both its {first} and its {what}: "
@@ -278,15 +288,21 @@ class DeviceConfig:
         directory, name = os.path.split(os.path.normpath(self.vhost_user))
         in_run_dir = directory == os.path.normpath(self.run_dir)
         if in_run_dir and _WINDOW_SOCKET.fullmatch(name):
+            option = self._vhost_user_option
             yield Problem(
-                "socket-path",
-                f"socket-path {self.vhost_user}: in {self.run_dir} that is the name of "
+                option,
+                f"{option} {self.vhost_user}: in {self.run_dir} that is the name of "
                 "a window's socket: choose another",
             )
 
     @property
+    def _vhost_user_option(self) -> str:
+        """The option that has the path of the vhost-user socket."""
+        return "socket-path" if self.connect is None else "connect"
+
+    @property
     def sockets(self) -> dict[str, Path]:
-        """All sockets that exist as long as the daemon serves the device."""
+        """The sockets whose paths are known before a master comes."""
         return {
             "vhost-user": self.vhost_user,
             "ivshmem": self.ivshmem,
@@ -307,8 +323,9 @@ class DeviceConfig:
 
     @property
     def vhost_user(self) -> Path:
-        """The socket that the master's QEMU connects to."""
-        return self.socket_path or self.run_dir / f"{self.name}.vhost-user"
+        """The socket that the master's QEMU connects to, or listens on."""
+        given = self.connect or self.socket_path
+        return given or self.run_dir / f"{self.name}.vhost-user"
 
     @property
     def ivshmem(self) -> Path:

@@ -143,6 +143,15 @@ SOCKET_PATH = Option(
     help="vhost-user socket (default: RUN-DIR/NAME.vhost-user)",
     is_path=True,
 )
+CONNECT = Option(
+    name="connect",
+    field="connect",
+    parse=_path("connect"),
+    metavar="PATH",
+    help="connect to the vhost-user socket of a front-end that listens (server=on), "
+    "again and again, instead of listening",
+    is_path=True,
+)
 MEMORY_DIR = Option(
     name="memory-dir",
     field="memory_dir",
@@ -178,7 +187,7 @@ SOCKET_MODE = Option(
 )
 
 # `--help` lists the options in the order of these tuples.
-WHAT = (MODE, MEMORY, QUEUE_PAIRS, SOCKET_PATH)
+WHAT = (MODE, MEMORY, QUEUE_PAIRS, SOCKET_PATH, CONNECT)
 """The options of the device itself; with PLACES, all that a master's QEMU needs."""
 SLAVE_VM = (SLAVE_QMP, SLAVE_LIBVIRT)
 PLACES = (RUN_DIR, MEMORY_DIR)

@@ -66,7 +66,7 @@ class Entry:
         """Return what `status` says of it."""
         if self.server is None:
             return describe_failed(self.config, self.failure)
-        return describe(self.server.device)
+        return describe(self.server.device, self.server.connect_problem)
 
     def row(self) -> Json:
         """Return what `list` says of it."""
@@ -139,12 +139,12 @@ class Daemon:
                 raise HostError(no_descriptors(short)) from error
             raise
         entry.arriving = False
-        log.info(
-            "%s: waiting for the master at %s and the slave at %s",
-            config.name,
-            config.vhost_user if inherited is None else "the inherited socket",
-            config.ivshmem,
-        )
+        if config.connect is None:
+            text = "%s: waiting for the master at %s and the slave at %s"
+        else:
+            text = "%s: connecting to the master at %s, waiting for the slave at %s"
+        where = config.vhost_user if inherited is None else "the inherited socket"
+        log.info(text, config.name, where, config.ivshmem)
 
     async def _serve(self, entry: Entry, inherited: socket.socket | None) -> None:
         """Open everything that the device of a new entry needs.

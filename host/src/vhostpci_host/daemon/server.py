@@ -27,6 +27,7 @@ from ..memory.directory import check_directory, make_directory
 from ..memory.regions import Store
 from ..vhost_user.connection import MasterConnection
 from .admission import Admission
+from .connector import Connector
 from .directories import Directories, NameWatch
 from .isolated_loop import IsolatedLoop
 from .listeners import Listener, PathListener, Place
@@ -98,6 +99,7 @@ class Server:
         self._alone = False
         self._ticks = 0
         self._listeners: list[PathListener] = []
+        self._connector: Connector | None = None
         paths = config.vhost_user, config.ivshmem, config.control, config.arena
         at = {path.parent for path in paths}
         self._names = NameWatch(*map(common.directories.at, at))
@@ -121,7 +123,9 @@ class Server:
         self.device = self._new_device(config)
         stack.callback(self.device.close)
         self._listen(config.ivshmem, self._slaves.arrive, stack)
-        if inherited is None:
+        if config.connect is not None:
+            self._connect(config.connect, stack)
+        elif inherited is None:
             # With --socket-path it may be in another directory.
             check_directory(config.vhost_user.parent)
             self._listen(config.vhost_user, self._masters.arrive, stack)
@@ -181,6 +185,14 @@ class Server:
         self._listeners.append(listener)
         return listener
 
+    def _connect(self, path: Path, stack: contextlib.ExitStack) -> None:
+        """Connect to a front-end that listens, instead of listening for one."""
+        self._connector = Connector(
+            path, self.loop, self._serve_master, self._log.warn_once
+        )
+        stack.callback(self._connector.close)
+        self.loop.call_later(0, self._connector.check)
+
     def _take_inherited(
         self, inherited: socket.socket, stack: contextlib.ExitStack
     ) -> None:
@@ -221,8 +233,13 @@ class Server:
         if self._master is not None:
             self._refuse_master(connection)
             return
+        self._serve_master(connection, pid)
+
+    def _serve_master(self, connection: socket.socket, pid: int) -> None:
+        """Serve a front-end, the only one, of process `pid`."""
         self._master = MasterConnection(
             connection,
+            pid,
             self.loop,
             receive=self.device.receive,
             closed=self._master_closed,
@@ -314,7 +331,7 @@ class Server:
         if self._masters.visits(master.pid) == PUZZLING and not master.dropped:
             pairs = self._config.queue_pairs
             self.say_once(
-                f"front-end (pid {master.pid}) rejects us: it connects and leaves "
+                f"front-end (pid {master.pid}) rejects us: it ends the connection "
                 "again and again. The messages of its QEMU say why: perhaps it asks "
                 f"for more queues= than the queue-pairs of this device, which has "
                 f"{pairs}"
@@ -326,6 +343,12 @@ class Server:
             self._slaves.left(self._slave.pid)
         self._slave = None
         self.device.slave_gone()
+
+    @property
+    def connect_problem(self) -> str:
+        """Why we cannot connect to a front-end that listens; empty if we can."""
+        absent = self._connector is not None and self._master is None
+        return self._connector.problem if self._connector and absent else ""
 
     def say_once(self, text: str) -> None:
         """Warn of a peer; the same text again is counted, and not logged."""
@@ -342,6 +365,9 @@ class Server:
         """Do what the device does once a second."""
         names = self._names.changed()
         self._check_paths(names=names)
+        if self._connector is not None and self._master is None:
+            # At most once a second: a front-end that rejects us has time to say why.
+            self._connector.check()
         self._check_master()
         self.device.slow_tick(names=names)
 

@@ -13,8 +13,13 @@ from ..vhost_user.vring import Vring
 from .device import Device
 
 
-def describe(device: Device) -> Json:
-    """Return everything that is known of `device`, as `status -j` prints it."""
+def describe(device: Device, connect_problem: str = "") -> Json:
+    """Return everything that is known of `device`, as `status -j` prints it.
+
+    Args:
+        device: this device.
+        connect_problem: why we cannot connect to a front-end that listens.
+    """
     config, plugger = device.config, device.windows.plugger
     return {
         "name": config.name,
@@ -31,6 +36,8 @@ def describe(device: Device) -> Json:
             "ivshmem": str(config.ivshmem),
             "control": str(config.control),
         },
+        "connects": config.connect is not None,
+        "connect_problem": connect_problem or None,
         "generation": device.publisher.generation,
         "master": _master(device),
         "slave": _slave(device),

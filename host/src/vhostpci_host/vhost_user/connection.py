@@ -26,6 +26,7 @@ class MasterConnection:
 
     Args:
         connection: the socket, which `close` closes.
+        pid: the front-end's process, 0 if unknown.
         loop: calls back when there is something to read.
         receive: called with each message.
         closed: called once, when the connection has been closed.
@@ -36,6 +37,7 @@ class MasterConnection:
     def __init__(
         self,
         connection: socket.socket,
+        pid: int,
         loop: Loop,
         *,
         receive: Callable[[Message], None],
@@ -43,7 +45,7 @@ class MasterConnection:
         say_once: Callable[[str], None],
         returning: bool = False,
     ) -> None:
-        self.pid = sockets.peer_pid(connection)
+        self.pid = pid
         self.returning = returning
         self.dropped = False
         """Whether it was us who ended the connection, for a reason that was logged."""

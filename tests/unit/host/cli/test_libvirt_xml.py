@@ -85,6 +85,14 @@ def test_master_reconnects_and_keeps_its_offloads() -> None:
     assert overridden(master) == {alias: properties}
 
 
+def test_master_of_a_daemon_that_connects_listens() -> None:
+    device = DeviceConfig(name="web", memory=2**30, connect=Path("/run/web"))
+    source = read(libvirt_xml.master(device, V10_0)).find("devices/interface/source")
+    assert source is not None
+    expected = {"type": "unix", "path": "/run/web", "mode": "server"}
+    assert (source.attrib, len(source)) == (expected, 0)
+
+
 def test_master_of_an_old_qemu_has_no_property_that_it_does_not_know() -> None:
     properties = overridden(libvirt_xml.master(ARENA, Version(7, 2)))
     assert list(properties["ua-vhostpci-web"]) == ["ctrl_guest_offloads"]

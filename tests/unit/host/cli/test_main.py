@@ -79,7 +79,11 @@ def test_wrong_arguments_are_named_with_status_2(
         (["run", "a", "--config", "/x", "--memory", "1G"], "out --memory, NAME"),
         (
             ["run", "a", "--memory", "1M", "--fd", "3", "--socket-path", "/x"],
-            "exclude each other",
+            "--fd and --socket-path exclude each other",
+        ),
+        (
+            ["run", "a", "--memory", "1M", "--fd", "3", "--connect", "/x"],
+            "--fd and --connect exclude each other",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

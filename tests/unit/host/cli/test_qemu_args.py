@@ -64,6 +64,12 @@ def test_master_connects_again_by_the_option_that_its_qemu_knows(
     assert values(args, "-chardev")[0].split(",")[-1] == option
 
 
+def test_master_of_a_daemon_that_connects_listens() -> None:
+    device = DeviceConfig(name="web", memory=2**30, connect=Path("/run/web"))
+    (chardev,) = values(qemu_args.master(device, QEMU), "-chardev")
+    assert chardev == "socket,id=vhostpci-web,path=/run/web,server=on,wait=off"
+
+
 @pytest.mark.parametrize(
     ("version", "known"),
     [(Version(7, 2), False), (Version(9, 0), False), (Version(9, 1), True)],

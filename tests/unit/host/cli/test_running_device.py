@@ -52,6 +52,14 @@ def test_master_has_the_queue_pairs_and_socket_of_the_device_that_runs(
     assert "queues=4" in text
 
 
+def test_master_listens_for_the_daemon_that_connects(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    status = running(tmp_path, connects=True)
+    text = printed(capsys, tmp_path, status, "master")
+    assert f"path={tmp_path}/elsewhere.sock,server=on" in text
+
+
 def test_memory_of_an_attach_device_that_runs_is_the_masters_own(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

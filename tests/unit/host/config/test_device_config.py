@@ -175,8 +175,12 @@ def test_two_devices_share_no_file() -> None:
             {"socket_path": RUN_DIR / "x" / ".." / "b.ivshmem.300"},
             "b.ivshmem.300: in /run/vhostpci that is the name of a window's socket",
         ),
+        (
+            {"connect": RUN_DIR / "b.ivshmem.300"},
+            "^a: connect /run/vhostpci/b.ivshmem.300: in .* name of a window's socket",
+        ),
     ],
-    ids=["ivshmem", "control", "memory", "QMP", "window"],
+    ids=["ivshmem", "control", "memory", "QMP", "window", "connect"],
 )
 def test_device_that_names_one_path_for_two_things_is_refused(
     fields: dict[str, Path], said: str
@@ -184,6 +188,20 @@ def test_device_that_names_one_path_for_two_things_is_refused(
     good = DeviceConfig(name="a", memory=MIB)
     with pytest.raises(ConfigError, match=f"{said}: choose another"):
         replace(good, **fields)  # type: ignore[arg-type]
+
+
+def test_device_listens_for_its_front_end_or_connects_to_it() -> None:
+    path = Path("/run/front-end")
+    assert DeviceConfig(name="a", memory=MIB, connect=path).vhost_user == path
+    with pytest.raises(ConfigError, match="connect and socket-path exclude") as refusal:
+        DeviceConfig(name="a", memory=MIB, connect=path, socket_path=path)
+    assert [one.option for one in refusal.value.problems] == ["connect"]
+
+
+def test_option_whose_path_is_too_long_is_named() -> None:
+    with pytest.raises(ConfigError, match="more than 107") as refusal:
+        DeviceConfig(name="a", memory=MIB, connect=Path("/" + "s" * 107))
+    assert [one.option for one in refusal.value.problems] == ["connect"]
 
 
 def test_socket_path_like_a_windows_may_be_in_another_directory() -> None:

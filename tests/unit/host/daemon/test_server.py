@@ -205,6 +205,38 @@ def test_master_that_is_dropped_each_second_is_told_of_once(served: Served) -> N
     assert served.said("rejects us") == 0
 
 
+def test_front_end_that_listens_is_connected_to_once_a_second(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    path = tmp_path / "front-end"
+    served = Served(tmp_path, caplog, connect=path)
+    with contextlib.closing(served):
+        served.loop.advance(3.0)
+        assert "is not there yet" in served.server.connect_problem
+        assert not served.config.vhost_user.exists()
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(os.fspath(path))
+            server.listen()
+            # It is killed, and comes back, without limit.
+            for _ in range(20):
+                served.loop.advance(1.25)
+                with server.accept()[0] as theirs:
+                    theirs.send(vu.message(Request.GET_FEATURES))
+                    served.loop.advance()
+                    theirs.setblocking(False)
+                    assert answered(theirs)
+                    assert served.server.connect_problem == ""
+                served.loop.advance()
+            served.loop.advance(1.25)
+            # One connection at a time: no second one waits in its queue.
+            server.accept()[0].close()
+            server.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                server.accept()
+    assert path.exists(), "the front-end's socket is not ours to remove"
+
+
 class Through:
     """A front-end's transport to a device whose loop turns with each message."""
 

@@ -26,6 +26,14 @@ def test_front_end_that_hangs_is_the_state_and_not_a_missing_driver(
     assert state(scene.device) == "master's driver is not loaded"
 
 
+def test_front_end_that_cannot_be_connected_to_is_told_of(scene: Scene) -> None:
+    problem = "/run/web is not there yet"
+    status = describe(scene.device, problem)
+    assert f"problem  {problem}" in print_status.text(status)
+    scene.front_end([])
+    assert "problem" not in print_status.text(describe(scene.device, problem))
+
+
 def test_problem_of_the_file_and_of_the_master_is_told_once(scene: Scene) -> None:
     """A master with more RAM than the device is both."""
     scene.front_end([])

@@ -72,6 +72,7 @@ def master(
     loop, owner = loop or ManualLoop(), Owner()
     connection = MasterConnection(
         pair[0],
+        os.getpid(),
         loop,
         receive=owner.receive,
         closed=owner.master_closed,
