@@ -42,8 +42,12 @@ def compile_object(source: Path, flags: Sequence[str], directory: Path) -> Path:
     return to
 
 
-def link(objects: Sequence[Path], program: Path, *libraries: str) -> Path:
+def link(
+    objects: Sequence[Path], program: Path, *libraries: str, flags: Sequence[str] = ()
+) -> Path:
     """Link objects to a program; return its path."""
     links = [f"-l{name}" for name in libraries]
-    subprocess.run(["gcc", "-pthread", *objects, *links, "-o", program], check=True)
+    subprocess.run(
+        ["gcc", "-pthread", *flags, *objects, *links, "-o", program], check=True
+    )
     return program

@@ -9,6 +9,9 @@
  * echo tap NAME [spin]
  *	Answer every request that leaves the TAP: what any responder behind a
  *	TAP needs at least.  Sleep until one comes, or look all the time.
+ * echo udp PORT
+ *	Answer every request that comes to this UDP port, as a program in a VM
+ *	does.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -27,7 +30,7 @@
 
 enum {
 	SECOND = 1000000000,
-	LATE = 500000000, /* ns in which the last responses may come */
+	LATE = 250000000, /* ns in which the last responses may come */
 	PAYLOAD = 64,
 	PACKET = 2048,
 	MAC = 6,
@@ -180,14 +183,41 @@ static int tap(const char *name, int spin)
 	}
 }
 
+static int udp(const char *port)
+{
+	struct sockaddr_in at = {.sin_family = AF_INET};
+	uint8_t packet[PACKET];
+	int fd = socket(AF_INET, SOCK_DGRAM, 0);
+
+	at.sin_port = htons(strtoul(port, NULL, 10));
+	if (fd < 0 || bind(fd, (void *)&at, sizeof(at)))
+		die("socket");
+	puts("ready");
+	fflush(stdout);
+	for (;;) {
+		struct sockaddr_in from;
+		socklen_t size = sizeof(from);
+		ssize_t n = recvfrom(fd, packet, sizeof(packet), 0,
+				     (void *)&from, &size);
+
+		/* A response that is lost is the client's to count. */
+		if (n < 0 ||
+		    (sendto(fd, packet, n, 0, (void *)&from, size) < 0 &&
+		     errno != ENOBUFS))
+			die("UDP");
+	}
+}
+
 int main(int argc, char **argv)
 {
 	if (argc == 6 && !strcmp(argv[1], "client"))
 		return client(argv + 2);
 	if (argc >= 3 && !strcmp(argv[1], "tap"))
 		return tap(argv[2], argc == 4);
+	if (argc == 3 && !strcmp(argv[1], "udp"))
+		return udp(argv[2]);
 	fputs("usage: echo client ADDRESS PORT RATE SECONDS | echo tap NAME "
-	      "[spin]\n",
+	      "[spin] | echo udp PORT\n",
 	      stderr);
 	return 2;
 }

@@ -5,7 +5,7 @@ A figure is a ratio.  Both numbers of it come from the same run on the same mach
 the ratio holds on a machine that is slow, emulated or shared; neither number does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -100,13 +100,21 @@ def steady_mean(values: Floats) -> float:
 def in_turn(
     runs: int, ours: Callable[[], Measured], peer: Callable[[], Measured]
 ) -> tuple[list[Measured], list[Measured]]:
-    """Measure both so many times; every other time the peer is first.
+    """Measure both so many times; every other time the peer is first."""
+    found = in_rounds(runs, {"ours": ours, "peer": peer})
+    return found["ours"], found["peer"]
 
-    What changes while we measure, such as the load, then meets both alike.
+
+def in_rounds(
+    runs: int, measures: Mapping[str, Callable[[], Measured]]
+) -> dict[str, list[Measured]]:
+    """Measure each once a round, by name; every other round goes backwards.
+
+    What changes while we measure, such as the load, then meets all alike.
     """
-    found: tuple[list[Measured], list[Measured]] = ([], [])
+    found: dict[str, list[Measured]] = {name: [] for name in measures}
     for run in range(runs):
-        pairs = ((ours, found[0]), (peer, found[1]))
-        for measure, to in pairs if run % 2 == 0 else pairs[::-1]:
-            to.append(measure())
+        names = list(measures)
+        for name in names if run % 2 == 0 else names[::-1]:
+            found[name].append(measures[name]())
     return found

@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.parts import bulk, relay, ring, taken
+from tests.bench import responders
+from tests.bench.parts import bulk, latency, relay, ring, taken
 from tests.bench.plan import Plan
+from tests.bench.requests import PORT, client
+from tests.process.program import Program
+from tests.vm.netns import Namespace
 
 pytestmark = pytest.mark.frontends
 
@@ -29,6 +33,25 @@ def test_one_driver_works_with_both_sides_in_turn(tmp_path: Path) -> None:
         found = list(ring.figures(path, output))
         assert len(found) == 4
         assert {len(figure.ours_runs) for figure in found} == {5}
+
+
+@pytest.mark.parametrize("spin", [False, True])
+def test_requests_are_answered_behind_a_tap_and_by_a_program(
+    tmp_path: Path, spin: bool
+) -> None:
+    programs = latency.build(tmp_path)
+    with responders.alone(programs, tmp_path / "log", spin=spin) as send:
+        assert send(100, 0.1).loss < 1
+    with Namespace() as namespace:
+        namespace.run("ip link set lo up")
+        argv = [*namespace.prefix, str(programs.echo), "udp", str(PORT)]
+        echo = Program(argv, tmp_path / "echo.log")
+        try:
+            echo.wait_log("ready")
+            sample = client(programs.client, namespace.prefix, "127.0.0.1", 100, 0.1)
+        finally:
+            echo.close()
+    assert (sample.sent, sample.loss < 1) == (10, True)
 
 
 def test_signals_arrive_on_every_way() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.bench.compiling import require
-from tests.bench.figures import Better, Figure
+from tests.bench.figures import Better, Figure, in_rounds
 from tests.bench.plan import CannotMeasure, Part, Plan
 from tests.vm import image, pair, qemu, traffic
 from tests.vm.channel import GuestError
@@ -132,12 +132,8 @@ def contenders(seconds: int) -> Iterator[dict[str, Contender]]:
 
 
 def measure_rounds(count: int, all_of_them: dict[str, Contender]) -> list[Figure]:
-    """Give each contender its turn in each round; every other round goes backwards."""
-    rounds: dict[str, list[Round]] = {name: [] for name in all_of_them}
-    for number in range(count):
-        names = list(all_of_them)
-        for name in names if number % 2 == 0 else names[::-1]:
-            rounds[name].append(all_of_them[name]())
+    """Give each contender its turn in each round."""
+    rounds = in_rounds(count, all_of_them)
     return [
         Figure(
             part="vm",

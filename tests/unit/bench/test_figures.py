@@ -2,11 +2,12 @@
 """The arithmetic of figures: medians, ratios, limits, turns."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
-from tests.bench.figures import Figure, in_turn, limits, steady_mean
+from tests.bench.figures import Figure, in_rounds, in_turn, limits, steady_mean
 
 FIGURE = Figure(
     part="ring",
@@ -107,3 +108,15 @@ def test_the_two_sides_take_turns_and_each_is_first_every_other_time() -> None:
     ours, peer = in_turn(3, lambda: measure("ours"), lambda: measure("peer"))
     assert order == ["ours", "peer", "peer", "ours", "ours", "peer"]
     assert (ours, peer) == ([1, 4, 5], [2, 3, 6])
+
+
+def test_many_take_turns_too() -> None:
+    order: list[str] = []
+
+    def turn(name: str) -> str:
+        order.append(name)
+        return name
+
+    found = in_rounds(3, {name: partial(turn, name) for name in "abc"})
+    assert "".join(order) == "abccbaabc"
+    assert found == {name: [name] * 3 for name in "abc"}
