@@ -4,11 +4,11 @@
     python tools/build_ring.py
 
 pip does not build an editable install again when the C changes, so tox runs this
-before the tests.  The C is the guest's ring, and the relays in `shared`.  After a
-build of either, a stamp in the environment holds a digest of all that went into it, and
-of the module that came out.  Nothing is built only while both still match: neither a
-changed source or compiler flag nor a module that another environment built in the same
-checkout can pass for the tested one.
+before the tests.  The C is the guest's ring, and the relays and guards in
+`shared`.  After a build of either, a stamp in the environment holds a digest of all
+that went into it, and of what came out.  Nothing is built only while both still match:
+neither a changed source or compiler flag nor a module that another environment built in
+the same checkout can pass for the tested one.
 """
 
 import hashlib
@@ -29,20 +29,21 @@ class Part:
 
     project: Path
     """The folder of its setup.py."""
-    folder: str
-    """Where in there the C is."""
-    module: str
-    """What is made of it."""
+    modules: dict[str, str]
+    """The folders in there that have C, and the module that is made of each."""
 
     @property
     def stamp(self) -> Path:
-        """The file that says what the module was built from."""
-        return Path(sys.prefix) / f"{self.folder}-stamp"
+        """The file that says what the modules were built from."""
+        return Path(sys.prefix) / f"{'-'.join(self.modules)}-stamp"
 
 
 PARTS = (
-    Part(ROOT / "shared", "relay", "vhostpci_shared._relay"),
-    Part(ROOT / "guest", "ring", "vhostpci_guest._ring"),
+    Part(
+        ROOT / "shared",
+        {"relay": "vhostpci_shared._relay", "memory": "vhostpci_shared._memory"},
+    ),
+    Part(ROOT / "guest", {"ring": "vhostpci_guest._ring"}),
 )
 
 
@@ -57,9 +58,10 @@ def _digest(paths: Iterable[Path], *words: str) -> str:
 
 
 def sources(part: Part) -> str:
-    """Return a digest of what the module is made from."""
+    """Return a digest of what the modules are made from."""
     files = [part.project / "setup.py", part.project / "pyproject.toml"]
-    files += [path for path in (part.project / part.folder).iterdir() if path.is_file()]
+    for folder in part.modules:
+        files += [path for path in (part.project / folder).iterdir() if path.is_file()]
     gcc = subprocess.run(
         ["gcc", "--version"], capture_output=True, text=True, check=True
     )
@@ -67,32 +69,37 @@ def sources(part: Part) -> str:
     return _digest(files, sys.version, gcc.stdout, *flags)
 
 
-def module(part: Part) -> str:
-    """Return a digest of the module that an import loads; empty without one."""
-    try:
-        spec = importlib.util.find_spec(part.module)
-    except ModuleNotFoundError:  # the package itself is not installed
-        return ""
-    return _digest([Path(spec.origin)]) if spec and spec.origin else ""
+def built(part: Part) -> str:
+    """Return a digest of the modules that an import loads; empty if one is missing."""
+    found = []
+    for module in part.modules.values():
+        try:
+            spec = importlib.util.find_spec(module)
+        except ModuleNotFoundError:  # the package itself is not installed
+            return ""
+        if not spec or not spec.origin:
+            return ""
+        found.append(Path(spec.origin))
+    return _digest(found)
 
 
 def is_current(part: Part) -> bool:
-    """Whether the module is the one that these sources were last built to."""
-    stamp = f"{sources(part)} {module(part)}\n"
+    """Whether the modules are those that these sources were last built to."""
+    stamp = f"{sources(part)} {built(part)}\n"
     return part.stamp.exists() and part.stamp.read_text() == stamp
 
 
 def build(part: Part) -> None:
-    """Build the module, and write the stamp."""
+    """Build the modules, and write the stamp."""
     before = sources(part)
     part.stamp.unlink(missing_ok=True)  # a build that fails must not leave the old one
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps"]
     subprocess.run([*pip, "--force-reinstall", "-e", str(part.project)], check=True)
     importlib.invalidate_caches()
-    built = module(part)
-    if not built:
-        sys.exit(f"build_ring: pip built no module {part.module}")
-    part.stamp.write_text(f"{before} {built}\n")
+    after = built(part)
+    if not after:
+        sys.exit(f"build_ring: pip did not build {' and '.join(part.modules.values())}")
+    part.stamp.write_text(f"{before} {after}\n")
 
 
 if __name__ == "__main__":

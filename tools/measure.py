@@ -33,6 +33,7 @@ AREAS = {
     "shared": ("shared/src", ("*.py",)),
     "guest/ring": ("guest/ring", ("*.c", "*.h")),
     "shared/relay": ("shared/relay", ("*.c", "*.h")),
+    "shared/memory": ("shared/memory", ("*.c", "*.h")),
     "kmod": ("kmod", ("*.c", "*.h")),
     "tests": ("tests", ("*.py",)),
     "tests, C": ("tests", ("*.c", "*.h")),
@@ -252,6 +253,8 @@ class Area:
 def _sources(folder: Path, patterns: Sequence[str]) -> list[Path]:
     """Return the files below `folder`, without those in hidden or build folders."""
     found = (path for pattern in patterns for path in folder.rglob(pattern))
+    # A symbolic link is a file of another part.
+    found = (path for path in found if not path.is_symlink())
     return sorted(
         path
         for path in found

@@ -10,6 +10,9 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).parent
+# What Python may call.  guard_api.h and guard.c are symbolic links: `shared` has them,
+# for the daemon uses them, too.  An sdist has copies in their place.
+HEADERS = ("ring_api.h", "guard_api.h")
 SOURCES = [
     *("mem.c", "vq.c", "split.c", "packed.c", "net.c", "segment.c"),
     *("tx.c", "rx.c", "tap.c"),
@@ -17,10 +20,11 @@ SOURCES = [
 ]
 
 ffibuilder = FFI()
-ffibuilder.cdef((HERE / "ring_api.h").read_text())
+for name in HEADERS:
+    ffibuilder.cdef((HERE / name).read_text())
 ffibuilder.set_source(
     "vhostpci_guest._ring",
-    '#include "ring.h"',
+    '#include "ring.h"\n#include "guard_api.h"',
     sources=[f"ring/{name}" for name in SOURCES],
     include_dirs=["ring"],
     depends=[f"ring/{path.name}" for path in HERE.glob("*.h")],

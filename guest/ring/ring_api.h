@@ -2,8 +2,8 @@
 /*
  * All that Python may call and see.  Both the compiler and cffi's cdef() read
  * this file, so it must have neither #include nor #if; C includes it through
- * ring.h.  The functions are documented at their definitions in worker.c and
- * guard.c and, for Python, in _ring.pyi.
+ * ring.h.  The functions are documented at their definitions in worker.c and,
+ * for Python, in _ring.pyi.  The guards have guard_api.h.
  */
 
 /* The rings of a queue pair, numbered as virtio-net numbers its queues. */
@@ -185,7 +185,3 @@ int worker_start_ring(struct worker *w, uint32_t index,
 int worker_stop_ring(struct worker *w, uint32_t index, uint32_t timeout_ms);
 int worker_read_ring(struct worker *w, uint32_t index, struct ring_status *ret);
 int worker_step(struct worker *w);
-
-int guard_open(uint64_t address, uint64_t size, int32_t fd);
-int guard_close(uint32_t number);
-int guard_lost(uint32_t number);

@@ -30,7 +30,13 @@ PROJECTS = ("shared", "host", "guest")
 
 # Files that builds leave behind in a source tree.
 NOT_SOURCE = shutil.ignore_patterns(
-    "__pycache__", "build", "dist", "*.egg-info", "*.so", "*.o", "_ring.c", "_relay.c"
+    "__pycache__",
+    "build",
+    "dist",
+    "*.egg-info",
+    "*.so",
+    "*.o",
+    *("_ring.c", "_relay.c", "_memory.c"),
 )
 
 

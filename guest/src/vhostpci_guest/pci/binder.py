@@ -20,8 +20,8 @@ bound again is first given back.
 
 What a job calls must not depend on its thread.  sysfs, flock() on a descriptor of the
 job's own, mmap() and ioctl() do not; subprocess may be used on any thread; the table
-of guarded mappings has a lock in C (guest/ring/guard.c).  pyudev and netlink are used
-by the loop only.  Signals arrive at the main thread, as always in Python.
+of guarded mappings has a lock in C (shared/memory/guard.c).  pyudev and netlink are
+used by the loop only.  Signals arrive at the main thread, as always in Python.
 """
 
 import logging

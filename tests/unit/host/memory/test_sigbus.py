@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A mapping whose file is cut: it reads as zeros until it is mapped again."""
+"""A mapping whose file is cut: it reads as zeros until it is mapped again.
 
+Each test runs with the guards in C, and with those in Python, which a machine without a
+compiler has.
+"""
+
+import errno
 import os
 import signal
 import subprocess
@@ -13,7 +18,8 @@ from contextlib import closing, contextmanager, suppress
 import pytest
 
 from vhostpci_host.fds import Fd
-from vhostpci_host.memory.sigbus import GuardedMapping
+from vhostpci_host.memory.python_guard import PythonGuards
+from vhostpci_host.memory.sigbus import GuardedMapping, Guards, installed_guards
 
 PAGE = 4096
 SIZE = 4 * PAGE
@@ -26,10 +32,24 @@ def file() -> Iterator[Fd]:
         yield file
 
 
+PYTHON_GUARDS = PythonGuards()
+
+
+@pytest.fixture(params=["C", "Python"])
+def guards(request: pytest.FixtureRequest) -> Guards:
+    if request.param == "Python":
+        return PYTHON_GUARDS
+    found = installed_guards()
+    assert not isinstance(found, PythonGuards), "run tools/build_ring.py"
+    return found
+
+
 @pytest.fixture
-def shared(file: Fd) -> Iterator[GuardedMapping]:
+def shared(file: Fd, guards: Guards) -> Iterator[GuardedMapping]:
     """A mapping of all but the first page of the file."""
-    with closing(GuardedMapping(file, offset=PAGE, length=SIZE - PAGE)) as shared:
+    with closing(
+        GuardedMapping(file, offset=PAGE, length=SIZE - PAGE, guards=guards)
+    ) as shared:
         yield shared
 
 
@@ -73,11 +93,15 @@ def test_renewed_mapping_shows_the_file_to_the_same_view(
         assert os.pread(file.fileno(), 1, SIZE - 1) == b"\2"
 
 
-def test_other_mappings_are_left_alone(file: Fd, shared: GuardedMapping) -> None:
+def test_other_mappings_are_left_alone(
+    file: Fd, shared: GuardedMapping, guards: Guards
+) -> None:
     with Fd(os.memfd_create("whole")) as other:
         os.ftruncate(other.fileno(), PAGE)
         with (
-            closing(GuardedMapping(other, offset=0, length=PAGE)) as whole,
+            closing(
+                GuardedMapping(other, offset=0, length=PAGE, guards=guards)
+            ) as whole,
             shared.view() as view,
         ):
             cut(file)
@@ -122,6 +146,56 @@ def running(target: Callable[[], None], end: threading.Event) -> Iterator[None]:
         thread.join()
 
 
+def test_mapping_that_cannot_be_mapped_again_stays_lost(
+    file: Fd, shared: GuardedMapping
+) -> None:
+    with shared.view() as view:
+        cut(file)
+        assert view[0] == 0
+        file.close()
+        with pytest.raises((OSError, ValueError)):
+            shared.map_again()
+        assert shared.lost
+        view[0] = 1
+
+
+def test_mapping_that_its_owner_replaced_shows_the_file_once_it_is_mapped_again(
+    file: Fd, shared: GuardedMapping
+) -> None:
+    with shared.view() as view:
+        assert shared.replace_with_zeros()
+        assert (shared.lost, view[0]) == (True, 0)
+        shared.map_again()
+        assert (shared.lost, view[0]) == (False, ord("x"))
+
+
+def test_file_that_is_cut_twice_is_lost_twice(file: Fd, shared: GuardedMapping) -> None:
+    with shared.view() as view:
+        for _ in range(2):
+            cut(file)
+            assert view[0] == 0
+            assert shared.lost
+            os.ftruncate(file.fileno(), SIZE)
+            shared.map_again()
+            assert not shared.lost
+
+
+def test_guards_are_in_python_without_a_compiler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "vhostpci_shared._memory", None)
+    assert isinstance(installed_guards(), PythonGuards)
+
+
+def test_more_than_4096_guards_are_refused(file: Fd) -> None:
+    class Full(PythonGuards):
+        def guard_open(self, address: int, size: int, fd: int) -> int:
+            return -errno.ENOSPC
+
+    with pytest.raises(OSError, match="it can have no more"):
+        GuardedMapping(file, offset=0, length=PAGE, guards=Full())
+
+
 def test_fault_in_another_thread_is_survived(file: Fd, shared: GuardedMapping) -> None:
     found = []
 
@@ -137,7 +211,9 @@ def test_fault_in_another_thread_is_survived(file: Fd, shared: GuardedMapping) -
 
 
 STRAY = """
-import mmap, os
+import mmap, os, sys
+if sys.argv[1] == "Python":
+    sys.modules["vhostpci_shared._memory"] = None  # an import of it fails
 from vhostpci_host.fds import Fd
 from vhostpci_host.memory.sigbus import GuardedMapping
 files = [Fd(os.memfd_create("cut")) for _ in range(2)]
@@ -154,8 +230,9 @@ print("still alive")
 """
 
 
-def test_fault_outside_our_mappings_ends_the_process_by_sigbus() -> None:
+@pytest.mark.parametrize("kind", ["C", "Python"])
+def test_fault_outside_our_mappings_ends_the_process_by_sigbus(kind: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", STRAY], capture_output=True, text=True, check=False
+        [sys.executable, "-c", STRAY, kind], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (-signal.SIGBUS, "alive\n"), done.stderr

@@ -1,0 +1,1 @@
+../../shared/memory/guard_api.h
