@@ -1,19 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * From the master's transmit queue to the TAP: one write per chain, except for
- * UDP packets that segment.c makes several of.
+ * From the master's transmit queue to the TAP.
+ *
+ * Chains are taken in batches, and their packets are written one by one, except
+ * for UDP packets that segment.c makes several of.
+ *
+ * A chain is completed when its packet has its result, in the order in which it
+ * came.  Those that the TAP has no room for stay in hand, with their vectors: the
+ * master may have changed the chain.  A stop leaves them to a successor.
  */
 #include <errno.h>
 #include "tap.h"
 #include "tx.h"
 
 /**
- * tx_start() - Begin with no chain pending; call it after net_init()
+ * tx_start() - Begin with no chain in hand; call it after net_init()
  * @tx:		Transmit queue
  */
 void tx_start(struct tx *tx)
 {
-	tx->pending = false;
+	tx->waiting = false;
+	tx->next = 0;
+	tx->n = 0;
 	tx->segments.left = 0;
 }
 
@@ -62,7 +70,7 @@ static void tx_sent(struct net_queue *q, uint64_t len)
  * TAP does not take is lost, and the others are written, as on a real network.
  * If it is full, the rest of them wait.  Returns as tx_error() does.
  */
-static int tx_write_segments(struct tx *tx)
+static int tx_write_segments(struct tx *tx, uint64_t len)
 {
 	struct net_queue *q = &tx->q;
 	struct segments *s = &tx->segments;
@@ -80,64 +88,131 @@ static int tx_write_segments(struct tx *tx)
 	s->left = 0;
 	if (s->sent) {
 		RING_COUNT_ADD(q->stats.segmented, 1);
-		tx_sent(q, tx->chain.len);
+		tx_sent(q, len);
 	}
 	return r;
 }
 
-/* Write the packet in tx->iov.  Returns as tx_error() does. */
-static int tx_write(struct tx *tx)
+/* Write a packet.  Returns as tx_error() does. */
+static int tx_write(struct tx *tx, const struct tap_packet *packet,
+		    uint64_t len)
 {
 	struct net_queue *q = &tx->q;
 	ssize_t n;
 	int r = 0;
 
-	if (q->segment_udp && !tx->pending)
-		r = segments_begin(&tx->segments, tx->iov, tx->chain.len,
-				   q->hdr_len);
+	if (q->segment_udp && !tx->waiting)
+		r = segments_begin(&tx->segments, packet->iov, len, q->hdr_len);
 	if (r < 0)
 		return tx_error(q, -r);
 	if (tx->segments.left)
-		return tx_write_segments(tx);
-	n = tap_write(q->tap_fd, tx->iov, tx->chain.n_iov);
+		return tx_write_segments(tx, len);
+	n = tap_write(q->tap_fd, packet->iov, packet->n);
 	if (n < 0)
 		return tx_error(q, -n);
-	tx_sent(q, tx->chain.len);
+	tx_sent(q, len);
 	return 0;
 }
 
+/* Handle the first packet in hand. */
 static int tx_one(struct tx *tx)
 {
 	struct net_queue *q = &tx->q;
-	struct vq_chain *chain = &tx->chain;
+	const struct tap_packet *packet = &tx->packet[tx->next];
+	const struct vq_chain *chain = &tx->chain[tx->next];
 	int r = 0;
 
-	/* A pending chain keeps its vectors: the master may have changed it. */
-	if (!tx->pending)
-		r = vq_next(&q->vq, tx->iov, chain);
-	if (r == -EAGAIN)
-		return net_set_wait(q, NET_WAIT_KICK);
-	if (r)
-		return r;
-
-	if (chain->len < q->hdr_len ||
-	    chain->len - q->hdr_len > q->max_packet) {
+	if (!packet->n) {
 		RING_COUNT_ADD(q->stats.drop_bad, 1);
 	} else {
-		r = tx_write(tx);
-		if (r == -EAGAIN && !tx->pending)
+		r = tx_write(tx, packet, chain->len);
+		if (r == -EAGAIN && !tx->waiting)
 			RING_COUNT_ADD(q->stats.tap_full, 1);
-		tx->pending = r == -EAGAIN;
+		tx->waiting = r == -EAGAIN;
 		if (r && r != -EFAULT)
 			return r;
 	}
 	/* Also after EFAULT: else one page that never comes back would end all. */
 	vq_complete(&q->vq, chain, 0, false);
+	tx->next++;
 	return r ? net_tap_failure(q, -r) : 0;
 }
 
+static bool tx_acceptable(const struct net_queue *q,
+			  const struct vq_chain *chain)
+{
+	return chain->len >= q->hdr_len &&
+	       chain->len - q->hdr_len <= q->max_packet;
+}
+
+/*
+ * Take chains, @room at most; none is in hand.  Returns 0, or as vq_next() does,
+ * also after it has taken some.
+ */
+static int tx_take(struct tx *tx, uint32_t room)
+{
+	struct net_queue *q = &tx->q;
+	uint64_t bytes = 0;
+	uint32_t iovs = 0;
+	int r;
+
+	tx->next = 0;
+	tx->n = 0;
+	if (room > TX_BATCH)
+		room = TX_BATCH;
+	/* segment.c works on one packet. */
+	if (q->segment_udp)
+		room = 1;
+	while (tx->n < room && iovs <= TX_BATCH_IOVS &&
+	       bytes < TX_BATCH_BYTES) {
+		struct vq_chain *chain = &tx->chain[tx->n];
+		struct iovec *iov = tx->iov + iovs;
+
+		/* There is room for the VQ_CHAIN_IOVS vectors it may fill. */
+		r = vq_next(&q->vq, iov, chain);
+		if (r)
+			return r;
+		tx->packet[tx->n++] = (struct tap_packet){
+			.iov = iov,
+			.n = tx_acceptable(q, chain) ? chain->n_iov : 0,
+		};
+		iovs += chain->n_iov;
+		bytes += chain->len;
+	}
+	return 0;
+}
+
+/*
+ * Send the packets in hand, as many as can be; raise *@done by the number that
+ * was handled.  Returns 0 or as tx_one() does.
+ */
+static int tx_send(struct tx *tx, int *done)
+{
+	struct net_queue *q = &tx->q;
+	int r = 0;
+
+	while (!r && tx->next < tx->n && !read_once(q->interrupt)) {
+		r = tx_one(tx);
+		*done += !r;
+	}
+	return r;
+}
+
+static int tx_batch(struct tx *tx, int *done)
+{
+	int taken = 0, r;
+
+	if (tx->next == tx->n)
+		taken = tx_take(tx, NET_BATCH - *done);
+	if (taken == -EAGAIN && !tx->n)
+		return net_set_wait(&tx->q, NET_WAIT_KICK);
+	r = tx_send(tx, done);
+	/* The chains in front of the one that broke the ring were correct. */
+	return taken == -EPROTO ? taken : r;
+}
+
 /**
- * tx_pass() - Send what the master has queued, up to a batch
+ * tx_pass() - Send what the master has queued, up to a batch of the ring's
  * @tx:		Transmit queue
  *
  * Return: number of chains handled, or -errno: see net.h
@@ -151,9 +226,7 @@ int tx_pass(struct tx *tx)
 	if (!r && net_paused(q))
 		return 0;
 	q->wait = NET_WAIT_NOT;
-	while (!r && n < NET_BATCH && net_goes_on(q, end)) {
-		r = tx_one(tx);
-		n += !r;
-	}
+	while (!r && n < NET_BATCH && net_goes_on(q, end))
+		r = tx_batch(tx, &n);
 	return net_end_pass(q, r, n);
 }

@@ -4,12 +4,23 @@
 
 #include "net.h"
 #include "segment.h"
+#include "tap.h"
+
+enum {
+	TX_BATCH = 32, /* chains taken at once */
+	TX_BATCH_IOVS = 128, /* vectors from which on no further one is taken */
+	/* Bytes; the worker looks between two batches whether it is to stop. */
+	TX_BATCH_BYTES = 64 << 10
+};
 
 struct tx {
 	struct net_queue q;
-	bool pending; /* `chain` waits until the TAP takes it */
-	struct vq_chain chain;
-	struct iovec iov[VQ_CHAIN_IOVS];
+	bool waiting; /* for room in the TAP for the first packet in hand */
+	uint32_t next; /* chains in hand: those from here ... */
+	uint32_t n; /* ... up to this one */
+	struct vq_chain chain[TX_BATCH];
+	struct tap_packet packet[TX_BATCH];
+	struct iovec iov[TX_BATCH_IOVS + VQ_CHAIN_IOVS];
 	struct segments segments;
 };
 

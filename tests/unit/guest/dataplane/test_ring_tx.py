@@ -162,3 +162,50 @@ def test_pass_of_long_packets_ends_before_the_other_ring_has_waited_long(
             pair.tx.offer(buffer)
         assert [pair.worker.step() for _ in range(5)] == [5, 5, 5, 5, 0]
         assert pair.status(TX).stats.used_updates == 4
+
+
+def test_chains_of_many_vectors_share_no_batch(start: int) -> None:
+    """Vectors of one batch are bounded; a chain alone may have 1,023."""
+    with Pair(start=start, num=8) as pair:
+        byte = Desc(pair.memory.allocate(1), 1)
+        for _ in range(6):
+            pair.tx.offer(*[byte] * 1023, indirect=True)
+        pair.settle()
+        assert [len(packet) for packet in pair.packets()] == [1023] * 6
+        assert len(pair.tx.collect()) == 6
+
+
+def test_pass_handles_no_more_than_a_batch_with_what_it_had_in_hand(
+    start: int,
+) -> None:
+    with Pair(start=start, num=512) as pair:
+        pair.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        for i in range(200):
+            pair.tx.send(HDR, i.to_bytes(2, "big"))
+        pair.settle()  # the TAP is full, and some chains are in hand
+        rest = 200 - len(pair.packets())
+        pair.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 200_000)
+        assert [pair.worker.step() for _ in range(4)] == [64, 64, rest - 128, 0]
+
+
+def test_what_comes_before_a_broken_chain_is_sent(start: int) -> None:
+    with Pair(start=start) as pair:
+        heads = [pair.tx.send(HDR, bytes([i])) for i in range(3)]
+        pair.tx.offer(Desc(0, 64))
+        pair.settle()
+        assert pair.packets() == [HDR + bytes([i]) for i in range(3)]
+        assert [used.head for used in pair.tx.collect()] == heads
+        assert pair.status(TX).fault is Fault.ADDRESS
+
+
+def test_dropped_chain_keeps_its_place_between_two_that_are_sent(start: int) -> None:
+    with Pair(start=start, max_packet=1500) as pair:
+        heads = [
+            pair.tx.send(HDR, b"first"),
+            pair.tx.send(HDR, bytes(1501)),
+            pair.tx.send(HDR, b"last"),
+        ]
+        pair.settle()
+        assert pair.packets() == [HDR + b"first", HDR + b"last"]
+        assert [used.head for used in pair.tx.collect()] == heads
+        assert pair.status(TX).stats.drop_bad == 1
