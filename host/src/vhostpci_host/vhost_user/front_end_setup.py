@@ -153,7 +153,8 @@ class FrontEndSetup:
     def find_position(self, index: int) -> str:
         """Find where ring `index` starts, if it is packed and its base out of date.
 
-        Call it before each start of the ring.
+        Call it before each start of any ring: from then on, its used index or position
+        counts, and no more the base that the front-end has set.
 
         Returns:
             what to tell the user if that is not what the front-end says, or if nothing

@@ -80,8 +80,8 @@ class Vring:
     """Where the ring starts, or where it stood when it was stopped: the used index, or
     a packed ring's position."""
     base_set: bool = False
-    """Whether the front-end has set the base of a packed ring that has not run since:
-    then what an agent left is about another life of the ring."""
+    """Whether the front-end has set the base, and the ring has not run since: then the
+    used index, or what an agent left, is about another life of the ring."""
     base_told: bool = False
     """Whether the front-end has asked where the ring stands, and not set it since."""
     base_known: bool = False

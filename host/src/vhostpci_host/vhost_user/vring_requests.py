@@ -63,7 +63,7 @@ def set_vring_base(setup: FrontEndSetup, payload: vu.VringState, _: Message) -> 
     yield from setup.quiesce([payload.index])
     ring.base, ring.lost = base, False
     ring.base_known, ring.base_told = ring.base_told, False
-    ring.base_set = ring.packed
+    ring.base_set = True
     return None
 
 

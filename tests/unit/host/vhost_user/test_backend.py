@@ -4,6 +4,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import pytest
 
@@ -37,11 +38,18 @@ def eventfd() -> Iterator[int]:
         os.close(fd)
 
 
+def start(backend: Backend) -> None:
+    """Start all rings, as the device does when the front-end has set them up."""
+    for index in range(len(backend.setup.rings)):
+        assert backend.setup.find_position(index) == ""
+
+
 def test_qemu_session_from_connect_to_stop(
     qemu: FrontEnd, backend: Backend, ram: Ram
 ) -> None:
     qemu.driver_ok([RX, TX])
     assert [backend.setup.runs(0), backend.setup.runs(1)] == [True, True]
+    start(backend)
     ram.use(TX.used, 17)
     assert [qemu.stop_ring(0), qemu.stop_ring(1)] == [0, 17]
     assert [backend.setup.runs(0), backend.setup.runs(1)] == [False, False]
@@ -53,8 +61,36 @@ def test_ring_of_a_reloaded_driver_starts_at_the_index_where_it_stopped(
     for base in (0, 65535, 3):
         qemu.driver_ok([RingAt.nth(0, base=base)])
         assert backend.setup.rings[0].base == base
+        start(backend)
         ram.use(RX.used, (base + 5) % 2**16)
         assert qemu.stop_ring(0) == (base + 5) % 2**16
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda qemu: qemu.send(
+            Request.SET_VRING_ADDR, qemu.address(replace(RX, desc=0x50000))
+        ),
+        lambda qemu: qemu.send(Request.SET_VRING_NUM, vu.VringState(0, 128)),
+        lambda qemu: qemu.send(Request.SET_FEATURES, vu.U64(Feature.F_VERSION_1)),
+        lambda qemu: qemu.stop_ring(0),
+    ],
+    ids=["moved", "resized", "features", "stopped"],
+)
+def test_base_holds_until_the_ring_has_run(
+    qemu: FrontEnd, backend: Backend, ram: Ram, change: Callable[[FrontEnd], object]
+) -> None:
+    """As User Mode Linux does it with a driver that is loaded again: it stops none.
+
+    The used index is then that of the old ring, whose memory may have another use now.
+    """
+    qemu.driver_ok([RX])
+    start(backend)
+    ram.use(RX.used, 321)
+    qemu.send(Request.SET_VRING_BASE, vu.VringState(0, 7))
+    change(qemu)
+    assert backend.setup.rings[0].base == 7
 
 
 def test_offer_is_what_the_ring_driver_can_do() -> None:
@@ -135,6 +171,7 @@ def test_index_is_read_after_the_agent_has_stopped_the_ring(
     ram: Ram, backend: Backend, qemu: FrontEnd
 ) -> None:
     qemu.driver_ok([RX])
+    start(backend)
     request = Message.of(Request.GET_VRING_BASE, vu.VringState(0, 0))
     assert isinstance(backend.receive(request), Quiesce)
     ram.use(RX.used, 42)  # the agent's last packets
@@ -231,6 +268,7 @@ def quiesced_session(
     with FrontEnd(Direct(backend, quiesced.append), memory) as front_end:
         front_end.connect()
         front_end.driver_ok([RX, TX])
+        start(backend)
         yield front_end, quiesced
 
 

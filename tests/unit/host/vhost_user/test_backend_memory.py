@@ -21,6 +21,7 @@ def test_ring_goes_on_from_its_index_after_new_memory(
     qemu: FrontEnd, backend: Backend, ram: Ram
 ) -> None:
     qemu.driver_ok([RX])
+    backend.setup.find_position(0)  # the device starts it
     ram.use(RX.used, 7)
     qemu.set_memory()
     assert backend.setup.runs(0)
@@ -161,6 +162,7 @@ def test_ring_waits_while_its_region_is_away(
 ) -> None:
     """QEMU removes and adds regions one by one when the layout changes."""
     qemu.driver_ok([RX])
+    backend.setup.find_position(0)  # the device starts it
     ram.use(RX.used, 5)
     qemu.send(Request.REM_MEM_REG, vu.SingleRegion(region(ram.size)))
     assert not backend.setup.runs(0)

@@ -29,6 +29,7 @@ class Model:
         self.size = self.addressed = self.kicked = False
         self.enable: bool | None = None
         self.base = 0
+        self.base_set = False  # and it has not run since
 
     def ready(self, memory: bool) -> bool:
         return self.size and self.addressed and self.kicked and memory
@@ -68,9 +69,13 @@ class Session(RuleBasedStateMachine):
             outcome = self.backend.resume()
         assert isinstance(outcome, Answer)
         self.reply = outcome.reply
-        for index in quiesced:
-            self.model[index].base = self.used[index]
+        self.note_stopped(quiesced)
         return quiesced
+
+    def note_stopped(self, rings: set[int]) -> None:
+        for index in rings:
+            if not self.model[index].base_set:
+                self.model[index].base = self.used[index]
 
     def finish_disabling(
         self, outcome: Answer | Quiesce, ready: set[int]
@@ -80,8 +85,7 @@ class Session(RuleBasedStateMachine):
         if not rings:
             return outcome
         assert outcome == Quiesce(frozenset(rings))
-        for index in rings:
-            self.model[index].base = self.used[index]
+        self.note_stopped(rings)
         return self.backend.resume()
 
     def ready(self) -> set[int]:
@@ -124,7 +128,14 @@ class Session(RuleBasedStateMachine):
     @rule(index=ring_index, base=st.integers(0, 65535))
     def set_vring_base(self, index: int, base: int) -> None:
         self.send(Request.SET_VRING_BASE, vu.VringState(index, base))
-        self.model[index].base = base
+        self.model[index].base, self.model[index].base_set = base, True
+
+    @rule(index=ring_index)
+    def start(self, index: int) -> None:
+        """Start a ring, as the device does when the front-end is quiet."""
+        if self.backend.setup.runs(index):
+            assert self.backend.setup.find_position(index) == ""
+            self.model[index].base_set = False
 
     @rule(index=ring_index, polled=st.booleans())
     def set_vring_kick(self, index: int, polled: bool) -> None:
