@@ -222,7 +222,7 @@ def test_daemon_that_ends_drops_the_master_and_leaves_only_its_memory(
     assert list(host.memory_dir.iterdir()) == [host.memory_dir / host.name]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_that_end_the_daemon_end_it_cleanly_and_at_once(
     host: Host, number: signal.Signals
 ) -> None:
@@ -230,7 +230,7 @@ def test_signals_that_end_the_daemon_end_it_cleanly_and_at_once(
     assert list(host.run_dir.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 def test_signals_without_a_meaning_are_ignored(
     host: Host, number: signal.Signals
 ) -> None:

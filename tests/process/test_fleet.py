@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -121,6 +122,39 @@ def test_removed_device_loses_its_files_and_the_other_still_works(fleet: Fleet) 
         b_master.ask(Request.GET_FEATURES)
     assert not [name for name in fleet.files() if name.startswith("b")]
     assert fleet.devices().keys() == {"a"}
+    assert kicks_arrive(*a)
+
+
+@pytest.mark.parametrize("by", ["command", "SIGHUP"])
+def test_file_that_is_read_again_changes_only_what_differs(
+    fleet: Fleet, by: str
+) -> None:
+    a, (b_master, _) = fleet.pair("a"), fleet.pair("b")
+    memory = os.stat(fleet.memory_dir / "b").st_ino
+    text = fleet.file.read_text()
+    changed = text.replace("[device.b]", "[device.b]\nqueue-pairs = 2")
+    fleet.file.write_text(f'{changed}[device.c]\nmemory = "16M"\n')
+    if by == "command":
+        done = fleet.command("reload")
+        assert (done.returncode, done.stdout) == (0, "added: c\nchanged: b\n")
+    else:
+        fleet.send(signal.SIGHUP)
+    fleet.wait_log("vms.toml: 1 added, 1 changed, 0 removed")
+    assert kicks_arrive(*a)
+    assert kicks_arrive(*fleet.pair("c"))
+    with pytest.raises(Dropped):
+        b_master.ask(Request.GET_FEATURES)
+    # Its master, which still runs, has this memory.
+    assert os.stat(fleet.memory_dir / "b").st_ino == memory
+    fleet.file.write_text(text.replace("16M", "sixteen"))
+    if by == "command":
+        done = fleet.command("reload")
+        assert done.returncode == 1
+        assert "memory 'sixteen'" in done.stderr
+    else:
+        fleet.send(signal.SIGHUP)
+        fleet.wait_log("not reloaded, and nothing has changed")
+    assert fleet.devices().keys() == {"a", "b", "c"}
     assert kicks_arrive(*a)
 
 

@@ -40,8 +40,8 @@ SHORTAGE = 2.0
 """Seconds for which an agent without free descriptors takes nothing new."""
 TELL_AGAIN = 60.0
 """Seconds between two lines that say so."""
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_IGNORED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """They would end the agent without giving anything back."""
 
 

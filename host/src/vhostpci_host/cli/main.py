@@ -21,6 +21,7 @@ _COMMANDS = {
     "check-config": ("serve", "print all mistakes of a file"),
     "add": ("manage", "have a running daemon serve one more device"),
     "remove": ("manage", "have a daemon stop serving a device"),
+    "reload": ("manage", "have a daemon serve what its file says now"),
     "list": ("manage", "list a daemon's devices"),
     "status": ("manage", "print the state of a device, or of all"),
     "qemu-args": ("vm_arguments", "print QEMU's arguments"),

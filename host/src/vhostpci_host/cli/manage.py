@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands that talk to a running daemon: `add`, `remove`, `list`, `status`."""
+"""The commands that talk to a running daemon: `add`, `status` and so on."""
 
 import argparse
 import json
@@ -29,6 +29,11 @@ def add_remove(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_remove)
 
 
+def add_reload(parser: argparse.ArgumentParser) -> None:
+    options.add_to(parser, options.RUN_DIR)
+    parser.set_defaults(run=_reload)
+
+
 def add_list(parser: argparse.ArgumentParser) -> None:
     options.add_to(parser, options.RUN_DIR)
     parser.add_argument("-j", "--json", action="store_true", help="print JSON")
@@ -52,6 +57,16 @@ def _add(args: argparse.Namespace) -> None:
 
 def _remove(args: argparse.Namespace) -> None:
     _ask_daemon(args, {"command": "remove", "name": args.name})
+
+
+def _reload(args: argparse.Namespace) -> None:
+    answer = _ask_daemon(args, {"command": "reload"})
+    for what in ("added", "changed", "removed"):
+        if names := answer[what]:
+            print(f"{what}: {', '.join(names)}")
+    if failed := answer["failed"]:
+        reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
+        raise HostError(f"cannot be served: {reasons}")
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -128,8 +143,8 @@ def _ask_daemon(args: argparse.Namespace, request: dict[str, Any]) -> Any:
         )
     except NoDaemon:
         raise HostError(
-            f"no daemon at {path}: devices are added and removed in one that was "
-            "started by `run --config FILE`; see --run-dir, or `status` for others"
+            f"no daemon at {path}: devices are added, removed and reloaded in one that "
+            "was started by `run --config FILE`; see --run-dir, or `status` for others"
         ) from None
 
 

@@ -20,8 +20,8 @@ from .arguments import Usage, add_name
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
-        "SIGTERM, SIGINT and SIGHUP end the daemon cleanly; SIGUSR1 and SIGUSR2 are "
-        "ignored."
+        "SIGTERM and SIGINT end the daemon cleanly. SIGHUP has it read FILE again, as "
+        "`reload` does. SIGUSR1 and SIGUSR2 are ignored."
     )
     add_name(parser, nargs="?")
     parser.add_argument(

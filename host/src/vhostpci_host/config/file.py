@@ -40,6 +40,7 @@ _BARE_KEY = re.compile(r"[\w-]+", re.ASCII)
 class ConfigFile:
     """The content of a configuration file that has no mistakes."""
 
+    path: Path
     run_dir: Path
     shared: dict[str, str]
     """The options at its top: defaults for a device that is added later."""
@@ -67,7 +68,7 @@ def load(path: Path) -> ConfigFile:
     check = _Check(path.absolute().parent, document)
     if mistakes := check.mistakes():
         raise FileError(path, mistakes)
-    return check.result()
+    return check.result(path.absolute())
 
 
 def _parse(data: bytes) -> dict[str, Any]:
@@ -132,11 +133,11 @@ class _Check:
         tables = (self._top, *self._tables.values())
         return [text for table in tables for text in table.mistakes]
 
-    def result(self) -> ConfigFile:
+    def result(self, path: Path) -> ConfigFile:
         """Return the content; the caller has checked that there are no mistakes."""
         run_dir = self._top.values.get("run-dir", RUN_DIR)
         assert isinstance(run_dir, Path), "a path option"
-        return ConfigFile(run_dir, self._top.texts, tuple(self._devices))
+        return ConfigFile(path, run_dir, self._top.texts, tuple(self._devices))
 
     def _check_top(self, key: str, value: object) -> None:
         if _is_array_of_tables(value):

@@ -10,6 +10,7 @@ more control socket, which also accepts:
     {"command": "list"}
     {"command": "add", "name": "web", "options": {"memory": "1G", "queue-pairs": "4"}}
     {"command": "remove", "name": "web"}
+    {"command": "reload"}
 
 The options have the names of the command line's.  Each value is a string, and each
 path is absolute, since the daemon may have another working directory.

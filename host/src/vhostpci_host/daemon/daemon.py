@@ -41,6 +41,7 @@ from ..memory.room import shortages
 from .control import Commands, Control, Request
 from .directories import Directories
 from .listeners import PathListener, Place
+from .reload import Changes, Reload
 from .server import SLOW_TICKS, Common, Server
 
 log = logging.getLogger(__name__)
@@ -95,6 +96,7 @@ class Daemon:
         )
         self._shared = shared
         self._entries: dict[str, Entry] = {}
+        self._reload: Reload | None = None
         self._pluggers: dict[str, Plugger] = {}
         self._unplugging: dict[str, asyncio.Task[None]] = {}
         self._slave_pool = SlavePool()
@@ -107,10 +109,11 @@ class Daemon:
         self._ended = self.loop.create_future()
         self._timer = self.loop.call_later(TICK, self._tick)
         self.loop.set_exception_handler(self._loop_failed)
-        # SIGHUP comes when the terminal is closed.  None of these may end the process
-        # by itself: it would leave its sockets, and plugged devices in slave VMs.
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # None of these may end the process by itself: it would leave its sockets, and
+        # plugged devices in slave VMs.
+        for number in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(number, self.stop)
+        self.loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             self.loop.add_signal_handler(
                 number, log.info, "%s is ignored: it has no meaning here", number.name
@@ -270,6 +273,61 @@ class Daemon:
             self._unplugging[name] = task
             task.add_done_callback(lambda _: self._unplugging.pop(name))
 
+    # Its configuration file.
+
+    async def serve_file(self, file: ConfigFile) -> None:
+        """Serve the devices of a file; those that cannot be served are failed ones."""
+        self._reload = Reload(self, file)
+        for device in file.devices:
+            await self.add_or_list(device)
+
+    def _on_hangup(self) -> None:
+        """Read the file again, because a signal asks for it."""
+        if self._reload is None:
+            log.info("SIGHUP is ignored: there is no configuration file to read again")
+        else:
+            self._reload.start(self.loop)
+
+    def check_settled(self) -> None:
+        """Refuse to read the file while devices come or go.
+
+        Raises:
+            HostError: a device is being added or removed, or the daemon is ending.
+        """
+        self._check_goes_on()
+        for name, entry in self._entries.items():
+            if entry.arriving or entry.leaving:
+                going = "added" if entry.arriving else "removed"
+                raise HostError(f"device {name!r} is being {going}: try again later")
+
+    def configs(self) -> dict[str, DeviceConfig]:
+        """Return the configuration of each device, also of those that failed."""
+        return {name: entry.config for name, entry in self._entries.items()}
+
+    def failures(self) -> dict[str, str]:
+        """Return why devices are not served, by their names."""
+        found = self._entries.items()
+        return {name: entry.failure for name, entry in found if entry.failure}
+
+    async def change(self, changes: Changes, file: ConfigFile) -> None:
+        """Serve what the file says now."""
+        self._shared = file.shared
+        for name in changes.changed:
+            self._entries[name].leaving = True
+        # At once: each slave VM's guest may take seconds to release its windows.
+        await asyncio.gather(
+            *(self.remove(name) for name in changes.removed),
+            *(self._unplug(name) for name in changes.changed),
+        )
+        for name in changes.changed:
+            # Its memory stays: a master that has it goes on with it.
+            if entry := self._entries.pop(name, None):
+                self._close(entry)
+        for device in file.devices:
+            if device.name in changes.started and not self._ended.done():
+                await self.add_or_list(device)
+        self.warn_of_shortage()
+
     # Its end.
 
     async def ended(self) -> None:
@@ -319,7 +377,7 @@ class Daemon:
         self._control.take({"status": self._on_status}, connection)
 
     def serve_control(self, run_dir: Path) -> None:
-        """Serve the daemon's control socket: `add`, `remove`, `list` and `status`.
+        """Serve the daemon's control socket: `add`, `remove`, `reload` and so on.
 
         Raises:
             HostError: another daemon serves this directory.
@@ -330,6 +388,7 @@ class Daemon:
             "list": self._on_list,
             "add": self._on_add,
             "remove": self._on_remove,
+            "reload": self._on_reload,
         }
         path = daemon_control(run_dir)
         place, take = Place(path, 0o600, None), partial(self._control.take, commands)
@@ -376,14 +435,20 @@ class Daemon:
             raise HostError(f"device {entry.config.name!r} is still being added: wait")
         await self.remove(entry.config.name)
 
+    async def _on_reload(self, request: Request) -> Json:
+        assert self._reload is not None, "a control socket without a file"
+        return await self._reload.now()
+
     def _check_goes_on(self) -> None:
-        """Refuse to change devices that are being closed.
+        """Refuse to change devices that are being closed, or changed otherwise.
 
         Raises:
-            HostError: the daemon is ending.
+            HostError: the daemon is ending, or reads its file again.
         """
         if self._ended.done():
             raise HostError("the daemon is ending")
+        if self._reload is not None and self._reload.busy:
+            raise HostError("the daemon is reloading its file: try again later")
 
     def _entry(self, request: Request) -> Entry:
         name = request.get("name")
@@ -452,8 +517,7 @@ async def run_file(file: ConfigFile) -> None:
     daemon = Daemon(file.shared)
     try:
         daemon.serve_control(file.run_dir)
-        for device in file.devices:
-            await daemon.add_or_list(device)
+        await daemon.serve_file(file)
         daemon.warn_of_shortage()
         log.info("serving %d devices; more by `vhostpci-host add`", len(file.devices))
         await daemon.ended()
