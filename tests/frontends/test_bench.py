@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmarks that need no VM work with the ring as it is."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.bench import responders
+from tests.bench.card import linked
 from tests.bench.parts import bulk, latency, relay, ring, taken
 from tests.bench.plan import Plan
 from tests.bench.requests import PORT, client
+from tests.fakes.frontend import NO_FEATURES
+from tests.process.lab import SLAVE_TAP
 from tests.process.program import Program
 from tests.vm.netns import Namespace
 
@@ -52,6 +56,16 @@ def test_requests_are_answered_behind_a_tap_and_by_a_program(
         finally:
             echo.close()
     assert (sample.sent, sample.loss < 1) == (10, True)
+
+
+def test_segments_cross_as_one_packet_with_uso(tmp_path: Path) -> None:
+    with linked(tmp_path / "uso", without=NO_FEATURES) as link:
+        for from_master, counts in ((True, "rx"), (False, "tx")):
+            assert link.gigabits(0.05, from_master=from_master) > 0
+            shown = link.slave.output("ip", "-j", "-s", "link", "show", SLAVE_TAP)
+            (interface,) = json.loads(shown)
+            counted = interface["stats64"][counts]
+            assert counted["bytes"] / counted["packets"] > 10_000
 
 
 def test_signals_arrive_on_every_way() -> None:

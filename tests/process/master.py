@@ -141,13 +141,17 @@ class Master:
 
     def load(self, *, without: Feature = NO_FEATURES, channels: int = 1) -> None:
         """Load the driver: new rings, started at 0, of which some pairs are used."""
+        self.load_offloads(without)
+        self.card = Card(self.memory, self.frontend, self.tap, channels)
+
+    def load_offloads(self, without: Feature) -> None:
+        """Empty the rings, and have the TAP do what the features say."""
         self.memory.start_again()
         self.frontend.features &= ~without
         features = self.frontend.features
         set_header_length(self.tap, header_length(features))
         uso = TUN_F_USO if Feature.NET_F_HOST_USO in features else 0
         set_offloads(self.tap, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | uso)
-        self.card = Card(self.memory, self.frontend, self.tap, channels)
 
     def set_channels(self, pairs: int) -> None:
         """Use so many queue pairs, as `ethtool -L` does; wait for the yes."""

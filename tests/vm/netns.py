@@ -33,7 +33,12 @@ class Namespace:
     @property
     def prefix(self) -> list[str]:
         """The words that run a command in the namespace, if put before it."""
-        return ["nsenter", f"--net=/proc/{self._holder.pid}/ns/net"]
+        return ["nsenter", f"--net={self.path}"]
+
+    @property
+    def path(self) -> str:
+        """The file that setns(2) takes."""
+        return f"/proc/{self._holder.pid}/ns/net"
 
     def run(self, command: str) -> None:
         """Run a command, such as ``ip link add br0 type bridge``."""

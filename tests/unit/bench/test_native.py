@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from tests.bench import native
+from tests.bench import card, native
 
 
 def test_received_bits_count_and_not_sent_ones() -> None:
@@ -44,3 +44,12 @@ def test_time_of_this_process_grows() -> None:
     before = native.threads_seconds(os.getpid())
     sum(range(100_000))
     assert native.threads_seconds(os.getpid()) > before > 0
+
+
+def test_datagrams_that_arrived_count_and_not_those_that_were_sent() -> None:
+    assert card.received_gigabits("1000000 9000000 2000000\n") == pytest.approx(4)
+
+
+def test_a_call_of_the_stream_fits_into_a_segment() -> None:
+    assert card.PAYLOAD + 28 == 1500
+    assert card.PAYLOAD * card.DATAGRAMS < 65_507
