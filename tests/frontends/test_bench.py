@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import responders
+from tests.bench import front_ends, responders
 from tests.bench.card import linked
 from tests.bench.parts import bulk, latency, relay, ring, taken
 from tests.bench.plan import Plan
 from tests.bench.requests import PORT, client
 from tests.fakes.frontend import NO_FEATURES
+from tests.fakes.netns import private_network
 from tests.process.lab import SLAVE_TAP
 from tests.process.program import Program
 from tests.vm.netns import Namespace
@@ -66,6 +67,14 @@ def test_segments_cross_as_one_packet_with_uso(tmp_path: Path) -> None:
             (interface,) = json.loads(shown)
             counted = interface["stats64"][counts]
             assert counted["bytes"] / counted["packets"] > 10_000
+
+
+def test_packets_of_a_real_front_end_cost_ours_and_dpdk_something(
+    tmp_path: Path,
+) -> None:
+    with private_network(), front_ends.both(tmp_path) as sides:
+        for side in sides:
+            assert side.sent(0.05) > 0
 
 
 def test_signals_arrive_on_every_way() -> None:

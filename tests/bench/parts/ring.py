@@ -2,7 +2,8 @@
 """The ring, on the device's side, beside DPDK's vhost library: ../vhost/bench.c.
 
 The paths are those of DPDK's own tests of virtio and vhost: each is another function of
-DPDK's driver, and offers its buffers in another way.
+DPDK's driver, and offers its buffers in another way.  Last come two real front-ends:
+../front_ends.py.
 """
 
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.bench import front_ends
 from tests.bench.compiling import (
     COMMON,
     HERE,
@@ -27,6 +29,7 @@ from tests.bench.compiling import (
 from tests.bench.figures import Figure, steady_mean
 from tests.bench.plan import CannotMeasure, Part, Plan
 from tests.bench.report import PACKET_TIME
+from tests.fakes.netns import private_network
 
 VHOST = HERE / "vhost"
 
@@ -166,6 +169,19 @@ def run(program: Path, settings: str, plan: Plan) -> Output:
     return parse(done.stdout)
 
 
+def with_front_ends(plan: Plan, directory: Path) -> list[Figure]:
+    """Measure behind real front-ends, where that can be done."""
+    try:
+        if os.geteuid():
+            raise CannotMeasure("it makes network namespaces and TAPs: root only")
+        require("dpdk-testpmd", "ip")
+        with private_network():
+            return list(front_ends.figures(plan, directory))
+    except CannotMeasure as error:
+        print(f"real front-ends: left out: {error}", flush=True)
+        return []
+
+
 def measure(plan: Plan) -> list[Figure]:
     """Measure all paths."""
     found: list[Figure] = []
@@ -179,6 +195,7 @@ def measure(plan: Plan) -> list[Figure]:
                 continue
             print(f"{path}: a cache line takes {output.line:.0f} ns there and back")
             found += figures(path, output)
+        found += with_front_ends(plan, Path(directory))
     if not found:
         raise CannotMeasure("no path works here")
     return found
