@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From VM to VM, with stock QEMU's ways between two VMs as the peers.
+"""From VM to VM, with stock QEMU's ways between two VMs as the peers: ../two_vms.py.
 
-ours        master VM ── vhostpci-host ── slave VM with the agent (vfio, then kmod)
-the peers   VM ── tap ── bridge ── tap ── VM;  VM ── socket ── VM;  VM ── stream ── VM
-
-All VMs are booted once and stay; in each round every contender has its turn.  With KVM
-where there is one: the figures of an emulated processor say little of a real one.
+Both VMs are booted once; in each round every contender has its turn.  With KVM where
+there is one: the figures of an emulated processor say little of a real one.
 """
 
 import os
@@ -19,19 +16,40 @@ from tempfile import TemporaryDirectory
 from tests.bench.compiling import require
 from tests.bench.figures import Better, Figure, in_rounds
 from tests.bench.plan import CannotMeasure, Part, Plan
-from tests.vm import image, pair, qemu, traffic
+from tests.bench.two_vms import FIRST, PEERS, SECOND, Card, two_vms
+from tests.vm import qemu, traffic
 from tests.vm.channel import GuestError
 from tests.vm.harness import Vm
-from tests.vm.netns import Namespace
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Pair
-from tests.vm.yardstick import ADDRESSES, bridged_guests
 
-SECONDS = 3
-QUICK_SECONDS = 1
-PINGS = 20
-BINDINGS = ("vfio", "kmod")
-PORT = 4711
 PEER = "-netdev {}"
+SYSFS = "sysfs"
+"""The binding that needs nothing; the peer of the others where there are caches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much one turn measures, and which bindings have a turn."""
+
+    bindings: tuple[str, ...]
+    seconds: int
+    """Of each iperf3."""
+    pings: int
+    udp_rate: str
+    """What is sent, as iperf3 takes it; 0 is as much as possible."""
+
+    @classmethod
+    def of(cls, plan: Plan, *, kvm: bool) -> "Scale":
+        """Return what fits into minutes.
+
+        A guest of TCG that sends as much as possible starves the other one.
+        """
+        if plan.quick:
+            bindings: tuple[str, ...] = (SYSFS, "kmod") if kvm else ("kmod",)
+        else:
+            bindings = (*((SYSFS,) if kvm else ()), "vfio", "kmod")
+        rate = "0" if kvm else "200M"
+        return cls(bindings, *((1, 10) if plan.quick else (2, 20)), rate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,77 +75,47 @@ METRICS: dict[str, tuple[str, Better, Callable[[Round], float]]] = {
 Contender = Callable[[], Round]
 
 
-def between(first: Vm, second: Vm, addresses: Sequence[str], seconds: int) -> Round:
-    """Measure one way between two VMs, whose link is up."""
-    ping = traffic.ping(first, addresses[1], PINGS).rtt_ms_avg
+def between(first: Vm, second: Vm, addresses: Sequence[str], scale: Scale) -> Round:
+    """Measure one way between two VMs, whose link is up, and whose iperf3 listen."""
+    ping = traffic.ping(first, addresses[1], scale.pings, "-i 0.05").rtt_ms_avg
     if ping is None:
         raise CannotMeasure(f"no ping of {first.name}'s comes back")
-    with traffic.iperf_server(second):
-        tcp_from = traffic.tcp(first, addresses[1], seconds)
-        udp = traffic.udp(first, addresses[1], seconds, length=1400)
-    with traffic.iperf_server(first):
-        tcp_to = traffic.tcp(second, addresses[0], seconds)
-    return Round(ping, tcp_from, tcp_to, udp)
+    seconds = scale.seconds
+    return Round(
+        ping,
+        tcp_from=traffic.tcp(first, addresses[1], seconds),
+        tcp_to=traffic.tcp(second, addresses[0], seconds),
+        udp=traffic.udp(first, addresses[1], seconds, scale.udp_rate, length=1400),
+    )
 
 
-def ours(link: Pair, bind: str, seconds: int) -> Round:
-    """Measure our link with an agent that binds its device that way."""
+def ours(link: Pair, bind: str, scale: Scale) -> Round:
+    """Measure our link with an agent that binds its device that way.
+
+    The agent runs in its turn only: its heartbeat takes time from what others measure.
+    """
     with link.slave.agent(bind):
         link.master.configure()
         link.wait_link()
         addresses = (MASTER_ADDRESS, SLAVE_ADDRESS)
-        return between(link.master, link.slave, addresses, seconds)
-
-
-SOCKETS = {
-    "socket": (f"listen=127.0.0.1:{PORT}", f"connect=127.0.0.1:{PORT}"),
-    "stream": (
-        f"server=on,addr.type=inet,addr.host=127.0.0.1,addr.port={PORT}",
-        f"server=off,addr.type=inet,addr.host=127.0.0.1,addr.port={PORT}",
-    ),
-}
+        return between(link.master, link.slave, addresses, scale)
 
 
 @contextmanager
-def socket_guests(logs: Path, kind: str) -> Iterator[tuple[Vm, Vm]]:
-    """Two guests whose cards are connected by TCP, with addresses."""
-    guest = image.build()
-    with ExitStack() as stack:
-        namespace = stack.enter_context(Namespace())
-        namespace.run("ip link set lo up")
-        vms = []
-        for number, name in enumerate(ADDRESSES):
-            args = [
-                *("-netdev", f"{kind},id=net0,{SOCKETS[kind][number]}"),
-                *(
-                    "-device",
-                    f"virtio-net-pci,netdev=net0,mac=52:54:00:79:00:0{number}",
-                ),
-            ]
-            vm = Vm(f"{kind}-{name}", guest, logs=logs, args=args, namespace=namespace)
-            stack.enter_context(vm)
-            vm.wait_ready()  # and it listens: the second one does not try again
-            vm.run(f"ip addr add {ADDRESSES[name]}/24 dev eth0 && ip link set eth0 up")
-            vms.append(vm)
-        first, second = vms
-        yield first, second
-
-
-@contextmanager
-def contenders(seconds: int) -> Iterator[dict[str, Contender]]:
-    """Boot all VMs; return how to measure each contender."""
+def contenders(scale: Scale) -> Iterator[dict[str, Contender]]:
+    """Boot both VMs; return how to measure each contender."""
     with ExitStack() as stack:
         logs = Path(stack.enter_context(TemporaryDirectory()))
-        link = stack.enter_context(pair.booted(logs, module="kmod" in BINDINGS))
+        link = stack.enter_context(two_vms(logs))
+        for vm in (link.master, link.slave):
+            stack.enter_context(traffic.iperf_server(vm))
         found: dict[str, Contender] = {
-            bind: partial(ours, link, bind, seconds) for bind in BINDINGS
+            bind: partial(ours, link, bind, scale) for bind in scale.bindings
         }
-        addresses = tuple(ADDRESSES.values())
-        peers = {"tap": bridged_guests(logs)}
-        peers |= {kind: socket_guests(logs, kind) for kind in SOCKETS}
-        for kind, guests in peers.items():
-            vms = stack.enter_context(guests)
-            found[PEER.format(kind)] = partial(between, *vms, addresses, seconds)
+        for kind in PEERS:
+            addresses = [Card(kind, vm).address for vm in (FIRST, SECOND)]
+            vms = (link.master, link.slave)
+            found[PEER.format(kind)] = partial(between, *vms, addresses, scale)
         yield found
 
 
@@ -144,11 +132,17 @@ def measure_rounds(count: int, all_of_them: dict[str, Contender]) -> list[Figure
             ours_runs=tuple(map(value, rounds[bind])),
             peer_runs=tuple(map(value, rounds[peer])),
         )
-        for bind in BINDINGS
-        for peer in rounds
-        if peer not in BINDINGS
+        for bind, peer in pairs(list(rounds))
         for name, (unit, better, value) in METRICS.items()
     ]
+
+
+def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return who is compared with whom: all of ours with all peers, and with sysfs."""
+    peers = [name for name in names if name.startswith(PEER.format(""))]
+    ours = [name for name in names if name not in peers]
+    with_sysfs = [(name, SYSFS) for name in ours if SYSFS in ours and name != SYSFS]
+    return [*((name, peer) for name in ours for peer in peers), *with_sysfs]
 
 
 def measure(plan: Plan) -> list[Figure]:
@@ -156,10 +150,10 @@ def measure(plan: Plan) -> list[Figure]:
     if os.geteuid():
         raise CannotMeasure("it makes network namespaces and TAPs, which needs root")
     require("qemu-system-x86_64", "ip")
-    accelerator = "KVM" if qemu.has_kvm() else "TCG, no KVM"
-    print(f"QEMU {qemu.version()}, {accelerator}", flush=True)
+    kvm = qemu.has_kvm()
+    print(f"QEMU {qemu.version()}, {'KVM' if kvm else 'TCG, no KVM'}", flush=True)
     try:
-        with contenders(QUICK_SECONDS if plan.quick else SECONDS) as found:
+        with contenders(Scale.of(plan, kvm=kvm)) as found:
             return measure_rounds(plan.runs, found)
     except GuestError as error:
         raise CannotMeasure(str(error)) from error
