@@ -25,7 +25,10 @@ enum {
 	LOOP_POLL_KICK,
 	LOOP_POLL_COUNT = LOOP_POLL_KICK + RING_COUNT,
 	/* Chains sent before an empty TAP is read without asking ppoll(). */
-	LOOP_TAP_QUIET = 8
+	LOOP_TAP_QUIET = 8,
+	/* Packets that come alone, one after the other, before the next is believed to. */
+	LOOP_SINGLES = 4,
+	LOOP_CHECK = 8 /* every so many of those, that is checked */
 };
 
 static bool loop_running(const struct worker_ring *ring)
@@ -81,13 +84,36 @@ static bool loop_tap_is_quiet(const struct worker *w)
 	return w->tap_quiet && w->rx.q.wait == NET_WAIT_TAP_IN;
 }
 
+/*
+ * Is the packet of which poll() has told the only one?  Requests and their replies
+ * come one by one, and then a second read of the TAP is a system call for nothing.
+ * Where that is a mistake, the next ppoll() returns at once.
+ */
+static bool loop_expects_one(const struct worker *w)
+{
+	return w->tap_said && w->singles >= LOOP_SINGLES &&
+	       w->singles % LOOP_CHECK;
+}
+
+/* Learn from a pass that handled @r packets whether they come one by one. */
+static void loop_count_singles(struct worker *w, int r)
+{
+	if (r == 1 && w->tap_said && w->rx.q.wait == NET_WAIT_TAP_IN)
+		w->singles++;
+	else if (r > 0)
+		w->singles = 0;
+	w->tap_said = false;
+}
+
 static int loop_rx(struct worker *w)
 {
 	int r;
 
 	if (loop_tap_is_quiet(w))
 		return 0;
+	w->rx.one = loop_expects_one(w);
 	r = rx_pass(&w->rx);
+	loop_count_singles(w, r);
 	/* Without a thread there is no ppoll() to wait for. */
 	w->tap_quiet = w->manual ? 0 : LOOP_TAP_QUIET;
 	return r;
@@ -193,6 +219,7 @@ static bool loop_spin(struct worker *w)
 		}
 		if (loop_tap_ready(w)) {
 			w->tap_quiet = 0;
+			w->tap_said = true;
 			return true;
 		}
 	} while (net_now() < end);
@@ -337,6 +364,7 @@ static void loop_sleep(struct worker *w)
 		return;
 	if (!r)
 		loop_polled(w);
+	w->tap_said = fds[LOOP_POLL_TAP].revents & POLLIN;
 	w->tap_quiet = fds[LOOP_POLL_TAP].revents ? 0 : LOOP_TAP_QUIET;
 	if (fds[LOOP_POLL_WAKE].revents)
 		loop_drain(w->wake_fd);

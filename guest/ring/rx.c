@@ -368,6 +368,8 @@ int rx_pass(struct rx *rx)
 		/* A packet may have completed many chains: see VQ_MAX_DONE. */
 		if (q->vq.n_done >= NET_BATCH && !r)
 			r = net_flush(q);
+		if (rx->one && !r)
+			r = net_set_wait(q, NET_WAIT_TAP_IN);
 	}
 	return net_end_pass(q, r, n);
 }

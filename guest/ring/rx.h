@@ -20,6 +20,7 @@ enum {
 struct rx {
 	struct net_queue q;
 	bool starved; /* it has no buffers, and that is counted */
+	bool one; /* the pass ends after one packet, the only one it seems */
 	uint32_t held; /* length of a packet that waits for buffers, or 0 */
 	uint64_t held_until; /* CLOCK_MONOTONIC; 0: not set yet */
 	uint64_t hold_ns;

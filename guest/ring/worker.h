@@ -35,6 +35,8 @@ struct worker {
 	uint64_t poll_max_ns;
 	uint64_t sleep_ns; /* length of the next sleep without kicks */
 	uint32_t tap_quiet; /* chains to send before the empty TAP is read */
+	uint32_t singles; /* packets in a row that came alone: loop_rx() */
+	bool tap_said; /* poll() has just said that the TAP has a packet */
 	bool spun; /* it has spun since it last had work */
 
 	/* Shared.  control: 1 tells the thread to run loop_control(). */
