@@ -1,12 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parts of the benchmark, in the order in which all of them run."""
 
-from tests.bench.parts import bulk, cost, latency, native, poll, relay, ring, taken, vm
+from tests.bench.parts import (
+    bulk,
+    cost,
+    fair,
+    latency,
+    native,
+    poll,
+    relay,
+    ring,
+    taken,
+    vm,
+)
 
 PARTS = {
     part.name: part
     for part in (
         *(ring.PART, bulk.PART, relay.PART, taken.PART),
-        *(poll.PART, latency.PART, cost.PART, native.PART, vm.PART),
+        *(poll.PART, latency.PART, cost.PART, native.PART, fair.PART, vm.PART),
     )
 }
