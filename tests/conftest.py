@@ -36,6 +36,7 @@ NEEDS = {
         *("modinfo", "nsenter", "openssl", "pahole", "perl", "sparse", "tar"),
         "unshare",
     ),
+    "libfuzzer": ("clang", "nice"),
     "install": ("chroot", "debootstrap", "nsenter", "unshare"),
     "libvirt": ("libvirtd", "qemu-system-x86_64", "unshare", "virsh", "xmllint"),
     "process": (
@@ -58,7 +59,10 @@ NEEDS = {
         *("gcc", "make", "pahole"),  # the slave has our module
     ),
 }
-"""The programs and devices that tests with a marker need; they need root too."""
+"""The programs and devices that tests with a marker need."""
+
+ROOTLESS = {"libfuzzer"}
+"""The markers whose tests do not need root too."""
 
 
 LAST_RESORT = {"vm": 1800, "libvirt": 1800, "process": 900, "frontends": 900}
@@ -97,7 +101,7 @@ def lacking(marker: str) -> list[str]:
         for need in NEEDS[marker]
         if not (shutil.which(need) or (need.startswith("/dev") and Path(need).exists()))
     ]
-    return [*lacks, "root"] if os.geteuid() else lacks
+    return [*lacks, "root"] if os.geteuid() and marker not in ROOTLESS else lacks
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

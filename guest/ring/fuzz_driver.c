@@ -1,23 +1,71 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * The fuzzer's master: what it writes into its rings, by the rules or not.
+ * The fuzzer's master: its memory, and what it writes into its rings against the
+ * rules.  What it does by the rules is in fuzz_packet.c.
  */
+#include <stdlib.h>
 #include <string.h>
 #include "fuzz.h"
 
 /* The second and the third lie side by side, for the master. */
-const struct mem_region fuzz_layout[FUZZ_REGIONS] = {
-	{FUZZ_RING, 0x1000, 0},
+static const struct mem_region fuzz_regions[FUZZ_REGIONS] = {
+	{FUZZ_RING, 2 * FUZZ_RING_LEN, 0},
 	{0x10000, 0x1000, 0},
 	{0x11000, 0x1000, 0},
 	{UINT64_MAX - 0x1ffff, 0x20000, 0},
 };
 
+static uint64_t fuzz_memory(size_t size)
+{
+	void *p = aligned_alloc(4096, size);
+
+	if (!p)
+		abort();
+	return (uintptr_t)p;
+}
+
+/* Large rings lie elsewhere: here they would reach into the second region. */
+static void fuzz_layout_rings(struct fuzz *f)
+{
+	uint32_t end = fuzz_used(f) + 6 + 8 * f->conf[0].size;
+
+	f->ring_len = FUZZ_RING_LEN;
+	if (end <= f->ring_len)
+		return;
+	f->ring_len = (end + 4095) & ~4095U;
+	f->layout[0].guest_addr = 1ULL << 32;
+	f->layout[0].size = 2 * f->ring_len;
+	f->layout[0].host_addr = fuzz_memory(f->layout[0].size);
+}
+
+/**
+ * fuzz_layout() - Lay out the master's memory, all of it zeros
+ * @f:		Fuzzer; its rings' size and format are set
+ *
+ * Memory is kept for the next input, as page faults would take most of the time;
+ * but not that of large rings, which is the caller's to free.
+ */
+void fuzz_layout(struct fuzz *f)
+{
+	static uint64_t memory[FUZZ_REGIONS];
+
+	for (int i = 0; i < FUZZ_REGIONS; i++) {
+		if (!memory[i])
+			memory[i] = fuzz_memory(fuzz_regions[i].size);
+		f->layout[i] = fuzz_regions[i];
+		f->layout[i].host_addr = memory[i];
+	}
+	fuzz_layout_rings(f);
+	for (int i = 0; i < FUZZ_REGIONS; i++)
+		memset((void *)(uintptr_t)f->layout[i].host_addr, 0,
+		       f->layout[i].size);
+}
+
 /* An address; many are next to the start or the end of a region. */
 static uint64_t fuzz_addr(struct fuzz *f)
 {
 	uint8_t pick = fuzz_byte(f);
-	const struct mem_region *r = &fuzz_layout[pick % FUZZ_REGIONS];
+	const struct mem_region *r = &f->layout[pick % FUZZ_REGIONS];
 
 	switch (pick >> 2 & 3) {
 	case 0:
@@ -90,7 +138,7 @@ uint32_t fuzz_used(const struct fuzz *f)
 	return (fuzz_avail(f) + 6 + 2 * f->conf[0].size + 3) & ~3U;
 }
 
-static uint16_t fuzz_wrap(const struct fuzz *f, uint16_t position, uint32_t n)
+uint16_t fuzz_wrap(const struct fuzz *f, uint16_t position, uint32_t n)
 {
 	uint32_t i = (position & 0x7fff) + n, num = f->conf[0].size;
 
@@ -114,14 +162,8 @@ static void fuzz_offer_packed(struct fuzz *f, int ring, uint16_t id)
 	f->next[ring] = fuzz_wrap(f, at, 1);
 }
 
-/* Where the driver puts a descriptor that it then offers. */
-static uint16_t fuzz_slot(const struct fuzz *f, int ring, uint16_t slot)
-{
-	return f->packed ? f->next[ring] & 0x7fff : slot;
-}
-
 /* Make a chain available, as a driver does. */
-static void fuzz_offer(struct fuzz *f, int ring, uint16_t head)
+void fuzz_offer(struct fuzz *f, int ring, uint16_t head)
 {
 	uint8_t *avail = fuzz_ring(f, ring) + fuzz_avail(f);
 	uint16_t idx = fuzz_get_word(avail + 2);
@@ -156,7 +198,7 @@ void fuzz_scribble(struct fuzz *f)
 		fuzz_offer(f, what & 1, fuzz_byte(f) % (num + 1));
 		break;
 	case 6:
-		fuzz_put_word(ring + 2 * (fuzz_word(f) % (FUZZ_TX / 2)),
+		fuzz_put_word(ring + 2 * (fuzz_word(f) % (f->ring_len / 2)),
 			      fuzz_word(f));
 		break;
 	default:
@@ -167,72 +209,13 @@ void fuzz_scribble(struct fuzz *f)
 	}
 }
 
-static void fuzz_put(const struct fuzz *f, uint8_t *at, uint64_t addr,
-		     uint32_t len, uint16_t flags, uint16_t next)
+void fuzz_put(const struct fuzz *f, uint8_t *at, uint64_t addr, uint32_t len,
+	      uint16_t flags, uint16_t next)
 {
 	memcpy(at, &addr, sizeof(addr));
 	memcpy(at + 8, &len, sizeof(len));
 	fuzz_put_word(at + 12, f->packed ? next : flags);
 	fuzz_put_word(at + 14, f->packed ? flags : next);
-}
-
-/* Offer a correct chain: one buffer, or a table of many small ones. */
-void fuzz_good(struct fuzz *f)
-{
-	const struct mem_region *big = &fuzz_layout[FUZZ_REGIONS - 1];
-	uint8_t what = fuzz_byte(f);
-	uint16_t write = what & 1 ? 0 : 2;
-	uint16_t slot = fuzz_slot(f, what & 1, fuzz_byte(f) % f->conf[0].size);
-	uint8_t *at = fuzz_ring(f, what & 1) + 16 * slot;
-	uint32_t len = fuzz_len(f) & 0x3ff, n = len ? len : 1024;
-	uint8_t *table = mem_at(&f->mem, big->guest_addr, 16 * n);
-
-	if (what & 2) {
-		fuzz_put(f, at, big->guest_addr + 0x8000, len, write, 0);
-	} else {
-		fuzz_put(f, at, big->guest_addr, 16 * n, 4, 0);
-		for (uint32_t i = 0; i < n; i++)
-			fuzz_put(f, table + 16 * i,
-				 big->guest_addr + 0x8000 + i, what >> 6,
-				 i + 1 < n ? write | 1 : write, i + 1);
-	}
-	fuzz_offer(f, what & 1, slot);
-}
-
-/* Can the driver offer no buffer, because the device has not used any? */
-static bool fuzz_is_full(const struct fuzz *f, uint16_t avail)
-{
-	const struct vq *vq = &f->rx.q.vq;
-
-	if (f->packed)
-		return f->next[RING_RX] == fuzz_wrap(f, vq->used, vq->num);
-	return (uint16_t)(avail - vq->used) >= vq->num;
-}
-
-/* Fill the receive ring with buffers of 512 bytes, or post tables of 700. */
-void fuzz_post(struct fuzz *f, bool tables)
-{
-	const struct mem_region *big = &fuzz_layout[FUZZ_REGIONS - 1];
-	const uint8_t *idx = fuzz_ring(f, RING_RX) + fuzz_avail(f) + 2;
-	uint8_t *table = mem_at(&f->mem, big->guest_addr, 16 * 700);
-	uint32_t num = f->conf[0].size, n = tables && num > 8 ? 8 : num;
-
-	for (uint16_t i = 0; tables && i < 700; i++)
-		fuzz_put(f, table + 16 * i, big->guest_addr + 0x8000 + i, 1,
-			 i < 699 ? 3 : 2, i + 1);
-	for (uint32_t i = 0; i < n; i++) {
-		uint16_t avail = fuzz_get_word(idx);
-		uint16_t slot = fuzz_slot(f, RING_RX, avail & (num - 1));
-		uint8_t *at = fuzz_ring(f, RING_RX) + 16 * slot;
-
-		if (fuzz_is_full(f, avail))
-			break;
-		if (tables)
-			fuzz_put(f, at, big->guest_addr, 16 * 700, 4, 0);
-		else
-			fuzz_put(f, at, big->guest_addr + 0x8000, 512, 2, 0);
-		fuzz_offer(f, RING_RX, slot);
-	}
 }
 
 /* Empty a ring that goes on at its used index; return that. */

@@ -10,8 +10,8 @@ from tests.bench.plan import CannotMeasure
 
 HERE = Path(__file__).parent
 RING = HERE.parents[1] / "guest" / "ring"
-NOT_ON_THE_WAY = {"guard.c", "fuzz.c", "fuzz_driver.c", "fuzz_main.c"}
-"""Files that no packet meets."""
+NOT_ON_THE_WAY = {"guard.c"}
+"""Files that no packet meets, beside the fuzzer."""
 
 COMMON = ("-O2", "-std=gnu11", "-D_GNU_SOURCE", "-pthread", f"-I{RING}")
 OURS = (*COMMON, "-fno-strict-aliasing")
@@ -21,7 +21,8 @@ OURS = (*COMMON, "-fno-strict-aliasing")
 def ring_sources(*, without: Iterable[str] = ()) -> list[Path]:
     """Return the C files on the way of a packet."""
     aside = NOT_ON_THE_WAY | set(without)
-    return [path for path in sorted(RING.glob("*.c")) if path.name not in aside]
+    paths = [path for path in RING.glob("*.c") if not path.name.startswith("fuzz")]
+    return sorted(path for path in paths if path.name not in aside)
 
 
 def require(*tools: str) -> None:

@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ring's fuzzer, built with sanitizers and run without libFuzzer.
 
-guest/ring/fuzz.c says how to build it with libFuzzer.  An input with which libFuzzer
-finds a bug goes into corpus/ring, and this test runs it from then on.
+test_ring_libfuzzer.py runs it with libFuzzer.  An input with which that finds a bug
+goes into corpus/ring, under a name that says what it reaches.
 VHOSTPCI_FUZZ_RUNS says how many pseudo-random inputs to try as well.
 """
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-RING = HERE.parents[1] / "guest" / "ring"
-CORPUS = sorted((HERE / "corpus" / "ring").iterdir())
+from tests.fuzz.build import BY_HAND, FOUND, build_plain
+
 RUNS = int(os.environ.get("VHOSTPCI_FUZZ_RUNS", "5000"))
 FIRST = int(os.environ.get("VHOSTPCI_FUZZ_SEED", "1"))
 
@@ -23,29 +21,7 @@ FIRST = int(os.environ.get("VHOSTPCI_FUZZ_SEED", "1"))
 @pytest.fixture(scope="module")
 def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the fuzzer, to be run without libFuzzer."""
-    compiler = shutil.which("cc")
-    if not compiler:
-        pytest.skip("cc: no C compiler")
-    program = tmp_path_factory.mktemp("fuzz") / "fuzz"
-    names = ["fuzz", "fuzz_driver", "fuzz_main", "mem", "vq"]
-    names += ["split", "packed", "net", "rx", "segment", "tx"]
-    subprocess.run(
-        [
-            compiler,
-            "-std=gnu11",
-            "-O1",
-            "-g",
-            "-fsanitize=address,undefined",
-            "-fno-sanitize-recover=all",
-            "-D_GNU_SOURCE",
-            f"-include{RING / 'fuzz_barrier.h'}",
-            *(str(RING / f"{name}.c") for name in names),
-            "-o",
-            str(program),
-        ],
-        check=True,
-    )
-    return program
+    return build_plain(tmp_path_factory.mktemp("fuzz") / "fuzz")
 
 
 def run(fuzzer: Path, *arguments: str, timeout: float) -> None:
@@ -60,9 +36,17 @@ def run(fuzzer: Path, *arguments: str, timeout: float) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted(BY_HAND.iterdir()), ids=lambda path: str(path.name)
+)
 def test_inputs_of_the_corpus_are_survived(fuzzer: Path, path: Path) -> None:
     run(fuzzer, str(path), timeout=10)
+
+
+def test_inputs_that_libfuzzer_has_found_are_survived(fuzzer: Path) -> None:
+    paths = sorted(map(str, FOUND.iterdir()))
+    assert paths
+    run(fuzzer, *paths, timeout=120)
 
 
 @pytest.mark.timeout(600 + RUNS / 100)
