@@ -2,6 +2,7 @@
 """Builds the C programs of this folder with the ring code of guest/ring."""
 
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -46,14 +47,24 @@ def build_kill(program: Path) -> Path:
     return _compile(program, *barrier, *map(str, sources))
 
 
-def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def build_model(program: Path) -> Path:
+    """Build model.c with all of the ring code, and with what CFLAGS says."""
+    sources = [path for path in RING.glob("*.c") if not path.name.startswith("fuzz")]
+    sources += [HERE / "model.c", HERE / "model_driver.c"]
+    flags = shlex.split(os.environ.get("CFLAGS", ""))
+    return _compile(program, "-pthread", *flags, *map(str, sorted(sources)))
+
+
+def run(
+    program: Path, *arguments: str, timeout: float = 50
+) -> subprocess.CompletedProcess[str]:
     # What the environment preloads and suppresses for Python is wrong for these.
     unwanted = {"LD_PRELOAD", "TSAN_OPTIONS"}
     return subprocess.run(
         [*_steady_addresses(), program, *arguments],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=timeout,
         env={k: v for k, v in os.environ.items() if k not in unwanted},
     )
 
