@@ -4,7 +4,7 @@
     python tools/build_ring.py
 
 pip does not build an editable install again when the C changes, so tox runs this
-before the tests.  The C is the guest's ring, and the relays and guards in
+before the tests.  The C is the guest's ring, and the relays, guards and barriers in
 `shared`.  After a build of either, a stamp in the environment holds a digest of all
 that went into it, and of what came out.  Nothing is built only while both still match:
 neither a changed source or compiler flag nor a module that another environment built in

@@ -11,15 +11,17 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).parent
+HEADERS = ("guard_api.h", "barrier_api.h")
 
 ffibuilder = FFI()
-ffibuilder.cdef((HERE / "guard_api.h").read_text())
+for name in HEADERS:
+    ffibuilder.cdef((HERE / name).read_text())
 ffibuilder.set_source(
     "vhostpci_shared._memory",
-    '#include <stdint.h>\n#include "guard_api.h"',
-    sources=["memory/guard.c"],
+    "#include <stdint.h>\n" + "".join(f'#include "{name}"\n' for name in HEADERS),
+    sources=["memory/guard.c", "memory/barrier.c"],
     include_dirs=["memory"],
-    depends=["memory/guard_api.h"],
+    depends=[f"memory/{name}" for name in HEADERS],
     define_macros=[("_GNU_SOURCE", None)],
     extra_compile_args=["-std=gnu11", "-pthread"],
     extra_link_args=["-pthread"],

@@ -7,17 +7,17 @@ sees the same value again has a consistent copy.  The agent's part needs no lock
 daemon decides by one 64-bit word of it, `Agent.generation`, which is written last.
 
 Every store and load whose order matters is one aligned 64-bit word, through
-`memoryview.cast("Q")`: CPython copies such a word with one instruction.  The order of
-two of them rests on x86-64, which makes stores visible, and does loads, in program
-order.  (CPython calls a function that the compiler cannot see into between any two, so
-the compiler does not change the order either.)  vhostpci supports no other architecture
-today; one with a weaker memory model needs a barrier at each line that says "order".
+`memoryview.cast("Q")`: CPython copies such a word with one instruction.  At each line
+that says "order" is the barrier (`barriers.py`) that makes the order, for the
+processor; it is no instruction on x86-64.  (CPython calls a function that the compiler
+cannot see into between any two, so the compiler does not change the order either.)
 """
 
 import sys
 from dataclasses import replace
 
 from . import metadata as md
+from .barriers import Barriers, installed_barriers
 from .wire import ProtocolError
 
 # How often a reader tries to get a copy.  The daemon publishes within a millisecond; if
@@ -32,16 +32,19 @@ class Metadata:
 
     Args:
         view: writable bytes, `metadata.SIZE` long, usually a slice of a mapping.
+        barriers: this machine's; tests have others.
 
     Raises:
         ValueError: the view has another length, or the machine is big-endian.
+        NoBarriers: this machine needs barriers and has none.
     """
 
-    def __init__(self, view: memoryview) -> None:
+    def __init__(self, view: memoryview, barriers: Barriers | None = None) -> None:
         # The words that are stored alone have the machine's byte order, all other
         # fields are packed as little-endian: on other machines the two would differ.
         if len(view) != md.SIZE or sys.byteorder != "little":
             raise ValueError(f"a metadata region has {md.SIZE:#x} bytes")
+        self._barriers = installed_barriers() if barriers is None else barriers
         self._view = view.cast("B")
         self._words = self._view.cast("Q")
         self._agent = self._view[md.AGENT : md.AGENT + md.Agent.layout.size]
@@ -81,6 +84,7 @@ class Metadata:
         self._generation = before | 1
         # Order: odd before anything is cleared, as in `publish`.
         self._set_word(md.GENERATION_OFFSET, self._generation)
+        self._barriers.barrier_release()
         self._write(md.DEVICE, bytes(md.DAEMON_END - md.DEVICE))
         header = md.Header(md.MAGIC, md.VERSION, md.SIZE, self._generation, 1)
         self._write(md.HEADER, bytes(header))
@@ -106,6 +110,7 @@ class Metadata:
         # (After `format` it is odd already.)
         self._generation |= 1
         self._set_word(md.GENERATION_OFFSET, self._generation)
+        self._barriers.barrier_release()
         self._write(md.DEVICE, bytes(device))
         self._write(md.REGIONS, b"".join(map(bytes, regions)))
         # The ring driver (C) also reads the `session` of a ring outside the lock, to
@@ -115,6 +120,7 @@ class Metadata:
         # Order: even after the last byte.  Pairs with the first load in `snapshot`: a
         # reader that sees this value sees everything that was stored before it.
         self._generation += 1
+        self._barriers.barrier_release()
         self._set_word(md.GENERATION_OFFSET, self._generation)
         return self._generation
 
@@ -129,7 +135,12 @@ class Metadata:
         """Copy the agent's own entry, for `metadata.Agent.parse`."""
         # Not parsed here: the daemon parses a copy only if it differs from the last
         # one, and must not read the region again, which the agent writes meanwhile.
-        return self._agent.tobytes()
+        data = self._agent.tobytes()
+        # Order: the generation in here before what the agent wrote before it: its
+        # rings' entries, and the used index of a ring that it has stopped.  Pairs with
+        # the last store in `write_agent`.
+        self._barriers.barrier_acquire()
+        return data
 
     def agent_ring_bytes(self, count: int) -> bytes:
         """Copy the agent's entries of the first `count` rings, one after the other."""
@@ -182,8 +193,10 @@ class Metadata:
                 # Do not copy 16 KiB that would be thrown away: through sysfs or vfio
                 # on AMD the window is uncached, and each load goes over the bus.
                 continue
+            self._barriers.barrier_acquire()
             data = self._read(0, md.DAEMON_END)
             # Order: this load after the copy.  Pairs with the first store in `publish`.
+            self._barriers.barrier_acquire()
             if self.generation() == before:
                 self.header()
                 return md.Snapshot.parse(before, data)
@@ -199,6 +212,8 @@ class Metadata:
         # Order: the generation after everything else, the entries of the rings too,
         # which the caller has written before.  The daemon takes this word as the
         # answer to its own generation: from here on it gives rings to other owners.
+        # The workers' stores come before, too: a mutex has handed them to this thread.
+        self._barriers.barrier_release()
         self._set_word(md.AGENT_GENERATION_OFFSET, agent.generation)
 
     def write_agent_ring(self, index: int, ring: md.AgentRing) -> None:

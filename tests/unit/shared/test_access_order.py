@@ -201,6 +201,115 @@ def publish_at(place: int, writer: access.Metadata, reader: access.Metadata) -> 
     return countdown < 0
 
 
+class Barriers:
+    """Notes each barrier in a list of what happened, and may do something in it."""
+
+    def __init__(self, done: list[str], inside: Callable[[], object] | None = None):
+        self._done = done
+        self._inside = inside
+
+    def _note(self, name: str) -> None:
+        self._done.append(name)
+        if self._inside is not None:
+            self._inside()
+
+    def barrier_acquire(self) -> None:
+        self._note("acquire")
+
+    def barrier_release(self) -> None:
+        self._note("release")
+
+    def barrier_full(self) -> None:
+        self._note("full")
+
+
+class Recorded(access.Metadata):
+    """Metadata that notes each load and store, by its offset, among the barriers."""
+
+    def __init__(self, memory: bytearray) -> None:
+        self.done: list[str] = []
+        super().__init__(memoryview(memory), Barriers(self.done))
+
+    def _word(self, offset: int) -> int:
+        self.done.append(f"load {offset:#x}")
+        return super()._word(offset)
+
+    def _set_word(self, offset: int, value: int) -> None:
+        self.done.append(f"store {offset:#x}")
+        super()._set_word(offset, value)
+
+    def _write(self, offset: int, data: bytes) -> None:
+        self.done.append(f"write {offset:#x}")
+        super()._write(offset, data)
+
+    def _read(self, offset: int, size: int) -> bytes:
+        self.done.append(f"read {offset:#x}")
+        return super()._read(offset, size)
+
+    def taken(self) -> list[str]:
+        """Return what was done since the last time."""
+        taken = self.done[:]
+        self.done.clear()
+        return taken
+
+
+@pytest.fixture
+def recorded() -> Iterator[Recorded]:
+    metadata = Recorded(bytearray(md.SIZE))
+    metadata.format()
+    metadata.publish(*numbered(1))
+    metadata.taken()
+    yield metadata
+    metadata.release()
+
+
+def test_publish_has_a_barrier_behind_the_odd_and_before_the_even_generation(
+    recorded: Recorded,
+) -> None:
+    recorded.publish(*numbered(2))
+    assert recorded.taken() == [
+        *("store 0x10", "release"),
+        *("write 0x40", "write 0x1000", "write 0x3000"),
+        *("release", "store 0x10"),
+    ]
+
+
+def test_format_has_a_barrier_behind_the_odd_generation(recorded: Recorded) -> None:
+    recorded.format()
+    assert recorded.taken() == ["store 0x10", "release", "write 0x40", "write 0x0"]
+
+
+def test_snapshot_has_a_barrier_on_each_side_of_the_copy(recorded: Recorded) -> None:
+    assert recorded.snapshot() is not None
+    assert recorded.taken()[:5] == [
+        *("load 0x10", "acquire", "read 0x0", "acquire", "load 0x10"),
+    ]
+
+
+def test_agent_has_a_barrier_before_its_generation(recorded: Recorded) -> None:
+    recorded.write_agent_ring(1, md.AgentRing())
+    recorded.write_agent(md.Agent())
+    assert recorded.taken() == [
+        *("write 0x9040", "write 0x8000", "write 0x8018"),
+        *("release", "store 0x8010"),
+    ]
+
+
+def test_daemon_has_a_barrier_behind_its_copy_of_the_agents_entry() -> None:
+    """What the agent writes while the daemon is in the barrier is not in the copy."""
+    memory = bytearray(md.SIZE)
+    agent = access.Metadata(memoryview(memory))
+    done: list[str] = []
+    inside = Barriers(done, lambda: agent.write_agent(full_agent(2)))
+    daemon = access.Metadata(memoryview(memory), inside)
+    agent.write_agent(full_agent(1))
+    assert md.Agent.parse(daemon.agent_bytes()) == full_agent(1)
+    assert md.Agent.parse(daemon.agent_bytes()) == full_agent(2)
+    assert done == ["acquire", "acquire"]
+    daemon.release()
+    agent.release()
+
+
 MARK = 0x1122334455667788
 HEADER = md.Header(md.MAGIC, md.VERSION, md.SIZE, 0, 0)
 

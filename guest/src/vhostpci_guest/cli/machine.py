@@ -20,14 +20,14 @@ def check_machine() -> None:
         Unusable: it is not.
     """
     machine = os.uname().machine
-    # The metadata's seqlock is read and written from Python, which has no memory
-    # barriers, so its order is that of the processor's own loads and stores
-    # (vhostpci_shared/access.py).  On aarch64 the daemon and the agent could each see
-    # the other's stores in another order, and two could use one ring.
+    # The order of loads and stores is no reason: the C has acquire and release, and
+    # Python has barriers (vhostpci_shared/barriers.py).  But nothing of the agent was
+    # ever run elsewhere, and on aarch64 the kernel maps a BAR as the memory of a
+    # device, where an unaligned access of Python's is a SIGBUS.
     if machine != MACHINE:
         raise Unusable(
-            f"this machine is {machine}; the agent runs on x86-64 only, because it "
-            "relies on that processor's order of loads and stores: use an x86-64 slave"
+            f"this machine is {machine}; the agent runs on x86-64 only, and was never "
+            "tried on another processor: use an x86-64 slave"
         )
     # A 32-bit process has too few addresses for the windows, and writes the metadata's
     # 64-bit words in two halves.

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import Protocol
 
+from vhostpci_shared.barriers import Barriers, installed_barriers
+
 from ..dataplane.mapping import Mapping
 from ..interfaces import Doorbell, Window
 
@@ -17,16 +19,22 @@ MAX_DOORBELL = 2**16 - 1
 
 
 class Registers:
-    """BAR 0 (QEMU, "Device Specification for Inter-VM shared memory device")."""
+    """BAR 0 (QEMU, "Device Specification for Inter-VM shared memory device").
+
+    Args:
+        mapping: of BAR 0.
+        barriers: this machine's; tests have others.
+    """
 
     SIZE = 256
     IV_POSITION = 8
     DOORBELL = 12
 
-    def __init__(self, mapping: Mapping) -> None:
+    def __init__(self, mapping: Mapping, barriers: Barriers | None = None) -> None:
         self._address = mapping.address
         # CPython moves an "I" with one memcpy of four bytes, which is one store.
         self._words = mapping.view.cast("I")
+        self._barriers = installed_barriers() if barriers is None else barriers
 
     @property
     def iv_position(self) -> int:
@@ -45,6 +53,8 @@ class Registers:
 
     def ring(self, peer: int, vector: int) -> None:
         """Signal `vector` of `peer`."""
+        # Order: what the signal is about, in ordinary memory, before this register.
+        self._barriers.barrier_full()
         self._words[self.DOORBELL // 4] = self.doorbell(peer, vector).value
 
     def release(self) -> None:

@@ -8,12 +8,14 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from vhostpci_shared.barriers import NoBarriers, installed_barriers
 from vhostpci_shared.log_writer import LogWriter
 
 from .. import sockets
 from ..config import options
 from ..config.file import load
 from ..daemon import daemon
+from ..errors import HostError
 from . import capabilities
 from .arguments import Usage, add_name
 
@@ -55,6 +57,7 @@ def _run(args: argparse.Namespace) -> None:
         if args.fd is not None and getattr(args, option) is not None:
             word = option.replace("_", "-")
             raise Usage(f"run: --fd and --{word} exclude each other: give one")
+    _check_barriers()
     # The configuration is checked before logging is set up: `main` prints its errors.
     device = options.device(args.name, options.texts(args))
     with _logging(verbose=args.verbose):
@@ -69,9 +72,22 @@ def _run_file(args: argparse.Namespace) -> None:
     more += ["NAME"] * bool(args.name) + ["--fd"] * (args.fd is not None)
     if more:
         raise Usage(f"run: with --config leave out {', '.join(more)}")
+    _check_barriers()
     file = load(args.config)
     with _logging(verbose=args.verbose):
         asyncio.run(daemon.run_file(file))
+
+
+def _check_barriers() -> None:
+    """Check that this machine shows the slave our stores in their order.
+
+    Raises:
+        HostError: it does not.
+    """
+    try:
+        installed_barriers()
+    except NoBarriers as error:
+        raise HostError(str(error)) from None
 
 
 def _check_config(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from vhostpci_guest.dataplane.mapping import Mapping
 from vhostpci_guest.eventfds import new_eventfd, signal
-from vhostpci_guest.pci.ivshmem import PciBound
+from vhostpci_guest.pci.ivshmem import PciBound, Registers
 
 SIZE = 1 << 16
 
@@ -44,6 +44,32 @@ def test_a_mapping_that_cannot_be_closed_stays_guarded(fd: int) -> None:
     os.ftruncate(fd, 0)
     assert words[0] == 0
     words.release()
+    mapping.close()
+
+
+class Barriers:
+    """Says at each barrier what the doorbell's register holds."""
+
+    def __init__(self, mapping: Mapping) -> None:
+        self._mapping = mapping
+        self.seen: list[bytes] = []
+
+    def barrier_acquire(self) -> None: ...
+    def barrier_release(self) -> None: ...
+
+    def barrier_full(self) -> None:
+        self.seen.append(bytes(self._mapping.view[12:16]))
+
+
+def test_barrier_is_before_the_store_to_a_doorbell(fd: int) -> None:
+    """What the signal is about was stored before: see it before the signal."""
+    mapping = Mapping(fd, SIZE)
+    barriers = Barriers(mapping)
+    registers = Registers(mapping, barriers)
+    registers.ring(1, 2)
+    assert barriers.seen == [bytes(4)]
+    assert bytes(mapping.view[12:16]) == b"\2\0\1\0"
+    registers.release()
     mapping.close()
 
 

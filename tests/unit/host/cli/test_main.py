@@ -9,6 +9,7 @@ import pytest
 
 import vhostpci_host
 from vhostpci_host.cli.main import main
+from vhostpci_shared.barriers import NoBarriers
 
 
 def failure(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
@@ -43,6 +44,19 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
         main(["--version"])
     assert end.value.code == 0
     assert capsys.readouterr().out.strip() == vhostpci_host.__version__
+
+
+@pytest.mark.parametrize("argv", [["web", "--memory", "1G"], ["--config", "FILE"]])
+def test_run_needs_a_machine_that_keeps_the_order_of_stores(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    argv: list[str],
+) -> None:
+    def refuse() -> None:
+        raise NoBarriers("this machine is aarch64, install a C compiler")
+
+    monkeypatch.setattr("vhostpci_host.cli.serve.installed_barriers", refuse)
+    assert "this machine is aarch64" in failure(capsys, "run", *argv)
 
 
 @pytest.mark.parametrize(
