@@ -7,6 +7,7 @@
 #define UIO_VHOSTPCI_COMPAT_H
 
 #include <linux/eventfd.h>
+#include <linux/huge_mm.h>
 #include <linux/mm.h>
 
 #ifdef HAVE_EVENTFD_SIGNAL_COUNT	/* until Linux 6.7 */
@@ -35,6 +36,16 @@
 #define compat_is_shared(area) ((area)->vm_flags & VM_SHARED)
 #define compat_set_pfnmap(area) \
 	vm_flags_set(area, VM_IO | VM_PFNMAP | VM_DONTEXPAND | VM_DONTDUMP)
+#endif
+
+#ifdef HAVE_PFN_T	/* until Linux 6.16 */
+#include <linux/pfn_t.h>
+#define compat_insert_pmd(vmf, pfn) \
+	vmf_insert_pfn_pmd(vmf, __pfn_to_pfn_t(pfn, PFN_DEV), \
+			   (vmf)->flags & FAULT_FLAG_WRITE)
+#else
+#define compat_insert_pmd(vmf, pfn) \
+	vmf_insert_pfn_pmd(vmf, pfn, (vmf)->flags & FAULT_FLAG_WRITE)
 #endif
 
 #ifndef HAVE_VM_FLAGS_SET	/* until Linux 6.2 */

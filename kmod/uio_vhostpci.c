@@ -17,6 +17,14 @@
  * an access to the next device at that address.  Page faults insert the pages,
  * since unmap_mapping_range() does not find a mapping before mmap() has ended.
  *
+ * Huge pages.  From Linux 6.12 on the window is mapped by pages of 2 MiB, where
+ * its address in the program is aligned as the BAR is.  Earlier kernels do not
+ * mark such a page as one of a BAR: who pins it would look for its struct page.
+ * munmap(), mprotect() and mremap() of a part remove a huge page, and the next
+ * fault inserts small ones.  They are inserted by the usual fault, as .huge_fault
+ * is called only where transparent huge pages are enabled, which they are not in
+ * a VM with less than 512 MiB.
+ *
  * Locking.  Everything is under the UIO device's info_lock, which the UIO core
  * takes around its callbacks.  A mapping that outlives the driver's binding
  * holds a reference to the uio_device.
@@ -96,23 +104,35 @@ static int uio_vhostpci_release(struct uio_info *info, struct inode *inode)
 	return 0;
 }
 
-/* Insert as many pages as one page table has entries for. */
-static vm_fault_t uio_vhostpci_fault(struct vm_fault *vmf)
+/* Insert a huge page, or as many pages as one page table has entries for. */
+static vm_fault_t uio_vhostpci_insert(struct vm_fault *vmf)
 {
 	struct vm_area_struct *vma = vmf->vma;
-	struct uio_device *uio = vma->vm_private_data;
 	unsigned long at = max(vmf->address & PMD_MASK, vma->vm_start);
 	unsigned long end = min((vmf->address | ~PMD_MASK) + 1, vma->vm_end);
 	unsigned long pfn = vma->vm_pgoff + PHYS_PFN(at - vma->vm_start);
 	vm_fault_t ret = VM_FAULT_NOPAGE;
+
+	/* There is a page table where a part was mapped by small pages. */
+	if (IS_ENABLED(CONFIG_ARCH_SUPPORTS_PMD_PFNMAP) &&
+	    end - at == PMD_SIZE && IS_ALIGNED(pfn, PHYS_PFN(PMD_SIZE)) &&
+	    pmd_none(*vmf->pmd))
+		return compat_insert_pmd(vmf, pfn);
+	for (; at < end && ret == VM_FAULT_NOPAGE; at += PAGE_SIZE)
+		ret = vmf_insert_pfn(vma, at, pfn++);
+	return ret;
+}
+
+static vm_fault_t uio_vhostpci_fault(struct vm_fault *vmf)
+{
+	struct uio_device *uio = vmf->vma->vm_private_data;
+	vm_fault_t ret = VM_FAULT_SIGBUS;
 	struct uio_vhostpci *dev;
 
 	mutex_lock(&uio->info_lock);
 	dev = uio->info ? uio->info->priv : NULL;
-	if (!dev || dev->stopped)
-		ret = VM_FAULT_SIGBUS;
-	for (; at < end && ret == VM_FAULT_NOPAGE; at += PAGE_SIZE)
-		ret = vmf_insert_pfn(vma, at, pfn++);
+	if (dev && !dev->stopped)
+		ret = uio_vhostpci_insert(vmf);
 	mutex_unlock(&uio->info_lock);
 	return ret;
 }

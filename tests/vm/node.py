@@ -7,7 +7,7 @@ DRIVER = "/sys/bus/pci/drivers/uio_vhostpci"
 
 # Arguments: the device's PCI address, how many vectors to arm, and words (see `use`).
 PROGRAM = r"""
-import mmap, os, select, signal, struct, sys
+import ctypes, mmap, os, select, signal, struct, sys
 from pathlib import Path
 
 address, vectors, *words = sys.argv[1:]
@@ -17,7 +17,18 @@ node = os.open(f"/dev/{name}", os.O_RDWR)
 size = int((maps / "map1/size").read_text(), 16)
 skip = int((maps / "map0/offset").read_text(), 16)
 registers = mmap.mmap(node, mmap.PAGESIZE)
-window = mmap.mmap(node, size, offset=mmap.PAGESIZE)
+# Where huge pages can be, as the agent does it: in a range that was larger by one.
+HUGE, NO_RESERVE, FIXED = 2 << 20, 0x4000, 0x10
+anonymous = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
+reserved = mmap.mmap(-1, size + HUGE, anonymous)
+base = ctypes.addressof(ctypes.c_char.from_buffer(reserved))
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_size_t
+libc.mmap.argtypes = [*[ctypes.c_size_t] * 2, *[ctypes.c_int] * 3, ctypes.c_long]
+both = mmap.PROT_READ | mmap.PROT_WRITE
+at = base + -base % HUGE
+assert at == libc.mmap(at, size, both, mmap.MAP_SHARED | FIXED, node, mmap.PAGESIZE)
+window = memoryview(reserved)[at - base : at - base + size]
 events = select.epoll()
 events.register(node)
 (own_id,) = struct.unpack_from("=I", registers, skip + 8)

@@ -8,6 +8,7 @@ window 0 --- QMP --- root port --- uio_vhostpci --- a program
 import os
 import re
 import signal
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,9 +179,47 @@ def test_window_is_write_back_and_the_registers_are_not(slave: Slave) -> None:
     pages = user_pages(slave, low, high)
     assert pages, job.output()
     assert all(not {"C", "T"} & set(flags) for flags in pages), "cached"
+    assert {"P" in flags for flags in pages} == {has_huge_pages(slave)}
     assert f"[mem {registers & ~0xFFF:#018x}" not in [
         line for line in listed.splitlines() if "write-back" in line
     ]
+
+
+def has_huge_pages(slave: Slave) -> bool:
+    """Whether the kernel can map a BAR by huge pages: from Linux 6.12 on."""
+    asked = "grep -q ' vmf_insert_pfn_pmd$' /proc/kallsyms && uname -r"
+    release = slave.vm.run(asked).stdout.split(".")
+    return (int(release[0]), int(release[1])) >= (6, 12)
+
+
+def test_agents_window_has_no_page_tables_where_huge_pages_can_be(slave: Slave) -> None:
+    """Touch each huge page of 1 GiB; page tables for it all take 2 MiB."""
+    slave.vm.put("/tmp/touch.py", TOUCH.encode())
+    place = node.address(slave.vm)
+    said = slave.vm.run(["python3", "/tmp/touch.py", place], timeout=60).stdout
+    faults, tables = map(int, said.split())
+    assert 512 <= faults < 600
+    assert tables < 64 if has_huge_pages(slave) else tables >= 2048, said
+
+
+TOUCH = """
+import resource, sys
+from pathlib import Path
+from vhostpci_guest.pci import bindings, search
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def tables():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmPTE:")[1].split()[0])
+
+view = bindings.bind(search.at(sys.argv[1]), "kmod").window.view
+before = faults(), tables()
+for at in range(0, len(view), 2 << 20):
+    view[at]
+print(faults() - before[0], tables() - before[1])
+"""
 
 
 def bars(slave: Slave) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -264,6 +303,102 @@ if not os.fork():
     print(at(start + PAGE), flush=True)
     os._exit(0)
 os.wait()
+"""
+
+
+def test_huge_pages_may_be_split_moved_and_inherited(slave: Slave) -> None:
+    """As above, but the parts are cut out of huge pages that are mapped already."""
+    for page in range(0, 4 * 512, 128):
+        os.pwrite(slave.memory[0], struct.pack("=H", page), page * 4096)
+    mapped = slave.vm.run(["python3", "-c", HUGE_PARTS, node.address(slave.vm)])
+    assert mapped.stdout.split() == [
+        *("0", "384", "hole", "640"),  # a hole in the first, on both sides of it
+        *("512", "1024", "1280", "refused"),  # a read-only page in the second
+        *("1536", "1664", "1536", "1664"),  # the last one moved, aligned and not
+        *("384", "1280", "1664"),  # in a child
+        *("512", "gone", "1024"),  # the second unmapped whole
+    ]
+
+
+# Four huge pages, whose pages 0, 128, 256 ... begin with their number.
+HUGE_PARTS = """
+import ctypes, mmap, os, sys
+from pathlib import Path
+PAGE, HUGE = mmap.PAGESIZE, 2 << 20
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = libc.mremap.restype = ctypes.c_size_t
+libc.mmap.argtypes = [ctypes.c_size_t] * 6
+libc.munmap.argtypes = [ctypes.c_size_t] * 2
+libc.mprotect.argtypes = [ctypes.c_size_t] * 3
+libc.mremap.argtypes = [ctypes.c_size_t] * 5
+BOTH, SHARED, FIXED = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, 0x10
+MOVE_TO = 1 | 2  # MREMAP_MAYMOVE | MREMAP_FIXED
+name = next(Path(f"/sys/bus/pci/devices/{sys.argv[1]}/uio").iterdir()).name
+node = os.open(f"/dev/{name}", os.O_RDWR)
+
+def aligned(size):
+    # Private memory at an aligned address.
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    found = libc.mmap(0, size + HUGE, BOTH, flags, 2**64 - 1, 0)
+    return found + -found % HUGE
+
+def say(start, *pages):
+    for page in pages:
+        at = start + page * PAGE
+        print(ctypes.c_uint16.from_address(at).value, flush=True)
+
+def stores(at, word):
+    # What is not mapped, or read-only, ends a child by a signal.
+    if not (child := os.fork()):
+        ctypes.c_uint16.from_address(at).value = 7
+        os._exit(0)
+    print(word if os.waitpid(child, 0)[1] else "stored", flush=True)
+
+start = aligned(4 * HUGE)
+assert libc.mmap(start, 4 * HUGE, BOTH, SHARED | FIXED, node, PAGE) == start
+for huge in range(4):
+    ctypes.c_uint16.from_address(start + huge * HUGE + 100).value = huge
+assert libc.munmap(start + 256 * PAGE, PAGE) == 0
+say(start, 0, 384)
+stores(start + 256 * PAGE, "hole")
+assert libc.mprotect(start + 900 * PAGE, PAGE, mmap.PROT_READ) == 0
+say(start, 640, 512, 1024, 1280)
+stores(start + 900 * PAGE, "refused")
+to = aligned(2 * HUGE)
+last = start + 3 * HUGE
+assert libc.mremap(last, HUGE, HUGE, MOVE_TO, to) == to
+say(to, 0, 128)
+assert libc.mremap(to, HUGE, HUGE, MOVE_TO, to + HUGE + PAGE) == to + HUGE + PAGE
+last = to + HUGE + PAGE
+say(last, 0, 128)
+if not os.fork():
+    say(start, 384, 1280)
+    say(last, 128)
+    os._exit(0)
+os.wait()
+say(start, 512)
+assert libc.munmap(start + HUGE, HUGE) == 0
+stores(start + 512 * PAGE, "gone")
+say(start, 1024)
+"""
+
+
+def test_huge_page_is_not_pinned_as_if_it_were_memory(slave: Slave) -> None:
+    """A BAR has no struct page, so who pins pages must be told that none is there."""
+    pinned = slave.vm.run(["python3", "-c", PIN, node.address(slave.vm)])
+    assert pinned.stdout == "EFAULT\n"
+
+
+PIN = """
+import ctypes, errno, os, sys
+from vhostpci_guest.pci import bindings, search
+
+window = bindings.bind(search.at(sys.argv[1]), "kmod").window
+window.view[0]
+words = (ctypes.c_size_t * 2)(window.address, 4096)
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.vmsplice(os.pipe()[1], words, 1, 0) == -1
+print(errno.errorcode[ctypes.get_errno()])
 """
 
 

@@ -71,7 +71,11 @@ def _map(pci: PciDevice, node: int, number: int, stack: ExitStack) -> Mapping:
     size = min(pci.bar_size(bar), Registers.SIZE) if bar == 0 else pci.bar_size(bar)
     try:
         mapping = Mapping(
-            node, size, offset=number * mmap.PAGESIZE, skip=pci.bar_skip(bar)
+            node,
+            size,
+            offset=number * mmap.PAGESIZE,
+            skip=pci.bar_skip(bar),
+            huge=True,
         )
     except OSError as error:
         raise Unusable(

@@ -165,7 +165,7 @@ def _map(pci: PciDevice, device: int, bar: int, stack: ExitStack) -> Mapping:
             "because it shares a page with another: use --bind uio or sysfs"
         )
     size = min(region.size, Registers.SIZE) if bar == 0 else region.size
-    mapping = Mapping(device, size, offset=region.offset)
+    mapping = Mapping(device, size, offset=region.offset, huge=True)
     stack.callback(mapping.close)
     return mapping
 
