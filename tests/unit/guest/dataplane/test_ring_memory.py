@@ -8,7 +8,7 @@ import pytest
 from tests.fakes.driver import MIB, Desc
 from tests.fakes.pair import HDR, RX, TX, Pair
 from vhostpci_guest.dataplane.faults import Fault, RingError
-from vhostpci_guest.dataplane.interface import MemRegion
+from vhostpci_guest.dataplane.interface import MemRegion, RingConf
 from vhostpci_guest.dataplane.native import Worker
 from vhostpci_shared.metadata import AgentRingState
 
@@ -160,6 +160,35 @@ def test_each_part_of_a_ring_must_lie_in_one_region(start: int, addr: int) -> No
             with pytest.raises(RingError, match="not lie within one memory region"):
                 pair.worker.start(TX, conf)
             assert pair.state(TX) == AgentRingState.IDLE
+
+
+def moved(pair: Pair, part: str, addr: int) -> RingConf:
+    """Return the transmit ring with one of its parts elsewhere."""
+    return {
+        "desc": pair.conf(TX, desc=addr),
+        "driver": pair.conf(TX, driver=addr),
+        "device": pair.conf(TX, device=addr),
+    }[part]
+
+
+@pytest.mark.packed_ring
+@pytest.mark.parametrize("num", [1, 7, 8])
+@pytest.mark.parametrize("part", ["desc", "driver", "device"])
+def test_each_part_of_a_packed_ring_must_lie_in_one_region(
+    start: int, num: int, part: str
+) -> None:
+    """The descriptors, and each side's word, may end with the region and not after."""
+    length = 16 * num if part == "desc" else 4
+    over = [SECOND_END - length + 16, SECOND_END]
+    if length > 16:  # it would go on in the next region
+        over.append(FIRST_END - 16)
+    with Pair(start=start, num=num, running=False) as pair:
+        for addr in over:
+            with pytest.raises(RingError, match="not lie within one memory region"):
+                pair.worker.start(TX, moved(pair, part, addr))
+        pair.memory.write(SECOND_END - length, pair.tx.bytes_of_ring()[:length])
+        pair.worker.start(TX, moved(pair, part, SECOND_END - length))
+        pair.worker.stop(TX)
 
 
 @pytest.mark.split_ring

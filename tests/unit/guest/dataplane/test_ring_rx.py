@@ -419,6 +419,22 @@ def test_a_ring_full_of_tiny_buffers_drops_what_cannot_fit(start: int) -> None:
         assert pair.status(RX).stats.drop_no_room == 1
 
 
+@pytest.mark.parametrize("mergeable", [True, False])
+@pytest.mark.parametrize("size", [13, 100, 1000])
+def test_used_lengths_are_what_the_buffers_hold_at_most(
+    start: int, mergeable: bool, size: int
+) -> None:
+    """A driver that believes more would show its user what lies behind a buffer."""
+    with Pair(start=start, num=256, mergeable=mergeable) as pair:
+        post(pair, 200, size)
+        used = receive(pair, size - 12, size - 11, 3 * size, 1500)
+        assert all(one.len <= size for one in used)
+        if mergeable:
+            assert sum(one.len for one in used) == 5 * size + 1525
+        else:
+            assert pair.status(RX).stats.drop_no_room >= 3
+
+
 def test_nothing_behind_the_packet_is_written(start: int) -> None:
     with Pair(start=start) as pair:
         addr = pair.memory.allocate(300)

@@ -2,11 +2,14 @@
 """UDP packets with GSO for a TAP that does not know them: the worker segments them."""
 
 import random
+import socket
 import struct
 from collections.abc import Iterator
 
 import pytest
 
+from tests.fakes.driver import Desc
+from tests.fakes.packed_driver import FRESH
 from tests.fakes.pair import TX, Pair
 from tests.fakes.udp import IPV4, IPV6, datagram, finish, gso_packet
 from vhostpci_shared.metadata import AgentRingState
@@ -209,6 +212,29 @@ def test_segments_that_a_full_tap_does_not_take_wait(pair: Pair) -> None:
     stats = pair.status(TX).stats
     assert stats.tap_full > 0
     assert (stats.packets, stats.segmented, stats.dropped) == (20, 20, 0)
+
+
+@pytest.mark.parametrize("start", [0, FRESH], ids=["split", "packed"])
+def test_headers_that_change_between_two_segments_change_nothing(start: int) -> None:
+    """They are read once; the data may change until the kernel has copied it."""
+    whole = data(50_000)
+    header, frame = gso_packet(whole, 1000)
+    with pair_with(start=start) as pair:
+        addr = pair.memory.allocate(len(header + frame))
+        pair.memory.write(addr, header + frame)
+        pair.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        pair.tx.offer(Desc(addr, len(header + frame)))
+        pair.settle()  # the TAP is full in the middle of the packet
+        got = pair.packets()
+        assert 0 < len(got) < 50
+        pair.memory.write(addr, b"\xff" * (len(header) + 42))
+        while len(got) < 50:
+            pair.settle()
+            got += pair.packets()
+        assert [finish(one) for one in got] == [
+            datagram(one, ident=i) for i, one in enumerate(cut(whole, 1000))
+        ]
+        assert len(pair.tx.collect()) == 1
 
 
 def test_ring_that_stops_within_a_packet_starts_with_all_of_it(pair: Pair) -> None:
