@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import front_ends, responders
+from tests.bench import front_ends, passes, responders
 from tests.bench.card import linked
 from tests.bench.parts import bulk, latency, relay, ring, taken
 from tests.bench.plan import Plan
@@ -27,6 +27,13 @@ def test_packets_go_through_the_ring_and_past_it(
     found = bulk.rounds(bulk.build(tmp_path), case, 3)
     assert found.shape == (3, 2)
     assert found.min() > 0
+
+
+def test_passes_of_long_packets_end_before_the_ring_is_empty() -> None:
+    with passes.quiet_tap() as tap:
+        long, short = (passes.measure(tap, length) for length in (65_000, 64))
+    assert long.count > short.count == 1
+    assert min(long.longest, long.packet, short.packet) > 0
 
 
 def test_one_driver_works_with_both_sides_in_turn(tmp_path: Path) -> None:
