@@ -83,7 +83,7 @@ def test_packed_rings(
         assert "F_RING_PACKED" in lab.status()["master"]["features"]
         assert {ring["format"] for ring in lab.status()["rings"]} == {"packed"}
         # Many times around the ring of 256, and a restart of the driver.
-        assert lab.ping_from_slave(600, "-i", "0.005") == 600
+        assert lab.ping_from_slave(600, "-i", "0.001") == 600
         pmd.run("port stop all")
         pmd.run("port start all")
         pmd.run("start")

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.frontends.console import Console
-from tests.process.lab import MASTER_ADDRESS, SLAVE_ADDRESS
+from tests.process.lab import MASTER_ADDRESS, SLAVE_ADDRESS, ping
 from tests.waiting import wait_for
 
 INIT = Path(__file__).parent / "uml-init"
@@ -78,9 +78,7 @@ class UserModeLinux(Console):
 
     def ping(self, count: int = 5) -> int:
         """Ping the slave; return how many came back."""
-        output = self.run(
-            f"ping -n -q -i 0.1 -W 2 -c {count} {SLAVE_ADDRESS}", check=False
-        )
+        output = self.run(f"{' '.join(ping(count))} {SLAVE_ADDRESS}", check=False)
         received = re.search(r"(\d+) received", output)
         assert received, output
         return int(received[1])

@@ -249,16 +249,25 @@ class Lab:
 
     def ping_from_master(self, count: int = 5, *options: str) -> int:
         """Ping the slave; return how many came back."""
-        return received(run(*PING, "-c", str(count), *options, SLAVE_ADDRESS))
+        return received(run(*ping(count, *options), SLAVE_ADDRESS))
 
     def ping_from_slave(self, count: int = 5, *options: str) -> int:
         """Ping the master; return how many came back."""
-        command = (*PING, "-c", str(count), *options, MASTER_ADDRESS)
-        return received(self.run_in_slave(*command))
+        return received(self.run_in_slave(*ping(count, *options), MASTER_ADDRESS))
 
 
 # Once replies have come, ping waits one interval for the last one, not -W.
 PING = ("ping", "-n", "-q", "-i", "0.1", "-W", "2")
+
+
+def ping(count: int, *options: str) -> tuple[str, ...]:
+    """Return a command that sends so many pings: all but one at once.
+
+    The last one comes when everything has fallen asleep again.  With options that say
+    more, none are sent together: large ones might not find room.
+    """
+    together = () if options else ("-l", str(max(count - 1, 1)))
+    return (*PING, *together, "-c", str(count), *options)
 
 
 def received(done: subprocess.CompletedProcess[str]) -> int:

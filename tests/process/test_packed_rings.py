@@ -15,7 +15,7 @@ from tests.waiting import wait_for
 pytestmark = pytest.mark.process
 
 # Not -f: with it, ping keeps to the interval that the usual ping has named.
-FLOOD = ("-i", "0.002", "-s", "1400")
+FLOOD = ("-i", "0.001", "-s", "1400")
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_next_agent_goes_on_after_each_of_several_kills(lab: Lab) -> None:
     argv = [*lab.slave.prefix, "ping", "-q", "-f", "-s", "20000", "10.9.0.1"]
     flooding = lab.start_server(argv)
     for _ in range(3):
-        lab.ping_from_master(20)
+        lab.ping_from_master(20, "-i", "0.02")
         lab.agent.end(signal.SIGKILL)
         lab.start_agent()
         lab.wait_carrier("UP")

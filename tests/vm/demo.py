@@ -73,13 +73,13 @@ def perform(link: Pair, report: Report, say: Callable[[str], None]) -> None:
     say("ping both ways")
     link.master.configure()
     link.wait_link()
-    report.ping = link.ping_both_ways()
+    report.ping = link.ping_both_ways(apart=True)
     _measure(link, report, say)
     say("unloading and loading the master's driver, ping again")
     link.master.reload_driver()
     link.master.configure()
     link.wait_link()
-    report.ping_after_reload = link.ping_both_ways()
+    report.ping_after_reload = link.ping_both_ways(apart=True)
 
 
 def _measure(link: Pair, report: Report, say: Callable[[str], None]) -> None:

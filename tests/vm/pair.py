@@ -110,11 +110,11 @@ class Pair:
     master: Master
     slave: Slave
 
-    def ping_both_ways(self, count: int = 10) -> traffic.Ping:
-        """Ping from each VM to the other."""
-        return traffic.ping(self.master, SLAVE_ADDRESS, count) + traffic.ping(
-            self.slave, MASTER_ADDRESS, count
-        )
+    def ping_both_ways(self, count: int = 10, *, apart: bool = False) -> traffic.Ping:
+        """Ping from each VM to the other; see `traffic.ping`."""
+        return traffic.ping(
+            self.master, SLAVE_ADDRESS, count, apart=apart
+        ) + traffic.ping(self.slave, MASTER_ADDRESS, count, apart=apart)
 
     def counters(self) -> str:
         """Return what the agent and the daemon count, to be read after a failure."""

@@ -122,7 +122,8 @@ class Switch:
 
     def ping(self, one: str, other: str, count: int = 5) -> Ping:
         """Ping from master to master."""
-        return traffic.ping(self.masters[one], self.masters[other].address, count)
+        address = self.masters[other].address
+        return traffic.ping(self.masters[one], address, count, apart=True)
 
     def close(self) -> None:
         """End the masters."""

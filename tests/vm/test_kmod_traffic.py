@@ -105,9 +105,9 @@ class TestOneAgent:
 
     def test_tcp_flows_both_ways(self, link: Pair) -> None:
         with traffic.iperf_server(link.slave):
-            assert traffic.tcp(link.master, SLAVE_ADDRESS, seconds=3) > 1
+            assert traffic.tcp(link.master, SLAVE_ADDRESS, seconds=2) > 1
         with traffic.iperf_server(link.master):
-            assert traffic.tcp(link.slave, MASTER_ADDRESS, seconds=3) > 1
+            assert traffic.tcp(link.slave, MASTER_ADDRESS, seconds=2) > 1
 
     def test_idle_agent_sleeps_until_its_vector_fires(self, link: Pair) -> None:
         """Pings with long pauses each cause an interrupt: the agent does not poll."""

@@ -42,9 +42,9 @@ def assert_packed(link: Pair) -> None:
 
 def assert_tcp_flows(link: Pair) -> None:
     with traffic.iperf_server(link.slave):
-        assert traffic.tcp(link.master, SLAVE_ADDRESS, seconds=3) > 1
+        assert traffic.tcp(link.master, SLAVE_ADDRESS, seconds=2) > 1
     with traffic.iperf_server(link.master):
-        assert traffic.tcp(link.slave, MASTER_ADDRESS, seconds=3) > 1
+        assert traffic.tcp(link.slave, MASTER_ADDRESS, seconds=2) > 1
 
 
 def test_packets_cross_and_the_driver_comes_back(booted: Pair) -> None:

@@ -57,9 +57,9 @@ def test_every_ping_comes_back_both_ways(link: Pair) -> None:
 @each_bind
 def test_tcp_flows_both_ways(link: Pair) -> None:
     with traffic.iperf_server(link.slave):
-        assert traffic.tcp(link.master, SLAVE_ADDRESS, seconds=3) > 1
+        assert traffic.tcp(link.master, SLAVE_ADDRESS, seconds=2) > 1
     with traffic.iperf_server(link.master):
-        assert traffic.tcp(link.slave, MASTER_ADDRESS, seconds=3) > 1
+        assert traffic.tcp(link.slave, MASTER_ADDRESS, seconds=2) > 1
 
 
 @each_bind

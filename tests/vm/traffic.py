@@ -46,15 +46,31 @@ class Runner(Protocol):
         ...
 
 
-def ping(source: Runner, address: str, count: int = 10, options: str = "") -> Ping:
-    """Ping ``address`` until so many answers came; lost packets are no error."""
+def ping(
+    source: Runner,
+    address: str,
+    count: int = 10,
+    options: str = "",
+    *,
+    apart: bool = False,
+) -> Ping:
+    """Ping ``address`` until so many answers came; lost packets are no error.
+
+    Args:
+        source: the VM that pings.
+        address: what it pings.
+        count: answers.
+        options: further ones of ping(8).
+        apart: whether each waits 0.2 s, as for their times; else only the last does.
+    """
     # With -c alone, ping waits for the last answer as long as two round trips took: too
     # short where guests wait for a processor.  With -w as well it sends until it has
     # all answers or its time is over.
     limit = count + 20
     what = f"{source.name}: ping {address}"
+    together = 1 if apart else max(count - 1, 1)
     output = source.run(
-        f"ping -n -c {count} -i 0.2 -w {limit} {options} {address}",
+        f"ping -n -c {count} -i 0.2 -l {together} -w {limit} {options} {address}",
         timeout=limit + 10,
         check=False,
     ).stdout

@@ -46,7 +46,7 @@ def bridged_guests(logs: Path) -> Iterator[tuple[Vm, Vm]]:
 def measure(seconds: int) -> dict[str, float]:
     """Mbit/s by direction, and the round trip in milliseconds."""
     with TemporaryDirectory() as logs, bridged_guests(Path(logs)) as (a, b):
-        rtt = traffic.ping(a, ADDRESSES["b"]).rtt_ms_avg
+        rtt = traffic.ping(a, ADDRESSES["b"], apart=True).rtt_ms_avg
         with traffic.iperf_server(b):
             up = traffic.tcp(a, ADDRESSES["b"], seconds)
         with traffic.iperf_server(a):

@@ -77,7 +77,9 @@ Contender = Callable[[], Round]
 
 def between(first: Vm, second: Vm, addresses: Sequence[str], scale: Scale) -> Round:
     """Measure one way between two VMs, whose link is up, and whose iperf3 listen."""
-    ping = traffic.ping(first, addresses[1], scale.pings, "-i 0.05").rtt_ms_avg
+    ping = traffic.ping(
+        first, addresses[1], scale.pings, "-i 0.05", apart=True
+    ).rtt_ms_avg
     if ping is None:
         raise CannotMeasure(f"no ping of {first.name}'s comes back")
     seconds = scale.seconds
