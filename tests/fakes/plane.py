@@ -169,6 +169,10 @@ class FakePort(Port):
         self.queues = queues
         return tuple(range(1000, 1000 + queues))
 
+    def leave(self) -> None:
+        """Record the call."""
+        self.doings.append("leave")
+
     def set_options(self, options: NetOptions) -> None:
         """Remember them."""
         self.options = options

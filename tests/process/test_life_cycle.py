@@ -112,6 +112,22 @@ def test_agent_that_is_killed_can_be_replaced(lab: Lab) -> None:
         assert works(lab)
 
 
+@pytest.mark.parametrize("kept", [False, True], ids=["killed", "ended"])
+def test_tap_stays_for_the_next_agent(lab: Lab, kept: bool) -> None:
+    lab.start_daemon()
+    agent = lab.start_agent(*(("--keep-tap",) if kept else ()))
+    lab.start_master().load()
+    lab.wait_carrier("UP")
+    lab.slave.run("ip route add 10.77.0.0/16 via 10.9.0.1")
+    agent.end(signal.SIGTERM if kept else signal.SIGKILL)
+    lab.wait_carrier("NO-CARRIER")
+    agent = lab.start_agent()
+    assert works(lab)
+    assert "10.77.0.0/16 via 10.9.0.1" in lab.slave.output("ip", "route")
+    assert agent.end() == 0
+    assert lab.carrier() is None
+
+
 def test_daemon_waits_only_once_for_an_agent_that_hangs(lab: Lab) -> None:
     """An agent that runs again after that does not touch the rings."""
     daemon, agent, master = start(lab)

@@ -38,6 +38,12 @@ log = logging.getLogger(__name__)
 
 SHORTAGE = 2.0
 """Seconds for which an agent without free descriptors takes nothing new."""
+AWAY = 15.0
+"""Seconds for which the TAP of a device that was unplugged stays.
+
+The daemon plugs a device again when it was restarted, or when the device has no room
+for the eventfds of another driver; an emulated VM may take ten seconds for it.
+"""
 TELL_AGAIN = 60.0
 """Seconds between two lines that say so."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -67,6 +73,8 @@ class Agent:
         self._make_plane = make_plane
         self._control = control
         self._ports: dict[str, Port] = {}
+        self._away: dict[Port, float] = {}
+        """Ports whose device was unplugged, and until when their TAPs stay."""
         self._links: dict[Device, Link] = {}
         self._left = LeftPositions()
         self._tick_at = 0.0
@@ -95,6 +103,7 @@ class Agent:
         tick = now >= self._tick_at
         if tick:
             self._tick_at = now + TICK
+            self._close_ports(now)
         for link in self._links.values():
             self._serve(link, tick=tick)
         if self._control is not None and not self._short:
@@ -150,6 +159,12 @@ class Agent:
             else:
                 link.suspend(str(why))
 
+    def _close_ports(self, now: float) -> None:
+        """Close the ports whose device has not come back."""
+        for port in [port for port, until in self._away.items() if now >= until]:
+            del self._away[port]
+            port.close()
+
     def _match(self) -> None:
         """Make a link for each new device, and close those of devices that are gone."""
         present = list(self._source.devices())
@@ -157,7 +172,9 @@ class Agent:
             log.info("%s: the device is gone", device.name)
             self._drop(device)
             if not self._source.single:
-                self._ports.pop(device.name).close()
+                port = self._ports.pop(device.name)
+                port.leave()
+                self._away[port] = time.monotonic() + AWAY
                 for link in self._links.values():
                     link.resume()  # the TAP's name is free now
         for device in present:
@@ -224,7 +241,7 @@ class Agent:
         # devices that have none, then ports; the source waits for the devices.
         with ExitStack() as undo:
             undo.callback(self._source.close)
-            for port in self._ports.values():
+            for port in (*self._ports.values(), *self._away):
                 undo.callback(port.close)
             for device in self._source.devices():
                 if device not in self._links:

@@ -14,7 +14,7 @@ from tests.fakes.bar import FakeDaemon, FakeDevice, pair
 from tests.fakes.plane import FakePort
 from tests.fakes.source import FakeSource, beat_and_step
 from tests.unit.guest.loop import Planes, answer_time, running
-from vhostpci_guest.agent import Agent, stopped_by_signals
+from vhostpci_guest.agent import AWAY, Agent, stopped_by_signals
 from vhostpci_guest.errors import Unusable
 from vhostpci_shared import metadata as md
 from vhostpci_shared.metadata import AgentState
@@ -169,12 +169,20 @@ def test_lack_of_threads_for_one_device_leaves_another_running(two: Two) -> None
     assert set(two.planes.made[0].running) == {0, 1}
 
 
-def test_tap_of_a_pci_device_is_closed_when_it_is_unplugged(two: Two) -> None:
-    two.daemons[1].close()
+def test_tap_of_a_pci_device_stays_a_while_when_it_is_unplugged(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two.daemons.pop().close()
     two.source.there.remove(two.devices[1])
     two.agent.step()
-    assert two.ports["0000:00:06.0"].doings[-1] == "close"
-    del two.daemons[1]
+    port = two.ports["0000:00:06.0"]
+    assert port.doings[-1] == "leave"
+    now = time.monotonic()
+    for later, doing in ((AWAY - 1, "leave"), (AWAY + 1, "close")):
+        with monkeypatch.context() as patched:
+            patched.setattr(time, "monotonic", lambda later=later: now + later)
+            two.agent.step()
+        assert port.doings[-1] == doing
 
 
 def test_failed_device_is_tried_again_when_another_is_unplugged(two: Two) -> None:

@@ -47,7 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
         workers = partial(
             Workers, cpus=arguments.cpus, poll=arguments.poll_us / 1_000_000
         )
-        agent = Agent(_source(arguments), Ports(wanted, joined).make, workers, control)
+        ports = Ports(wanted, joined, keep=arguments.keep_tap)
+        agent = Agent(_source(arguments), ports.make, workers, control)
         undo.callback(agent.close)
         netlink.preload()
         agent.run(stop, wakeup)

@@ -140,6 +140,12 @@ def _add_tap(run: argparse.ArgumentParser) -> None:
         "exist, and kept at the end",
     )
     run.add_argument(
+        "--keep-tap",
+        action="store_true",
+        help="leave the TAPs when the agent ends, with their addresses and routes, for "
+        "the next agent, as if it had been killed",
+    )
+    run.add_argument(
         "--mtu",
         type=_mtu,
         metavar="BYTES",

@@ -2,8 +2,8 @@
 """The TAP: what the slave's kernel sees of the master's card.
 
 The agent makes the TAP when it knows the number of queue pairs.  The TAP disappears
-when the agent closes it or ends; one that the user made before stays.  The ioctls are
-those of linux/if_tun.h.
+when the agent closes it; one that the user made before stays, and so does one whose
+agent was killed (left.py).  The ioctls are those of linux/if_tun.h.
 
 While it is open, the TAP may be renamed (udev does that) and moved to another network
 namespace (containers).  Its descriptors stay the same, and know the name and the
@@ -40,6 +40,7 @@ def _ioc(direction: int, number: int, size: int) -> int:
 
 _NONE, _WRITE, _READ = 0, 1, 2
 TUNSETIFF = _ioc(_WRITE, 202, 4)
+TUNSETPERSIST = _ioc(_WRITE, 203, 4)
 TUNSETOFFLOAD = _ioc(_WRITE, 208, 4)
 TUNGETIFF = _ioc(_READ, 210, 4)
 TUNSETVNETHDRSZ = _ioc(_WRITE, 216, 4)
@@ -90,6 +91,8 @@ class Tap:
         with ExitStack() as undo:
             first = _open(node, undo)
             self._name, self.made = _attach_first(first, name, queues, new)
+            self.ours = self.made
+            """Whether an agent made it, this one or an earlier one."""
             self.fds: tuple[int, ...] = (first,)
             for _ in range(queues - 1):
                 fd = _open(node, undo)
@@ -345,9 +348,29 @@ class Tap:
         """
         self._set(f"MTU {mtu}", mtu=mtu)
 
-    def close(self) -> None:
-        """Close all queues; the kernel then removes a TAP that we made."""
+    def leave_when_killed(self, alias: str) -> None:
+        """Have the kernel keep the TAP, which is ours, if this process is killed.
+
+        Args:
+            alias: by which the next agent finds it.
+
+        Raises:
+            Unusable: the kernel refuses the alias.
+        """
+        # In this order: a TAP that stays without an alias would be found by no agent.
+        self._set(f"alias {alias!r}", ifalias=alias)
+        self._ioctl(TUNSETPERSIST, 1)
+
+    def close(self, *, keep: bool = False) -> None:
+        """Close all queues; the kernel then removes a TAP of ours.
+
+        Args:
+            keep: leave it to the next agent instead.
+        """
         name = self.name
+        if self.fds and self.ours and not keep:
+            with suppress(Unusable):  # another program has removed it
+                self._ioctl(TUNSETPERSIST, 0)
         self._undo.close()
         self.fds, self._name = (), name
 

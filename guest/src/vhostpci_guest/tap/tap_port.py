@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from ..errors import Unusable
 from ..net_options import NetOptions, Offload
+from . import left
 from .bridge import Bridge
 from .naming import Rules
 from .settings import MTU_MAX, MTU_MIN, TapConfig, is_name, stable_mac
@@ -39,12 +40,18 @@ class Ports:
     Args:
         rules: the user's rules for the TAPs.
         bridge: the bridge that all TAPs join; None for no bridge.
+        keep: leave the TAPs to the next agent when this one ends.
     """
 
-    def __init__(self, rules: Rules, bridge: Bridge | None = None) -> None:
+    def __init__(
+        self, rules: Rules, bridge: Bridge | None = None, *, keep: bool = False
+    ) -> None:
         self.rules = rules
         self.bridge = bridge
+        self.keep = keep
         self._claims: dict[str, _Claim] = {}
+        self._away: dict[str, Port] = {}
+        """By their marks: ports whose device was unplugged, with their TAPs."""
 
     def make(self, device: str) -> "Port":
         """Return the port of a device; it keeps TAP name and number until `close`.
@@ -113,6 +120,26 @@ class Ports:
         self._claims[device].mac = mac
         return mac
 
+    def put_away(self, mark: str, port: "Port") -> None:
+        """Keep a port whose device was unplugged, for a device that has its mark."""
+        if (before := self._away.pop(mark, None)) is not None:
+            before.close()
+        self._away[mark] = port
+
+    def take_away(self, mark: str) -> Tap | None:
+        """Return the TAP of a device that was unplugged, and is there again."""
+        port = self._away.pop(mark, None)
+        return port.give_tap() if port is not None else None
+
+    def free_name(self, name: str) -> None:
+        """Remove the TAP of a device that was unplugged, if it has this name."""
+        for port in [port for port in self._away.values() if port.name == name]:
+            port.close()
+
+    def forget(self, port: "Port") -> None:
+        """Forget a port that was put away."""
+        self._away = {one: held for one, held in self._away.items() if held is not port}
+
     def release(self, device: str) -> None:
         """Make a device's number, TAP name and MAC available to other devices."""
         self._claims.pop(device, None)
@@ -130,6 +157,10 @@ class Port:
         self._ports = ports
         self._device = device
         self._tap: Tap | None = None
+        self._claims = False
+        """Whether a number, a name and a MAC are reserved for the device."""
+        self._mark = ""
+        """What tells the TAP's device from others, also for the next agent."""
         self._bridge_index: int | None = None
         """The bridge that the TAP has joined, or could not join."""
         self._carrier = False
@@ -180,8 +211,12 @@ class Port:
         if self._tap and len(self._tap.fds) != queues:
             self._drop_tap()
         if self._tap is None:
+            self._claims = True
             config = self._ports.claim(self._device, name)
-            self._tap = self._make(config.name, queues, name)
+            self._mark = left.mark(self._device, name)
+            self._tap = self._find(config.name, queues) or self._make(
+                config.name, queues, name
+            )
             try:
                 self._configure(self._tap, config, name)
             except BaseException:
@@ -191,7 +226,22 @@ class Port:
             log.info("TAP %s for %d queue pair(s)", self._tap.name, queues)
         return self._tap.fds
 
+    def _find(self, wanted: str | None, queues: int) -> Tap | None:
+        """Return the TAP that the device had before: with us, or with another agent.
+
+        It has what the user has given it since: addresses, routes, a name, a bridge.
+        """
+        tap = self._ports.take_away(self._mark)
+        if tap is not None:
+            if _fits(tap.name, wanted) and len(tap.fds) == queues:
+                tap.made = False  # it keeps the MAC that it has, as an earlier agent's
+                return tap
+            tap.close()
+        found = left.find(self._mark)
+        return None if found is None else _adopt(found, wanted, queues)
+
     def _make(self, wanted: str | None, queues: int, name: str) -> Tap:
+        self._ports.free_name(name if wanted is None else wanted)
         if wanted is not None:
             return Tap(wanted, queues)
         # The name comes from the hypervisor, which must not choose an interface that
@@ -206,9 +256,11 @@ class Port:
     def _configure(self, tap: Tap, config: TapConfig, name: str) -> None:
         """Give a TAP its settings, and bring it up."""
         self._ports.set_name(self._device, tap.name)
-        # A TAP that the user made keeps the MAC that it has.
+        # A TAP that the user made, or an earlier agent, keeps the MAC that it has.
         if config.mac is None and tap.made:
             config = replace(config, mac=self._ports.choose_mac(self._device, name))
+        if tap.ours:
+            tap.leave_when_killed(left.alias(self._mark))
         # Before the TAP is up: a new TAP that the bridge refuses is never up outside of
         # it.
         if self._ports.bridge is not None:
@@ -349,15 +401,68 @@ class Port:
         else:
             log.info("%s: joined bridge %s again", self._tap.name, bridge.name)
 
-    def close(self) -> None:
-        """Close the TAP, which removes one that we made; release its number."""
-        self._drop_tap()
-        self._ports.release(self._device)
+    def leave(self) -> None:
+        """Keep the TAP without a carrier, because the device was unplugged.
 
-    def _drop_tap(self) -> None:
+        The next device of its name takes it over; `close` removes it.
+        """
+        with suppress(Unusable):  # another program has removed the TAP
+            if self._tap is not None:
+                self.use_queues(set(range(len(self._tap.fds))))
+                self.set_carrier(False)
+                self._ports.put_away(self._mark, self)
+        self._release()
+
+    def _release(self) -> None:
+        # Once: another device may be in this slot by the time that `close` is called.
+        if self._claims:
+            self._claims = False
+            self._ports.release(self._device)
+
+    def give_tap(self) -> Tap | None:
+        """Give the TAP away; this port has none any more."""
+        tap, self._tap = self._tap, None
+        return tap
+
+    def close(self) -> None:
+        """Close the TAP, which removes one of ours; release its number.
+
+        An agent that keeps its TAPs leaves it to the next one.
+        """
+        self._ports.forget(self)
+        self._drop_tap(keep=self._ports.keep)
+        self._release()
+
+    def _drop_tap(self, *, keep: bool = False) -> None:
         if self._tap:
-            self._tap.close()
+            self._tap.close(keep=keep)
             # The next TAP starts with none of these set, and must get all of them.
             self._tap, self._carrier, self._options, self._mtu = None, False, None, 0
             self._mtu_before, self._mac = 0, None
             self._unused = frozenset()
+
+
+def _adopt(found: left.LeftTap, wanted: str | None, queues: int) -> Tap | None:
+    """Attach to a TAP that an agent has left; remove it if it does not serve."""
+    several = queues > 1
+    fits = _fits(found.name, wanted) and found.several == several
+    if found.several and not fits:
+        left.remove(found)
+    else:
+        try:
+            tap = Tap(found.name, queues if several and found.several else 1)
+        except Unusable:
+            return None  # another agent has it open
+        tap.ours = True
+        if fits:
+            log.info("TAP %s was left by an earlier agent", tap.name)
+            return tap
+        tap.close()
+    log.info("TAP %s, left by an earlier agent, is removed: it differs", found.name)
+    return None
+
+
+def _fits(name: str, wanted: str | None) -> bool:
+    """Whether a TAP that is there may have the name that the user wants."""
+    # A pattern fits any: it says that the name does not matter.
+    return wanted is None or "%d" in wanted or name == wanted

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One agent makes real TAPs for several devices by the user's rules."""
 
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -10,6 +11,8 @@ from tests.fakes.bar import FakeDaemon, FakeDevice, pair
 from tests.fakes.netns import ip
 from tests.fakes.plane import FakePlane
 from tests.fakes.source import FakeSource, beat_and_step
+from tests.waiting import eventually
+from vhostpci_guest import agent
 from vhostpci_guest.agent import Agent
 from vhostpci_guest.tap.bridge import Bridge
 from vhostpci_guest.tap.naming import Rules, parse_tap
@@ -80,15 +83,31 @@ def taps() -> set[str]:
     return {line.split(":")[1].strip() for line in lines} - {"lo"}
 
 
-def test_taps_come_and_go_with_their_devices(slaves: list[Slave]) -> None:
+def indexes() -> dict[str, int]:
+    return {name: socket.if_nametoindex(name) for name in taps()}
+
+
+def test_taps_come_and_go_with_their_devices(
+    slaves: list[Slave], monkeypatch: pytest.MonkeyPatch
+) -> None:
     many = slave(slaves, "vp{n}")
     for slot in ("05.0", "06.0", "07.0"):
         many.plug(slot, "net0")
     assert taps() == {"vp0", "vp1", "vp2"}
+    index = indexes()["vp1"]
     many.unplug("06.0")
-    assert taps() == {"vp0", "vp2"}
+    assert "NO-CARRIER" in ip("link", "show", "vp1")
+    # Of its name, in another slot: as the daemon plugs it again.
     many.plug("08.0", "net0")
-    assert taps() == {"vp0", "vp1", "vp2"}
+    assert indexes()["vp1"] == index
+    monkeypatch.setattr(agent, "AWAY", 0.0)
+    many.unplug("05.0")
+
+    def removed() -> bool:
+        many.step()
+        return taps() == {"vp1", "vp2"}
+
+    assert eventually(removed)
 
 
 def test_name_given_twice_fails_only_the_second_device(
