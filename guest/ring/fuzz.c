@@ -206,6 +206,16 @@ static void fuzz_burst(struct fuzz *f)
 	f->burst = 0;
 }
 
+static void fuzz_started(struct fuzz *f, int ring)
+{
+	if (ring == RING_RX)
+		rx_start(&f->rx);
+	else
+		tx_start(&f->tx);
+	fuzz_queue(f, ring)->interrupt = &f->interrupt;
+	f->dead[ring] = false;
+}
+
 /* Start a ring again, as a successor does: where it stood, and empty. */
 static void fuzz_start(struct fuzz *f, int ring)
 {
@@ -218,12 +228,32 @@ static void fuzz_start(struct fuzz *f, int ring)
 	f->loads = 0; /* a master that acts now may well prevent the start */
 	fuzz_check(!net_init(q, &f->mem, &f->conf[ring], ring == RING_RX),
 		   "a ring that is right does not start");
+	fuzz_started(f, ring);
+}
+
+/*
+ * Start a ring where it stood with all that the master has written into it; or
+ * where the metadata, which the fuzzer writes here too, says that it stood.
+ */
+static void fuzz_resume(struct fuzz *f, int ring, bool position)
+{
+	struct net_queue *q = fuzz_queue(f, ring);
+	uint16_t base = q->vq.used;
+
 	if (ring == RING_RX)
-		rx_start(&f->rx);
-	else
-		tx_start(&f->tx);
-	q->interrupt = &f->interrupt;
-	f->dead[ring] = false;
+		rx_stop(&f->rx);
+	if (position) {
+		base = fuzz_word(f);
+		f->position[ring].position = base | (uint32_t)fuzz_word(f)
+							    << 16;
+		f->position[ring].undo = (uint64_t)(fuzz_byte(f) & 3) << 32 |
+					 fuzz_len(f);
+	}
+	f->conf[ring].base = base;
+	f->conf[ring].session = f->meta.session;
+	f->dead[ring] = true;
+	if (!net_init(q, &f->mem, &f->conf[ring], ring == RING_RX))
+		fuzz_started(f, ring);
 }
 
 /* Sizes of packed rings are any; most inputs have small rings, which fill up. */
@@ -294,7 +324,9 @@ static void fuzz_step(struct fuzz *f)
 		break;
 	case 5:
 	case 6:
-		if (f->dead[op & 1])
+		if (op & 16)
+			fuzz_resume(f, op & 1, op & 32);
+		else if (f->dead[op & 1])
 			fuzz_start(f, op & 1);
 		break;
 	case 7:
