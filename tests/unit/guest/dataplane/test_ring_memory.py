@@ -179,7 +179,7 @@ def test_each_part_of_a_packed_ring_must_lie_in_one_region(
 ) -> None:
     """The descriptors, and each side's word, may end with the region and not after."""
     length = 16 * num if part == "desc" else 4
-    over = [SECOND_END - length + 16, SECOND_END]
+    over = [SECOND_END - length + 16, SECOND_END - 2, SECOND_END]
     if length > 16:  # it would go on in the next region
         over.append(FIRST_END - 16)
     with Pair(start=start, num=num, running=False) as pair:
