@@ -76,6 +76,15 @@ def test_a_start_outside_the_ring_is_refused(start: int, index: int) -> None:
         pair.start(TX)
 
 
+def test_a_start_with_a_misaligned_position_is_refused(start: int) -> None:
+    """Its parts are read and written as words, each at once."""
+    with Pair(start=start, running=False) as pair:
+        addr = pair.memory.host_addr(pair.memory.allocate(128, 64))
+        with pytest.raises(RingError):
+            pair.start(TX, position_addr=addr + 4)
+        pair.start(TX, position_addr=addr)
+
+
 def test_a_start_where_a_descriptor_is_used_is_refused(start: int) -> None:
     """A device that goes on there would wait for a whole lap."""
     with Pair(start=start, running=False) as pair:
