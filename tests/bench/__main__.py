@@ -4,11 +4,14 @@
     make bench ARGS="PART... [--json FILE] [--picture DIRECTORY] [--quick]"
     make bench ARGS="--compare A.json B.json"
 
-All parts run if none is named.
+All parts run if none is named, which takes some twenty minutes.
 """
 
 import argparse
+import subprocess
 import sys
+import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +22,14 @@ from tests.bench.parts import PARTS
 from tests.bench.picture import draw
 from tests.bench.plan import CannotMeasure, Part, Plan
 from tests.bench.report import Report, ReportError, table
+from tests.vm.channel import GuestError
+from tests.vm.daemon import DaemonError
+
+FAILURES = (
+    *(AssertionError, LookupError, OSError, ValueError),
+    *(subprocess.SubprocessError, GuestError, DaemonError),
+)
+"""What may go wrong in one part, on a machine that is too busy or lacks something."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,9 +68,11 @@ def measure(part: Part, plan: Plan, load: Load) -> Sequence[Figure]:
     print(f"\n{part.name}: {part.about}", flush=True)
     if load.busy:
         print(f"This machine is too busy to measure well: {load}.", flush=True)
+    began = time.monotonic()
     figures = part.measure(plan)
     print(f"The peer is {', '.join(sorted({f.peer_name for f in figures}))}.\n")
-    print(table(figures), flush=True)
+    print(table(figures))
+    print(f"\n{part.name} took {time.monotonic() - began:.0f} s.", flush=True)
     return figures
 
 
@@ -75,6 +88,12 @@ def run(parts: Sequence[Part], args: argparse.Namespace) -> int:
             found = measure(part, Plan(quick=args.quick), loads[-1])
         except CannotMeasure as error:
             print(f"{part.name}: cannot measure: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        except FAILURES:
+            # All parts take a while: the others' figures are worth having.
+            traceback.print_exc()
+            print(f"{part.name}: failed, see above", file=sys.stderr)
             failed += 1
             continue
         figures += found

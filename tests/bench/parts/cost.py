@@ -13,7 +13,7 @@ from tests.bench.figures import Figure, in_turn
 from tests.bench.native import PEER_NAME, Side, both_sides
 from tests.bench.plan import Part, Plan
 
-SECONDS = 3.0
+SECONDS = 2.0
 QUICK_SECONDS = 1.0
 DEVICES = 50
 ALONE = "a daemon for each device"

@@ -17,7 +17,7 @@ from tests.bench.native import PEER_NAME, both_sides
 from tests.bench.plan import Part, Plan
 from tests.fakes.frontend import NO_FEATURES
 
-SECONDS = 3.0
+SECONDS = 2.0
 QUICK_SECONDS = 1.0
 USO_SECONDS = 1.0
 QUICK_USO_SECONDS = 0.4

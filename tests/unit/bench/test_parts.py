@@ -28,11 +28,16 @@ def cannot(_: Plan) -> list[Figure]:
     raise CannotMeasure("gcc is not installed")
 
 
+def fails(_: Plan) -> list[Figure]:
+    raise AssertionError("the daemon serves: not within 60 s")
+
+
 @pytest.fixture(autouse=True)
 def parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two parts that take no time, on a machine whose load is known."""
+    """Parts that take no time, on a machine whose load is known."""
     monkeypatch.setitem(PARTS, "works", Part("works", "x", lambda _: [FIGURE]))
     monkeypatch.setitem(PARTS, "lacks", Part("lacks", "y", cannot))
+    monkeypatch.setitem(PARTS, "fails", Part("fails", "z", fails))
     monkeypatch.setattr(Load, "now", lambda: Load(1, 1.5))
 
 
@@ -82,6 +87,18 @@ def test_part_that_cannot_run_is_said_and_the_others_go_on(
     report = tmp_path / "a.json"
     assert command.main(["lacks", "works", "--json", str(report)]) == 1
     assert "lacks: cannot measure: gcc is not installed" in capsys.readouterr().err
+    assert Report.read(report).figures == (FIGURE,)
+
+
+def test_part_that_fails_is_said_with_its_traceback_and_the_others_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "a.json"
+    assert command.main(["fails", "works", "--json", str(report)]) == 1
+    said = capsys.readouterr()
+    assert "fails: failed, see above" in said.err
+    assert "the daemon serves: not within 60 s" in said.err
+    assert "works took" in said.out
     assert Report.read(report).figures == (FIGURE,)
 
 
