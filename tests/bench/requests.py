@@ -13,6 +13,7 @@ from tests.bench.plan import CannotMeasure
 
 PORT = 7
 PROBE_SECONDS = 0.25
+TRIES = 3
 LOSS = 0.002
 """Part of the requests that a rate without loss may lose."""
 PATIENCE_US = 250_000.0
@@ -125,4 +126,4 @@ class Search:
 
     def _holds(self, rate: float) -> bool:
         """Whether nothing is lost; what is lost once may be the machine's fault."""
-        return any(self._send(rate, PROBE_SECONDS).loss <= LOSS for _ in range(2))
+        return any(self._send(rate, PROBE_SECONDS).loss <= LOSS for _ in range(TRIES))
