@@ -16,13 +16,12 @@ from tempfile import TemporaryDirectory
 from tests.bench.compiling import require
 from tests.bench.figures import Better, Figure, in_rounds
 from tests.bench.plan import CannotMeasure, Part, Plan
-from tests.bench.two_vms import FIRST, PEERS, SECOND, Card, two_vms
+from tests.bench.two_vms import FIRST, PEERS, SECOND, Card, peer_name, two_vms
 from tests.vm import qemu, traffic
 from tests.vm.channel import GuestError
 from tests.vm.harness import Vm
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Pair
 
-PEER = "-netdev {}"
 SYSFS = "sysfs"
 """The binding that needs nothing; the peer of the others where there are caches."""
 
@@ -117,7 +116,7 @@ def contenders(scale: Scale) -> Iterator[dict[str, Contender]]:
         for kind in PEERS:
             addresses = [Card(kind, vm).address for vm in (FIRST, SECOND)]
             vms = (link.master, link.slave)
-            found[PEER.format(kind)] = partial(between, *vms, addresses, scale)
+            found[peer_name(kind)] = partial(between, *vms, addresses, scale)
         yield found
 
 
@@ -141,7 +140,7 @@ def measure_rounds(count: int, all_of_them: dict[str, Contender]) -> list[Figure
 
 def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
     """Return who is compared with whom: all of ours with all peers, and with sysfs."""
-    peers = [name for name in names if name.startswith(PEER.format(""))]
+    peers = [name for name in names if name.startswith(peer_name(""))]
     ours = [name for name in names if name not in peers]
     with_sysfs = [(name, SYSFS) for name in ours if SYSFS in ours and name != SYSFS]
     return [*((name, peer) for name in ours for peer in peers), *with_sysfs]

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 
+from tests.bench import two_vms
 from tests.bench.parts import vm
 from tests.bench.parts.vm import Round, Scale
 from tests.bench.plan import Plan
@@ -55,3 +56,17 @@ def test_each_way_has_two_ends_of_one_network() -> None:
     assert len(set(macs)) == len(macs) == 6
     for left, right in (("listen=", "connect="), ("server=on", "server=off")):
         assert args.count(left) == args.count(right) == 1
+
+
+@pytest.mark.parametrize("vhost", [False, True])
+def test_peer_is_vhost_net_where_there_is_one_and_is_named_so(
+    monkeypatch: pytest.MonkeyPatch, vhost: bool
+) -> None:
+    monkeypatch.setattr(two_vms, "vhost", lambda: vhost)
+    assert [",vhost=on" in word for word in card_args(FIRST)[1::4]] == [
+        vhost,
+        False,
+        False,
+    ]
+    assert two_vms.peer_name("tap") == "-netdev tap" + ",vhost=on" * vhost
+    assert two_vms.peer_name("socket") == "-netdev socket"
