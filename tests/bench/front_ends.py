@@ -12,6 +12,7 @@ device's side.  Who polls and does not have its turn is stopped.
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,19 +20,25 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from tests.bench.compiling import COMMON, HERE, compile_object, link
 from tests.bench.figures import Figure, in_turn
 from tests.bench.native import threads_seconds
 from tests.bench.plan import CannotMeasure, Plan
 from tests.bench.report import PACKET_TIME
+from tests.bench.requests import PORT
 from tests.frontends.console import Console
-from tests.frontends.testpmd import NO_HUGE, PROMPT, Testpmd
+from tests.frontends.testpmd import MAC, NO_HUGE, PROMPT, Testpmd
 from tests.process.attach import AttachLab
-from tests.process.lab import SLAVE_TAP
+from tests.process.lab import MASTER_ADDRESS, SLAVE_ADDRESS, SLAVE_TAP
 from tests.vm.netns import Namespace
 from tests.waiting import wait_for
 
 SECONDS, QUICK_SECONDS = 1.0, 0.3
 SIZES = (64, 1500)
+FRAME = 106
+"""Bytes of the packets of echo.c's client."""
+RATE = 100_000
+"""Packets a second to the driver: the sender needs a processor as well."""
 PEER_TAP = "dtap0"
 PEER_NAME = "DPDK's testpmd, net_vhost to net_tap"
 SETTLE = 0.1
@@ -70,28 +77,45 @@ class Side:
         finally:
             self.stop()
 
-    def packets(self) -> int:
-        """Return how many packets the TAP has taken, also such that it dropped."""
+    def packets(self, direction: str) -> int:
+        """Return how many packets the TAP has taken ("rx"), or handed out ("tx")."""
         words = ("ip", "-j", "-s", "link", "show", self.tap)
         (shown,) = json.loads(self.namespace.output(*words))
-        return int(shown["stats64"]["rx"]["packets"])
+        return int(shown["stats64"][direction]["packets"])
 
     def sent(self, seconds: float) -> float:
         """Return the device's ns of processor time for a packet from the driver."""
+        return self._cost("rx", lambda: time.sleep(seconds))
+
+    def received(self, client: Path, seconds: float) -> float:
+        """Return the same for a packet to the driver, which answers none."""
+        words = ("client", MASTER_ADDRESS, str(PORT), str(RATE), f"{seconds:g}")
+        argv = [*self.namespace.prefix, str(client), *words]
+        run = partial(subprocess.run, argv, check=True, stdout=subprocess.DEVNULL)
+        return self._cost("tx", run)
+
+    def _cost(self, direction: str, traffic: Callable[[], object]) -> float:
         with self.turn():
-            packets, spent = self.packets(), threads_seconds(self.device)
-            time.sleep(seconds)
+            packets, spent = self.packets(direction), threads_seconds(self.device)
+            traffic()
             spent = threads_seconds(self.device) - spent
-            packets = self.packets() - packets
+            packets = self.packets(direction) - packets
         if not packets:
-            raise CannotMeasure(f"no packet came to {self.tap}")
+            raise CannotMeasure(f"no packet crossed {self.tap}")
         return 1e9 * spent / packets
 
-    def send_packets_of(self, size: int) -> None:
-        """Have the front-end send packets of another size."""
+    def forward(self, mode: str, size: int) -> None:
+        """Have the front-end only receive, or only send packets of a size."""
         with self.turn():
-            for line in ("stop", f"set txpkts {size}", "start"):
+            for line in ("stop", f"set fwd {mode}", f"set txpkts {size}", "start"):
                 self.front.run(line)
+
+    def know_the_driver(self) -> None:
+        """Have the TAP's namespace send to the driver without a question."""
+        self.namespace.run(f"ip addr replace {SLAVE_ADDRESS}/24 dev {self.tap}")
+        self.namespace.run(
+            f"ip neigh replace {MASTER_ADDRESS} lladdr {MAC} dev {self.tap}"
+        )
 
 
 def front_end(socket: Path, directory: Path) -> Testpmd:
@@ -163,6 +187,8 @@ def both(directory: Path) -> Iterator[tuple[Side, Side]]:
             sides[-1].stop()
             # A stopped one would not end.
             stack.callback(partial(_go_on, sides[-1]))
+        for one in sides:
+            one.know_the_driver()
         yield sides[0], sides[1]
 
 
@@ -172,22 +198,28 @@ def _go_on(side: Side) -> None:
 
 
 def figures(plan: Plan, directory: Path) -> Iterator[Figure]:
-    """Measure packets of each size."""
+    """Measure packets of each size from the driver, then small ones to it."""
     seconds = QUICK_SECONDS if plan.quick else SECONDS
+    client = link([compile_object(HERE / "echo.c", COMMON, directory)], directory / "c")
     with both(directory) as sides:
         for size in SIZES:
             for side in sides:
-                side.send_packets_of(size)
-            measures: list[Callable[[], float]] = [
-                partial(side.sent, seconds) for side in sides
-            ]
-            our, other = in_turn(plan.runs, *measures)
-            yield Figure(
-                part="ring",
-                name=f"testpmd as the front-end, tx {size}",
-                unit=PACKET_TIME,
-                better="lower",
-                peer_name=PEER_NAME,
-                ours_runs=tuple(our),
-                peer_runs=tuple(other),
-            )
+                side.forward("txonly", size)
+            measures = [partial(side.sent, seconds) for side in sides]
+            yield _figure(f"tx {size}", in_turn(plan.runs, *measures))
+        for side in sides:
+            side.forward("rxonly", SIZES[0])
+        measures = [partial(side.received, client, seconds) for side in sides]
+        yield _figure(f"rx {FRAME}", in_turn(plan.runs, *measures))
+
+
+def _figure(name: str, runs: tuple[list[float], list[float]]) -> Figure:
+    return Figure(
+        part="ring",
+        name=f"testpmd as the front-end, {name}",
+        unit=PACKET_TIME,
+        better="lower",
+        peer_name=PEER_NAME,
+        ours_runs=tuple(runs[0]),
+        peer_runs=tuple(runs[1]),
+    )

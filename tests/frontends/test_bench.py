@@ -80,8 +80,11 @@ def test_packets_of_a_real_front_end_cost_ours_and_dpdk_something(
     tmp_path: Path,
 ) -> None:
     with private_network(), front_ends.both(tmp_path) as sides:
+        client = latency.build(tmp_path).client
         for side in sides:
             assert side.sent(0.05) > 0
+            side.forward("rxonly", 64)
+            assert side.received(client, 0.05) > 0
 
 
 def test_signals_arrive_on_every_way() -> None:
