@@ -153,12 +153,20 @@ class Used:
 class Driver:
     """The driver of a queue of ``num`` entries, its indices starting at ``start``."""
 
+    FRESH = 0
+    """Where a ring starts that nothing was in yet."""
+
+    avail_idx: int
+    last_used: int
+    _kicked: int
+    _free: list[int]
+
     def __init__(
         self,
         memory: Memory,
         *,
         num: int = 8,
-        start: int = 0,
+        start: int | None = None,
         event_idx: bool = False,
         in_order: bool = False,
         writable: bool = False,
@@ -170,16 +178,22 @@ class Driver:
         self._skips = in_order and not writable
         self.flags = WRITE if writable else 0
         self.desc = memory.allocate(16 * num)
-        self.avail = memory.allocate(6 + 2 * num, 2)
-        self.used = memory.allocate(6 + 8 * num, 4)
+        self.avail, self.used = self._allocate_other_areas()
         self.kick_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.call_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.avail_idx = self.last_used = self._kicked = start
-        self._free = list(range(num))
-        self._chains: dict[int, tuple[list[int], list[Desc]]] = {}
         self._barrier = threading.Lock()
-        memory.store(self.avail + 2, 2, start)
-        memory.store(self.used + 2, 2, start)
+        self._begin(self.FRESH if start is None else start)
+
+    def _allocate_other_areas(self) -> tuple[int, int]:
+        """Return the driver area and the device area."""
+        avail = self.memory.allocate(6 + 2 * self.num, 2)
+        return avail, self.memory.allocate(6 + 8 * self.num, 4)
+
+    def _begin(self, start: int) -> None:
+        """Begin with an empty ring at ``start``."""
+        self._chains: dict[int, tuple[list[int], list[Desc]]] = {}
+        self.memory.store(self.used + 2, 2, start)
+        self.forget(start)
 
     def close(self) -> None:
         os.close(self.kick_fd)

@@ -6,11 +6,10 @@ an index and, in bit 15, a wrap counter.
 """
 
 import os
-import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from tests.fakes.driver import INDIRECT, NEXT, WRITE, Desc, Driver, Memory, Used
+from tests.fakes.driver import INDIRECT, NEXT, Desc, Driver, Used
 
 AVAIL, USED = 1 << 7, 1 << 15
 WRAP = 1 << 15
@@ -50,27 +49,12 @@ def used(position: int) -> int:
 class PackedDriver(Driver):
     """The driver of a packed ring of ``num`` descriptors, beginning at ``start``."""
 
-    def __init__(
-        self,
-        memory: Memory,
-        *,
-        num: int = 8,
-        start: int = FRESH,
-        event_idx: bool = False,
-        in_order: bool = False,
-        writable: bool = False,
-    ) -> None:
-        self.memory = memory
-        self.num = num
-        self.event_idx = event_idx
-        self._skips = in_order and not writable
-        self.flags = WRITE if writable else 0
-        self.desc = memory.allocate(16 * num)
-        self.avail = memory.allocate(4, 4)
-        self.used = memory.allocate(4, 4)
-        self.kick_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.call_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._barrier = threading.Lock()
+    FRESH = FRESH
+
+    def _allocate_other_areas(self) -> tuple[int, int]:
+        return self.memory.allocate(4, 4), self.memory.allocate(4, 4)
+
+    def _begin(self, start: int) -> None:
         self._offered: OrderedDict[int, tuple[int, list[Desc]]] = OrderedDict()
         self.forget(start)
 
