@@ -47,8 +47,8 @@ class FrontEndSetup:
         self,
         queue_pairs: int,
         windows: Windows,
-        position: Callable[[int], Position] = lambda _: Position(),
-        origin: Callable[[int], int] = lambda _: 0,
+        position: Callable[[int], Position],
+        origin: Callable[[int], int],
     ) -> None:
         self.queue_pairs = queue_pairs
         self.windows = windows

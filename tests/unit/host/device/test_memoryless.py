@@ -12,7 +12,7 @@ from tests.unit.host.scene import MakeFile, Scene
 from vhostpci_host.cli import print_status
 from vhostpci_host.device.status import describe, state
 from vhostpci_host.memory.regions import MemoryMap, PlacedRegion
-from vhostpci_host.vhost_user.front_end_setup import FrontEndSetup
+from vhostpci_host.vhost_user.backend import Backend
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import Request
 
@@ -52,7 +52,7 @@ def test_memory_that_comes_after_the_rings_is_no_reason_to_warn(
 
 
 def test_ring_outside_of_the_memory_is_no_lack_of_memory(ram: Ram) -> None:
-    setup = FrontEndSetup(1, ram)
+    setup = Backend(queue_pairs=1, windows=ram).setup
     setup.rings[0].kicked, setup.rings[0].size = True, 256
     setup.rings[0].addr = vu.VringAddr(0, 0, 0, 0, 0)
     assert setup.memoryless
