@@ -160,20 +160,13 @@ class Lease:
         flags, areas, size, base = RingFlag(0), _NOWHERE, 0, 0
         kick_peer, kick_vector = 0, md.FIRST_KICK_VECTOR + self.index
         if vring is not None and self.running and vring.areas is not None:
-            flags = RingFlag.STARTED | RingFlag.ENABLED
-            areas, size, base = vring.areas, vring.size, vring.base
-            if call_peer is not None and vring.call is not None:
-                flags |= RingFlag.CALL
-            if vring.kick is None:
-                flags |= RingFlag.POLL
-            elif call_peer is not None and peer_kick is not None:
+            flags = self._flags(vring, call_peer)
+            # A packed ring that no agent has worked yet starts at its base.
+            base = vring.base if vring.packed or not self.resumes else 0
+            areas, size = vring.areas, vring.size
+            kicked = vring.kick is not None
+            if kicked and call_peer is not None and peer_kick is not None:
                 kick_peer, kick_vector = call_peer, peer_kick
-            if vring.packed:
-                flags |= RingFlag.PACKED
-            if self.resumes:
-                flags |= RingFlag.RESUME
-                # A packed ring that no agent has worked yet starts at its base.
-                base = base if vring.packed else 0
         return md.Ring(
             session=self.session,
             flags=flags,
@@ -188,6 +181,19 @@ class Lease:
             kick_peer=kick_peer,
             origin=self.origin,
         )
+
+    def _flags(self, vring: Vring, call_peer: int | None) -> RingFlag:
+        """Return the flags of a ring that runs."""
+        flags = RingFlag.STARTED | RingFlag.ENABLED
+        if call_peer is not None and vring.call is not None:
+            flags |= RingFlag.CALL
+        if vring.kick is None:
+            flags |= RingFlag.POLL
+        if vring.packed:
+            flags |= RingFlag.PACKED
+        if self.resumes:
+            flags |= RingFlag.RESUME
+        return flags
 
     def _close_relay(self) -> None:
         if self.relay is not None:
