@@ -63,6 +63,13 @@ def master(
     add_element(domain, "devices").append(_interface(config, alias))
     if arena:
         domain.append(_arena(config))
+    properties = _card(qemu, vectors, packed=packed)
+    domain.append(_override({alias: properties}))
+    return domain
+
+
+def _card(qemu: Version, vectors: int | None, *, packed: bool) -> Properties:
+    """Return the properties of the master's card that a domain overrides."""
     # As in `qemu_args._card`: the back-end cannot learn that the guest turned offloads
     # off.
     properties: Properties = {"ctrl_guest_offloads": False}
@@ -74,8 +81,7 @@ def master(
         properties["packed"] = True
     if vectors is not None:
         properties["vectors"] = vectors
-    domain.append(_override({alias: properties}))
-    return domain
+    return properties
 
 
 def slave(
