@@ -263,10 +263,11 @@ PING = ("ping", "-n", "-q", "-i", "0.1", "-W", "2")
 def ping(count: int, *options: str) -> tuple[str, ...]:
     """Return a command that sends so many pings: all but one at once.
 
-    The last one comes when everything has fallen asleep again.  With options that say
-    more, none are sent together: large ones might not find room.
+    The last one comes when everything has fallen asleep again, and is waited for twice
+    as long.  With options that say more, none are sent together: large ones might not
+    find room.
     """
-    together = () if options else ("-l", str(max(count - 1, 1)))
+    together = () if options else ("-i", "0.2", "-l", str(max(count - 1, 1)))
     return (*PING, *together, "-c", str(count), *options)
 
 
