@@ -57,9 +57,9 @@ class Device:
         tcg = [] if qemu.has_kvm() else ["--tcg"]
         return ["--qemu", self._program or qemu.binary(), *tcg]
 
-    def card(self) -> list[str]:
+    def card(self, *options: str) -> list[str]:
         """Return the master's arguments without those for its memory (attach mode)."""
-        args = self.qemu_args("master", "--mode", "attach", "--memory", "1G")
+        args = self.qemu_args("master", "--mode", "attach", "--memory", "1G", *options)
         pairs = zip(args[::2], args[1::2], strict=True)
         of_memory = ("-m", "-machine", "-object")
         return [word for pair in pairs if pair[0] not in of_memory for word in pair]

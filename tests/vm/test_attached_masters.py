@@ -57,13 +57,14 @@ def linked(
     cpus: int = 1,
     *,
     connect: Path | None = None,
+    card: tuple[str, ...] = (),
 ) -> Iterator[Link]:
-    """Boot a master with this memory, and run the agent."""
+    """Boot a master with this memory and options of its card, and run the agent."""
     with Daemon("attached", logs=logs, connect=connect) as daemon:
         master = Master(
             *("master", image.build()),
             logs=logs,
-            args=[*daemon.card(), *args],
+            args=[*daemon.card(*card), *args],
             chipset=chipset,
             cpus=cpus,
         )
@@ -97,15 +98,20 @@ def test_4_gib_around_the_pci_hole(here: Path, chipset: str, below: int) -> None
 def test_master_that_listens_is_connected_to_by_the_next_daemon(
     here: Path, tmp_path: Path
 ) -> None:
-    """QEMU's server=on, with which QEMU does not connect again by itself."""
-    ram = memory.memfd("256M")
-    with linked(here, ram, connect=tmp_path / "front-end") as link:
+    """QEMU's server=on, with which QEMU does not connect again by itself.
+
+    Its rings are packed: the agent knows where they stand, and QEMU does not.
+    """
+    ram, socket = memory.memfd("256M"), tmp_path / "front-end"
+    with linked(here, ram, connect=socket, card=("--packed",)) as link:
         for number in (signal.SIGKILL, signal.SIGTERM):
             link.daemon.restart(number)
             link.daemon.wait_state("running")
             link.master.wait_for(f"ping -n -q -c 1 -W 1 {SLAVE_ADDRESS}")
             ping = link.ping_both_ways()
             assert ping.received == ping.sent
+        rings = link.daemon.status()["rings"]
+        assert {ring["format"] for ring in rings} == {"packed"}
 
 
 def test_two_numa_nodes(here: Path) -> None:
