@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 HEADERS = ("ring_api.h", "guard_api.h")
 SOURCES = [
     *("mem.c", "vq.c", "split.c", "packed.c", "net.c", "segment.c"),
-    *("tx.c", "rx.c", "tap.c"),
+    *("tx.c", "rx.c", "tap.c", "uring.c"),
     *("loop.c", "worker.c", "guard.c"),
 ]
 

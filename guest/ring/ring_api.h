@@ -111,6 +111,7 @@ struct worker_conf {
 	int32_t events_fd; /* eventfd: a ring broke or was fenced; -1 none */
 	char name[16]; /* of the thread; ends with a 0 */
 	uint32_t manual; /* no thread: the caller calls worker_step() */
+	uint32_t io_uring; /* send by io_uring, if this machine lets us */
 	uint64_t spin_ns; /* how long to look for work instead of sleeping */
 	uint64_t poll_min_ns; /* first sleep without kicks, ... */
 	uint64_t poll_max_ns; /* ... whose length doubles up to this */
@@ -171,6 +172,7 @@ struct ring_status {
 	uint32_t fault; /* enum ring_fault */
 	int32_t error; /* errno that came with the fault, or 0 */
 	uint32_t index; /* used idx or position: a successor starts there */
+	int32_t io_uring; /* TX: 1: used; 0: not asked for; -errno: why it is not */
 	struct ring_stats stats;
 };
 
@@ -185,3 +187,4 @@ int worker_start_ring(struct worker *w, uint32_t index,
 int worker_stop_ring(struct worker *w, uint32_t index, uint32_t timeout_ms);
 int worker_read_ring(struct worker *w, uint32_t index, struct ring_status *ret);
 int worker_step(struct worker *w);
+int uring_probe(void);

@@ -2,16 +2,21 @@
 /*
  * From the master's transmit queue to the TAP.
  *
- * Chains are taken in batches, and their packets are written one by one, except
- * for UDP packets that segment.c makes several of.
+ * Chains are taken in batches.  Their packets go to the TAP with one system call
+ * where io_uring is used (uring.c), else with one write each.  So do a few, for
+ * which a call of io_uring costs more than it saves, and UDP packets that
+ * segment.c makes several of.
  *
  * A chain is completed when its packet has its result, in the order in which it
  * came.  Those that the TAP has no room for stay in hand, with their vectors: the
  * master may have changed the chain.  A stop leaves them to a successor.
  */
+#include <assert.h>
 #include <errno.h>
 #include "tap.h"
 #include "tx.h"
+
+static_assert((int)TX_BATCH <= (int)URING_PACKETS, "one call takes a batch");
 
 /**
  * tx_start() - Begin with no chain in hand; call it after net_init()
@@ -23,6 +28,7 @@ void tx_start(struct tx *tx)
 	tx->next = 0;
 	tx->n = 0;
 	tx->segments.left = 0;
+	uring_start(&tx->uring, tx->q.tap_fd);
 }
 
 /*
@@ -93,21 +99,22 @@ static int tx_write_segments(struct tx *tx, uint64_t len)
 	return r;
 }
 
-/* Write a packet.  Returns as tx_error() does. */
-static int tx_write(struct tx *tx, const struct tap_packet *packet,
-		    uint64_t len)
+/* Write a packet, unless that is done.  Returns as tx_error() does. */
+static int tx_write(struct tx *tx, struct tap_packet *packet, uint64_t len)
 {
 	struct net_queue *q = &tx->q;
-	ssize_t n;
+	ssize_t n = packet->result;
 	int r = 0;
 
-	if (q->segment_udp && !tx->waiting)
+	packet->result = 0;
+	if (!n && q->segment_udp && !tx->waiting)
 		r = segments_begin(&tx->segments, packet->iov, len, q->hdr_len);
 	if (r < 0)
 		return tx_error(q, -r);
 	if (tx->segments.left)
 		return tx_write_segments(tx, len);
-	n = tap_write(q->tap_fd, packet->iov, packet->n);
+	if (!n)
+		n = tap_write(q->tap_fd, packet->iov, packet->n);
 	if (n < 0)
 		return tx_error(q, -n);
 	tx_sent(q, len);
@@ -118,7 +125,7 @@ static int tx_write(struct tx *tx, const struct tap_packet *packet,
 static int tx_one(struct tx *tx)
 {
 	struct net_queue *q = &tx->q;
-	const struct tap_packet *packet = &tx->packet[tx->next];
+	struct tap_packet *packet = &tx->packet[tx->next];
 	const struct vq_chain *chain = &tx->chain[tx->next];
 	int r = 0;
 
@@ -189,11 +196,20 @@ static int tx_take(struct tx *tx, uint32_t room)
 static int tx_send(struct tx *tx, int *done)
 {
 	struct net_queue *q = &tx->q;
-	int r = 0;
+	uint32_t n = tx->n - tx->next;
+	int r = 0, one;
 
-	while (!r && tx->next < tx->n && !read_once(q->interrupt)) {
-		r = tx_one(tx);
-		*done += !r;
+	if (n >= TX_URING_MIN && uring_ready(&tx->uring) && !q->segment_udp)
+		uring_write(&tx->uring, q->tap_fd, tx->packet + tx->next, n);
+	while (tx->next < tx->n) {
+		/* What is written must be completed: it is not sent again. */
+		if (!tx->packet[tx->next].result &&
+		    (r || read_once(q->interrupt)))
+			break;
+		one = tx_one(tx);
+		*done += !one;
+		if (one && r != -EPROTO)
+			r = one;
 	}
 	return r;
 }

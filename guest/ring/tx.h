@@ -4,13 +4,15 @@
 
 #include "net.h"
 #include "segment.h"
-#include "tap.h"
+#include "uring.h"
 
 enum {
 	TX_BATCH = 32, /* chains taken at once */
 	TX_BATCH_IOVS = 128, /* vectors from which on no further one is taken */
 	/* Bytes; the worker looks between two batches whether it is to stop. */
-	TX_BATCH_BYTES = 64 << 10
+	TX_BATCH_BYTES = 64 << 10,
+	/* Packets for which io_uring is worth its call: 3 cost the same. */
+	TX_URING_MIN = 4
 };
 
 struct tx {
@@ -22,6 +24,7 @@ struct tx {
 	struct tap_packet packet[TX_BATCH];
 	struct iovec iov[TX_BATCH_IOVS + VQ_CHAIN_IOVS];
 	struct segments segments;
+	struct uring uring;
 };
 
 void tx_start(struct tx *tx);

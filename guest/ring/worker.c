@@ -76,6 +76,7 @@ static void worker_init(struct worker *w, const struct worker_conf *conf)
 static void worker_free(struct worker *w)
 {
 	close(w->wake_fd);
+	uring_close(&w->tx.uring);
 	pthread_cond_destroy(&w->changed);
 	pthread_mutex_destroy(&w->lock);
 	free(w);
@@ -102,6 +103,9 @@ int worker_create(const struct worker_conf *conf, struct worker **ret)
 	worker_init(w, conf);
 	w->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	r = w->wake_fd < 0 ? -errno : 0;
+	/* Without it packets are written one by one, and the status says why. */
+	if (!r && conf->io_uring)
+		(void)uring_open(&w->tx.uring);
 	if (!r && !w->manual)
 		r = worker_spawn(w, conf->name);
 	if (r) {
@@ -306,6 +310,14 @@ static void worker_copy_stats(const struct ring_stats *from,
 		q[i] = read_once(&p[i]);
 }
 
+static int worker_io_uring(const struct worker *w)
+{
+	/* Relaxed: the thread may set it at any time, and it orders nothing. */
+	int error = read_once(&w->tx.uring.error);
+
+	return error ? -error : w->tx.uring.open;
+}
+
 /**
  * worker_read_ring() - Read the state of a ring and its counters
  * @w:		Worker
@@ -329,6 +341,7 @@ int worker_read_ring(struct worker *w, uint32_t index, struct ring_status *ret)
 		ret->fault = ring->q->vq.fault;
 		ret->error = ring->q->error;
 	}
+	ret->io_uring = index == RING_TX ? worker_io_uring(w) : 0;
 	worker_copy_stats(&ring->q->stats, &ret->stats);
 	pthread_mutex_unlock(&w->lock);
 	return 0;

@@ -232,6 +232,7 @@ int main(int argc, char **argv)
 	struct worker_conf conf = {
 		.events_fd = -1,
 		.manual = 1,
+		.io_uring = 1,
 		.poll_min_ns = 50000,
 		.poll_max_ns = 50000,
 		.hold_ns = 1000000000,

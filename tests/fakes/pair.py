@@ -64,6 +64,7 @@ class WorkerOptions(TypedDict, total=False):
     """Options of the worker that a test may set; see `Worker`."""
 
     threaded: bool
+    io_uring: bool
     spin: float
     poll_max: float
     hold: float

@@ -5,6 +5,7 @@ driver ── rings in memory ── worker ── TAP, in a separate network na
 """
 
 import errno
+import fcntl
 import json
 import os
 import socket
@@ -20,11 +21,12 @@ import pytest
 from tests.fakes.driver import Desc
 from tests.fakes.netns import private_network
 from tests.fakes.pair import RX, TX, Pair
-from tests.fakes.tap import HEADER, TUN_F_CSUM, TUN_F_TSO4, open_tap
+from tests.fakes.tap import HEADER, TUN_F_CSUM, TUN_F_TSO4, TUNSETSNDBUF, open_tap
 from tests.fakes.udp import ETHERNET, IPV4, IPV6, gso_packet
 from tests.waiting import eventually
 from vhostpci_guest.dataplane.faults import Fault
-from vhostpci_guest.dataplane.native import RingIndex
+from vhostpci_guest.dataplane.native import RingIndex, io_uring_error
+from vhostpci_guest.dataplane.tx_methods import IO_URING, io_uring_reason
 from vhostpci_shared.metadata import AgentRingState
 
 pytestmark = [
@@ -196,6 +198,34 @@ def test_num_buffers_of_a_packet_from_the_kernel_is_the_rings(
         frame = b"".join(u.data for u in used)[12:]
         assert frame[:6] == b"\xff" * 6
         assert frame[12:14] == b"\x08\x06"
+
+
+@pytest.mark.parametrize("limit", [None, 1 << 20], ids=["no limit", "limited"])
+def test_many_packets_by_io_uring_arrive_once_and_in_order(
+    start: int, tap: int, limit: int | None
+) -> None:
+    """A TAP whose send buffer has a limit may be full; its requests are linked."""
+    if io_uring_error():
+        pytest.skip(io_uring_reason(io_uring_error()))
+    if limit is not None:
+        fcntl.ioctl(tap, TUNSETSNDBUF, struct.pack("i", limit))
+    with (
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5)) as sock,
+        Pair(start=start, tap_fd=tap, num=512, io_uring=True) as pair,
+    ):
+        sock.bind(("tap0", 0x88B5))
+        sock.settimeout(10)
+        got = []
+        for first in range(0, 2000, 200):
+            for number in range(first, first + 200):
+                pair.tx.send(PLAIN, FRAME[:14] + number.to_bytes(46, "big"))
+            pair.settle()
+            pair.tx.collect()
+            got += [int.from_bytes(sock.recv(64)[14:], "big") for _ in range(200)]
+        assert got == list(range(2000))
+        status = pair.status(TX)
+        assert (status.stats.packets, status.stats.dropped) == (2000, 0)
+        assert status.method == IO_URING
 
 
 def test_a_64k_segment_is_one_chain(start: int, tap: int) -> None:

@@ -55,6 +55,12 @@ def build_model(program: Path) -> Path:
     return _compile(program, "-pthread", *flags, *map(str, sorted(sources)))
 
 
+def build_uring(program: Path) -> Path:
+    """Build uring.c, which stands in for the kernel of guest/ring/uring.c."""
+    wrap = ("-Wl,--wrap=syscall", "-Wl,--wrap=ioctl")
+    return _compile(program, *wrap, str(HERE / "uring.c"), str(RING / "uring.c"))
+
+
 def run(
     program: Path, *arguments: str, timeout: float = 50
 ) -> subprocess.CompletedProcess[str]:

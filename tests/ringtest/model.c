@@ -408,6 +408,7 @@ static void open_model(void)
 		.events_fd = -1,
 		.name = "model",
 		.manual = 1,
+		.io_uring = draw(2),
 		.poll_min_ns = 1,
 		.poll_max_ns = 1,
 		.hold_ns = 100ULL * 1000000000,

@@ -43,6 +43,7 @@ class _RingStatus(_Struct):
     fault: int
     error: int
     index: int
+    io_uring: int
     stats: _RingStats
 
 class _WorkerPtr: ...
@@ -141,6 +142,12 @@ class _Lib:
 
         Returns the number of packets and chains that the round handled.  0: there
         was nothing to do, and the rings ask for kicks.
+        """
+
+    def uring_probe(self) -> int:
+        """Return 0 if this machine has what worker_conf.io_uring asks for, or -errno.
+
+        -EOPNOTSUPP: the kernel is older than 5.11.
         """
 
     def guard_open(self, address: int, size: int, fd: int) -> int:

@@ -36,11 +36,14 @@ def _print_ring(ring: dict[str, Any]) -> None:
     # VIRTIO, "Network Device", "Virtqueues": receiveq1, transmitq1, receiveq2, ...
     # These names are the master's: what it receives is what this machine sends.
     side = "to the master" if ring["ring"] % 2 == 0 else "from the master"
+    by = f", by {ring['method']}" if ring["method"] else ""
     print(
         f"  ring {ring['ring']} ({side}) {ring['state']} at {ring['index']}: "
         f"{ring['packets']} packets, {ring['octets']} bytes, {ring['drops']} "
-        f"dropped, {ring['kicks']} kicks, {ring['calls']} calls"
+        f"dropped, {ring['kicks']} kicks, {ring['calls']} calls{by}"
     )
+    if ring["method_reason"]:
+        print(f"    not by io_uring: {ring['method_reason']}")
     if ring["reason"]:
         print(f"    {ring['reason']}")
 

@@ -13,7 +13,10 @@ from vhostpci_shared.limits import raise_descriptor_limit
 
 from .. import status_socket
 from ..agent import Agent, stopped_by_signals
+from ..dataplane import tx_methods
+from ..dataplane.native import io_uring_error
 from ..dataplane.workers import Workers
+from ..errors import Unusable
 from ..interfaces import Source
 from ..pci import bindings, search
 from ..pci.uevents import Uevents
@@ -34,6 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
         Unusable: this machine lacks something, or the only device cannot be used.
     """
     wanted, joined = _rules(arguments), _bridge(arguments)
+    io_uring = use_io_uring(arguments.tx_method)
     raise_descriptor_limit()
     with ExitStack() as undo:
         # First: a signal that comes during the steps below must undo them as well.
@@ -45,13 +49,37 @@ def run(arguments: argparse.Namespace) -> None:
             joined.make()
         control = _control(undo)
         workers = partial(
-            Workers, cpus=arguments.cpus, poll=arguments.poll_us / 1_000_000
+            Workers,
+            cpus=arguments.cpus,
+            poll=arguments.poll_us / 1_000_000,
+            io_uring=io_uring,
         )
         ports = Ports(wanted, joined, keep=arguments.keep_tap)
         agent = Agent(_source(arguments), ports.make, workers, control)
         undo.callback(agent.close)
         netlink.preload()
         agent.run(stop, wakeup)
+
+
+def use_io_uring(method: str) -> bool:
+    """Decide whether packets go to the TAP by io_uring; log why not.
+
+    Args:
+        method: one of `tx_methods.METHODS`.
+
+    Raises:
+        Unusable: it must be io_uring, and this machine has none for us.
+    """
+    if method == tx_methods.WRITEV:
+        return False
+    error = io_uring_error()
+    if not error:
+        return True
+    reason = tx_methods.io_uring_reason(error)
+    if method == tx_methods.IO_URING:
+        raise Unusable(f"--tx-method io_uring: {reason}")
+    log.info("packets go to the TAP one by one (writev): %s", reason)
+    return False
 
 
 def _rules(arguments: argparse.Namespace) -> naming.Rules:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from ..dataplane import tx_methods
 from ..errors import Unusable
 from ..pci.binding_names import AUTO, NAMES
 
@@ -183,6 +184,14 @@ def _add_workers(run: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="the processors that the threads which move packets may run on, as "
         "0,3 or 2-5 or 0-6:2; default: any",
+    )
+    run.add_argument(
+        "--tx-method",
+        choices=tx_methods.METHODS,
+        default=tx_methods.WRITEV,
+        help="how the master's packets go to the TAP: many with one system call "
+        "(io_uring) or one by one (writev); auto: io_uring if it can be used; "
+        "default: writev",
     )
     run.add_argument(
         "--poll-us",

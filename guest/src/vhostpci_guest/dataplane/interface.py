@@ -132,6 +132,10 @@ class RingStatus:
     fault: Fault = Fault.NONE
     """The same as the C ring driver reports it, with its errno in `error`."""
     error: int = 0
+    method: str = ""
+    """How a transmit ring's packets go to the TAP, of `tx_methods`; "" if not known."""
+    method_reason: str = ""
+    """Why it is not io_uring although that was asked for; else empty."""
     stats: Stats = Stats()
 
 

@@ -28,6 +28,7 @@ from .._ring import ffi, lib
 from ..interfaces import Doorbell, Eventfd
 from .faults import Fault, RingError, check, reason
 from .interface import MemRegion, RingConf, RingStatus, Stats
+from .tx_methods import IO_URING, WRITEV, io_uring_reason
 
 MAX_PACKET = lib.RING_MAX_PACKET
 MAX_THREAD_NAME = 15
@@ -75,6 +76,20 @@ def _ring_conf(conf: RingConf) -> dict[str, int]:
         "position_addr": conf.position_addr,
         "origin": conf.origin,
     }
+
+
+def _method(index: RingIndex, io_uring: int) -> tuple[str, str]:
+    """Say how a ring's packets go to the TAP, and why they do not go by io_uring."""
+    if index is RingIndex.RX:
+        return "", ""
+    if io_uring < 0:
+        return WRITEV, io_uring_reason(-io_uring)
+    return (IO_URING if io_uring else WRITEV), ""
+
+
+def io_uring_error() -> int:
+    """Return 0 if this machine lets us use io_uring, else an errno."""
+    return -lib.uring_probe()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +189,7 @@ class Worker:
     before sleeping, as long as sleeps are as short as that.
     ``poll_min``, ``poll_max``: without kicks, sleep so long, twice as long each
     time.  ``hold``: how long a packet waits for the rest of its buffers.
+    ``io_uring``: send by io_uring, if it can be used; `status` says whether it is.
     """
 
     def __init__(
@@ -187,6 +203,7 @@ class Worker:
         poll_min: float = 50e-6,
         poll_max: float = 5e-3,
         hold: float = 0.1,
+        io_uring: bool = False,
         threaded: bool = True,
     ) -> None:
         self._name = f"queue pair {pair}"
@@ -199,6 +216,7 @@ class Worker:
                 # Linux takes no byte more, and C wants the 0 behind it.
                 "name": (thread or f"vhostpci-{pair}").encode()[:MAX_THREAD_NAME],
                 "manual": not threaded,
+                "io_uring": io_uring,
                 "spin_ns": round(spin * _NS),
                 "poll_min_ns": round(poll_min * _NS),
                 "poll_max_ns": round(poll_max * _NS),
@@ -289,6 +307,7 @@ class Worker:
             f"read {self._ring(index)}",
         )
         fault, error = Fault(c_status.fault), c_status.error
+        method, method_reason = _method(index, c_status.io_uring)
         stats = {field.name: getattr(c_status.stats, field.name) for field in _COUNTS}
         stats["batches"] = tuple(c_status.stats.batches)
         return RingStatus(
@@ -297,6 +316,8 @@ class Worker:
             reason=reason(fault, error),
             fault=fault,
             error=error,
+            method=method,
+            method_reason=method_reason,
             stats=Stats(**stats),
         )
 

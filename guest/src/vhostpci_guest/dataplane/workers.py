@@ -28,6 +28,7 @@ class Workers:
         device: the device's name, for the names of the threads.
         cpus: the processors that the threads may run on; None: any.
         poll: seconds for which a busy worker looks for packets before it sleeps.
+        io_uring: whether packets go to the TAP by io_uring, where it can be used.
 
     Raises:
         OSError: the machine has no thread for a worker.
@@ -40,6 +41,7 @@ class Workers:
         *,
         cpus: frozenset[int] | None = None,
         poll: float = 0.0,
+        io_uring: bool = False,
     ) -> None:
         self._fds: dict[int, list[int]] = {}
         """Calls and kicks, by ring: ours to close once the ring has stopped."""
@@ -57,6 +59,7 @@ class Workers:
                             pair=pair,
                             thread=thread_name(device, pair),
                             spin=poll,
+                            io_uring=io_uring,
                         )
                     )
                     for pair, fd in enumerate(tap_fds)

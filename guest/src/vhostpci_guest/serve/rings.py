@@ -446,6 +446,8 @@ class Rings:
             "format": "packed" if is_packed(run) else "split",
             "index": status.index,
             "reason": status.reason,
+            "method": status.method,
+            "method_reason": status.method_reason,
             **_counts(status.stats),
             "stats": asdict(status.stats),
         }

@@ -359,7 +359,22 @@ LINK: dict[str, Any] = {
             "drops": 1,
             "kicks": 2,
             "calls": 3,
-        }
+            "method": "",
+            "method_reason": "",
+        },
+        {
+            "ring": 1,
+            "state": "running",
+            "reason": "",
+            "index": 6,
+            "packets": 7,
+            "octets": 700,
+            "drops": 0,
+            "kicks": 8,
+            "calls": 9,
+            "method": "writev",
+            "method_reason": "this kernel has no io_uring",
+        },
     ],
 }
 
@@ -381,6 +396,8 @@ def test_status_is_printed_for_people(
         "window 4713: 0000:00:07.0, 100 bytes, not measured",
         "ring 0 (to the master) broken at 5: 4 packets, 400 bytes, 1 dropped",
         "a chain loops",
+        "8 kicks, 9 calls, by writev\n"
+        "    not by io_uring: this kernel has no io_uring\n",
     ):
         assert part in out
 
