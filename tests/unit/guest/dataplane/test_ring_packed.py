@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What packed rings alone have: laps, chains without links, one batch descriptor."""
 
+import struct
 from itertools import pairwise
 
 import pytest
@@ -12,6 +13,7 @@ from tests.fakes.packed_driver import (
     Packed,
     PackedDriver,
     advance,
+    available,
     used,
 )
 from tests.fakes.pair import HDR, RX, TX, Pair
@@ -83,6 +85,41 @@ def test_a_start_with_a_misaligned_position_is_refused(start: int) -> None:
         with pytest.raises(RingError):
             pair.start(TX, position_addr=addr + 4)
         pair.start(TX, position_addr=addr)
+
+
+def half_done(pair: Pair, at: int, behind: int, size: int) -> int:
+    """Leave what a predecessor has that was killed within an update of two chains.
+
+    `at` and `behind` are what its position says.  Returns where that lies.
+    """
+    second = pair.after(1)
+    for where, flags in ((pair.base, available(pair.base)), (second, used(second))):
+        desc = struct.pack("<QIHH", 0x10000, 64, 7, flags)
+        pair.memory.write(pair.tx.desc + 16 * (where & 0x7FFF), desc)
+    position = pair.memory.allocate(64, 64)
+    ring = (pair.tx.desc, pair.tx.avail, pair.tx.used, size)
+    undo = 1 << 32 | 20
+    words = struct.pack("<QQQQIIQ", 5, *ring, at | behind << 16, undo)
+    pair.memory.write(position, words)
+    return pair.memory.host_addr(position)
+
+
+@pytest.mark.parametrize(
+    ("at", "behind", "size", "undone"),
+    [(0, 2, 8, True), (0, 2, 9, False), (1, 3, 8, False), (0, 9, 8, False)],
+    ids=["this ring", "another ring", "elsewhere in it", "more than a lap"],
+)
+def test_what_a_predecessor_left_half_done_is_undone_where_it_was(
+    start: int, at: int, behind: int, size: int, undone: bool
+) -> None:
+    with Pair(start=start, num=8, running=False) as pair:
+        addr = half_done(pair, pair.after(at), pair.after(behind), size)
+        pair.start(TX, position_addr=addr, origin=5)
+        second = pair.after(1)
+        desc = pair.tx.desc + 16 * (second & 0x7FFF)
+        flags = (available if undone else used)(second)
+        assert pair.memory.load(desc + 14, 2) == flags
+        assert pair.memory.load(desc + 8, 4) == (20 if undone else 64)
 
 
 def test_a_start_where_a_descriptor_is_used_is_refused(start: int) -> None:
