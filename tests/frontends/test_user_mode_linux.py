@@ -3,10 +3,12 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.fakes.netns import private_network
 from tests.frontends.uml import UserModeLinux, card
 from tests.process.attach import AttachLab
 from tests.process.lab import ATTACH, SLAVE_ADDRESS
@@ -15,47 +17,66 @@ from tests.waiting import wait_for
 pytestmark = pytest.mark.frontends
 
 
-@pytest.fixture
-def uml(lab: AttachLab, tmp_path: Path) -> Iterator[UserModeLinux]:
-    """A booted User Mode Linux as the master of a lab whose slave has its carrier."""
+Booted = tuple[AttachLab, UserModeLinux]
+
+
+@contextmanager
+def booted(lab: AttachLab, directory: Path) -> Iterator[UserModeLinux]:
+    """Boot User Mode Linux as the master of a lab, and wait for the slave's carrier."""
     lab.start()
-    with UserModeLinux(card(lab.socket), tmp_path) as uml:
+    with UserModeLinux(card(lab.socket), directory) as uml:
         uml.up()
         lab.wait_carrier("UP")
         yield uml
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+    """A lab and its master, for the tests that leave both as they were."""
+    directory = tmp_path_factory.mktemp("shared")
+    with (
+        private_network(),
+        AttachLab(directory) as lab,
+        booted(lab, directory) as uml,
+    ):
+        yield lab, uml
+
+
+@pytest.fixture
+def uml(lab: AttachLab, tmp_path: Path) -> Iterator[UserModeLinux]:
+    """A master of this test's lab."""
+    with booted(lab, tmp_path) as uml:
+        yield uml
+
+
 def iperf(lab: AttachLab, uml: UserModeLinux, *options: str) -> float:
-    """Return Mbit/s of two seconds of TCP from the master, or with -R to the master."""
+    """Return Mbit/s of a second of TCP from the master, or with -R to the master."""
     server = lab.start_server([*lab.slave.prefix, "iperf3", "-s", "-1", "--forceflush"])
     server.wait_log("listening")
     words = " ".join(options)
-    report = json.loads(uml.run(f"iperf3 -J -t 2 -c {SLAVE_ADDRESS} {words}"))
+    report = json.loads(uml.run(f"iperf3 -J -t 1 -c {SLAVE_ADDRESS} {words}"))
     assert "error" not in report, report["error"]
     return float(report["end"]["sum_received"]["bits_per_second"]) / 1e6
 
 
-def test_every_ping_comes_back_and_is_counted(
-    lab: AttachLab, uml: UserModeLinux
-) -> None:
+def test_every_ping_comes_back_and_is_counted(shared: Booted) -> None:
+    lab, uml = shared
+    before = lab.packets()
     assert uml.ping(20) == 20
     assert lab.ping_from_slave(20) == 20
-    lab.wait_packets(40)
+    lab.wait_packets(40, before)
 
 
-def test_its_memory_is_one_window_whose_size_is_no_power_of_two(
-    lab: AttachLab, uml: UserModeLinux
-) -> None:
+def test_its_memory_is_one_window_whose_size_is_no_power_of_two(shared: Booted) -> None:
+    lab, _ = shared
     (region,) = lab.status()["master"]["regions"]
     assert region["guest_addr"] == region["offset"] > 0
     assert (region["offset"] + region["size"]).bit_count() > 1
 
 
 @pytest.mark.parametrize("options", [(), ("-R",)], ids=["from it", "to it"])
-def test_tcp_flows(
-    lab: AttachLab, uml: UserModeLinux, options: tuple[str, ...]
-) -> None:
-    assert iperf(lab, uml, *options) > 1.0
+def test_tcp_flows(shared: Booted, options: tuple[str, ...]) -> None:
+    assert iperf(*shared, *options) > 1.0
 
 
 def test_slave_that_starts_later_gets_its_kicks_without_the_daemon(
