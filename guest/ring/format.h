@@ -101,6 +101,34 @@ static inline void prefetch_buffer(const struct vq *vq, const uint64_t *addr)
 	}
 }
 
+/*
+ * Make a simple chain of a descriptor's buffer, which most often lies where the
+ * last one did.  Returns false if the buffer is not in one region.
+ */
+static inline bool chain_simple(struct vq *vq, uint64_t addr, uint32_t len,
+				struct iovec *iov, struct vq_chain *chain)
+{
+	const struct mem_region *r = vq->region;
+	uint64_t offset;
+
+	if (!r || addr - r->guest_addr >= r->size) {
+		r = mem_find(vq->mem, addr);
+		if (!r)
+			return false;
+		vq->region = r;
+	}
+	offset = addr - r->guest_addr;
+	if (len > r->size - offset)
+		return false;
+	iov->iov_base = (void *)(uintptr_t)(r->host_addr + offset);
+	iov->iov_len = len;
+	chain->len = len;
+	chain->n_iov = 1;
+	chain->n_desc = 1;
+	chain->table = false;
+	return true;
+}
+
 static inline int chain_add(struct vq *vq, const struct vring_desc *d,
 			    struct iovec *iov, struct vq_chain *chain)
 {

@@ -55,7 +55,14 @@ int mem_set(struct mem *m, const struct mem_region *regions, uint32_t n)
 	return 0;
 }
 
-static const struct mem_region *mem_find(const struct mem *m, uint64_t addr)
+/**
+ * mem_find() - Find the region of an address
+ * @m:		Regions
+ * @addr:	Guest-physical address
+ *
+ * Return: region; NULL if there is none
+ */
+const struct mem_region *mem_find(const struct mem *m, uint64_t addr)
 {
 	uint32_t low = 0, high = m->n;
 

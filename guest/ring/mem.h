@@ -12,6 +12,7 @@ struct mem {
 };
 
 int mem_set(struct mem *m, const struct mem_region *regions, uint32_t n);
+const struct mem_region *mem_find(const struct mem *m, uint64_t addr);
 void *mem_at(const struct mem *m, uint64_t addr, uint64_t len);
 int mem_iov(const struct mem *m, uint64_t addr, uint64_t len, struct iovec *iov,
 	    unsigned int room);

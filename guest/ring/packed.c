@@ -340,6 +340,12 @@ static int table_walk(struct vq *vq, const struct vring_desc *link,
 	return 0;
 }
 
+/* Descriptors that we do not hold: what seems to be offered behind them is not. */
+static uint32_t descs_left(const struct vq *vq)
+{
+	return vq->num - vq->taken;
+}
+
 /*
  * Follow a chain from its head.  It ends before the descriptors that we hold, so
  * it is never longer than the ring.
@@ -347,7 +353,7 @@ static int table_walk(struct vq *vq, const struct vring_desc *link,
 static int packed_walk(struct vq *vq, uint16_t flags, struct iovec *iov,
 		       struct vq_chain *chain)
 {
-	uint32_t left = vq->num - vq->taken;
+	uint32_t left = descs_left(vq);
 	uint16_t at = vq->last_avail;
 	struct vring_desc d;
 	int r;
@@ -428,6 +434,49 @@ int packed_next(struct vq *vq, struct iovec *iov, struct vq_chain *chain)
 	return 0;
 }
 
+/* Read a chain if it is available and simple. */
+static bool packed_take_one(struct vq *vq, uint16_t at, struct iovec *iov,
+			    struct vq_chain *chain)
+{
+	const struct packed_desc *d = desc_at(vq, at);
+	/* Length, id and flags.  Acquire: see load_head_flags(). */
+	uint64_t word =
+		le64toh(load_acquire((const uint64_t *)(const void *)&d->len));
+
+	/* Exactly these: available, of our direction, direct, and alone. */
+	if (word >> 48 != (flags_available(at) | vq->write_flag))
+		return false;
+	chain->head = word >> 32;
+	return chain_simple(vq, le64toh(read_once(&d->addr)), word, iov, chain);
+}
+
+/**
+ * packed_take() - Take several chains that are simple: see vq_take()
+ * @vq:		Queue
+ * @iov:	Room for @n vectors
+ * @chain:	Room for @n chains
+ * @n:		How many to take at most
+ *
+ * Return: number of chains taken
+ */
+unsigned int packed_take(struct vq *vq, struct iovec *iov,
+			 struct vq_chain *chain, unsigned int n)
+{
+	uint16_t at = vq->last_avail;
+	unsigned int i;
+
+	if (n > descs_left(vq))
+		n = descs_left(vq);
+	for (i = 0; i < n; i++, at = position_add(vq, at, 1))
+		if (!packed_take_one(vq, at, &iov[i], &chain[i]))
+			break;
+	if (i && vq->kicks != VQ_KICKS_OFF)
+		packed_disable_kicks(vq);
+	vq->last_avail = at;
+	vq->taken += i;
+	return i;
+}
+
 /* Does the driver want an interrupt for the @n descriptors from @old on? */
 static bool packed_wants_call(struct vq *vq, uint16_t old, uint32_t n)
 {
@@ -453,12 +502,12 @@ static bool packed_wants_call(struct vq *vq, uint16_t old, uint32_t n)
 	return first || position_distance(vq, old, event) < n;
 }
 
-static void put_used(const struct vq *vq, uint16_t at,
-		     const struct vq_done *done)
+static void put_used(const struct vq *vq, uint16_t at, struct vq_done done)
 {
-	uint16_t write = done->len ? vq->write_flag : 0;
+	uint32_t len = done_len(done);
+	uint16_t write = len ? vq->write_flag : 0;
 
-	desc_put(desc_at(vq, at), done->len, done->id, flags_used(at) | write);
+	desc_put(desc_at(vq, at), len, done_id(done), flags_used(at) | write);
 }
 
 /* How to take back what makes @n chains used, should we be killed over it. */
@@ -468,32 +517,44 @@ static uint64_t undo_of(const struct vq *vq, uint16_t last,
 	uint32_t len;
 
 	for (uint16_t i = 0; i < n; i++)
-		if (done[i].table || done[i].n_desc > 1)
+		if (done[i].word & VQ_DONE_TABLE || done_n_desc(done[i]) > 1)
 			return (uint64_t)PACKED_NO_UNDO << 32;
 	len = le32toh(read_once(&desc_at(vq, last)->len));
 	return (uint64_t)PACKED_UNDO << 32 | len;
 }
 
+/* A packet of one chain. */
+static void put_chain(struct vq *vq, struct vq_done done)
+{
+	uint16_t used = vq->used;
+	uint16_t next = position_add(vq, used, done_n_desc(done));
+
+	position_store(vq, used, next);
+	put_used(vq, used, done);
+	/* Atomic, because worker_read_ring() reads it from another thread. */
+	write_once(&vq->used, next);
+}
+
 /*
- * Make the chains of one packet used: the first one last, as the driver must
- * see all of them with it.
+ * Make the chains of one packet used, at least two: the first one last, as the
+ * driver must see all of them with it.
  */
 static void put_packet(struct vq *vq, const struct vq_done *done, uint16_t n)
 {
 	uint16_t first = vq->used, at = first, last = first, next;
 
 	for (uint16_t i = 0; i + 1 < n; i++)
-		last = position_add(vq, last, done[i].n_desc);
-	next = position_add(vq, last, done[n - 1].n_desc);
-	if (vq->position && n > 1)
+		last = position_add(vq, last, done_n_desc(done[i]));
+	next = position_add(vq, last, done_n_desc(done[n - 1]));
+	if (vq->position)
 		write_once(&vq->position->undo,
 			   htole64(undo_of(vq, last, done, n)));
 	position_store(vq, first, next);
 	for (uint16_t i = 1; i < n; i++) {
-		at = position_add(vq, at, done[i - 1].n_desc);
-		put_used(vq, at, &done[i]);
+		at = position_add(vq, at, done_n_desc(done[i - 1]));
+		put_used(vq, at, done[i]);
 	}
-	put_used(vq, first, done);
+	put_used(vq, first, done[0]);
 	/* Atomic, because worker_read_ring() reads it from another thread. */
 	write_once(&vq->used, next);
 }
@@ -504,7 +565,7 @@ static void put_batch(struct vq *vq, uint32_t n_desc)
 	uint16_t next = position_add(vq, vq->used, n_desc);
 
 	position_store(vq, vq->used, next);
-	put_used(vq, vq->used, &vq->done[vq->n_done - 1]);
+	put_used(vq, vq->used, vq->done[vq->n_done - 1]);
 	write_once(&vq->used, next);
 }
 
@@ -527,12 +588,19 @@ int packed_update_used(struct vq *vq)
 		return r;
 
 	for (uint16_t i = 0; i < vq->n_done; i++)
-		n_desc += vq->done[i].n_desc;
+		n_desc += done_n_desc(done_read(&vq->done[i]));
 	if (vq->one_used)
 		put_batch(vq, n_desc);
 	else
 		for (uint16_t i = 0; i < vq->n_done; i += n) {
-			for (n = 1; vq->done[i + n - 1].more; n++)
+			struct vq_done done = done_read(&vq->done[i]);
+
+			n = 1;
+			if (!(done.word & VQ_DONE_MORE)) {
+				put_chain(vq, done);
+				continue;
+			}
+			while (vq->done[i + n++].word & VQ_DONE_MORE)
 				;
 			put_packet(vq, &vq->done[i], n);
 		}

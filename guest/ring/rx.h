@@ -7,6 +7,8 @@
 enum {
 	RX_CHAINS = 1024, /* parsed ahead; power of two */
 	RX_IOVS = 4096,
+	RX_TAKE = 32, /* simple chains taken at a time, ... */
+	RX_SHORT = 512, /* ... while `want` is no more than that */
 	RX_WINDOW = 256, /* the longest of so many packets sets `want` */
 	/* For what exceeds the buffers: a byte or more above any packet. */
 	RX_SPILL = RING_MAX_PACKET + 64

@@ -230,6 +230,13 @@ static void split_prefetch(struct vq *vq)
 			vq, &vq->desc[guess_head(vq, vq->buffer_ahead)].addr);
 }
 
+/* Read the head of chain number @i.  Returns false if it is none. */
+static bool read_head(const struct vq *vq, uint16_t i, struct vq_chain *chain)
+{
+	chain->head = load16(&vq->avail->ring[i & (vq->num - 1)]);
+	return chain->head < vq->num;
+}
+
 /**
  * split_next() - Take the next chain the master made available
  * @vq:		Queue
@@ -251,18 +258,58 @@ int split_next(struct vq *vq, struct iovec *iov, struct vq_chain *chain)
 		vq_disable_kicks(vq);
 	split_prefetch(vq);
 
-	chain->head = load16(&vq->avail->ring[vq->last_avail & (vq->num - 1)]);
 	chain->len = 0;
 	chain->n_iov = 0;
 	chain->n_desc = 1;
 	chain->table = false;
-	if (chain->head >= vq->num)
+	if (!read_head(vq, vq->last_avail, chain))
 		return vq_fault(vq, RING_FAULT_HEAD);
 	r = chain_walk(vq, chain->head, iov, chain);
 	if (r)
 		return r;
 	vq->last_avail++;
 	return 0;
+}
+
+/* Read a chain if it is simple.  The flags of such a descriptor say no more. */
+static bool split_take_one(struct vq *vq, uint16_t i, struct iovec *iov,
+			   struct vq_chain *chain)
+{
+	struct vring_desc d;
+
+	if (!read_head(vq, i, chain))
+		return false;
+	desc_read(&vq->desc[chain->head], &d);
+	return d.flags == vq->write_flag &&
+	       chain_simple(vq, d.addr, d.len, iov, chain);
+}
+
+/**
+ * split_take() - Take several chains that are simple: see vq_take()
+ * @vq:		Queue
+ * @iov:	Room for @n vectors
+ * @chain:	Room for @n chains
+ * @n:		How many to take at most
+ *
+ * What has come since split_next() last read avail idx is left to split_next().
+ *
+ * Return: number of chains taken
+ */
+unsigned int split_take(struct vq *vq, struct iovec *iov,
+			struct vq_chain *chain, unsigned int n)
+{
+	uint16_t left = vq->avail_idx - vq->last_avail;
+	unsigned int i;
+
+	if (n > left)
+		n = left;
+	for (i = 0; i < n; i++)
+		if (!split_take_one(vq, vq->last_avail + i, &iov[i], &chain[i]))
+			break;
+	if (i && vq->kicks != VQ_KICKS_OFF)
+		vq_disable_kicks(vq);
+	vq->last_avail += i;
+	return i;
 }
 
 /* Has idx gone past event on its way from old to now? */
@@ -292,13 +339,13 @@ static bool vq_wants_call(struct vq *vq, uint16_t old)
 	return first || event_passed(load16(used_event(vq)), vq->used, old);
 }
 
-static void vq_put_used(struct vq *vq, uint16_t idx, const struct vq_done *done)
+static void vq_put_used(struct vq *vq, uint16_t idx, struct vq_done done)
 {
 	struct vring_used_elem *elem =
 		&vq->used_ring->ring[idx & (vq->num - 1)];
 
-	write_once(&elem->id, htole32(done->id));
-	write_once(&elem->len, htole32(done->len));
+	write_once(&elem->id, htole32(done_id(done)));
+	write_once(&elem->len, htole32(done_len(done)));
 }
 
 /**
@@ -320,10 +367,10 @@ int split_update_used(struct vq *vq)
 		return r;
 
 	if (vq->one_used)
-		vq_put_used(vq, old, &vq->done[vq->n_done - 1]);
+		vq_put_used(vq, old, vq->done[vq->n_done - 1]);
 	else
 		for (uint16_t i = 0; i < vq->n_done; i++)
-			vq_put_used(vq, old + i, &vq->done[i]);
+			vq_put_used(vq, old + i, done_read(&vq->done[i]));
 	/* Atomic, because worker_read_ring() reads it from another thread. */
 	write_once(&vq->used, old + vq->n_done);
 	vq->n_done = 0;

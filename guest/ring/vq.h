@@ -31,14 +31,46 @@ enum vq_kicks {
 	VQ_KICKS_ON
 };
 
-/* A completed chain, kept here until the master is shown that it is. */
+/*
+ * A completed chain, kept here until the master is shown that it is.  One word:
+ * it is often read while the store is still on its way to the cache, and the
+ * processor then has to wait if the read has another width than the store.
+ */
 struct vq_done {
-	uint32_t len;
-	uint16_t id;
-	uint16_t n_desc; /* descriptors in a packed ring */
-	bool table; /* they are one, with an indirect table */
-	bool more; /* the next chain has more of the same packet */
+	uint64_t word; /* length, its top bits VQ_DONE_*; id; n_desc of vq_chain */
 };
+
+enum {
+	VQ_DONE_MORE = 1 << 30, /* the next chain has more of the same packet */
+	VQ_DONE_LEN = VQ_DONE_MORE - 1 /* no packet is longer */
+};
+
+/* Its one descriptor has an indirect table. */
+#define VQ_DONE_TABLE (1u << 31)
+
+/*
+ * Read all of the word.  A compiler that needs one byte would load one byte, which
+ * waits for the whole store if it is not its first.
+ */
+static inline struct vq_done done_read(const struct vq_done *done)
+{
+	return (struct vq_done){read_once(&done->word)};
+}
+
+static inline uint32_t done_len(struct vq_done done)
+{
+	return done.word & VQ_DONE_LEN;
+}
+
+static inline uint16_t done_id(struct vq_done done)
+{
+	return done.word >> 32;
+}
+
+static inline uint16_t done_n_desc(struct vq_done done)
+{
+	return done.word >> 48;
+}
 
 /* A chain: its buffers are in the iovecs that vq_next() filled. */
 struct vq_chain {
@@ -58,6 +90,7 @@ struct vq {
 	const struct vring_avail *avail;
 	struct vring_used *used_ring;
 	const struct mem *mem;
+	const struct mem_region *region; /* of the last simple chain, or NULL */
 	const struct ring_meta *meta; /* NULL: no session to check */
 	uint64_t session;
 	bool packed;
@@ -91,12 +124,16 @@ int split_init(struct vq *vq, const struct ring_conf *conf);
 int split_check_fence(struct vq *vq);
 bool split_has_more(const struct vq *vq);
 int split_next(struct vq *vq, struct iovec *iov, struct vq_chain *chain);
+unsigned int split_take(struct vq *vq, struct iovec *iov,
+			struct vq_chain *chain, unsigned int n);
 int split_update_used(struct vq *vq);
 int split_enable_kicks(struct vq *vq);
 int packed_init(struct vq *vq, const struct ring_conf *conf);
 int packed_check_fence(struct vq *vq);
 bool packed_has_more(const struct vq *vq);
 int packed_next(struct vq *vq, struct iovec *iov, struct vq_chain *chain);
+unsigned int packed_take(struct vq *vq, struct iovec *iov,
+			 struct vq_chain *chain, unsigned int n);
 int packed_update_used(struct vq *vq);
 int packed_enable_kicks(struct vq *vq);
 
@@ -117,6 +154,25 @@ static inline int vq_next(struct vq *vq, struct iovec *iov,
 			  : split_next(vq, iov, chain);
 }
 
+/**
+ * vq_take() - Take several chains that are simple
+ * @vq:		Queue
+ * @iov:	Room for @n vectors, one for each chain
+ * @chain:	Room for @n chains
+ * @n:		How many to take at most
+ *
+ * A chain is simple if it is one direct descriptor, whose buffer lies in one
+ * region.  What is not is left to vq_next(), as is whatever is wrong.
+ *
+ * Return: number of chains taken; 0: ask vq_next()
+ */
+static inline unsigned int vq_take(struct vq *vq, struct iovec *iov,
+				   struct vq_chain *chain, unsigned int n)
+{
+	return vq->packed ? packed_take(vq, iov, chain, n)
+			  : split_take(vq, iov, chain, n);
+}
+
 static inline int vq_update_used(struct vq *vq)
 {
 	return vq->packed ? packed_update_used(vq) : split_update_used(vq);
@@ -125,6 +181,36 @@ static inline int vq_update_used(struct vq *vq)
 static inline int vq_enable_kicks(struct vq *vq)
 {
 	return vq->packed ? packed_enable_kicks(vq) : split_enable_kicks(vq);
+}
+
+/**
+ * vq_complete_at() - Complete a chain of several, which vq_completed() counts
+ * @vq:		Queue
+ * @i:		Number of the chain: 0, 1 ...; less than %VQ_MAX_DONE chains are
+ *		completed before
+ * @chain:	The chain
+ * @len:	Bytes written to it
+ * @more:	The chain that is completed next has more of the same packet
+ */
+static inline void vq_complete_at(struct vq *vq, unsigned int i,
+				  const struct vq_chain *chain, uint32_t len,
+				  bool more)
+{
+	uint32_t low = len | (more ? VQ_DONE_MORE : 0) |
+		       (chain->table ? VQ_DONE_TABLE : 0);
+
+	vq->done[vq->n_done + i].word = low | (uint64_t)chain->head << 32 |
+					(uint64_t)chain->n_desc << 48;
+}
+
+/**
+ * vq_completed() - Give chains back to the master; seen at vq_update_used()
+ * @vq:		Queue
+ * @n:		Number of them
+ */
+static inline void vq_completed(struct vq *vq, unsigned int n)
+{
+	vq->n_done += n;
 }
 
 /**
@@ -137,13 +223,8 @@ static inline int vq_enable_kicks(struct vq *vq)
 static inline void vq_complete(struct vq *vq, const struct vq_chain *chain,
 			       uint32_t len, bool more)
 {
-	vq->done[vq->n_done++] = (struct vq_done){
-		.len = len,
-		.id = chain->head,
-		.n_desc = chain->n_desc,
-		.table = chain->table,
-		.more = more,
-	};
+	vq_complete_at(vq, 0, chain, len, more);
+	vq_completed(vq, 1);
 }
 
 /**
