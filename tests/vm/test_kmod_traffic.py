@@ -112,7 +112,7 @@ class TestOneAgent:
     def test_idle_agent_sleeps_until_its_vector_fires(self, link: Pair) -> None:
         """Pings with long pauses each cause an interrupt: the agent does not poll."""
         before = interrupts(link.slave)
-        ping = traffic.ping(link.master, SLAVE_ADDRESS, count=10)
+        ping = traffic.ping(link.master, SLAVE_ADDRESS, count=10, apart=True)
         assert ping.received == 10
         assert interrupts(link.slave) - before >= 10
 
