@@ -25,6 +25,7 @@ static_assert((int)TX_BATCH <= (int)URING_PACKETS, "one call takes a batch");
 void tx_start(struct tx *tx)
 {
 	tx->waiting = false;
+	tx->longest = TX_SHORT + 1; /* unknown: as if they were long */
 	tx->next = 0;
 	tx->n = 0;
 	tx->segments.left = 0;
@@ -152,6 +153,45 @@ static bool tx_acceptable(const struct net_queue *q,
 	       chain->len - q->hdr_len <= q->max_packet;
 }
 
+/* Have the start of a packet on its way into the cache: its headers. */
+static void tx_prefetch(const struct iovec *iov)
+{
+	const uint8_t *start = iov->iov_base;
+
+	prefetch_read(start);
+	if (iov->iov_len > RING_CACHELINE)
+		prefetch_read(start + RING_CACHELINE);
+}
+
+/*
+ * Take several simple chains at once, @room at most, whose vectors go to @iov, if
+ * packets are short: how long these are is known only when they are taken, and
+ * those of one pass must not be too long together.  Returns their number.
+ */
+static uint32_t tx_take_simple(struct tx *tx, struct iovec *iov, uint32_t room)
+{
+	uint32_t n;
+
+	if (tx->longest > TX_SHORT)
+		return 0;
+	if (room > TX_TAKE)
+		room = TX_TAKE;
+	n = vq_take(&tx->q.vq, iov, &tx->chain[tx->n], room);
+	for (uint32_t i = 0; i < n; i++)
+		tx_prefetch(&iov[i]);
+	return n;
+}
+
+/* Learn from the batch before how long packets are; nothing from none. */
+static void tx_learn(struct tx *tx)
+{
+	if (tx->n)
+		tx->longest = 0;
+	for (uint32_t i = 0; i < tx->n; i++)
+		if (tx->longest < tx->chain[i].len)
+			tx->longest = tx->chain[i].len;
+}
+
 /*
  * Take chains, @room at most; none is in hand.  Returns 0, or as vq_next() does,
  * also after it has taken some.
@@ -163,6 +203,7 @@ static int tx_take(struct tx *tx, uint32_t room)
 	uint32_t iovs = 0;
 	int r;
 
+	tx_learn(tx);
 	tx->next = 0;
 	tx->n = 0;
 	if (room > TX_BATCH)
@@ -172,19 +213,26 @@ static int tx_take(struct tx *tx, uint32_t room)
 		room = 1;
 	while (tx->n < room && iovs <= TX_BATCH_IOVS &&
 	       bytes < TX_BATCH_BYTES) {
-		struct vq_chain *chain = &tx->chain[tx->n];
 		struct iovec *iov = tx->iov + iovs;
+		uint32_t n = tx_take_simple(tx, iov, room - tx->n);
 
-		/* There is room for the VQ_CHAIN_IOVS vectors it may fill. */
-		r = vq_next(&q->vq, iov, chain);
-		if (r)
-			return r;
-		tx->packet[tx->n++] = (struct tap_packet){
-			.iov = iov,
-			.n = tx_acceptable(q, chain) ? chain->n_iov : 0,
-		};
-		iovs += chain->n_iov;
-		bytes += chain->len;
+		if (!n) {
+			/* There is room for the vectors that it may fill. */
+			r = vq_next(&q->vq, iov, &tx->chain[tx->n]);
+			if (r)
+				return r;
+			n = 1;
+		}
+		for (; n; n--) {
+			const struct vq_chain *chain = &tx->chain[tx->n];
+
+			tx->packet[tx->n++] = (struct tap_packet){
+				.iov = tx->iov + iovs,
+				.n = tx_acceptable(q, chain) ? chain->n_iov : 0,
+			};
+			iovs += chain->n_iov;
+			bytes += chain->len;
+		}
 	}
 	return 0;
 }

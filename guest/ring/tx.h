@@ -7,7 +7,9 @@
 #include "uring.h"
 
 enum {
-	TX_BATCH = 32, /* chains taken at once */
+	TX_BATCH = 32, /* chains in hand at the most */
+	TX_TAKE = 8, /* simple chains taken at once, ... */
+	TX_SHORT = 2048, /* ... after a batch of packets no longer than this */
 	TX_BATCH_IOVS = 128, /* vectors from which on no further one is taken */
 	/* Bytes; the worker looks between two batches whether it is to stop. */
 	TX_BATCH_BYTES = 64 << 10,
@@ -18,6 +20,7 @@ enum {
 struct tx {
 	struct net_queue q;
 	bool waiting; /* for room in the TAP for the first packet in hand */
+	uint64_t longest; /* chain of the last batch, in bytes */
 	uint32_t next; /* chains in hand: those from here ... */
 	uint32_t n; /* ... up to this one */
 	struct vq_chain chain[TX_BATCH];

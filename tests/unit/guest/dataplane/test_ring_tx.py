@@ -188,6 +188,24 @@ def test_pass_handles_no_more_than_a_batch_with_what_it_had_in_hand(
         assert [pair.worker.step() for _ in range(4)] == [64, 64, rest - 128, 0]
 
 
+def test_pass_of_short_packets_is_no_longer_than_a_batch(start: int) -> None:
+    """After a short one they are taken several at once, where they are simple."""
+    with Pair(start=start, num=256) as pair:
+        buffer = pair.memory.allocate(64)
+        pair.memory.write(buffer, HDR + b"short")
+        simple = Desc(buffer, len(HDR) + 5)
+        # One that is not simple, so that the others do not add up to a batch.
+        for pieces in ([simple], [Desc(buffer, 12), Desc(buffer + 12, 5)]):
+            pair.tx.offer(*pieces)
+            pair.settle()
+        pair.tx.offer(Desc(buffer, 12), Desc(buffer + 12, 5))
+        for _ in range(99):
+            pair.tx.offer(simple)
+        assert [pair.worker.step() for _ in range(3)] == [64, 36, 0]
+        assert pair.packets() == [HDR + b"short"] * 102
+        assert len(pair.tx.collect()) == 102
+
+
 def test_what_comes_before_a_broken_chain_is_sent(start: int) -> None:
     with Pair(start=start) as pair:
         heads = [pair.tx.send(HDR, bytes([i])) for i in range(3)]
