@@ -70,6 +70,13 @@ def test_window_reads_as_fast_as_the_slaves_own_memory(link: Pair) -> None:
 
 
 @vfio
+def test_packets_go_to_the_tap_by_io_uring(link: Pair) -> None:
+    (status,) = json.loads(link.slave.run("vhostpci-guest status -j").stdout)
+    [sends] = (ring for ring in status["rings"] if ring["ring"] == 1)
+    assert (sends["method"], sends["method_reason"]) == ("io_uring", "")
+
+
+@vfio
 def test_agent_sees_whether_its_tap_knows_udp_segments(link: Pair) -> None:
     (status,) = json.loads(link.slave.run("vhostpci-guest status -j").stdout)
     release = tuple(map(int, link.slave.kernel.split(".")[:2]))

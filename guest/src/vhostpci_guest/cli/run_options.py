@@ -188,10 +188,9 @@ def _add_workers(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--tx-method",
         choices=tx_methods.METHODS,
-        default=tx_methods.WRITEV,
+        default=tx_methods.AUTO,
         help="how the master's packets go to the TAP: many with one system call "
-        "(io_uring) or one by one (writev); auto: io_uring if it can be used; "
-        "default: writev",
+        "(io_uring) or one by one (writev); default: io_uring if it can be used",
     )
     run.add_argument(
         "--poll-us",
