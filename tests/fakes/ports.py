@@ -81,9 +81,10 @@ class RecordedSlave:
         for outgoing in messages:
             self.messages.append((outgoing.message, outgoing.fd is not None))
             fd = None if outgoing.fd is None else os.dup(outgoing.fd.fileno())
-            self._feed(outgoing.message, fd)
+            self.feed(outgoing.message, fd)
 
-    def _feed(self, message: int, fd: int | None) -> None:
+    def feed(self, message: int, fd: int | None) -> None:
+        """Act on a message as QEMU does."""
         event = self.client.feed(message, fd is not None)
         match event:
             case OwnVector(vector):
@@ -179,6 +180,13 @@ class RecordedPlugger:
     @property
     def windows(self) -> set[int]:
         return {plug.window for plug in self.wanted}
+
+    @property
+    def plugged(self) -> frozenset[int]:
+        return frozenset(self.windows)
+
+    def adopt(self, plugs: frozenset[Plug], changed: Callable[[], None]) -> None:
+        self.wanted = plugs
 
     def want(self, plugs: frozenset[Plug]) -> None:
         self.left_out |= {plug.window for plug in self.wanted - plugs}

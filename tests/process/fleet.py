@@ -48,7 +48,10 @@ class Fleet(Program):
             f'run-dir = "{self.run_dir}"\nmemory-dir = "{self.memory_dir}"\n'
             + "".join(f"[device.{name}]\n{options}\n" for name in devices)
         )
-        command = [sys.executable, *program, "run", "--config", str(self.file)]
+        command = [
+            *(sys.executable, *program, "run", "--config", str(self.file)),
+            *("--keeper", "none"),
+        ]
         super().__init__(command, new_log(directory))
         self._stack = contextlib.ExitStack()
 

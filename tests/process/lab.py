@@ -41,6 +41,7 @@ class Lab:
         self.memory_dir = Path(self._stack.enter_context(memory))
         self.slave = self._stack.enter_context(Namespace())
         self._programs: list[Program] = []
+        self._keepers: list[Program] = []
         self._daemon: Program | None = None
         self._master: Master | None = None
         self._agent: Program | None = None
@@ -50,6 +51,9 @@ class Lab:
 
     def __exit__(self, *_: object) -> None:
         for program in reversed(self._programs):
+            if program in self._keepers and program.process.poll() is None:
+                # If it was killed, its daemon would go on.
+                program.end()
             program.close()
         self._stack.close()
 
@@ -71,17 +75,27 @@ class Lab:
             *(sys.executable, "-m", "vhostpci_host", "run", name),
             *("--run-dir", str(self.run_dir), "--memory-dir", str(self.memory_dir)),
             *(() if ATTACH[0] in options else ARENA),
+            # The daemon is the program that a test started, and the one that it kills.
+            *(() if "--keeper" in options else ("--keeper", "none")),
             *options,
         ]
 
     def start_daemon(self, *options: str) -> Program:
         """Start the daemon, and wait until it serves."""
         daemon = self._daemon = self._start("daemon", self.daemon_argv(*options))
+        if "--keeper" in options:
+            self._keepers.append(daemon)
         wait_for(
             lambda: daemon.process.poll() is not None or self.daemon_serves(),
             "the daemon serves",
         )
         assert daemon.process.poll() is None, daemon.log
+        return daemon
+
+    def start_keeper(self, argv: list[str]) -> Program:
+        """Start a daemon with a keeper by a command; both end with the lab."""
+        daemon = self._start("daemon", argv)
+        self._keepers.append(daemon)
         return daemon
 
     @property
@@ -97,7 +111,10 @@ class Lab:
             f'run-dir = "{self.run_dir}"\nmemory-dir = "{self.memory_dir}"\n'
             + "".join(f'[device.{name}]\nmemory = "{MEMORY}"\n' for name in names)
         )
-        command = (sys.executable, "-m", "vhostpci_host", "run", "--config", str(file))
+        command = (
+            *(sys.executable, "-m", "vhostpci_host", "run", "--config", str(file)),
+            *("--keeper", "none"),
+        )
         daemon = self._start("daemon", [*command])
         daemon.wait_log("serving ")
         return daemon

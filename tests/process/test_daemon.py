@@ -54,6 +54,7 @@ class Host(Program):
             *("--run-dir", str(self.run_dir), "--memory-dir", str(self.memory_dir))
         ]
         command = [*self._command("run"), "--memory", "16M", *self._directories[2:]]
+        command += ["--keeper", "none"]
         super().__init__([*command, *options], new_log(directory), fds=_given(options))
 
     def _command(self, command: str) -> list[str]:

@@ -299,7 +299,10 @@ def test_other_device_works_when_one_fails(directory: Path, what: str) -> None:
 
 def test_only_device_that_fails_ends_its_daemon(directory: Path) -> None:
     """`run NAME` serves that device only."""
-    options = ("--run-dir", str(directory), "--memory-dir", str(directory))
+    options = [
+        *("--run-dir", str(directory), "--memory-dir", str(directory)),
+        *("--keeper", "none"),
+    ]
     (directory / "b.break").touch()
     done = subprocess.run(
         [

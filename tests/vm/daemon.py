@@ -168,6 +168,7 @@ class Daemon(_Program, Device):
     With ``memory`` it makes the master's memory; without, the master brings its own.
     With ``slave_qmp`` it plugs into the slave VM at that monitor.
     With ``connect`` the master listens there, and the daemon connects.
+    With ``keeper`` it has a keeper, and `pid` is the keeper's.
     """
 
     def __init__(
@@ -180,6 +181,7 @@ class Daemon(_Program, Device):
         slave_qmp: Path | None = None,
         connect: Path | None = None,
         program: str | None = None,
+        keeper: bool = False,
     ) -> None:
         _Program.__init__(self, logs / f"{name}.daemon.log")
         Device.__init__(self, name, self.command, program)
@@ -188,6 +190,7 @@ class Daemon(_Program, Device):
         self._options += ["--queue-pairs", str(queue_pairs)]
         self._options += ["--connect", str(connect)] if connect else []
         self._sockets_made = [*(() if connect else ("vhost-user",)), "ivshmem"]
+        self._options += ["--keeper", "auto" if keeper else "none"]
 
     def _start(self) -> tuple[list[str], list[str]]:
         where = ["--run-dir", str(self.run_dir), "--memory-dir", str(self.memory_dir)]
@@ -221,7 +224,8 @@ class Fleet(_Program):
             lines += [f'slave-qmp = "{self._slave_qmp}"']
         file = self.run_dir / "vhostpci.toml"
         file.write_text("\n".join([*lines, ""]))
-        return ["--config", str(file)], [f"{name}.vhost-user" for name in self._names]
+        words = ["--config", str(file), "--keeper", "none"]
+        return words, [f"{name}.vhost-user" for name in self._names]
 
     def device(self, name: str) -> Device:
         """Return the device of this name, which is in the file or was added."""

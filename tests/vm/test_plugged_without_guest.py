@@ -5,6 +5,7 @@ Master ──vhost-user── vhostpci-host ──QMP, ivshmem── QEMU: SeaBI
 (threads of the test)                                  └──QMP── test
 """
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from tests.process.lab import ATTACH, Lab
 from tests.process.master import Ram
 from tests.vm.qmp import Qmp
 from tests.waiting import PROCESS_TIMEOUT, wait_for
+from vhostpci_host.errors import HostError
 
 pytestmark = pytest.mark.vm
 
@@ -151,3 +153,40 @@ def test_killed_daemons_windows_are_unplugged_by_its_successor(
 
         wait_for(plugged_again, "both windows are plugged again")
         slave.wait_sizes(64 * 1024, 16 * MIB)
+
+
+def test_windows_stay_plugged_when_a_daemon_with_a_keeper_is_killed(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """The guest is asked to release nothing."""
+
+    def replaced() -> bool:
+        try:
+            return bool(lab.status()["daemon"]["pid"] != before)
+        except HostError:
+            return False  # the daemon that was killed had accepted our connection
+
+    options = (*ATTACH, "--slave-qmp", str(tmp_path / "ours"), "--keeper", "auto")
+    with running(tmp_path) as slave:
+        lab.start_daemon(*options)
+        master = lab.start_master(Ram.of_nodes(16 * MIB))
+        master.load()
+        wait_for(lambda: plugged(lab) == 2, "window 0 and the memory are plugged")
+        before = lab.status()["daemon"]["pid"]
+        os.kill(before, signal.SIGKILL)
+        wait_for(replaced, "a successor")
+        wait_for(lambda: lab.status()["plugging"]["connected"], "it asks the VM")
+        assert plugged(lab) == 2
+        slave.wait_sizes(64 * 1024, 16 * MIB)
+        log = lab.daemon.log
+        assert log.count("is plugged into the slave VM") == 2
+        assert "is unplugged" not in log
+        assert not slave.has_released_all()
+        master.close()
+
+        def gone() -> bool:
+            slave.release_asked()
+            return plugged(lab) == 0
+
+        wait_for(gone, "all are unplugged")
+        assert lab.daemon.end() == 0

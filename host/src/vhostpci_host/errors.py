@@ -22,6 +22,10 @@ class NoDaemon(HostError):
     """No daemon listens on a control socket."""
 
 
+class NoAnswer(HostError):
+    """A daemon ended the connection instead of answering: perhaps it has ended."""
+
+
 class FileError(HostError):
     """A configuration file has mistakes; the text has one line for each."""
 

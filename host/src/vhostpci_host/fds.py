@@ -11,7 +11,7 @@ import os
 import socket
 import stat
 import warnings
-from typing import Self
+from typing import Protocol, Self
 
 from vhostpci_shared.eventfd_signal import signal_eventfd
 from vhostpci_shared.wire import ProtocolError
@@ -125,12 +125,7 @@ class Notifier(Fd):
 
         None for a pipe, and where the kernel does not tell (before Linux 5.2).
         """
-        with open(f"/proc/self/fdinfo/{self.fileno()}", encoding="ascii") as lines:
-            for line in lines:
-                name, _, value = line.partition(":")
-                if name == "eventfd-id":
-                    return int(value)
-        return None
+        return _eventfd_id(self.fileno())
 
     def signal(self) -> None:
         """Signal it once more; a full or abandoned one needs no signal."""
@@ -163,6 +158,37 @@ class Notifier(Fd):
         if not data:
             raise EOFError("the notifier's other end is closed")
         return True
+
+
+class HasNumber(Protocol):
+    """A descriptor's owner: an `Fd`, or a socket."""
+
+    def fileno(self) -> int:
+        """Return the descriptor's number."""
+        ...
+
+
+def identity(fd: HasNumber) -> tuple[int, int, int]:
+    """Return numbers that are the same for all descriptors of one open file.
+
+    For a file on disk or in memory they are the same for all open files of it, too.
+    """
+    number = fd.fileno()
+    if (eventfd := _eventfd_id(number)) is not None:
+        return -1, eventfd, 0
+    info = os.fstat(number)
+    # The two ends of a pipe are one file.
+    access = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
+    return info.st_dev, info.st_ino, access
+
+
+def _eventfd_id(number: int) -> int | None:
+    with open(f"/proc/self/fdinfo/{number}", encoding="ascii") as lines:
+        for line in lines:
+            name, _, value = line.partition(":")
+            if name == "eventfd-id":
+                return int(value)
+    return None
 
 
 def _read_now(number: int) -> bytes:

@@ -17,6 +17,10 @@ UNPLUG = 5.0
 """Seconds for a slave VM's guest to release its windows when a device is removed."""
 
 
+def nothing() -> None:
+    """Do nothing: what is called on a change if that is of no interest."""
+
+
 class Timer(Protocol):
     """A callback that is due later."""
 
@@ -90,6 +94,19 @@ class Plugger(Protocol):
 
     def want(self, plugs: frozenset[Plug]) -> None:
         """Plug these and unplug all others, as soon as the slave VM's guest allows."""
+
+    @property
+    def plugged(self) -> frozenset[int]:
+        """The windows that are plugged, as it was seen last."""
+        ...
+
+    def adopt(self, plugs: frozenset[Plug], changed: Callable[[], None]) -> None:
+        """Take over what a daemon before us has plugged, before the first `want`.
+
+        Args:
+            plugs: which windows; none without such a daemon.
+            changed: called when `plugged` has changed.
+        """
 
     def status(self) -> dict[str, Any]:
         """Return which windows are plugged, and what went wrong, as JSON."""

@@ -5,12 +5,15 @@ No socket here ever blocks.  What is said over a connection is in vhost_user/wir
 and ivshmem/wire.py.
 """
 
+import array
+import fcntl
 import logging
 import os
 import select
 import socket
 import stat
 import struct
+import termios
 from pathlib import Path
 
 from .errors import HostError, InUse, explain
@@ -233,3 +236,13 @@ def has_sent(connection: socket.socket) -> bool:
         return bool(connection.recv(1, socket.MSG_PEEK))
     except OSError:
         return False
+
+
+def has_unread(connection: socket.socket) -> bool:
+    """Whether the other side has not yet read everything that we sent."""
+    # For a Unix socket, SIOCOUTQ counts what the other end has not read, although it
+    # lies in the other end's queue already.  Python names it only as TIOCOUTQ, which is
+    # the same number.
+    queued = array.array("i", [0])
+    fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, queued)
+    return queued[0] > 0

@@ -89,6 +89,16 @@ class Metadata:
         header = md.Header(md.MAGIC, md.VERSION, md.SIZE, self._generation, 1)
         self._write(md.HEADER, bytes(header))
 
+    def resume(self, generation: int) -> None:
+        """Go on with a region that a daemon before us has written.
+
+        Args:
+            generation: an even one that it has not gone beyond.
+        """
+        # Not the one in the region, which the slave can write.  What lies there stays
+        # valid, or half written if that daemon was killed, until the next `publish`.
+        self._generation = generation
+
     def formatted(self) -> bool:
         """Whether the region still begins with the magic that `format` wrote.
 

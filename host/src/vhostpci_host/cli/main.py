@@ -22,6 +22,7 @@ _COMMANDS = {
     "add": ("manage", "have a running daemon serve one more device"),
     "remove": ("manage", "have a daemon stop serving a device"),
     "reload": ("manage", "have a daemon serve what its file says now"),
+    "restart": ("manage", "replace a daemon by a new process, which goes on"),
     "list": ("manage", "list a daemon's devices"),
     "status": ("manage", "print the state of a device, or of all"),
     "qemu-args": ("vm_arguments", "print QEMU's arguments"),

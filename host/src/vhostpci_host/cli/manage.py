@@ -5,16 +5,21 @@ import argparse
 import json
 import os
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..config import options
 from ..config.device import daemon_control
 from ..daemon import control_client
-from ..errors import HostError, NoDaemon, explain
+from ..errors import HostError, NoAnswer, NoDaemon, explain
 from ..interfaces import UNPLUG
 from . import print_status
 from .arguments import add_name, run_dir
+
+RESTART, RESTART_POLL = 70.0, 0.05
+"""Seconds for a successor to come, and between two looks."""
 
 
 def add_add(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +50,46 @@ def add_status(parser: argparse.ArgumentParser) -> None:
     options.add_to(parser, options.RUN_DIR)
     parser.add_argument("-j", "--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_status)
+
+
+def add_restart(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "The successor is started first, from the packages that are installed now.  If "
+        "it does not start within a minute, the daemon goes on as it was.  Masters and "
+        "slaves notice nothing.  Without NAME it is the daemon of `run --config` that "
+        "is replaced; with NAME, the one that serves this device."
+    )
+    add_name(parser, nargs="?")
+    options.add_to(parser, options.RUN_DIR)
+    parser.set_defaults(run=_restart)
+
+
+def _restart(args: argparse.Namespace) -> None:
+    directory = run_dir(args)
+    name = args.name
+    path = directory / f"{name}.control" if name else daemon_control(directory)
+    before = control_client.ask(path, {"command": "pid"})
+    # No answer: it has made room.
+    with suppress(NoAnswer):
+        control_client.ask(path, {"command": "restart"}, RESTART)
+    end = time.monotonic() + RESTART
+    while (now := _serving(path)) in (None, before):
+        if time.monotonic() > end:
+            raise HostError(
+                f"the daemon (pid {before}) has no successor after {RESTART:g} s; its "
+                "log says why"
+            )
+        time.sleep(RESTART_POLL)
+    print(f"pid {before} made room for pid {now}")
+
+
+def _serving(path: Path) -> int | None:
+    """Return the process behind a control socket; None while it changes."""
+    try:
+        found: int = control_client.ask(path, {"command": "pid"})
+    except HostError:
+        return None
+    return found
 
 
 def _add(args: argparse.Namespace) -> None:

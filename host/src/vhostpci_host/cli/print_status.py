@@ -76,6 +76,9 @@ def _connection_lines(status: Json) -> list[str]:
     )
     # The entry of an agent that is gone keeps its last state, such as "ready".  Only
     # `present`, which follows the heartbeat, says whether that is still true.
+    keeper = status.get("keeper")
+    if keeper and keeper["problem"]:
+        lines.append(f"  problem  {keeper['problem']}")
     if status["slave_problem"]:
         lines.append(f"  problem  {status['slave_problem']}")
     words = [agent["state"] if agent["present"] else "not present", agent["binding"]]

@@ -5,25 +5,34 @@ import argparse
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 
 from vhostpci_shared.barriers import NoBarriers, installed_barriers
 from vhostpci_shared.log_writer import LogWriter
 
-from .. import sockets
+from .. import keeper, sockets
 from ..config import options
 from ..config.file import load
-from ..daemon import daemon
+from ..daemon.run import run, run_file
 from ..errors import HostError
+from ..keeper import notices, store
+from ..keeper.store import DescriptorStore
 from . import capabilities
 from .arguments import Usage, add_name
+
+log = logging.getLogger(__name__)
+
+AUTO, STANDBY, SYSTEMD, NONE = "auto", "standby", "systemd", "none"
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "SIGTERM and SIGINT end the daemon cleanly. SIGHUP has it read FILE again, as "
-        "`reload` does. SIGUSR1 and SIGUSR2 are ignored."
+        "`reload` does. SIGUSR2 replaces it by a new process, which goes on, as "
+        "`restart` does. SIGUSR1 is ignored."
     )
     add_name(parser, nargs="?")
     parser.add_argument(
@@ -33,6 +42,15 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         help="serve the devices of this file, and those that are added",
     )
     options.add_to(parser, *options.OPTIONS.values())
+    parser.add_argument(
+        "--keeper",
+        choices=[AUTO, STANDBY, SYSTEMD, NONE],
+        default=NONE,
+        help="who keeps all descriptors while the daemon is killed or upgraded, so "
+        "that no VM notices: systemd if it offers to (FileDescriptorStoreMax=), else a "
+        "small parent process; standby: that process, and the next daemon waits "
+        "already; none: no process does (default: none)",
+    )
     parser.add_argument(
         "--fd", type=int, metavar="N", help="inherited vhost-user socket"
     )
@@ -60,9 +78,10 @@ def _run(args: argparse.Namespace) -> None:
     _check_barriers()
     # The configuration is checked before logging is set up: `main` prints its errors.
     device = options.device(args.name, options.texts(args))
+    _start_keeper(args)
     with _logging(verbose=args.verbose):
         inherited = None if args.fd is None else sockets.inherited(args.fd)
-        asyncio.run(daemon.run(device, inherited))
+        _serve(lambda keeper: run(device, inherited, keeper), args)
 
 
 def _run_file(args: argparse.Namespace) -> None:
@@ -74,8 +93,45 @@ def _run_file(args: argparse.Namespace) -> None:
         raise Usage(f"run: with --config leave out {', '.join(more)}")
     _check_barriers()
     file = load(args.config)
+    _start_keeper(args)
     with _logging(verbose=args.verbose):
-        asyncio.run(daemon.run_file(file))
+        _serve(lambda keeper: run_file(file, keeper), args)
+
+
+def _start_keeper(args: argparse.Namespace) -> None:
+    """Become the keeper, which starts the daemon, if there is to be one of ours."""
+    # A socket that we were given is its giver's: that is who starts us again.
+    if args.keeper == NONE or args.fd is not None or store.has_keeper(_systemd(args)):
+        return
+    # Without the present directory in the path, where other users may have put modules;
+    # unless it is there by `python -m`, and may be where our modules are.
+    by_module = getattr(sys.modules["__main__"], "__spec__", None) is not None
+    flags = [] if by_module and not sys.flags.safe_path else ["-P"]
+    command = [sys.executable, *flags, "-m", keeper.__name__, *sys.argv[1:]]
+    os.execv(sys.executable, command)
+
+
+def _systemd(args: argparse.Namespace) -> bool:
+    return bool(args.keeper == SYSTEMD)
+
+
+def _serve(
+    daemon: Callable[[DescriptorStore | None], Coroutine[None, None, None]],
+    args: argparse.Namespace,
+) -> None:
+    """Serve until the end, which the keeper must be able to tell from a failure."""
+    kept = None
+    if args.keeper != NONE and args.fd is None:
+        kept = store.from_environment(systemd=_systemd(args))
+    try:
+        asyncio.run(daemon(kept))
+    except HostError:
+        raise
+    except Exception:
+        if kept is None:
+            raise
+        log.exception("the daemon failed")
+        sys.exit(notices.FAILED)
 
 
 def _check_barriers() -> None:

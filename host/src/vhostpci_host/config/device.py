@@ -5,7 +5,7 @@ import grp
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 
@@ -165,6 +165,14 @@ class ConfigError(HostError):
         super().__init__(f"{config.name}: {'; '.join(one.text for one in problems)}")
         self.config = config
         self.problems = problems
+
+
+def describe(config: "DeviceConfig") -> tuple[str, ...]:
+    """Return all that differs from the defaults: two alike have the same texts."""
+    # What is as by default is left out, so that a later version with more options has
+    # the same texts for the same configuration.
+    values = ((one, getattr(config, one.name)) for one in fields(DeviceConfig))
+    return tuple(f"{one.name}={value}" for one, value in values if value != one.default)
 
 
 class Mode(StrEnum):

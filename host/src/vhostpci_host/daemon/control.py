@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import sockets
+from ..config import options
 from ..errors import HostError
 
 log = logging.getLogger(__name__)
@@ -158,3 +159,22 @@ async def _run(commands: Commands, line: bytes) -> Any:
     if command is None:
         raise HostError(f"no command {name!r}; there are: {', '.join(commands)}")
     return await command(request)
+
+
+def given_options(given: object) -> dict[str, str]:
+    """Return the options of a request, checked.
+
+    Raises:
+        HostError: an option is no text, or is not one of a device.
+    """
+    if not isinstance(given, dict):
+        raise HostError("options: write an object with texts")
+    for name, text in given.items():
+        if not isinstance(text, str):
+            raise HostError(f"{name} {text!r}: write a text")
+        if name == options.RUN_DIR.name:
+            raise HostError(f"{name} is for the whole daemon, not for a device")
+        option = options.OPTIONS.get(name)
+        if option and option.is_path and not text.startswith("/"):
+            raise HostError(f"{name} {text!r}: write an absolute path")
+    return given

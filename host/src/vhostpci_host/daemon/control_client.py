@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..errors import HostError, NoDaemon, explain
+from ..errors import HostError, NoAnswer, NoDaemon, explain
 
 CONNECT_PAUSE = 0.01
 """Seconds between two attempts to connect while too many others do."""
@@ -41,6 +41,8 @@ def ask(path: Path, request: dict[str, Any], timeout: float = ASK_TIMEOUT) -> An
                 f"the daemon at {path} does not answer within {timeout:g} s: it hangs, "
                 "or is stopped, or the machine is overloaded; look at its log"
             ) from error
+        except ConnectionError as error:
+            raise NoAnswer(str(explain("ask the daemon at", path, error))) from error
         except OSError as error:
             raise explain("ask the daemon at", path, error) from error
     return _result(path, line)
@@ -53,7 +55,7 @@ def _result(path: Path, line: bytes) -> Any:
         HostError: it carries the reason why there is none; or it is no answer.
     """
     if not line:
-        raise HostError(
+        raise NoAnswer(
             f"the daemon at {path} closed the connection without an answer: ask again, "
             "or look at its log"
         )

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,9 @@ from typing import Any
 from vhostpci_shared.limits import (
     exhausted,
     no_descriptors,
-    raise_descriptor_limit,
     shortage,
 )
+from vhostpci_shared.wire import ProtocolError
 
 from ..config import options
 from ..config.device import DeviceConfig, Mode, check_name, conflicts, daemon_control
@@ -34,12 +34,16 @@ from ..hotplug.pool import SlavePool
 from ..interfaces import UNPLUG, Json, Plugger
 from ..ivshmem.linger import Linger
 from ..ivshmem.relays import thread_relays
+from ..keeper.slots import StateError
+from ..keeper.store import DescriptorStore
 from ..memory.arena_file import remove_left_behind
 from ..memory.attach import WindowIds
 from ..memory.directory import make_directory
 from ..memory.room import shortages
-from .control import Commands, Control, Request
+from .control import Commands, Control, Request, given_options
 from .directories import Directories
+from .keeper_port import KeeperPort, pid
+from .left_behind import LeftBehind
 from .listeners import PathListener, Place
 from .reload import Changes, Reload
 from .server import SLOW_TICKS, Common, Server
@@ -82,9 +86,14 @@ class Daemon:
     Args:
         shared: options that an added device has unless it says otherwise; None for a
             daemon with one device, which lives and fails with it.
+        store: keeps what a successor needs; None without a keeper.
     """
 
-    def __init__(self, shared: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        shared: Mapping[str, str] | None = None,
+        store: DescriptorStore | None = None,
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self._common = Common(
             self.loop,
@@ -93,7 +102,10 @@ class Daemon:
             Directories(self.loop.time),
             self._serve_device_control,
             thread_relays(),
+            store,
         )
+        self._keeper = KeeperPort(store)
+        self._left = self._keeper.left()
         self._shared = shared
         self._entries: dict[str, Entry] = {}
         self._reload: Reload | None = None
@@ -112,19 +124,99 @@ class Daemon:
         # None of these may end the process by itself: it would leave its sockets, and
         # plugged devices in slave VMs.
         for number in (signal.SIGTERM, signal.SIGINT):
-            self.loop.add_signal_handler(number, self.stop)
+            self.loop.add_signal_handler(number, self._on_end)
         self.loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
-        for number in (signal.SIGUSR1, signal.SIGUSR2):
-            self.loop.add_signal_handler(
-                number, log.info, "%s is ignored: it has no meaning here", number.name
-            )
+        self.loop.add_signal_handler(signal.SIGUSR2, self._keeper.on_signal)
+        self.loop.add_signal_handler(
+            signal.SIGUSR1, log.info, "SIGUSR1 is ignored: it has no meaning here"
+        )
 
     # Its devices.
 
+    async def restore(self, configs: Iterable[DeviceConfig]) -> None:
+        """Go on with what a daemon before us has served of these devices.
+
+        Those that it has added go on as well.  What it has left of any other is closed.
+        """
+        for config in configs:
+            self._restore(config)
+            await asyncio.sleep(0)  # the first ones beat their heart meanwhile
+        added = self._restore_added() if self._shared is not None else {}
+        while self._left:
+            name, left = self._left.popitem()
+            log.info("%s: is not served any more: it is closed", name)
+            left.file.close()
+        if self._unplugging:
+            # Of those that could not go on: their next pluggers must find nothing.
+            await asyncio.wait(self._unplugging.values())
+        self._keeper.finish_start()
+        for config, texts in added.items():
+            # No file names it, so it begins again here if it could not go on.
+            if config.name not in self._entries:
+                await self.add_or_list(config, texts)
+
+    def _restore(
+        self, config: DeviceConfig, added: Mapping[str, str] | None = None
+    ) -> None:
+        """Go on with one device, or say why that cannot be."""
+        left = self._left.pop(config.name, None)
+        if left is None:
+            return
+        entry = self._entries[config.name] = Entry(config)
+        try:
+            with contextlib.ExitStack() as undo:
+                undo.callback(left.file.close)
+                left.check(config)
+                undo.pop_all()
+            server = self._new_server(config, added=added, left=left)
+            if entry.failure:
+                raise HostError(entry.failure)
+            entry.server = server
+            server.serve_control()
+        except (StateError, HostError, ProtocolError, OSError) as error:
+            del self._entries[config.name]
+            self._unplug_soon(config.name)
+            log.warning(
+                "%s: what an earlier daemon has left cannot be used: %s; the device "
+                "begins without it, and its master connects again",
+                config.name,
+                error,
+            )
+            return
+        entry.arriving = False
+        log.info("%s: goes on where an earlier daemon has ended", config.name)
+
+    def _restore_added(self) -> dict[DeviceConfig, Mapping[str, str]]:
+        """Go on with the devices that were added; return them with their options."""
+        found: dict[DeviceConfig, Mapping[str, str]] = {}
+        for name, left in list(self._left.items()):
+            if left.added is None:
+                continue
+            try:
+                config = options.device(name, left.added)
+            except HostError as error:
+                log.warning("%s: was added, and is not served now: %s", name, error)
+                continue
+            found[config] = left.added
+            self._restore(config, left.added)
+        return found
+
+    def ready(self) -> None:
+        """Tell the keeper, or the service manager, that all devices are served."""
+        self._keeper.ready(len(self._entries))
+
     async def add(
-        self, config: DeviceConfig, inherited: socket.socket | None = None
+        self,
+        config: DeviceConfig,
+        inherited: socket.socket | None = None,
+        added: Mapping[str, str] | None = None,
     ) -> None:
         """Serve one more device.
+
+        Args:
+            config: the device's.
+            inherited: its vhost-user socket, if we were given one.
+            added: its options, if it is in no file.
 
         Raises:
             HostError: it cannot be served.
@@ -132,7 +224,7 @@ class Daemon:
         assert config.name not in self._entries, "two devices of one name"
         entry = self._entries[config.name] = Entry(config)
         try:
-            await self._serve(entry, inherited)
+            await self._serve(entry, inherited, added)
         except BaseException as error:
             await self._unplug(config.name)
             self._close(entry)
@@ -149,13 +241,18 @@ class Daemon:
         where = config.vhost_user if inherited is None else "the inherited socket"
         log.info(text, config.name, where, config.ivshmem)
 
-    async def _serve(self, entry: Entry, inherited: socket.socket | None) -> None:
+    async def _serve(
+        self,
+        entry: Entry,
+        inherited: socket.socket | None,
+        added: Mapping[str, str] | None,
+    ) -> None:
         """Open everything that the device of a new entry needs.
 
         Raises:
             HostError: it cannot be served, or has failed or was closed meanwhile.
         """
-        entry.server = self._new_server(entry.config, inherited)
+        entry.server = self._new_server(entry.config, inherited, added=added)
         if entry.config.prealloc:
             await entry.server.reserve_memory(self._ended.done)
         if entry.server is None:
@@ -163,7 +260,12 @@ class Daemon:
         entry.server.serve_control()
 
     def _new_server(
-        self, config: DeviceConfig, inherited: socket.socket | None
+        self,
+        config: DeviceConfig,
+        inherited: socket.socket | None = None,
+        *,
+        added: Mapping[str, str] | None = None,
+        left: LeftBehind | None = None,
     ) -> Server:
         return Server(
             self._common,
@@ -172,6 +274,8 @@ class Daemon:
             ended=self.stop,
             plugger=self._new_plugger(config),
             inherited=inherited,
+            added=added,
+            left=left,
         )
 
     def _tick(self) -> None:
@@ -181,6 +285,7 @@ class Daemon:
         """
         self._timer = self.loop.call_later(TICK, self._tick)
         self._ticks += 1
+        self._keeper.tick()
         if self._listener is not None and self._ticks % SLOW_TICKS == 0:
             self._listener.check()
         if self._ticks % ROOM_TICKS == 0:
@@ -189,10 +294,12 @@ class Daemon:
             if entry.server is not None:
                 entry.server.tick()
 
-    async def add_or_list(self, config: DeviceConfig) -> None:
+    async def add_or_list(
+        self, config: DeviceConfig, added: Mapping[str, str] | None = None
+    ) -> None:
         """Serve one more device, or list it as failed if that is not possible."""
         try:
-            await self.add(config)
+            await self.add(config, added=added)
         except HostError as error:
             log.error("%s: cannot be served: %s", config.name, error)
             failed = Entry(config, failure=str(error), arriving=False)
@@ -279,7 +386,8 @@ class Daemon:
         """Serve the devices of a file; those that cannot be served are failed ones."""
         self._reload = Reload(self, file)
         for device in file.devices:
-            await self.add_or_list(device)
+            if device.name not in self._entries:
+                await self.add_or_list(device)
 
     def _on_hangup(self) -> None:
         """Read the file again, because a signal asks for it."""
@@ -334,6 +442,14 @@ class Daemon:
         """Wait until a signal or an error of ours ends the daemon."""
         await self._ended
 
+    def _on_end(self) -> None:
+        """End because of a signal."""
+        # systemd stops a service to start it again, and gives its successor what it
+        # keeps; at a stop for good it closes that by itself.
+        if self._keeper.is_systemd:
+            self._keeper.make_room(0)
+        self.stop()
+
     def stop(self) -> None:
         """End the daemon."""
         if not self._ended.done():
@@ -341,6 +457,7 @@ class Daemon:
 
     async def close(self) -> None:
         """Unplug what is plugged, and close all devices."""
+        self._keeper.end()
         self._stack.close()
         self._timer.cancel()
         for name in list(self._pluggers):
@@ -353,6 +470,7 @@ class Daemon:
         if self._common.relays is not None:
             self._common.relays.close()
         self._log.close()
+        self._keeper.close()
 
     def _loop_failed(
         self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]
@@ -374,7 +492,12 @@ class Daemon:
 
     def _serve_device_control(self, connection: socket.socket) -> None:
         """Answer the lines of one connection to a device's control socket."""
-        self._control.take({"status": self._on_status}, connection)
+        commands: Commands = {
+            "status": self._on_status,
+            "pid": pid,
+            "restart": self._keeper.restart,
+        }
+        self._control.take(commands, connection)
 
     def serve_control(self, run_dir: Path) -> None:
         """Serve the daemon's control socket: `add`, `remove`, `reload` and so on.
@@ -386,6 +509,8 @@ class Daemon:
         commands: Commands = {
             "status": self._on_status,
             "list": self._on_list,
+            "pid": pid,
+            "restart": self._keeper.restart,
             "add": self._on_add,
             "remove": self._on_remove,
             "reload": self._on_reload,
@@ -405,8 +530,10 @@ class Daemon:
     async def _on_status(self, request: Request) -> Json:
         """Describe the device that the request names, or the only one."""
         if request.get("name") is None and len(self._entries) == 1:
-            return next(iter(self._entries.values())).describe()
-        return self._entry(request).describe()
+            found = next(iter(self._entries.values())).describe()
+        else:
+            found = self._entry(request).describe()
+        return {**found, "keeper": self._keeper.describe()}
 
     async def _on_list(self, request: Request) -> list[Json]:
         return [entry.row() for entry in self._entries.values()]
@@ -417,13 +544,13 @@ class Daemon:
         check_name(name if isinstance(name, str) else "")
         if name in self._entries:
             raise HostError(f"device {name!r} is there already: remove it first")
-        given = {**(self._shared or {}), **_texts(request.get("options", {}))}
+        given = {**(self._shared or {}), **given_options(request.get("options", {}))}
         given[options.RUN_DIR.name] = str(self._run_dir)
         device = options.device(str(name), given)
         there = [entry.config for entry in self._entries.values()]
         for *_, text in conflicts([*there, device]):
             raise HostError(f"{name}: {text}")
-        await self.add(device)
+        await self.add(device, added=given)
         self.warn_of_shortage()
 
     async def _on_remove(self, request: Request) -> None:
@@ -470,56 +597,3 @@ async def _close_plugger(name: str, plugger: Plugger) -> None:
         )
     except Exception:
         log.exception("%s: unplugging its windows failed", name)
-
-
-def _texts(given: object) -> dict[str, str]:
-    """Return the options of a request, checked.
-
-    Raises:
-        HostError: an option is no text, or is not one of a device.
-    """
-    if not isinstance(given, dict):
-        raise HostError("options: write an object with texts")
-    for name, text in given.items():
-        if not isinstance(text, str):
-            raise HostError(f"{name} {text!r}: write a text")
-        if name == options.RUN_DIR.name:
-            raise HostError(f"{name} is for the whole daemon, not for a device")
-        option = options.OPTIONS.get(name)
-        if option and option.is_path and not text.startswith("/"):
-            raise HostError(f"{name} {text!r}: write an absolute path")
-    return given
-
-
-async def run(config: DeviceConfig, inherited: socket.socket | None = None) -> None:
-    """Serve one device until a signal ends the daemon.
-
-    Raises:
-        HostError: it cannot be served, or failed.
-    """
-    raise_descriptor_limit()
-    daemon = Daemon()
-    try:
-        await daemon.add(config, inherited)
-        daemon.warn_of_shortage()
-        await daemon.ended()
-    finally:
-        await daemon.close()
-
-
-async def run_file(file: ConfigFile) -> None:
-    """Serve the devices of a file, and those added later, until a signal ends it.
-
-    Raises:
-        HostError: another daemon serves the run-dir.
-    """
-    raise_descriptor_limit()
-    daemon = Daemon(file.shared)
-    try:
-        daemon.serve_control(file.run_dir)
-        await daemon.serve_file(file)
-        daemon.warn_of_shortage()
-        log.info("serving %d devices; more by `vhostpci-host add`", len(file.devices))
-        await daemon.ended()
-    finally:
-        await daemon.close()

@@ -9,8 +9,10 @@ from pathlib import Path
 from vhostpci_shared.limits import exhausted, no_descriptors
 
 from .. import sockets
+from ..device.kept import ListenerState
 from ..errors import HostError
 from ..interfaces import Loop
+from ..keeper.store import Keep
 
 ACCEPT_PAUSE = 1.0
 """Seconds to accept nothing when there are no descriptors left."""
@@ -23,6 +25,15 @@ class Place:
     path: Path
     mode: int
     group: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class LeftSocket:
+    """A listening socket that a daemon before us has left."""
+
+    server: socket.socket
+    inode: tuple[int, int]
+    """Which file its path named."""
 
 
 class Listener:
@@ -98,6 +109,7 @@ class PathListener:
         take: is called with each.
         complain: is called with why there can be none, and with who took the path.
         start: whether to accept connections at once; else they wait for `start`.
+        left: the socket of a daemon before us; ours from here on.
 
     Raises:
         HostError: the socket cannot be made.
@@ -111,6 +123,7 @@ class PathListener:
         complain: Callable[[str], None],
         *,
         start: bool = True,
+        left: LeftSocket | None = None,
     ) -> None:
         self._started = start
         self._place = place
@@ -120,14 +133,26 @@ class PathListener:
         self.closed = False
         self.lost = False
         """Whether another process has taken the path, and we cannot listen there."""
-        self._adopt(sockets.listen(place.path, place.mode, place.group))
+        if left is None:
+            self._adopt(sockets.listen(place.path, place.mode, place.group))
+        else:
+            self._adopt(left.server, left.inode)
 
-    def _adopt(self, server: socket.socket) -> None:
+    def _adopt(
+        self, server: socket.socket, inode: tuple[int, int] | None = None
+    ) -> None:
         # The number stays this file's while `server` is open: Linux keeps the inode.
-        self._inode = sockets.inode(self._place.path)
+        self._inode = inode or sockets.inode(self._place.path)
+        self._server = server
         self._listener = Listener(
             server, self._loop, self._take, self._complain, start=self._started
         )
+
+    def capture(self, keep: Keep) -> ListenerState:
+        """Return what a successor needs to listen with the same socket."""
+        device, inode = self._inode or (0, 0)
+        path = str(self._place.path)
+        return ListenerState(keep(self._server), path, device, inode)
 
     def start(self) -> None:
         """Accept connections from now on; those that wait come first."""

@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +14,22 @@ from vhostpci_shared.limits import exhausted, no_descriptors
 from .. import sockets
 from ..config.device import DeviceConfig, Mode
 from ..device.device import Device
+from ..device.kept import DeviceState
 from ..device.peer_log import PeerLog
+from ..device.succession import (
+    capture,
+    restore_master,
+    restore_slave,
+    settle_doubt,
+)
 from ..device.windows import ShownWindows
-from ..errors import HostError
+from ..errors import HostError, InUse
 from ..interfaces import Plugger
 from ..ivshmem.connection import SlaveConnection
 from ..ivshmem.linger import Linger
 from ..ivshmem.relays import LoopRelays, ThreadRelays
+from ..keeper.shelf import Shelf
+from ..keeper.store import DescriptorStore, Keep
 from ..memory.arena import Arena
 from ..memory.attach import AttachedMemory, WindowIds
 from ..memory.directory import check_directory, make_directory
@@ -30,7 +39,8 @@ from .admission import Admission
 from .connector import Connector
 from .directories import Directories, NameWatch
 from .isolated_loop import IsolatedLoop
-from .listeners import Listener, PathListener, Place
+from .left_behind import LeftBehind, unnamed_socket
+from .listeners import LeftSocket, Listener, PathListener, Place
 from .seats import slave_hangs
 
 log = logging.getLogger(__name__)
@@ -56,6 +66,8 @@ class Common:
     """Answers the lines of one control connection."""
     relays: ThreadRelays | None = None
     """None: each device's loop passes kicks and calls on."""
+    keeper: DescriptorStore | None = None
+    """Keeps for a successor what the devices need; None without a keeper."""
 
 
 class Server:
@@ -68,9 +80,12 @@ class Server:
         ended: called when the only connection that there can be has ended.
         plugger: hot-plugs the windows into a slave VM; None without hot-plug.
         inherited: a vhost-user socket that we were given, instead of one we make.
+        added: the options of a device that no file has, for a successor.
+        left: what a daemon before us has left of the device.
 
     Raises:
         HostError: a socket or the arena cannot be made.
+        StateError: `left` does not fit.
     """
 
     def __init__(
@@ -82,6 +97,8 @@ class Server:
         ended: Callable[[], None],
         plugger: Plugger | None = None,
         inherited: socket.socket | None = None,
+        added: Mapping[str, str] | None = None,
+        left: LeftBehind | None = None,
     ) -> None:
         self.loop = IsolatedLoop(common.loop, self._fail, self._exhausted)
         self._common = common
@@ -100,18 +117,71 @@ class Server:
         self._ticks = 0
         self._listeners: list[PathListener] = []
         self._connector: Connector | None = None
+        self._names = self._watch_names()
+        self._added = added
+        self._left_sockets: dict[Path, LeftSocket] = {}
+        with contextlib.ExitStack() as stack:
+            self._shelf = self._new_shelf(left)
+            if self._shelf is not None:
+                stack.callback(self._shelf.close)
+            if left is not None:
+                self._left_sockets = left.listeners()
+                stack.callback(self._close_left_sockets)
+            self._open(config, inherited, stack, left)
+            if left is not None:
+                self._finish_restoring(left)
+            self._stack = stack.pop_all()
+        self._begin(left)
+
+    def _begin(self, left: LeftBehind | None) -> None:
+        """Keep the device from now on, and go on with what was left."""
+        if self._shelf is not None:
+            self._shelf.active = True
+            self._shelf.save()
+        if left is not None:
+            # In a call of the loop's: an error in it fails this device only.
+            self.loop.run(self._go_on, left)
+
+    def _watch_names(self) -> NameWatch:
+        config = self._config
         paths = config.vhost_user, config.ivshmem, config.control, config.arena
         at = {path.parent for path in paths}
-        self._names = NameWatch(*map(common.directories.at, at))
-        with contextlib.ExitStack() as stack:
-            self._open(config, inherited, stack)
-            self._stack = stack.pop_all()
+        return NameWatch(*map(self._common.directories.at, at))
+
+    def _new_shelf(self, left: LeftBehind | None) -> Shelf | None:
+        keeper = self._common.keeper
+        if keeper is None:
+            return None
+        if left is None:
+            return Shelf.new(keeper, self._capture)
+        return Shelf(keeper, left.file, self._capture)
+
+    def _save(self) -> None:
+        """Keep the present state for a successor."""
+        if self._shelf is not None:
+            self._shelf.save()
+
+    def _capture(self, keep: Keep) -> DeviceState:
+        setup, master, slave = self.device.setup, self._master, self._slave
+        return capture(
+            self.device,
+            keep,
+            added=self._added,
+            listeners=tuple(
+                listener.capture(keep)
+                for listener in self._listeners
+                if not listener.closed
+            ),
+            master=master.capture(keep, setup) if master and setup else None,
+            slave=slave.capture(keep) if slave else None,
+        )
 
     def _open(
         self,
         config: DeviceConfig,
         inherited: socket.socket | None,
         stack: contextlib.ExitStack,
+        left: LeftBehind | None,
     ) -> None:
         """Open everything that may fail; `stack` closes it in the reverse order."""
         make_directory(config.run_dir)
@@ -120,8 +190,11 @@ class Server:
         place = Place(config.control, 0o600, None)
         self._control = self._listen_at(place, self._common.control, start=False)
         stack.callback(self._control.close)
-        self.device = self._new_device(config)
+        self.device = self._new_device(config, left)
         stack.callback(self.device.close)
+        if left is not None:
+            stack.callback(self._close_connections)
+            self._restore(left)
         self._listen(config.ivshmem, self._slaves.arrive, stack)
         if config.connect is not None:
             self._connect(config.connect, stack)
@@ -132,15 +205,71 @@ class Server:
         else:
             self._take_inherited(inherited, stack)
 
-    def _new_device(self, config: DeviceConfig) -> Device:
+    def _new_device(self, config: DeviceConfig, left: LeftBehind | None) -> Device:
         with contextlib.ExitStack() as undo:
-            store = self._store(config)
+            store = self._store(config, left)
             undo.callback(store.close)
             windows = self._new_windows(store)
             relays = self._common.relays or LoopRelays(self.loop)
-            device = Device(config, store, windows, self.loop, self._log, relays)
+            device = Device(
+                *(config, store, windows, self.loop, self._log, relays),
+                save=self._save,
+                left=None if left is None else left.device,
+            )
             undo.pop_all()
         return device
+
+    def _restore(self, left: LeftBehind) -> None:
+        """Take over the connections of a daemon before us, without a word to them.
+
+        Raises:
+            StateError: something does not fit.
+        """
+        state, kept = left.device.state, left.device.kept
+        self.device.windows.restore(state.windows, kept)
+        if state.master is not None:
+            connection = kept.socket(state.master.socket, listening=False)
+            self._master = self._new_connection(
+                connection, state.master.pid, returning=state.master.returning
+            )
+            restore_master(self.device, self._master, left.device)
+        if state.slave is not None:
+            known = state.slave.connection
+            connection = kept.socket(known.socket, listening=False)
+            self._slave = self._connect_slave(connection)
+            restore_slave(self.device, self._slave, left.device, self.loop.time())
+            doubtful = self._slave.restore(known, kept, self.device.store.file)
+            if doubtful is not None:
+                settle_doubt(self.device, self._slave, doubtful)
+
+    def _finish_restoring(self, left: LeftBehind) -> None:
+        """Answer what a daemon before us has served and not answered."""
+        self._close_left_sockets()  # of windows that are shown no more
+        master, state = self._master, left.device.state.master
+        if master is not None and state is not None:
+            master.restore(state)
+
+    def _close_left_sockets(self) -> None:
+        while self._left_sockets:
+            self._left_sockets.popitem()[1].server.close()
+
+    def _go_on(self, left: LeftBehind) -> None:
+        """Serve what a daemon before us has served."""
+        self.device.go_on()
+        if self._slave is not None:
+            self._slave.start()
+            self._slave.go_on()
+        if self._master is None:
+            return
+        if left.in_pieces:
+            self._master.drop("the daemon before us has read a part of a message")
+        else:
+            self._master.start()
+
+    def _close_connections(self) -> None:
+        for connection in (self._slave, self._master):
+            if connection is not None:
+                connection.close()
 
     def _new_windows(self, store: Store) -> ShownWindows:
         return ShownWindows(
@@ -151,12 +280,16 @@ class Server:
             linger=self._common.linger,
             warn=self._log.warn_once,
             plugger=self._plugger,
+            changed=self._save,
         )
 
-    def _store(self, config: DeviceConfig) -> Store:
-        if config.mode is Mode.ATTACH:
-            return AttachedMemory(config, self._common.window_ids)
-        return Arena(config)
+    def _store(self, config: DeviceConfig, left: LeftBehind | None) -> Store:
+        ids = self._common.window_ids
+        if left is not None:
+            return left.store(config, ids)
+        return (
+            AttachedMemory(config, ids) if config.mode is Mode.ATTACH else Arena(config)
+        )
 
     def _listen(
         self,
@@ -179,9 +312,19 @@ class Server:
         start: bool = True,
     ) -> PathListener:
         """Make a socket, and look at its path from time to time."""
-        listener = PathListener(
-            place, self.loop, take, self._log.warn_once, start=start
-        )
+        left = self._left_sockets.pop(place.path, None)
+        warn = self._log.warn_once
+        try:
+            listener = PathListener(
+                place, self.loop, take, warn, start=start, left=left
+            )
+        except InUse:
+            left = self._unnamed_socket(place.path)
+            if left is None:
+                raise
+            listener = PathListener(
+                place, self.loop, take, warn, start=start, left=left
+            )
         self._listeners.append(listener)
         return listener
 
@@ -191,7 +334,13 @@ class Server:
             path, self.loop, self._serve_master, self._log.warn_once
         )
         stack.callback(self._connector.close)
-        self.loop.call_later(0, self._connector.check)
+        if self._master is None:  # an earlier daemon has left us none
+            self.loop.call_later(0, self._connector.check)
+
+    def _unnamed_socket(self, path: Path) -> LeftSocket | None:
+        """Return a socket that a daemon before us had made, and in no state yet."""
+        keeper = self._common.keeper
+        return None if keeper is None else unnamed_socket(keeper.left, path)
 
     def _take_inherited(
         self, inherited: socket.socket, stack: contextlib.ExitStack
@@ -237,17 +386,24 @@ class Server:
 
     def _serve_master(self, connection: socket.socket, pid: int) -> None:
         """Serve a front-end, the only one, of process `pid`."""
-        self._master = MasterConnection(
+        returning = self._masters.visits(pid) > 0
+        self._master = self._new_connection(connection, pid, returning=returning)
+        self.device.master_connected(self._master)
+        self._master.start()
+
+    def _new_connection(
+        self, connection: socket.socket, pid: int, *, returning: bool
+    ) -> MasterConnection:
+        return MasterConnection(
             connection,
             pid,
             self.loop,
             receive=self.device.receive,
             closed=self._master_closed,
             say_once=self._log.warn_once,
-            returning=self._masters.visits(pid) > 0,
+            returning=returning,
+            shelf=self._shelf,
         )
-        self.device.master_connected(self._master)
-        self._master.start()
 
     def _replace_master(self, master: MasterConnection, pid: int) -> None:
         """Disconnect a front-end that hangs, because another one has come."""
@@ -286,8 +442,7 @@ class Server:
         if self._slave is not None:
             self._refuse_slave(connection)
             return
-        linger = self._common.linger
-        self._slave = SlaveConnection(self, connection, self.loop, linger)
+        self._slave = self._connect_slave(connection)
         self._slave.start()
         try:
             self.device.slave_connected(self._slave)
@@ -295,6 +450,10 @@ class Server:
             if not exhausted(error):
                 raise
             self._slave.give_up(no_descriptors(error))
+
+    def _connect_slave(self, connection: socket.socket) -> SlaveConnection:
+        linger, shelf = self._common.linger, self._shelf
+        return SlaveConnection(self, connection, self.loop, linger, shelf)
 
     def _replace_hung_slave(self, slave: SlaveConnection, pid: int) -> None:
         """Disconnect a slave if it hangs, because another one has come."""
@@ -415,6 +574,9 @@ class Server:
     def close(self) -> None:
         """Close the device and its sockets; an error in one step stops no other."""
         self._alone = False
+        if self._shelf is not None:
+            # What is kept stays as it is until the end, when it is forgotten.
+            self._shelf.active = False
         with self._stack as stack:
             stack.callback(self._log.close)
             stack.callback(self.loop.close)

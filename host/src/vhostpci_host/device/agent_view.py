@@ -11,6 +11,8 @@ from vhostpci_shared.access import Metadata
 from vhostpci_shared.metadata import Agent, AgentState
 from vhostpci_shared.wire import ProtocolError
 
+from .kept import AgentLeft
+
 log = logging.getLogger(__name__)
 
 ALIVE = 2.0
@@ -70,6 +72,23 @@ class AgentView:
         self._bytes = self._metadata.agent_bytes()
         self.entry = _parse(self._bytes)
         self.late_at = 0
+
+    def capture(self) -> AgentLeft:
+        """Return what a successor needs to know of the agent."""
+        return AgentLeft(instance=self._instance, present=self.present)
+
+    def restore(self, state: AgentLeft, now: float) -> None:
+        """Go on after `forget`, with what a daemon before us knew of the agent.
+
+        Another agent may have come since: its instance shows that.
+        """
+        self._now, self._instance = now, state.instance
+        if state.present:
+            # It has as long as any other to say something: a front-end whose request
+            # stops rings must wait for it.
+            self._lived_at = now
+            entry = self.entry
+            self._said = entry.instance, entry.state, entry.vectors, entry.message
 
     def only_beats(self, now: float) -> bool:
         """Look at the agent's entry; return whether there is nothing new but a beat.

@@ -25,7 +25,7 @@ Nothing here waits: the loop calls back, and the daemon calls `tick`.
 
 import logging
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 
 from vhostpci_shared.wire import ProtocolError
@@ -33,7 +33,7 @@ from vhostpci_shared.wire import ProtocolError
 from ..config.device import DeviceConfig
 from ..errors import HostError
 from ..fds import Notifier
-from ..interfaces import Loop, MasterPort
+from ..interfaces import Loop, MasterPort, nothing
 from ..ivshmem.doorbells import VectorSet
 from ..ivshmem.peers import PeersExhausted
 from ..ivshmem.relays import Relays
@@ -44,6 +44,7 @@ from ..vhost_user.front_end_setup import FrontEndSetup, Quiesce
 from ..vhost_user.message import Message
 from .agent_view import AgentView
 from .debounce import Debounce
+from .kept import DeviceLeft
 from .peer_log import PeerLog
 from .publisher import Publisher
 from .quiesce import POLL, QUIESCE, AgentWait, Outcome
@@ -70,6 +71,12 @@ class Device:
         loop: calls the device back.
         peer_log: logs what the front-end and the slave cause, a few lines a minute.
         relays: passes kicks and calls on.
+        save: writes the state for a successor; called before anything of it is seen by
+            another process.
+        left: what a daemon before us has left; call `go_on` when all of it is there.
+
+    Raises:
+        StateError: `left` does not fit the device.
     """
 
     def __init__(
@@ -80,6 +87,9 @@ class Device:
         loop: Loop,
         peer_log: PeerLog,
         relays: Relays,
+        *,
+        save: Callable[[], None] = nothing,
+        left: DeviceLeft | None = None,
     ) -> None:
         self.config = config
         self.store = store
@@ -90,21 +100,26 @@ class Device:
         self._metadata = store.metadata
         self.agent = AgentView(store.metadata, config.name, config.vectors)
         instance = random.getrandbits(63) | 1
-        self.publisher = Publisher(config, store.metadata, instance)
+        self._save = save
+        shown = None if left is None else left.state.publisher
+        self.publisher = Publisher(config, store.metadata, instance, shown)
         self._stale_slave = StaleSlave(plugged=config.plugged)
         self._reports = RingReports(config.name, store.metadata, self.publisher)
         self._loop = loop
         self._log = peer_log
         self._relays = relays
-        self._doorbell = Notifier.new()
+        self.doorbell = (
+            left.kept.eventfd(left.state.doorbell) if left else Notifier.new()
+        )
         self._debounce = Debounce(loop, self._settle)
         self._wait = AgentWait(loop, self._look_at_agent)
         self._disabling = AgentWait(loop, self._look_at_agent)
         self._replacing = False
         self._ticks = 0
         self._quiet_until = 0.0
-        self._publish()
-        loop.add_reader(self._doorbell.fileno(), self._on_doorbell)
+        if left is None:
+            self._publish()
+        loop.add_reader(self.doorbell.fileno(), self._on_doorbell)
 
     @property
     def leases(self) -> list[Lease]:
@@ -129,8 +144,8 @@ class Device:
         with ExitStack() as stack:
             stack.callback(self.store.close)
             stack.callback(self.windows.close)
-            stack.callback(self._doorbell.close)
-            stack.callback(self._loop.remove_reader, self._doorbell.fileno())
+            stack.callback(self.doorbell.close)
+            stack.callback(self._loop.remove_reader, self.doorbell.fileno())
             stack.callback(self.slave_gone)
             stack.callback(self.master_gone)
 
@@ -144,15 +159,18 @@ class Device:
             text = f"front-end connected (pid {port.pid})"
             self._log.info(text, kind=text)
         self.master = port
-        windows = self.store.windows(port.pid, self._for_vm)
-        self.backend = Backend(
+        self.backend = self.new_backend(port)
+        self._restore_memory(sizes=False)  # the master that is gone may have harmed it
+        self._publish()
+
+    def new_backend(self, port: MasterPort, *, known: bool = False) -> Backend:
+        """Return a back-end for a front-end that has said nothing yet."""
+        return Backend(
             self.config.queue_pairs,
-            windows,
+            self.store.windows(port.pid, self._for_vm, known=known),
             self._metadata.position,
             lambda index: self.leases[index].origin,
         )
-        self._restore_memory(sizes=False)  # the master that is gone may have harmed it
-        self._publish()
 
     def master_gone(self) -> None:
         """End the session; a no-op without one.
@@ -417,6 +435,9 @@ class Device:
             self.windows.numbers,
             slave=self.slave is not None,
             takes_kicks=self.slave is not None and self.slave.port.takes_kicks,
+            # A successor that finds less in the metadata than in the state publishes
+            # it; what is in the metadata alone would be given to the agent twice.
+            before=self._save,
         ):
             self.windows.published(self.publisher.generation)
             if self.slave is not None:
@@ -432,15 +453,16 @@ class Device:
         self.agent.forget(connected=True)
         kicks = [None] * len(self.leases) if port.takes_kicks else self._kicks()
         vectors = VectorSet(kicks)
-        store, loop = self.store, self._loop
-        self.slave = Slave(
-            *(port, loop, store.file, vectors, self._doorbell),
-            relays=self._relays,
-            plugged=self.config.plugged,
-        )
+        self.slave = self.new_slave(port, vectors)
+        self.slave.greet(self.store.file, self.doorbell)
         self._renew_running()
         self._settle()
         self._publish()
+
+    def new_slave(self, port: SlavePort, vectors: VectorSet) -> Slave:
+        """Return a slave that knows of no peer yet."""
+        relays, plugged = self._relays, self.config.plugged
+        return Slave(port, self._loop, vectors, relays=relays, plugged=plugged)
 
     def _kicks(self) -> list[Notifier | None]:
         """Return the kicks that a slave may have for its vectors, by ring."""
@@ -474,7 +496,7 @@ class Device:
     # The agent.
 
     def _on_doorbell(self) -> None:
-        self._doorbell.drain()
+        self.doorbell.drain()
         self._look_at_agent()
 
     def _look_at_agent(self) -> None:
@@ -485,7 +507,7 @@ class Device:
         self._reports.look(self.setup, self._loop.time())
         if self.publisher.last_session != before:
             self._publish()
-        if self.slave is not None:
+        if self.slave is not None and self.slave.retiring:
             self.slave.retire(self.agent.entry.generation)
         self._retire_windows()
 
@@ -514,6 +536,25 @@ class Device:
         """Close the memory files that neither the front-end nor the slave has."""
         memory = self.setup.memory.windows if self.setup else frozenset()
         self.store.drop_windows_except(memory | self.windows.numbers)
+
+    # What a daemon before us has left: `succession.py` has the rest.
+
+    def go_on(self) -> None:
+        """Serve again, when everything is there that was left."""
+        self._metadata.beat()
+        self._restore_memory(sizes=False)
+        self._publish()
+        if self.slave is not None:
+            self.slave.signal_all()
+        if self.setup is None:
+            return
+        # The agent may have been told to stop these, or the front-end may have disabled
+        # them.  A request that waits for it comes again: it is still in its socket.
+        if stopping := self.publisher.stopping():
+            self._disabling.begin(self.publisher.generation, stopping)
+        # Not at once: a request that stops rings, and that was not served to its end,
+        # is served first.
+        self._debounce.on_message()
 
     # Time.
 

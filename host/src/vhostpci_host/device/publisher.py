@@ -7,14 +7,17 @@ something new.  A lease that changes gets a new session number (`ring_lease.py`)
 content that differs in nothing else is still published.
 """
 
-from collections.abc import Iterable, Set
+from collections.abc import Callable, Iterable, Set
 
 from vhostpci_shared import metadata as md
 from vhostpci_shared.access import Metadata
 from vhostpci_shared.metadata import DeviceFlag
 
 from ..config.device import DeviceConfig
+from ..interfaces import nothing
+from ..keeper.slots import StateError
 from ..vhost_user.front_end_setup import FrontEndSetup
+from .kept import PublisherState
 from .ring_lease import Lease, RingState, Sessions
 
 
@@ -25,9 +28,19 @@ class Publisher:
         config: of the device.
         metadata: the region to write; it is formatted here.
         instance: a number that no other run of the daemon gives the device.
+        left: what a daemon before us has left; the region is not formatted then.
+
+    Raises:
+        StateError: `left` does not fit the device.
     """
 
-    def __init__(self, config: DeviceConfig, metadata: Metadata, instance: int) -> None:
+    def __init__(
+        self,
+        config: DeviceConfig,
+        metadata: Metadata,
+        instance: int,
+        left: PublisherState | None = None,
+    ) -> None:
         self.generation = 0
         """The generation that was published last; even."""
         self._sessions = sessions = Sessions()
@@ -36,7 +49,33 @@ class Publisher:
         self._metadata = metadata
         self._instance = instance
         self._content: object = None
-        metadata.format()
+        if left is None:
+            metadata.format()
+        else:
+            self._restore(left)
+
+    def _restore(self, state: PublisherState) -> None:
+        sessions = [lease.session for lease in state.leases]
+        last = max(state.last_session, *sessions)
+        if len(state.leases) != len(self.leases) or last >= 2**63:
+            raise StateError(f"{len(state.leases)} leases, up to session {last}")
+        if state.generation >= 2**63 or state.generation % 2:
+            raise StateError(f"generation {state.generation}")
+        self._sessions.last, self._instance = last, state.instance
+        for lease, one in zip(self.leases, state.leases, strict=True):
+            lease.restore(one)
+        # The state is written before each generation: one may have come after it.
+        self.generation = state.generation + 2
+        self._metadata.resume(self.generation)
+
+    def capture(self) -> PublisherState:
+        """Return what a successor needs to go on with what the agent is shown."""
+        return PublisherState(
+            instance=self._instance,
+            generation=self.generation,
+            last_session=self._sessions.last,
+            leases=tuple(lease.capture() for lease in self.leases),
+        )
 
     @property
     def last_session(self) -> int:
@@ -51,6 +90,7 @@ class Publisher:
         *,
         slave: bool,
         takes_kicks: bool = False,
+        before: Callable[[], None] = nothing,
     ) -> bool:
         """Write the metadata if it says something new; return whether it does.
 
@@ -60,6 +100,7 @@ class Publisher:
             windows: numbers of the windows that the slave can open.
             slave: whether a slave is connected.
             takes_kicks: whether that peer has the kicks, too.
+            before: called before anything is written.
         """
         content = (
             self._device(setup, slave=slave),
@@ -70,6 +111,7 @@ class Publisher:
         )
         if content == self._content:
             return False
+        before()
         self._content = content
         self.generation = self._metadata.publish(*content)
         return True
@@ -131,6 +173,11 @@ class Publisher:
         """Return which of these rings the agent may touch: those not yet stopped."""
         stopped = RingState.STOPPED
         return frozenset(i for i in indexes if self.leases[i].state is not stopped)
+
+    def stopping(self) -> frozenset[int]:
+        """Return the rings that the agent has been told to stop, and may still have."""
+        every = range(len(self.leases))
+        return self.held(every) - self.running(every)
 
     def disabled(self, setup: FrontEndSetup) -> frozenset[int]:
         """Return the rings that the agent is to run, and the front-end does not."""

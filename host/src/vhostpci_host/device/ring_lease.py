@@ -27,7 +27,9 @@ from vhostpci_shared.metadata import RingFlag
 from ..fds import Notifier
 from ..ivshmem.doorbells import CallSet, VectorSet
 from ..ivshmem.relays import Relay, Relays
+from ..keeper.slots import StateError
 from ..vhost_user.vring import Areas, Vring
+from .kept import LeaseState
 
 _NOWHERE = Areas(0, 0, 0)
 
@@ -194,6 +196,29 @@ class Lease:
         if self.resumes:
             flags |= RingFlag.RESUME
         return flags
+
+    def capture(self) -> LeaseState:
+        """Return what a successor needs to go on with the lease."""
+        return LeaseState(
+            state=self.state.value,
+            session=self.session,
+            origin=self.origin,
+            resumes=self.resumes,
+            reported=self.reported,
+        )
+
+    def restore(self, state: LeaseState) -> None:
+        """Go on with the lease that a daemon before us has given.
+
+        Raises:
+            StateError: there is no such state.
+        """
+        try:
+            self.state = RingState(state.state)
+        except ValueError as error:
+            raise StateError(str(error)) from error
+        self.session, self.origin = state.session, state.origin
+        self.resumes, self.reported = state.resumes, state.reported
 
     def _close_relay(self) -> None:
         if self.relay is not None:

@@ -18,10 +18,14 @@ from contextlib import ExitStack
 from vhostpci_shared import metadata as md
 
 from ..config.device import DeviceConfig
-from ..interfaces import Loop, Plug, Plugger
+from ..interfaces import Loop, Plug, Plugger, nothing
 from ..ivshmem.linger import Linger
 from ..ivshmem.window_socket import Listen, WindowSocket
+from ..keeper.shelf import Left
+from ..keeper.slots import StateError
+from ..keeper.store import Keep
 from ..memory.regions import Store
+from .kept import UnnamedState, WindowsState
 
 RETIRE = 1.0
 """Seconds after which a window goes, even if the agent says nothing."""
@@ -38,6 +42,7 @@ class ShownWindows:
         linger: keeps connections open that QEMU would spin on.
         warn: warns of a peer, but not each time that it tries again.
         plugger: hot-plugs the windows into a slave VM; None without hot-plug.
+        changed: called when another window is shown, plugged or connected.
     """
 
     def __init__(
@@ -50,8 +55,12 @@ class ShownWindows:
         linger: Linger,
         warn: Callable[[str], None],
         plugger: Plugger | None = None,
+        changed: Callable[[], None] = nothing,
     ) -> None:
         self.plugger = plugger
+        self._changed = changed
+        if plugger is not None:
+            plugger.adopt(frozenset(), changed)
         self.device = False
         """Whether the slave VM is to have window 0 plugged."""
         self._config = config
@@ -81,19 +90,69 @@ class ShownWindows:
         """
         self._named, self._device_named = numbers - {md.SLAVE_ID}, device
         for number in sorted(self._named - self._sockets.keys()):
-            self._sockets[number] = WindowSocket(
-                number,
-                self._store.files[number],
-                self._config.window(number),
-                self._listen,
-                loop=self._loop,
-                linger=self._linger,
-                say_once=self._warn,
-            )
+            self._sockets[number] = self._new_socket(number)
         self.device |= device
         for number in self._unnamed_since.keys() - self._unnamed:
             del self._unnamed_since[number]  # it is named again
+        self._changed()
         self._plug()
+
+    def _new_socket(self, number: int) -> WindowSocket:
+        return WindowSocket(
+            number,
+            self._store.files[number],
+            self._config.window(number),
+            self._listen,
+            loop=self._loop,
+            linger=self._linger,
+            say_once=self._warn,
+            changed=self._changed,
+        )
+
+    # What is kept for a successor.
+
+    def capture(self, keep: Keep) -> WindowsState:
+        """Return what a successor needs to go on with the windows."""
+        plugged = self.plugger.plugged if self.plugger else frozenset()
+        return WindowsState(
+            sockets=tuple(one.capture(keep) for one in self._sockets.values()),
+            named=tuple(sorted(self._named)),
+            device=self.device,
+            device_named=self._device_named,
+            unnamed=tuple(
+                UnnamedState(number, generation)
+                for number, (generation, _) in self._unnamed_since.items()
+            ),
+            plugged=tuple(sorted(plugged)),
+        )
+
+    def restore(self, state: WindowsState, left: Left) -> None:
+        """Go on with the windows of a daemon before us.
+
+        Raises:
+            StateError: a descriptor is missing, or a window has no file.
+            HostError: there cannot be a socket for one.
+        """
+        for one in state.sockets:
+            if one.number not in self._store.files:
+                raise StateError(f"window {one.number} has no file")
+            self._sockets[one.number] = self._new_socket(one.number)
+            self._sockets[one.number].restore(one, left)
+        if not frozenset(state.named) <= self.numbers:
+            raise StateError(f"windows {state.named} without sockets")
+        self._named, self.device = frozenset(state.named), state.device
+        self._device_named = state.device_named
+        # It has its time again, from now on.
+        now = self._loop.time()
+        for unnamed in state.unnamed:
+            self._unnamed_since[unnamed.number] = unnamed.generation, now
+        if self._unnamed_since.keys() - self._unnamed:
+            raise StateError("windows that are to go are not there")
+        if self.plugger is not None:
+            plugs = self._plugs()
+            ours = frozenset(one for one in plugs if one.window in state.plugged)
+            self.plugger.adopt(ours, self._changed)
+            self.plugger.want(plugs)
 
     @property
     def retiring(self) -> bool:
@@ -141,6 +200,7 @@ class ShownWindows:
                 self.device = False
             else:
                 self._sockets.pop(number).close()
+        self._changed()
         self._plug()
         return True
 
@@ -151,8 +211,11 @@ class ShownWindows:
 
     def _plug(self) -> None:
         """Have the plugger plug what is shown, and nothing else."""
-        if self.plugger is None:
-            return
+        if self.plugger is not None:
+            self.plugger.want(self._plugs())
+
+    def _plugs(self) -> frozenset[Plug]:
+        """Return the windows that the slave VM is to have."""
         config = self._config
         plugs = {
             Plug(
@@ -172,7 +235,7 @@ class ShownWindows:
                     size=self._store.size,
                 )
             )
-        self.plugger.want(frozenset(plugs))
+        return frozenset(plugs)
 
     def connected(self, number: int) -> bool:
         """Return whether the slave has opened this window."""

@@ -25,7 +25,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from ..interfaces import Plug
+from ..interfaces import Plug, nothing
 from .vm import PlugError, SlaveVm, VmAway
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,22 @@ class Reconciler:
         self._closing = False
         self._changed = asyncio.Event()
         self._settled = asyncio.Event()
+        self._on_plugged = nothing
         self._task = self._start(self._run())
+
+    @property
+    def plugged(self) -> frozenset[int]:
+        """The windows that are plugged, as it was seen last."""
+        return frozenset(self._ours)
+
+    def adopt(self, plugs: frozenset[Plug], changed: Callable[[], None]) -> None:
+        """Take over what a daemon before us has plugged, before the first `want`.
+
+        Its windows are ours: they show what we go on to serve.  Whether they are still
+        there, the first look at the VM says.
+        """
+        self._ours = {plug.window: plug for plug in plugs}
+        self._on_plugged = changed
 
     def want(self, plugs: frozenset[Plug]) -> None:
         """Have these windows plugged, and no others, as soon as the slave VM allows.
@@ -91,6 +106,7 @@ class Reconciler:
         # From here on these windows are not ours, even if the next wish has them again
         # before the task runs: the guest may have mapped memory that is gone.
         self._ours = {n: plug for n, plug in self._ours.items() if plug in plugs}
+        self._on_plugged()
         # The same for a window whose plugging is under way: `_plugged` sees None.
         if self._plugging not in plugs:
             self._plugging = None
@@ -150,6 +166,7 @@ class Reconciler:
         if not self._connected:
             self._on_connected()
         self._ours = {n: plug for n, plug in self._ours.items() if n in there}
+        self._on_plugged()
         for window in sorted(there - self._ours.keys() - self._leaving.keys()):
             self._leaving[window] = self._start(self._unplug(window))
         # Unplugging runs in separate tasks: one window that its guest holds must not
@@ -198,6 +215,7 @@ class Reconciler:
             self._changed.set()
             return
         self._ours[plug.window] = plug
+        self._on_plugged()
         log.info(
             "%s: window %d is plugged into the slave VM", self._device, plug.window
         )

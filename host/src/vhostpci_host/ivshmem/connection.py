@@ -10,8 +10,13 @@ from vhostpci_shared import ivshmem
 from vhostpci_shared.limits import exhausted, no_descriptors
 
 from .. import sockets
+from ..fds import Fd
 from ..interfaces import Loop, Timer
+from ..keeper.shelf import Left, Shelf
+from ..keeper.slots import Mark, StateError
+from ..keeper.store import Keep
 from . import wire
+from .kept import ConnectionState, capture_queue, restore_queue
 from .linger import LINGER, Linger
 from .peers import Outgoing, refusal
 
@@ -45,6 +50,7 @@ class SlaveConnection:
         connection: socket.socket,
         loop: Loop,
         linger: Linger,
+        shelf: Shelf | None = None,
     ) -> None:
         self.pid = sockets.peer_pid(connection)
         self.is_process = wire.is_process(connection)
@@ -53,6 +59,7 @@ class SlaveConnection:
         self._loop = loop
         self._linger = linger
         self._connection = connection
+        self._shelf = shelf
         self._queue: deque[Outgoing] = deque()
         self._retry: Timer | None = None
         self._closed = self._sent_any = self._leaving = False
@@ -94,6 +101,9 @@ class SlaveConnection:
             self.give_up(no_descriptors(error))
             return
         self._queue.extend(copies)
+        if self._shelf is not None:
+            # Before the first is sent: QEMU must not be told of a peer twice.
+            self._shelf.save()
         # While a timer is set, older messages wait: these must not overtake them, since
         # a vector is known by its place in the order.
         if self._retry is None:
@@ -105,7 +115,7 @@ class SlaveConnection:
         self._retry = None
         try:
             while self._queue and not self._closed:
-                wire.send_outgoing(self._connection, self._queue[0])
+                self._send_first()
                 self._sent_any = True
                 # Take a message off the queue only once it has been sent.
                 _release(self._queue.popleft())
@@ -120,6 +130,20 @@ class SlaveConnection:
             # A timer, because no event says when ETOOMANYREFS is over: Linux counts the
             # descriptors in flight of all our user's sockets together.
             self._retry = self._loop.call_later(RETRY, self._flush)
+
+    def _send_first(self) -> None:
+        """Send the first message of the queue; mark it as sent for a successor."""
+        if self._shelf is None:
+            wire.send_outgoing(self._connection, self._queue[0])
+            return
+        sent = self._shelf.mark(Mark.SENT)
+        self._shelf.set_mark(Mark.SENDING, sent + 1)
+        try:
+            wire.send_outgoing(self._connection, self._queue[0])
+        except OSError:
+            self._shelf.set_mark(Mark.SENDING, sent)
+            raise
+        self._shelf.set_mark(Mark.SENT, sent + 1)
 
     def give_up(self, reason: str) -> None:
         """Drop a slave because we lack the descriptors to send it what it needs."""
@@ -137,11 +161,65 @@ class SlaveConnection:
         if self._retry is None:
             self._flush()
 
+    def capture(self, keep: Keep) -> ConnectionState:
+        """Return what a successor needs to go on with the connection."""
+        return ConnectionState(
+            socket=keep(self._connection),
+            spoke=self.spoke,
+            sent_any=self._sent_any,
+            first=self._shelf.mark(Mark.SENT) if self._shelf else 0,
+            queue=capture_queue(self._queue, keep),
+        )
+
+    def restore(
+        self, state: ConnectionState, left: Left, window: Fd
+    ) -> Outgoing | None:
+        """Go on with what a daemon before us had still to send.
+
+        Returns:
+            the message of which nothing says whether it was sent, if there is one; it
+            is not sent again, and the caller closes its descriptor.
+
+        Args:
+            state: what it has left of this connection.
+            left: has the descriptors.
+            window: the file of window 0.
+
+        Raises:
+            StateError: it does not fit the mark of what was sent.
+        """
+        shelf = self._shelf
+        assert shelf is not None, "no keeper"
+        sent = shelf.mark(Mark.SENT) - state.first
+        if not 0 <= sent <= len(state.queue):
+            raise StateError(f"{sent} messages of {len(state.queue)} were sent")
+        self.spoke, self._sent_any = state.spoke, state.sent_any or bool(sent)
+        self._queue.extend(restore_queue(state.queue[sent:], left, window))
+        # The daemon was killed within sendmsg(), or between that and the mark.
+        if not self._queue or shelf.mark(Mark.SENDING) != shelf.mark(Mark.SENT) + 1:
+            return None
+        shelf.set_mark(Mark.SENT, shelf.mark(Mark.SENDING))
+        return self._queue.popleft()
+
+    def forget_peer(self, peer: int) -> None:
+        """Send no further eventfd of this peer."""
+        queue, self._queue = self._queue, deque()
+        for one in queue:
+            if one.message == peer and one.fd is not None:
+                one.fd.close()
+            else:
+                self._queue.append(one)
+
+    def go_on(self) -> None:
+        """Send what a daemon before us had still to send."""
+        if self._queue and self._retry is None:
+            self._flush()
+
     def unread(self) -> bool:
         """Whether the slave has not yet read everything that was sent."""
         if self._closed:
             return False
-        return bool(self._queue) or wire.has_unread(self._connection)
+        return bool(self._queue) or sockets.has_unread(self._connection)
 
     def hung_up(self) -> bool:
         """Whether the slave has closed its end, even if we have not read that yet."""

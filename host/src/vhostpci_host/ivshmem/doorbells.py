@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Carry kicks from the master to the slave, and calls from the slave to the master."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from typing import Self
 
 from vhostpci_shared import metadata as md
 from vhostpci_shared.wire import ProtocolError
@@ -48,6 +49,33 @@ class VectorSet:
             else:
                 self.notifiers.append(kick.dup())
                 self._direct[number] = ring
+
+    @classmethod
+    def left(cls, notifiers: Sequence[Notifier], direct: Iterable[int]) -> Self:
+        """Return the vectors that a daemon before us has given its slave.
+
+        Args:
+            notifiers: all of them; closed with the set.
+            direct: the rings whose vector is the kick that they had at first.
+        """
+        found = cls([])
+        found.close()
+        found.notifiers = list(notifiers)
+        for ring in direct:
+            number = notifiers[md.FIRST_KICK_VECTOR + ring].eventfd_id
+            if number is not None:
+                found._direct[number] = ring
+        return found
+
+    @property
+    def direct(self) -> tuple[int, ...]:
+        """The rings whose vector is the kick that they had at first."""
+        return tuple(self._direct.values())
+
+    def signal_all(self) -> None:
+        """Signal every vector: one signal too many is harmless."""
+        for notifier in self.notifiers:
+            notifier.signal()
 
     def signal_metadata(self) -> None:
         """Signal the agent that the metadata has changed."""
@@ -97,7 +125,7 @@ class CallSet:
         kicks: Sequence[Notifier | None] | None = None,
     ) -> None:
         self.notifiers: list[Notifier] = []
-        self._sources = (*calls, *(kicks or ()))
+        self.sources: tuple[Notifier | None, ...] = (*calls, *(kicks or ()))
         self._calls = len(calls)
         self._takes_sockets = kicks is not None
         self._relays: dict[int, Relay] = {}
@@ -109,6 +137,39 @@ class CallSet:
                 direct = kick is not None and kick.is_eventfd
                 self.notifiers.append(kick.dup() if kick and direct else Notifier.new())
             undo.pop_all()
+
+    @classmethod
+    def left(
+        cls,
+        relays: Relays,
+        notifiers: Sequence[Notifier],
+        sources: Sequence[Notifier | None],
+        calls: int,
+        *,
+        takes_kicks: bool,
+    ) -> Self:
+        """Return the set that a daemon before us has made.
+
+        Args:
+            relays: makes those of calls that the slave does not take.
+            notifiers: all of them; closed with the set.
+            sources: the front-end's notifiers; a closed one for one that it replaced.
+            calls: how many of each are calls.
+            takes_kicks: whether the slave takes kicks and sockets.
+        """
+        found = cls(relays, [])
+        found.notifiers, found.sources = list(notifiers), tuple(sources)
+        found._calls, found._takes_sockets = calls, takes_kicks
+        for ring in range(calls):
+            source, ours = sources[ring], notifiers[ring]
+            if source and not source.closed and not found._takes(source):
+                found._relays[ring] = relays.add(ours, source)
+        return found
+
+    def signal_kicks(self) -> None:
+        """Wake the slave for every ring whose kicks are among the notifiers."""
+        for notifier in self.notifiers[self._calls :]:
+            notifier.signal()
 
     def _add_call(self, relays: Relays, source: Notifier | None) -> None:
         if source is not None and self._takes(source):
@@ -132,11 +193,11 @@ class CallSet:
     def covers(self, wanted: Sequence[Notifier | None]) -> bool:
         """Whether every notifier in `wanted` is in the set already."""
         # A ring that has stopped wants none, and needs no new peer.  Compare objects,
-        # not numbers: `_sources` keeps the objects alive, so none is ever mistaken for
+        # not numbers: `sources` keeps the objects alive, so none is ever mistaken for
         # a newer one, while the number of a closed descriptor is soon used again.
         return all(
             theirs is None or ours is theirs
-            for ours, theirs in zip(self._sources, wanted, strict=True)
+            for ours, theirs in zip(self.sources, wanted, strict=True)
         )
 
     def relayed(self, ring: int) -> int:

@@ -35,7 +35,7 @@ class Peers:
         """The peer that has the master's present call eventfds."""
         self.used = 0
         """How many call peers were introduced; it never decreases."""
-        self._old: list[int] = []
+        self.old: list[int] = []
         """Call peers that are void, and that the slave has not been told to drop."""
 
     def handshake(
@@ -78,18 +78,18 @@ class Peers:
     def withdraw(self) -> None:
         """Mark the present call peer as void; `retire` tells the slave later."""
         if self.call_peer is not None:
-            self._old.append(self.call_peer)
+            self.old.append(self.call_peer)
             self.call_peer = None
 
     @property
     def kept(self) -> int:
         """How many void call peers the slave still has."""
-        return len(self._old)
+        return len(self.old)
 
     def retire(self) -> list[Outgoing]:
         """Return the messages that tell the slave to drop its void call peers."""
         # Empty the list first: to drop a peer twice is a double free in QEMU, too.
-        old, self._old = self._old, []
+        old, self.old = self.old, []
         return [Outgoing(peer) for peer in old]
 
 

@@ -7,7 +7,17 @@ from typing import Protocol
 
 from ..fds import Fd, Notifier
 from ..interfaces import Loop
+from ..keeper.shelf import Left
+from ..keeper.store import Keep
 from .doorbells import CallSet, VectorSet
+from .kept import (
+    ConnectionState,
+    SlaveState,
+    capture_calls,
+    capture_peers,
+    restore_calls,
+    restore_peers,
+)
 from .peers import Outgoing, Peers, PeersExhausted
 from .relays import Relays
 
@@ -57,9 +67,7 @@ class Slave:
     Args:
         port: the connection.
         loop: tells the time.
-        window: the file of window 0.
         vectors: the slave's vectors; `close` closes them.
-        doorbell: the daemon's own eventfd, which the agent signals as peer 1.
         relays: makes the relays of calls.
         plugged: whether the daemon plugged the ivshmem function, and will unplug it.
     """
@@ -68,9 +76,7 @@ class Slave:
         self,
         port: SlavePort,
         loop: Loop,
-        window: Fd,
         vectors: VectorSet,
-        doorbell: Notifier,
         *,
         relays: Relays,
         plugged: bool = False,
@@ -86,7 +92,73 @@ class Slave:
         self._unread_until: float | None = None
         # The generation that may still name an old peer, and since when it is old.
         self._outdated: tuple[int, float] | None = None
-        port.send(self.peers.handshake(window, vectors.notifiers, doorbell))
+
+    def greet(self, window: Fd, doorbell: Notifier) -> None:
+        """Send the handshake.
+
+        Args:
+            window: the file of window 0.
+            doorbell: the daemon's own eventfd, which the agent signals as peer 1.
+        """
+        notifiers = self.vectors.notifiers
+        self.port.send(self.peers.handshake(window, notifiers, doorbell))
+
+    def capture(self, connection: ConnectionState, keep: Keep) -> SlaveState:
+        """Return what a successor needs to go on with the slave."""
+        return SlaveState(
+            connection=connection,
+            vectors=tuple(keep(one) for one in self.vectors.notifiers),
+            direct=self.vectors.direct,
+            peers=capture_peers(self.peers),
+            calls=None if self._calls is None else capture_calls(self._calls, keep),
+            outdated=None if self._outdated is None else self._outdated[0],
+        )
+
+    def restore(
+        self,
+        state: SlaveState,
+        present: Sequence[tuple[str | None, Notifier | None]],
+        left: Left,
+    ) -> None:
+        """Go on with the peers of a daemon before us.
+
+        Args:
+            state: what it has left of this slave.
+            present: the name and the notifier of each ring's call, then of each kick.
+            left: has the descriptors.
+
+        Raises:
+            StateError: it does not fit together.
+        """
+        self.peers = restore_peers(state.peers)
+        if state.calls is not None:
+            takes_kicks = self.port.takes_kicks
+            self._calls = restore_calls(
+                *(state.calls, present, left, self._relays), takes_kicks=takes_kicks
+            )
+        if state.outdated is not None:
+            self._outdated = (state.outdated, self._loop.time())
+
+    def doubt(self, generation: int) -> int | None:
+        """Replace the call peer: nothing says whether the slave has all of it.
+
+        Args:
+            generation: the last one that may name it.
+
+        Returns:
+            the peer that is void now.
+        """
+        peer = self.peers.call_peer
+        self.withdraw(generation)
+        return peer
+
+    def signal_all(self) -> None:
+        """Signal what a daemon before us may have left unsignalled when it ended."""
+        # A relay takes a signal before it passes it on.
+        self.vectors.signal_all()
+        if self._calls is not None:
+            self._calls.signal_kicks()
+        self.signal_calls()
 
     @property
     def kick_vectors(self) -> VectorSet | CallSet | None:

@@ -9,10 +9,13 @@ from typing import Protocol
 
 from .. import sockets
 from ..fds import Notifier
-from ..interfaces import Loop
+from ..interfaces import Loop, nothing
+from ..keeper.shelf import Left
+from ..keeper.store import Keep
 from ..memory.regions import WindowFile
 from . import wire
 from .connection import SlaveConnection
+from .kept import WindowState
 from .linger import Linger
 from .peers import window_handshake
 
@@ -42,6 +45,7 @@ class WindowSocket:
         loop: calls back when a connection ends.
         linger: keeps connections open that QEMU would spin on.
         say_once: logs a warning, unless it repeats the last one.
+        changed: called when a slave has come or gone.
 
     Raises:
         HostError: the socket at `path` cannot be made.
@@ -57,8 +61,10 @@ class WindowSocket:
         loop: Loop,
         linger: Linger,
         say_once: Callable[[str], None],
+        changed: Callable[[], None] = nothing,
     ) -> None:
         self.say_once = say_once
+        self._changed = changed
         self._number = number
         self._size = window.size
         self._fits_bar = window.fits_bar
@@ -89,6 +95,32 @@ class WindowSocket:
         self._connection = SlaveConnection(self, connection, self._loop, self._linger)
         self._connection.start()
         self._connection.send(window_handshake(self._number, self._file, self._vector))
+        self._changed()
+
+    def capture(self, keep: Keep) -> WindowState:
+        """Return what a successor needs to go on with the window."""
+        slave = self._connection
+        return WindowState(
+            number=self._number,
+            vector=keep(self._vector),
+            slave=None if slave is None else slave.capture(keep).socket,
+        )
+
+    def restore(self, state: WindowState, left: Left) -> None:
+        """Go on with the slave of a daemon before us.
+
+        Raises:
+            StateError: a descriptor is missing, or of another kind.
+        """
+        vector = left.eventfd(state.vector)
+        self._vector.close()
+        self._vector = vector
+        if state.slave is not None:
+            connection = left.socket(state.slave, listening=False)
+            self._connection = SlaveConnection(
+                self, connection, self._loop, self._linger
+            )
+            self._connection.start()
 
     def disconnect(self, pid: int) -> None:
         """Disconnect this process, if it is connected."""
@@ -112,6 +144,7 @@ class WindowSocket:
     def slave_closed(self) -> None:
         """Note that the connection is closed, so another slave may connect."""
         self._connection = None
+        self._changed()
 
     def close(self) -> None:
         """Close the socket and the connection, and our descriptors of the window."""

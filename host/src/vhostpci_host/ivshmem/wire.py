@@ -3,9 +3,7 @@
 
 import array
 import contextlib
-import fcntl
 import socket
-import termios
 
 from vhostpci_shared import ivshmem
 
@@ -50,13 +48,3 @@ def send_last(connection: socket.socket, messages: list[Outgoing]) -> None:
     with contextlib.suppress(EOFError, BlockingIOError):
         for outgoing in messages:
             send_outgoing(connection, outgoing)
-
-
-def has_unread(connection: socket.socket) -> bool:
-    """Whether the client has not yet read everything that we sent."""
-    # For a Unix socket, SIOCOUTQ counts what the other end has not read, although it
-    # lies in the other end's queue already.  Python names it only as TIOCOUTQ, which is
-    # the same number.
-    queued = array.array("i", [0])
-    fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, queued)
-    return queued[0] > 0

@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 from vhostpci_shared import metadata as md
 from vhostpci_shared.access import Metadata
@@ -30,10 +30,23 @@ from vhostpci_shared.wire import ProtocolError
 from ..config.device import DeviceConfig, window_size
 from ..errors import HostError, explain
 from ..fds import Fd
-from .arena_file import link_again, lost_name, names, open_arena, reopen, reserve
+from ..keeper.shelf import Left
+from ..keeper.store import Keep
+from .arena_file import (
+    ArenaFile,
+    check_left,
+    link_again,
+    lost_name,
+    names,
+    open_arena,
+    reopen,
+    reserve,
+    unlock,
+)
 from .arena_metadata import ArenaMetadata
 from .directory import make_directory
 from .filesystems import filesystem, is_memory_file
+from .kept import ArenaState
 from .process_maps import is_alive, mapped_private
 from .regions import PlacedRegion, WindowFile
 from .room import Promise, promise
@@ -51,13 +64,17 @@ class Arena:
     `file` is the one to give away: a lock belongs to the open file, so a slave's QEMU
     that had ours would hold the lock when we are dead.
 
+    Args:
+        config: the device's.
+        left: what a daemon before us has left, open and locked; None without that.
+
     Raises:
         HostError: it cannot be made, or another daemon has it.
     """
 
     files: Mapping[int, WindowFile] = MappingProxyType({})
 
-    def __init__(self, config: DeviceConfig) -> None:
+    def __init__(self, config: DeviceConfig, left: ArenaFile | None = None) -> None:
         self.path = config.arena
         self.ram = config.memory
         self.size = window_size(config.memory)
@@ -68,7 +85,7 @@ class Arena:
         self._told: frozenset[str] = frozenset()
         make_directory(config.memory_dir)
         with ExitStack() as undo:
-            opened = open_arena(self.path, self.size, config.access)
+            opened = left or open_arena(self.path, self.size, config.access)
             self._file = undo.enter_context(opened.file)
             self._had = not opened.is_new
             if opened.is_new:
@@ -79,6 +96,24 @@ class Arena:
             self.file = undo.enter_context(reopen(self._file))
             self._region = self._map_metadata()
             undo.pop_all()
+
+    @classmethod
+    def restore_left(cls, config: DeviceConfig, state: ArenaState, left: Left) -> Self:
+        """Go on with the arena of a daemon before us.
+
+        Raises:
+            StateError: what it has left is not this device's arena.
+            HostError: the metadata in it cannot be mapped.
+        """
+        with ExitStack() as undo:
+            file = undo.enter_context(left.fd(state.file))
+            check_left(config.arena, file, window_size(config.memory))
+            undo.pop_all()
+        return cls(config, ArenaFile(file, is_new=not state.had))
+
+    def capture(self, keep: Keep) -> ArenaState:
+        """Return what a successor needs to go on with the arena."""
+        return ArenaState(keep(self._file), self._had)
 
     @property
     def metadata(self) -> Metadata:
@@ -172,11 +207,13 @@ class Arena:
 
     # The front-end that has it.
 
-    def windows(self, pid: int, for_vm: Callable[[], bool]) -> "ArenaWindows":
+    def windows(
+        self, pid: int, for_vm: Callable[[], bool], *, known: bool = False
+    ) -> "ArenaWindows":
         """Return the windows of a front-end of process `pid`; any slave can have us."""
         # From now on there is a VM whose RAM this may be: see `close`.
         self._had, self._front_end = True, pid
-        self._region.front_end_connected(pid)
+        self._region.front_end_connected(pid, known=known)
         return ArenaWindows(self, pid)
 
     def check_usable(self) -> None:
@@ -195,6 +232,19 @@ class Arena:
     def region_reaches_in(self) -> None:
         """Note that a region of the front-end's memory reaches into the metadata."""
         self._region.region_reaches_in()
+
+    def check(self, placed: PlacedRegion) -> None:
+        """Check a region that was placed by a daemon before us.
+
+        Raises:
+            ProtocolError: it is not in the arena, or reaches into the metadata.
+        """
+        at, end = placed.region.mmap_offset, self.size - md.SIZE
+        place = placed.window, placed.offset
+        if place != (md.SLAVE_ID, at) or at > end or placed.region.size > end - at:
+            raise ProtocolError(f"the memory at {placed} is not in {self.path}")
+        self.check_usable()
+        self.region_accepted()
 
     def drop_windows_except(self, numbers: frozenset[int]) -> None:
         """There is window 0 only, and it stays."""
@@ -279,6 +329,8 @@ class Arena:
                 self.path,
             )
         self.file.close()
+        # The lock belongs to the open file, which a keeper may have for a moment more.
+        unlock(self._file)
         self._file.close()
 
     def _unlink(self) -> None:

@@ -33,6 +33,7 @@ from vhostpci_shared import metadata as md
 
 from ..errors import HostError, explain
 from ..fds import Fd
+from ..keeper.slots import StateError
 from .process_maps import users_of
 
 log = logging.getLogger(__name__)
@@ -131,6 +132,27 @@ def link_again(path: Path, file: Fd) -> bool:
         except OSError:
             return False
     return True
+
+
+def check_left(path: Path, file: Fd, size: int) -> None:
+    """Check that a file that a daemon before us has left is the arena at `path`.
+
+    Raises:
+        StateError: it is not.
+    """
+    info = os.fstat(file.fileno())
+    if not stat.S_ISREG(info.st_mode) or info.st_size != size:
+        raise StateError(f"the arena has {info.st_size} bytes, not {size}")
+    if not names(path, file):
+        raise StateError(f"the arena is not {path} any more")
+    if not _has_magic(file, size):
+        raise StateError(f"the arena {path} has no metadata")
+    _lock(path, file)
+
+
+def unlock(file: Fd) -> None:
+    """Let another daemon have the arena."""
+    fcntl.flock(file.fileno(), fcntl.LOCK_UN)
 
 
 def reopen(file: Fd) -> Fd:

@@ -64,14 +64,20 @@ class ArenaMetadata:
         )
         self.metadata = access.Metadata(access.find(self._map.view()))
 
-    def front_end_connected(self, pid: int) -> None:
-        """Note who the master is, and see whether its RAM reaches into the metadata."""
+    def front_end_connected(self, pid: int, *, known: bool = False) -> None:
+        """Note who the master is, and see whether its RAM reaches into the metadata.
+
+        Args:
+            pid: its process.
+            known: whether a daemon before us has taken all of its regions.
+        """
         if self.problem:
             # At once, and not with the next tick: a front-end does not send a memory
             # table again that was refused.
             self._repaired = self._try_again(pid)
-        self._front_end, self._fits = pid, False
-        if not self._overlaps and self._reaches_in():
+        self._front_end, self._fits = pid, known
+        # With hundreds of masters, to look at each takes longer than all the rest.
+        if not known and not self._overlaps and self._reaches_in():
             self._suspend()
 
     def region_accepted(self) -> None:

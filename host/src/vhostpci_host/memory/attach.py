@@ -25,7 +25,7 @@ import random
 import stat
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Self
 
 from vhostpci_shared import access
 from vhostpci_shared import metadata as md
@@ -35,7 +35,11 @@ from vhostpci_shared.wire import ProtocolError
 from ..config.device import DeviceConfig
 from ..errors import HostError
 from ..fds import Fd
+from ..keeper.shelf import Left
+from ..keeper.slots import StateError
+from ..keeper.store import Keep
 from .filesystems import MEMORY_FILES, filesystem, is_memory_file
+from .kept import AttachedState, FileState
 from .process_maps import mapped_private
 from .regions import PlacedRegion, WindowFile
 
@@ -65,15 +69,31 @@ class WindowIds:
         # slow to drop a window must not take the next window for the old one.
         for _ in range(md.FIRST_WINDOW, md.LAST_WINDOW + 1):
             number = self._next
-            self._next = number + 1 if number < md.LAST_WINDOW else md.FIRST_WINDOW
+            self._next = _after(number)
             if number not in self._used:
                 self._used.add(number)
                 return number
         raise HostError(f"all {len(self._used)} windows are in use: remove a device")
 
+    def take(self, number: int) -> None:
+        """Take a number that a daemon before us has given out.
+
+        Raises:
+            StateError: it is no window's number, or is taken.
+        """
+        if not md.FIRST_WINDOW <= number <= md.LAST_WINDOW or number in self._used:
+            raise StateError(f"window {number} cannot be, or is there twice")
+        self._used.add(number)
+        # Those that follow are the ones that have been free for the longest time.
+        self._next = _after(number)
+
     def free(self, number: int) -> None:
         """Allow `new` to give out this number again."""
         self._used.discard(number)
+
+
+def _after(number: int) -> int:
+    return number + 1 if number < md.LAST_WINDOW else md.FIRST_WINDOW
 
 
 class AttachedMemory:
@@ -84,6 +104,7 @@ class AttachedMemory:
     Args:
         config: the device's configuration.
         ids: gives out the windows' numbers.
+        left: the metadata's memfd, if a daemon before us has left one.
 
     Raises:
         HostError: the kernel has no memory for the metadata.
@@ -91,17 +112,63 @@ class AttachedMemory:
 
     size = md.SIZE
 
-    def __init__(self, config: DeviceConfig, ids: WindowIds) -> None:
+    def __init__(
+        self, config: DeviceConfig, ids: WindowIds, left: Fd | None = None
+    ) -> None:
         self.files: dict[int, WindowFile] = {}
         self._ids = ids
         self._reported_cuts: set[int] = set()
         with ExitStack() as undo:
-            self.file = undo.enter_context(_sealed_memfd(f"vhostpci-{config.name}"))
+            made = left or _sealed_memfd(f"vhostpci-{config.name}")
+            self.file = undo.enter_context(made)
             self._map = mmap.mmap(self.file.fileno(), md.SIZE)
             undo.pop_all()
         self.metadata = access.Metadata(memoryview(self._map))
 
-    def windows(self, pid: int, for_vm: Callable[[], bool]) -> "AttachedWindows":
+    @classmethod
+    def restore_left(
+        cls, config: DeviceConfig, ids: WindowIds, state: AttachedState, left: Left
+    ) -> Self:
+        """Go on with the memory of a daemon before us.
+
+        Raises:
+            StateError: a file is missing, or is not what it was.
+        """
+        with ExitStack() as undo:
+            metadata = undo.enter_context(left.fd(state.metadata))
+            _check_sealed(metadata)
+            undo.pop_all()
+        with ExitStack() as undo:
+            store = cls(config, ids, metadata)
+            undo.callback(store.close)
+            for one in state.files:
+                store._restore_file(one, left)
+            undo.pop_all()
+        return store
+
+    def _restore_file(self, state: FileState, left: Left) -> None:
+        with ExitStack() as undo:
+            file = undo.enter_context(left.fd(state.file))
+            if not is_memory_file(file):
+                raise StateError(f"window {state.number} is no memory file")
+            info = os.fstat(file.fileno())
+            self._ids.take(state.number)
+            undo.pop_all()
+        # A file that was cut since then is still this window: `new_problems` says so.
+        key = info.st_dev, info.st_ino, state.size
+        self.files[state.number] = WindowFile(file, state.size, key)
+
+    def capture(self, keep: Keep) -> AttachedState:
+        """Return what a successor needs to go on with these files."""
+        files = tuple(
+            FileState(number, window.size, keep(window.file))
+            for number, window in sorted(self.files.items())
+        )
+        return AttachedState(keep(self.file), files)
+
+    def windows(
+        self, pid: int, for_vm: Callable[[], bool], *, known: bool = False
+    ) -> "AttachedWindows":
         """Return the windows of a front-end of process `pid`."""
         return AttachedWindows(self, pid, for_vm)
 
@@ -123,6 +190,18 @@ class AttachedMemory:
             undo.pop_all()
         self.files[number] = WindowFile(file, info.st_size, _file_key(info))
         return number
+
+    def check(self, placed: PlacedRegion) -> None:
+        """Check a region that was placed by a daemon before us.
+
+        Raises:
+            ProtocolError: it does not lie in one of the windows.
+        """
+        window = self.files.get(placed.window)
+        at = placed.region.mmap_offset
+        size = 0 if window is None or placed.offset != at else window.size
+        if at > size or placed.region.size > size - at:
+            raise ProtocolError(f"the memory at {placed} is in no window")
 
     def drop_windows_except(self, numbers: frozenset[int]) -> None:
         """Close the files of all windows except `numbers`, and free their numbers."""
@@ -291,6 +370,21 @@ def _sealed_memfd(name: str) -> Fd:
     os.ftruncate(file.fileno(), md.SIZE)
     fcntl.fcntl(file.fileno(), fcntl.F_ADD_SEALS, _SEALS)
     return file
+
+
+def _check_sealed(file: Fd) -> None:
+    """Check that a file is a metadata region that no process can cut.
+
+    Raises:
+        StateError: it is not.
+    """
+    try:
+        seals = fcntl.fcntl(file.fileno(), fcntl.F_GET_SEALS)
+    except OSError as error:
+        raise StateError(f"the metadata is no memfd: {error.strerror}") from error
+    size = os.fstat(file.fileno()).st_size
+    if size != md.SIZE or seals & _SEALS != _SEALS:
+        raise StateError(f"the metadata has {size} bytes and seals {seals}")
 
 
 def _file_key(info: os.stat_result) -> tuple[int, int, int]:

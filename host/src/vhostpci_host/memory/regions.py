@@ -18,6 +18,8 @@ from vhostpci_shared.vhost_user import MemRegion
 from vhostpci_shared.wire import ProtocolError
 
 from ..fds import Fd
+from ..keeper.store import Keep
+from .kept import ArenaState, AttachedState
 from .room import Promise
 
 
@@ -68,10 +70,13 @@ class Store(Protocol):
         """The size of window 0 in bytes."""
         ...
 
-    def windows(self, pid: int, for_vm: Callable[[], bool]) -> Windows:
+    def windows(
+        self, pid: int, for_vm: Callable[[], bool], *, known: bool = False
+    ) -> Windows:
         """Return the windows of a front-end of process `pid`, 0 if unknown.
 
-        `for_vm` says whether the slave is a VM, or will be one.
+        `for_vm` says whether the slave is a VM, or will be one, and `known` whether a
+        daemon before us has taken its memory already.
         """
         ...
 
@@ -79,6 +84,17 @@ class Store(Protocol):
     def files(self) -> "Mapping[int, WindowFile]":
         """The windows besides window 0, by their numbers."""
         ...
+
+    def capture(self, keep: Keep) -> ArenaState | AttachedState:
+        """Return what a successor needs to go on with these files."""
+        ...
+
+    def check(self, placed: PlacedRegion) -> None:
+        """Check a region that was placed by a daemon before us.
+
+        Raises:
+            ProtocolError: it does not lie in one of our windows.
+        """
 
     def drop_windows_except(self, numbers: frozenset[int]) -> None:
         """Close the files of all windows except `numbers` and window 0."""

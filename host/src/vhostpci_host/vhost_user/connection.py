@@ -4,14 +4,21 @@
 import logging
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 from vhostpci_shared.vhost_user import Request
 from vhostpci_shared.wire import ProtocolError
 
 from .. import sockets
 from ..interfaces import Loop
+from ..keeper.shelf import Shelf
+from ..keeper.slots import Mark, StateError
+from ..keeper.store import Keep
 from . import wire
+from .front_end_setup import FrontEndSetup
+from .kept import MasterState, capture_setup, reply_of
 from .message import Message
+from .peek import PeekReader
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +39,7 @@ class MasterConnection:
         closed: called once, when the connection has been closed.
         say_once: logs a warning, unless it repeats the last one.
         returning: whether the process was here lately and did nothing useful.
+        shelf: keeps the device; None without a keeper.
     """
 
     def __init__(
@@ -44,6 +52,7 @@ class MasterConnection:
         closed: Callable[[], None],
         say_once: Callable[[str], None],
         returning: bool = False,
+        shelf: Shelf | None = None,
     ) -> None:
         self.pid = pid
         self.returning = returning
@@ -54,7 +63,16 @@ class MasterConnection:
         self._say_once = say_once
         self._loop = loop
         self._connection = connection
-        self._reader = wire.MessageReader(connection)
+        self._shelf = shelf
+        self._reader: wire.MessageReader | PeekReader = (
+            PeekReader(connection, shelf) if shelf else wire.MessageReader(connection)
+        )
+        # The last message that was served, for a successor, and its reply.
+        self._number = shelf.mark(Mark.CONSUMED) if shelf else 0
+        self._served, self._reply = "", b""
+        self._serving = False
+        if shelf is not None:
+            shelf.set_mark(Mark.IN_PIECES, 0)
         self._closed = self._paused = False
         self._introduced = self._spoke = False
         # Since when the front-end owes us something: its introduction, or the rest of a
@@ -74,7 +92,9 @@ class MasterConnection:
                 self._note(message)
                 if message is None:
                     return
+                self._serving = True
                 self._receive(message)
+                self._finish()
         except EOFError:
             self.close()
         except ProtocolError as error:
@@ -108,14 +128,48 @@ class MasterConnection:
             self.close()
             return None
         ours = self._connection.dup()
+        self._shelf = None  # which would shut the connection down
         self.close()
         return ours
 
     def _busy(self) -> bool:
         return self._closed or self._paused
 
+    def _finish(self, reply: bytes = b"") -> None:
+        """Take a message that is served out of the socket; first keep what it made."""
+        if not self._serving or self._busy():
+            return
+        self._serving = False
+        if self._shelf is None or not isinstance(self._reader, PeekReader):
+            return
+        self._number += 1
+        self._served, self._reply = self._reader.fingerprint, reply
+        self._shelf.save()
+        self._reader.consume()
+        self._shelf.set_mark(Mark.CONSUMED, self._number)
+
     def send(self, data: bytes) -> None:
         """Send a reply; drop a front-end that does not read its replies."""
+        # It has to wait no more: `resume` is about to be called.
+        paused, self._paused = self._paused, False
+        try:
+            self._finish(data)
+        except (EOFError, ProtocolError) as error:
+            self.drop(str(error))
+            return
+        finally:
+            self._paused = paused
+        self._reply_now(data)
+
+    def _reply_now(self, data: bytes) -> None:
+        """Send a reply, and have a successor not send it again."""
+        # The mark comes first.  The front-end may run as soon as it has the reply, in
+        # our place, and what it does next may be what gets us killed.
+        if self._shelf is not None:
+            self._shelf.set_mark(Mark.REPLYING, self._number)
+        self._send(data)
+
+    def _send(self, data: bytes) -> None:
         try:
             wire.send(self._connection, data)
         except EOFError:
@@ -132,7 +186,49 @@ class MasterConnection:
         """Read messages again; a no-op unless the connection is paused."""
         if self._paused and not self._closed:
             self._paused = False
+            try:
+                self._finish()
+            except (EOFError, ProtocolError) as error:
+                self.drop(str(error))
+                return
             self.start()
+
+    def capture(self, keep: Keep, setup: FrontEndSetup) -> MasterState:
+        """Return what a successor needs to go on with the connection."""
+        return MasterState(
+            socket=keep(self._connection),
+            pid=self.pid,
+            introduced=self._introduced,
+            spoke=self._spoke,
+            returning=self.returning,
+            number=self._number,
+            message=self._served,
+            reply=self._reply.hex(),
+            setup=capture_setup(setup, keep),
+        )
+
+    def restore(self, state: MasterState) -> None:
+        """Go on where a daemon before us was killed.
+
+        Raises:
+            StateError: the marks do not fit the state.
+        """
+        shelf, reader = self._shelf, self._reader
+        assert shelf is not None, "no keeper"
+        assert isinstance(reader, PeekReader), "a reader for a keeper"
+        self._introduced, self._spoke = state.introduced, state.spoke
+        self._owes_since = None if self._introduced else self._loop.time()
+        self._number, self._served = state.number, state.message
+        self._reply = reply = reply_of(state)
+        consumed = shelf.mark(Mark.CONSUMED)
+        if consumed not in (state.number, state.number - 1):
+            raise StateError(f"{consumed} messages of {state.number} were read")
+        if consumed != state.number:
+            # It was served; whether it was read from the socket, only the socket says.
+            reader.skip(state.message)
+            shelf.set_mark(Mark.CONSUMED, state.number)
+        if reply and shelf.mark(Mark.REPLYING) != state.number:
+            self._reply_now(reply)
 
     def hung_up(self) -> bool:
         """Whether the front-end has closed its end, even if that is still unread."""
@@ -154,5 +250,9 @@ class MasterConnection:
         # Before close(): a closed socket has no number to remove.
         self._loop.remove_reader(self._connection.fileno())
         self._reader.close()
+        if self._shelf is not None:
+            # The keeper has the socket, too, until the device has told it otherwise.
+            with suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
         self._on_closed()

@@ -61,8 +61,9 @@ class FrontEndSetup:
         """Why the last request about its memory was refused; empty if it was not."""
         self.mtu = 0
         self.rings = [Vring() for _ in range(2 * queue_pairs)]
-        self._disabled: set[int] = set()
-        self._backend_channel: Fd | None = None
+        self.disabled: set[int] = set()
+        """Rings that were disabled and not quiesced since."""
+        self.backend_channel: Fd | None = None
 
     def runs(self, index: int) -> bool:
         """Whether ring `index` is ready and enabled."""
@@ -102,15 +103,15 @@ class FrontEndSetup:
     def enable(self, index: int, *, on: bool) -> None:
         """Enable ring `index`, or disable it; `finish_disabling` must follow later."""
         if on:
-            self._disabled.discard(index)
+            self.disabled.discard(index)
         elif self.runs(index):
-            self._disabled.add(index)
+            self.disabled.add(index)
         self.rings[index].enable = on
 
     def finish_disabling(self) -> Wait:
         """Quiesce the rings that were disabled since the last call."""
-        yield from self.quiesce(self._disabled)
-        self._disabled.clear()
+        yield from self.quiesce(self.disabled)
+        self.disabled.clear()
 
     def used_index(self, index: int) -> int:
         """Return where a ready ring stands; of any other, its base.
@@ -223,9 +224,9 @@ class FrontEndSetup:
 
     def keep_backend_channel(self, fd: Fd | None) -> None:
         """Keep the channel for requests of the back-end, and close the previous one."""
-        if self._backend_channel is not None:
-            self._backend_channel.close()
-        self._backend_channel = fd
+        if self.backend_channel is not None:
+            self.backend_channel.close()
+        self.backend_channel = fd
 
     def close(self) -> None:
         """Release everything, because the front-end is gone."""

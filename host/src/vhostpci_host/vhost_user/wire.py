@@ -73,8 +73,15 @@ class MessageReader:
             raise ProtocolError(f"more than {vu.MAX_FDS} descriptors in one message")
 
 
-def receive(connection: socket.socket, size: int) -> tuple[bytes, list[Fd]]:
+def receive(
+    connection: socket.socket, size: int, flags: int = 0
+) -> tuple[bytes, list[Fd]]:
     """Read up to `size` bytes, and the descriptors with them, which the caller owns.
+
+    Args:
+        connection: the socket.
+        size: in bytes.
+        flags: MSG_PEEK leaves them in the socket.
 
     Raises:
         BlockingIOError: nothing has arrived.
@@ -87,7 +94,7 @@ def receive(connection: socket.socket, size: int) -> tuple[bytes, list[Fd]]:
     room = socket.CMSG_LEN(vu.MAX_FDS * array.array("i").itemsize)
     try:
         data, ancillary, flags, _ = connection.recvmsg(
-            size, room, socket.MSG_CMSG_CLOEXEC
+            size, room, socket.MSG_CMSG_CLOEXEC | flags
         )
     except ConnectionError as error:
         raise EOFError(str(error)) from error

@@ -11,6 +11,9 @@ import vhostpci_host
 from vhostpci_host.cli.main import main
 from vhostpci_shared.barriers import NoBarriers
 
+# This process must not become the keeper.
+NO_KEEPER = ("--keeper", "none")
+
 
 def failure(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
     """Run the command, which must fail with one line."""
@@ -133,7 +136,7 @@ def test_file_in_a_sockets_place_is_named_and_stays(
     stray = tmp_path / "a.ivshmem"
     stray.write_text("mine")
     dirs = ["--run-dir", tmp_path, "--memory-dir", tmp_path / "memory"]
-    text = failure(capsys, "run", "a", "--memory", "1M", *dirs)
+    text = failure(capsys, *("run", "a", "--memory", "1M"), *NO_KEEPER, *dirs)
     assert f"{stray} is there and is no socket" in text
     assert stray.read_text() == "mine"
     assert list((tmp_path / "memory").iterdir()) == []
@@ -145,7 +148,7 @@ def test_run_dir_that_cannot_be_made_is_named(
 ) -> None:
     (tmp_path / "file").write_text("")
     argv = ["run", "a", "--memory", "1M", "--run-dir", tmp_path / "file" / "sub"]
-    assert "cannot make" in failure(capsys, *argv)
+    assert "cannot make" in failure(capsys, *argv, *NO_KEEPER)
 
 
 def test_qemu_args_need_a_daemon_or_the_memory(

@@ -96,6 +96,41 @@ def test_windows_that_were_wanted_last_are_plugged_in_the_end() -> None:
     asyncio.run(scenario())
 
 
+def test_windows_that_are_adopted_stay_plugged() -> None:
+    """A daemon that goes on for another one has its windows; a third one is not its."""
+
+    async def scenario() -> None:
+        vm = FakeVm()
+        vm.windows = {0, 256, 999}
+        changes: list[frozenset[int]] = []
+        async with hotplugged(vm) as plugger:
+            plugger.adopt(plugs(0, 256), lambda: changes.append(plugger.plugged))
+            plugger.want(plugs(0, 256))
+            await until(lambda: vm.windows == {0, 256})
+            assert vm.steps == ["unplug 999"]
+            assert plugger.plugged == {0, 256}
+            plugger.want(plugs(0, 257))
+            await until(lambda: vm.windows == {0, 257})
+            assert changes[-1] == {0, 257}
+            assert "unplug 0" not in vm.steps
+
+    asyncio.run(scenario())
+
+
+def test_adopted_window_that_is_gone_is_plugged_again() -> None:
+    """The slave VM was restarted while no daemon ran."""
+
+    async def scenario() -> None:
+        vm = FakeVm()
+        async with hotplugged(vm) as plugger:
+            plugger.adopt(plugs(0, 256), lambda: None)
+            plugger.want(plugs(0, 256))
+            await until(lambda: vm.windows == {0, 256})
+            assert vm.steps == ["plug 256", "plug 0"]
+
+    asyncio.run(scenario())
+
+
 def test_window_that_a_previous_daemon_left_is_unplugged_and_plugged_again() -> None:
     async def scenario() -> None:
         vm = FakeVm()

@@ -30,10 +30,8 @@ class Replaced:
         memory = undo.enter_context(Fd(os.memfd_create("memory")))
         doorbell = undo.enter_context(Notifier.new())
         vectors = VectorSet([None])
-        self.slave = Slave(
-            *(self.port, self.loop, memory, vectors, doorbell),
-            relays=LoopRelays(self.loop),
-        )
+        self.slave = Slave(self.port, self.loop, vectors, relays=LoopRelays(self.loop))
+        self.slave.greet(memory, doorbell)
         undo.callback(self.slave.close)
         for generation in (LAST - 2, LAST):
             call = undo.enter_context(Notifier.new())

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a daemon and its keeper say to each other, and how it makes room for the next.
+
+The devices keep their descriptors by themselves (`keeper/shelf.py`).
+"""
+
+import asyncio
+import logging
+import os
+import signal
+
+from ..errors import HostError
+from ..interfaces import Json
+from ..keeper import notices
+from ..keeper.store import DescriptorStore
+from . import left_behind
+from .control import Request
+from .left_behind import LeftBehind
+
+log = logging.getLogger(__name__)
+
+ALIVE_TICKS = 2
+"""Ticks of the daemon from one word to the keeper to the next."""
+ANSWERED = 0.1
+"""Seconds until an answer to a control command is in the caller's hands."""
+
+
+class KeeperPort:
+    """The daemon's end of its line to the keeper.
+
+    Args:
+        store: keeps the descriptors; closed with this object; None without a keeper.
+    """
+
+    def __init__(self, store: DescriptorStore | None) -> None:
+        self.store = store
+        self._ticks = 0
+
+    @property
+    def is_systemd(self) -> bool:
+        """Whether the keeper is systemd."""
+        return self.store is not None and self.store.systemd
+
+    def left(self) -> dict[str, LeftBehind]:
+        """Return what a daemon before us has left of each device, by its name."""
+        return {} if self.store is None else left_behind.find(self.store)
+
+    def finish_start(self) -> None:
+        """Close what no device has taken."""
+        if self.store is not None:
+            self.store.finish_start()
+
+    def ready(self, count: int) -> None:
+        """Say that `count` devices are served."""
+        if self.store is not None:
+            text = notices.status(f"serving {count} devices")
+            self.store.say(f"{notices.READY}\n{text}")
+
+    def tick(self) -> None:
+        """Say that the daemon lives, and see whether the keeper does."""
+        self._ticks += 1
+        if self.store is not None and self._ticks % ALIVE_TICKS == 0:
+            self.store.say(notices.ALIVE)
+            self.store.check()
+
+    def end(self) -> None:
+        """Say that the daemon is about to end by itself."""
+        if self.store is not None:
+            self.store.say(notices.STOPPING)
+
+    def describe(self) -> Json | None:
+        """Return what `status` says of the keeper."""
+        if self.store is None:
+            return None
+        kind = "systemd" if self.store.systemd else "process"
+        return {"kind": kind, "problem": self.store.problem or None}
+
+    def on_signal(self) -> None:
+        """Make room for a successor, because SIGUSR2 asks for it."""
+        if self.store is None or self.store.problem:
+            log.warning("SIGUSR2 is ignored: there is no keeper for a successor")
+        else:
+            self.make_room()
+
+    async def restart(self, _: Request) -> None:
+        """Have a successor started; return only if that is systemd's to do.
+
+        Raises:
+            HostError: there is no keeper, or the successor does not start.
+        """
+        store = self.store
+        if store is None or store.problem:
+            why = "none is used" if store is None else store.problem
+            raise HostError(f"there is no keeper to start a successor: {why}")
+        if store.systemd:
+            asyncio.get_running_loop().call_later(ANSWERED, self.make_room)
+            return
+        failed = store.failed_heirs
+        # It starts the successor before it asks us to make room: the caller's
+        # connection ends then.
+        os.kill(os.getppid(), signal.SIGUSR2)
+        while store.failed_heirs == failed and not store.problem:
+            await asyncio.sleep(ANSWERED)
+        raise HostError(
+            store.problem
+            or "the successor does not start, and the log says why: this "
+            f"daemon (pid {os.getpid()}) goes on"
+        )
+
+    def make_room(self, status: int = notices.HANDED_OVER) -> None:
+        """End at once, and close nothing: a successor goes on."""
+        log.info("makes room for its successor")
+        logging.shutdown()
+        # Without Python's end, in which objects close what they have.
+        os._exit(status)
+
+    def close(self) -> None:
+        """Close our end; what is kept stays."""
+        if self.store is not None:
+            self.store.close()
+
+
+async def pid(_: Request) -> int:
+    """Return the process that serves."""
+    return os.getpid()

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A daemon from its start to its end: with one device, or with those of a file."""
+
+import logging
+import socket
+
+from vhostpci_shared.limits import raise_descriptor_limit
+
+from ..config.device import DeviceConfig
+from ..config.file import ConfigFile
+from ..keeper.store import DescriptorStore
+from .daemon import Daemon
+
+log = logging.getLogger(__name__)
+
+
+async def run(
+    config: DeviceConfig,
+    inherited: socket.socket | None = None,
+    keeper: DescriptorStore | None = None,
+) -> None:
+    """Serve one device until a signal ends the daemon.
+
+    Raises:
+        HostError: it cannot be served, or failed.
+    """
+    raise_descriptor_limit()
+    daemon = Daemon(store=keeper)
+    try:
+        await daemon.restore([config])
+        if config.name not in daemon.configs():
+            await daemon.add(config, inherited)
+        daemon.ready()
+        daemon.warn_of_shortage()
+        await daemon.ended()
+    finally:
+        await daemon.close()
+
+
+async def run_file(file: ConfigFile, keeper: DescriptorStore | None = None) -> None:
+    """Serve the devices of a file, and those added later, until a signal ends it.
+
+    Raises:
+        HostError: another daemon serves the run-dir.
+    """
+    raise_descriptor_limit()
+    daemon = Daemon(file.shared, keeper)
+    try:
+        daemon.serve_control(file.run_dir)
+        await daemon.restore(file.devices)
+        await daemon.serve_file(file)
+        daemon.ready()
+        daemon.warn_of_shortage()
+        log.info("serving %d devices; more by `vhostpci-host add`", len(file.devices))
+        await daemon.ended()
+    finally:
+        await daemon.close()

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a daemon leaves to its successor: the keeper, and the state of each device."""

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dataclasses as JSON, and back: what is read is checked against their annotations.
+
+For fields of the types int (from 0 to 2^64 - 1), str, bool, another such dataclass, a
+tuple of one type, and any of these or None.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import TypeVar
+
+from .slots import StateError
+
+_T = TypeVar("_T")
+_SIMPLE = (int, str, bool)
+
+
+def encode(value: object) -> bytes:
+    """Return the JSON text of a dataclass."""
+    return json.dumps(_plain(value), separators=(",", ":")).encode()
+
+
+def _plain(value: object) -> object:
+    if value is None or isinstance(value, _SIMPLE):
+        return value
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    # Not dataclasses.asdict(), which copies every value: this is done for each message.
+    return {name: _plain(getattr(value, name)) for name in _fields(type(value))}
+
+
+def decode(kind: type[_T], text: bytes) -> _T:
+    """Return the dataclass `kind` of a JSON text.
+
+    Raises:
+        StateError: it is no JSON, or a value is missing, unknown or of another type.
+    """
+    try:
+        plain: object = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise StateError(f"no JSON: {error}") from error
+    found = _build(kind, plain, kind.__name__)
+    assert isinstance(found, kind)
+    return found
+
+
+_hints: dict[type, Mapping[str, object]] = {}
+
+
+def _fields(kind: type) -> Mapping[str, object]:
+    """Return the types of a dataclass's fields by name."""
+    if kind not in _hints:
+        if not dataclasses.is_dataclass(kind):
+            raise TypeError(f"{kind} is no dataclass")
+        _hints[kind] = typing.get_type_hints(kind)
+    return _hints[kind]
+
+
+def _build(kind: object, plain: object, where: str) -> object:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        if plain is None:
+            return None
+        kind = next(one for one in arguments if one is not types.NoneType)
+        return _build(kind, plain, where)
+    if origin is tuple:
+        if not isinstance(plain, list):
+            raise StateError(f"{where}: {plain!r} is no list")
+        return tuple(_build(arguments[0], one, f"{where}[]") for one in plain)
+    if kind in _SIMPLE:
+        # Not isinstance(): True is an int to it.
+        if type(plain) is not kind:
+            raise StateError(f"{where}: {plain!r} is no {kind}")
+        if type(plain) is int and not 0 <= plain < 2**64:
+            raise StateError(f"{where}: {plain} does not fit in 64 bits")
+        return plain
+    assert isinstance(kind, type)
+    return _build_dataclass(kind, plain, where)
+
+
+def _build_dataclass(kind: type, plain: object, where: str) -> object:
+    hints = _fields(kind)
+    if not isinstance(plain, dict) or plain.keys() != hints.keys():
+        raise StateError(f"{where}: {plain!r} has not the fields {', '.join(hints)}")
+    values = {
+        name: _build(hint, plain[name], f"{where}.{name}")
+        for name, hint in hints.items()
+    }
+    return kind(**values)

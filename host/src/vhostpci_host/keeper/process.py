@@ -1,0 +1,442 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The keeper: the parent process of a daemon, which keeps its descriptors.
+
+Theory of operation.  The daemon sends each descriptor that its successor needs over a
+socket, under a name.  When the daemon dies, whatever the reason, the keeper starts it
+again at once, with all descriptors that were kept: as long as the keeper has a
+descriptor, no other end sees a hang-up.  The successor finds them as systemd would give
+them to it (LISTEN_FDS, LISTEN_FDNAMES).
+
+The keeper knows nothing of what it keeps, so there is little in it that could fail or
+would have to be upgraded.  It starts the interpreter's program again, and not a
+copy of itself: a package that was upgraded meanwhile is used.
+
+At SIGUSR2, for an upgrade, the keeper starts the next daemon first, the *heir*.  When
+that has all its programs in memory and waits, the present one is asked to make room,
+and the heir is given all descriptors over its socket.  An heir that does not start
+changes nothing.  With `--keeper standby` there always is an heir, which takes over when
+the daemon is killed, too: a process more, and no start of Python in between.
+
+What the daemon's end means::
+
+    status 0, 1, 2     it has said why: the keeper ends with the same status (unless it
+                       is a successor that was never ready)
+    HANDED_OVER        it was asked to (SIGUSR2): start its successor at once
+    anything else      it was killed, or failed: start its successor, after a pause if
+                       that happens again and again
+
+This file must import nothing of ours but `notices`: what it imports stays as it was
+when the keeper was started.
+"""
+
+import array
+import fcntl
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import FrameType
+
+from . import notices
+
+FIRST_FD = 3
+"""The first descriptor that a child gets, as with systemd (SD_LISTEN_FDS_START)."""
+TICK = 0.5
+"""Seconds between two looks at a child that should say that it is alive."""
+PATIENCE = 6
+"""Ticks without a word of the child, after which it hangs: 3 s."""
+ENDING = 60
+"""Ticks for a child that has said that it is ending: 30 s."""
+SHORT_LIFE = 2.0
+"""Seconds: a child that has lived for a shorter time is not started again at once."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+"""Seconds before a child is started again after a short life: then twice as long."""
+HEIR_PATIENCE = 120
+"""Ticks for an heir to start: a minute."""
+USELESS = 2
+"""Children that died before they were ready, after which nothing is kept any more."""
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the daemon with these arguments; return its status at its end."""
+    _raise_descriptor_limit()
+    upstream = Upstream(os.environ.get("NOTIFY_SOCKET"))
+    flags = ["-P"] if sys.flags.safe_path else []
+    command = [sys.executable, *flags, "-m", "vhostpci_host", *arguments]
+    # The daemon checks its options; no other one has this value.
+    standby = bool({"standby", "--keeper=standby"} & set(arguments))
+    return Keeper(command, upstream, standby=standby).run()
+
+
+def _raise_descriptor_limit() -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _say(text: str) -> None:
+    """Write a line to stderr, without waiting for what reads it."""
+    # The daemon's log goes there, too, and nothing may make the keeper wait.
+    if select.select([], [2], [], 0)[1]:
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        os.write(2, f"{now} W keeper: {text}\n".encode())
+
+
+class Upstream:
+    """The manager that started the keeper, if it wants to be told of the daemon.
+
+    Args:
+        address: of its socket, as in NOTIFY_SOCKET; None without such a manager.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        self._address = address and address.replace("@", "\0", 1)
+
+    def pass_on(self, said: Mapping[str, str]) -> None:
+        """Tell the manager what the daemon has said of itself."""
+        names = ("READY", "STATUS", "STOPPING", "WATCHDOG")
+        lines = [f"{name}={said[name]}" for name in names if name in said]
+        if self._address is None or not lines:
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ours:
+            ours.setblocking(False)
+            try:
+                ours.sendto("\n".join(lines).encode(), self._address)
+            except OSError as error:
+                _say(f"cannot tell the service manager {lines}: {error.strerror}")
+
+
+@dataclass(slots=True)
+class Child:
+    """One daemon process."""
+
+    pid: int
+    channel: socket.socket
+    started: float = field(default_factory=time.monotonic)
+    ready: bool = False
+    watched: bool = False
+    """Whether it says from time to time that it is alive."""
+    ending: bool = False
+    silent: int = 0
+    """Ticks since it said something."""
+    killed: bool = False
+    waits: bool = False
+    """Whether it is an heir that waits for what the present daemon leaves."""
+    reserve: bool = False
+    """Whether it is an heir for the case that the present daemon is killed."""
+
+    @property
+    def hangs(self) -> bool:
+        """Whether it is silent for too long."""
+        return self.watched and self.silent > (ENDING if self.ending else PATIENCE)
+
+
+class Keeper:
+    """Runs one daemon after the other, and keeps what each of them leaves.
+
+    Args:
+        command: starts the daemon.
+        upstream: is told of it.
+        standby: whether there always is to be an heir.
+    """
+
+    def __init__(
+        self, command: Sequence[str], upstream: Upstream, *, standby: bool = False
+    ) -> None:
+        self._command = command
+        self._standby = standby
+        self._upstream = upstream
+        self._kept: dict[str, list[int]] = {}
+        self._stopping = False
+        self._short_lives = 0
+        self._useless = 0
+        self._child: Child | None = None
+        self._heir: Child | None = None
+        self._wants_heir = False
+        self._woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        for number in (*FORWARDED, signal.SIGUSR2):
+            signal.signal(number, self._on_signal)
+        # A handler, as an ignored SIGCHLD would take the child's status from us.
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def run(self) -> int:
+        """Run daemons until one ends by itself; return its status."""
+        child = self._start()
+        while True:
+            self._child = child
+            if self._stopping:
+                # The signal came when there was no child yet to pass it on to.
+                os.kill(child.pid, signal.SIGTERM)
+            status = self._serve(child)
+            self._child = None
+            self._take_notices(child)
+            child.channel.close()
+            if self._stopping or self._is_end(child, status):
+                self._end_heir()
+                return status if status >= 0 else 128 - status
+            self._before_next(child, status)
+            if self._stopping:
+                self._end_heir()
+                return 0
+            child = self._next()
+
+    def _is_end(self, child: Child, status: int) -> bool:
+        """Whether a daemon has ended by itself, and said why."""
+        # A successor that does not even start, perhaps because a package is only half
+        # upgraded, is tried again: there are masters that do not know of it yet.
+        if status not in notices.EXPLAINED:
+            return False
+        return status == 0 or child.ready or not self._kept
+
+    def _next(self) -> Child:
+        """Return the next daemon: the heir, if there is one."""
+        heir, self._heir = self._heir, None
+        if heir is None:
+            return self._start()
+        try:
+            self._give_all(heir)
+        except OSError as error:
+            _say(f"the next daemon (pid {heir.pid}) takes nothing: {error.strerror}")
+            _kill(heir)
+            return self._start()
+        return heir
+
+    def _give_all(self, heir: Child) -> None:
+        """Give an heir all that is kept."""
+        heir.channel.settimeout(SHORT_LIFE)
+        pairs = self._pairs()
+        for start in range(0, len(pairs), notices.MOST_FDS):
+            some = pairs[start : start + notices.MOST_FDS]
+            names = ":".join(name for name, _ in some)
+            rights = array.array("i", [fd for _, fd in some])
+            heir.channel.sendmsg(
+                [f"FDNAMES={names}".encode()],
+                [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)],
+            )
+        heir.channel.send(notices.GO.encode())
+        heir.channel.setblocking(False)
+        heir.silent, heir.started = 0, time.monotonic()
+
+    def _pairs(self) -> list[tuple[str, int]]:
+        return [(name, fd) for name, fds in self._kept.items() for fd in fds]
+
+    def _end_heir(self) -> None:
+        heir, self._heir = self._heir, None
+        if heir is not None:
+            _kill(heir)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        """Pass a signal on to the daemon; remember that it is to end."""
+        if number == signal.SIGUSR2:
+            self._wants_heir = True
+            return
+        if number in (signal.SIGTERM, signal.SIGINT):
+            self._stopping = True
+        if self._child is not None:
+            os.kill(self._child.pid, number)
+
+    # Starting a daemon.
+
+    def _start(self, *, heir: bool = False) -> Child:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                self._become_daemon(theirs, heir=heir)
+            finally:
+                os._exit(notices.FAILED)
+        theirs.close()
+        return Child(pid, ours)
+
+    def _become_daemon(self, channel: socket.socket, *, heir: bool) -> None:
+        """Execute the daemon, in the child process, with all that is kept."""
+        pairs = [] if heir else self._pairs()
+        # Away from the numbers that the descriptors are to have, each in its order.
+        first_free = FIRST_FD + len(pairs) + 1
+        numbers = [*(fd for _, fd in pairs), channel.fileno()]
+        moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first_free) for fd in numbers]
+        for place, fd in enumerate(moved, start=FIRST_FD):
+            os.dup2(fd, place)
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            # These were for the keeper.
+            if name not in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+        }
+        environment |= {
+            notices.CHANNEL: str(FIRST_FD + len(pairs)),
+            "LISTEN_PID": str(os.getpid()),
+            "LISTEN_FDS": str(len(pairs)),
+            "LISTEN_FDNAMES": ":".join(name for name, _ in pairs),
+        }
+        if heir:
+            environment[notices.HEIR] = "1"
+        signal.set_wakeup_fd(-1)
+        for number in (*FORWARDED, signal.SIGUSR2, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        os.execve(self._command[0], list(self._command), environment)
+
+    # While it runs.
+
+    def _serve(self, child: Child) -> int:
+        """Take the daemon's notices until it ends; return its status."""
+        poll = select.poll()
+        poll.register(child.channel.fileno(), select.POLLIN)
+        poll.register(self._woken, select.POLLIN)
+        open_ended = True
+        due = time.monotonic() + TICK
+        while True:
+            poll.poll(1000 * max(0.0, due - time.monotonic()))
+            _drain(self._woken)
+            self._look_at_heir(poll)
+            if not self._take_notices(child) and open_ended:
+                # Its end is closed, and would be reported again and again: the daemon
+                # is about to end, which SIGCHLD says.
+                poll.unregister(child.channel.fileno())
+                open_ended = False
+            status = _status(child.pid)
+            if status is not None:
+                return status
+            if time.monotonic() >= due:
+                # Count the ticks, and not the time: a machine that was suspended, or a
+                # keeper that was not run for seconds, says nothing of the daemon.
+                due = time.monotonic() + TICK
+                self._tick(child, poll)
+
+    def _look_at_heir(self, poll: "select.poll") -> None:
+        """Start an heir if there is to be one, and see how far it has come."""
+        if self._wants_heir and self._heir is not None and self._heir.reserve:
+            if not self._heir.waits:
+                poll.unregister(self._heir.channel.fileno())
+            self._end_heir()  # it has the programs of before an upgrade
+        if self._wants_heir and self._heir is None:
+            self._heir = self._start(heir=True)
+            poll.register(self._heir.channel.fileno(), select.POLLIN)
+        self._wants_heir = False
+        heir, child = self._heir, self._child
+        if heir is None or child is None or heir.waits:
+            return
+        self._take_notices(heir)
+        if heir.waits:
+            poll.unregister(heir.channel.fileno())
+            if not heir.reserve:
+                # It hands over, and what it has told us until its end comes first.
+                os.kill(child.pid, signal.SIGUSR2)
+        elif (status := _status(heir.pid)) is not None:
+            poll.unregister(heir.channel.fileno())
+            heir.channel.close()
+            self._heir = None
+            _say(f"the next daemon has not started (status {status}): this one goes on")
+            with suppress(OSError):
+                child.channel.send(notices.NO_HEIR)
+
+    def _tick(self, child: Child, poll: "select.poll") -> None:
+        # At a tick, so that one that cannot start is not started without a pause.
+        if self._standby and child.ready and self._heir is None:
+            self._heir = self._start(heir=True)
+            self._heir.reserve = True
+            poll.register(self._heir.channel.fileno(), select.POLLIN)
+        child.silent += 1
+        heir = self._heir
+        if heir is not None and heir.waits and _status(heir.pid) is not None:
+            heir.channel.close()
+            self._heir = None  # it was killed, and another one comes
+        elif heir is not None and not heir.waits:
+            heir.silent += 1
+            if heir.silent > HEIR_PATIENCE:
+                os.kill(heir.pid, signal.SIGKILL)
+        if child.hangs and not child.killed:
+            child.killed = True
+            _say(f"the daemon (pid {child.pid}) hangs: its successor goes on")
+            os.kill(child.pid, signal.SIGKILL)
+
+    def _take_notices(self, child: Child) -> bool:
+        """Act on all notices that have come; return whether more can come."""
+        while True:
+            try:
+                notice, fds = notices.receive(child.channel)
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+            if not notice:
+                return False
+            child.silent = 0
+            self._act(child, notices.parse(notice), fds)
+
+    def _act(self, child: Child, said: Mapping[str, str], fds: list[int]) -> None:
+        name = said.get("FDNAME", "stored")
+        if said.get("FDSTOREREMOVE") == "1":
+            _close(self._kept.pop(name, []))
+        if said.get("FDSTORE") == "1":
+            self._kept.setdefault(name, []).extend(fds)
+        else:
+            _close(fds)
+        child.waits |= said.get("HEIR") == "1"
+        child.ready |= said.get("READY") == "1"
+        child.ending |= said.get("STOPPING") == "1"
+        child.watched |= said.get("WATCHDOG") == "1"
+        self._upstream.pass_on(said)
+
+    # Between two daemons.
+
+    def _before_next(self, child: Child, status: int) -> None:
+        """Say what happened, and wait if it happens again and again."""
+        how = f"was killed by signal {-status}" if status < 0 else "failed"
+        if status == notices.HANDED_OVER:
+            how = "makes room"
+        _say(f"the daemon (pid {child.pid}) {how}: its successor goes on")
+        self._drop_useless(child)
+        if status == notices.HANDED_OVER:
+            return
+        short = time.monotonic() - child.started < SHORT_LIFE
+        self._short_lives = self._short_lives + 1 if short else 0
+        if self._short_lives > 1:
+            doublings = min(self._short_lives - 2, 16)
+            self._pause(min(FIRST_PAUSE * 2**doublings, LONGEST_PAUSE))
+
+    def _drop_useless(self, child: Child) -> None:
+        """Keep nothing any more if what is kept ends each successor at once."""
+        self._useless = 0 if child.ready else self._useless + 1
+        if self._useless >= USELESS and self._kept:
+            _say("what was kept seems to end the daemon: it starts without that")
+            for name in list(self._kept):
+                _close(self._kept.pop(name))
+
+    def _pause(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not self._stopping and (left := end - time.monotonic()) > 0:
+            select.select([self._woken], [], [], left)
+            _drain(self._woken)
+
+
+def _kill(child: Child) -> None:
+    os.kill(child.pid, signal.SIGKILL)
+    os.waitpid(child.pid, 0)
+    child.channel.close()
+
+
+def _drain(fd: int) -> None:
+    try:
+        os.read(fd, 4096)
+    except BlockingIOError:
+        return
+
+
+def _status(pid: int) -> int | None:
+    """Return how a child ended, a signal as a negative number; None if it runs."""
+    found, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if found else None
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)

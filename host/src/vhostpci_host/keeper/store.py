@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The descriptors that the keeper keeps for this daemon and its successor.
+
+The keeper is systemd, or our own parent process (`process.py`); both have the same
+texts and the same environment variables.  It keeps one descriptor of each open file,
+however many the daemon has: systemd ignores a second one.
+"""
+
+import array
+import errno
+import logging
+import os
+import select
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+from ..fds import Fd, HasNumber, identity
+from . import notices
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 1.0
+"""Seconds for the keeper to take a notice, in which the daemon stands still."""
+RETRY = 0.01
+"""Seconds between two tries."""
+LISTEN_FDS_START = 3
+DESCRIPTOR = "d"
+"""The letter that the names of a device's descriptors begin with."""
+
+
+Keep = Callable[[HasNumber], str]
+"""Keeps a descriptor, and returns the name under which the successor finds it."""
+
+
+@dataclass(slots=True)
+class _Kept:
+    identity: tuple[int, int, int]
+    users: int = 0
+    """How many devices need it."""
+
+
+class DescriptorStore:
+    """Keeps descriptors with the keeper.
+
+    Args:
+        channel: to the keeper; closed with this object.
+        left: the descriptors that an earlier daemon has left, by their names.
+        systemd: whether the keeper is systemd.
+    """
+
+    def __init__(
+        self,
+        channel: socket.socket,
+        left: Mapping[str, Fd],
+        *,
+        systemd: bool = False,
+    ) -> None:
+        self.left = dict(left)
+        self.systemd = systemd
+        self.problem = ""
+        """Why nothing is kept any more; empty if all is well."""
+        self.failed_heirs = 0
+        """How often the keeper has said that the next daemon has not started."""
+        self._channel = channel
+        self._kept = {name: _Kept(identity(fd)) for name, fd in left.items()}
+        self._names = {kept.identity: name for name, kept in self._kept.items()}
+        self._known: WeakKeyDictionary[HasNumber, str] = WeakKeyDictionary()
+        numbers = (int(name[1:], 36) for name in left if _is_ours(name))
+        self._last = max(numbers, default=0)
+
+    def hold(self, fd: HasNumber, kind: str = DESCRIPTOR) -> str:
+        """Keep a descriptor for one more user, and return its name.
+
+        Args:
+            fd: stays the caller's.
+            kind: the letter that the name begins with, if it is kept from now on.
+        """
+        name = self.name_of(fd)
+        if name is None:
+            who = identity(fd)
+            name = self._names.get(who) or self._put(fd, who, kind)
+            self._known[fd] = name
+        self._kept[name].users += 1
+        return name
+
+    def name_of(self, fd: HasNumber) -> str | None:
+        """Return the name of a descriptor that was kept before, if it still is."""
+        name = self._known.get(fd)
+        return name if name in self._kept else None
+
+    def _put(self, fd: HasNumber, who: tuple[int, int, int], kind: str) -> str:
+        # Short names: all of them have to fit into one environment variable.
+        self._last += 1
+        name = f"{kind}{_base36(self._last)}"
+        self._kept[name], self._names[who] = _Kept(who), name
+        self.say(notices.keep(name), fd)
+        return name
+
+    def release(self, name: str) -> None:
+        """Note that one user needs a descriptor no more; without any, forget it."""
+        kept = self._kept[name]
+        kept.users -= 1
+        if kept.users <= 0:
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        del self._names[self._kept.pop(name).identity]
+        self.say(notices.forget(name))
+
+    def finish_start(self) -> None:
+        """Close what an earlier daemon has left; forget what no device has taken."""
+        while self.left:
+            self.left.popitem()[1].close()
+        unused = [name for name, kept in self._kept.items() if not kept.users]
+        for name in unused:
+            self._forget(name)
+        if unused:
+            self._wait_taken()
+
+    def _wait_taken(self) -> None:
+        """Wait until the keeper has acted on all notices."""
+        # It closes what comes with a notice that asks for nothing to be kept.
+        ours, theirs = map(Fd, os.pipe2(os.O_CLOEXEC))
+        with ours:
+            with theirs:
+                self.say(notices.BARRIER, theirs)
+            if not self.problem:
+                select.select([ours.fileno()], [], [], PATIENCE)
+
+    def say(self, notice: str, fd: HasNumber | None = None) -> None:
+        """Send a notice to the keeper; if that is not possible, keep nothing more."""
+        if self.problem:
+            return
+        end = time.monotonic() + PATIENCE
+        while not self._sent(notice, fd):
+            if time.monotonic() > end:
+                self._lose(f"it has taken no notice for {PATIENCE:g} s")
+                return
+            time.sleep(RETRY)
+
+    def _sent(self, notice: str, fd: HasNumber | None) -> bool:
+        rights = array.array("i", [] if fd is None else [fd.fileno()])
+        beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if rights else []
+        try:
+            self._channel.sendmsg([notice.encode()], beside, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            # Too many descriptors of our user's are in flight: the keeper takes them.
+            if error.errno in (errno.ETOOMANYREFS, errno.ENOBUFS):
+                return False
+            self._lose(error.strerror or str(error))
+        return True
+
+    def check(self) -> None:
+        """See whether the keeper is still there."""
+        if self.problem or self.systemd:
+            return
+        with suppress(BlockingIOError):
+            said = self._channel.recv(notices.MAX_NOTICE)
+            if not said:
+                self._lose("it has ended")
+            self.failed_heirs += said == notices.NO_HEIR
+
+    def _lose(self, why: str) -> None:
+        self.problem = (
+            f"the keeper is gone ({why}): if this daemon is killed, masters and slaves "
+            "notice it; restart it at a good time"
+        )
+        log.error("%s", self.problem)
+
+    def close(self) -> None:
+        """Close the socket to the keeper; what it keeps stays."""
+        while self.left:
+            self.left.popitem()[1].close()
+        self._channel.close()
+
+
+def has_keeper(systemd: bool) -> bool:
+    """Whether the process that has started us is a keeper.
+
+    Args:
+        systemd: whether the user says that systemd is one: it tells us only from
+            version 254 on.
+    """
+    offers = systemd or os.environ.get("FDSTORE", "0") != "0"
+    by_systemd = "NOTIFY_SOCKET" in os.environ and offers
+    return notices.CHANNEL in os.environ or by_systemd
+
+
+def from_environment(*, systemd: bool) -> DescriptorStore | None:
+    """Return the store of the keeper that has started us; None without a keeper.
+
+    The variables that say so are removed: no child of ours is to find them.
+    """
+    if not has_keeper(systemd):
+        return None
+    left = _inherited()
+    channel = os.environ.pop(notices.CHANNEL, None)
+    address = os.environ.get("NOTIFY_SOCKET")
+    if channel is not None:
+        ours = socket.socket(fileno=int(channel))
+        if os.environ.pop(notices.HEIR, None) is not None:
+            left = _inherit(ours)
+    elif address:
+        ours = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        ours.connect(address.replace("@", "\0", 1))
+    else:
+        return None
+    os.set_inheritable(ours.fileno(), False)
+    ours.setblocking(False)
+    return DescriptorStore(ours, left, systemd=channel is None)
+
+
+def _inherit(channel: socket.socket) -> dict[str, Fd]:
+    """Wait until the daemon before us has ended, and return what it has left."""
+    channel.send(notices.WAITS.encode())
+    found: dict[str, Fd] = {}
+    while True:
+        notice, fds = notices.receive(channel)
+        said = notices.parse(notice)
+        if not notice or "GO" in said:
+            return found
+        for name, number in zip(said["FDNAMES"].split(":"), fds, strict=True):
+            found[name] = Fd(number)
+
+
+def _inherited() -> dict[str, Fd]:
+    """Return the descriptors of LISTEN_FDS by their names (sd_listen_fds(3))."""
+    names = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+    pid, count, labels = (os.environ.pop(name, "") for name in names)
+    if pid != str(os.getpid()) or not count.isdecimal():
+        return {}
+    found: dict[str, Fd] = {}
+    for place, name in zip(range(int(count)), labels.split(":"), strict=False):
+        number = LISTEN_FDS_START + place
+        os.set_inheritable(number, False)
+        if name in found:
+            os.close(number)
+        else:
+            found[name] = Fd(number)
+    return found
+
+
+def _is_ours(name: str) -> bool:
+    return name[:1] in ("d", "s") and name[1:].isalnum() and name.isascii()
+
+
+def _base36(number: int) -> str:
+    digits = "0123456789abcdefghijklmnopqrstuvwxyz"
+    text = ""
+    while number:
+        number, digit = divmod(number, 36)
+        text = digits[digit] + text
+    return text or "0"
+
+
+def names_of(left: Iterable[str], kind: str) -> list[str]:
+    """Return the names that begin with the letter `kind`, if they are ours."""
+    return sorted(name for name in left if _is_ours(name) and name[0] == kind)

@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The keeper's process, with a small program in the daemon's place.
+
+keeper ──── starts, kills, starts again ────► program: says what it sees in its log
+   ▲                                             │
+   └── notices, with descriptors to be kept ─────┘
+"""
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.process.program import Program
+from tests.waiting import wait_for
+from vhostpci_host.keeper import notices
+
+pytestmark = pytest.mark.process
+
+KEEPER = """
+import sys
+from vhostpci_host.keeper.process import Keeper, Upstream
+import os
+command = [sys.executable, "-c", os.environ["CHILD"]]
+upstream = Upstream(os.environ.get("NOTIFY_SOCKET"))
+sys.exit(Keeper(command, upstream, standby="STANDBY" in os.environ).run())
+"""
+START = """
+import array, os, signal, socket, sys, time
+keeper = socket.socket(fileno=int(os.environ["VHOSTPCI_KEEPER"]))
+def say(text, *fds):
+    rights = array.array("i", fds)
+    keeper.sendmsg([text.encode()], [(1, 1, rights)] if fds else [])
+assert int(os.environ["LISTEN_PID"]) == os.getpid()
+assert "NOTIFY_SOCKET" not in os.environ
+names = os.environ["LISTEN_FDNAMES"].split(":")[:int(os.environ["LISTEN_FDS"])]
+kept = {name: os.pread(3 + place, 9, 0).decode() for place, name in enumerate(names)}
+def keep(name, text):
+    file = os.memfd_create(name)
+    os.write(file, text.encode())
+    say(f"FDSTORE=1\\nFDNAME={name}", file)
+print("pid", os.getpid(), "has", kept, flush=True)
+"""
+
+
+@contextmanager
+def keeper(directory: Path, child: str, **more: str) -> Iterator[Program]:
+    """Start the keeper of a program with this text."""
+    os.environ |= {"CHILD": START + child, **more}
+    try:
+        program = Program([sys.executable, "-c", KEEPER], directory / "log")
+    finally:
+        for name in ("CHILD", *more):
+            del os.environ[name]
+    try:
+        yield program
+    finally:
+        program.close()
+
+
+def pids(program: Program) -> list[int]:
+    """Return the processes that the keeper has started."""
+    return [
+        int(line.split()[1])
+        for line in program.log.splitlines()
+        if line.startswith("pid ")
+    ]
+
+
+def kill_last(program: Program) -> None:
+    """Kill the present child, and wait for the next one."""
+    count = len(pids(program))
+    os.kill(pids(program)[-1], signal.SIGKILL)
+    wait_for(lambda: len(pids(program)) > count, lambda: program.log)
+
+
+def test_successor_has_what_was_kept(tmp_path: Path) -> None:
+    child = """
+say("READY=1")
+if not kept:
+    keep("one", "first")
+    keep("two", "second")
+    keep("three", "third")
+    say("FDSTOREREMOVE=1\\nFDNAME=two")
+elif len(kept) == 2:
+    keep("four", "fourth")
+print("done", flush=True)
+signal.pause()
+"""
+    with keeper(tmp_path, child) as program:
+        program.wait_log("done")
+        kill_last(program)
+        program.wait_log("has {'one': 'first', 'three': 'third'}")
+        program.wait_log("done", 2)
+        kill_last(program)
+        program.wait_log("has {'one': 'first', 'three': 'third', 'four': 'fourth'}")
+        program.wait_log("done", 3)
+        assert program.end() == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("status", [0, 1, 2])
+def test_daemon_that_ends_by_itself_ends_its_keeper(
+    tmp_path: Path, status: int
+) -> None:
+    with keeper(tmp_path, f"sys.exit({status})") as program:
+        assert program.wait() == status
+        assert len(pids(program)) == 1
+
+
+@pytest.mark.parametrize("status", [notices.FAILED, notices.HANDED_OVER])
+def test_daemon_that_fails_or_makes_room_has_a_successor(
+    tmp_path: Path, status: int
+) -> None:
+    child = f"""
+if kept: sys.exit(0)
+say("READY=1")
+keep("state", "x")
+os._exit({status})
+"""
+    with keeper(tmp_path, child) as program:
+        assert program.wait() == 0
+        assert len(pids(program)) == 2
+
+
+def test_clean_end_is_passed_on_and_has_no_successor(tmp_path: Path) -> None:
+    child = """
+def end(*_):
+    print("ends", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+print("ready", flush=True)
+while True: signal.pause()
+"""
+    with keeper(tmp_path, child) as program:
+        program.wait_log("ready")
+        assert program.end() == 0
+        assert program.said("ends") == 1
+        assert len(pids(program)) == 1
+
+
+def test_daemon_that_hangs_is_killed(tmp_path: Path) -> None:
+    child = """
+if kept: sys.exit(0)
+say("READY=1\\nWATCHDOG=1")
+keep("state", "x")
+while True: signal.pause()
+"""
+    with keeper(tmp_path, child) as program:
+        assert program.wait() == 0
+        assert program.said("hangs") == 1
+
+
+def test_daemon_that_says_that_it_lives_is_not_killed(tmp_path: Path) -> None:
+    child = """
+for _ in range(9):
+    say("WATCHDOG=1")
+    time.sleep(0.5)
+"""
+    with keeper(tmp_path, child) as program:
+        assert program.wait() == 0
+        assert len(pids(program)) == 1
+
+
+def test_successor_that_fails_before_it_is_ready_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package that is only half upgraded must not cost the masters anything."""
+    monkeypatch.chdir(tmp_path)
+    child = """
+if kept and not os.path.exists("tried"):
+    open("tried", "w").close()
+    import no_such_module
+say("READY=1")
+if kept: sys.exit(0)
+keep("state", "x")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with keeper(tmp_path, child) as program:
+        assert program.wait() == 0
+        assert len(pids(program)) == 3
+
+
+def test_what_ends_each_successor_is_kept_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    child = """
+if "started" not in os.listdir("."):
+    open("started", "w").close()
+    say("READY=1")
+    keep("bad", "x")
+elif not kept:
+    sys.exit(0)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with keeper(tmp_path, child) as program:
+        assert program.wait() == 0
+        assert len(pids(program)) == 4
+        assert program.said("it starts without that") == 1
+
+
+def test_service_manager_is_told_of_the_daemon(tmp_path: Path) -> None:
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        manager.settimeout(20)
+        child = 'say("READY=1\\nSTATUS=serving 1"); time.sleep(0.2)'
+        with keeper(tmp_path, child, NOTIFY_SOCKET=path) as program:
+            assert manager.recv(100) == b"READY=1\nSTATUS=serving 1"
+            assert program.wait() == 0
+
+
+HEIR = """
+if "VHOSTPCI_HEIR" in os.environ:
+    if os.path.exists("broken"):
+        sys.exit(3)
+    say("HEIR=1")
+    while True:
+        notice, ancillary, *_ = keeper.recvmsg(4096, 4096)
+        if notice == b"GO=1":
+            break
+        names = notice.decode().split("=")[1].split(":")
+        fds = array.array("i", ancillary[0][2])
+        kept = {name: os.pread(fd, 9, 0).decode() for name, fd in zip(names, fds)}
+    print("heir has", kept, flush=True)
+signal.signal(signal.SIGUSR2, lambda *_: os._exit(75))
+say("READY=1")
+"""
+
+
+def test_successor_is_started_before_the_daemon_ends(tmp_path: Path) -> None:
+    child = (
+        HEIR
+        + """
+if not kept:
+    for number in range(300):
+        keep(f"d{number}", str(number))
+print("serves", flush=True)
+while True: signal.pause()
+"""
+    )
+    everything = {f"d{number}": str(number) for number in range(300)}
+    del everything["d0"]
+    with keeper(tmp_path, child) as program:
+        program.wait_log("serves")
+        program.send(signal.SIGUSR2)
+        program.wait_log("serves", 2)
+        assert program.said("makes room") == 1
+        assert "'d299': '299'" in program.log
+        program.send(signal.SIGUSR2)
+        program.wait_log("serves", 3)
+        assert len(pids(program)) == 3
+        kill_last(program)
+        program.wait_log("serves", 4)
+        assert program.end() == 128 + signal.SIGTERM
+
+
+def test_standby_takes_over_when_the_daemon_is_killed(tmp_path: Path) -> None:
+    """And the next one waits, unless an upgrade asks for another one."""
+    child = (
+        HEIR
+        + """
+if not kept:
+    keep("state", "x")
+print("serves", flush=True)
+while True: signal.pause()
+"""
+    )
+    with keeper(tmp_path, child, STANDBY="yes") as program:
+        for count in (1, 2, 3):
+            program.wait_log("serves", count)
+            wait_for(lambda: len(pids(program)) > count, lambda: program.log)  # noqa: B023
+            time.sleep(0.2)
+            os.kill(pids(program)[count - 1], signal.SIGKILL)
+        program.wait_log("serves", 4)
+        assert program.said("heir has {'state': 'x'}") == 3
+        wait_for(lambda: len(pids(program)) == 5, lambda: program.log)
+        time.sleep(0.2)
+        program.send(signal.SIGUSR2)
+        program.wait_log("serves", 5)
+        assert program.said("makes room") == 1
+        wait_for(lambda: len(pids(program)) == 7, lambda: program.log)
+        assert program.end() == 128 + signal.SIGTERM
+    for pid in pids(program):
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def test_successor_that_does_not_start_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    child = (
+        HEIR
+        + """
+print("serves", flush=True)
+while True: signal.pause()
+"""
+    )
+    with keeper(tmp_path, child) as program:
+        program.wait_log("serves")
+        Path("broken").touch()
+        program.send(signal.SIGUSR2)
+        program.wait_log("has not started (status 3): this one goes on")
+        Path("broken").unlink()
+        program.send(signal.SIGUSR2)
+        program.wait_log("serves", 2)
+        assert program.end() == 128 + signal.SIGTERM

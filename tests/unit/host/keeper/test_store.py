@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon's side of the keeper: what is kept, under which names, in what order."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+import pytest
+
+from tests.fakes.keeper import FakeKeeper
+from vhostpci_host.fds import Fd, Notifier
+from vhostpci_host.keeper import notices
+from vhostpci_host.keeper.shelf import Left, Shelf
+from vhostpci_host.keeper.slots import StateError
+from vhostpci_host.keeper.store import DescriptorStore, Keep, from_environment
+
+
+@pytest.fixture
+def keeper() -> Iterator[FakeKeeper]:
+    with closing(FakeKeeper()) as keeper:
+        yield keeper
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    fds: tuple[str, ...]
+
+
+class Things:
+    """A device whose state names these descriptors."""
+
+    def __init__(self, *fds: Fd) -> None:
+        self.fds = list(fds)
+
+    def capture(self, keep: Keep) -> State:
+        return State(tuple(keep(fd) for fd in self.fds))
+
+
+def test_descriptors_are_kept_once_and_forgotten_when_not_named(
+    keeper: FakeKeeper,
+) -> None:
+    with Notifier.new() as one, Notifier.new() as two, one.dup() as again:
+        things = Things(one, again)
+        with closing(Shelf.new(keeper.store, things.capture)) as shelf:
+            shelf.active = True
+            assert keeper.take() == ["+s1"]
+            shelf.save()
+            assert keeper.take() == ["+d2"]
+            shelf.save()
+            assert keeper.take() == []
+            things.fds = [two]
+            shelf.save()
+            assert keeper.take() == ["+d3", "-d2"]
+            things.fds = [again, two]
+            shelf.save()
+            assert keeper.take() == ["+d4"]
+        assert set(keeper.take()) == {"-d4", "-d3", "-s1"}
+    assert not keeper.kept
+
+
+def test_descriptor_that_two_devices_have_stays_until_both_are_gone(
+    keeper: FakeKeeper,
+) -> None:
+    with Notifier.new() as one, one.dup() as again:
+        first = Shelf.new(keeper.store, Things(one).capture)
+        second = Shelf.new(keeper.store, Things(again).capture)
+        for shelf in (first, second):
+            shelf.active = True
+            shelf.save()
+        assert keeper.take() == ["+s1", "+s2", "+d3"]
+        first.close()
+        assert keeper.take() == ["-s1"]
+        second.close()
+        assert set(keeper.take()) == {"-d3", "-s2"}
+
+
+def test_both_ends_of_a_pipe_are_kept(keeper: FakeKeeper) -> None:
+    read, write = map(Fd, os.pipe())
+    with read, write:
+        assert keeper.store.hold(read) != keeper.store.hold(write)
+
+
+def test_successor_goes_on_with_the_names_of_its_predecessor(
+    keeper: FakeKeeper,
+) -> None:
+    with Notifier.new() as one, Notifier.new() as two:
+        name = keeper.store.hold(one)
+        left = {name: one.copy(), "Other": two.copy()}
+        successor = DescriptorStore(keeper.ours.dup(), left)
+        with closing(successor), one.dup() as ours:
+            assert successor.hold(ours) == name
+            assert successor.hold(two) == "Other"
+            successor.release("Other")
+            with Notifier.new() as three:
+                assert successor.hold(three) == "d2"
+
+
+def test_what_no_device_takes_is_forgotten_at_the_end_of_the_start(
+    keeper: FakeKeeper,
+) -> None:
+    with Notifier.new() as one:
+        keeper.store.hold(one)
+        keeper.take()
+        (kept,) = keeper.kept.items()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        theirs.setblocking(False)
+        with ours, closing(DescriptorStore(theirs, {kept[0]: kept[1].copy()})) as store:
+            ours.close()  # so that it waits for no answer
+            store.finish_start()
+            assert not store.left
+            assert "keeper is gone" in store.problem
+
+
+def test_keeper_that_ends_is_noticed(keeper: FakeKeeper) -> None:
+    keeper.store.check()
+    assert not keeper.store.problem
+    keeper.ours.close()
+    keeper.store.check()
+    assert "it has ended" in keeper.store.problem
+
+
+def test_left_descriptors_are_checked_for_their_kind() -> None:
+    ours, theirs = socket.socketpair()
+    with (
+        ours,
+        theirs,
+        Notifier.new() as eventfd,
+        Fd(os.memfd_create("file")) as file,
+    ):
+        left = Left({"e": eventfd, "f": file, "s": Fd(ours.detach())})
+        left.eventfd("e").close()
+        left.socket("s", listening=False).close()
+        for wrong in ("f", "s", "missing"):
+            with pytest.raises(StateError):
+                left.eventfd(wrong)
+        for wrong in ("e", "f", "missing"):
+            with pytest.raises(StateError):
+                left.socket(wrong, listening=False)
+        with pytest.raises(StateError):
+            left.socket("s", listening=True)
+        left._descriptors["s"].close()
+
+
+def test_process_without_a_keeper_has_no_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (notices.CHANNEL, "NOTIFY_SOCKET", "FDSTORE"):
+        monkeypatch.delenv(name, raising=False)
+    assert from_environment(systemd=True) is None
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/none")
+    assert from_environment(systemd=False) is None
+    monkeypatch.setenv("FDSTORE", "0")
+    assert from_environment(systemd=False) is None
