@@ -400,6 +400,21 @@ def test_chains_of_many_pieces_do_not_overrun_the_store(start: int) -> None:
         assert pair.state(RX) == AgentRingState.RUNNING
 
 
+def test_the_store_makes_room_although_it_is_never_empty(start: int) -> None:
+    """A chain beyond its end would lie in the spill, which a long packet fills."""
+    with Pair(start=start, num=8192) as pair:
+        for _ in range(12):
+            pair.rx.post(*[50] * 600)
+        for _ in range(5):
+            delivered(receive(pair, 100), 100)
+        pair.tap.send(packet(65000))
+        pair.settle()
+        assert pair.status(RX).stats.drop_no_room == 1
+        for _ in range(3):
+            delivered(receive(pair, 29_900), 29_900)
+        assert pair.status(RX).stats.dropped == 1
+
+
 def test_the_store_makes_room_for_chains_of_many_pieces(start: int) -> None:
     with Pair(start=start, num=2048, hold=100) as pair:
         for _ in range(20):
