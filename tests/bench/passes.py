@@ -31,7 +31,7 @@ QUARTER = 25
 """What is not disturbed: the percentile of the rounds that is taken."""
 LENGTHS = (64, 1500, 65_000)
 FRAME = b"\xff" * 6 + b"\x02\0\0\0\0\x01" + b"\x88\xb5"
-"""To everybody, of a protocol that nobody has: the kernel drops it."""
+"""A broadcast of an unknown protocol: the kernel drops it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ class Changes:
     removed: tuple[str, ...]
     """These leave, and their memory is discarded."""
     changed: tuple[str, ...]
-    """These are served anew; their memory stays, for a master that has it."""
+    """These are started again; their memory stays, for a master that has it."""
     added: tuple[str, ...]
 
     @property
