@@ -15,15 +15,14 @@ written.
 The file is sealed against cutting, so no access to the mapping can fail.
 """
 
-import fcntl
 import mmap
-import os
 import zlib
 from contextlib import ExitStack
 from enum import IntEnum
 from struct import Struct
 from typing import Self
 
+from .. import sealed_memfd
 from ..fds import Fd
 
 MAGIC = b"VHPCSTAT"
@@ -36,7 +35,6 @@ _MARKS = 0x40
 _FIRST_SLOT = 0x1000
 _ENTRY = Struct("<QII")
 _SIZE = _FIRST_SLOT + 2 * SLOT_SIZE
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class StateError(Exception):
@@ -80,11 +78,8 @@ class StateFile:
         Raises:
             OSError: there is no memory, or no descriptor.
         """
-        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
         with ExitStack() as undo:
-            file = undo.enter_context(Fd(os.memfd_create("vhostpci-state", flags)))
-            os.ftruncate(file.fileno(), _SIZE)
-            fcntl.fcntl(file.fileno(), fcntl.F_ADD_SEALS, _SEALS)
+            file = undo.enter_context(sealed_memfd.make("vhostpci-state", _SIZE))
             made = cls(file)
             undo.pop_all()
         made._bytes[: _HEADER.size] = _HEADER.pack(MAGIC, VERSION, SLOT_SIZE)
@@ -97,7 +92,8 @@ class StateFile:
         Raises:
             StateError: it is no such file, or one of another version.
         """
-        _check(file)
+        if problem := sealed_memfd.problem(file, _SIZE):
+            raise StateError(problem)
         found = cls(file)
         header = _HEADER.unpack(found._bytes[: _HEADER.size])
         if header != (MAGIC, VERSION, SLOT_SIZE):
@@ -164,18 +160,3 @@ class StateFile:
         """Unmap the file, and close it."""
         self.release()
         self.file.close()
-
-
-def _check(file: Fd) -> None:
-    """Check that the file is a memfd that cannot be cut.
-
-    Raises:
-        StateError: it is not.
-    """
-    try:
-        seals = fcntl.fcntl(file.fileno(), fcntl.F_GET_SEALS)
-    except OSError as error:
-        raise StateError(f"it is no memfd: {error.strerror}") from error
-    size = os.fstat(file.fileno()).st_size
-    if seals & _SEALS != _SEALS or size != _SIZE:
-        raise StateError(f"a memfd of {size} bytes with seals {seals}")

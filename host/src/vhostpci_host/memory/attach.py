@@ -32,6 +32,7 @@ from vhostpci_shared import metadata as md
 from vhostpci_shared.vhost_user import MemRegion
 from vhostpci_shared.wire import ProtocolError
 
+from .. import sealed_memfd
 from ..config.device import DeviceConfig
 from ..errors import HostError
 from ..fds import Fd
@@ -42,10 +43,6 @@ from .filesystems import MEMORY_FILES, filesystem, is_memory_file
 from .kept import AttachedState, FileState
 from .process_maps import mapped_private
 from .regions import PlacedRegion, WindowFile
-
-# Without F_SEAL_SHRINK a slave process could cut window 0, and our access to the
-# metadata would end in SIGBUS.  F_SEAL_SEAL keeps anyone from adding a write seal.
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class WindowIds:
@@ -136,7 +133,8 @@ class AttachedMemory:
         """
         with ExitStack() as undo:
             metadata = undo.enter_context(left.fd(state.metadata))
-            _check_sealed(metadata)
+            if problem := sealed_memfd.problem(metadata, md.SIZE):
+                raise StateError(f"the metadata: {problem}")
             undo.pop_all()
         with ExitStack() as undo:
             store = cls(config, ids, metadata)
@@ -360,31 +358,13 @@ def _no_memory_file(region: MemRegion, fd: Fd) -> ProtocolError:
 
 def _sealed_memfd(name: str) -> Fd:
     try:
-        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-        # The kernel refuses a name of more than 249 bytes.
-        file = Fd(os.memfd_create(name[:200], flags))
+        # Sealed: a slave process could cut window 0, and our access to the metadata
+        # would end in SIGBUS.  The kernel refuses a name of more than 249 bytes.
+        return sealed_memfd.make(name[:200], md.SIZE)
     except OSError as error:
         raise HostError(
             f"cannot create the memfd {name} for the metadata: {error.strerror}"
         ) from error
-    os.ftruncate(file.fileno(), md.SIZE)
-    fcntl.fcntl(file.fileno(), fcntl.F_ADD_SEALS, _SEALS)
-    return file
-
-
-def _check_sealed(file: Fd) -> None:
-    """Check that a file is a metadata region that no process can cut.
-
-    Raises:
-        StateError: it is not.
-    """
-    try:
-        seals = fcntl.fcntl(file.fileno(), fcntl.F_GET_SEALS)
-    except OSError as error:
-        raise StateError(f"the metadata is no memfd: {error.strerror}") from error
-    size = os.fstat(file.fileno()).st_size
-    if size != md.SIZE or seals & _SEALS != _SEALS:
-        raise StateError(f"the metadata has {size} bytes and seals {seals}")
 
 
 def _file_key(info: os.stat_result) -> tuple[int, int, int]:
