@@ -14,8 +14,8 @@ HERE = Path(__file__).parent
 # for the daemon uses them, too.  An sdist has copies in their place.
 HEADERS = ("ring_api.h", "guard_api.h")
 SOURCES = [
-    *("mem.c", "vq.c", "split.c", "packed.c", "net.c", "segment.c"),
-    *("tx.c", "rx.c", "tap.c", "uring.c"),
+    *("mem.c", "vq.c", "split.c", "packed.c", "packed_start.c"),
+    *("net.c", "segment.c", "tx.c", "rx.c", "tap.c", "uring.c"),
     *("loop.c", "worker.c", "guard.c"),
 ]
 

@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 RING = HERE.parents[1] / "guest" / "ring"
 
 # The virtqueue, without what moves packets.
-QUEUE = ("vq", "split", "packed", "mem")
+QUEUE = ("vq", "split", "packed", "packed_start", "mem")
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 # GCC warns that ThreadSanitizer takes no notice of fences: race.c knows that.
 THREAD = ("-fsanitize=thread", "-Wno-tsan")
