@@ -13,6 +13,7 @@ import pytest
 from tests.frontends.hugepages import MOUNTED, reserved
 from tests.frontends.testpmd import HUGE, NO_HUGE, Testpmd
 from tests.process.attach import AttachLab
+from tests.process.kept import replace
 from tests.process.lab import ATTACH, SLAVE_ADDRESS
 from tests.waiting import wait_for
 
@@ -161,3 +162,22 @@ def test_testpmd_that_is_killed_can_be_replaced(lab: AttachLab, tmp_path: Path) 
             pmd.started()
             assert_answers(lab, pmd)
         lab.wait_carrier("NO-CARRIER")
+
+
+def test_testpmd_that_connects_once_keeps_its_card_when_the_daemon_is_killed(
+    lab: AttachLab, tmp_path: Path
+) -> None:
+    lab.start_daemon(*ATTACH, "--keeper", "auto")
+    lab.start_agent()
+    with Testpmd(lab.socket, tmp_path) as pmd:
+        pmd.started()
+        assert_answers(lab, pmd)
+        replace(lab)
+        assert lab.ping_from_slave(10, "-W", "20") == 10
+        pmd.run("port stop all")
+        replace(lab)
+        pmd.run("port start all")
+        pmd.run("start")
+        assert_answers(lab, pmd)
+        assert pmd.quit() == 0
+    lab.wait_carrier("NO-CARRIER")

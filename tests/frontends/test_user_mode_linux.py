@@ -11,6 +11,7 @@ import pytest
 from tests.fakes.netns import private_network
 from tests.frontends.uml import UserModeLinux, card
 from tests.process.attach import AttachLab
+from tests.process.kept import replace
 from tests.process.lab import ATTACH, SLAVE_ADDRESS
 from tests.waiting import wait_for
 
@@ -21,9 +22,13 @@ Booted = tuple[AttachLab, UserModeLinux]
 
 
 @contextmanager
-def booted(lab: AttachLab, directory: Path) -> Iterator[UserModeLinux]:
-    """Boot User Mode Linux as the master of a lab, and wait for the slave's carrier."""
-    lab.start()
+def booted(lab: AttachLab, directory: Path, *options: str) -> Iterator[UserModeLinux]:
+    """Boot User Mode Linux as the master of a lab, and wait for the slave's carrier.
+
+    The options are the daemon's.
+    """
+    lab.start_daemon(*ATTACH, *options)
+    lab.start_agent()
     with UserModeLinux(card(lab.socket), directory) as uml:
         uml.up()
         lab.wait_carrier("UP")
@@ -122,3 +127,19 @@ def test_user_mode_linux_that_is_killed_can_be_replaced(
         assert second.ping() == 5
         (after,) = lab.status()["master"]["regions"]
         assert after["window"] != before["window"]
+
+
+def test_it_does_not_notice_that_the_daemon_is_killed(
+    lab: AttachLab, tmp_path: Path
+) -> None:
+    with booted(lab, tmp_path, "--keeper", "auto") as uml:
+        assert uml.ping() == 5
+        replace(lab)
+        assert uml.ping() == 5
+        # It says nothing of a driver's reload, and connects only once.
+        uml.reload_driver()
+        replace(lab)
+        lab.wait_carrier("UP")
+        wait_for(lambda: uml.ping(1) == 1, "a first ping comes back")
+        assert uml.ping() == 5
+        assert iperf(lab, uml) > 0

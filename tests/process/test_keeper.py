@@ -13,10 +13,10 @@ import pytest
 from tests.fakes.frontend import Dropped, Socket
 from tests.fakes.netns import private_network
 from tests.process.attach import AttachLab
+from tests.process.kept import replace, serving
 from tests.process.lab import ATTACH, Lab
 from tests.process.program import Program
 from tests.waiting import wait_for
-from vhostpci_host.errors import HostError
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import Request
 
@@ -54,26 +54,6 @@ def start(lab: Lab, keeper: str = "auto") -> None:
     lab.wait_carrier("UP")
     lab.wait_state("running")
     assert lab.ping_from_master() == 5
-
-
-def serving(lab: Lab) -> int:
-    """Return the process that serves."""
-    pid: int = lab.status()["daemon"]["pid"]
-    return pid
-
-
-def replace(lab: Lab) -> None:
-    """Kill the process that serves, and wait until another one does."""
-    before = serving(lab)
-    os.kill(before, signal.SIGKILL)
-
-    def replaced() -> bool:
-        try:
-            return serving(lab) != before
-        except HostError:
-            return False  # the one that ended had accepted our connection
-
-    wait_for(replaced, "the successor serves")
 
 
 def sessions(lab: Lab) -> list[int]:

@@ -192,6 +192,12 @@ class Daemon(_Program, Device):
         self._sockets_made = [*(() if connect else ("vhost-user",)), "ivshmem"]
         self._options += ["--keeper", "auto" if keeper else "none"]
 
+    def replace(self) -> None:
+        """Kill the process that serves, and wait until its successor does."""
+        before = self.status()["daemon"]["pid"]
+        os.kill(before, signal.SIGKILL)
+        wait_for(lambda: self.status()["daemon"]["pid"] != before, self.output)
+
     def _start(self) -> tuple[list[str], list[str]]:
         where = ["--run-dir", str(self.run_dir), "--memory-dir", str(self.memory_dir)]
         sockets = [f"{self.name}.{kind}" for kind in self._sockets_made]

@@ -6,8 +6,6 @@ virtio-net ------ vhost-user, ivshmem ------ vhostpci-guest -- TAP
               kept by its parent process
 """
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -15,16 +13,8 @@ import pytest
 from tests.vm import pair
 from tests.vm.daemon import Daemon
 from tests.vm.pair import Pair
-from tests.waiting import wait_for
 
 pytestmark = pytest.mark.vm
-
-
-def kill(daemon: Daemon) -> None:
-    """Kill the process that serves, and wait until its successor does."""
-    before = daemon.status()["daemon"]["pid"]
-    os.kill(before, signal.SIGKILL)
-    wait_for(lambda: daemon.status()["daemon"]["pid"] != before, daemon.output)
 
 
 def assert_packets_cross(link: Pair) -> None:
@@ -46,7 +36,7 @@ def test_vms_go_on_when_the_daemon_is_killed(logs: Path) -> None:
                 said = len(daemon.output())
                 peers = daemon.status()["slave"]["call_peers_used"]
                 for _ in range(2):
-                    kill(daemon)
+                    daemon.replace()
                     assert_packets_cross(link)
                 news = daemon.output()[said:]
                 assert "connected" not in news, news
@@ -55,7 +45,7 @@ def test_vms_go_on_when_the_daemon_is_killed(logs: Path) -> None:
                 # What comes next is answered as well: the driver's end and its start.
                 master.reload_driver()
                 master.configure()
-                kill(daemon)
+                daemon.replace()
                 link.wait_link()
                 assert_packets_cross(link)
                 assert daemon.status()["slave"]["call_peers_used"] == peers + 1

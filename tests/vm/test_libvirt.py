@@ -83,7 +83,14 @@ def test_windows_of_a_domains_own_memory_are_plugged_into_a_running_domain(
             master.wait_ready()
             with slave.agent("vfio"):
                 _assert_packets_cross(pair)
-                assert len(daemon.plugged()) == 2
+                plugged = daemon.plugged()
+                assert len(plugged) == 2
+                said = len(daemon.output())
+                daemon.replace()
+                _assert_packets_cross(pair)
+                assert daemon.plugged() == plugged
+                news = daemon.output()[said:]
+                assert "plugged" not in news, news
                 master.power_off()
                 daemon.wait_plugged([])
                 master.power_on()
