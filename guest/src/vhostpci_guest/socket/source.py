@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 15.0
 """Seconds to wait for a place that another agent has: the daemon disconnects one that
-has said nothing for 5 s, if another one comes."""
+hangs, if another one comes; one that has not served yet only after 5 s."""
 _ABSENT = (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN, errno.ECONNRESET)
 
 

@@ -12,6 +12,7 @@ from vhostpci_shared.metadata import Agent, AgentState
 from vhostpci_shared.wire import ProtocolError
 
 from .kept import AgentLeft
+from .peer_log import PeerLog
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,14 @@ By our clock, also for a slave VM that has to wait for a processor: how long its
 could run is not known here.  To take a slow agent for a silent one harms nothing: it
 keeps its rings, and a quiesce fences it at once instead of waiting for it.
 """
+HANGS = 0.7
+"""Seconds after its last word for which an agent is not yet said to hang.
+
+An agent says something each 0.2 s.  To be wrong costs a line in the log, and its place
+only if another agent has come for it.
+"""
+HANGS_TICKS = 3
+"""Ticks of ours without a word, too: a daemon that stood still has missed nothing."""
 LOG_PAUSE = 1.0
 """Seconds between two lines about what the agent says."""
 _HEARTBEAT = slice(8, 16)
@@ -41,13 +50,18 @@ class AgentView:
         metadata: the region that the agent writes its part of.
         name: the device's, for the log.
         vectors: how many the slave's device must have.
+        peer_log: is told of its silences; an agent may have one each second.
     """
 
-    def __init__(self, metadata: Metadata, name: str, vectors: int) -> None:
+    def __init__(
+        self, metadata: Metadata, name: str, vectors: int, peer_log: PeerLog
+    ) -> None:
         self._metadata = metadata
+        self._log = peer_log
         self._name = name
         self._vectors = vectors
         self._lived_at: float | None = None
+        self._still = 0  # ticks since then
         self._now = 0.0
         self._instance: int | None = None  # of the agent that has served this slave
         self._said: object = None
@@ -65,7 +79,7 @@ class AgentView:
         Args:
             connected: whether a slave is connected from now on.
         """
-        self._connected = connected
+        self._connected, self._still = connected, 0
         self._lived_at = self._instance = None
         self._said = None
         self._untold = self._silence_told = False
@@ -93,16 +107,18 @@ class AgentView:
     def only_beats(self, now: float) -> bool:
         """Look at the agent's entry; return whether there is nothing new but a beat.
 
-        This is asked four times a second for each device, so nothing is parsed.
+        This is asked in each tick, four times a second for each device, so nothing is
+        parsed.  That the agent hangs is new, too.
         """
         self._now = now
         data = self._metadata.agent_bytes()
         if data == self._bytes:
-            return True
+            self._still += 1
+            return self._silence_told or not self.hangs
         if not self._recent or not _same_but_beat(data, self._bytes):
             return False
-        self._bytes, self._lived_at = data, now
-        return True
+        self._bytes, self._lived_at, self._still = data, now, 0
+        return self.hangs == self._silence_told
 
     def sample(self, now: float) -> bool:
         """Read what the agent says; return whether it serves the slave after another.
@@ -131,7 +147,7 @@ class AgentView:
         if data == before:
             return False
         alive = self._lived_at is not None
-        self._bytes, self._lived_at = data, now
+        self._bytes, self._lived_at, self._still = data, now, 0
         if alive and _same_but_beat(data, before):
             return False
         self.entry = _parse(data)
@@ -165,25 +181,40 @@ class AgentView:
         return connected_at if self._lived_at is None else self._lived_at
 
     @property
+    def hangs(self) -> bool:
+        """Whether it served this slave, and has said nothing for `HANGS` seconds."""
+        return (
+            self._still >= HANGS_TICKS
+            and self._served
+            and self._now - self.silent_since(self._now) >= HANGS
+        )
+
+    @property
     def silent(self) -> bool:
-        """Whether it served this slave, and has said nothing for `ALIVE` seconds."""
+        """Whether it served this slave, and hangs or has not followed a quiesce."""
+        return self.hangs or (self._served and not self.present)
+
+    @property
+    def _served(self) -> bool:
+        """Whether it served this slave when it was last heard."""
         ready = self._connected and self.entry.state is AgentState.READY
-        return ready and self._lived_at is not None and not self.present
+        return ready and self._lived_at is not None
 
     def _tell_silence(self) -> None:
         """Log once that the agent is silent, and once that it is back."""
-        silent = self.silent
-        if silent and not self._silence_told:
-            log.warning(
-                "%s: the agent has said nothing for %g s: it hangs, or the slave does "
-                "or has no processor to run on; packets may not cross until it is back",
-                self._name,
-                ALIVE,
-            )
-        elif self._silence_told and self.present:
-            log.info("%s: the agent is back", self._name)
-        if silent or self.present:
-            self._silence_told = silent
+        told = self._silence_told
+        if self.silent:
+            self._silence_told = True
+            if not told:
+                self._log.warn(
+                    f"the agent has said nothing for {HANGS:g} s: it hangs, or the "
+                    "slave does or has no processor to run on; packets may not cross "
+                    "until it is back",
+                    "agent hangs",
+                )
+        elif told and self.present:
+            self._silence_told = False
+            self._log.info("the agent is back", "agent is back")
 
     def _tell(self, now: float) -> None:
         """Log what the agent says of itself: once, and at most one line a second."""

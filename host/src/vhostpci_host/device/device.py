@@ -98,7 +98,7 @@ class Device:
         self.master: MasterPort | None = None
         self.slave: Slave | None = None
         self._metadata = store.metadata
-        self.agent = AgentView(store.metadata, config.name, config.vectors)
+        self.agent = AgentView(store.metadata, config.name, config.vectors, peer_log)
         instance = random.getrandbits(63) | 1
         self._save = save
         shown = None if left is None else left.state.publisher

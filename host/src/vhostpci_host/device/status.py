@@ -87,10 +87,10 @@ def state(device: Device) -> str:
         return "master's driver is not loaded"
     if device.slave is None:
         return "slave must be plugged again" if device.slave_problem else "no slave"
-    if not device.agent.present:
-        # The entry of an agent that died before this slave came may say READY as well.
-        return "agent is silent" if device.agent.silent else "no agent"
-    return "running"
+    if device.agent.silent:
+        return "agent is silent"
+    # The entry of an agent that died before this slave came may say READY as well.
+    return "running" if device.agent.present else "no agent"
 
 
 def _windows(device: Device) -> list[Json]:

@@ -21,6 +21,7 @@ from vhostpci_host.daemon.daemon import TICK
 from vhostpci_host.daemon.directories import Directories
 from vhostpci_host.daemon.seats import HUNG
 from vhostpci_host.daemon.server import SUSPICION, Common, Server
+from vhostpci_host.device.agent_view import HANGS
 from vhostpci_host.device.windows import ShownWindows
 from vhostpci_host.errors import HostError
 from vhostpci_host.ivshmem.linger import LINGER, Linger
@@ -442,7 +443,8 @@ def beat(served: Served) -> None:
     """Say something, as an agent that lives does twice a second."""
     metadata = served.server.device.store.metadata
     served.beats += 1
-    metadata.write_agent(md.Agent(instance=1, heartbeat=served.beats))
+    ready = md.AgentState.READY
+    metadata.write_agent(md.Agent(instance=1, state=ready, heartbeat=served.beats))
 
 
 def read_all(slave: socket.socket) -> None:
@@ -454,14 +456,24 @@ def read_all(slave: socket.socket) -> None:
 
 def test_agent_that_hangs_makes_room_for_another(served: Served) -> None:
     hung = agent_process(served)
-    for _ in range(8):
+    for _ in range(20):
         read_all(hung)
         beat(served)
-        served.loop.advance(1.0)
+        served.loop.advance(HANGS - 0.1)
     assert not is_served(agent_process(served))
-    served.loop.advance(HUNG)
+    beat(served)
+    served.loop.advance(1.0)
     assert is_served(agent_process(served))
-    assert served.said("has to go: it has said nothing") == 1
+    assert served.said("has to go: it has said nothing for 0.7 s") == 1
+
+
+def test_agent_that_has_not_served_yet_has_more_time(served: Served) -> None:
+    read_all(agent_process(served))
+    served.loop.advance(HUNG - 1.0)
+    assert not is_served(agent_process(served))
+    served.loop.advance(1.0)
+    assert is_served(agent_process(served))
+    assert served.said("has to go: it has said nothing for 5 s") == 1
 
 
 def test_agent_that_never_reads_makes_room_for_another(served: Served) -> None:
@@ -493,9 +505,9 @@ def test_agent_that_beats_and_never_reads_makes_room_for_another(
     served: Served,
 ) -> None:
     agent_process(served)
-    for _ in range(6):
+    for _ in range(10):
         beat(served)
-        served.loop.advance(HUNG / 6)
+        served.loop.advance(HUNG / 10)
     assert is_served(agent_process(served))
     assert served.said("has to go: it has not read what it was sent") == 1
 

@@ -9,6 +9,9 @@ import pytest
 from tests.fakes.agent import FakeAgent
 from tests.fakes.frontend import RingAt
 from tests.unit.host.scene import Scene
+from vhostpci_host.daemon.daemon import TICK
+from vhostpci_host.device.agent_view import HANGS, HANGS_TICKS
+from vhostpci_host.device.peer_log import BURST
 from vhostpci_host.device.quiesce import QUIESCE
 from vhostpci_host.device.status import describe, state
 from vhostpci_shared import metadata as md
@@ -138,13 +141,93 @@ def test_device_does_not_wait_for_an_agent_whose_heartbeat_stopped(
 def test_agent_that_hangs_is_logged_once_and_shown(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     with scene.agent(scene.slave()) as agent:
         scene.running()
         assert state(scene.device) == "running"
         agent.beats = agent.answers = False
+        scene.loop.advance(1.0)
+        assert state(scene.device) == "agent is silent"
         scene.loop.advance(5.0)
         assert state(scene.device) == "agent is silent"
-    assert caplog.text.count("the agent has said nothing for 2 s") == 1
+        agent.beats = True
+        scene.loop.advance(1.0)
+        assert state(scene.device) == "running"
+    assert caplog.text.count("the agent has said nothing for 0.7 s") == 1
+    assert caplog.text.count("the agent is back") == 1
+
+
+def test_agent_that_hangs_again_and_again_does_not_fill_the_log(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    with scene.agent(scene.slave()) as agent:
+        scene.running()
+        for _ in range(20):
+            agent.beats = not agent.beats
+            scene.loop.advance(1.0)
+    assert 0 < caplog.text.count("the agent has said nothing") <= BURST
+
+
+def test_agent_is_not_taken_for_silent_because_the_daemon_stood_still(
+    scene: Scene,
+) -> None:
+    """Its entry is old when we look again: both may have been paused."""
+    with scene.agent(scene.slave()) as agent:
+        scene.running()
+        agent.beats = False
+        view, now = scene.device.agent, scene.loop.now + 10.0
+        assert view.only_beats(now)
+        assert not view.hangs
+        for tick in range(1, HANGS_TICKS):
+            assert not view.hangs
+            view.only_beats(now + TICK * tick)
+        assert view.hangs
+
+
+def test_agent_hangs_by_the_time_that_has_passed(scene: Scene) -> None:
+    """Something other than a tick may have seen its last word, just before a tick."""
+    with scene.agent(scene.slave()) as agent:
+        scene.running()
+        agent.beats = False
+        view, now = scene.device.agent, scene.loop.now
+        agent.say(heartbeat=1000)
+        view.sample(now)
+        for _ in range(HANGS_TICKS):
+            view.only_beats(now + HANGS - 0.1)
+        assert not view.hangs
+        view.only_beats(now + HANGS)
+        assert view.hangs
+
+
+def test_agent_that_hangs_is_noticed_within_a_second(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    with scene.agent(scene.slave()) as agent:
+        scene.running()
+        for phase in range(BURST):  # at different times of the slow tick
+            agent.say(heartbeat=agent.entry.heartbeat + 1)
+            agent.beats, stopped = False, scene.loop.now
+            while "the agent has said nothing" not in caplog.text:
+                scene.loop.advance(0.01)
+            assert scene.loop.now - stopped <= 1.0
+            agent.beats = True
+            scene.loop.advance(1.0 + phase * 0.15)
+            caplog.clear()
+
+
+def test_agent_that_hangs_is_still_waited_for_and_keeps_its_sessions(
+    scene: Scene,
+) -> None:
+    """It may only have no processor: it is fenced when the wait is over."""
+    with scene.agent(scene.slave()) as agent:
+        qemu = scene.running()
+        before, started = scene.sessions(), scene.loop.now
+        agent.beats = agent.answers = False
+        scene.loop.advance(1.0)
+        assert state(scene.device) == "agent is silent"
+        assert scene.sessions() == before
+        qemu.stop_ring(0)
+        assert QUIESCE <= scene.loop.now - started - 1.0 < QUIESCE + 0.1
 
 
 def test_slave_whose_last_agent_is_dead_is_shown_as_having_none(scene: Scene) -> None:
