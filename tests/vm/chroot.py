@@ -41,7 +41,7 @@ def make(packages: Sequence[str], archive: debs.Archive) -> Path:
                 (root / name).symlink_to(target)
 
     makers = sums([Path(__file__), Path(debs.__file__)])
-    return entry("chroots", [repr(found), *makers], unpack, keep=1)
+    return entry("chroots", [repr(found), *makers], unpack, keep=4)
 
 
 def run(root: Path, directory: Path, *argv: str) -> subprocess.CompletedProcess[str]:
