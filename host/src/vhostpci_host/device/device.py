@@ -195,6 +195,7 @@ class Device:
         self._publish()
         self._retire_windows()
         self._keep_files()
+        self._save()
 
     def _for_vm(self) -> bool:
         """Whether the slave is a VM, or will be one."""
@@ -531,6 +532,8 @@ class Device:
         generation, present = self.agent.entry.generation, self.agent.present
         if self.windows.retire(generation, present=present):
             self._keep_files()
+            # Else the keeper would have the memory of a machine that is gone.
+            self._save()
 
     def _keep_files(self) -> None:
         """Close the memory files that neither the front-end nor the slave has."""

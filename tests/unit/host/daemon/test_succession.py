@@ -432,6 +432,26 @@ def test_successor_serves_a_request_that_waits_for_the_agent(
         assert header.request == Request.GET_VRING_BASE
 
 
+def test_memory_of_a_master_that_is_gone_is_kept_no_more(
+    tmp_path: Path, steps: Steps
+) -> None:
+    """Else a machine's whole RAM stays in use until another one comes."""
+    with ExitStack() as undo:
+        host = Host(tmp_path, steps, Mode.ATTACH)
+        undo.callback(host.close)
+        front_end = started(host, undo)
+        assert keeps(host, host.memory)
+        front_end.close()
+        host.pass_time(SETTLED)
+        assert not keeps(host, host.memory)
+
+
+def keeps(host: Host, memory: Fd) -> bool:
+    """Whether the keeper has the memory."""
+    kept = [os.fstat(one.fileno()) for one in host.keeper.kept.values()]
+    return any(os.path.samestat(one, os.fstat(memory.fileno())) for one in kept)
+
+
 def change_config(host: Host) -> None:
     host.config = replace(host.config, queue_pairs=2)
 
