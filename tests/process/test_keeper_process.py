@@ -25,8 +25,10 @@ pytestmark = pytest.mark.process
 
 KEEPER = """
 import sys
+from vhostpci_host.keeper import process
 from vhostpci_host.keeper.process import Keeper, Upstream
 import os
+process.STARTING = process.PATIENCE
 command = [sys.executable, "-c", os.environ["CHILD"]]
 upstream = Upstream(os.environ.get("NOTIFY_SOCKET"))
 sys.exit(Keeper(command, upstream, standby="STANDBY" in os.environ).run())
@@ -150,6 +152,27 @@ if kept: sys.exit(0)
 say("READY=1\\nWATCHDOG=1")
 keep("state", "x")
 while True: signal.pause()
+"""
+    with keeper(tmp_path, child) as program:
+        assert program.wait() == 0
+        assert program.said("hangs") == 1
+
+
+@pytest.mark.parametrize("word", ['say("READY=1")', "pass"])
+def test_successor_that_hangs_before_its_first_word_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    """The daemon before it has said that it lives, so its successors do as well."""
+    monkeypatch.chdir(tmp_path)
+    child = f"""
+if kept and os.path.exists("hung"): sys.exit(0)
+if kept:
+    open("hung", "w").close()
+    {word}
+    while True: signal.pause()
+say("READY=1\\nWATCHDOG=1")
+keep("state", "x")
+os.kill(os.getpid(), signal.SIGKILL)
 """
     with keeper(tmp_path, child) as program:
         assert program.wait() == 0

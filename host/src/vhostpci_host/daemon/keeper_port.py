@@ -54,7 +54,8 @@ class KeeperPort:
         """Say that `count` devices are served."""
         if self.store is not None:
             text = notices.status(f"serving {count} devices")
-            self.store.say(f"{notices.READY}\n{text}")
+            # Alive as well: from now on it is noticed if we hang.
+            self.store.say(f"{notices.READY}\n{notices.ALIVE}\n{text}")
 
     def tick(self) -> None:
         """Say that the daemon lives, and see whether the keeper does."""

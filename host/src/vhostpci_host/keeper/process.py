@@ -51,6 +51,8 @@ TICK = 0.5
 """Seconds between two looks at a child that should say that it is alive."""
 PATIENCE = 6
 """Ticks without a word of the child, after which it hangs: 3 s."""
+STARTING = 60
+"""Ticks for a successor to become ready: 30 s."""
 ENDING = 60
 """Ticks for a child that has said that it is ending: 30 s."""
 SHORT_LIFE = 2.0
@@ -134,7 +136,8 @@ class Child:
     @property
     def hangs(self) -> bool:
         """Whether it is silent for too long."""
-        return self.watched and self.silent > (ENDING if self.ending else PATIENCE)
+        limit = PATIENCE if self.ready else STARTING
+        return self.watched and self.silent > (ENDING if self.ending else limit)
 
 
 class Keeper:
@@ -154,6 +157,8 @@ class Keeper:
         self._upstream = upstream
         self._kept: dict[str, list[int]] = {}
         self._stopping = False
+        self._watched = False
+        """Whether a daemon says that it is alive: then each of its successors does."""
         self._short_lives = 0
         self._useless = 0
         self._child: Child | None = None
@@ -291,6 +296,8 @@ class Keeper:
         poll = select.poll()
         poll.register(child.channel.fileno(), select.POLLIN)
         poll.register(self._woken, select.POLLIN)
+        # Else one that hangs before its first word would hang for as long as it likes.
+        child.watched |= self._watched
         open_ended = True
         due = time.monotonic() + TICK
         while True:
@@ -384,6 +391,7 @@ class Keeper:
         child.ready |= said.get("READY") == "1"
         child.ending |= said.get("STOPPING") == "1"
         child.watched |= said.get("WATCHDOG") == "1"
+        self._watched |= child.watched
         self._upstream.pass_on(said)
 
     # Between two daemons.
