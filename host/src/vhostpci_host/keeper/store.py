@@ -223,7 +223,11 @@ def _inherit(channel: socket.socket) -> dict[str, Fd]:
     while True:
         notice, fds = notices.receive(channel)
         said = notices.parse(notice)
-        if not notice or "GO" in said:
+        if not notice:
+            # The keeper was killed.  Its daemon serves, and says so.
+            channel.close()
+            raise SystemExit(0)
+        if "GO" in said:
             return found
         for name, number in zip(said["FDNAMES"].split(":"), fds, strict=True):
             found[name] = Fd(number)

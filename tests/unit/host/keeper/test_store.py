@@ -151,3 +151,16 @@ def test_process_without_a_keeper_has_no_store(monkeypatch: pytest.MonkeyPatch) 
     assert from_environment(systemd=False) is None
     monkeypatch.setenv("FDSTORE", "0")
     assert from_environment(systemd=False) is None
+
+
+def test_heir_ends_with_its_keeper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a word: the daemon serves, and has said that its keeper is gone."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        monkeypatch.setenv(notices.CHANNEL, str(os.dup(theirs.fileno())))
+        monkeypatch.setenv(notices.HEIR, "1")
+        ours.shutdown(socket.SHUT_WR)
+        with pytest.raises(SystemExit) as end:
+            from_environment(systemd=False)
+        assert end.value.code == 0
+        assert notices.receive(ours)[0].decode() == notices.WAITS
