@@ -141,9 +141,11 @@ class FakePort(Port):
         """Whether the TAP is one of Linux 6.2 or later."""
         self.used: frozenset[int] = frozenset()
         self.watch: Callable[[], None] = lambda: None
-        """Called when the set of queues in use changes."""
+        """Called when the set of queues in use changes, and when `idle` is asked."""
         self.discarded: list[int] = []
         """The queues that were emptied, in order."""
+        self.waiting: list[bool] = []
+        """At each further question whether the TAP is idle: whether it is not."""
         self.bridge_looks = 0
         self.deleted = False
         """Whether the TAP counts as deleted."""
@@ -157,6 +159,12 @@ class FakePort(Port):
     def carrier(self) -> bool:
         """Whether the carrier is on."""
         return self.plugged
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits in the TAP."""
+        self.watch()
+        return not self.waiting or not self.waiting.pop(0)
 
     @property
     def takes_uso(self) -> bool:

@@ -18,7 +18,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -44,6 +44,8 @@ AWAY = 15.0
 The daemon plugs a device again when it was restarted, or when the device has no room
 for the eventfds of another driver; an emulated VM may take ten seconds for it.
 """
+FINISH = 0.2
+"""Seconds in which the rings take what waits in the TAPs when the agent ends."""
 TELL_AGAIN = 60.0
 """Seconds between two lines that say so."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -237,6 +239,7 @@ class Agent:
 
     def close(self) -> None:
         """Stop all rings, tell the daemons, and give all devices back."""
+        self._finish()
         # Each step runs even if another fails.  The last entry runs first: links, then
         # devices that have none, then ports; the source waits for the devices.
         with ExitStack() as undo:
@@ -248,6 +251,17 @@ class Agent:
                     undo.callback(self._source.give_back, device)
             for device in list(self._links):
                 undo.callback(self._drop, device)
+
+    def _finish(self) -> None:
+        """Send what waits in the TAPs: the kernel drops it when they are closed."""
+        ports = [port for port in self._ports.values() if port.carrier]
+        for port in ports:
+            with suppress(Unusable):
+                port.set_carrier(False)
+        # A master that takes nothing costs no more than this.
+        end = time.monotonic() + FINISH
+        while not all(port.idle for port in ports) and time.monotonic() < end:
+            time.sleep(0.001)
 
 
 @contextmanager

@@ -201,6 +201,26 @@ def test_end_closes_the_source(two: Two) -> None:
     assert two.source.closed
 
 
+def test_end_waits_until_the_rings_have_taken_what_waits_in_the_tap(two: Two) -> None:
+    """Without a carrier, so that the slave's kernel gives the TAP nothing more."""
+    two.step()
+    port = two.ports["0000:00:06.0"]
+    port.plugged, port.waiting = True, [True] * 3
+    seen: list[tuple[bool, int]] = []
+    port.watch = lambda: seen.append((port.plugged, len(two.planes.made[-1].running)))
+    two.agent.close()
+    assert seen[:4] == [(False, 2)] * 4
+    assert not port.waiting
+
+
+def test_end_does_not_wait_for_a_master_that_takes_nothing(two: Two) -> None:
+    two.step()
+    port = two.ports["0000:00:06.0"]
+    port.plugged, port.waiting = True, [True] * 10_000
+    two.agent.close()
+    assert port.waiting
+
+
 @pytest.mark.parametrize("interrupts", [True, False], ids=["interrupts", "polling"])
 def test_quiesce_is_answered_soon(interrupts: bool) -> None:
     device = FakeDevice(interrupts=interrupts)

@@ -13,6 +13,7 @@ namespace of now.  So both are asked for each time, and never remembered.
 import errno
 import fcntl
 import os
+import select
 import socket
 import struct
 from collections.abc import Callable
@@ -47,7 +48,8 @@ TUNSETVNETHDRSZ = _ioc(_WRITE, 216, 4)
 TUNSETQUEUE = _ioc(_WRITE, 217, 4)
 TUNSETCARRIER = _ioc(_WRITE, 226, 4)
 TUNGETDEVNETNS = _ioc(_NONE, 227, 0)
-_SIOCGIFMTU = 0x8921  # linux/sockios.h
+_SIOCGIFFLAGS = 0x8913  # linux/sockios.h
+_SIOCGIFMTU = 0x8921
 _SIOCGIFHWADDR = 0x8927
 _SIOCSIFHWADDR = 0x8924
 
@@ -58,6 +60,7 @@ IFF_DETACH_QUEUE = 0x0400
 IFF_NO_PI = 0x1000
 IFF_VNET_HDR = 0x4000
 IFF_TUN_EXCL = 0x8000
+_IFF_RUNNING = 0x40
 
 # struct ifreq has 40 bytes: the name, and a union that begins with the flags.
 _ifreq = struct.Struct("=16sH22x")
@@ -327,17 +330,37 @@ class Tap:
         Raises:
             Unusable: the TAP was deleted.
         """
-        return self._where_it_is(self._mtu)
+        return int(_ifreq_mtu.unpack(self._ask_by_name(_SIOCGIFMTU))[1])
 
-    def _mtu(self) -> int:
+    @property
+    def idle(self) -> bool:
+        """Whether no packet waits in a queue, and the kernel puts no further one there.
+
+        The kernel goes on sending for some time after the carrier has gone.
+
+        Raises:
+            Unusable: the TAP was deleted.
+        """
+        # First: no packet can come after this.
+        sends = _ifreq.unpack(self._ask_by_name(_SIOCGIFFLAGS))[1] & _IFF_RUNNING
+        poll = select.poll()
+        for fd in self.fds:
+            poll.register(fd, select.POLLIN)
+        return not sends and not poll.poll(0)
+
+    def _ask_by_name(self, request: int) -> bytes:
+        """Ask the kernel for something by the name of now, where the TAP is."""
+        return self._where_it_is(lambda: self._ask_here(request))
+
+    def _ask_here(self, request: int) -> bytes:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             for _ in range(_RENAMED):
                 name = self._current_name()
-                request = bytearray(_ifreq_mtu.pack(name.encode(), 0))
+                argument = bytearray(_ifreq.pack(name.encode(), 0))
                 with suppress(OSError):
-                    fcntl.ioctl(sock.fileno(), _SIOCGIFMTU, request)
+                    fcntl.ioctl(sock.fileno(), request, argument)
                     if self._current_name() == name:
-                        return int(_ifreq_mtu.unpack(request)[1])
+                        return bytes(argument)
         raise Unusable(f"TAP {self.name} is not found: it is renamed, or moved, now")
 
     def set_mtu(self, mtu: int) -> None:

@@ -321,6 +321,13 @@ class Port:
             self._carrier = on
             log.info("%s: carrier %s", self._tap.name, "on" if on else "off")
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits for the master, and without a carrier nothing will."""
+        with suppress(Unusable):  # then nothing of it can be read either
+            return self._tap is None or self._tap.idle
+        return True
+
     def follow_mtu(self, mtu: int) -> None:
         """Set the MTU that the master was told, unless the user set one by a rule.
 

@@ -3,12 +3,15 @@
 
 import errno
 import os
+import select
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.netns import ip
+from tests.waiting import eventually
 from vhostpci_guest.errors import Unusable
 from vhostpci_guest.net_options import Offload
 from vhostpci_guest.serve.features import options
@@ -61,6 +64,22 @@ def test_carrier_is_off_until_it_is_set(network: None) -> None:
     assert "NO-CARRIER" in ip("link", "show", "vp0")
     made.set_carrier(True)
     assert "LOWER_UP" in ip("link", "show", "vp0")
+    made.close()
+
+
+def test_tap_is_idle_when_it_is_empty_and_the_kernel_has_seen_the_carrier_go(
+    network: None,
+) -> None:
+    made = Tap("vp0", 1)
+    made.configure(TapConfig())  # the kernel sends some packets of IPv6
+    made.set_carrier(True)
+    assert eventually(lambda: bool(select.select(made.fds, [], [], 0)[0]))
+    made.set_carrier(False)
+    assert eventually(lambda: ",UP> " in ip("link", "show", "vp0"))
+    time.sleep(0.1)
+    assert not made.idle
+    made.discard(0)
+    assert eventually(lambda: made.idle)
     made.close()
 
 
