@@ -36,7 +36,7 @@ class Sample:
     @classmethod
     def of(cls, fleet: Fleet) -> "Sample":
         """Read the resources that the daemon uses now."""
-        rollup = Path(f"/proc/{fleet.process.pid}/smaps_rollup").read_text()
+        rollup = Path(f"/proc/{fleet.serving}/smaps_rollup").read_text()
         sizes = {
             line.split(":")[0]: int(line.split()[1]) * KIB
             for line in rollup.splitlines()[1:]
@@ -106,13 +106,13 @@ def measure(
     with a_fleet(names, options) as fleet:
         start = time.monotonic() - began
         waiting = Sample.of(fleet)
-        before = cpu_seconds(fleet.process.pid)
+        before = cpu_seconds(fleet.serving)
         connect = connect_all(fleet, names, pairs)
-        work = cpu_seconds(fleet.process.pid) - before
+        work = cpu_seconds(fleet.serving) - before
         connected = Sample.of(fleet)
-        used = cpu_seconds(fleet.process.pid)
+        used = cpu_seconds(fleet.serving)
         time.sleep(idle)
-        used = cpu_seconds(fleet.process.pid) - used
+        used = cpu_seconds(fleet.serving) - used
         began = time.monotonic()
         fleet.end_within(end_within)
         stop = time.monotonic() - began

@@ -101,7 +101,7 @@ def test_only_the_peers_masters_need_their_daemons() -> None:
         for lab in labs:
             assert taken.pinged(lab, 20).trip > 0
         rings = [lab.status()["rings"] for lab in labs]
-        tasks = [Path(f"/proc/{lab.daemon.process.pid}/task") for lab in labs]
+        tasks = [Path(f"/proc/{lab.daemon.serving}/task") for lab in labs]
         _, in_c, in_python = (len(list(task.iterdir())) for task in tasks)
     assert [[ring["kick_direct"] for ring in of] for of in rings] == [
         [True, True],

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from tests.fakes.frontend import FrontEnd, RingAt, Socket, region
 from tests.fakes.slave_client import SlaveClient
-from tests.process.program import Program, new_log, run
+from tests.process.program import DaemonProgram, new_log, run
 from tests.waiting import PROCESS_TIMEOUT, TIMEOUT, wait_for
 from vhostpci_host.daemon.control_client import ask
 
@@ -25,7 +25,7 @@ MEMORY = 16 * MIB
 MODULE = ("-W", "error", "-m", "vhostpci_host")
 
 
-class Fleet(Program):
+class Fleet(DaemonProgram):
     """A daemon with many devices, and the masters and slaves that the test connects.
 
     Args:
@@ -48,10 +48,7 @@ class Fleet(Program):
             f'run-dir = "{self.run_dir}"\nmemory-dir = "{self.memory_dir}"\n'
             + "".join(f"[device.{name}]\n{options}\n" for name in devices)
         )
-        command = [
-            *(sys.executable, *program, "run", "--config", str(self.file)),
-            *("--keeper", "none"),
-        ]
+        command = [sys.executable, *program, "run", "--config", str(self.file)]
         super().__init__(command, new_log(directory))
         self._stack = contextlib.ExitStack()
 

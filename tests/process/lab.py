@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from tests.process.master import TAP as MASTER_TAP
 from tests.process.master import Master, Ram
-from tests.process.program import Program, ask_status, run
+from tests.process.program import DaemonProgram, Program, ask_status, run
 from tests.vm.netns import Namespace
 from tests.waiting import TIMEOUT, wait_for
 
@@ -41,8 +41,7 @@ class Lab:
         self.memory_dir = Path(self._stack.enter_context(memory))
         self.slave = self._stack.enter_context(Namespace())
         self._programs: list[Program] = []
-        self._keepers: list[Program] = []
-        self._daemon: Program | None = None
+        self._daemon: DaemonProgram | None = None
         self._master: Master | None = None
         self._agent: Program | None = None
 
@@ -51,15 +50,19 @@ class Lab:
 
     def __exit__(self, *_: object) -> None:
         for program in reversed(self._programs):
-            if program in self._keepers and program.process.poll() is None:
-                # If it was killed, its daemon would go on.
-                program.end()
             program.close()
         self._stack.close()
 
     def _start(self, name: str, argv: list[str]) -> Program:
         log = self._logs / f"{name}-{len(self._programs)}.log"
         program = Program(argv, log)
+        self._programs.append(program)
+        return program
+
+    def start_run(self, argv: list[str]) -> DaemonProgram:
+        """Start a command that is `vhostpci-host run`; it ends with the lab."""
+        log = self._logs / f"daemon-{len(self._programs)}.log"
+        program = DaemonProgram(argv, log)
         self._programs.append(program)
         return program
 
@@ -75,16 +78,12 @@ class Lab:
             *(sys.executable, "-m", "vhostpci_host", "run", name),
             *("--run-dir", str(self.run_dir), "--memory-dir", str(self.memory_dir)),
             *(() if ATTACH[0] in options else ARENA),
-            # The daemon is the program that a test started, and the one that it kills.
-            *(() if "--keeper" in options else ("--keeper", "none")),
             *options,
         ]
 
-    def start_daemon(self, *options: str) -> Program:
+    def start_daemon(self, *options: str) -> DaemonProgram:
         """Start the daemon, and wait until it serves."""
-        daemon = self._daemon = self._start("daemon", self.daemon_argv(*options))
-        if "--keeper" in options:
-            self._keepers.append(daemon)
+        daemon = self._daemon = self.start_run(self.daemon_argv(*options))
         wait_for(
             lambda: daemon.process.poll() is not None or self.daemon_serves(),
             "the daemon serves",
@@ -92,30 +91,21 @@ class Lab:
         assert daemon.process.poll() is None, daemon.log
         return daemon
 
-    def start_keeper(self, argv: list[str]) -> Program:
-        """Start a daemon with a keeper by a command; both end with the lab."""
-        daemon = self._start("daemon", argv)
-        self._keepers.append(daemon)
-        return daemon
-
     @property
-    def daemon(self) -> Program:
+    def daemon(self) -> DaemonProgram:
         """The daemon that `start_daemon` started last."""
         assert self._daemon is not None, "no daemon has been started"
         return self._daemon
 
-    def start_fleet(self, *names: str) -> Program:
+    def start_fleet(self, *names: str) -> DaemonProgram:
         """Start a daemon with many devices, and wait until it serves them."""
         file = self._logs / "vms.toml"
         file.write_text(
             f'run-dir = "{self.run_dir}"\nmemory-dir = "{self.memory_dir}"\n'
             + "".join(f'[device.{name}]\nmemory = "{MEMORY}"\n' for name in names)
         )
-        command = (
-            *(sys.executable, "-m", "vhostpci_host", "run", "--config", str(file)),
-            *("--keeper", "none"),
-        )
-        daemon = self._start("daemon", [*command])
+        module = (sys.executable, "-m", "vhostpci_host")
+        daemon = self.start_run([*module, "run", "--config", str(file)])
         daemon.wait_log("serving ")
         return daemon
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tests import daemon_processes
 from tests.descriptors import open_descriptors
 from tests.vm.patience import LAST_RESORT, Patience
 from tests.waiting import PROCESS_TIMEOUT, wait_for
@@ -63,16 +64,21 @@ class Program:
         """Send it a signal."""
         self.process.send_signal(number)
 
+    @property
+    def serving(self) -> int:
+        """The process that does its work."""
+        return self.process.pid
+
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """End it; return its exit status."""
-        self.process.send_signal(number)
+        self.send(number)
         return self.wait()
 
     def end_within(
         self, seconds: float, number: signal.Signals = signal.SIGTERM
     ) -> int:
         """End it; return its exit status; see `wait_within` for the limit."""
-        self.process.send_signal(number)
+        self.send(number)
         return self.wait_within(seconds)
 
     def wait(self) -> int:
@@ -89,7 +95,8 @@ class Program:
         The time that it waits for a processor does not count, so that the limit says
         the same on a loaded machine.
         """
-        patience = Patience(seconds, lambda: self.process.pid)
+        serving = self.serving
+        patience = Patience(seconds, lambda: serving)
         wait_for(
             lambda: self.process.poll() is not None or patience.is_over(),
             f"it ends within {seconds:g} s",
@@ -105,13 +112,30 @@ class Program:
 
     def open_files(self) -> dict[int, str]:
         """Return the descriptors that it has open, and what each is."""
-        return open_descriptors(self.process.pid)
+        return open_descriptors(self.serving)
 
     def close(self) -> None:
         """End it with SIGKILL if it still runs."""
         if self.process.poll() is None:
-            self.process.kill()
+            self.send(signal.SIGKILL)
             self.process.wait()
+
+
+class DaemonProgram(Program):
+    """`vhostpci-host run`: the keeper, and the daemon, which is its child.
+
+    Without a keeper it is the daemon alone.  To kill it, to stop it and to continue it
+    means both: the keeper would start the daemon again.
+    """
+
+    @property
+    def serving(self) -> int:
+        """The daemon's process."""
+        return daemon_processes.serving(self.process.pid)
+
+    def send(self, number: signal.Signals) -> None:
+        if self.process.poll() is None:
+            daemon_processes.send(self.process.pid, number)
 
 
 def new_log(directory: Path) -> Path:

@@ -31,7 +31,7 @@ from tests.fakes.frontend import (
     region,
 )
 from tests.fakes.slave_client import SlaveClient
-from tests.process.program import Program, ask_status, new_log, run
+from tests.process.program import DaemonProgram, ask_status, new_log, run
 from tests.process.shared import Shared
 from tests.waiting import TIMEOUT, wait_for
 from vhostpci_shared import metadata as md
@@ -44,7 +44,7 @@ MEMORY = 16 * MIB
 RX = RingAt.nth(0)
 
 
-class Host(Program):
+class Host(DaemonProgram):
     """`vhostpci-host run NAME`, and the other commands for that device."""
 
     def __init__(self, directory: Path, *options: str, name: str = "dev") -> None:
@@ -54,7 +54,6 @@ class Host(Program):
             *("--run-dir", str(self.run_dir), "--memory-dir", str(self.memory_dir))
         ]
         command = [*self._command("run"), "--memory", "16M", *self._directories[2:]]
-        command += ["--keeper", "none"]
         super().__init__([*command, *options], new_log(directory), fds=_given(options))
 
     def _command(self, command: str) -> list[str]:
@@ -231,13 +230,20 @@ def test_signals_that_end_the_daemon_end_it_cleanly_and_at_once(
     assert list(host.run_dir.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
 def test_signals_without_a_meaning_are_ignored(
     host: Host, number: signal.Signals
 ) -> None:
-    host.process.send_signal(number)
+    host.send(number)
     host.wait_log(f"{number.name} is ignored")
     assert host.status()["state"] == "no master"
+
+
+def test_signal_for_a_successor_is_ignored_without_a_keeper(directory: Path) -> None:
+    with running(directory, "--keeper", "none") as host:
+        host.ready().send(signal.SIGUSR2)
+        host.wait_log("SIGUSR2 is ignored")
+        assert host.status()["state"] == "no master"
 
 
 def test_descriptors_do_not_grow_with_sessions(shared: Host) -> None:

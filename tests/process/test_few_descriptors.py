@@ -31,10 +31,10 @@ def test_agent_that_may_have_too_few_descriptors_says_so(lab: Lab) -> None:
 
 def test_agent_waits_for_a_daemon_that_has_no_descriptors_left(lab: Lab) -> None:
     daemon = lab.start_daemon()
-    limit(daemon.process.pid, daemon.descriptors() + 2)
+    limit(daemon.serving, daemon.descriptors() + 2)
     agent = lab.start_agent()
     agent.wait_log("it has no descriptors left")
-    limit(daemon.process.pid, 256)
+    limit(daemon.serving, 256)
     lab.start_master().load()
     lab.wait_carrier("UP")
 

@@ -364,7 +364,7 @@ def free_descriptors(fleet: Fleet, count: int) -> Iterator[None]:
     By its limit: connections that take descriptors would be closed when their line
     does not come in time, while a command of the test starts on a loaded machine.
     """
-    pid, before = fleet.process.pid, fleet.open_files()
+    pid, before = fleet.serving, fleet.open_files()
     _, hard = limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     free = (number for number in itertools.count() if number not in before)
     forbidden = next(itertools.islice(free, count, None))

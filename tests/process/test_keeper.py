@@ -15,7 +15,7 @@ from tests.fakes.netns import private_network
 from tests.process.attach import AttachLab
 from tests.process.kept import replace, serving
 from tests.process.lab import ATTACH, Lab
-from tests.process.program import Program
+from tests.process.program import DaemonProgram
 from tests.waiting import wait_for
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import Request
@@ -114,11 +114,11 @@ def write_file(lab: Lab, path: Path, more: str = "") -> None:
     )
 
 
-def start_many(lab: Lab, path: Path) -> Program:
+def start_many(lab: Lab, path: Path) -> DaemonProgram:
     """Start a daemon with the devices a and b of a file, and with c, which is added."""
     write_file(lab, path)
     command = [sys.executable, "-m", "vhostpci_host", "run", "--config", str(path)]
-    daemon = lab.start_keeper([*command, "--keeper", "auto"])
+    daemon = lab.start_run(command)
     daemon.wait_log("serving ")
     assert not lab.run_host("add", "c", "--memory", "32M").returncode
     return daemon
@@ -174,7 +174,7 @@ def test_successor_that_does_not_start_is_reported(lab: Lab, tmp_path: Path) -> 
 
 
 def test_restart_needs_a_keeper(lab: Lab) -> None:
-    lab.start_daemon()
+    lab.start_daemon("--keeper", "none")
     done = lab.run_host("restart", "net0")
     assert done.returncode == 1
     assert "there is no keeper to start a successor: none is used" in done.stderr
@@ -215,7 +215,8 @@ def test_daemon_that_hangs_is_replaced(kept: Lab) -> None:
 
 def test_keeper_that_dies_is_reported_and_the_daemon_goes_on(lab: Lab) -> None:
     start(lab)
-    lab.daemon.end(signal.SIGKILL)
+    os.kill(lab.daemon.process.pid, signal.SIGKILL)
+    lab.daemon.wait()
     wait_for(lambda: lab.status()["keeper"]["problem"], lab.status)
     assert "the keeper is gone" in lab.run_host("status", "net0").stdout
     assert lab.ping_from_master() == 5

@@ -40,6 +40,8 @@ def say(text, *fds):
     rights = array.array("i", fds)
     keeper.sendmsg([text.encode()], [(1, 1, rights)] if fds else [])
 assert int(os.environ["LISTEN_PID"]) == os.getpid()
+def take_signals():
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
 assert "NOTIFY_SOCKET" not in os.environ
 names = os.environ["LISTEN_FDNAMES"].split(":")[:int(os.environ["LISTEN_FDS"])]
 kept = {name: os.pread(3 + place, 9, 0).decode() for place, name in enumerate(names)}
@@ -92,6 +94,7 @@ if not kept:
     say("FDSTOREREMOVE=1\\nFDNAME=two")
 elif len(kept) == 2:
     keep("four", "fourth")
+take_signals()
 print("done", flush=True)
 signal.pause()
 """
@@ -115,6 +118,68 @@ def test_daemon_that_ends_by_itself_ends_its_keeper(
         assert len(pids(program)) == 1
 
 
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        (f"os._exit({notices.FAILED})", 1),
+        ("import no_such_module", 1),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 128 + signal.SIGKILL),
+    ],
+    ids=["failed", "traceback", "killed"],
+)
+def test_daemon_that_cannot_start_is_not_started_again(
+    tmp_path: Path, end: str, status: int
+) -> None:
+    with keeper(tmp_path, end) as program:
+        assert program.wait() == status
+        assert len(pids(program)) == 1
+
+
+def test_daemon_that_is_killed_while_it_starts_to_serve_has_a_successor(
+    tmp_path: Path,
+) -> None:
+    """It may have devices already that masters are connected to."""
+    child = """
+if kept:
+    sys.exit(0)
+keep("state", "x")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with keeper(tmp_path, child) as program:
+        assert program.wait() == 0
+        assert len(pids(program)) == 2
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name
+)
+def test_signal_waits_until_the_daemon_has_its_handlers(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    child = """
+time.sleep(0.5)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+signal.signal(signal.SIGHUP, lambda *_: sys.exit(2))
+take_signals()
+time.sleep(20)
+"""
+    with keeper(tmp_path, child) as program:
+        program.wait_log("pid ")
+        assert program.end(number) == {signal.SIGTERM: 0, signal.SIGHUP: 2}[number]
+        assert len(pids(program)) == 1
+
+
+def test_daemon_that_hangs_before_it_has_handlers_is_killed_at_the_second_signal(
+    tmp_path: Path,
+) -> None:
+    with keeper(tmp_path, "time.sleep(60)") as program:
+        program.wait_log("pid ")
+        program.send(signal.SIGINT)
+        time.sleep(0.2)
+        assert program.process.poll() is None
+        assert program.end(signal.SIGINT) == 128 + signal.SIGKILL
+
+
 @pytest.mark.parametrize("status", [notices.FAILED, notices.HANDED_OVER])
 def test_daemon_that_fails_or_makes_room_has_a_successor(
     tmp_path: Path, status: int
@@ -136,6 +201,7 @@ def end(*_):
     print("ends", flush=True)
     sys.exit(0)
 signal.signal(signal.SIGTERM, end)
+take_signals()
 print("ready", flush=True)
 while True: signal.pause()
 """
@@ -253,6 +319,7 @@ if "VHOSTPCI_HEIR" in os.environ:
         kept = {name: os.pread(fd, 9, 0).decode() for name, fd in zip(names, fds)}
     print("heir has", kept, flush=True)
 signal.signal(signal.SIGUSR2, lambda *_: os._exit(75))
+take_signals()
 say("READY=1")
 """
 

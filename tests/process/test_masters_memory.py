@@ -58,7 +58,7 @@ def wait_descriptors(program: Program, most: int) -> None:
 
 def resident(program: Program) -> int:
     """KiB of memory that it shares with no other process."""
-    status = Path(f"/proc/{program.process.pid}/status").read_text()
+    status = Path(f"/proc/{program.serving}/status").read_text()
     (line,) = [one for one in status.splitlines() if one.startswith("RssAnon")]
     return int(line.split()[1])
 

@@ -49,7 +49,7 @@ def test_daemon_waits_for_a_slave_vm_that_does_not_run_yet(
 def test_daemon_answers_at_once_while_the_monitor_hangs(lab: Lab, silent: Path) -> None:
     daemon = lab.start_daemon("--slave-qmp", str(silent))
     for _ in range(20):
-        patience = Patience(GREETING_TIME / 2, lambda: daemon.process.pid)
+        patience = Patience(GREETING_TIME / 2, lambda: daemon.serving)
         assert lab.status()["plugging"]["plugged"] == []
         assert not patience.is_over(), f"the daemon waits for the monitor: {patience}"
     wait_for(

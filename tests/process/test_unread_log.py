@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests import daemon_processes
 from tests.process.lab import SLAVE_ADDRESS, Lab
 from tests.waiting import TIMEOUT, wait_for
 
@@ -39,7 +40,8 @@ def started(argv: list[str], log: int) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield process
     finally:
-        process.kill()
+        if process.poll() is None:
+            daemon_processes.send(process.pid, signal.SIGKILL)
         process.wait()
 
 

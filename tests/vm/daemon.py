@@ -15,12 +15,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from tests import daemon_processes
 from tests.vm import qemu, wheels
-from tests.vm.harness import DIE_WITH_US
 from tests.waiting import wait_for
 
 START_TIMEOUT = 60.0
 MODULE = [sys.executable, "-m", "vhostpci_host"]
+# The keeper passes it on to the daemon, which would go on without the keeper.
+DIE_WITH_US = ["setpriv", "--pdeathsig", "TERM"]
 
 
 class DaemonError(Exception):
@@ -111,7 +113,7 @@ class _Program:
 
     def restart(self, number: signal.Signals) -> None:
         """End it by a signal, and start it again in the same directories."""
-        self._process.send_signal(number)
+        daemon_processes.send(self.pid, number)
         self._process.wait(10)
         # Sockets that it leaves behind would look as if its successor served already.
         for socket in self.run_dir.iterdir():
@@ -123,15 +125,20 @@ class _Program:
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            daemon_processes.send(self.pid, signal.SIGKILL)
             self._process.wait()
         self._sockets.cleanup()
         self._arena.cleanup()
 
     @property
     def pid(self) -> int:
-        """The process ID."""
+        """The process that was started: the daemon's keeper."""
         return self._process.pid
+
+    @property
+    def serving(self) -> int:
+        """The daemon's process."""
+        return daemon_processes.serving(self.pid)
 
     def output(self) -> str:
         """What it has logged so far."""
@@ -168,7 +175,6 @@ class Daemon(_Program, Device):
     With ``memory`` it makes the master's memory; without, the master brings its own.
     With ``slave_qmp`` it plugs into the slave VM at that monitor.
     With ``connect`` the master listens there, and the daemon connects.
-    With ``keeper`` it has a keeper, and `pid` is the keeper's.
     """
 
     def __init__(
@@ -181,7 +187,6 @@ class Daemon(_Program, Device):
         slave_qmp: Path | None = None,
         connect: Path | None = None,
         program: str | None = None,
-        keeper: bool = False,
     ) -> None:
         _Program.__init__(self, logs / f"{name}.daemon.log")
         Device.__init__(self, name, self.command, program)
@@ -190,7 +195,6 @@ class Daemon(_Program, Device):
         self._options += ["--queue-pairs", str(queue_pairs)]
         self._options += ["--connect", str(connect)] if connect else []
         self._sockets_made = [*(() if connect else ("vhost-user",)), "ivshmem"]
-        self._options += ["--keeper", "auto" if keeper else "none"]
 
     def replace(self) -> None:
         """Kill the process that serves, and wait until its successor does."""
@@ -230,8 +234,7 @@ class Fleet(_Program):
             lines += [f'slave-qmp = "{self._slave_qmp}"']
         file = self.run_dir / "vhostpci.toml"
         file.write_text("\n".join([*lines, ""]))
-        words = ["--config", str(file), "--keeper", "none"]
-        return words, [f"{name}.vhost-user" for name in self._names]
+        return ["--config", str(file)], [f"{name}.vhost-user" for name in self._names]
 
     def device(self, name: str) -> Device:
         """Return the device of this name, which is in the file or was added."""

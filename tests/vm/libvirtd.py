@@ -152,7 +152,6 @@ class PluggingDaemon(Daemon):
     def __init__(self, name: str, libvirtd: Libvirtd, domain: str, logs: Path) -> None:
         super().__init__(name, memory="", logs=logs)
         self._options = ["--mode", "attach", "--slave-libvirt", domain]
-        self._options += ["--keeper", "auto"]
         self._environment |= {"LIBVIRT_DEFAULT_URI": libvirtd.uri}
 
     def plugged(self) -> list[int]:

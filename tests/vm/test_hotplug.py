@@ -213,9 +213,9 @@ def kicks(rings: list[dict[str, Any]]) -> int:
 
 def wakes(daemon: Daemon, master: Master, command: str) -> int:
     """How often the daemon wakes while a command runs in the master."""
-    before = _switches(daemon.pid)
+    before = _switches(daemon.serving)
     master.run(command)
-    return _switches(daemon.pid) - before
+    return _switches(daemon.serving) - before
 
 
 def _switches(pid: int) -> int:

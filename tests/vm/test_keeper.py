@@ -24,7 +24,7 @@ def assert_packets_cross(link: Pair) -> None:
 
 def test_vms_go_on_when_the_daemon_is_killed(logs: Path) -> None:
     here = logs / "keeper"
-    with Daemon("card", memory="512M", logs=here, keeper=True) as daemon:
+    with Daemon("card", memory="512M", logs=here) as daemon:
         master, slave = pair.make(daemon, here)
         with slave, master:
             slave.wait_ready()

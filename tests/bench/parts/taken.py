@@ -87,7 +87,7 @@ def pinged(lab: AttachLab, count: int) -> Round:
 
 def daemon_us(lab: AttachLab) -> float:
     """Return the processor time of the daemon's threads so far."""
-    tasks = Path(f"/proc/{lab.daemon.process.pid}/task").iterdir()
+    tasks = Path(f"/proc/{lab.daemon.serving}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e3
 
 

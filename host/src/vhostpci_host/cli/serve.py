@@ -5,7 +5,6 @@ import argparse
 import asyncio
 import contextlib
 import logging
-import os
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -13,12 +12,13 @@ from pathlib import Path
 from vhostpci_shared.barriers import NoBarriers, installed_barriers
 from vhostpci_shared.log_writer import LogWriter
 
-from .. import keeper, sockets
+from .. import sockets
 from ..config import options
 from ..config.file import load
 from ..daemon.run import run, run_file
 from ..errors import HostError
-from ..keeper import notices, store
+from ..keeper import notices, signals, store
+from ..keeper.launch import become_keeper
 from ..keeper.store import DescriptorStore
 from . import capabilities
 from .arguments import Usage, add_name
@@ -45,11 +45,11 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keeper",
         choices=[AUTO, STANDBY, SYSTEMD, NONE],
-        default=NONE,
+        default=AUTO,
         help="who keeps all descriptors while the daemon is killed or upgraded, so "
         "that no VM notices: systemd if it offers to (FileDescriptorStoreMax=), else a "
         "small parent process; standby: that process, and the next daemon waits "
-        "already; none: no process does (default: none)",
+        "already; none: no process does (default: auto)",
     )
     parser.add_argument(
         "--fd", type=int, metavar="N", help="inherited vhost-user socket"
@@ -103,12 +103,7 @@ def _start_keeper(args: argparse.Namespace) -> None:
     # A socket that we were given is its giver's: that is who starts us again.
     if args.keeper == NONE or args.fd is not None or store.has_keeper(_systemd(args)):
         return
-    # Without the present directory in the path, where other users may have put modules;
-    # unless it is there by `python -m`, and may be where our modules are.
-    by_module = getattr(sys.modules["__main__"], "__spec__", None) is not None
-    flags = [] if by_module and not sys.flags.safe_path else ["-P"]
-    command = [sys.executable, *flags, "-m", keeper.__name__, *sys.argv[1:]]
-    os.execv(sys.executable, command)
+    become_keeper(sys.argv[1:])
 
 
 def _systemd(args: argparse.Namespace) -> bool:
@@ -124,7 +119,7 @@ def _serve(
     if args.keeper != NONE and args.fd is None:
         kept = store.from_environment(systemd=_systemd(args))
     try:
-        asyncio.run(daemon(kept))
+        asyncio.run(_until_end(daemon(kept), kept))
     except HostError:
         raise
     except Exception:
@@ -132,6 +127,18 @@ def _serve(
             raise
         log.exception("the daemon failed")
         sys.exit(notices.FAILED)
+
+
+async def _until_end(
+    daemon: Coroutine[None, None, None], kept: DescriptorStore | None
+) -> None:
+    try:
+        await daemon
+    finally:
+        if kept is not None:
+            # A terminal's Ctrl-C reaches us, and the keeper, which passes it on: the
+            # second one may come when the loop and its handlers are gone.
+            signals.block()
 
 
 def _check_barriers() -> None:

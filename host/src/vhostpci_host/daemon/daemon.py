@@ -34,6 +34,7 @@ from ..hotplug.pool import SlavePool
 from ..interfaces import UNPLUG, Json, Plugger
 from ..ivshmem.linger import Linger
 from ..ivshmem.relays import thread_relays
+from ..keeper import signals
 from ..keeper.slots import StateError
 from ..keeper.store import DescriptorStore
 from ..memory.arena_file import remove_left_behind
@@ -130,6 +131,7 @@ class Daemon:
         self.loop.add_signal_handler(
             signal.SIGUSR1, log.info, "SIGUSR1 is ignored: it has no meaning here"
         )
+        signals.unblock()
 
     # Its devices.
 

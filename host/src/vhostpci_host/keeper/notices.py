@@ -12,6 +12,9 @@ from collections.abc import Mapping
 
 CHANNEL = "VHOSTPCI_KEEPER"
 """The environment variable with the number of the socket to our own keeper."""
+FIRST = "VHOSTPCI_FIRST"
+"""The environment variable by which the keeper learns of the first daemon: its process
+ID and the number of the socket to it, `PID:NUMBER`."""
 MAX_NOTICE = 4096
 MOST_FDS = 253
 """Descriptors in one datagram (SCM_MAX_FD in the kernel)."""

@@ -21,12 +21,14 @@ What the daemon's end means::
 
     status 0, 1, 2     it has said why: the keeper ends with the same status (unless it
                        is a successor that was never ready)
+    anything, and      it cannot start: the keeper ends, so that this is not tried again
+    none was ready     and again
     HANDED_OVER        it was asked to (SIGUSR2): start its successor at once
     anything else      it was killed, or failed: start its successor, after a pause if
                        that happens again and again
 
-This file must import nothing of ours but `notices`: what it imports stays as it was
-when the keeper was started.
+This file must import nothing of ours but `notices` and `signals`: what it imports stays
+as it was when the keeper was started.
 """
 
 import array
@@ -43,7 +45,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
 
-from . import notices
+from . import notices, signals
 
 FIRST_FD = 3
 """The first descriptor that a child gets, as with systemd (SD_LISTEN_FDS_START)."""
@@ -63,7 +65,6 @@ HEIR_PATIENCE = 120
 """Ticks for an heir to start: a minute."""
 USELESS = 2
 """Children that died before they were ready, after which nothing is kept any more."""
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -74,7 +75,18 @@ def main(arguments: Sequence[str]) -> int:
     command = [sys.executable, *flags, "-m", "vhostpci_host", *arguments]
     # The daemon checks its options; no other one has this value.
     standby = bool({"standby", "--keeper=standby"} & set(arguments))
-    return Keeper(command, upstream, standby=standby).run()
+    return Keeper(command, upstream, standby=standby, first=_first()).run()
+
+
+def _first() -> "Child | None":
+    """Return the daemon that was started before this process became the keeper."""
+    pid, _, channel = os.environ.pop(notices.FIRST, "").partition(":")
+    if not pid:
+        return None
+    ours = socket.socket(fileno=int(channel))
+    os.set_inheritable(ours.fileno(), False)
+    ours.setblocking(False)
+    return Child(int(pid), ours)
 
 
 def _raise_descriptor_limit() -> None:
@@ -147,10 +159,16 @@ class Keeper:
         command: starts the daemon.
         upstream: is told of it.
         standby: whether there always is to be an heir.
+        first: the first daemon, if it was started already.
     """
 
     def __init__(
-        self, command: Sequence[str], upstream: Upstream, *, standby: bool = False
+        self,
+        command: Sequence[str],
+        upstream: Upstream,
+        *,
+        standby: bool = False,
+        first: Child | None = None,
     ) -> None:
         self._command = command
         self._standby = standby
@@ -159,6 +177,9 @@ class Keeper:
         self._stopping = False
         self._watched = False
         """Whether a daemon says that it is alive: then each of its successors does."""
+        self._missed: set[int] = set()
+        self._first = first
+        self._any_ready = False
         self._short_lives = 0
         self._useless = 0
         self._child: Child | None = None
@@ -166,26 +187,27 @@ class Keeper:
         self._wants_heir = False
         self._woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        for number in (*FORWARDED, signal.SIGUSR2):
+        for number in signals.ALL:
             signal.signal(number, self._on_signal)
         # A handler, as an ignored SIGCHLD would take the child's status from us.
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        signals.unblock()
 
     def run(self) -> int:
         """Run daemons until one ends by itself; return its status."""
-        child = self._start()
+        child = self._first or self._start()
         while True:
             self._child = child
-            if self._stopping:
-                # The signal came when there was no child yet to pass it on to.
-                os.kill(child.pid, signal.SIGTERM)
+            while self._missed:
+                # They came when there was no child to pass them on to.
+                os.kill(child.pid, self._missed.pop())
             status = self._serve(child)
             self._child = None
             self._take_notices(child)
             child.channel.close()
             if self._stopping or self._is_end(child, status):
                 self._end_heir()
-                return status if status >= 0 else 128 - status
+                return _exit_status(status)
             self._before_next(child, status)
             if self._stopping:
                 self._end_heir()
@@ -194,11 +216,20 @@ class Keeper:
 
     def _is_end(self, child: Child, status: int) -> bool:
         """Whether a daemon has ended by itself, and said why."""
+        if not self._any_ready and not self._worth_a_try(status):
+            return True
         # A successor that does not even start, perhaps because a package is only half
         # upgraded, is tried again: there are masters that do not know of it yet.
         if status not in notices.EXPLAINED:
             return False
         return status == 0 or child.ready or not self._kept
+
+    def _worth_a_try(self, status: int) -> bool:
+        """Whether one may succeed where none was ever ready."""
+        # One that was killed may have served some of its devices already.  One that
+        # failed would fail again.
+        killed = status < 0
+        return killed and bool(self._kept) and self._useless < USELESS
 
     def _next(self) -> Child:
         """Return the next daemon: the heir, if there is one."""
@@ -242,22 +273,31 @@ class Keeper:
         if number == signal.SIGUSR2:
             self._wants_heir = True
             return
+        child = self._child
         if number in (signal.SIGTERM, signal.SIGINT):
+            if self._stopping and child is not None and not child.watched:
+                # It has not come to its handlers, and may hang: the user asks again.
+                number = signal.SIGKILL
             self._stopping = True
-        if self._child is not None:
-            os.kill(self._child.pid, number)
+        if child is not None:
+            os.kill(child.pid, number)
+        else:
+            self._missed.add(number)
 
     # Starting a daemon.
 
     def _start(self, *, heir: bool = False) -> Child:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
-        pid = os.fork()
-        if pid == 0:
-            try:
-                self._become_daemon(theirs, heir=heir)
-            finally:
-                os._exit(notices.FAILED)
+        # In the child they wait until the daemon has its handlers, and never come to
+        # those of the keeper.
+        with signals.blocked():
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    self._become_daemon(theirs, heir=heir)
+                finally:
+                    os._exit(notices.FAILED)
         theirs.close()
         return Child(pid, ours)
 
@@ -284,9 +324,6 @@ class Keeper:
         }
         if heir:
             environment[notices.HEIR] = "1"
-        signal.set_wakeup_fd(-1)
-        for number in (*FORWARDED, signal.SIGUSR2, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
         os.execve(self._command[0], list(self._command), environment)
 
     # While it runs.
@@ -389,6 +426,7 @@ class Keeper:
             _close(fds)
         child.waits |= said.get("HEIR") == "1"
         child.ready |= said.get("READY") == "1"
+        self._any_ready |= child.ready
         child.ending |= said.get("STOPPING") == "1"
         child.watched |= said.get("WATCHDOG") == "1"
         self._watched |= child.watched
@@ -424,6 +462,13 @@ class Keeper:
         while not self._stopping and (left := end - time.monotonic()) > 0:
             select.select([self._woken], [], [], left)
             _drain(self._woken)
+
+
+def _exit_status(status: int) -> int:
+    """Return the status with which the keeper ends when the daemon ended so."""
+    if status == notices.FAILED:
+        return 1  # as Python itself after a traceback
+    return status if status >= 0 else 128 - status
 
 
 def _kill(child: Child) -> None:

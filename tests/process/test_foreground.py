@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vhostpci-host run` in a terminal: keys reach the keeper and the daemon alike."""
+
+import os
+import pty
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.waiting import PROCESS_TIMEOUT, wait_for
+from vhostpci_host.daemon.control_client import ask
+from vhostpci_host.errors import HostError
+
+pytestmark = pytest.mark.process
+
+CTRL_C, CTRL_BACKSLASH = b"\x03", b"\x1c"
+
+
+class Foreground:
+    """`vhostpci-host run net0`, as a shell without job control would start it.
+
+    Args:
+        directory: for its files.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.run_dir = directory / "run"
+        argv = [
+            *(sys.executable, "-m", "vhostpci_host", "run", "net0", "--memory", "1M"),
+            *("--run-dir", str(self.run_dir), "--memory-dir", str(directory / "m")),
+        ]
+        self.pid, self._terminal = pty.fork()
+        if not self.pid:
+            os.execv(sys.executable, argv)
+        os.set_blocking(self._terminal, False)
+        self.output = ""
+
+    def press(self, key: bytes) -> None:
+        os.write(self._terminal, key)
+
+    def daemon(self) -> int:
+        """Return the process that serves; 0 if none does."""
+        self._read()
+        try:
+            found = ask(self.run_dir / "net0.control", {"command": "pid"})
+        except HostError:
+            return 0
+        return int(found)
+
+    def wait(self) -> int:
+        """Return its exit status."""
+        end = time.monotonic() + PROCESS_TIMEOUT
+        while True:
+            self._read()
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.pid = 0
+                self._read()
+                return os.waitstatus_to_exitcode(status)
+            assert time.monotonic() < end, self.output
+            time.sleep(0.02)
+
+    def _read(self) -> None:
+        try:
+            while text := os.read(self._terminal, 4096):
+                self.output += text.decode()
+        except OSError:
+            return  # EAGAIN: no more; EIO: the last process has closed it
+
+    def close(self) -> None:
+        if self.pid:
+            os.killpg(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        os.close(self._terminal)
+
+
+@contextmanager
+def running(directory: Path) -> Iterator[Foreground]:
+    foreground = Foreground(directory)
+    try:
+        yield foreground
+    finally:
+        foreground.close()
+
+
+@pytest.fixture
+def foreground(tmp_path: Path) -> Iterator[Foreground]:
+    with running(tmp_path) as foreground:
+        wait_for(foreground.daemon, lambda: foreground.output)
+        yield foreground
+
+
+def test_ctrl_c_ends_keeper_and_daemon_once_and_cleanly(foreground: Foreground) -> None:
+    foreground.press(CTRL_C * 3)
+    assert foreground.wait() == 0
+    assert list(foreground.run_dir.iterdir()) == []
+    assert "Traceback" not in foreground.output
+    assert "successor" not in foreground.output
+
+
+def test_ctrl_c_while_it_starts_ends_it(tmp_path: Path) -> None:
+    """As soon as there is a daemon, and whatever it has come to."""
+    for delay in (0.0, 0.05):
+        with running(tmp_path) as foreground:
+            task = Path(f"/proc/{foreground.pid}/task/{foreground.pid}/children")
+            wait_for(task.read_text, "the keeper has a child")
+            time.sleep(delay)
+            foreground.press(CTRL_C)
+            assert foreground.wait() == 0
+            assert "Traceback" not in foreground.output
+            assert list(foreground.run_dir.glob("*")) == []
+
+
+def test_ctrl_backslash_kills_both(foreground: Foreground) -> None:
+    daemon = foreground.daemon()
+    foreground.press(CTRL_BACKSLASH)
+    assert foreground.wait() == -signal.SIGQUIT
+    wait_for(lambda: not Path(f"/proc/{daemon}").exists(), "the daemon has ended")
