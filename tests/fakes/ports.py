@@ -176,6 +176,7 @@ class RecordedPlugger:
         self.wanted: frozenset[Plug] = frozenset()
         self.left_out: set[int] = set()
         """The windows that were once wanted and then, even for a moment, not wanted."""
+        self.closed = False
 
     @property
     def windows(self) -> set[int]:
@@ -197,3 +198,4 @@ class RecordedPlugger:
 
     async def close(self) -> None:
         self.wanted = frozenset()
+        self.closed = True

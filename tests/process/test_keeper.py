@@ -16,7 +16,8 @@ from tests.process.attach import AttachLab
 from tests.process.kept import replace, serving
 from tests.process.lab import ATTACH, Lab
 from tests.process.program import DaemonProgram
-from tests.waiting import wait_for
+from tests.waiting import TIMEOUT, wait_for
+from vhostpci_host.daemon.control_client import ask
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import Request
 
@@ -159,6 +160,17 @@ def test_upgrade_of_many_devices_keeps_those_that_are_configured_as_before(
         connect("b")
     assert daemon.end() == 0
     assert "Traceback" not in daemon.log
+
+
+def test_command_is_answered_although_the_daemon_was_just_killed(
+    lab: Lab, tmp_path: Path
+) -> None:
+    start_many(lab, tmp_path / "vms.toml")
+    control = lab.run_dir / "control"
+    for _ in range(2):
+        os.kill(ask(control, {"command": "pid"}, TIMEOUT), signal.SIGKILL)
+        rows = ask(control, {"command": "list"}, TIMEOUT)
+        assert [row["name"] for row in rows] == ["a", "b", "c"]
 
 
 def test_successor_that_does_not_start_is_reported(lab: Lab, tmp_path: Path) -> None:

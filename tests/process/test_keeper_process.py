@@ -245,6 +245,25 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert program.said("hangs") == 1
 
 
+def test_daemon_that_has_given_its_keeper_up_lives_and_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    """The keeper was stopped for so long that what it has is out of date."""
+    child = """
+say("READY=1\\nWATCHDOG=1")
+keep("state", "x")
+keeper.close()
+print("alone", flush=True)
+while True: signal.pause()
+"""
+    with keeper(tmp_path, child) as program:
+        program.wait_log("goes on alone")
+        time.sleep(3.5)  # longer than one that hangs may be silent
+        assert len(pids(program)) == 1
+        kill_last(program)
+        assert program.said("has {}") == 2
+
+
 def test_daemon_that_says_that_it_lives_is_not_killed(tmp_path: Path) -> None:
     child = """
 for _ in range(9):

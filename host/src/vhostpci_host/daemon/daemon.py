@@ -12,7 +12,6 @@ import logging
 import signal
 import socket
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ from ..config import options
 from ..config.device import DeviceConfig, Mode, check_name, conflicts, daemon_control
 from ..config.file import ConfigFile
 from ..device.peer_log import PeerLog
-from ..device.status import describe, describe_failed, row
 from ..errors import HostError, InUse
 from ..hotplug.pool import SlavePool
 from ..interfaces import UNPLUG, Json, Plugger
@@ -43,9 +41,10 @@ from ..memory.directory import make_directory
 from ..memory.room import shortages
 from .control import Commands, Control, Request, given_options
 from .directories import Directories
+from .entry import Entry
 from .keeper_port import KeeperPort, pid
 from .left_behind import LeftBehind
-from .listeners import PathListener, Place
+from .listeners import PathListener
 from .reload import Changes, Reload
 from .server import SLOW_TICKS, Common, Server
 
@@ -55,30 +54,6 @@ ROOM_TICKS = 240
 """Ticks from one look at the room for all arenas to the next; others take room, too."""
 TICK = 0.250
 """Seconds between two ticks of each device."""
-
-
-@dataclass(slots=True)
-class Entry:
-    """One device of the daemon: served, or failed."""
-
-    config: DeviceConfig
-    server: Server | None = None
-    failure: str = ""
-    arriving: bool = True
-    """Whether `Daemon.add` has not come to its end yet."""
-    leaving: bool = False
-
-    def describe(self) -> Json:
-        """Return what `status` says of it."""
-        if self.server is None:
-            return describe_failed(self.config, self.failure)
-        return describe(self.server.device, self.server.connect_problem)
-
-    def row(self) -> Json:
-        """Return what `list` says of it."""
-        device = self.server.device if self.server else None
-        found = row(self.config, device, self.failure)
-        return {**found, "state": "leaving"} if self.leaving else found
 
 
 class Daemon:
@@ -147,6 +122,7 @@ class Daemon:
         while self._left:
             name, left = self._left.popitem()
             log.info("%s: is not served any more: it is closed", name)
+            self._unplug_left(left)
             left.file.close()
         if self._unplugging:
             # Of those that could not go on: their next pluggers must find nothing.
@@ -168,6 +144,8 @@ class Daemon:
         try:
             with contextlib.ExitStack() as undo:
                 undo.callback(left.file.close)
+                # Its windows may be plugged into a VM that it has no more.
+                undo.callback(self._unplug_left, left)
                 left.check(config)
                 undo.pop_all()
             server = self._new_server(config, added=added, left=left)
@@ -187,6 +165,12 @@ class Daemon:
             return
         entry.arriving = False
         log.info("%s: goes on where an earlier daemon has ended", config.name)
+
+    def _unplug_left(self, left: LeftBehind) -> None:
+        """Unplug the windows of a device that does not go on as it was."""
+        config = left.plugged_as()
+        if config is not None and self._new_plugger(config) is not None:
+            self._unplug_soon(config.name)
 
     def _restore_added(self) -> dict[DeviceConfig, Mapping[str, str]]:
         """Go on with the devices that were added; return them with their options."""
@@ -290,6 +274,7 @@ class Daemon:
         self._keeper.tick()
         if self._listener is not None and self._ticks % SLOW_TICKS == 0:
             self._listener.check()
+            self._keeper.keep_control(self._listener)
         if self._ticks % ROOM_TICKS == 0:
             self.warn_of_shortage(only_new=True)
         for entry in list(self._entries.values()):
@@ -518,9 +503,9 @@ class Daemon:
             "reload": self._on_reload,
         }
         path = daemon_control(run_dir)
-        place, take = Place(path, 0o600, None), partial(self._control.take, commands)
+        take = partial(self._control.take, commands)
         try:
-            listener = PathListener(place, self.loop, take, self._log.warn_once)
+            listener = self._keeper.listen(path, self.loop, take, self._log.warn_once)
         except InUse:
             raise HostError(
                 f"another daemon serves {run_dir} (it answers at {path}): give it "

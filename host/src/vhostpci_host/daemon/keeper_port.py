@@ -8,14 +8,18 @@ import asyncio
 import logging
 import os
 import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
 
 from ..errors import HostError
-from ..interfaces import Json
+from ..interfaces import Json, Loop
 from ..keeper import notices
-from ..keeper.store import DescriptorStore
+from ..keeper.store import CONTROL, DescriptorStore
 from . import left_behind
 from .control import Request
 from .left_behind import LeftBehind
+from .listeners import PathListener, Place
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +39,8 @@ class KeeperPort:
     def __init__(self, store: DescriptorStore | None) -> None:
         self.store = store
         self._ticks = 0
+        self._control = ""
+        """The name under which the daemon's control socket is kept."""
 
     @property
     def is_systemd(self) -> bool:
@@ -44,6 +50,37 @@ class KeeperPort:
     def left(self) -> dict[str, LeftBehind]:
         """Return what a daemon before us has left of each device, by its name."""
         return {} if self.store is None else left_behind.find(self.store)
+
+    def listen(
+        self,
+        path: Path,
+        loop: Loop,
+        take: Callable[[socket.socket], None],
+        complain: Callable[[str], None],
+    ) -> PathListener:
+        """Listen at the daemon's control socket, which its successor has, too.
+
+        So a command that comes while there is no daemon waits for the next one.
+
+        Raises:
+            HostError: the socket cannot be made.
+        """
+        left = self.store and left_behind.control_socket(self.store.left, path)
+        place = Place(path, 0o600, None)
+        listener = PathListener(place, loop, take, complain, left=left or None)
+        self.keep_control(listener)
+        return listener
+
+    def keep_control(self, listener: PathListener) -> None:
+        """Keep the control socket that there is now, if it is another one."""
+        store, before = self.store, self._control
+        if store is None:
+            return
+        if before and store.name_of(listener.server) == before:
+            return
+        self._control = store.hold(listener.server, CONTROL)
+        if before:
+            store.release(before)
 
     def finish_start(self) -> None:
         """Close what no device has taken."""
@@ -61,7 +98,7 @@ class KeeperPort:
         """Say that the daemon lives, and see whether the keeper does."""
         self._ticks += 1
         if self.store is not None and self._ticks % ALIVE_TICKS == 0:
-            self.store.say(notices.ALIVE)
+            self.store.say_alive()
             self.store.check()
 
     def end(self) -> None:

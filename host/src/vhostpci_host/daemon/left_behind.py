@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import sockets
-from ..config.device import DeviceConfig, describe
+from ..config.device import ConfigError, DeviceConfig, Mode, describe
 from ..device.kept import DeviceLeft, DeviceState
 from ..fds import Fd
 from ..keeper.codec import decode
 from ..keeper.shelf import STATE, Left
 from ..keeper.slots import Mark, StateError, StateFile
-from ..keeper.store import DESCRIPTOR, DescriptorStore, names_of
+from ..keeper.store import CONTROL, DESCRIPTOR, DescriptorStore, names_of
 from ..memory.arena import Arena
 from ..memory.attach import AttachedMemory, WindowIds
 from .listeners import LeftSocket
@@ -48,6 +48,24 @@ class LeftBehind:
         was, now = set(self.device.state.config), set(describe(config))
         if was != now:
             raise StateError(f"its configuration has changed: {sorted(was ^ now)}")
+
+    def plugged_as(self) -> DeviceConfig | None:
+        """Return as what device its windows were plugged into a VM; None if not."""
+        state = self.device.state
+        texts = dict(text.split("=", 1) for text in state.config if "=" in text)
+        qmp, domain = texts.get("slave_qmp"), texts.get("slave_libvirt")
+        if qmp is None and domain is None:
+            return None
+        try:
+            return DeviceConfig(
+                name=state.name,
+                mode=Mode.ATTACH,
+                slave_qmp=None if qmp is None else Path(qmp),
+                slave_libvirt=domain,
+            )
+        except ConfigError as error:
+            log.warning("%s: its windows are not unplugged: %s", state.name, error)
+            return None
 
     def store(self, config: DeviceConfig, ids: WindowIds) -> Arena | AttachedMemory:
         """Return the device's memory.
@@ -92,8 +110,17 @@ def unnamed_socket(left: dict[str, Fd], path: Path) -> LeftSocket | None:
 
     A daemon that is killed between the two has kept it, and no state names it.
     """
+    return _socket_at(left, path, DESCRIPTOR)
+
+
+def control_socket(left: dict[str, Fd], path: Path) -> LeftSocket | None:
+    """Return the daemon's control socket that was left, if it is at `path`."""
+    return _socket_at(left, path, CONTROL)
+
+
+def _socket_at(left: dict[str, Fd], path: Path, kind: str) -> LeftSocket | None:
     kept, inode = Left(left), sockets.inode(path)
-    for name in names_of(left, DESCRIPTOR) if inode is not None else ():
+    for name in names_of(left, kind) if inode is not None else ():
         try:
             server = kept.socket(name, listening=True)
         except StateError:

@@ -143,7 +143,8 @@ class PathListener:
     ) -> None:
         # The number stays this file's while `server` is open: Linux keeps the inode.
         self._inode = inode or sockets.inode(self._place.path)
-        self._server = server
+        self.server = server
+        """The listening socket."""
         self._listener = Listener(
             server, self._loop, self._take, self._complain, start=self._started
         )
@@ -152,7 +153,7 @@ class PathListener:
         """Return what a successor needs to listen with the same socket."""
         device, inode = self._inode or (0, 0)
         path = str(self._place.path)
-        return ListenerState(keep(self._server), path, device, inode)
+        return ListenerState(keep(self.server), path, device, inode)
 
     def start(self) -> None:
         """Accept connections from now on; those that wait come first."""

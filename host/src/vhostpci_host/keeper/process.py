@@ -57,6 +57,8 @@ STARTING = 60
 """Ticks for a successor to become ready: 30 s."""
 ENDING = 60
 """Ticks for a child that has said that it is ending: 30 s."""
+DEAF = 2
+"""Ticks (0.5 to 1 s) after which a daemon that has closed its end goes on alone."""
 SHORT_LIFE = 2.0
 """Seconds: a child that has lived for a shorter time is not started again at once."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
@@ -142,6 +144,8 @@ class Child:
     killed: bool = False
     waits: bool = False
     """Whether it is an heir that waits for what the present daemon leaves."""
+    deaf: int = 0
+    """Ticks since its end of the channel was closed, and one more."""
     reserve: bool = False
     """Whether it is an heir for the case that the present daemon is killed."""
 
@@ -149,6 +153,8 @@ class Child:
     def hangs(self) -> bool:
         """Whether it is silent for too long."""
         limit = PATIENCE if self.ready else STARTING
+        if self.deaf:
+            return False  # it cannot say that it lives
         return self.watched and self.silent > (ENDING if self.ending else limit)
 
 
@@ -335,17 +341,16 @@ class Keeper:
         poll.register(self._woken, select.POLLIN)
         # Else one that hangs before its first word would hang for as long as it likes.
         child.watched |= self._watched
-        open_ended = True
         due = time.monotonic() + TICK
         while True:
             poll.poll(1000 * max(0.0, due - time.monotonic()))
             _drain(self._woken)
             self._look_at_heir(poll)
-            if not self._take_notices(child) and open_ended:
+            if not self._take_notices(child) and not child.deaf:
                 # Its end is closed, and would be reported again and again: the daemon
-                # is about to end, which SIGCHLD says.
+                # is about to end, which SIGCHLD says, or has given us up.
                 poll.unregister(child.channel.fileno())
-                open_ended = False
+                child.deaf = 1
             status = _status(child.pid)
             if status is not None:
                 return status
@@ -389,6 +394,8 @@ class Keeper:
             self._heir.reserve = True
             poll.register(self._heir.channel.fileno(), select.POLLIN)
         child.silent += 1
+        if child.deaf:
+            self._on_deaf(child)
         heir = self._heir
         if heir is not None and heir.waits and _status(heir.pid) is not None:
             heir.channel.close()
@@ -401,6 +408,19 @@ class Keeper:
             child.killed = True
             _say(f"the daemon (pid {child.pid}) hangs: its successor goes on")
             os.kill(child.pid, signal.SIGKILL)
+
+    def _on_deaf(self, child: Child) -> None:
+        """Keep nothing of a daemon that goes on without us."""
+        # We were stopped, perhaps, and did not take what it told us.  A successor would
+        # go on with things that the daemon has changed since.
+        child.deaf += 1
+        if child.deaf > DEAF and self._kept:
+            _say(f"the daemon (pid {child.pid}) goes on alone: nothing is kept of it")
+            self._forget_all()
+
+    def _forget_all(self) -> None:
+        while self._kept:
+            _close(self._kept.popitem()[1])
 
     def _take_notices(self, child: Child) -> bool:
         """Act on all notices that have come; return whether more can come."""
@@ -454,8 +474,7 @@ class Keeper:
         self._useless = 0 if child.ready else self._useless + 1
         if self._useless >= USELESS and self._kept:
             _say("what was kept seems to end the daemon: it starts without that")
-            for name in list(self._kept):
-                _close(self._kept.pop(name))
+            self._forget_all()
 
     def _pause(self, seconds: float) -> None:
         end = time.monotonic() + seconds

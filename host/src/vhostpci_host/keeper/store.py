@@ -8,10 +8,12 @@ however many the daemon has: systemd ignores a second one.
 
 import array
 import errno
+import fcntl
 import logging
 import os
 import select
 import socket
+import termios
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -27,9 +29,15 @@ PATIENCE = 1.0
 """Seconds for the keeper to take a notice, in which the daemon stands still."""
 RETRY = 0.01
 """Seconds between two tries."""
+MOST_WAITING = 16384
+"""Bytes of notices that a keeper has not taken yet, and then is not told more often
+that the daemon lives; SIOCOUTQ counts some 800 for each."""
 LISTEN_FDS_START = 3
 DESCRIPTOR = "d"
 """The letter that the names of a device's descriptors begin with."""
+CONTROL = "c"
+"""The letter that the name of the daemon's control socket begins with."""
+_KINDS = (CONTROL, DESCRIPTOR, "s")
 
 
 Keep = Callable[[HasNumber], str]
@@ -156,6 +164,22 @@ class DescriptorStore:
             self._lose(error.strerror or str(error))
         return True
 
+    def say_alive(self) -> None:
+        """Tell the keeper that the daemon lives, unless it takes nothing just now.
+
+        A keeper that is stopped for a while must not find its socket full of this: the
+        room is for what is to be kept.
+        """
+        # systemd's socket has notices of other services, too.
+        if not self.problem and (self.systemd or self._waiting() < MOST_WAITING):
+            self.say(notices.ALIVE)
+
+    def _waiting(self) -> int:
+        """Return how many bytes the keeper has not taken yet."""
+        found = array.array("i", [0])
+        fcntl.ioctl(self._channel, termios.TIOCOUTQ, found)
+        return found[0]
+
     def check(self) -> None:
         """See whether the keeper is still there."""
         if self.problem or self.systemd:
@@ -172,6 +196,8 @@ class DescriptorStore:
             "notice it; restart it at a good time"
         )
         log.error("%s", self.problem)
+        # A keeper that was only stopped learns by this that what it has is out of date.
+        self._channel.close()
 
     def close(self) -> None:
         """Close the socket to the keeper; what it keeps stays."""
@@ -251,7 +277,7 @@ def _inherited() -> dict[str, Fd]:
 
 
 def _is_ours(name: str) -> bool:
-    return name[:1] in ("d", "s") and name[1:].isalnum() and name.isascii()
+    return name[:1] in _KINDS and name[1:].isalnum() and name.isascii()
 
 
 def _base36(number: int) -> str:

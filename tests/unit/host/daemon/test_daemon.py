@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.keeper import FakeKeeper
 from tests.fakes.ports import RecordedPlugger
 from tests.fakes.windows import MIB
 from tests.waiting import TIMEOUT
@@ -274,3 +275,103 @@ def test_room_that_other_programs_take_is_warned_of_once(
 
     monkeypatch.setattr(Arena, "promise", promised)
     play(part)
+
+
+class Successions:
+    """Daemons one after the other in one loop, and the pluggers that they make."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.directory = directory
+        self.keeper = FakeKeeper()
+        self.pluggers: list[tuple[DeviceConfig, RecordedPlugger]] = []
+        self.daemons: list[Daemon] = []
+        monkeypatch.setattr(SlavePool, "plugger", lambda _, config: self._plug(config))
+
+    def _plug(self, config: DeviceConfig) -> RecordedPlugger | None:
+        if not config.plugged:
+            return None
+        plugger = RecordedPlugger()
+        self.pluggers.append((config, plugger))
+        return plugger
+
+    def next(self) -> Daemon:
+        """Return the successor; the one before is not asked any more."""
+        if self.daemons:
+            self.keeper.replace_store()
+        self.daemons.append(Daemon({}, self.keeper.store))
+        return self.daemons[-1]
+
+    def config(self, **options: Any) -> DeviceConfig:
+        return DeviceConfig(
+            name="dev",
+            mode=Mode.ATTACH,
+            run_dir=self.directory,
+            memory_dir=self.directory,
+            **options,
+        )
+
+    async def close(self) -> None:
+        for daemon in reversed(self.daemons):
+            await daemon.close()
+        self.keeper.close()
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["changed", "removed"])
+def test_windows_of_a_device_that_does_not_go_on_are_unplugged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """It is in another VM, or in no file, when the daemon's successor starts."""
+
+    async def run() -> None:
+        scene = Successions(tmp_path, monkeypatch)
+        here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+        try:
+            await scene.next().add(scene.config(slave_qmp=here))
+            await scene.next().restore(
+                [scene.config(slave_qmp=elsewhere)] if there else []
+            )
+            (config, plugger) = scene.pluggers[1]
+            assert (config.name, config.slave_qmp) == ("dev", here)
+            assert plugger.closed
+            assert len(scene.pluggers) == 2
+        finally:
+            await scene.close()
+
+    asyncio.run(asyncio.wait_for(run(), TIMEOUT))
+
+
+def test_command_that_comes_while_there_is_no_daemon_waits_for_the_next_one(
+    tmp_path: Path,
+) -> None:
+    """Also after the socket was replaced by another process."""
+
+    async def run() -> None:
+        keeper = FakeKeeper()
+        try:
+            first = Daemon({}, keeper.store)
+            first.serve_control(tmp_path)
+            (tmp_path / "control").unlink()
+            for _ in range(SLOW_TICKS):
+                first._tick()
+            first.loop.remove_reader(listening(first))
+            with socket.socket(socket.AF_UNIX) as caller:
+                caller.connect(str(tmp_path / "control"))
+                caller.sendall(b'{"command": "list"}\n')
+                second = Daemon({}, keeper.replace_store())
+                second.serve_control(tmp_path)
+                await second.restore([])
+                caller.setblocking(False)
+                answer = await second.loop.sock_recv(caller, 100)
+                assert json.loads(answer) == {"ok": True, "result": []}
+            assert len(keeper.kept) == 1
+            await second.close()
+            await first.close()
+        finally:
+            keeper.close()
+
+    asyncio.run(asyncio.wait_for(run(), TIMEOUT))
+
+
+def listening(daemon: Daemon) -> int:
+    assert daemon._listener is not None
+    return daemon._listener.server.fileno()

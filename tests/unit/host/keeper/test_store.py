@@ -12,6 +12,7 @@ import pytest
 from tests.fakes.keeper import FakeKeeper
 from vhostpci_host.fds import Fd, Notifier
 from vhostpci_host.keeper import notices
+from vhostpci_host.keeper import store as store_module
 from vhostpci_host.keeper.shelf import Left, Shelf
 from vhostpci_host.keeper.slots import StateError
 from vhostpci_host.keeper.store import DescriptorStore, Keep, from_environment
@@ -119,6 +120,31 @@ def test_keeper_that_ends_is_noticed(keeper: FakeKeeper) -> None:
     keeper.ours.close()
     keeper.store.check()
     assert "it has ended" in keeper.store.problem
+
+
+def test_keeper_that_is_stopped_finds_what_was_kept_meanwhile(
+    keeper: FakeKeeper,
+) -> None:
+    """Its socket is not full of words that say no more than that the daemon lives."""
+    for _ in range(10_000):
+        keeper.store.say_alive()
+    with Notifier.new() as one:
+        name = keeper.store.hold(one)
+    assert not keeper.store.problem
+    assert keeper.take() == [f"+{name}"]
+
+
+def test_keeper_that_takes_nothing_is_given_up(
+    keeper: FakeKeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sees the end of its socket: what it has is out of date."""
+    monkeypatch.setattr(store_module, "PATIENCE", 0.05)
+    while not keeper.store.problem:
+        keeper.store.say(notices.ALIVE)
+    keeper.store.say_alive()
+    keeper.store.check()
+    keeper.take()
+    assert keeper.ours.recv(1) == b""
 
 
 def test_left_descriptors_are_checked_for_their_kind() -> None:

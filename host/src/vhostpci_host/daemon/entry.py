@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One device in the daemon's list, whether it is served or has failed."""
+
+from dataclasses import dataclass
+
+from ..config.device import DeviceConfig
+from ..device.status import describe, describe_failed, row
+from ..interfaces import Json
+from .server import Server
+
+
+@dataclass(slots=True)
+class Entry:
+    """One device of the daemon: served, or failed."""
+
+    config: DeviceConfig
+    server: Server | None = None
+    failure: str = ""
+    arriving: bool = True
+    """Whether `Daemon.add` has not come to its end yet."""
+    leaving: bool = False
+
+    def describe(self) -> Json:
+        """Return what `status` says of it."""
+        if self.server is None:
+            return describe_failed(self.config, self.failure)
+        return describe(self.server.device, self.server.connect_problem)
+
+    def row(self) -> Json:
+        """Return what `list` says of it."""
+        device = self.server.device if self.server else None
+        found = row(self.config, device, self.failure)
+        return {**found, "state": "leaving"} if self.leaving else found
