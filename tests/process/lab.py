@@ -78,6 +78,8 @@ class Lab:
             *(sys.executable, "-m", "vhostpci_host", "run", name),
             *("--run-dir", str(self.run_dir), "--memory-dir", str(self.memory_dir)),
             *(() if ATTACH[0] in options else ARENA),
+            # A master here does not connect again by itself, as QEMU does.
+            *(() if "--carrier-grace" in options else ("--carrier-grace", "off")),
             *options,
         ]
 
@@ -102,6 +104,7 @@ class Lab:
         file = self._logs / "vms.toml"
         file.write_text(
             f'run-dir = "{self.run_dir}"\nmemory-dir = "{self.memory_dir}"\n'
+            'carrier-grace = "off"\n'
             + "".join(f'[device.{name}]\nmemory = "{MEMORY}"\n' for name in names)
         )
         module = (sys.executable, "-m", "vhostpci_host")

@@ -344,6 +344,10 @@ class Vm:
         except subprocess.TimeoutExpired:
             return False
 
+    def qemu_said(self) -> str:
+        """Return what QEMU has written so far."""
+        return self._qemu_log.read_text(errors="backslashreplace")
+
     def last_words(self) -> str:
         """Return the last lines of QEMU's and the guest's logs, and their paths."""
         texts = []

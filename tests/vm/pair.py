@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.vm import image, traffic, wheels
 from tests.vm.channel import GuestError
-from tests.vm.daemon import Daemon
+from tests.vm.daemon import CARRIER_STAYS, Daemon
 from tests.vm.harness import Job, Vm
 from tests.vm.kernels import THIS_DEBIAN, Kernel
 
@@ -165,10 +165,13 @@ def booted(
     *,
     module: bool = False,
     packed: bool = False,
+    carrier_grace: str = CARRIER_STAYS,
 ) -> Iterator[Pair]:
     """The daemon and both VMs, waiting for commands; no agent runs."""
     say("starting the daemon")
-    with Daemon("demo", memory="512M", logs=logs) as daemon:
+    with Daemon(
+        "demo", memory="512M", logs=logs, carrier_grace=carrier_grace
+    ) as daemon:
         master, slave = make(daemon, logs, kernel, module=module, packed=packed)
         say("booting both VMs")
         with slave, master:

@@ -170,6 +170,11 @@ class Scene:
             slave.close()
         assert not self.loop.watched(), "the device still waits for descriptors"
 
+    @staticmethod
+    def memory(file: int) -> list[tuple[vu.MemRegion, int]]:
+        """Return the memory of a master that is all in one file of 16 MiB."""
+        return [(region(16 * MIB), file)]
+
     def front_end(
         self, memory: list[tuple[vu.MemRegion, int]] | None = None, **options: object
     ) -> FrontEnd:

@@ -71,6 +71,7 @@ def _connection_lines(status: Json) -> list[str]:
     # A daemon of an earlier version does not connect to front-ends.
     elif status.get("connect_problem"):
         lines.append(f"  problem  {status['connect_problem']}")
+    lines += _carrier_lines(status.get("carrier"))
     lines.append(
         f"  slave    {'pid ' + str(slave['pid']) if slave else 'not connected'}"
     )
@@ -86,6 +87,16 @@ def _connection_lines(status: Json) -> list[str]:
     if agent["present"] and master and _segments_udp(master, agent):
         lines.append(f"  agent    {_MAKES_DATAGRAMS}")
     return lines
+
+
+def _carrier_lines(carrier: Json | None) -> list[str]:
+    """Return what is unusual of the master's carrier; an earlier daemon says none."""
+    if not carrier:
+        return []
+    if carrier["off"]:
+        pid = carrier["waits_for"]
+        return [f"  carrier  off until an agent serves{f' (pid {pid})' if pid else ''}"]
+    return [f"  problem  {carrier['problem']}"] if carrier["problem"] else []
 
 
 def _segments_udp(master: Json, agent: Json) -> bool:

@@ -16,7 +16,10 @@ from ..errors import HostError
 RUN_DIR = Path("/run/vhostpci")
 MEMORY_DIR = Path("/dev/shm/vhostpci")
 YES, NO = "yes", "no"
+OFF = "off"
 MAX_QUEUE_PAIRS = md.MAX_RINGS // 2
+LONGEST_GRACE = 3600
+"""Seconds: who wants more wants the carrier to stay."""
 MIB = 2**20
 MAX_MEMORY = 2**44
 MAX_SUN_PATH = 107
@@ -103,6 +106,22 @@ def parse_queue_pairs(text: str) -> int:
     if not _COUNT.fullmatch(text) or not 1 <= int(text) <= MAX_QUEUE_PAIRS:
         raise HostError(
             f"queue-pairs {text!r}: write a number from 1 to {MAX_QUEUE_PAIRS}"
+        )
+    return int(text)
+
+
+def parse_carrier_grace(text: str) -> int | None:
+    """Return the seconds, or None for a carrier that stays.
+
+    Raises:
+        HostError: the text is neither `off` nor such a number.
+    """
+    if text == OFF:
+        return None
+    # An agent that hangs is noticed within a second, and no sooner.
+    if not _COUNT.fullmatch(text) or not 1 <= int(text) <= LONGEST_GRACE:
+        raise HostError(
+            f"carrier-grace {text!r}: write seconds from 1 to {LONGEST_GRACE}, or {OFF}"
         )
     return int(text)
 
@@ -213,6 +232,8 @@ class DeviceConfig:
     """The QMP socket of the slave VM into which the windows are plugged."""
     slave_libvirt: str | None = None
     """The libvirt domain into which the windows are plugged."""
+    carrier_grace: int | None = 3
+    """Seconds without an agent after which the master's card loses its carrier."""
 
     def __post_init__(self) -> None:
         # All problems at once: the user of a file should not have to correct one

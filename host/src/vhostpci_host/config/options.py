@@ -20,6 +20,7 @@ from .device import (
     DeviceConfig,
     Mode,
     group_id,
+    parse_carrier_grace,
     parse_domain,
     parse_mode,
     parse_queue_pairs,
@@ -186,6 +187,16 @@ SOCKET_MODE = Option(
     help="mode of sockets and memory (default: 0600, or 0660 with a group)",
 )
 
+CARRIER_GRACE = Option(
+    name="carrier-grace",
+    field="carrier_grace",
+    parse=parse_carrier_grace,
+    metavar="SECONDS",
+    help="without an agent for so long, the master's card loses its carrier, if "
+    "its front-end would connect again; off: it keeps the carrier (default: 3)",
+    is_number=True,
+)
+
 # `--help` lists the options in the order of these tuples.
 WHAT = (MODE, MEMORY, QUEUE_PAIRS, SOCKET_PATH, CONNECT)
 """The options of the device itself; with PLACES, all that a master's QEMU needs."""
@@ -195,10 +206,11 @@ ACCESS = (SOCKET_GROUP, SOCKET_MODE)
 LIFE = (PREALLOC, DISCARD_MEMORY)
 """When the arena takes its memory, and when it is removed."""
 OPTIONS = {
-    option.name: option for option in (*WHAT, *LIFE, *SLAVE_VM, *PLACES, *ACCESS)
+    option.name: option
+    for option in (*WHAT, *LIFE, CARRIER_GRACE, *SLAVE_VM, *PLACES, *ACCESS)
 }
 """All options, by name."""
-SHARED = frozenset(option.name for option in (*PLACES, *ACCESS))
+SHARED = frozenset(option.name for option in (CARRIER_GRACE, *PLACES, *ACCESS))
 """The options that may stand at a file's top, for all its devices."""
 
 

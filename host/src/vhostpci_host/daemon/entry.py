@@ -24,10 +24,12 @@ class Entry:
         """Return what `status` says of it."""
         if self.server is None:
             return describe_failed(self.config, self.failure)
-        return describe(self.server.device, self.server.connect_problem)
+        server, carrier = self.server, self.server.carrier.describe()
+        return describe(server.device, server.connect_problem, carrier)
 
     def row(self) -> Json:
         """Return what `list` says of it."""
         device = self.server.device if self.server else None
-        found = row(self.config, device, self.failure)
+        off = self.server is not None and self.server.carrier.off
+        found = row(self.config, device, self.failure, carrier_off=off)
         return {**found, "state": "leaving"} if self.leaving else found

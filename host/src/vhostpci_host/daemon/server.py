@@ -32,12 +32,13 @@ from ..keeper.shelf import Shelf
 from ..keeper.store import DescriptorStore, Keep
 from ..memory.arena import Arena
 from ..memory.attach import AttachedMemory, WindowIds
-from ..memory.directory import check_directory, make_directory
+from ..memory.directory import make_directory
 from ..memory.regions import Store
 from ..vhost_user.connection import MasterConnection
 from .admission import Admission
-from .connector import Connector
+from .carrier import MasterCarrier
 from .directories import Directories, NameWatch
+from .entrance import Entrance, entrance_of
 from .isolated_loop import IsolatedLoop
 from .left_behind import LeftBehind, unnamed_socket
 from .listeners import LeftSocket, Listener, PathListener, Place
@@ -116,7 +117,6 @@ class Server:
         self._alone = False
         self._ticks = 0
         self._listeners: list[PathListener] = []
-        self._connector: Connector | None = None
         self._names = self._watch_names()
         self._added = added
         self._left_sockets: dict[Path, LeftSocket] = {}
@@ -173,6 +173,7 @@ class Server:
                 if not listener.closed
             ),
             master=master.capture(keep, setup) if master and setup else None,
+            dropped=self.carrier.capture(),
             slave=slave.capture(keep) if slave else None,
         )
 
@@ -192,18 +193,28 @@ class Server:
         stack.callback(self._control.close)
         self.device = self._new_device(config, left)
         stack.callback(self.device.close)
+        self._entrance = entrance_of(
+            *(config, inherited, self.loop, self._log.warn_once),
+            listen=lambda: self._listen(config.vhost_user, self._masters.arrive),
+            take=self._serve_master,
+        )
+        self.carrier = self._new_carrier(self._entrance)
+        stack.callback(self.carrier.close)
         if left is not None:
             stack.callback(self._close_connections)
             self._restore(left)
         self._listen(config.ivshmem, self._slaves.arrive, stack)
-        if config.connect is not None:
-            self._connect(config.connect, stack)
-        elif inherited is None:
-            # With --socket-path it may be in another directory.
-            check_directory(config.vhost_user.parent)
-            self._listen(config.vhost_user, self._masters.arrive, stack)
-        else:
+        self.carrier.begin(left.device.state.dropped if left is not None else None)
+        self.loop.call_later(0, self._check_entrance)
+        if inherited is not None and config.connect is None:
             self._take_inherited(inherited, stack)
+
+    def _new_carrier(self, entrance: Entrance) -> MasterCarrier:
+        return MasterCarrier(
+            *(self._config, self.device, self.loop, entrance),
+            peer_log=self._log,
+            save=self._save,
+        )
 
     def _new_device(self, config: DeviceConfig, left: LeftBehind | None) -> Device:
         with contextlib.ExitStack() as undo:
@@ -256,6 +267,7 @@ class Server:
     def _go_on(self, left: LeftBehind) -> None:
         """Serve what a daemon before us has served."""
         self.device.go_on()
+        self.carrier.go_on(self._master)
         if self._slave is not None:
             self._slave.start()
             self._slave.go_on()
@@ -328,14 +340,10 @@ class Server:
         self._listeners.append(listener)
         return listener
 
-    def _connect(self, path: Path, stack: contextlib.ExitStack) -> None:
-        """Connect to a front-end that listens, instead of listening for one."""
-        self._connector = Connector(
-            path, self.loop, self._serve_master, self._log.warn_once
-        )
-        stack.callback(self._connector.close)
-        if self._master is None:  # an earlier daemon has left us none
-            self.loop.call_later(0, self._connector.check)
+    def _check_entrance(self) -> None:
+        """Connect to a front-end, if we do that, and none is connected."""
+        if self._master is None:
+            self._entrance.check()
 
     def _unnamed_socket(self, path: Path) -> LeftSocket | None:
         """Return a socket that a daemon before us had made, and in no state yet."""
@@ -387,6 +395,7 @@ class Server:
     def _serve_master(self, connection: socket.socket, pid: int) -> None:
         """Serve a front-end, the only one, of process `pid`."""
         returning = self._masters.visits(pid) > 0
+        self.carrier.came(pid)
         self._master = self._new_connection(connection, pid, returning=returning)
         self.device.master_connected(self._master)
         self._master.start()
@@ -476,7 +485,7 @@ class Server:
         assert self._master is not None, "no front-end connected"
         master, self._master = self._master, None
         self._note_visit(master)
-        self.device.master_gone()
+        self.device.master_gone(returns=self.carrier.off)
         if self._alone:
             self._ended()
 
@@ -485,6 +494,7 @@ class Server:
         setup = self.device.setup
         if setup is not None and setup.useful:
             self._masters.welcome(master.pid)
+            self.carrier.left(master.pid)
             return
         self._masters.left(master.pid)
         if self._masters.visits(master.pid) == PUZZLING and not master.dropped:
@@ -506,8 +516,7 @@ class Server:
     @property
     def connect_problem(self) -> str:
         """Why we cannot connect to a front-end that listens; empty if we can."""
-        absent = self._connector is not None and self._master is None
-        return self._connector.problem if self._connector and absent else ""
+        return self._entrance.problem if self._master is None else ""
 
     def say_once(self, text: str) -> None:
         """Warn of a peer; the same text again is counted, and not logged."""
@@ -518,15 +527,18 @@ class Server:
         self._ticks += 1
         if self._ticks % SLOW_TICKS == 0:
             self.loop.run(self._slow_tick)
-        self.loop.run(self.device.tick)
+        self.loop.run(self._tick_device)
+
+    def _tick_device(self) -> None:
+        self.device.tick()
+        self.carrier.look(self._master)
 
     def _slow_tick(self) -> None:
         """Do what the device does once a second."""
         names = self._names.changed()
         self._check_paths(names=names)
-        if self._connector is not None and self._master is None:
-            # At most once a second: a front-end that rejects us has time to say why.
-            self._connector.check()
+        # At most once a second: a front-end that rejects us has time to say why.
+        self._check_entrance()
         self._check_master()
         self.device.slow_tick(names=names)
 

@@ -176,6 +176,11 @@ class AgentView:
         """Whether it said something within the last `ALIVE` seconds."""
         return self._lived_at is not None and self._now - self._lived_at < ALIVE
 
+    @property
+    def serves(self) -> bool:
+        """Whether it serves the slave, for all that is known."""
+        return self.present and not self.hangs
+
     def silent_since(self, connected_at: float) -> float:
         """Return since when it has said nothing; never before `connected_at`."""
         return connected_at if self._lived_at is None else self._lived_at

@@ -132,6 +132,11 @@ class Device:
         return self.backend.setup if self.backend is not None else None
 
     @property
+    def rings_run(self) -> bool:
+        """Whether the front-end runs any ring, whoever serves it."""
+        return any(lease.running for lease in self.leases)
+
+    @property
     def slave_problem(self) -> str:
         """Why the slave VM cannot be served, and what to do; empty if it can."""
         return self._stale_slave.problem
@@ -172,11 +177,15 @@ class Device:
             lambda index: self.leases[index].origin,
         )
 
-    def master_gone(self) -> None:
+    def master_gone(self, *, returns: bool = False) -> None:
         """End the session; a no-op without one.
 
         QEMU's own virtio-net has taken the rings over by now, so the agent's leases end
         at once: there is nothing to wait for.
+
+        Args:
+            returns: whether the front-end is expected back, with the same memory: the
+                windows stay.
         """
         if self.master is None or self.backend is None:
             return
@@ -191,11 +200,20 @@ class Device:
             self.slave.withdraw(self.publisher.generation)
         self.backend.close()
         self.backend = self.master = None
-        self.windows.show(frozenset(), device=False)
+        if not returns:
+            self.windows.show(frozenset(), device=False)
         self._publish()
         self._retire_windows()
         self._keep_files()
         self._save()
+
+    def forget_master(self) -> None:
+        """Show nothing more of a front-end that was expected back; no-op with one."""
+        if self.master is None:
+            self.windows.show(frozenset(), device=False)
+            # The metadata names none since that front-end has gone.
+            self.windows.published(self.publisher.generation)
+            self._retire_windows()
 
     def _for_vm(self) -> bool:
         """Whether the slave is a VM, or will be one."""

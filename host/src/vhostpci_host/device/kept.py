@@ -71,6 +71,15 @@ class ListenerState:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessState:
+    """A process: its number alone may be given to another one later."""
+
+    pid: int
+    started: int
+    """When it was started, as `/proc/PID/stat` says."""
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceState:
     """A device, as a daemon leaves it to its successor."""
 
@@ -87,6 +96,8 @@ class DeviceState:
     windows: WindowsState
     agent: AgentLeft
     master: MasterState | None
+    dropped: ProcessState | None
+    """The front-end that may not come back before there is an agent."""
     slave: SlaveState | None
 
 

@@ -13,17 +13,20 @@ from ..vhost_user.vring import Vring
 from .device import Device
 
 
-def describe(device: Device, connect_problem: str = "") -> Json:
+def describe(
+    device: Device, connect_problem: str = "", carrier: Json | None = None
+) -> Json:
     """Return everything that is known of `device`, as `status -j` prints it.
 
     Args:
         device: this device.
         connect_problem: why we cannot connect to a front-end that listens.
+        carrier: what is known of the carrier of the master's card.
     """
     config, plugger = device.config, device.windows.plugger
     return {
         "name": config.name,
-        "state": state(device),
+        "state": state(device, carrier_off=carrier is not None and carrier["off"]),
         "daemon": {"pid": os.getpid(), "version": __version__},
         "mode": config.mode.value,
         "memory": device.store.describe(),
@@ -38,6 +41,7 @@ def describe(device: Device, connect_problem: str = "") -> Json:
         },
         "connects": config.connect is not None,
         "connect_problem": connect_problem or None,
+        "carrier": carrier,
         "generation": device.publisher.generation,
         "master": _master(device),
         "slave": _slave(device),
@@ -57,24 +61,30 @@ def describe_failed(config: DeviceConfig, reason: str) -> Json:
     }
 
 
-def row(config: DeviceConfig, device: Device | None, reason: str) -> Json:
+def row(
+    config: DeviceConfig,
+    device: Device | None,
+    reason: str,
+    *,
+    carrier_off: bool = False,
+) -> Json:
     """Return a device's row of `list -j`; without `device` it failed for `reason`."""
     master = device.master if device else None
     slave = device.slave if device else None
     return {
         "name": config.name,
         "mode": config.mode.value,
-        "state": state(device) if device else FAILED,
+        "state": state(device, carrier_off=carrier_off) if device else FAILED,
         "reason": reason or None,
         "master_pid": master.pid if master else None,
         "slave_pid": slave.port.pid if slave else None,
     }
 
 
-def state(device: Device) -> str:
+def state(device: Device, *, carrier_off: bool = False) -> str:
     """Return the first thing that keeps the device from running, or "running"."""
     if device.backend is None:
-        return "no master"
+        return "no agent: the master has no carrier" if carrier_off else "no master"
     if device.backend.waiting:
         return "stopping"
     if device.master is not None and device.master.hangs:

@@ -22,7 +22,7 @@ from ..keeper.store import Keep
 from ..memory.kept import ArenaState, AttachedState
 from ..vhost_user.kept import MasterState, restore_setup
 from .device import Device
-from .kept import DeviceLeft, DeviceState, ListenerState
+from .kept import DeviceLeft, DeviceState, ListenerState, ProcessState
 
 
 def capture(
@@ -32,6 +32,7 @@ def capture(
     added: Mapping[str, str] | None,
     listeners: tuple[ListenerState, ...],
     master: MasterState | None,
+    dropped: ProcessState | None,
     slave: ConnectionState | None,
 ) -> DeviceState:
     """Return what a successor needs to go on with a device.
@@ -42,6 +43,7 @@ def capture(
         added: the device's options, if it is in no file.
         listeners: its sockets.
         master: the front-end, None without one.
+        dropped: the front-end that may not come back before there is an agent.
         slave: the slave's connection, None without one.
     """
     store, ours = device.store.capture(keep), device.slave
@@ -57,6 +59,7 @@ def capture(
         windows=device.windows.capture(keep),
         agent=device.agent.capture(),
         master=master if device.master is not None else None,
+        dropped=dropped,
         slave=ours.capture(slave, keep) if ours and slave else None,
     )
 

@@ -17,6 +17,7 @@ from vhostpci_host.config.device import (
     check_name,
     conflicts,
     group_id,
+    parse_carrier_grace,
     parse_domain,
     parse_mode,
     parse_queue_pairs,
@@ -141,6 +142,19 @@ def test_attach_mode_has_no_memory_of_its_own() -> None:
 def test_domain_that_could_be_an_option_is_refused(text: str) -> None:
     with pytest.raises(HostError, match=r"slave-libvirt .*: write a domain's name"):
         parse_domain(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("1", 1), ("3600", 3600), ("03", 3), ("off", None)]
+)
+def test_carrier_grace_is_in_seconds_or_off(text: str, seconds: int | None) -> None:
+    assert parse_carrier_grace(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["0", "3601", "-1", "1.5", "1s", "Off", "no", "", "²"])
+def test_other_carrier_grace_is_refused(text: str) -> None:
+    with pytest.raises(HostError, match=r"carrier-grace .*: write seconds from 1 to"):
+        parse_carrier_grace(text)
 
 
 def test_two_devices_share_no_file() -> None:

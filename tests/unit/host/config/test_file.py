@@ -44,6 +44,16 @@ def test_device_takes_its_options_from_its_table(file: Path) -> None:
     assert (device.access, device.memory_dir) == (0o666, Path("/m"))
 
 
+def test_grace_of_the_carrier_is_a_number_at_the_top_or_off(file: Path) -> None:
+    table = '[device.{}]\nmode = "attach"\n'
+    devices = load(
+        file,
+        f"carrier-grace = 5\n{table.format('a')}"
+        f'{table.format("b")}carrier-grace = "off"',
+    ).devices
+    assert [device.carrier_grace for device in devices] == [5, None]
+
+
 def test_memory_may_be_a_text_or_a_number_of_bytes(file: Path) -> None:
     sizes = [
         device.memory

@@ -5,6 +5,7 @@ from tests.fakes.ports import RecordedMaster
 from tests.unit.host.scene import Scene
 from vhostpci_host.cli import print_status
 from vhostpci_host.device.status import describe, state
+from vhostpci_host.interfaces import Json
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.metadata import AgentFlag, AgentRingState
 from vhostpci_shared.vhost_user import Request
@@ -55,6 +56,21 @@ def test_ring_that_the_agent_has_stopped_is_not_shown_as_served(scene: Scene) ->
     # What the agent says of an earlier session is not shown.
     scene.device.leases[0].renew(scene.loop.time())
     assert "in the slave" not in print_status.text(describe(scene.device))
+
+
+def test_carrier_of_the_master_is_told_of_where_it_is_unusual(scene: Scene) -> None:
+    carrier: Json = {"grace": 3, "off": True, "waits_for": 17, "problem": None}
+    status = describe(scene.device, carrier=carrier)
+    assert status["state"] == "no agent: the master has no carrier"
+    assert "  carrier  off until an agent serves (pid 17)" in print_status.text(status)
+    carrier |= {"waits_for": None}
+    assert "an agent serves\n" in print_status.text(status)
+    carrier |= {"off": False, "problem": "it keeps its own"}
+    assert "  problem  it keeps its own\n" in print_status.text(status)
+    carrier |= {"problem": None}
+    assert "  problem" not in print_status.text(status)
+    del status["carrier"]  # of an earlier daemon
+    assert "  carrier" not in print_status.text(status)
 
 
 def test_signals_that_the_daemon_has_to_pass_on_are_counted(scene: Scene) -> None:

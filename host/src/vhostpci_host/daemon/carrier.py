@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The carrier of the master's card, which is off while no agent serves the device.
+
+Theory of operation.  A card of vhost-user has its carrier as long as its front-end is
+connected to us.  So when rings run and no agent has served them for the grace period,
+the front-end is disconnected, and the entrance is shut for as long as there is no agent
+and the front-end's process lives: it would only come back at once.  Another process is
+always welcome.  A QEMU that starts waits until it has negotiated, and its guest must
+boot without an agent as well, so the period begins no earlier than rings run.
+
+    on ──(no agent for the grace period)──► off ──(an agent serves)──► on
+                                             └──(the process has ended)──► on
+
+A front-end that would not come back keeps its carrier, although it lies: without one
+the master would need a restart.
+What the slave was shown of the memory of one that comes back stays shown, since a slave
+VM would have to have it plugged again.
+"""
+
+import logging
+from collections.abc import Callable
+
+from ..config.device import DeviceConfig
+from ..device.device import Device
+from ..device.kept import ProcessState
+from ..device.peer_log import PeerLog
+from ..errors import HostError
+from ..interfaces import Json, Loop, MasterPort, Timer
+from .entrance import Entrance
+from .reconnects import says_reconnect
+from .watched_process import WatchedProcess
+
+log = logging.getLogger(__name__)
+
+RETURN = 10.0
+"""Seconds in which a front-end comes back that may; a QEMU usually takes one."""
+PUNCTUAL = 0.5
+"""Seconds from one look to the next, if the daemon does not stand still."""
+
+
+class MasterCarrier:
+    """The carrier of one master's card.
+
+    Args:
+        config: the device's.
+        device: tells of the agent and the rings, and has the windows.
+        loop: tells the time, and when a process has ended.
+        entrance: how front-ends come; it is shut until `begin`.
+        peer_log: is told what happens to the carrier.
+        save: keeps the state for a successor.
+    """
+
+    def __init__(
+        self,
+        config: DeviceConfig,
+        device: Device,
+        loop: Loop,
+        entrance: Entrance,
+        *,
+        peer_log: PeerLog,
+        save: Callable[[], None],
+    ) -> None:
+        self.off = False
+        """Whether the front-end was disconnected because there is no agent."""
+        self._problem = ""  # why it is on all the same; empty before that is known
+        self._config = config
+        self._device = device
+        self._loop = loop
+        self._entrance = entrance
+        self._log = peer_log
+        self._save = save
+        self._served_at = self._looked_at = loop.time()
+        # The front-end that is expected back, and for how long it is.
+        self._process: WatchedProcess | None = None
+        self._timer: Timer | None = None
+        # The front-end that ended last after its rings had run, and when it did; and
+        # the one that came back after that.
+        self._left_at: tuple[int, float] = 0, 0.0
+        self._returned = 0
+
+    # What a daemon before us has left.
+
+    def capture(self) -> ProcessState | None:
+        """Return for whom the entrance is shut; None if it is not."""
+        return self._process.state if self.off and self._process else None
+
+    def begin(self, dropped: ProcessState | None) -> None:
+        """Open the entrance, unless a daemon before us has shut it.
+
+        Args:
+            dropped: the process for which that was.
+
+        Raises:
+            HostError: there cannot be a socket.
+        """
+        if dropped is not None:
+            try:
+                self._process = WatchedProcess(dropped, self._loop, self._on_end)
+            except OSError:
+                pass  # it has ended, or nothing would tell us when it does
+            else:
+                self.off = True
+                return
+        self._entrance.open()
+
+    def go_on(self, master: MasterPort | None) -> None:
+        """Go on where a daemon before us has ended; it was killed at any moment.
+
+        Args:
+            master: the front-end that is connected.
+        """
+        if master is None and not self.off:
+            self._device.forget_master()
+        elif master is not None and self.off:
+            master.drop(self._no_agent)
+
+    # What happens to front-ends.
+
+    def came(self, pid: int) -> None:
+        """Note that front-end `pid` has come."""
+        self._expect_no_more()
+        self._problem = ""
+        last, left_at = self._left_at
+        # Later it may be a user who has told the process to connect again.
+        if pid == last and self._loop.time() - left_at < RETURN:
+            self._returned = pid
+
+    def left(self, pid: int) -> None:
+        """Note that front-end `pid`, whose rings have run, is disconnected."""
+        self._left_at = pid, self._loop.time()
+
+    def look(self, master: MasterPort | None) -> None:
+        """Take the carrier off, or put it on again, if it is time for that.
+
+        Args:
+            master: the front-end that is connected.
+        """
+        agent, now = self._device.agent, self._loop.time()
+        # While we stand still, there may be an agent that we do not hear.
+        self._served_at += max(0.0, now - self._looked_at - PUNCTUAL)
+        self._looked_at = now
+        if self.off:
+            if agent.serves or self._process is None:
+                self._put_on()
+        elif agent.serves:
+            self._served_at, self._problem = agent.silent_since(0.0), ""
+        elif master is None or not self._device.rings_run:
+            self._served_at, self._problem = now, ""
+        elif self._is_over():
+            self._end_grace(master)
+
+    # Off.
+
+    def _is_over(self) -> bool:
+        """Whether the grace period has ended just now."""
+        grace = self._config.carrier_grace
+        if grace is None or self._problem:
+            return False
+        return self._loop.time() - self._served_at >= grace
+
+    def _end_grace(self, master: MasterPort) -> None:
+        """Take the carrier off, or say why it stays."""
+        self._problem = self._why_it_stays(master.pid)
+        if self._problem:
+            self._log.warn_once(self._problem)
+            return
+        self.off = True
+        self._entrance.shut()
+        self._save()
+        master.drop(self._no_agent)
+
+    @property
+    def _no_agent(self) -> str:
+        return (
+            f"there has been no agent for {self._config.carrier_grace} s, and its card "
+            "has no carrier until there is one"
+        )
+
+    def _why_it_stays(self, pid: int) -> str:
+        """Return why a front-end stays; empty if it may go, and is watched."""
+        why = self._why_not(pid)
+        if not why:
+            self._expect_no_more()
+            try:
+                self._process = WatchedProcess.of(pid, self._loop, self._on_end)
+            except OSError as error:
+                why = f"nothing would tell when pid {pid} ends ({error.strerror})"
+        start = "the master's card keeps its carrier although there is no agent"
+        return f"{start}: {why}" if why else ""
+
+    def _why_not(self, pid: int) -> str:
+        setup = self._device.setup
+        if not self._entrance.can_shut:
+            return "the daemon was given its socket, and cannot remove it"
+        if not pid:
+            return "its process is of another PID namespace"
+        if setup is not None and any(ring.packed for ring in setup.rings):
+            return "its rings are packed, and QEMU would not know where they stand"
+        if self._entrance.fetches or pid == self._returned:
+            return ""
+        if says_reconnect(pid, self._config.vhost_user):
+            return ""
+        return f"nothing shows that pid {pid} would connect again (reconnect=)"
+
+    # On again.
+
+    def _put_on(self) -> None:
+        """Open the entrance again, and expect the front-end for a while."""
+        try:
+            self._entrance.open()
+        except HostError as error:
+            text = "the master's card cannot have its carrier back"
+            self._log.warn_once(f"{text}: {error}")
+            return
+        self.off = False
+        self._served_at = self._loop.time()
+        if self._process is not None:
+            self._timer = self._loop.call_later(RETURN, self._give_up)
+        self._save()
+        self._log.info("the master may connect again", "carrier back")
+
+    def _on_end(self) -> None:
+        """Forget a front-end that was expected back: its process has ended."""
+        self._give_up()
+        if self.off:
+            self._put_on()
+
+    def _give_up(self) -> None:
+        self._expect_no_more()
+        self._device.forget_master()
+
+    def _expect_no_more(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._process is not None:
+            self._process.close()
+        self._timer = self._process = None
+
+    def describe(self) -> Json:
+        """Return what `status` says of it."""
+        state = self.capture()
+        return {
+            "grace": self._config.carrier_grace,
+            "off": self.off,
+            "waits_for": state.pid if state else None,
+            "problem": self._problem or None,
+        }
+
+    def close(self) -> None:
+        """Shut the entrance, and watch nothing any more."""
+        self._expect_no_more()
+        self._entrance.shut()

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The master's card has no carrier while there is no agent: nothing answers it."""
+
+import os
+import signal
+from contextlib import suppress
+
+import pytest
+
+from tests.process.lab import Lab
+from tests.waiting import wait_for
+from vhostpci_host.errors import HostError
+
+pytestmark = pytest.mark.process
+
+OFF = "no agent: the master has no carrier"
+
+
+def replace(lab: Lab) -> None:
+    """Kill the process that serves, and wait until another one does."""
+    before = lab.status()["daemon"]["pid"]
+    os.kill(before, signal.SIGKILL)
+
+    def replaced() -> bool:
+        with suppress(HostError):  # the one that ended had accepted our connection
+            return bool(lab.status()["daemon"]["pid"] != before)
+        return False
+
+    wait_for(replaced, "the successor serves")
+
+
+def test_carrier_is_off_until_there_is_an_agent(lab: Lab) -> None:
+    """It stays off when the daemon is killed, and packets cross with the next agent."""
+    daemon = lab.start_daemon("--carrier-grace", "1")
+    agent = lab.start_agent()
+    master = lab.start_master()
+    master.load()
+    lab.wait_carrier("UP")
+    # Its command line says nothing, so the daemon has to see that it does.
+    master.come_back()
+    lab.wait_state("running")
+    agent.end(signal.SIGKILL)
+    lab.wait_state(OFF)
+    socket = lab.run_dir / "net0.vhost-user"
+    assert not socket.exists()
+    daemon.wait_log("dropped: there has been no agent for 1 s")
+    replace(lab)
+    lab.wait_state(OFF)
+    assert not socket.exists()
+    lab.start_agent()
+    wait_for(socket.exists, "the socket")
+    master.come_back()
+    lab.wait_carrier("UP")
+    wait_for(lambda: lab.ping_from_master(1) == 1, "a first ping comes back")
+    assert lab.ping_from_slave() == 5
+    assert daemon.end() == 0

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The carrier of the master's card is off while no agent serves it.
+
+  master            vhostpci-host            slave
+virtio-net ------ vhost-user, ivshmem ------ vhostpci-guest
+ its carrier       disconnects it             killed, stopped, started
+"""
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vm import pair
+from tests.vm.pair import MASTER_ADDRESS, Pair
+
+pytestmark = pytest.mark.vm
+
+OFF = "no agent: the master has no carrier"
+
+
+@pytest.fixture(scope="module")
+def booted(logs: Path) -> Iterator[Pair]:
+    with pair.booted(logs / "carrier", carrier_grace="3") as link:
+        link.master.run(f"ip addr add {MASTER_ADDRESS}/24 dev eth0")
+        link.master.run("ip link set eth0 up")
+        yield link
+
+
+def assert_packets_cross(link: Pair) -> None:
+    link.master.configure()
+    link.wait_link()
+    ping = link.ping_both_ways()
+    assert ping.received == ping.sent, link.counters()
+
+
+def wait_off(link: Pair) -> None:
+    """Wait until the carrier is off, for the daemon and for the guest."""
+    link.daemon.wait_state(OFF)
+    link.master.wait_until(
+        lambda: not link.master.has_carrier("eth0"), lambda: "no carrier of eth0"
+    )
+
+
+def changes(link: Pair) -> str | None:
+    return link.master.peek("/sys/class/net/eth0/carrier_changes")
+
+
+def test_carrier_is_off_until_there_is_an_agent(booted: Pair) -> None:
+    """The master has booted without one, and waits for nothing."""
+    wait_off(booted)
+    status = booted.daemon.status()
+    assert status["carrier"]["waits_for"] == booted.master.pid
+    before = booted.master.qemu_said()
+    time.sleep(3)  # the QEMU tries to connect each second
+    assert booted.master.qemu_said() == before
+    with booted.slave.agent("vfio") as agent:
+        assert_packets_cross(booted)
+        agent.send(signal.SIGKILL)
+        wait_off(booted)
+    with booted.slave.agent("vfio"):
+        assert_packets_cross(booted)
+
+
+def test_carrier_follows_an_agent_that_hangs(booted: Pair) -> None:
+    with booted.slave.agent("vfio") as agent:
+        assert_packets_cross(booted)
+        before = changes(booted)
+        agent.send(signal.SIGSTOP)
+        booted.daemon.wait_state("agent is silent")
+        agent.send(signal.SIGCONT)
+        booted.daemon.wait_state("running")
+        assert changes(booted) == before
+        agent.send(signal.SIGSTOP)
+        wait_off(booted)
+        agent.send(signal.SIGCONT)
+        assert_packets_cross(booted)
+
+
+def test_master_reboots_without_a_carrier(booted: Pair) -> None:
+    wait_off(booted)
+    booted.master.reboot()
+    assert booted.daemon.status()["state"] == OFF
+    with booted.slave.agent("vfio"):
+        assert_packets_cross(booted)
