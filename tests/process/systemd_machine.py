@@ -14,6 +14,7 @@ are read-only, there is no network but lo, and of what systemd does at boot only
 journal, sysusers and tmpfiles are left.
 """
 
+import errno
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -26,12 +27,20 @@ from tests.vm import chroot, suites, wheels
 from tests.vm.harness import DIE_WITH_US
 from tests.waiting import PROCESS_TIMEOUT, wait_for
 
-PACKAGES = ("systemd", "dash", "coreutils", "procps", "python3", "python3-cffi-backend")
+PACKAGES: tuple[str, ...] = (
+    "systemd",
+    "dash",
+    "coreutils",
+    "procps",
+    "python3",
+    "python3-cffi-backend",
+)
+PACKAGES += ("python3-pyroute2", "python3-pyudev", "libudev1")
 
 PROGRAM = """\
 #!/usr/bin/python3 -P
 import sys
-from vhostpci_host.cli.main import main
+from vhostpci_{side}.cli.main import main
 sys.exit(main())
 """
 """What pip makes of an entry point, but for the path of the interpreter."""
@@ -40,13 +49,14 @@ FILES = {
     "/etc/machine-id": "76686f73747063690000000000000001\n",
     "/etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:::\n",
     "/etc/group": "root:x:0:\nkvm:x:104:\nnogroup:x:65534:\n",
-    "/usr/bin/vhostpci-host": PROGRAM,
-    "/usr/lib/python3/dist-packages/vhostpci.pth": "/usr/lib/vhostpci\n",
+    "/usr/bin/vhostpci-host": PROGRAM.format(side="host"),
+    "/usr/bin/vhostpci-guest": PROGRAM.format(side="guest"),
+    "/usr/lib/python3/dist-packages/vhostpci.pth": "/srv/host\n/srv/guest\n",
 }
 
 # No mount of it is seen outside, and all end with process 1.  $0 is the directory to
-# work in, $1 the base, $2 our packages, $3 more files.  pivot_root, and not chroot
-# alone: in a chroot systemd cannot make the file system of a service.
+# work in, $1 the base, $2 and $3 our packages, $4 more files.  pivot_root, and not
+# chroot alone: in a chroot systemd cannot make the file system of a service.
 NAMESPACE = """
 mount --make-rprivate /
 mount -t tmpfs vhostpci "$0"
@@ -62,18 +72,20 @@ mount -t cgroup2 cgroup2 sys/fs/cgroup
 mount -t tmpfs -o mode=755 tmpfs dev
 mount -t tmpfs -o mode=755 tmpfs run
 mount -t tmpfs -o mode=1777 tmpfs tmp
-mkdir dev/shm dev/pts
+mkdir dev/shm dev/pts dev/net
 mount -t tmpfs -o mode=1777 tmpfs dev/shm
 mount -t devpts -o newinstance,ptmxmode=666 devpts dev/pts
 ln -s pts/ptmx dev/ptmx
-for name in full null random tty urandom zero; do
+for name in full net/tun null random tty urandom zero; do
     touch "dev/$name"
     mount --bind "/dev/$name" "dev/$name"
 done
 ln -s /proc/self/fd dev/fd
-mkdir -p usr/lib/vhostpci
-mount --bind "$2" usr/lib/vhostpci
-cp -r "$3/." .
+mkdir -p srv
+cp -r "$2" srv/host
+cp -r "$3" srv/guest
+cp -r "$4/." .
+chroot . python3 -m compileall -q /srv
 find usr/lib/systemd/system/*.wants -type l ! -name 'systemd-journald*' \
     ! -name systemd-sysusers.service ! -name 'systemd-tmpfiles-setup*' -delete
 pivot_root . old
@@ -164,9 +176,9 @@ def machine(codename: str, files: Mapping[str, str]) -> Iterator[Machine]:
             argv += [str(group), "unshare", "--mount", "--pid", "--fork"]
             argv += ["--kill-child", "--cgroup", "--ipc", "--uts", "--net"]
             argv += ["sh", "-ec", NAMESPACE, str(place / "mounts")]
-            argv += [str(base(codename)), str(wheels.host_packages())]
+            ours = [wheels.host_packages(), wheels.guest_packages(), place / "files"]
             with subprocess.Popen(
-                [*argv, str(place / "files")],
+                [*argv, *map(str, (base(codename), *ours))],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -219,11 +231,17 @@ def _cgroup(name: str) -> Iterator[Path]:
 
 def _remove(group: Path) -> None:
     """Remove a cgroup and those below it, when their last processes have ended."""
-    members = sorted(group.rglob("cgroup.procs"), key=lambda path: -len(path.parts))
-    for file in members:
-        wait_for(partial(_is_empty, file), f"no process in {file}")
-        file.parent.rmdir()
+    groups = [path.parent for path in group.rglob("cgroup.procs")]
+    for path in sorted(groups, key=lambda path: -len(path.parts)):
+        wait_for(partial(_is_removed, path), f"no process in {path}")
 
 
-def _is_empty(file: Path) -> bool:
-    return not file.read_text()
+def _is_removed(group: Path) -> bool:
+    try:
+        group.rmdir()
+    except OSError as error:
+        # A process that is about to end is in it, and no longer in the list.
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True

@@ -53,12 +53,25 @@ def host_packages() -> Path:
     Its dependencies come from PyPI, not from the environment of the tests, which may
     have them by chance.
     """
-    wheels = [_wheel("shared"), _wheel("host")]
-    target = cache_dir() / "host" / digest(map(str, wheels))
+    return _installed("host", [_wheel("shared"), _wheel("host")])
+
+
+@one_at_a_time()
+def guest_packages() -> Path:
+    """A directory for PYTHONPATH with the agent as installed from its wheels.
+
+    Without what it needs from PyPI, which Debian has as packages, too.
+    """
+    return _installed("guest", [_wheel("shared"), _wheel("guest")], "--no-deps")
+
+
+def _installed(kind: str, wheels: list[Path], *options: str) -> Path:
+    """Install wheels into the cache, unless it has them."""
+    target = cache_dir() / kind / digest(map(str, wheels))
     if not target.exists():
-        log.info("installing the daemon, and what it needs from PyPI (qemu.qmp)")
+        log.info("installing the %s's program from its wheels", kind)
         with fresh(target) as path:
-            rootfs.pip_install(path, *map(str, wheels))
+            rootfs.pip_install(path, *options, *map(str, wheels))
         discard_old(target.parent.glob("*"), keep=4)
     os.utime(target)  # in use: the last to be discarded
     return target

@@ -31,6 +31,7 @@ from .interfaces import Device, Source
 from .serve.heartbeat import TICK
 from .serve.left_positions import LeftPositions
 from .serve.link import Link
+from .service_manager import ServiceManager
 from .status_socket import Control
 from .tap.tap_port import Port
 
@@ -89,9 +90,12 @@ class Agent:
         Raises:
             Unusable: the only device, or its TAP, cannot be used.
         """
+        manager = ServiceManager.of_environment()
         while not stop():
             self.step()
+            manager.alive(time.monotonic())
             self._wait(wakeup)
+        manager.stopping()
 
     def step(self) -> None:
         """Look at everything once."""
