@@ -85,11 +85,13 @@ class LeftBehind:
         """Return the listening sockets by their paths, which are ours to close.
 
         Raises:
-            StateError: one is missing, or is bound elsewhere.
+            StateError: one is missing, is bound elsewhere, or is named twice.
         """
         found: dict[Path, LeftSocket] = {}
         try:
             for one in self.device.state.listeners:
+                if Path(one.path) in found:
+                    raise StateError(f"two sockets at {one.path}")
                 server = self.device.kept.socket(one.socket, listening=True)
                 found[Path(one.path)] = LeftSocket(server, (one.device, one.inode))
                 _check_bound(server, one.path)

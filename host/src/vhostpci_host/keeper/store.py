@@ -116,7 +116,10 @@ class DescriptorStore:
             self._forget(name)
 
     def _forget(self, name: str) -> None:
-        del self._names[self._kept.pop(name).identity]
+        who = self._kept.pop(name).identity
+        # What was left may have two names for one open file.
+        if self._names.get(who) == name:
+            del self._names[who]
         self.say(notices.forget(name))
 
     def finish_start(self) -> None:

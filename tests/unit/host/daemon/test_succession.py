@@ -10,6 +10,7 @@ daemon is killed before it and behind it.
 """
 
 import gc
+import json
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -464,12 +465,23 @@ def change_state(host: Host) -> None:
         file.write(b'{"name":"dev","more":1}')
 
 
+def repeat_socket(host: Host) -> None:
+    """Write a state that names a listening socket twice."""
+    (name,) = (name for name in host.keeper.kept if name.startswith("s"))
+    with closing(StateFile.left(host.keeper.kept[name].copy())) as file:
+        state = json.loads(file.read())
+        state["listeners"] += state["listeners"][:1]
+        file.write(json.dumps(state).encode())
+
+
 def lose_descriptor(host: Host) -> None:
     name = next(name for name in host.store.left if name.startswith("d"))
     host.store.left.pop(name).close()
 
 
-@pytest.mark.parametrize("spoil", [change_config, change_state, lose_descriptor])
+@pytest.mark.parametrize(
+    "spoil", [change_config, change_state, lose_descriptor, repeat_socket]
+)
 def test_what_does_not_fit_is_not_used(
     tmp_path: Path,
     steps: Steps,

@@ -190,3 +190,16 @@ def test_heir_ends_with_its_keeper(monkeypatch: pytest.MonkeyPatch) -> None:
             from_environment(systemd=False)
         assert end.value.code == 0
         assert notices.receive(ours)[0].decode() == notices.WAITS
+
+
+def test_open_file_that_was_left_under_two_names_is_forgotten_twice() -> None:
+    with Notifier.new() as one:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        left = {"d1": one.dup(), "d2": one.dup()}
+        with ours, closing(DescriptorStore(theirs, left)) as store:
+            theirs.setblocking(False)
+            store.finish_start()
+            assert not store.problem
+            assert ours.recv(100) == notices.forget("d1").encode()
+            assert ours.recv(100) == notices.forget("d2").encode()
