@@ -4,7 +4,9 @@
 Each test names the CVE, the commit or the issue that its case comes from.
 """
 
+import gc
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -87,6 +89,33 @@ def test_message_that_is_repeated_ten_thousand_times_leaks_nothing(
     for _ in range(REPEATS):
         receive(backend, message(request_, *fds))
     assert len(open_descriptors()) == len(before)
+
+
+def test_ring_size_that_is_set_100_000_times_costs_no_memory(backend: Backend) -> None:
+    """CVE-2019-14818: memory that each SET_VRING_NUM took again."""
+
+    def resize(times: int) -> int:
+        for turn in range(times):
+            state = vu.VringState(0, 256 << turn % 2)
+            receive(backend, Message.of(Request.SET_VRING_NUM, state))
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    before = resize(1000)
+    # What the interpreter keeps for itself is a few blocks, whatever their number.
+    assert resize(100_000) - before < 1000
+
+
+@pytest.mark.parametrize("request_", sorted(set(Request) - set(HANDLERS)))
+def test_descriptors_of_a_request_that_we_do_not_offer_are_closed_each_time(
+    backend: Backend, fd: int, request_: Request
+) -> None:
+    """CVE-2020-10726, CVE-2022-0669: GET_INFLIGHT_FD, SET_INFLIGHT_FD and others."""
+    before = open_descriptors()
+    for turn in range(300):
+        with pytest.raises(ProtocolError, match="a request that we don't offer"):
+            backend.receive(message(request_, *[fd] * (turn % 9)))
+    assert open_descriptors() == before
 
 
 @pytest.mark.parametrize("index", [2, 255, 256, 0x10000, 0xFFFFFFFF], ids=hex)
