@@ -7,6 +7,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ NEEDS = {
         "unshare",
     ),
     "libfuzzer": ("clang", "nice"),
+    "atheris": ("atheris", "nice"),
     "install": ("chroot", "debootstrap", "nsenter", "unshare"),
     "libvirt": ("libvirtd", "qemu-system-x86_64", "unshare", "virsh", "xmllint"),
     "process": (
@@ -59,9 +61,10 @@ NEEDS = {
         *("gcc", "make", "pahole"),  # the slave has our module
     ),
 }
-"""The programs and devices that tests with a marker need."""
+"""The programs and devices that tests with a marker need, and one of MODULES."""
 
-ROOTLESS = {"libfuzzer"}
+MODULES = {"atheris"}
+ROOTLESS = {"libfuzzer", "atheris"}
 """The markers whose tests do not need root too."""
 
 
@@ -96,12 +99,14 @@ def _marked(item: pytest.Item, marker: str) -> bool:
 
 def lacking(marker: str) -> list[str]:
     """Return the programs and devices of a marker that this machine lacks."""
-    lacks = [
-        need
-        for need in NEEDS[marker]
-        if not (shutil.which(need) or (need.startswith("/dev") and Path(need).exists()))
-    ]
+    lacks = [need for need in NEEDS[marker] if not _is_there(need)]
     return [*lacks, "root"] if os.geteuid() and marker not in ROOTLESS else lacks
+
+
+def _is_there(need: str) -> bool:
+    if need in MODULES:
+        return find_spec(need) is not None
+    return bool(shutil.which(need)) or (need.startswith("/dev") and Path(need).exists())
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -32,6 +32,7 @@ SECONDS = {
     "tests/vm/test_devices_come_and_go.py": 65,
     "tests/vm/test_kmod.py": 60,
     "tests/vm/test_qemus.py": 55,
+    "tests/fuzz/test_edges_guided.py": 45,
     "tests/fuzz/test_ring_libfuzzer.py": 40,
     "tests/vm/test_switch.py": 50,
     "tests/vm/test_libvirt.py": 45,

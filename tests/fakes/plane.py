@@ -99,7 +99,7 @@ class FakePlane:
         """Stop a ring as if the worker had found it broken or fenced."""
         status = self._statuses[index]
         self._statuses[index] = replace(status, state=state, reason=reason, fault=fault)
-        self.running.pop(index)
+        _close_given(self.running.pop(index))
         signal(self._events)
 
     def close(self) -> None:
