@@ -15,7 +15,9 @@ import os
 import select
 import threading
 import zlib
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -192,6 +194,13 @@ class Master:
         self.frontend.features = features
         self.card.describe(self.frontend)
 
+    def stop_and_start(self) -> None:
+        """Stop the rings and start them where they stood, as `set_link` off and on."""
+        assert self.card is not None
+        rings = range(2 * self.queue_pairs)
+        bases = [self.frontend.stop_ring(index) for index in rings]
+        self.card.describe(self.frontend, bases)
+
     def close(self) -> None:
         """The machine is gone; a second time does nothing."""
         self.stop_card()
@@ -341,6 +350,9 @@ class Card:
         for lane in self.lanes:
             lane.begin(frontend)
         self._lock = threading.Lock()
+        self._runs = threading.Event()
+        self._runs.set()
+        self._stands = threading.Event()
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="card")
         self._thread.start()
@@ -358,10 +370,16 @@ class Card:
     def _rings(self) -> list[RingAt]:
         return [ring for lane in self.lanes for ring in lane.rings()]
 
-    def describe(self, frontend: FrontEnd) -> None:
-        """Have another connection serve the rings, which go on."""
+    def describe(self, frontend: FrontEnd, bases: Sequence[int] = ()) -> None:
+        """Have a connection serve the rings, which go on, at their bases if given."""
         self.frontend = frontend
-        frontend.driver_ok(self._rings(), pairs=self.channels)
+        rings = self._rings()
+        if bases:
+            rings = [
+                replace(ring, base=base)
+                for ring, base in zip(rings, bases, strict=True)
+            ]
+        frontend.driver_ok(rings, pairs=self.channels)
         for lane in self.lanes:
             lane.listen(frontend)
 
@@ -370,9 +388,20 @@ class Card:
         with self._lock:
             self.channels = pairs
 
+    def pause(self) -> None:
+        """Do nothing more, as a guest whose processors are stopped."""
+        self._stands.clear()
+        self._runs.clear()
+        self._stands.wait()
+
+    def go_on(self) -> None:
+        """Go on after `pause`."""
+        self._runs.set()
+
     def close(self) -> None:
         """End the thread."""
         os.eventfd_write(self._stop, 1)
+        self.go_on()
         self._thread.join(timeout=10)
         assert not self._thread.is_alive(), "the card's thread is stuck"
         os.close(self._stop)
@@ -391,6 +420,9 @@ class Card:
             poll.register(self._tap, select.POLLIN if self._room() else 0)
             behind = any(lane.behind for lane in self.lanes)
             ready = {fd for fd, _ in poll.poll(0 if behind else AGAIN)}
+            if not self._runs.is_set():
+                self._stands.set()
+                self._runs.wait()
             if self._stop in ready:
                 return
             for lane in self.lanes:
