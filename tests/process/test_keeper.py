@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.daemon_processes import children
 from tests.fakes.frontend import Dropped, Socket
 from tests.fakes.netns import private_network
 from tests.process.attach import AttachLab
@@ -171,6 +172,39 @@ def test_command_is_answered_although_the_daemon_was_just_killed(
         os.kill(ask(control, {"command": "pid"}, TIMEOUT), signal.SIGKILL)
         rows = ask(control, {"command": "list"}, TIMEOUT)
         assert [row["name"] for row in rows] == ["a", "b", "c"]
+
+
+def test_heir_serves_what_the_file_says_when_it_takes_over(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """It was started, and had read the file, before a device came into it."""
+    file = tmp_path / "vms.toml"
+    write_file(lab, file)
+    command = [sys.executable, "-m", "vhostpci_host", "run", "--config", str(file)]
+    daemon = lab.start_run([*command, "--keeper", "standby"])
+    wait_for(lambda: len(children(daemon.process.pid)) == 2, "there is an heir")
+    (heir,) = set(children(daemon.process.pid)) - {daemon.serving}
+    # In recvmsg(), which waits for a word of the keeper's.
+    wait_for(lambda: system_call(heir) == RECVMSG, "the heir has read the file")
+    write_file(lab, file, '[device.c]\nmemory = "32M"\n')
+    assert not lab.run_host("reload").returncode
+    with ExitStack() as undo:
+        master = Socket(lab.run_dir / "c.vhost-user")
+        undo.callback(master.close)
+        assert answers(master)
+        os.kill(daemon.serving, signal.SIGKILL)
+        assert answers(master)
+    assert daemon.said("c: goes on where an earlier daemon has ended") == 1
+    assert daemon.end() == 0
+
+
+RECVMSG = {"x86_64": 47}.get(os.uname().machine, 212)
+
+
+def system_call(pid: int) -> int | None:
+    """Return the number of the system call in which a process sleeps, if it does."""
+    first = Path(f"/proc/{pid}/syscall").read_text().split()[0]
+    return int(first) if first.isdecimal() else None
 
 
 def test_successor_that_does_not_start_is_reported(lab: Lab, tmp_path: Path) -> None:

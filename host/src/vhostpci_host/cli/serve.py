@@ -14,7 +14,7 @@ from vhostpci_shared.log_writer import LogWriter
 
 from .. import sockets
 from ..config import options
-from ..config.file import load
+from ..config.file import ConfigFile, load
 from ..daemon.run import run, run_file
 from ..errors import HostError
 from ..keeper import notices, signals, store
@@ -95,7 +95,19 @@ def _run_file(args: argparse.Namespace) -> None:
     file = load(args.config)
     _start_keeper(args)
     with _logging(verbose=args.verbose):
-        _serve(lambda keeper: run_file(file, keeper), args)
+        _serve(lambda keeper: run_file(_of_now(file), keeper), args)
+
+
+def _of_now(file: ConfigFile) -> ConfigFile:
+    """Return what a file says now: an heir has waited since it was read.
+
+    The daemon before us went on with what it had read, too, if mistakes came into it.
+    """
+    try:
+        return load(file.path)
+    except HostError as error:
+        log.warning("%s; going on with what it said before", error)
+        return file
 
 
 def _start_keeper(args: argparse.Namespace) -> None:
