@@ -56,13 +56,16 @@ class Control:
     """Serves control connections, at most MAX_CONNECTIONS at one time.
 
     When there are more, the program that has the most connections loses the one that
-    has been idle for longest, so that it cannot keep other programs out.
+    has been idle for longest, so that it cannot keep other programs out.  Each turn of
+    the loop answers one line, however many there are: a long line, or one about many
+    devices, takes a millisecond.
     """
 
     def __init__(self) -> None:
         self._callers: list[_Caller] = []
         # asyncio itself keeps only a weak reference to a task.
         self._tasks: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
 
     def take(self, commands: Commands, connection: socket.socket) -> None:
         """Answer the lines of one connection from now on, in a separate task."""
@@ -93,12 +96,25 @@ class Control:
             if len(self._callers) > MAX_CONNECTIONS:
                 self._hang_up_on_one()
             try:
-                await _converse(commands, reader, caller)
+                await self._converse(commands, reader, caller)
             # ValueError: readline() found no line end within the reader's limit.
             except (ConnectionError, TimeoutError, ValueError):
                 log.debug("closed a control connection after an error", exc_info=True)
             finally:
                 self._forget(caller)
+
+    async def _converse(
+        self, commands: Commands, reader: asyncio.StreamReader, caller: _Caller
+    ) -> None:
+        while line := await asyncio.wait_for(reader.readline(), LINE_TIMEOUT):
+            caller.busy = True
+            async with self._turn:
+                await asyncio.sleep(0)  # until the next turn of the loop
+            # One line at a time: a caller that does not read its answers stops at
+            # drain() and cannot make us buffer more of them.
+            caller.writer.write(await answer(commands, line))
+            caller.busy = False
+            await asyncio.wait_for(caller.writer.drain(), LINE_TIMEOUT)
 
     def _hang_up_on_one(self) -> None:
         """Close an idle connection of the program that has the most connections."""
@@ -118,18 +134,6 @@ class Control:
 
 def _pid(writer: asyncio.StreamWriter) -> int:
     return sockets.peer_pid(writer.get_extra_info("socket"))
-
-
-async def _converse(
-    commands: Commands, reader: asyncio.StreamReader, caller: _Caller
-) -> None:
-    while line := await asyncio.wait_for(reader.readline(), LINE_TIMEOUT):
-        caller.busy = True
-        # One line at a time: a caller that does not read its answers stops at drain()
-        # and cannot make us buffer more of them.
-        caller.writer.write(await answer(commands, line))
-        caller.busy = False
-        await asyncio.wait_for(caller.writer.drain(), LINE_TIMEOUT)
 
 
 async def answer(commands: Commands, line: bytes) -> bytes:

@@ -26,6 +26,8 @@ SILENT = 5.0
 """Seconds after which a front-end that does not go on is said to hang."""
 MESSAGES_AT_ONCE = 16
 """Messages of one front-end that are read before the loop serves others."""
+TURN = 0.002
+"""Seconds after which none is read either: one that brings many files takes longer."""
 
 
 class MasterConnection:
@@ -86,6 +88,7 @@ class MasterConnection:
     def _readable(self) -> None:
         try:
             # The rest stays in the socket, and the loop calls back for it.
+            end = self._loop.time() + TURN
             for _ in range(MESSAGES_AT_ONCE):
                 # `_receive` may have paused or closed the connection.
                 message = None if self._busy() else self._reader.read()
@@ -95,6 +98,8 @@ class MasterConnection:
                 self._serving = True
                 self._receive(message)
                 self._finish()
+                if self._loop.time() >= end:
+                    return
         except EOFError:
             self.close()
         except ProtocolError as error:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.waiting import TIMEOUT, until
 from vhostpci_host.daemon import control
-from vhostpci_host.daemon.control import Control, Request
+from vhostpci_host.daemon.control import Commands, Control, Request
 from vhostpci_host.daemon.listeners import PathListener, Place
 from vhostpci_host.errors import HostError
 
@@ -30,7 +30,7 @@ async def refuse(request: Request) -> Any:
     raise HostError("not now")
 
 
-COMMANDS = {"echo": echo, "refuse": refuse}
+COMMANDS: Commands = {"echo": echo, "refuse": refuse}
 
 
 def ask(line: bytes) -> dict[str, Any]:
@@ -118,9 +118,9 @@ def test_connection_has_an_answer_for_each_line(tmp_path: Path) -> None:
 
 
 @contextlib.contextmanager
-def serving(path: Path, ours: Control) -> Iterator[None]:
+def serving(path: Path, ours: Control, commands: Commands = COMMANDS) -> Iterator[None]:
     """Serve a control socket at `path`."""
-    place, take = Place(path, 0o600, None), partial(ours.take, COMMANDS)
+    place, take = Place(path, 0o600, None), partial(ours.take, commands)
     listener = PathListener(place, asyncio.get_running_loop(), take, print)
     try:
         yield
@@ -172,6 +172,34 @@ for one in held:
 print("all are connected", flush=True)
 sys.stdin.read()
 """
+
+
+def test_each_turn_of_the_loop_answers_one_line(tmp_path: Path) -> None:
+    """A long line takes a millisecond, and devices wait meanwhile."""
+    turns, answered = 0, []
+
+    async def note(_: Request) -> None:
+        answered.append(turns)
+
+    async def scenario() -> None:
+        def count() -> None:
+            nonlocal turns
+            turns += 1
+            loop.call_soon(count)
+
+        loop, ours = asyncio.get_running_loop(), Control()
+        with serving(tmp_path / "control", ours, {"note": note}):
+            count()
+            asked = [await asyncio.open_unix_connection(path) for _ in range(9)]
+            for _, writer in asked:
+                writer.write(2 * b'{"command": "note"}\n')
+            for reader, writer in asked:
+                assert await reader.readline() == await reader.readline()
+                writer.close()
+
+    path = tmp_path / "control"
+    asyncio.run(scenario())
+    assert len(answered) == len(set(answered)) == 18
 
 
 def test_idle_connections_of_one_program_keep_no_other_out(

@@ -21,6 +21,7 @@ from vhostpci_host.vhost_user import wire
 from vhostpci_host.vhost_user.connection import (
     MESSAGES_AT_ONCE,
     SILENT,
+    TURN,
     MasterConnection,
 )
 from vhostpci_host.vhost_user.message import Message
@@ -151,6 +152,21 @@ def test_front_ends_with_much_to_say_take_turns(pair: Pair) -> None:
         assert 0 < seen[count // 2] < count
         connection.close()
         second.close()
+
+
+def test_others_come_first_after_messages_that_take_long(pair: Pair) -> None:
+    loop, owner, connection = master(pair)
+
+    def take_long() -> None:
+        loop.now += TURN / 2
+
+    owner.received = take_long
+    pair[1].send(vu.message(Request.GET_FEATURES) * 8)
+    connection._readable()
+    assert len(owner.messages) == 2
+    loop.advance()
+    assert len(owner.messages) == 8
+    connection.close()
 
 
 # A front-end that does not go on.
