@@ -61,6 +61,8 @@ class Model:
     linked: bool = False
     """Whether the master is connected to the daemon."""
     driver: bool = False
+    described: bool = False
+    """Whether it has described rings since it connected."""
     spare: bool = False
     """Whether the daemon's file has another device."""
     position_lost: bool = False
@@ -146,8 +148,8 @@ class Model:
 
     def master_starts(self) -> None:
         """Its firmware has connected; no driver is loaded yet."""
-        self.master, self.linked, self.driver = Life.RUNS, True, False
-        self.position_lost = False
+        self.master, self.driver, self.position_lost = Life.RUNS, False, False
+        self.master_connects()
 
     def master_ends(self) -> None:
         """The machine is gone."""
@@ -157,6 +159,11 @@ class Model:
     def driver_loads(self) -> None:
         """The driver begins with empty rings."""
         self.driver, self.position_lost = True, False
+        self.described = True
+
+    def master_connects(self) -> None:
+        """It comes back; a driver goes on."""
+        self.linked, self.described = True, self.driver
 
     def driver_unloads(self) -> None:
         """The rings are given back."""
@@ -215,5 +222,5 @@ class Model:
         return (
             *(self.plan, self.daemon, self.keeper, self.device, self.spare),
             *(self.agent, self.tap, self.master, self.linked, self.driver),
-            self.position_lost,
+            *(self.described, self.position_lost),
         )

@@ -396,6 +396,7 @@ class Walk(RuleBasedStateMachine):
     def reconnect_master(self) -> None:
         """Its driver goes on."""
         assert self.world.try_to_return()
+        self.model.master_connects()
 
     @event(
         "master SIGSTOP",
@@ -455,7 +456,7 @@ class Walk(RuleBasedStateMachine):
             self.model.master_is_dropped()
         elif self.model.must_link and not self.model.linked:
             self._wait(self.world.try_to_return, lambda: "the master returns")
-            self.model.linked = True
+            self.model.master_connects()
 
     def _check_carrier(self) -> None:
         if self.model.served and self.model.agent is Life.RUNS:
