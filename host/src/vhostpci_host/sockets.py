@@ -14,6 +14,7 @@ import socket
 import stat
 import struct
 import termios
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import HostError, InUse, explain
@@ -92,6 +93,12 @@ def _clear(path: Path) -> None:
         except OSError as error:
             raise explain("look at socket", path, error) from error
     raise InUse(f"{path} is in use by another program: stop it, or choose another name")
+
+
+def remove_unused(path: Path) -> None:
+    """Remove a socket that no process listens on; leave everything else alone."""
+    with suppress(HostError):
+        _clear(path)
 
 
 def inode(path: Path) -> tuple[int, int] | None:

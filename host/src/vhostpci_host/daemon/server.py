@@ -191,6 +191,8 @@ class Server:
         place = Place(config.control, 0o600, None)
         self._control = self._listen_at(place, self._common.control, start=False)
         stack.callback(self._control.close)
+        if left is None:
+            self._remove_left_windows()
         self.device = self._new_device(config, left)
         stack.callback(self.device.close)
         self._entrance = entrance_of(
@@ -208,6 +210,16 @@ class Server:
         self.loop.call_later(0, self._check_entrance)
         if inherited is not None and config.connect is None:
             self._take_inherited(inherited, stack)
+
+    def _remove_left_windows(self) -> None:
+        """Remove the windows' sockets of a daemon that was killed.
+
+        Its windows had other numbers than ours, so nothing would replace them.
+        """
+        ivshmem = self._config.ivshmem
+        for path in ivshmem.parent.glob(f"{ivshmem.name}.*"):
+            if path.name.removeprefix(f"{ivshmem.name}.").isdecimal():
+                sockets.remove_unused(path)
 
     def _new_carrier(self, entrance: Entrance) -> MasterCarrier:
         return MasterCarrier(

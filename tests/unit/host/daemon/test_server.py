@@ -243,6 +243,26 @@ def test_socket_in_a_directory_of_its_own_is_watched_too(
     served.close()
 
 
+def test_start_removes_the_windows_sockets_of_a_daemon_that_was_killed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And nothing that is used, or is no such socket."""
+    names = ["dev.ivshmem.4711", "dev.ivshmem.4712", "dev.ivshmem.x", "dev2.ivshmem.5"]
+    used, *unused = (tmp_path / name for name in names)
+    file = tmp_path / "dev.ivshmem.4713"
+    file.touch()
+    with contextlib.ExitStack() as undo:
+        listener = undo.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(os.fspath(used))
+        listener.listen()
+        for path in unused:
+            with socket.socket(socket.AF_UNIX) as left:
+                left.bind(os.fspath(path))
+        undo.callback(Served(tmp_path, caplog).close)
+        assert [path.exists() for path in (used, *unused)] == [True, False, True, True]
+        assert file.exists()
+
+
 def test_end_leaves_a_stolen_socket_to_its_thief(served: Served, path: Path) -> None:
     with steal(path):
         served.server.close()
