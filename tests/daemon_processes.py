@@ -5,10 +5,11 @@ Or the daemon alone, with `--keeper none`.
 """
 
 import os
-import select
 import signal
 from contextlib import ExitStack
 from pathlib import Path
+
+from tests.waiting import PROCESS_TIMEOUT, is_readable
 
 NOT_TAKEN = (signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT)
 """Signals that the keeper cannot pass on."""
@@ -46,4 +47,4 @@ def send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
         if number == signal.SIGKILL:
             for pidfd in ended:
-                select.select([pidfd], [], [])
+                is_readable(pidfd, PROCESS_TIMEOUT)

@@ -2,6 +2,7 @@
 """Waiting for what another process or task does, up to a limit."""
 
 import asyncio
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,14 @@ TIMEOUT = 60.0
 processes, a second of work takes half a minute."""
 PROCESS_TIMEOUT = 120.0
 """Seconds that another process may take: on a loaded machine, several times more."""
+
+
+def is_readable(fd: int, seconds: float) -> bool:
+    """Return whether a descriptor can be read, or hangs up, within so many seconds."""
+    # Not select(), which takes no number above 1023.
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(1000 * seconds))
 
 
 def wait_for(

@@ -6,14 +6,13 @@ A `FrontEnd` sends through a transport.  `Direct` calls a back-end in this proce
 """
 
 import os
-import select
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
 
-from tests.waiting import TIMEOUT
+from tests.waiting import TIMEOUT, is_readable
 from vhostpci_host.fds import Fd
 from vhostpci_host.vhost_user.backend import Answer, Backend
 from vhostpci_host.vhost_user.front_end_setup import Quiesce
@@ -294,7 +293,7 @@ class FrontEnd:
 
     def called(self, index: int, timeout: float = TIMEOUT) -> bool:
         """Return whether a call came in time, and clear it."""
-        readable, _, _ = select.select([self.calls[index]], [], [], timeout)
+        readable = is_readable(self.calls[index], timeout)
         if readable:
             os.eventfd_read(self.calls[index])
-        return bool(readable)
+        return readable

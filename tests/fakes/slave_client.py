@@ -5,13 +5,12 @@ import array
 import contextlib
 import mmap
 import os
-import select
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from tests.waiting import TIMEOUT
+from tests.waiting import TIMEOUT, is_readable
 from vhostpci_shared import access, ivshmem
 from vhostpci_shared import metadata as md
 from vhostpci_shared.ivshmem import Client, OwnVector, PeerGone, PeerVector
@@ -74,7 +73,7 @@ class SlaveClient:
 
     def catch_up(self) -> None:
         """Read messages until none comes for 0.1 seconds."""
-        while select.select([self.socket], [], [], 0.1)[0]:
+        while is_readable(self.socket.fileno(), 0.1):
             self.read()
 
     @contextlib.contextmanager
@@ -89,7 +88,7 @@ class SlaveClient:
             view.release()
 
     def interrupted(self, vector: int) -> bool:
-        readable = select.select([self.own[vector]], [], [], TIMEOUT)[0]
+        readable = is_readable(self.own[vector], TIMEOUT)
         if readable:
             os.eventfd_read(self.own[vector])
         return bool(readable)

@@ -140,7 +140,10 @@ class DescriptorStore:
             with theirs:
                 self.say(notices.BARRIER, theirs)
             if not self.problem:
-                select.select([ours.fileno()], [], [], PATIENCE)
+                # Not select(), which takes no number above 1023.
+                poll = select.poll()
+                poll.register(ours.fileno(), select.POLLIN)
+                poll.poll(1000 * PATIENCE)
 
     def say(self, notice: str, fd: HasNumber | None = None) -> None:
         """Send a notice to the keeper; if that is not possible, keep nothing more."""

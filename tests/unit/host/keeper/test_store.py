@@ -4,7 +4,7 @@
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import pytest
@@ -16,6 +16,7 @@ from vhostpci_host.keeper import store as store_module
 from vhostpci_host.keeper.shelf import Left, Shelf
 from vhostpci_host.keeper.slots import StateError
 from vhostpci_host.keeper.store import DescriptorStore, Keep, from_environment
+from vhostpci_shared.limits import raise_descriptor_limit
 
 
 @pytest.fixture
@@ -112,6 +113,24 @@ def test_what_no_device_takes_is_forgotten_at_the_end_of_the_start(
             store.finish_start()
             assert not store.left
             assert "keeper is gone" in store.problem
+
+
+def test_start_is_finished_although_many_descriptors_are_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The pipe by which it waits has a number above 1023 then."""
+    monkeypatch.setattr(store_module, "PATIENCE", 0.05)  # the keeper does not answer
+    raise_descriptor_limit()
+    with ExitStack() as stack, Notifier.new() as one:
+        while stack.enter_context(one.dup()).fileno() < 1024:
+            pass
+        left = {"d1": stack.enter_context(one.dup())}
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        theirs.setblocking(False)
+        with ours, closing(DescriptorStore(theirs, left)) as store:
+            store.finish_start()
+            assert not store.problem
+            assert ours.recv(100) == notices.forget("d1").encode()
 
 
 def test_keeper_that_ends_is_noticed(keeper: FakeKeeper) -> None:
