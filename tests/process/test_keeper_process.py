@@ -305,12 +305,58 @@ if "started" not in os.listdir("."):
     keep("bad", "x")
 elif not kept:
     sys.exit(0)
-os.kill(os.getpid(), signal.SIGKILL)
+os.kill(os.getpid(), signal.SIGBUS)
 """
     with keeper(tmp_path, child) as program:
         assert program.wait() == 0
         assert len(pids(program)) == 4
         assert program.said("it starts without that") == 1
+
+
+def test_successors_that_others_kill_before_they_are_ready_lose_nothing(
+    tmp_path: Path,
+) -> None:
+    child = """
+if not kept:
+    say("READY=1")
+    keep("state", "x")
+time.sleep(60)
+"""
+    with keeper(tmp_path, child) as program:
+        for count in range(1, 5):
+            program.wait_log("pid ", count)
+            wait_for(lambda: b"sleep" in wchan(pids(program)[-1]), lambda: program.log)
+            kill_last(program)
+        assert program.said("has {'state': 'x'}") == 4
+
+
+def wchan(pid: int) -> bytes:
+    """Return in which function of the kernel a process waits."""
+    return Path(f"/proc/{pid}/wchan").read_bytes()
+
+
+def test_upgrades_that_are_asked_for_too_soon_lose_nothing(tmp_path: Path) -> None:
+    """Each waits until the daemon is ready that came by the one before."""
+    child = (
+        HEIR.replace(
+            'say("READY=1")',
+            """
+if not kept:
+    keep("state", "x")
+print("serves", flush=True)
+time.sleep(0.3)
+say("READY=1")
+""",
+        )
+        + "while True: signal.pause()"
+    )
+    with keeper(tmp_path, child) as program:
+        for count in range(1, 5):
+            program.wait_log("serves", count)
+            program.send(signal.SIGUSR2)
+        program.wait_log("serves", 5)
+        assert program.said("heir has {'state': 'x'}") == 4
+        assert program.said("makes room") == 4
 
 
 def test_service_manager_is_told_of_the_daemon(tmp_path: Path) -> None:

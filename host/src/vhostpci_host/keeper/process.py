@@ -66,7 +66,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 HEIR_PATIENCE = 120
 """Ticks for an heir to start: a minute."""
 USELESS = 2
-"""Children that died before they were ready, after which nothing is kept any more."""
+"""Children that failed before they were ready, after which nothing is kept any more."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -142,6 +142,8 @@ class Child:
     silent: int = 0
     """Ticks since it said something."""
     killed: bool = False
+    asked: bool = False
+    """Whether it was asked to make room."""
     waits: bool = False
     """Whether it is an heir that waits for what the present daemon leaves."""
     deaf: int = 0
@@ -371,14 +373,15 @@ class Keeper:
             poll.register(self._heir.channel.fileno(), select.POLLIN)
         self._wants_heir = False
         heir, child = self._heir, self._child
-        if heir is None or child is None or heir.waits:
+        if heir is None or child is None:
+            return
+        if heir.waits:
+            self._ask_for_room(heir, child)
             return
         self._take_notices(heir)
         if heir.waits:
             poll.unregister(heir.channel.fileno())
-            if not heir.reserve:
-                # It hands over, and what it has told us until its end comes first.
-                os.kill(child.pid, signal.SIGUSR2)
+            self._ask_for_room(heir, child)
         elif (status := _status(heir.pid)) is not None:
             poll.unregister(heir.channel.fileno())
             heir.channel.close()
@@ -386,6 +389,13 @@ class Keeper:
             _say(f"the next daemon has not started (status {status}): this one goes on")
             with suppress(OSError):
                 child.channel.send(notices.NO_HEIR)
+
+    def _ask_for_room(self, heir: Child, child: Child) -> None:
+        """Have the daemon hand over to an heir that waits, once it is ready itself."""
+        if child.ready and not heir.reserve and not child.asked:
+            # What it has told us until its end comes first.
+            child.asked = True
+            os.kill(child.pid, signal.SIGUSR2)
 
     def _tick(self, child: Child, poll: "select.poll") -> None:
         # At a tick, so that one that cannot start is not started without a pause.
@@ -460,9 +470,10 @@ class Keeper:
         if status == notices.HANDED_OVER:
             how = "makes room"
         _say(f"the daemon (pid {child.pid}) {how}: its successor goes on")
-        self._drop_useless(child)
         if status == notices.HANDED_OVER:
             return
+        if status != -signal.SIGKILL or child.killed:
+            self._drop_useless(child)
         short = time.monotonic() - child.started < SHORT_LIFE
         self._short_lives = self._short_lives + 1 if short else 0
         if self._short_lives > 1:
@@ -470,7 +481,10 @@ class Keeper:
             self._pause(min(FIRST_PAUSE * 2**doublings, LONGEST_PAUSE))
 
     def _drop_useless(self, child: Child) -> None:
-        """Keep nothing any more if what is kept ends each successor at once."""
+        """Keep nothing any more if what is kept ends each successor at once.
+
+        Not called for one that was killed by another process.
+        """
         self._useless = 0 if child.ready else self._useless + 1
         if self._useless >= USELESS and self._kept:
             _say("what was kept seems to end the daemon: it starts without that")
