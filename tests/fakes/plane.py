@@ -167,6 +167,11 @@ class FakePort(Port):
         return not self.waiting or not self.waiting.pop(0)
 
     @property
+    def dropped(self) -> int:
+        """What the kernel has dropped of a TAP that there is not."""
+        return 0
+
+    @property
     def takes_uso(self) -> bool:
         """Whether the TAP knows UDP packets with GSO."""
         return self.uso

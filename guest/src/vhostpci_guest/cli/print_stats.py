@@ -106,6 +106,8 @@ def statistics(link: dict[str, Any]) -> dict[str, Any]:
         counters = _ring(ring)
         _add(total, counters)
         _add(pairs.setdefault(ring["ring"] // 2, {}), counters)
+    # The kernel counts these for the whole TAP; none while that cannot be looked at.
+    total["tx_tap_dropped"] = link.get("tap_dropped") or 0
     return {
         **{key: link[key] for key in ("name", "device", "tap", "pid")},
         "statistics": total,

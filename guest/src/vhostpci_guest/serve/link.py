@@ -420,6 +420,7 @@ class Link:
             "bridge": self.port.bridge,
             "carrier": self.port.carrier,
             "uso": self.port.takes_uso,
+            "tap_dropped": self.port.dropped,
             "rings": self._rings.status(),
         }
 

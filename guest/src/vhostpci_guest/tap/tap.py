@@ -68,6 +68,8 @@ _ifreq_mtu = struct.Struct("=16si20x")
 _ifreq_mac = struct.Struct("=16sH6s16x")
 _ARPHRD_ETHER = 1
 
+_DROPPED = 11
+"""Which of the numbers in /proc/net/dev counts what was dropped on its way out."""
 _RENAMED = 8
 """Attempts to find the TAP by a name, as another program may be renaming it now."""
 _MOST_WAITING = 1 << 16
@@ -199,6 +201,24 @@ class Tap:
             OSError: it was deleted, or moved, just now.
         """
         return self._where_it_is(lambda: bridge_of(self.index()))
+
+    @property
+    def dropped(self) -> int:
+        """How many packets the kernel has dropped because the queues were full.
+
+        Raises:
+            Unusable: the TAP was deleted.
+            OSError: it was deleted, or moved, just now.
+        """
+        return self._where_it_is(self._dropped_here)
+
+    def _dropped_here(self) -> int:
+        # The file is that of the thread's network namespace; sysfs shows another one.
+        for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
+            name, _, counts = line.partition(":")
+            if name.strip() == self._current_name():
+                return int(counts.split()[_DROPPED])
+        raise Unusable(f"TAP {self.name} is not found: it is renamed, or moved, now")
 
     def _set(self, what: str, **attributes: object) -> None:
         def request() -> None:

@@ -187,6 +187,13 @@ class Port:
         return None
 
     @property
+    def dropped(self) -> int | None:
+        """How many packets the kernel has dropped before we could take them."""
+        with suppress(Unusable, OSError):  # as with `bridge`
+            return self._tap.dropped if self._tap else None
+        return None
+
+    @property
     def carrier(self) -> bool:
         """Whether the TAP has its carrier."""
         return self._carrier

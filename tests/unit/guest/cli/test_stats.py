@@ -75,6 +75,14 @@ def test_lost_packets_are_in_the_sum_of_errors_or_in_that_of_drops() -> None:
     assert sum(shown[one] for one in sums) == ALL.dropped
 
 
+def test_what_the_taps_queue_has_lost_is_shown() -> None:
+    """Nothing is known of it with an earlier agent, or when the TAP has gone."""
+    assert statistics(link(ALL, ALL))["statistics"]["tx_tap_dropped"] == 0
+    for said, shown in ((7, 7), (None, 0)):
+        device = link(ALL, ALL) | {"tap_dropped": said}
+        assert statistics(device)["statistics"]["tx_tap_dropped"] == shown
+
+
 def test_queue_pairs_are_counted_apart_and_together() -> None:
     counted = statistics(link(*(Stats(packets=n) for n in (1, 2, 4, 8))))
     assert counted["statistics"]["rx_packets"] == 10
