@@ -6,11 +6,11 @@ Atheris has libFuzzer, and tells it which lines of Python an input reaches.
 """
 
 import faulthandler
+import importlib
 import sys
 
 import atheris
 
-from tests.fuzz.edges.log import checked_log
 from tests.fuzz.replay import target
 
 OPTIONS = (
@@ -25,11 +25,11 @@ def main(edge: str, *options: str) -> None:
     """Fuzz until libFuzzer ends the process."""
     faulthandler.enable()
     with atheris.instrument_imports(include=OURS):
-        run = target(edge)
+        importlib.import_module(f"tests.fuzz.edges.{edge}")
     # libFuzzer gives this to a shell when it starts itself again, to merge inputs.
     again = f"{sys.executable} -m tests.fuzz.guided {edge}"
-    atheris.Setup([again, *OPTIONS, *options], run)
-    with checked_log():
+    with target(edge) as run:
+        atheris.Setup([again, *OPTIONS, *options], run)
         atheris.Fuzz()
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.fuzz.edges.log import checked_log
@@ -33,8 +34,9 @@ def watch_warnings() -> list[str]:
     return found
 
 
-def target(edge: str) -> Callable[[bytes], None]:
-    """Return the function that runs one input at an edge."""
+@contextmanager
+def target(edge: str) -> Iterator[Callable[[bytes], None]]:
+    """Give the function that runs one input at an edge."""
     module = importlib.import_module(f"tests.fuzz.edges.{edge}")
     world = module.make()
     left = watch_warnings()
@@ -43,7 +45,10 @@ def target(edge: str) -> Callable[[bytes], None]:
         module.run(world, data)
         assert not left, left
 
-    return run
+    with checked_log():
+        yield run
+    if world is not None:
+        world.close()
 
 
 def inputs(edge: str, what: str) -> Iterator[bytes]:
@@ -62,8 +67,8 @@ def inputs(edge: str, what: str) -> Iterator[bytes]:
 def main(edge: str, *words: str) -> None:
     """Run the inputs, and say how many there were."""
     faulthandler.enable()
-    run, count, began = target(edge), 0, time.process_time()
-    with checked_log():
+    count, began = 0, time.process_time()
+    with target(edge) as run:
         for data in (
             one for word in words or ("corpus",) for one in inputs(edge, word)
         ):

@@ -6,9 +6,10 @@ serves a daemon that behaves.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from tests.descriptors import open_descriptors
-from tests.fakes.bar import SIZE, pair, ring
+from tests.fakes.bar import MEMORY, SIZE, pair, ring
 from tests.fuzz.edges.choices import Choices
 from tests.unit.guest.bench import Bench
 from vhostpci_guest.dataplane.faults import Fault
@@ -19,6 +20,9 @@ from vhostpci_shared.metadata import AgentRingState
 MOST = 60
 PLACES = (0, 0x1000, 0x10000, 0x14000, 0x18000, SIZE - md.SIZE, SIZE - 0x1000, SIZE)
 WINDOWS = (0, md.FIRST_WINDOW, md.FIRST_WINDOW + 1, md.LAST_WINDOW, 1, 65536)
+OF_A_REGION = ("offset", "size", "guest_addr")
+WIDE = ("desc", "driver", "device", "session", "origin")
+OF_A_RING = (*WIDE, "size", "base", "kick_vector", "call_peer", "call_vector")
 STARTS = (md.HEADER, md.GENERATION_OFFSET, md.HEARTBEAT_OFFSET, md.DEVICE)
 TABLES = (md.REGIONS, md.RINGS, md.AGENT, md.AGENT_RINGS, md.POSITIONS)
 
@@ -117,6 +121,20 @@ class Play:
         ]
         self.bench.daemon.publish(*rings)
 
+    def publish_nearly_well(self) -> None:
+        """Publish what a daemon publishes that behaves, with one value changed."""
+        choices = self.choices
+        rings, regions = [ring(at, session=choices.byte()) for at in range(2)], [MEMORY]
+        if choices.flag():
+            change = {choices.of(OF_A_REGION): choices.number(*PLACES)}
+            regions = [replace(MEMORY, **change)]
+        else:
+            name = choices.of(OF_A_RING)
+            value = choices.number(*PLACES) % (2**64 if name in WIDE else 2**16)
+            index = choices.below(2)
+            rings[index] = replace(rings[index], **{name: value})  # type: ignore[arg-type]
+        self.bench.daemon.publish(*rings, regions=tuple(regions))
+
     def scribble(self) -> None:
         """Write a word anywhere in the metadata."""
         at = self.choices.of((*STARTS, *TABLES)) + 8 * self.choices.below(256)
@@ -193,7 +211,8 @@ class Play:
 
 
 DOINGS: tuple[Callable[[Play], None], ...] = (
-    *(Play.publish, Play.publish, Play.publish_well, Play.scribble, Play.scribble),
+    *(Play.publish, Play.publish_nearly_well, Play.publish_nearly_well),
+    *(Play.publish_well, Play.scribble, Play.scribble),
     *(Play.format, Play.plug, Play.lose_peers, Play.interrupt, Play.break_ring),
     *(Play.move_ring, Play.be_silent, Play.suspend, Play.ask_status),
 )

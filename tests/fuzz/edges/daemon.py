@@ -30,6 +30,7 @@ FLAGS = (1, 9, 9, 9, 5, 13, 0, 2, 0xFFFF_FFFD)
 METADATA = (
     *(md.HEADER, md.GENERATION_OFFSET, md.HEARTBEAT_OFFSET, md.DEVICE, md.REGIONS),
     *(md.RINGS, md.AGENT, md.AGENT_GENERATION_OFFSET, md.AGENT_RINGS, md.POSITIONS),
+    *(md.AGENT_GENERATION_OFFSET + 8, md.AGENT_RINGS + 8),  # states
 )
 SIGNALS = tuple(kind for kind in KINDS if "event" in kind or "pipe" in kind)
 MOST_CONNECTIONS = 6
@@ -249,7 +250,9 @@ class Play:
 
     def scribble(self) -> None:
         """Write a word anywhere in the metadata."""
-        at = self.choices.of(METADATA) + 8 * self.choices.below(64)
+        at = self.choices.of(METADATA)
+        if self.choices.flag():
+            at += 8 * self.choices.below(64)
         value = self.choices.number(self._generation())
         self._write_metadata(at, value.to_bytes(8, "little"))
 

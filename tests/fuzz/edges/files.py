@@ -42,8 +42,14 @@ class Files:
         self._undo.enter_context(Fd(fd))
         return fd
 
+    def new(self, kind: str) -> Fd:
+        """Return a descriptor that is the caller's, and no other's."""
+        return Fd(KINDS[kind](self))
+
+    # Opened again and not duplicated: a lock belongs to the open file.
+
     def ram(self) -> int:
-        return os.dup(self._ram)
+        return os.open(f"/proc/self/fd/{self._ram}", os.O_RDWR)
 
     def read_only_ram(self) -> int:
         return os.open(f"/proc/self/fd/{self._ram}", os.O_RDONLY)

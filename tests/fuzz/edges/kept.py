@@ -136,8 +136,7 @@ class Play:
         if name:
             self.keeper.kept.pop(name).close()
         if name and self.choices.flag():
-            other = self._files.get(self.choices.of(tuple(KINDS)))
-            self.keeper.kept[name] = Fd(os.dup(other))
+            self.keeper.kept[name] = self._files.new(self.choices.of(tuple(KINDS)))
         return text
 
     def write_raw(self, text: bytes, file: StateFile) -> bytes:
