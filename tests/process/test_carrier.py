@@ -4,6 +4,7 @@
 import os
 import signal
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -29,7 +30,9 @@ def replace(lab: Lab) -> None:
     wait_for(replaced, "the successor serves")
 
 
-def test_carrier_is_off_until_there_is_an_agent(lab: Lab) -> None:
+def test_carrier_is_off_until_there_is_an_agent(
+    lab: Lab, request: pytest.FixtureRequest
+) -> None:
     """It stays off when the daemon is killed, and packets cross with the next agent."""
     daemon = lab.start_daemon("--carrier-grace", "1")
     agent = lab.start_agent()
@@ -37,6 +40,10 @@ def test_carrier_is_off_until_there_is_an_agent(lab: Lab) -> None:
     master.load()
     lab.wait_carrier("UP")
     # Its command line says nothing, so the daemon has to see that it does.
+    comm = Path(f"/proc/{os.getpid()}/comm")
+    name = comm.read_text()
+    comm.write_text("qemu-test")
+    request.addfinalizer(lambda: comm.write_text(name))
     master.come_back()
     lab.wait_state("running")
     agent.end(signal.SIGKILL)

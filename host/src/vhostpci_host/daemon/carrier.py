@@ -27,7 +27,7 @@ from ..device.peer_log import PeerLog
 from ..errors import HostError
 from ..interfaces import Json, Loop, MasterPort, Timer
 from .entrance import Entrance
-from .reconnects import says_reconnect
+from .reconnects import is_cloud_hypervisor, is_qemu, says_reconnect
 from .watched_process import WatchedProcess
 
 log = logging.getLogger(__name__)
@@ -196,7 +196,9 @@ class MasterCarrier:
             return "its process is of another PID namespace"
         if setup is not None and any(ring.packed for ring in setup.rings):
             return "its rings are packed, and QEMU would not know where they stand"
-        if self._entrance.fetches or pid == self._returned:
+        if is_cloud_hypervisor(pid):
+            return "Cloud Hypervisor may not go on where its rings stand"
+        if self._entrance.fetches or (pid == self._returned and is_qemu(pid)):
             return ""
         if says_reconnect(pid, self._config.vhost_user):
             return ""

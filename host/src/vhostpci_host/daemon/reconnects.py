@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a front-end that was disconnected would come back, by its command line.
+"""Whether a front-end that was disconnected would come back, and go on.
 
-Only QEMU says it there.  What it says decides about its own link and nothing else, so
-it may lie.
+QEMU says it in its command line, and comes back for as long as it takes.  Cloud
+Hypervisor may give up after a minute, for as long as its VM runs, or go on at the wrong
+place of its rings.  What a process says here decides about its own carrier and nothing
+else, so it may lie.
 """
 
 import os
@@ -13,6 +15,24 @@ from ..memory.limited_read import read_with_limit
 
 _RECONNECT = re.compile(r"reconnect(-ms)?=0*[1-9]\d*", re.ASCII)
 """`reconnect=` in seconds, and from QEMU 9.2 on `reconnect-ms=`; 0 means never."""
+
+
+def is_qemu(pid: int) -> bool:
+    """Whether process `pid` has a name of QEMU's."""
+    name = _name(pid)
+    return "qemu" in name or name == "kvm"
+
+
+def is_cloud_hypervisor(pid: int) -> bool:
+    """Whether process `pid` is Cloud Hypervisor, of whose name Linux keeps 15 bytes."""
+    return _name(pid).startswith("cloud-hyp")
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").rstrip("\n")
+    except OSError:
+        return ""
 
 
 def says_reconnect(pid: int, path: Path) -> bool:
