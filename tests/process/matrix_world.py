@@ -38,8 +38,9 @@ EXPECTED = (
     ("daemon and", r"keeper: the daemon \(pid \d+\) was killed by signal 9: .*"),
     ("daemon kill", r"keeper: the daemon \(pid \d+\) was killed by signal 9: .*"),
     ("daemon SIGUSR2", r"keeper: the daemon \(pid \d+\) makes room: .*"),
-    ("agent SIGSTOP", r"net0: the agent did not stop within 1 s.*"),
-    ("agent SIGSTOP", r"net0: the agent has said nothing for .*"),
+    # Both also on a machine so loaded that the agent gets no processor.
+    ("", r"net0: the agent did not stop within 1 s.*"),
+    ("", r"net0: the agent has said nothing for .*"),
     ("keeper kill", r"the keeper is gone.*"),
     ("stranger", r"net0: (front-end|slave) \(pid \d+\) refused: .*"),
     ("agent is replaced", r"net0: slave \(pid \d+\) refused: .*"),
