@@ -198,6 +198,30 @@ def test_heir_serves_what_the_file_says_when_it_takes_over(
     assert daemon.end() == 0
 
 
+def test_successor_goes_on_although_mistakes_have_come_into_the_file(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """With what it said when it was read last, also by a reload."""
+    file = tmp_path / "vms.toml"
+    write_file(lab, file)
+    command = [sys.executable, "-m", "vhostpci_host", "run", "--config", str(file)]
+    daemon = lab.start_run(command)
+    daemon.wait_log("serving ")
+    write_file(lab, file, '[device.c]\nmemory = "32M"\n')
+    assert not lab.run_host("reload").returncode
+    write_file(lab, file, "nonsense\n")
+    with ExitStack() as undo:
+        masters = [Socket(lab.run_dir / f"{name}.vhost-user") for name in "abc"]
+        for master in masters:
+            undo.callback(master.close)
+            assert answers(master)
+        for count in (1, 2):
+            os.kill(daemon.serving, signal.SIGKILL)
+            assert all(map(answers, masters))
+            assert daemon.said("going on with what it said before") == count
+    assert daemon.end() == 0
+
+
 RECVMSG = {"x86_64": 47}.get(os.uname().machine, 212)
 
 

@@ -14,7 +14,8 @@ from vhostpci_shared.log_writer import LogWriter
 
 from .. import sockets
 from ..config import options
-from ..config.file import ConfigFile, load
+from ..config.file import ConfigFile, load, read
+from ..daemon import left_behind
 from ..daemon.run import run, run_file
 from ..errors import HostError
 from ..keeper import notices, signals, store
@@ -92,22 +93,42 @@ def _run_file(args: argparse.Namespace) -> None:
     if more:
         raise Usage(f"run: with --config leave out {', '.join(more)}")
     _check_barriers()
-    file = load(args.config)
+    file = None
+    try:
+        file = load(args.config)
+    except HostError:
+        # A successor goes on with what the file said before.
+        if not store.is_successor(systemd=_systemd(args)):
+            raise
     _start_keeper(args)
     with _logging(verbose=args.verbose):
-        _serve(lambda keeper: run_file(_of_now(file), keeper), args)
+        _serve(lambda left: run_file(_of_now(args.config, file, left), left), args)
 
 
-def _of_now(file: ConfigFile) -> ConfigFile:
+def _of_now(
+    path: Path, file: ConfigFile | None, keeper: DescriptorStore | None
+) -> ConfigFile:
     """Return what a file says now: an heir has waited since it was read.
 
     The daemon before us went on with what it had read, too, if mistakes came into it.
+
+    Args:
+        path: where it is.
+        file: what it said when we were started; None if it had mistakes.
+        keeper: has what it said when a daemon before us read it.
+
+    Raises:
+        HostError: it has mistakes, and nothing says what it said before.
     """
     try:
-        return load(file.path)
+        return load(path)
     except HostError as error:
+        text = left_behind.file_text(keeper) if keeper else None
+        before = file if text is None else read(path, text)
+        if before is None:
+            raise
         log.warning("%s; going on with what it said before", error)
-        return file
+        return before
 
 
 def _start_keeper(args: argparse.Namespace) -> None:

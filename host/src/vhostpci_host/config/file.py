@@ -45,6 +45,8 @@ class ConfigFile:
     shared: dict[str, str]
     """The options at its top: defaults for a device that is added later."""
     devices: tuple[DeviceConfig, ...]
+    text: bytes = field(repr=False, compare=False)
+    """What it was read from."""
 
 
 def load(path: Path) -> ConfigFile:
@@ -59,6 +61,15 @@ def load(path: Path) -> ConfigFile:
         data = path.read_bytes()
     except OSError as error:
         raise explain("read", path, error) from error
+    return read(path, data)
+
+
+def read(path: Path, data: bytes) -> ConfigFile:
+    """Return what a configuration file says, given its bytes.
+
+    Raises:
+        FileError: it has mistakes; the text has them all.
+    """
     try:
         document = _parse(data)
     except HostError as error:
@@ -68,7 +79,7 @@ def load(path: Path) -> ConfigFile:
     check = _Check(path.absolute().parent, document)
     if mistakes := check.mistakes():
         raise FileError(path, mistakes)
-    return check.result(path.absolute())
+    return check.result(path.absolute(), data)
 
 
 def _parse(data: bytes) -> dict[str, Any]:
@@ -133,11 +144,11 @@ class _Check:
         tables = (self._top, *self._tables.values())
         return [text for table in tables for text in table.mistakes]
 
-    def result(self, path: Path) -> ConfigFile:
+    def result(self, path: Path, text: bytes) -> ConfigFile:
         """Return the content; the caller has checked that there are no mistakes."""
         run_dir = self._top.values.get("run-dir", RUN_DIR)
         assert isinstance(run_dir, Path), "a path option"
-        return ConfigFile(path, run_dir, self._top.texts, tuple(self._devices))
+        return ConfigFile(path, run_dir, self._top.texts, tuple(self._devices), text)
 
     def _check_top(self, key: str, value: object) -> None:
         if _is_array_of_tables(value):

@@ -369,6 +369,10 @@ class Daemon:
 
     # Its configuration file.
 
+    def keep_file(self, file: ConfigFile) -> None:
+        """Keep what the file says for a successor that finds mistakes in it."""
+        self._keeper.keep_file(file.text)
+
     async def serve_file(self, file: ConfigFile) -> None:
         """Serve the devices of a file; those that cannot be served are failed ones."""
         self._reload = Reload(self, file)
@@ -406,6 +410,7 @@ class Daemon:
 
     async def change(self, changes: Changes, file: ConfigFile) -> None:
         """Serve what the file says now."""
+        self.keep_file(file)
         self._shared = file.shared
         for name in changes.changed:
             self._entries[name].leaving = True

@@ -12,10 +12,11 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from .. import sealed_memfd
 from ..errors import HostError
 from ..interfaces import Json, Loop
 from ..keeper import notices
-from ..keeper.store import CONTROL, DescriptorStore
+from ..keeper.store import CONTROL, FILE, DescriptorStore
 from . import left_behind
 from .control import Request
 from .left_behind import LeftBehind
@@ -41,6 +42,8 @@ class KeeperPort:
         self._ticks = 0
         self._control = ""
         """The name under which the daemon's control socket is kept."""
+        self._file = ""
+        """The name under which the text of the configuration file is kept."""
 
     @property
     def is_systemd(self) -> bool:
@@ -70,6 +73,20 @@ class KeeperPort:
         listener = PathListener(place, loop, take, complain, left=left or None)
         self.keep_control(listener)
         return listener
+
+    def keep_file(self, text: bytes) -> None:
+        """Keep the text of the configuration file.
+
+        A successor must not end because the file is just being changed.
+        """
+        if self.store is None:
+            return
+        with sealed_memfd.make("vhostpci-config", len(text)) as file:
+            os.pwrite(file.fileno(), text, 0)
+            name = self.store.hold(file, FILE)
+        before, self._file = self._file, name
+        if before:
+            self.store.release(before)
 
     def keep_control(self, listener: PathListener) -> None:
         """Keep the control socket that there is now, if it is another one."""

@@ -2,6 +2,7 @@
 """What a daemon before us has left: one state for each device, and what they name."""
 
 import logging
+import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from ..fds import Fd
 from ..keeper.codec import decode
 from ..keeper.shelf import STATE, Left
 from ..keeper.slots import Mark, StateError, StateFile
-from ..keeper.store import CONTROL, DESCRIPTOR, DescriptorStore, names_of
+from ..keeper.store import CONTROL, DESCRIPTOR, FILE, DescriptorStore, names_of
 from ..memory.arena import Arena
 from ..memory.attach import AttachedMemory, WindowIds
 from .listeners import LeftSocket
@@ -161,3 +162,14 @@ def _read(kept: Left, name: str) -> LeftBehind:
         file.close()
         raise
     return LeftBehind(DeviceLeft(state, kept), file, in_pieces)
+
+
+def file_text(store: DescriptorStore) -> bytes | None:
+    """Return what the configuration file said when a daemon before us read it last."""
+    names = names_of(store.left, FILE)
+    if not names:
+        return None
+    # A daemon that was killed between the two has left an old one as well.
+    newest = max(names, key=lambda name: int(name[1:], 36))
+    number = store.left[newest].fileno()
+    return os.pread(number, os.fstat(number).st_size, 0)

@@ -47,6 +47,7 @@ async def run_file(file: ConfigFile, keeper: DescriptorStore | None = None) -> N
     daemon = Daemon(file.shared, keeper)
     try:
         daemon.serve_control(file.run_dir)
+        daemon.keep_file(file)
         await daemon.restore(file.devices)
         await daemon.serve_file(file)
         daemon.ready()

@@ -37,7 +37,9 @@ DESCRIPTOR = "d"
 """The letter that the names of a device's descriptors begin with."""
 CONTROL = "c"
 """The letter that the name of the daemon's control socket begins with."""
-_KINDS = (CONTROL, DESCRIPTOR, "s")
+FILE = "f"
+"""The letter that the name of the configuration file's text begins with."""
+_KINDS = (CONTROL, DESCRIPTOR, FILE, "s")
 
 
 Keep = Callable[[HasNumber], str]
@@ -222,6 +224,13 @@ def has_keeper(systemd: bool) -> bool:
     offers = systemd or os.environ.get("FDSTORE", "0") != "0"
     by_systemd = "NOTIFY_SOCKET" in os.environ and offers
     return notices.CHANNEL in os.environ or by_systemd
+
+
+def is_successor(*, systemd: bool) -> bool:
+    """Whether an earlier daemon has left something for us, and has ended already."""
+    count = os.environ.get("LISTEN_FDS", "")
+    ours = os.environ.get("LISTEN_PID") == str(os.getpid())
+    return has_keeper(systemd) and ours and count.isdecimal() and int(count) > 0
 
 
 def from_environment(*, systemd: bool) -> DescriptorStore | None:

@@ -112,7 +112,7 @@ def test_relative_path_starts_at_the_files_directory(file: Path) -> None:
 
 
 def test_file_without_devices_is_valid(file: Path) -> None:
-    assert load(file, "# they come later") == ConfigFile(file, RUN_DIR, {}, ())
+    assert load(file, "# they come later") == ConfigFile(file, RUN_DIR, {}, (), b"")
 
 
 def test_all_mistakes_are_reported_together_those_at_the_top_first(
