@@ -75,3 +75,12 @@ def test_carrier_follows_an_agent_that_hangs_or_is_killed(booted: Pair) -> None:
         wait_packets_cross(booted)
         agent.send(signal.SIGKILL)
         wait_off(booted)
+
+
+def test_carrier_follows_a_slave_vm_that_is_paused(booted: Pair) -> None:
+    with booted.slave.agent("vfio"):
+        wait_packets_cross(booted)
+        booted.slave.qmp("stop")
+        wait_off(booted)
+        booted.slave.qmp("cont")
+        wait_packets_cross(booted)
