@@ -24,8 +24,9 @@ The first word of a test's parameters names its lab.
 """
 
 SECONDS = {
+    "tests/vm/test_lives.py": 120,
     "tests/vm/test_two_guests.py": 120,
-    "tests/vm/test_restarts.py": 110,
+    "tests/vm/test_restarts.py": 95,
     "tests/vm/test_hotplug.py": 100,
     "tests/vm/test_kmod_traffic.py": 90,
     "tests/vm/test_daemon_ends.py": 80,

@@ -159,12 +159,17 @@ class Vm:
 
     def close(self) -> None:
         """Kill QEMU if it still runs, and remove its sockets."""
+        self.kill()
+        self._stack.close()
+
+    def kill(self) -> None:
+        """Kill QEMU if it still runs; :meth:`start` may follow."""
         if self._process:
             self._process.kill()
             self._process.wait()
         if self._channel:
             self._channel.close()
-        self._stack.close()
+            self._channel = None
 
     def wait_ready(self, timeout: float = BOOT_TIMEOUT) -> None:
         """Wait until the guest takes commands."""
@@ -233,32 +238,12 @@ class Vm:
             looked = time.monotonic()
         return found
 
-    def suspend(self, timeout: float = 60) -> None:
-        """Have the guest suspend all devices, and resume after five seconds."""
-        # Level 8: the console shows that the suspend is over.
-        self.run("echo 8 > /proc/sys/kernel/printk; echo devices > /sys/power/pm_test")
-        before = self._resumes()
-        # Later, since the answer must have left the guest before its devices stop.
-        job = self.spawn("sleep 1; echo freeze > /sys/power/state")
-        patience = self.patience(timeout)
-        while self._resumes() == before:
-            if patience.is_over():
-                raise GuestError(
-                    f"{self.name}: not resumed within {patience}\n{self.last_words()}"
-                )
-            time.sleep(0.1)
-        # After a resume Linux 7.3 takes our end of the virtio-serial port for closed,
-        # and keeps its answers until QEMU tells it that the port is opened again.
+    def reconnect(self, timeout: float = 60) -> None:
+        """Connect to the guest's command server once more."""
         self._ready_channel().close()
         self._channel = Channel(
             self.run_dir / "test", timeout=timeout, patience=self.patience
         )
-        self.wait_until(lambda: job.poll() is not None, job.output)
-        if job.poll():
-            raise GuestError(f"{self.name}: no suspend: {job.output()}")
-
-    def _resumes(self) -> int:
-        return self.serial_log.read_bytes().count(b"PM: suspend exit")
 
     def patience(self, seconds: float) -> Patience:
         """Start a limit that counts the time in which the guest could run."""

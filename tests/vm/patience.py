@@ -38,6 +38,10 @@ class Patience:
         """Say how long it was, by both clocks."""
         return f"{self._own():.0f} s of its own time ({self._wall():.0f} s of ours)"
 
+    def starved(self) -> float:
+        """Return the seconds that the process has waited for a processor so far."""
+        return self._wall() - self._own()
+
     def _wall(self) -> float:
         return time.monotonic() - self._start
 

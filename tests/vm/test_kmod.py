@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm import debug_kernel, node
+from tests.vm import debug_kernel, node, power
 from tests.vm.bare_slave import Slave, module_loaded
 from tests.vm.harness import Job
 from tests.vm.kernels import THIS_DEBIAN
@@ -460,7 +460,7 @@ def test_bound_again_a_hundred_times(slave: Slave) -> None:
 def test_suspend_keeps_the_mapping_and_signals_each_vector(slave: Slave) -> None:
     """Signals during the suspend are lost, so each vector is signalled after it."""
     job = node.use(slave.vm)
-    slave.vm.suspend()
+    power.suspend_devices(slave.vm)
     job.wait_said("vector 0", "vector 1", "vector 2")
     before = job.output().count("vector 1")
     ring(slave, 1)

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An agent, the master's guest and its driver end and come back; all else stays.
+"""An agent and the master's driver end and come back; all else stays.
 
   master            vhostpci-host            slave
 virtio-net ------ vhost-user, ivshmem ------ vhostpci-guest -- TAP
- reloaded, rebooted                           ended, started
+ reloaded                                     ended, started
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.vm import pair, traffic
+from tests.vm import traffic
 from tests.vm.pair import SLAVE_ADDRESS, TAP, Pair
 
 pytestmark = pytest.mark.vm
@@ -19,13 +18,6 @@ pytestmark = pytest.mark.vm
 each_bind = pytest.mark.parametrize("served", ["vfio", "sysfs"], indirect=True)
 vfio = pytest.mark.parametrize("served", ["vfio"], indirect=True)
 BOUND = "ls -d /sys/bus/pci/drivers/*/0000:*"
-
-
-@pytest.fixture(scope="module")
-def booted(logs: Path) -> Iterator[Pair]:
-    """VMs for this file alone: without KVM, a reboot after ten minutes takes two."""
-    with pair.booted(logs / "restarts", module=True) as link:
-        yield link
 
 
 @pytest.fixture
@@ -47,20 +39,6 @@ def assert_packets_cross(link: Pair) -> None:
     link.wait_link()
     ping = link.ping_both_ways()
     assert ping.received == ping.sent
-
-
-@vfio
-def test_ping_comes_back_after_a_reboot(link: Pair) -> None:
-    link.master.reboot()
-    assert_packets_cross(link)
-
-
-@vfio
-def test_ping_comes_back_after_a_reset_without_a_warning(link: Pair) -> None:
-    # The guest's driver has no chance to stop its rings: QEMU does it.
-    link.master.qmp("system_reset")
-    link.master.wait_ready()
-    assert_packets_cross(link)
 
 
 @each_bind

@@ -94,6 +94,10 @@ class Pinging:
         """Return ping's own lines so far."""
         return f"--- {self._what}\n{self._job.output()}"
 
+    def answers(self) -> int:
+        """Return how many have come so far."""
+        return len(self._answered())
+
     def wait_answers(self, count: int) -> None:
         """Return once so many more answers have come, however slow the guests are."""
         wanted = len(self._answered()) + count
