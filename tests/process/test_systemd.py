@@ -10,7 +10,7 @@ SlaveClient (a slave's QEMU) ──────────►        ▲
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 import pytest
 
@@ -20,6 +20,7 @@ from tests.install import readme
 from tests.process.systemd_machine import Machine, machine
 from tests.vm.image import CHECKOUT
 from tests.waiting import wait_for
+from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import Request
 
 pytestmark = pytest.mark.process
@@ -35,6 +36,7 @@ GROUPS = "[Service]\nSupplementaryGroups=kvm\n"
 ATTACH = 'mode = "attach"\n'
 NONE = "0" * 16
 """No capability, in /proc."""
+SOCKET = "/run/vhostpci/net0.vhost-user"
 GOES_ON = "net0: goes on where an earlier daemon has ended"
 
 
@@ -94,7 +96,7 @@ class Service:
             arena = self.machine.path("/dev/shm/vhostpci/net0")
             memory = os.open(arena, os.O_RDWR)
             stack.callback(os.close, memory)
-            transport = Socket(self.machine.path("/run/vhostpci/net0.vhost-user"))
+            transport = Socket(self.machine.path(SOCKET))
             master = FrontEnd(transport, [(region(16 * MIB), memory)])
             stack.enter_context(master)
             master.connect()
@@ -203,7 +205,7 @@ def test_what_a_daemon_may_do(service: Service) -> None:
     assert set(words["Uid"].split()) == {
         service.machine.run("id", "-u", "vhostpci").strip()
     }
-    place = ("/run/vhostpci/net0.vhost-user", "/dev/shm/vhostpci/net0")
+    place = (SOCKET, "/dev/shm/vhostpci/net0")
     owners = service.machine.run("stat", "-c", "%U:%G %a", *place)
     assert owners.splitlines() == ["vhostpci:kvm 660"] * 2
     security = service.machine.run("systemd-analyze", "security", "--no-pager", UNIT)
@@ -227,3 +229,38 @@ def test_agent_that_hangs_has_a_successor_with_the_same_tap(service: Service) ->
     assert booted.run("cat", index) == before[1]
     booted.run("systemctl", "stop", AGENT)
     assert booted.attempt("cat", index).returncode
+
+
+@pytest.fixture
+def activated(booted: Machine) -> Iterator[Service]:
+    """The service, which has not been started, and the sockets of net0 and net7."""
+    booted.write("/etc/vhostpci.toml", FILE)
+    units = [f"vhostpci-host@{name}.socket" for name in ("net0", "net7")]
+    booted.run("systemctl", "start", *units)
+    yield Service(booted)
+    booted.run("systemctl", "stop", *units, UNIT)
+    booted.run("rm", "-rf", "/dev/shm/vhostpci/net0")
+
+
+def test_master_that_connects_before_the_daemon_is_there_starts_it(
+    activated: Service,
+) -> None:
+    assert activated.machine.show(UNIT, "ActiveState") == "inactive"
+    with closing(Socket(activated.machine.path(SOCKET))) as first:
+        first.send(vu.message(Request.GET_FEATURES), ())
+        assert first.receive()
+    with activated.pair() as (master, slave):
+        found = set()
+        for count in (1, 2):
+            activated.systemctl("restart")
+            assert works(master, slave)
+            activated.wait_said(GOES_ON, count)
+            found.add(activated.descriptors())
+        assert len(found) == 1, found
+    # systemd's sockets outlive the daemon; that of no device is not there any more.
+    activated.systemctl("stop")
+    with activated.pair() as (master, slave):
+        assert works(master, slave)
+    activated.wait_said("net7.vhost-user: systemd listens there, and no device")
+    assert not activated.said("its socket unit must be restarted")
+    assert not activated.machine.path("/run/vhostpci/net7.vhost-user").exists()

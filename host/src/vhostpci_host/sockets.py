@@ -110,6 +110,33 @@ def inode(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+def leads_to(path: Path, server: socket.socket) -> bool:
+    """Whether who connects to `path` comes to the listening socket `server`."""
+    if _readable(server):
+        return True  # a process has come that way
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(os.fspath(path))
+        except BlockingIOError:
+            return True  # its queue is full, and would be readable were it another's
+        except OSError:
+            return False
+        if not _readable(server):
+            return False
+        # Our probe; or a process that came this very moment, and comes again.
+        connection = accept(server)
+    if connection is not None:
+        connection.close()
+    return True
+
+
+def _readable(server: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(server, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 def who_listens(path: Path) -> str:
     """Return which process listens on the socket at `path`, for the log."""
     try:
@@ -204,6 +231,15 @@ def accept(server: socket.socket) -> socket.socket | None:
         return None
     connection.setblocking(False)
     return connection
+
+
+def turn_away(server: socket.socket) -> None:
+    """Hang up on all that wait at a listening socket."""
+    try:
+        while (connection := accept(server)) is not None:
+            connection.close()
+    except OSError as error:
+        log.warning("connections may wait without end: %s", error.strerror)
 
 
 def peer_pid(connection: socket.socket) -> int:

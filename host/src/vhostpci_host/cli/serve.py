@@ -133,10 +133,26 @@ def _of_now(
 
 def _start_keeper(args: argparse.Namespace) -> None:
     """Become the keeper, which starts the daemon, if there is to be one of ours."""
+    _check_given(args)
     # A socket that we were given is its giver's: that is who starts us again.
     if args.keeper == NONE or args.fd is not None or store.has_keeper(_systemd(args)):
         return
     become_keeper(sys.argv[1:])
+
+
+def _check_given(args: argparse.Namespace) -> None:
+    """Refuse sockets of systemd's that would be listened at, and never served.
+
+    Raises:
+        HostError: there are some, and systemd is not to be the keeper.
+    """
+    by_systemd = args.keeper != NONE and store.has_keeper(_systemd(args))
+    if (count := store.given_count()) and args.fd is None and not by_systemd:
+        raise HostError(
+            f"systemd gives this daemon {count} descriptors (LISTEN_FDS), which only "
+            "one that has systemd as its keeper can take: FileDescriptorStoreMax= in "
+            f"its unit, and --keeper {SYSTEMD}"
+        )
 
 
 def _systemd(args: argparse.Namespace) -> bool:

@@ -71,6 +71,7 @@ class Daemon:
         store: DescriptorStore | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
+        self._keeper = KeeperPort(store)
         self._common = Common(
             self.loop,
             WindowIds(),
@@ -79,8 +80,8 @@ class Daemon:
             self._serve_device_control,
             thread_relays(),
             store,
+            self._keeper.given,
         )
-        self._keeper = KeeperPort(store)
         self._left = self._keeper.left()
         self._shared = shared
         self._entries: dict[str, Entry] = {}

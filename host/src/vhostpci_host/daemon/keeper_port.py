@@ -19,6 +19,7 @@ from ..keeper import notices
 from ..keeper.store import CONTROL, FILE, DescriptorStore
 from . import left_behind
 from .control import Request
+from .given import GivenSockets
 from .left_behind import LeftBehind
 from .listeners import PathListener, Place
 
@@ -39,6 +40,8 @@ class KeeperPort:
 
     def __init__(self, store: DescriptorStore | None) -> None:
         self.store = store
+        self.given = GivenSockets() if store is None else GivenSockets(store.take())
+        """The sockets that systemd has made."""
         self._ticks = 0
         self._control = ""
         """The name under which the daemon's control socket is kept."""
@@ -70,7 +73,8 @@ class KeeperPort:
         """
         left = self.store and left_behind.control_socket(self.store.left, path)
         place = Place(path, 0o600, None)
-        listener = PathListener(place, loop, take, complain, left=left or None)
+        left = self.given.prefer(left or None, place)
+        listener = PathListener(place, loop, take, complain, left=left)
         self.keep_control(listener)
         return listener
 
@@ -106,6 +110,7 @@ class KeeperPort:
 
     def ready(self, count: int) -> None:
         """Say that `count` devices are served."""
+        self.given.finish_start()
         if self.store is not None:
             text = notices.status(f"serving {count} devices")
             # Alive as well: from now on it is noticed if we hang.
@@ -171,6 +176,7 @@ class KeeperPort:
 
     def close(self) -> None:
         """Close our end; what is kept stays."""
+        self.given.close()
         if self.store is not None:
             self.store.close()
 

@@ -29,11 +29,13 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class LeftSocket:
-    """A listening socket that a daemon before us has left."""
+    """A listening socket that a daemon before us has left, or systemd has made."""
 
     server: socket.socket
     inode: tuple[int, int]
     """Which file its path named."""
+    given: bool = False
+    """Whether systemd has made it, and goes on listening when we have closed it."""
 
 
 class Listener:
@@ -133,6 +135,7 @@ class PathListener:
         self.closed = False
         self.lost = False
         """Whether another process has taken the path, and we cannot listen there."""
+        self._given = left is not None and left.given
         if left is None:
             self._adopt(sockets.listen(place.path, place.mode, place.group))
         else:
@@ -189,13 +192,18 @@ class PathListener:
             why = no_descriptors(error)
             self._complain(f"cannot listen at {path} again: {why}")
             return
+        if self._given:
+            sockets.turn_away(self.server)
         self._listener.close()
         self._adopt(server)
-        self.lost = False
+        self.lost = self._given = False
 
     def close(self) -> None:
         """Accept no more, and remove the socket if it is still ours."""
         self.closed = True
-        self._listener.close()
         if sockets.inode(self._place.path) == self._inode:
             self._place.path.unlink(missing_ok=True)
+        if self._given:
+            # They would wait without end, since systemd still has the socket open.
+            sockets.turn_away(self.server)
+        self._listener.close()

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vhostpci_shared.limits import exhausted, no_descriptors
@@ -39,6 +39,7 @@ from .admission import Admission
 from .carrier import MasterCarrier
 from .directories import Directories, NameWatch
 from .entrance import Entrance, entrance_of
+from .given import GivenSockets
 from .isolated_loop import IsolatedLoop
 from .left_behind import LeftBehind, unnamed_socket
 from .listeners import LeftSocket, Listener, PathListener, Place
@@ -69,6 +70,8 @@ class Common:
     """None: each device's loop passes kicks and calls on."""
     keeper: DescriptorStore | None = None
     """Keeps for a successor what the devices need; None without a keeper."""
+    given: GivenSockets = field(default_factory=GivenSockets)
+    """The sockets that systemd has made."""
 
 
 class Server:
@@ -336,7 +339,9 @@ class Server:
         start: bool = True,
     ) -> PathListener:
         """Make a socket, and look at its path from time to time."""
-        left = self._left_sockets.pop(place.path, None)
+        left = self._common.given.prefer(
+            self._left_sockets.pop(place.path, None), place
+        )
         warn = self._log.warn_once
         try:
             listener = PathListener(

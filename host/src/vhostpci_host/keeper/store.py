@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
+from ..errors import HostError
 from ..fds import Fd, HasNumber, identity
 from . import notices
 
@@ -69,18 +70,27 @@ class DescriptorStore:
         *,
         systemd: bool = False,
     ) -> None:
-        self.left = dict(left)
+        self.left = {name: fd for name, fd in left.items() if _is_ours(name)}
+        self._given = {name: fd for name, fd in left.items() if not _is_ours(name)}
         self.systemd = systemd
         self.problem = ""
         """Why nothing is kept any more; empty if all is well."""
         self.failed_heirs = 0
         """How often the keeper has said that the next daemon has not started."""
         self._channel = channel
-        self._kept = {name: _Kept(identity(fd)) for name, fd in left.items()}
+        self._kept = {name: _Kept(identity(fd)) for name, fd in self.left.items()}
         self._names = {kept.identity: name for name, kept in self._kept.items()}
         self._known: WeakKeyDictionary[HasNumber, str] = WeakKeyDictionary()
-        numbers = (int(name[1:], 36) for name in left if _is_ours(name))
+        numbers = (int(name[1:], 36) for name in self.left)
         self._last = max(numbers, default=0)
+
+    def take(self) -> list[Fd]:
+        """Return what the keeper has given us beside what was kept: the caller's."""
+        given, self._given = self._given, {}
+        # If one was kept, by a daemon of another version, no successor is to have it.
+        for name in {name.partition("/")[0] for name in given}:
+            self.say(notices.forget(name))
+        return list(given.values())
 
     def hold(self, fd: HasNumber, kind: str = DESCRIPTOR) -> str:
         """Keep a descriptor for one more user, and return its name.
@@ -211,6 +221,8 @@ class DescriptorStore:
         """Close the socket to the keeper; what it keeps stays."""
         while self.left:
             self.left.popitem()[1].close()
+        while self._given:
+            self._given.popitem()[1].close()
         self._channel.close()
 
 
@@ -248,13 +260,37 @@ def from_environment(*, systemd: bool) -> DescriptorStore | None:
         if os.environ.pop(notices.HEIR, None) is not None:
             left = _inherit(ours)
     elif address:
-        ours = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        ours.connect(address.replace("@", "\0", 1))
+        ours = _connect(address)
     else:
         return None
     os.set_inheritable(ours.fileno(), False)
     ours.setblocking(False)
     return DescriptorStore(ours, left, systemd=channel is None)
+
+
+def _connect(address: str) -> socket.socket:
+    """Connect to the service manager.
+
+    Raises:
+        HostError: it does not listen.
+    """
+    ours = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        ours.connect(address.replace("@", "\0", 1))
+    except OSError as error:
+        ours.close()
+        raise HostError(
+            f"cannot reach the service manager at {address} (NOTIFY_SOCKET): "
+            f"{error.strerror}"
+        ) from error
+    return ours
+
+
+def given_count() -> int:
+    """Return how many descriptors a service manager has given this process."""
+    count = os.environ.get("LISTEN_FDS", "")
+    ours = os.environ.get("LISTEN_PID") == str(os.getpid())
+    return int(count) if ours and count.isdecimal() else 0
 
 
 def _inherit(channel: socket.socket) -> dict[str, Fd]:
@@ -284,10 +320,12 @@ def _inherited() -> dict[str, Fd]:
     for place, name in zip(range(int(count)), labels.split(":"), strict=False):
         number = LISTEN_FDS_START + place
         os.set_inheritable(number, False)
-        if name in found:
+        # systemd gives all sockets of one unit the same name.
+        unique = name if _is_ours(name) else f"{name}/{place}"
+        if unique in found:
             os.close(number)
         else:
-            found[name] = Fd(number)
+            found[unique] = Fd(number)
     return found
 
 

@@ -6,16 +6,23 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from tests.fakes.keeper import FakeKeeper
-from vhostpci_host.fds import Fd, Notifier
+from vhostpci_host.errors import HostError
+from vhostpci_host.fds import Fd, Notifier, identity
 from vhostpci_host.keeper import notices
 from vhostpci_host.keeper import store as store_module
 from vhostpci_host.keeper.shelf import Left, Shelf
 from vhostpci_host.keeper.slots import StateError
-from vhostpci_host.keeper.store import DescriptorStore, Keep, from_environment
+from vhostpci_host.keeper.store import (
+    DescriptorStore,
+    Keep,
+    from_environment,
+    given_count,
+)
 from vhostpci_shared.limits import raise_descriptor_limit
 
 
@@ -93,10 +100,24 @@ def test_successor_goes_on_with_the_names_of_its_predecessor(
         successor = DescriptorStore(keeper.ours.dup(), left)
         with closing(successor), one.dup() as ours:
             assert successor.hold(ours) == name
-            assert successor.hold(two) == "Other"
-            successor.release("Other")
+            assert successor.hold(two) == "d2"
             with Notifier.new() as three:
-                assert successor.hold(three) == "d2"
+                assert successor.hold(three) == "d3"
+
+
+def test_what_has_no_name_of_ours_is_given_and_not_kept(keeper: FakeKeeper) -> None:
+    """systemd's sockets have their unit's name, and all of one unit the same."""
+    with Notifier.new() as one, Notifier.new() as two:
+        names = ("a@b.socket/0", "a@b.socket/1")
+        left = {name: fd.copy() for name, fd in zip(names, (one, two), strict=True)}
+        successor = DescriptorStore(keeper.ours.dup(), left)
+        with closing(successor):
+            given = successor.take()
+            assert list(map(identity, given)) == [identity(one), identity(two)]
+            assert not successor.take()
+            assert not successor.left
+            for fd in given:
+                fd.close()
 
 
 def test_what_no_device_takes_is_forgotten_at_the_end_of_the_start(
@@ -196,6 +217,27 @@ def test_process_without_a_keeper_has_no_store(monkeypatch: pytest.MonkeyPatch) 
     assert from_environment(systemd=False) is None
     monkeypatch.setenv("FDSTORE", "0")
     assert from_environment(systemd=False) is None
+
+
+def test_service_manager_that_does_not_listen_is_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "none"))
+    monkeypatch.delenv(notices.CHANNEL, raising=False)
+    with pytest.raises(HostError, match="cannot reach the service manager"):
+        from_environment(systemd=True)
+
+
+@pytest.mark.parametrize(
+    ("pid", "count", "found"),
+    [("", "2", 2), ("1", "2", 0), ("", "-1", 0), ("", "x", 0), ("", "", 0)],
+)
+def test_given_descriptors_are_counted_if_they_are_ours(
+    monkeypatch: pytest.MonkeyPatch, pid: str, count: str, found: int
+) -> None:
+    monkeypatch.setenv("LISTEN_PID", pid or str(os.getpid()))
+    monkeypatch.setenv("LISTEN_FDS", count)
+    assert given_count() == found
 
 
 def test_heir_ends_with_its_keeper(monkeypatch: pytest.MonkeyPatch) -> None:
