@@ -90,6 +90,8 @@ static struct guard_slot *guard_find(uintptr_t fault)
  * Map zeros over a range.  By the system call itself:  POSIX does not list
  * mmap() among the functions that a signal handler may call, and a sanitizer
  * replaces it by a function that does more.
+ *
+ * System calls: mmap(NO_EXEC), rt_sigaction, write.
  */
 static bool guard_zero(uintptr_t address, size_t size)
 {

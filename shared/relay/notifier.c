@@ -20,6 +20,9 @@
 /**
  * notifier_init() - Prepare to signal eventfds
  * @s:		Signaller; without a context notifier_signal() writes, and may wait
+ *
+ * System calls: io_destroy, io_getevents, io_setup, io_submit.
+ * System calls: fcntl(F_GETFL), fcntl(F_SETFL), preadv2, read, write.
  */
 void notifier_init(struct notifier_signaller *s)
 {

@@ -140,6 +140,9 @@ static int relay_watch(struct relay_thread *t, int fd, uint64_t data)
  * Start the thread.  Signals go to the owner's threads, but for those that a
  * fault of this thread causes.  SIGPIPE stays blocked here, so that a write to
  * an abandoned pipe is an error and no more.
+ *
+ * System calls: clone(THREAD), epoll_create1, epoll_ctl, epoll_wait, eventfd2.
+ * System calls: fcntl(F_DUPFD_CLOEXEC).
  */
 static int relay_spawn(struct relay_thread *t)
 {

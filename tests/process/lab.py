@@ -6,6 +6,7 @@ the test's namespace                              the slave's namespace
          (threads of the test)   (process)        (process, --socket)
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from tests.waiting import TIMEOUT, wait_for
 MASTER_ADDRESS = "10.9.0.1"
 SLAVE_ADDRESS = "10.9.0.2"
 SLAVE_TAP = "vp0"
+# A build with a sanitizer, or with coverage, makes more system calls.
+SECCOMP = ("--seccomp", os.environ.get("VHOSTPCI_SECCOMP", "kill"))
 MEMORY = 32 << 20
 ARENA = ("--memory", f"{MEMORY >> 20}M")
 ATTACH = ("--mode", "attach")
@@ -80,6 +83,7 @@ class Lab:
             *(() if ATTACH[0] in options else ARENA),
             # A master here does not connect again by itself, as QEMU does.
             *(() if "--carrier-grace" in options else ("--carrier-grace", "off")),
+            *(() if "--seccomp" in options else SECCOMP),
             *options,
         ]
 
@@ -108,7 +112,7 @@ class Lab:
             + "".join(f'[device.{name}]\nmemory = "{MEMORY}"\n' for name in names)
         )
         module = (sys.executable, "-m", "vhostpci_host")
-        daemon = self.start_run([*module, "run", "--config", str(file)])
+        daemon = self.start_run([*module, "run", "--config", str(file), *SECCOMP])
         daemon.wait_log("serving ")
         return daemon
 

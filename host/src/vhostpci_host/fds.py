@@ -77,6 +77,7 @@ class Notifier(Fd):
         super().__init__(number)
         self._is_eventfd: bool | None = None
 
+    # System calls: eventfd2.
     @classmethod
     def new(cls) -> Self:
         """Make an eventfd."""
@@ -191,6 +192,7 @@ def _eventfd_id(number: int) -> int | None:
     return None
 
 
+# System calls: preadv2, socket(AF_UNIX).
 def _read_now(number: int) -> bytes:
     """Read what is there, without waiting.
 
@@ -212,6 +214,7 @@ def _read_now(number: int) -> bytes:
     return bytes(data[:size])
 
 
+# System calls: pwritev2.
 def _write_now(number: int, data: bytes) -> None:
     """Write into a pipe or a socket, without waiting; see `_read_now`.
 

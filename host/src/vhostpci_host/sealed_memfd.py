@@ -20,6 +20,7 @@ def make(name: str, size: int) -> Fd:
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     with ExitStack() as undo:
         file = undo.enter_context(Fd(os.memfd_create(name, flags)))
+        # System calls: fcntl(F_ADD_SEALS), ftruncate, memfd_create.
         os.ftruncate(file.fileno(), size)
         fcntl.fcntl(file.fileno(), fcntl.F_ADD_SEALS, _SEALS)
         undo.pop_all()
@@ -29,6 +30,7 @@ def make(name: str, size: int) -> Fd:
 def problem(file: Fd, size: int) -> str:
     """Return why a file is none of `size` bytes; empty if it is one."""
     try:
+        # System calls: fcntl(F_GET_SEALS).
         seals = fcntl.fcntl(file.fileno(), fcntl.F_GET_SEALS)
     except OSError as error:
         return f"it is no memfd: {error.strerror}"

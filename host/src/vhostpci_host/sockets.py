@@ -52,6 +52,7 @@ def listen_again(path: Path, mode: int, group: int | None) -> socket.socket:
 
 
 def _bind(path: Path, mode: int, group: int | None) -> socket.socket:
+    # System calls: bind, chmod, chown, fchmod, listen, socket(AF_UNIX).
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         os.fchmod(server.fileno(), mode)  # bind() makes the file with this mode
@@ -67,6 +68,7 @@ def _bind(path: Path, mode: int, group: int | None) -> socket.socket:
     return server
 
 
+# System calls: lstat, unlink.
 def _clear(path: Path) -> None:
     """Remove a socket that no process listens on.
 
@@ -176,6 +178,7 @@ def inherited(number: int) -> socket.socket:
     return ours
 
 
+# System calls: connect, setsockopt, socket(AF_UNIX).
 def connect(path: Path) -> socket.socket:
     """Connect to the socket at `path`, whose other side may be busy for a while.
 
@@ -223,6 +226,7 @@ def is_listening(sock: socket.socket) -> bool:
     return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
+# System calls: accept4.
 def accept(server: socket.socket) -> socket.socket | None:
     """Accept a connection; None if it went away before we came."""
     try:
@@ -287,5 +291,6 @@ def has_unread(connection: socket.socket) -> bool:
     # lies in the other end's queue already.  Python names it only as TIOCOUTQ, which is
     # the same number.
     queued = array.array("i", [0])
+    # System calls: ioctl(TIOCOUTQ).
     fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, queued)
     return queued[0] > 0

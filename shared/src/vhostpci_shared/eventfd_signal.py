@@ -20,6 +20,7 @@ import platform
 
 log = logging.getLogger(__name__)
 
+# System calls: io_getevents, io_setup, io_submit.
 _IO_SETUP, _IO_GETEVENTS, _IO_SUBMIT = 206, 208, 209  # x86-64
 _IOCB_CMD_PREAD = 0
 _IOCB_FLAG_RESFD = 1

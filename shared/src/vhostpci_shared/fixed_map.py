@@ -16,6 +16,7 @@ _ZEROS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE
 # PyDLL keeps the GIL during a call: a handler of SIGBUS may be the caller, and if it
 # released the GIL, another thread could release the view whose load or store is about
 # to be repeated.
+# System calls: mmap(NO_EXEC).
 _libc = ctypes.PyDLL(None, use_errno=True)
 _mmap = _libc.mmap
 _mmap.restype = ctypes.c_size_t

@@ -6,6 +6,7 @@ import errno
 import resource
 
 
+# System calls: prlimit64(OURS).
 def raise_descriptor_limit() -> None:
     """Raise the limit of open descriptors to the hard limit: a ring takes five."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

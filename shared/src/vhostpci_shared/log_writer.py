@@ -94,6 +94,7 @@ def _write(fd: int, data: bytes) -> None:
             _writable(fd)
 
 
+# System calls: dup2, openat.
 def _discard_output(fd: int) -> None:
     """Make `fd` a descriptor that swallows everything."""
     null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
@@ -101,6 +102,7 @@ def _discard_output(fd: int) -> None:
     os.close(null)
 
 
+# System calls: poll.
 def _writable(fd: int) -> bool:
     """Wait until a line can be written without blocking: `LAST` seconds at most."""
     poll = select.poll()

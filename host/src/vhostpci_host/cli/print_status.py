@@ -80,6 +80,12 @@ def _connection_lines(status: Json) -> list[str]:
     keeper = status.get("keeper")
     if keeper and keeper["problem"]:
         lines.append(f"  problem  {keeper['problem']}")
+    # A daemon of an earlier version has no filter.
+    seccomp = status.get("seccomp")
+    if seccomp and seccomp["problem"]:
+        lines.append(f"  problem  {seccomp['problem']}")
+    elif seccomp:
+        lines.append(f"  seccomp  {seccomp['mode']}")
     if status["slave_problem"]:
         lines.append(f"  problem  {status['slave_problem']}")
     words = [agent["state"] if agent["present"] else "not present", agent["binding"]]

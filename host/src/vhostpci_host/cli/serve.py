@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 
 from vhostpci_shared.barriers import NoBarriers, installed_barriers
@@ -14,8 +14,11 @@ from vhostpci_shared.log_writer import LogWriter
 
 from .. import sockets
 from ..config import options
+from ..config.device import DeviceConfig
 from ..config.file import ConfigFile, load, read
+from ..confine.install import Choice
 from ..daemon import left_behind
+from ..daemon.confined import Confined, confine
 from ..daemon.run import run, run_file
 from ..errors import HostError
 from ..keeper import notices, signals, store
@@ -53,6 +56,14 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         "already; none: no process does (default: auto)",
     )
     parser.add_argument(
+        "--seccomp",
+        choices=[*Choice],
+        default=Choice.AUTO,
+        help="what becomes of a system call that this program never makes: kill ends "
+        "the daemon, log has the kernel log the call, none filters nothing; auto: "
+        "kill, or none if this machine has no libseccomp (default: auto)",
+    )
+    parser.add_argument(
         "--fd", type=int, metavar="N", help="inherited vhost-user socket"
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="log more")
@@ -82,7 +93,11 @@ def _run(args: argparse.Namespace) -> None:
     _start_keeper(args)
     with _logging(verbose=args.verbose):
         inherited = None if args.fd is None else sockets.inherited(args.fd)
-        _serve(lambda keeper: run(device, inherited, keeper), args)
+        _serve(
+            lambda keeper, confined: run(device, inherited, keeper, confined),
+            args,
+            [device],
+        )
 
 
 def _run_file(args: argparse.Namespace) -> None:
@@ -102,7 +117,12 @@ def _run_file(args: argparse.Namespace) -> None:
             raise
     _start_keeper(args)
     with _logging(verbose=args.verbose):
-        _serve(lambda left: run_file(_of_now(args.config, file, left), left), args)
+        _serve(
+            lambda left, confined: run_file(
+                _of_now(args.config, file, left), left, confined
+            ),
+            args,
+        )
 
 
 def _of_now(
@@ -160,15 +180,24 @@ def _systemd(args: argparse.Namespace) -> bool:
 
 
 def _serve(
-    daemon: Callable[[DescriptorStore | None], Coroutine[None, None, None]],
+    daemon: Callable[[DescriptorStore | None, Confined], Coroutine[None, None, None]],
     args: argparse.Namespace,
+    devices: Sequence[DeviceConfig] | None = None,
 ) -> None:
-    """Serve until the end, which the keeper must be able to tell from a failure."""
+    """Serve until the end, which the keeper must be able to tell from a failure.
+
+    Args:
+        daemon: serves.
+        args: the command's options.
+        devices: all that will ever be served; None: others may be added.
+    """
     kept = None
+    confined = confine(Choice(args.seccomp), devices)
     if args.keeper != NONE and args.fd is None:
         kept = store.from_environment(systemd=_systemd(args))
     try:
-        asyncio.run(_until_end(daemon(kept), kept))
+        with contextlib.closing(confined):
+            asyncio.run(_until_end(daemon(kept, confined), kept))
     except HostError:
         raise
     except Exception:

@@ -141,6 +141,7 @@ def parse_domain(text: str) -> str:
     return text
 
 
+# System calls: connect, poll, recvmsg, sendto, socket(AF_UNIX).
 def group_id(name: str) -> int:
     """Return the ID of group `name`.
 

@@ -22,6 +22,7 @@ _ABSENT = {errno.ENOENT: "is not there yet", errno.ECONNREFUSED: "has no listene
 """What is no problem, only early."""
 
 
+# System calls: connect.
 class Connector:
     """Connect to a front-end again and again, and hand the connection over.
 

@@ -39,6 +39,7 @@ from ..memory.arena_file import remove_left_behind
 from ..memory.attach import WindowIds
 from ..memory.directory import make_directory
 from ..memory.room import shortages
+from .confined import UNCONFINED, Confined
 from .control import Commands, Control, Request, given_options
 from .directories import Directories
 from .entry import Entry
@@ -63,12 +64,14 @@ class Daemon:
         shared: options that an added device has unless it says otherwise; None for a
             daemon with one device, which lives and fails with it.
         store: keeps what a successor needs; None without a keeper.
+        confined: what this process may do.
     """
 
     def __init__(
         self,
         shared: Mapping[str, str] | None = None,
         store: DescriptorStore | None = None,
+        confined: Confined = UNCONFINED,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self._keeper = KeeperPort(store)
@@ -88,7 +91,8 @@ class Daemon:
         self._reload: Reload | None = None
         self._pluggers: dict[str, Plugger] = {}
         self._unplugging: dict[str, asyncio.Task[None]] = {}
-        self._slave_pool = SlavePool()
+        self._confined = confined
+        self._slave_pool = SlavePool(confined.programs)
         self._control = Control()
         self._listener: PathListener | None = None
         self._log = PeerLog("daemon", self.loop)
@@ -526,7 +530,8 @@ class Daemon:
             found = next(iter(self._entries.values())).describe()
         else:
             found = self._entry(request).describe()
-        return {**found, "keeper": self._keeper.describe()}
+        seccomp = self._confined.describe()
+        return {**found, "keeper": self._keeper.describe(), "seccomp": seccomp}
 
     async def _on_list(self, request: Request) -> list[Json]:
         return [entry.row() for entry in self._entries.values()]

@@ -46,6 +46,7 @@ class GivenSockets:
         if not stat.S_ISSOCK(os.fstat(number).st_mode):
             log.warning("systemd gives us a descriptor that is no socket: not used")
             return
+        # System calls: getsockopt, socket(AF_UNIX).
         found = socket.socket(fileno=os.dup(number))
         kind = found.family, found.type, sockets.is_listening(found)
         name = found.getsockname()
@@ -127,6 +128,7 @@ def _check_access(place: Place) -> None:
     Raises:
         HostError: they may.
     """
+    # System calls: lstat.
     info = os.lstat(place.path)
     mode = stat.S_IMODE(info.st_mode)
     if info.st_uid not in (0, os.geteuid()):

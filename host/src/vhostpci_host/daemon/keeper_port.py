@@ -158,6 +158,7 @@ class KeeperPort:
         failed = store.failed_heirs
         # It starts the successor before it asks us to make room: the caller's
         # connection ends then.
+        # System calls: getppid, kill(SIGUSR2).
         os.kill(os.getppid(), signal.SIGUSR2)
         while store.failed_heirs == failed and not store.problem:
             await asyncio.sleep(ANSWERED)

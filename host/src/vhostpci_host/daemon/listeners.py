@@ -98,6 +98,7 @@ class Listener:
         self._server.close()
 
 
+# System calls: accept4, listen, unlink.
 class PathListener:
     """Listens at a path, also after another process has taken the path away.
 

@@ -9,6 +9,7 @@ from vhostpci_shared.limits import raise_descriptor_limit
 from ..config.device import DeviceConfig
 from ..config.file import ConfigFile
 from ..keeper.store import DescriptorStore
+from .confined import UNCONFINED, Confined
 from .daemon import Daemon
 
 log = logging.getLogger(__name__)
@@ -18,6 +19,7 @@ async def run(
     config: DeviceConfig,
     inherited: socket.socket | None = None,
     keeper: DescriptorStore | None = None,
+    confined: Confined = UNCONFINED,
 ) -> None:
     """Serve one device until a signal ends the daemon.
 
@@ -25,7 +27,7 @@ async def run(
         HostError: it cannot be served, or failed.
     """
     raise_descriptor_limit()
-    daemon = Daemon(store=keeper)
+    daemon = Daemon(store=keeper, confined=confined)
     try:
         await daemon.restore([config])
         if config.name not in daemon.configs():
@@ -37,14 +39,18 @@ async def run(
         await daemon.close()
 
 
-async def run_file(file: ConfigFile, keeper: DescriptorStore | None = None) -> None:
+async def run_file(
+    file: ConfigFile,
+    keeper: DescriptorStore | None = None,
+    confined: Confined = UNCONFINED,
+) -> None:
     """Serve the devices of a file, and those added later, until a signal ends it.
 
     Raises:
         HostError: another daemon serves the run-dir.
     """
     raise_descriptor_limit()
-    daemon = Daemon(file.shared, keeper)
+    daemon = Daemon(file.shared, keeper, confined)
     try:
         daemon.serve_control(file.run_dir)
         daemon.keep_file(file)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..config.device import DeviceConfig
 from ..interfaces import Plugger
+from .programs import Programs
 from .reconciler import Reconciler
 from .vm import SlaveVm
 
@@ -23,9 +24,13 @@ class SlavePool:
 
     A QMP socket serves one client at a time: a second one waits until
     the first has disconnected.
+
+    Args:
+        programs: runs virsh; None: as a child of this process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, programs: Programs | None = None) -> None:
+        self._programs = programs
         self._vms: dict[str, _Shared] = {}
 
     def plugger(self, config: DeviceConfig) -> Plugger | None:
@@ -39,7 +44,7 @@ class SlavePool:
         where = _where(config)
         shared = self._vms.get(where)
         if shared is None:
-            shared = self._vms[where] = _Shared(_vm(config))
+            shared = self._vms[where] = _Shared(_vm(config, self._programs))
         shared.users += 1
 
         async def release() -> None:
@@ -62,13 +67,14 @@ def _where(config: DeviceConfig) -> str:
     return str(config.slave_libvirt)
 
 
-def _vm(config: DeviceConfig) -> SlaveVm:
+def _vm(config: DeviceConfig, programs: Programs | None) -> SlaveVm:
     """Return the slave VM of this configuration, not yet connected."""
     # The imports stand here so that a daemon without hot-plug does not load qemu.qmp.
     if config.slave_libvirt is not None:
         from .libvirt_vm import LibvirtVm
+        from .virsh import Virsh
 
-        return LibvirtVm(config.slave_libvirt)
+        return LibvirtVm(config.slave_libvirt, Virsh(programs=programs))
     from .qmp_vm import QmpVm
 
     return QmpVm(Path(_where(config)))

@@ -193,6 +193,7 @@ def _connect(path: Path) -> socket.socket:
     """
     # A Unix socket connects at once or not at all.  asyncio's sock_connect() takes
     # EAGAIN, a full queue, for a connection under way, and would return success.
+    # System calls: connect, sendmsg, shutdown, socket(AF_UNIX).
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.setblocking(False)

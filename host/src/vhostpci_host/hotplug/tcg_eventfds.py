@@ -80,6 +80,7 @@ async def _occupy(monitor: Monitor, count: int) -> None:
     names = [f"vhostpci-eventfd-{number}" for number in range(count)]
     with ExitStack() as undo:
         for name in names:
+            # System calls: socketpair(AF_UNIX).
             ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
             for end in ends:
                 undo.callback(end.close)

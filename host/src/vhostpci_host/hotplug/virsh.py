@@ -4,6 +4,7 @@
 import asyncio
 import os
 
+from .programs import Children, Programs
 from .vm import PlugError, VmAway
 
 ANSWER_TIME = 10.0
@@ -18,14 +19,20 @@ class Virsh:
     Args:
         uri: which libvirt; None means LIBVIRT_DEFAULT_URI, else qemu:///system.
         answer_time: seconds that it has to answer.
+        programs: runs it.
     """
 
     def __init__(
-        self, uri: str | None = None, *, answer_time: float = ANSWER_TIME
+        self,
+        uri: str | None = None,
+        *,
+        answer_time: float = ANSWER_TIME,
+        programs: Programs | None = None,
     ) -> None:
         # virsh without a URI would ask qemu:///session for all users but root.
         self.uri = uri or os.environ.get("LIBVIRT_DEFAULT_URI", "qemu:///system")
         self._answer_time = answer_time
+        self._programs = programs or Children()
 
     async def run(
         self, *words: str, more_time: float = 0, file: str = "", fd: int | None = None
@@ -43,6 +50,7 @@ class Virsh:
             PlugError: it refuses; the text is its reason.
         """
         # A memfd, not a temporary file: it needs no directory and no clean-up.
+        # System calls: memfd_create.
         with open(os.memfd_create("vhostpci"), "w") as stream:
             stream.write(file)
             # virsh opens the file by its path, and so reads it from the start.
@@ -50,48 +58,29 @@ class Virsh:
             name = FILE % stream.fileno()
             argv = [name if word == FILE else word for word in words]
             fds = [stream.fileno()] if fd is None else [stream.fileno(), fd]
-            process = await self._start(argv, fds)
-            return await self._finish(process, self._answer_time + more_time)
+            return await self._finish(argv, fds, self._answer_time + more_time)
 
-    async def _start(
-        self, argv: list[str], fds: list[int]
-    ) -> asyncio.subprocess.Process:
-        try:
-            return await asyncio.create_subprocess_exec(
-                *("virsh", "-q", "-c", self.uri, *argv),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                # The code compares virsh's messages: have them in English.
-                env=os.environ | {"LC_ALL": "C"},
-                pass_fds=fds,
-                # Ctrl-C in the daemon's terminal must not end a virsh half-way.
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise VmAway(
-                f"cannot run virsh: {error.strerror}; install it (libvirt-clients), "
-                "or give the slave's QMP socket if libvirt does not manage it"
-            ) from error
-
-    async def _finish(self, process: asyncio.subprocess.Process, limit: float) -> str:
+    async def _finish(self, argv: list[str], fds: list[int], limit: float) -> str:
+        # The code compares virsh's messages: have them in English.
+        env = os.environ | {"LC_ALL": "C"}
         try:
             async with asyncio.timeout(limit):
-                out, err = await process.communicate()
+                command = ["virsh", "-q", "-c", self.uri, *argv]
+                done = await self._programs.run(command, env, fds)
         except TimeoutError:
             raise VmAway(
                 f"libvirt at {self.uri} does not answer within {limit:g} s: does its "
                 "daemon hang, or the slave's QEMU?"
             ) from None
-        finally:
-            # Also when the caller is cancelled: leave no virsh behind.
-            if process.returncode is None:
-                process.kill()
-                await process.communicate()
+        except OSError as error:
+            raise VmAway(
+                f"cannot run virsh: {error.strerror}; install it (libvirt-clients), "
+                "or give the slave's QMP socket if libvirt does not manage it"
+            ) from error
         # A command that failed has nothing of use on stdout.
-        if process.returncode:
-            raise self._error(_reason(err.decode(errors="replace")))
-        return out.decode(errors="replace")
+        if done.status:
+            raise self._error(_reason(done.err.decode(errors="replace")))
+        return done.out.decode(errors="replace")
 
     def _error(self, reason: str) -> PlugError:
         if "failed to connect to the hypervisor" not in reason:

@@ -67,6 +67,7 @@ def parse(notice: bytes) -> Mapping[str, str]:
     return {name: value for name, equals, value in pairs if equals}
 
 
+# System calls: recvmsg.
 def receive(channel: socket.socket) -> tuple[bytes, list[int]]:
     """Return the next notice, and the descriptors with it; nothing at its end.
 

@@ -467,6 +467,11 @@ class Keeper:
     def _before_next(self, child: Child, status: int) -> None:
         """Say what happened, and wait if it happens again and again."""
         how = f"was killed by signal {-status}" if status < 0 else "failed"
+        if status == -signal.SIGSYS:
+            how = (
+                "made a system call that its filter forbids, and was killed; the "
+                "kernel's log names the call (type=1326); see --seccomp"
+            )
         if status == notices.HANDED_OVER:
             how = "makes room"
         _say(f"the daemon (pid {child.pid}) {how}: its successor goes on")

@@ -177,6 +177,7 @@ class Left:
         """
         with self.fd(name) as fd:
             try:
+                # System calls: getsockname, getsockopt, socket(AF_UNIX).
                 found = socket.socket(fileno=fd.fileno())
             except OSError as error:
                 raise StateError(f"descriptor {name} is no socket") from error

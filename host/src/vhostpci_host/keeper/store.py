@@ -245,6 +245,7 @@ def is_successor(*, systemd: bool) -> bool:
     return has_keeper(systemd) and ours and count.isdecimal() and int(count) > 0
 
 
+# System calls: connect, recvmsg, sendmsg, socket(AF_UNIX).
 def from_environment(*, systemd: bool) -> DescriptorStore | None:
     """Return the store of the keeper that has started us; None without a keeper.
 

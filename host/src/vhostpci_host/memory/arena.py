@@ -122,8 +122,10 @@ class Arena:
 
     def _set_owner_and_mode(self, config: DeviceConfig) -> None:
         try:
+            # System calls: fchmod.
             os.fchmod(self._file.fileno(), config.access)
             if config.group is not None:
+                # System calls: fchown.
                 os.fchown(self._file.fileno(), -1, config.group)
         except OSError as error:
             raise explain("give away", self.path, error) from error
@@ -141,6 +143,7 @@ class Arena:
             self._check_huge_pages(self._page())
 
     def _page(self) -> int:
+        # System calls: fstatfs.
         return os.statvfs(self._file.fileno()).f_bsize
 
     def _check_huge_pages(self, page: int) -> None:
@@ -335,6 +338,7 @@ class Arena:
 
     def _unlink(self) -> None:
         # What is not our file any more is not ours to remove.
+        # System calls: unlink.
         if names(self.path, self._file):
             self.path.unlink()
 

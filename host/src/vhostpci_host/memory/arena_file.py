@@ -99,6 +99,7 @@ def remove_left_behind(path: Path, access: int) -> None:
 def names(path: Path, file: Fd) -> bool:
     """Whether `path` still names the file that we have open."""
     try:
+        # System calls: lstat.
         return os.path.samestat(os.lstat(path), os.fstat(file.fileno()))
     except OSError:
         return False
@@ -126,6 +127,7 @@ def link_again(path: Path, file: Fd) -> bool:
         try:
             # With a directory given, Python calls linkat(), which can follow the link
             # in /proc; link() cannot.  It never replaces a file that is there.
+            # System calls: link.
             os.link(
                 str(file.fileno()), path, src_dir_fd=directory, follow_symlinks=True
             )
@@ -152,6 +154,7 @@ def check_left(path: Path, file: Fd, size: int) -> None:
 
 def unlock(file: Fd) -> None:
     """Let another daemon have the arena."""
+    # System calls: flock.
     fcntl.flock(file.fileno(), fcntl.LOCK_UN)
 
 
@@ -170,6 +173,7 @@ def reserve(path: Path, file: Fd, offset: int, length: int) -> None:
         HostError: there is no space left.
     """
     try:
+        # System calls: fallocate.
         os.posix_fallocate(file.fileno(), offset, length)
     except OSError as error:
         raise no_space(path, error) or explain("reserve", path, error) from error
@@ -223,6 +227,7 @@ def _lock(path: Path, file: Fd) -> None:
 
 def _set_size(path: Path, file: Fd, size: int) -> None:
     try:
+        # System calls: ftruncate.
         os.ftruncate(file.fileno(), size)
     except OSError as error:
         path.unlink()
@@ -309,6 +314,7 @@ def _is_used(file: Fd) -> bool:
     # (fcntl(2)).  A process that opens it meanwhile makes the kernel signal us: by
     # SIGIO, which would end us, unless we choose one that is ignored.
     number = file.fileno()
+    # System calls: fcntl(F_SETLEASE), fcntl(F_SETSIG).
     fcntl.fcntl(number, fcntl.F_SETSIG, signal.SIGURG)
     try:
         fcntl.fcntl(number, fcntl.F_SETLEASE, fcntl.F_WRLCK)

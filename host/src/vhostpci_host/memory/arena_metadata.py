@@ -136,6 +136,7 @@ class ArenaMetadata:
     def _write_again(self, what: str) -> str:
         """Make the file whole, and map it; return `what`, or "" if that fails."""
         if os.fstat(self._file.fileno()).st_size != self._size:
+            # System calls: ftruncate.
             os.ftruncate(self._file.fileno(), self._size)
         try:
             # Before the mapping is used: with no space left, each store into it would

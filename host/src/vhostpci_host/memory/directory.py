@@ -23,6 +23,7 @@ def make_directory(path: Path) -> None:
     try:
         # Before it is made, so that nothing is made where another user's link leads.
         _check_links(path)
+        # System calls: mkdir.
         path.mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError as error:
         raise explain("make", path, error) from error

@@ -21,6 +21,7 @@ def is_memory_file(file: Fd) -> bool:
     # itself (EINVAL), and no file system can answer it for its own files
     # (memfd_file_seals_ptr() in Linux, mm/memfd.c).
     try:
+        # System calls: fcntl(F_GET_SEALS).
         fcntl.fcntl(file.fileno(), fcntl.F_GET_SEALS)
     except OSError:
         return False

@@ -53,6 +53,7 @@ def is_alive(pid: int) -> bool:
     if pid <= 0:
         return False  # kill() takes such a number for a group of processes
     try:
+        # System calls: kill(NO_SIGNAL).
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
@@ -98,5 +99,6 @@ def _open_names(process: Path) -> set[str]:
     with contextlib.suppress(OSError):
         for link in (process / "fd").iterdir():
             with contextlib.suppress(OSError):
+                # System calls: getdents64, readlink.
                 names.add(os.readlink(link))
     return names

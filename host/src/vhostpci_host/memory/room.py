@@ -30,6 +30,7 @@ class Promise:
 
 def promise(name: str, directory: Path, fd: int, ram: int) -> Promise:
     """Return what the arena `fd` may still take for `ram` bytes of RAM."""
+    # System calls: fstatfs.
     info, system = os.fstat(fd), os.fstatvfs(fd)
     # st_blocks counts 512 bytes, whatever the file system's own block is (stat(2)).
     missing = max(0, ram - info.st_blocks * 512)

@@ -12,7 +12,8 @@ from vhostpci_host.cli.main import main
 from vhostpci_shared.barriers import NoBarriers
 
 # This process must not become the keeper.
-NO_KEEPER = ("--keeper", "none")
+# Neither another process, nor a filter that this process would keep.
+NO_KEEPER = ("--keeper", "none", "--seccomp", "none")
 
 
 def failure(capsys: pytest.CaptureFixture[str], *argv: object) -> str:

@@ -17,7 +17,7 @@ def test_devices_of_one_slave_share_it_until_the_last_is_closed(
 ) -> None:
     made: list[FakeVm] = []
 
-    def make(config: DeviceConfig) -> FakeVm:
+    def make(config: DeviceConfig, programs: None) -> FakeVm:
         made.append(FakeVm())
         return made[-1]
 
