@@ -16,20 +16,56 @@ from .slots import StateError
 
 _T = TypeVar("_T")
 _SIMPLE = (int, str, bool)
+MOST_TEXTS = 4096
+"""Texts that are kept, so that what has not changed is not encoded again."""
+_texts: dict[object, str] = {}
 
 
 def encode(value: object) -> bytes:
     """Return the JSON text of a dataclass."""
-    return json.dumps(_plain(value), separators=(",", ":")).encode()
+    return _text(value).encode()
 
 
-def _plain(value: object) -> object:
+def _text(value: object) -> str:
     if value is None or isinstance(value, _SIMPLE):
-        return value
+        return json.dumps(value)
     if isinstance(value, tuple):
-        return [_plain(one) for one in value]
+        return f"[{','.join(map(_text, value))}]"
+    return _flat_text(value) if _is_flat(type(value)) else _object_text(value)
+
+
+def _object_text(value: object) -> str:
     # Not dataclasses.asdict(), which copies every value: this is done for each message.
-    return {name: _plain(getattr(value, name)) for name in _fields(type(value))}
+    fields = (f'"{one}":{_text(getattr(value, one))}' for one in _fields(type(value)))
+    return f"{{{','.join(fields)}}}"
+
+
+def _flat_text(value: object) -> str:
+    """Return the text of a dataclass that has no tuples, or that of an equal one.
+
+    A message changes one ring of a device, which may have 64 of them.
+    """
+    found = _texts.get(value)
+    if found is None:
+        if len(_texts) >= MOST_TEXTS:
+            _texts.clear()
+        found = _texts[value] = _object_text(value)
+    return found
+
+
+_flat: dict[type, bool] = {}
+
+
+def _is_flat(kind: type) -> bool:
+    """Whether a dataclass, with those in it, has no tuple, whose hash costs as much."""
+    if kind not in _flat:
+        hints = _fields(kind).values()
+        kinds = {one for hint in hints for one in (hint, *typing.get_args(hint))}
+        inner = [one for one in kinds if dataclasses.is_dataclass(one)]
+        _flat[kind] = not any(typing.get_origin(one) is tuple for one in kinds) and all(
+            _is_flat(one) for one in inner if isinstance(one, type)
+        )
+    return _flat[kind]
 
 
 def decode(kind: type[_T], text: bytes) -> _T:

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is read from a state is checked against the types of its fields."""
 
+import dataclasses
+import json
 from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vhostpci_host.keeper.codec import decode, encode
+from vhostpci_host.keeper.codec import MOST_TEXTS, _texts, decode, encode
 from vhostpci_host.keeper.slots import StateError
 
 
@@ -38,6 +40,21 @@ outers = st.builds(
 @given(outers)
 def test_decoding_is_the_reverse_of_encoding(value: Outer) -> None:
     assert decode(Outer, encode(value)) == value
+
+
+@given(st.lists(outers, max_size=4))
+def test_what_was_encoded_before_has_the_same_text_again(values: list[Outer]) -> None:
+    first = [encode(value) for value in values]
+    assert [encode(value) for value in values] == first
+    assert [json.loads(text) for text in first] == [
+        json.loads(json.dumps(dataclasses.asdict(value))) for value in values
+    ]
+
+
+def test_texts_are_not_kept_without_a_limit() -> None:
+    for number in range(MOST_TEXTS + 10):
+        encode(Outer(True, (), Inner(number, "a"), ()))
+    assert len(_texts) <= MOST_TEXTS
 
 
 @pytest.mark.parametrize(
