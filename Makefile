@@ -8,11 +8,16 @@
 # vhostpci reaches beside others (docs/performance.md), all parts or those that are named:
 #
 #   make bench [ARGS="ring --quick --json FILE"]
+#
+# and make soak: many upgrades, or kills, under load (docs/testing.md):
+#
+#   make soak ARGS="upgrades --devices 200 --upgrades 100"
+#   make soak ARGS="kills --minutes 30"
 
 CACHE := $(shell tools/setup --cache-dir)
 PYTHON := $(CACHE)/venv/bin/python
 
-.PHONY: bench demo test yardstick
+.PHONY: bench demo soak test yardstick
 
 demo:
 	@tools/setup demo $(ARGS)
@@ -25,6 +30,10 @@ test:
 bench:
 	@tools/setup bench
 	@$(PYTHON) -m tox -q -e bench -- $(ARGS)
+
+soak:
+	@tools/setup test
+	@$(PYTHON) -m tox -q -e soak -- $(ARGS)
 
 yardstick:
 	@tools/setup demo $(ARGS)

@@ -22,6 +22,13 @@ def is_readable(fd: int, seconds: float) -> bool:
     return bool(poll.poll(1000 * seconds))
 
 
+def is_hung_up(fd: int) -> bool:
+    """Return whether the other end of a connection is closed."""
+    poll = select.poll()
+    poll.register(fd, select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
 def wait_for(
     condition: Callable[[], object],
     what: str | Callable[[], object],
