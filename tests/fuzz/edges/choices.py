@@ -55,9 +55,9 @@ class Choices:
         return bool(self.byte() & 1)
 
     def number(self, *near: int) -> int:
-        """Return a number of 64 bits: one of `near` and of NUMBERS, or any."""
+        """Return a number of 64 bits: often one of `near`, or of NUMBERS, or any."""
         at = self.byte()
         if at >= 0xF0:
             return int.from_bytes(self.raw(8), "little")
-        known = (*near, *NUMBERS)
+        known = near if near and at < 0x80 else NUMBERS
         return known[at % len(known)]

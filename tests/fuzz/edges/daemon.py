@@ -57,6 +57,7 @@ class Play:
         self.front_ends: list[FrontEnd] = []
         self.slaves: list[Slave] = []
         self.windows: list[socket.socket] = []
+        self._beats = 0
         undo.callback(self._disconnect)
 
     def _disconnect(self) -> None:
@@ -272,6 +273,29 @@ class Play:
         )
         self._write_metadata(md.AGENT, bytes(entry))
 
+    def live_as_agent(self) -> None:
+        """Be an agent that beats, and answers what it is asked, or does not."""
+        choices = self.choices
+        answers, instance = choices.flag(), 1 + choices.below(2)
+        generation = self._generation()
+        for _ in range(1 + choices.below(5)):
+            self._beats += 1
+            entry = md.Agent(
+                instance=instance,
+                heartbeat=self._beats,
+                generation=self._generation() if answers else generation - 2,
+                state=md.AgentState.READY,
+                vectors=self.host.config.vectors,
+            )
+            self._write_metadata(md.AGENT, bytes(entry))
+            self.read_as_slave()
+            self._ring_daemon()
+            self.host.pass_time(0.25)
+
+    def _ring_daemon(self) -> None:
+        for slave in self.slaves:
+            slave.ring_daemon()
+
     def say_of_a_ring(self) -> None:
         """Write the entry of a ring, which may lie."""
         choices, leases = self.choices, self.host.server.device.leases
@@ -283,6 +307,8 @@ class Play:
         )
         at = md.AGENT_RINGS + index * md.AgentRing.layout.size
         self._write_metadata(at, bytes(entry))
+        if choices.flag():
+            self._ring_daemon()
 
     def say_position(self) -> None:
         """Write where a packed ring stands, which may be a lie."""
@@ -333,7 +359,8 @@ DOINGS: tuple[Callable[[Play], None], ...] = (
     *(Play.connect_front_end, Play.leave, Play.use_notifier, Play.kick),
     *(Play.cut_memory, Play.write_memory, Play.connect_slave, Play.read_as_slave),
     *(Play.slave_leaves, Play.slave_speaks, Play.ring_doorbell, Play.scribble),
-    *(Play.say_as_agent, Play.say_as_agent, Play.say_of_a_ring, Play.say_position),
+    *(Play.say_as_agent, Play.live_as_agent, Play.live_as_agent),
+    *(Play.say_of_a_ring, Play.say_position),
     *(Play.open_windows, Play.close_windows, Play.ask_status),
 )
 

@@ -36,6 +36,7 @@ from vhostpci_host.keeper.store import DescriptorStore
 from vhostpci_host.memory import process_maps
 from vhostpci_host.memory.attach import WindowIds
 from vhostpci_shared import ivshmem
+from vhostpci_shared import metadata as md
 from vhostpci_shared.vhost_user import Request
 
 MEMORY = 2 * MIB
@@ -229,9 +230,26 @@ class Host:
         if name:
             # Unique on this machine: others may be fuzzed at the same time.
             client.bind(name + f"{os.getpid()}.{next(_numbers)}".encode())
-        client.connect(os.fspath(path))
+        try:
+            client.connect(os.fspath(path))
+        except OSError:
+            client.close()
+            raise
         self.clients.append(client)
         return client
+
+    def beat(self, slave: "Slave") -> None:
+        """Be an agent that lives: without one, no front-end may be let in."""
+        entry = md.Agent(
+            instance=1 << 40,
+            heartbeat=int(self.loop.now * 1000),
+            state=md.AgentState.READY,
+            vectors=self.config.vectors,
+        )
+        fd = self.server.device.store.file.fileno()
+        os.pwrite(fd, bytes(entry), os.fstat(fd).st_size - md.SIZE + md.AGENT)
+        slave.ring_daemon()
+        self.pass_time(0.25)
 
     def front_end(self) -> FrontEnd:
         """Connect a stock QEMU."""
@@ -262,6 +280,8 @@ class Host:
         end = self.loop.now + PATIENCE
         while True:
             assert self.loop.now < end, "a good front-end is not served in time"
+            slave.read()
+            self.beat(slave)
             try:
                 front_end = self.start_front_end()
                 break
@@ -307,7 +327,10 @@ class ToHost:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.socket = host.connect(host.config.vhost_user)
+        try:
+            self.socket = host.connect(host.config.vhost_user)
+        except FileNotFoundError:
+            raise Dropped("no front-end is let in") from None
         host.pass_time()
 
     def send(self, data: bytes, fds: Sequence[int]) -> None:
@@ -381,6 +404,13 @@ class Slave:
                 self._refused = True
                 return
             self.qemu.feed(message, fds[0] if fds else None)
+
+    def ring_daemon(self) -> None:
+        """Ring the daemon's doorbell, whatever was done to it."""
+        for fd in self.qemu.peers.get(md.DAEMON_PEER, ()):
+            os.set_blocking(fd, False)
+            with suppress(BlockingIOError):
+                os.eventfd_write(fd, 1)
 
     def close(self) -> None:
         self.socket.close()
