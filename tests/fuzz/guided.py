@@ -16,7 +16,9 @@ from tests.fuzz.replay import target
 OPTIONS = (
     # A file that another process cuts is a SIGBUS that the daemon survives.
     *("-handle_bus=0", "-handle_segv=0"),
-    *("-timeout=60", "-rss_limit_mb=2048", "-max_len=600", "-len_control=20"),
+    # An input takes milliseconds, but a process that gives way to all others waits.
+    *("-timeout=300", "-report_slow_units=300"),
+    *("-rss_limit_mb=2048", "-max_len=600", "-len_control=20"),
 )
 OURS = ["vhostpci_host", "vhostpci_shared", "vhostpci_guest"]
 
