@@ -264,6 +264,19 @@ while True: signal.pause()
         assert program.said("has {}") == 2
 
 
+def test_daemon_that_takes_a_while_to_end_does_not_go_on_alone(tmp_path: Path) -> None:
+    child = """
+say("READY=1")
+keep("state", "x")
+say("STOPPING=1")
+keeper.close()
+time.sleep(2)
+"""
+    with keeper(tmp_path, child) as program:
+        assert program.wait() == 0
+        assert not program.said("alone")
+
+
 def test_daemon_that_says_that_it_lives_is_not_killed(tmp_path: Path) -> None:
     child = """
 for _ in range(9):

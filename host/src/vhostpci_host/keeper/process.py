@@ -423,6 +423,8 @@ class Keeper:
         """Keep nothing of a daemon that goes on without us."""
         # We were stopped, perhaps, and did not take what it told us.  A successor would
         # go on with things that the daemon has changed since.
+        if child.ending:
+            return  # it has closed everything, and may take a while to end
         child.deaf += 1
         if child.deaf > DEAF and self._kept:
             _say(f"the daemon (pid {child.pid}) goes on alone: nothing is kept of it")
