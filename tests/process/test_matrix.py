@@ -484,6 +484,9 @@ class Walk(RuleBasedStateMachine):
         if self.model.keeper and self.model.plan.keeper == STANDBY:
             # Its socket counts.
             self._wait(self.world.has_heir, lambda: "there is an heir")
+        if self.model.agent is Life.RUNS:
+            # It has started, and serves or waits for a daemon.
+            self._wait(lambda: self.world.agent.log, lambda: "a word of the agent")
         for what, pid in self.world.programs(self.model).items():
             situation = (what, *self.model.situation)
             if situation not in DESCRIPTORS:
