@@ -86,7 +86,7 @@ class KeeperPort:
         if self.store is None:
             return
         with sealed_memfd.make("vhostpci-config", len(text)) as file:
-            os.pwrite(file.fileno(), text, 0)
+            os.write(file.fileno(), text)
             name = self.store.hold(file, FILE)
         before, self._file = self._file, name
         if before:
