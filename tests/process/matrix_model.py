@@ -56,6 +56,8 @@ class Model:
     device: bool = False
     """Whether the daemon serves the device."""
     agent: Life = Life.ABSENT
+    seated: bool = False
+    """Whether the agent is connected to the daemon; one that hangs keeps its place."""
     tap: Tap = Tap.ABSENT
     master: Life = Life.ABSENT
     linked: bool = False
@@ -81,7 +83,7 @@ class Model:
     def daemon_ends(self) -> None:
         """It ends, and has no successor."""
         self.daemon, self.device, self.keeper = Life.ABSENT, False, False
-        self.linked = False
+        self.linked = self.seated = False
         if self.agent is not Life.RUNS:
             self._lose_positions()
 
@@ -101,7 +103,7 @@ class Model:
 
     def device_is_removed(self) -> None:
         """An arena goes with it; a master that has other memory may come back."""
-        self.device = self.linked = False
+        self.device = self.linked = self.seated = False
         if self.agent is not Life.RUNS:
             self._lose_positions()
 
@@ -119,14 +121,14 @@ class Model:
 
     def _agent_takes_tap(self) -> None:
         if self.agent is Life.RUNS and self.device and self.daemon is Life.RUNS:
-            self.tap = Tap.SERVED
+            self.tap, self.seated = Tap.SERVED, True
 
     def agent_ends(self, *, killed: bool) -> None:
         """It ends; one that is killed leaves its TAP."""
         if self.tap is Tap.SERVED:
             kept = killed or self.plan.keep_tap
             self.tap = Tap.LEFT if kept else Tap.ABSENT
-        self.agent = Life.ABSENT
+        self.agent, self.seated = Life.ABSENT, False
         if self.daemon is Life.ABSENT:
             self._lose_positions()
 
@@ -222,5 +224,5 @@ class Model:
         return (
             *(self.plan, self.daemon, self.keeper, self.device, self.spare),
             *(self.agent, self.tap, self.master, self.linked, self.driver),
-            *(self.described, self.position_lost),
+            *(self.described, self.seated, self.position_lost),
         )
