@@ -63,6 +63,8 @@ class Model:
     linked: bool = False
     """Whether the master is connected to the daemon."""
     driver: bool = False
+    used: bool = False
+    """Whether an agent has worked the rings of the present driver."""
     described: bool = False
     """Whether it has described rings since it connected."""
     spare: bool = False
@@ -138,8 +140,9 @@ class Model:
         self._agent_takes_tap()
 
     def _lose_positions(self) -> None:
-        # Split rings have their used index, and an arena has the metadata.
-        if self.plan.packed and self.plan.attach and self.driver:
+        # Split rings have their used index, and an arena has the metadata.  Rings that
+        # nothing was taken from stand at their start.
+        if self.plan.packed and self.plan.attach and self.used:
             self.position_lost = True
 
     # The master.
@@ -150,18 +153,18 @@ class Model:
 
     def master_starts(self) -> None:
         """Its firmware has connected; no driver is loaded yet."""
-        self.master, self.driver, self.position_lost = Life.RUNS, False, False
+        self.master = Life.RUNS
         self.master_connects()
 
     def master_ends(self) -> None:
         """The machine is gone."""
         self.master = Life.ABSENT
-        self.linked = self.driver = self.position_lost = False
+        self.linked = self.driver = self.used = self.position_lost = False
 
     def driver_loads(self) -> None:
         """The driver begins with empty rings."""
         self.driver, self.position_lost = True, False
-        self.described = True
+        self.described, self.used = True, False
 
     def master_connects(self) -> None:
         """It comes back; a driver goes on."""
@@ -169,7 +172,11 @@ class Model:
 
     def driver_unloads(self) -> None:
         """The rings are given back."""
-        self.driver = self.position_lost = False
+        self.driver = self.used = self.position_lost = False
+
+    def rings_were_seen(self) -> None:
+        """Note whether an agent works the rings now."""
+        self.used |= self.rings_run
 
     # What must be true.
 

@@ -441,6 +441,7 @@ class Walk(RuleBasedStateMachine):
             self._check_link()
             self._check_carrier()
             self._check_packets()
+            self.model.rings_were_seen()
             self._check_descriptors()
             self._check_memory()
             unexpected = self.world.unexpected_lines(self.model.events)
