@@ -211,5 +211,9 @@ def _advice(error: OSError) -> str:
         case PermissionError():
             return "the daemon may not connect: let its user write to the socket"
         case BlockingIOError():
-            return "other clients wait there; give this daemon a QMP socket for itself"
+            # Those that wait may be connections of ours, which we have given up.
+            return (
+                "its QEMU hangs, or other clients wait there; give this daemon a QMP "
+                "socket for itself"
+            )
     return f"{error.strerror}"
