@@ -203,8 +203,20 @@ class PathListener:
         """Accept no more, and remove the socket if it is still ours."""
         self.closed = True
         if sockets.inode(self._place.path) == self._inode:
-            self._place.path.unlink(missing_ok=True)
+            self._remove()
         if self._given:
             # They would wait without end, since systemd still has the socket open.
             sockets.turn_away(self.server)
         self._listener.close()
+
+    def _remove(self) -> None:
+        path = self._place.path
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            # On a disk that is read-only now, for instance.  The socket itself must be
+            # closed all the same: a front-end could still connect, and wait.
+            self._complain(
+                f"cannot remove {path}: {error.strerror}; the next daemon with this "
+                "name replaces it"
+            )

@@ -323,7 +323,7 @@ class Arena:
         keep = self._had and not self._discard and not self._region.problem
         self._region.close()
         if not keep:
-            self._unlink()
+            self._remove()
         elif names(self.path, self._file):
             log.info(
                 "%s: %s stays, since a master has had it; the next daemon uses it "
@@ -335,6 +335,18 @@ class Arena:
         # The lock belongs to the open file, which a keeper may have for a moment more.
         unlock(self._file)
         self._file.close()
+
+    def _remove(self) -> None:
+        try:
+            self._unlink()
+        except OSError as error:
+            # The rest must be closed all the same.
+            log.warning(
+                "%s: cannot remove %s: %s; remove it, or its memory stays taken",
+                self._name,
+                self.path,
+                error.strerror,
+            )
 
     def _unlink(self) -> None:
         # What is not our file any more is not ours to remove.

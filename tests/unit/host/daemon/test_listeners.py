@@ -11,7 +11,7 @@ import pytest
 
 from tests.fakes.loop import ManualLoop
 from vhostpci_host import sockets
-from vhostpci_host.daemon.listeners import ACCEPT_PAUSE, Listener
+from vhostpci_host.daemon.listeners import ACCEPT_PAUSE, Listener, PathListener, Place
 
 
 class Waiting:
@@ -65,3 +65,27 @@ def test_listener_that_is_closed_meanwhile_is_not_watched_again(
     waiting.listener.close()
     waiting.loop.advance(2 * ACCEPT_PAUSE)
     assert waiting.loop.watched() == set()
+
+
+def test_listener_whose_socket_cannot_be_removed_is_closed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its directory may have become read-only."""
+    said: list[str] = []
+    loop, path = ManualLoop(), tmp_path / "socket"
+    listener = PathListener(
+        Place(path, 0o600, None), loop, lambda connection: None, said.append
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        listener.close()
+    assert said == [
+        f"cannot remove {path}: Read-only file system; the next daemon with this name "
+        "replaces it"
+    ]
+    assert listener.server.fileno() == -1
+    assert loop.watched() == set()
+
+
+def refuse(path: Path, missing_ok: bool = False) -> None:
+    raise OSError(errno.EROFS, "Read-only file system")

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arena's file: how it is made, locked, used again and removed."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -122,6 +124,25 @@ def test_arena_is_discarded_if_the_device_is_configured_so(
     arena.windows(0, lambda: False)
     arena.close()
     assert not config.arena.exists()
+
+
+def test_arena_that_cannot_be_removed_is_closed_all_the_same(
+    config: DeviceConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its directory may have become read-only."""
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    arena = Arena(config)
+    arena.metadata.format()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        arena.close()
+    assert f"cannot remove {config.arena}: Read-only file system" in caplog.text
+    Arena(config).close()  # it is not locked any more
 
 
 def test_file_that_has_replaced_the_arena_is_not_removed(config: DeviceConfig) -> None:
