@@ -165,3 +165,13 @@ def test_directory_is_shared_while_a_device_has_it(tmp_path: Path) -> None:
     assert directories.at(tmp_path) is first
     del first
     assert not directories._known
+
+
+def test_clock_that_jumps_hides_no_change(seen: Seen) -> None:
+    """After a jump back a directory seems to have changed later than now."""
+    for seconds in (-3600, 3600):
+        seen.change()
+        seen.clock += seconds * SECOND_NS
+        assert seen.changed()
+        seen.change()
+        assert seen.changed()
