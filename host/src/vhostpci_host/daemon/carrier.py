@@ -27,7 +27,7 @@ from ..device.peer_log import PeerLog
 from ..errors import HostError
 from ..interfaces import Json, Loop, MasterPort, Timer
 from .entrance import Entrance
-from .reconnects import is_cloud_hypervisor, is_qemu, says_reconnect
+from .reconnects import is_cloud_hypervisor, is_hidden, is_qemu, says_reconnect
 from .watched_process import WatchedProcess
 
 log = logging.getLogger(__name__)
@@ -194,6 +194,8 @@ class MasterCarrier:
             return "the daemon was given its socket, and cannot remove it"
         if not pid:
             return "its process is of another PID namespace"
+        if is_hidden(pid):
+            return f"the daemon cannot see pid {pid} in /proc (ProtectProc=, hidepid=)"
         if setup is not None and any(ring.packed for ring in setup.rings):
             return "its rings are packed, and QEMU would not know where they stand"
         if is_cloud_hypervisor(pid):

@@ -17,6 +17,11 @@ _RECONNECT = re.compile(r"reconnect(-ms)?=0*[1-9]\d*", re.ASCII)
 """`reconnect=` in seconds, and from QEMU 9.2 on `reconnect-ms=`; 0 means never."""
 
 
+def is_hidden(pid: int) -> bool:
+    """Whether we cannot see process `pid` in /proc."""
+    return not os.path.exists(f"/proc/{pid}/stat")
+
+
 def is_qemu(pid: int) -> bool:
     """Whether process `pid` has a name of QEMU's."""
     name = _name(pid)

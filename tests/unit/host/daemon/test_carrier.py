@@ -2,6 +2,7 @@
 """When the master's card loses its carrier because of its agent, and has it again."""
 
 import contextlib
+import errno
 import os
 import socket
 import subprocess
@@ -295,12 +296,24 @@ def test_front_end_that_cannot_be_watched(
         keeps_carrier(served, qemu, "its process is of another PID namespace")
 
 
-def test_front_end_whose_end_nothing_tells(
+def test_front_end_that_is_hidden_from_us(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sockets, "peer_pid", lambda _: 2**22 + 1)
     with front_end(served) as qemu:
-        keeps_carrier(served, qemu, "nothing would tell when pid 4194305 ends")
+        keeps_carrier(served, qemu, "the daemon cannot see pid 4194305 in /proc")
+
+
+def test_front_end_whose_end_nothing_tells(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> int:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    with front_end(served) as qemu:
+        why = f"nothing would tell when pid {os.getpid()} ends"
+        keeps_carrier(served, qemu, f"{why} (Operation not permitted)")
 
 
 def test_cloud_hypervisor(served: Served, named: Callable[[str], None]) -> None:
