@@ -119,7 +119,7 @@ class FakeSystem(System):
         """Return who signed a module; empty for a module without a signature."""
         return "" if module in self.unsigned else "the distribution"
 
-    def write(self, path: Path, text: str) -> None:
+    def write(self, path: Path, text: str, claim: int | None = None) -> None:
         """Write an attribute, and simulate the kernel's reaction."""
         self.writes.append((path.name, text.strip()))
         if path.name == "unbind":

@@ -18,6 +18,21 @@ pytestmark = pytest.mark.vm
 each_bind = pytest.mark.parametrize("served", ["vfio", "sysfs"], indirect=True)
 vfio = pytest.mark.parametrize("served", ["vfio"], indirect=True)
 BOUND = "ls -d /sys/bus/pci/drivers/*/0000:*"
+TAKEN_OVER = """
+import glob, subprocess
+from vhostpci_guest.cli import separation
+from vhostpci_guest.privileges.user import default_user
+
+separation.give_up(default_user(), asked=True)
+(card,) = glob.glob("/sys/bus/pci/drivers/virtio-pci/0000:*/driver_override")[:1]
+for path in ("/etc/passwd", "/sys/bus/pci/drivers_probe", card, "/dev/net/tun"):
+    try:
+        open(path, "r+b")
+    except OSError as error:
+        print(error.strerror)
+print(subprocess.run(["modprobe", "uio_pci_generic"], capture_output=True).stderr)
+"""
+"""What an agent that serves would do if a master had taken it over."""
 
 
 @pytest.fixture
@@ -81,6 +96,26 @@ def test_the_device_is_put_back_when_the_agent_ends(booted: Pair) -> None:
         assert agent.stop() == 0
     assert booted.slave.run(BOUND).stdout == before
     assert booted.slave.run(f"ip link show {TAP}", check=False).rc != 0
+
+
+def test_serving_agent_has_no_rights(booted: Pair) -> None:
+    with booted.slave.agent("vfio"):
+        names = booted.slave.run("ls /run/vhostpci-guest").stdout.split()
+        (pid,) = [name.removesuffix(".sock") for name in names]
+        text = booted.slave.peek(f"/proc/{pid}/status") or ""
+        status = dict(line.split(":\t", 1) for line in text.splitlines())
+        for sets in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            assert status[sets] == "0" * 16
+        assert status["NoNewPrivs"] == "1"
+        assert status["Uid"].split() == ["65534"] * 4
+    assert booted.slave.run("ls /run/vhostpci-guest").stdout == ""
+
+
+def test_agent_that_was_taken_over_reaches_nothing_else(booted: Pair) -> None:
+    booted.slave.put("/tmp/taken_over.py", TAKEN_OVER.encode())
+    said = booted.slave.run("python3 /tmp/taken_over.py").stdout.splitlines()
+    assert said[:4] == ["Permission denied"] * 4
+    assert "Operation not permitted" in said[4]
 
 
 def test_packets_cross_again_with_the_next_agent(booted: Pair) -> None:

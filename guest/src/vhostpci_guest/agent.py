@@ -13,6 +13,7 @@ of which descriptor woke it, and makes the list of descriptors again each round.
 
 import logging
 import math
+import os
 import select
 import signal
 import socket
@@ -28,6 +29,7 @@ from vhostpci_shared.wire import ProtocolError
 from .dataplane.interface import PlaneMaker
 from .errors import Unusable
 from .interfaces import Device, Source
+from .privileges import process
 from .serve.heartbeat import TICK
 from .serve.left_positions import LeftPositions
 from .serve.link import Link
@@ -238,8 +240,12 @@ class Agent:
             yield from link.fds()
 
     def status(self) -> list[dict[str, Any]]:
-        """Return the status of each device's link."""
-        return [link.status() for link in self._links.values()]
+        """Return the status of each device's link, and what this process may do."""
+        may = {
+            "uid": os.geteuid(),
+            "capabilities": process.names(process.permitted()),
+        }
+        return [{**link.status(), **may} for link in self._links.values()]
 
     def close(self) -> None:
         """Stop all rings, tell the daemons, and give all devices back."""

@@ -15,6 +15,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,13 +75,17 @@ class Control:
     Args:
         directory: where the socket is made; created with mode 0700 if it is missing.
         now: a monotonic clock, in seconds.
+        remove: removes the socket at the end, by which time only root may.
 
     Raises:
         OSError: the directory or the socket cannot be made.
     """
 
     def __init__(
-        self, directory: Path = RUN_DIR, now: Callable[[], float] = time.monotonic
+        self,
+        directory: Path = RUN_DIR,
+        now: Callable[[], float] = time.monotonic,
+        remove: Callable[[], None] | None = None,
     ) -> None:
         self._now = now
         self._answers: list[_Answer] = []
@@ -89,7 +94,7 @@ class Control:
         for path in directory.glob(f"*{_SUFFIX}"):
             with suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
                 _connect(sock, path)
-        self._path = directory / f"{os.getpid()}{_SUFFIX}"
+        self._path = path_of(os.getpid(), directory)
         self._undo = ExitStack()
         with ExitStack() as undo:
             self._socket = undo.enter_context(
@@ -97,7 +102,7 @@ class Control:
             )
             self._path.unlink(missing_ok=True)  # of an earlier process with our PID
             self._socket.bind(str(self._path))
-            undo.callback(self._path.unlink, missing_ok=True)
+            undo.callback(remove or partial(self._path.unlink, missing_ok=True))
             self._path.chmod(0o600)
             self._socket.listen()
             self._undo = undo.pop_all()
@@ -129,6 +134,11 @@ class Control:
         for answer in self._answers:
             answer.connection.close()
         self._undo.close()
+
+
+def path_of(pid: int, directory: Path = RUN_DIR) -> Path:
+    """Return the path of an agent's status socket."""
+    return directory / f"{pid}{_SUFFIX}"
 
 
 class Answers(NamedTuple):

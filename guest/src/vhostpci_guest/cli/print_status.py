@@ -23,6 +23,9 @@ def print_link(link: dict[str, Any]) -> None:
         print(f"  {link['message']}")
     master = "connected" if link["master"] else "not connected"
     print(f"  daemon {link['daemon']}, master {master}")
+    if "uid" in link:  # an older agent does not say it, and may still run
+        rights = ", ".join(link["capabilities"]) or "no capability"
+        print(f"  runs as user {link['uid']} with {rights}")
     bridge = f" in bridge {link['bridge']}" if link["bridge"] else ""
     print(f"  TAP {link['tap'] or '(none yet)'}{bridge}, carrier {carrier}")
     print(f"  window {OWN_WINDOW}: {_speed_text(link['speed'])}")

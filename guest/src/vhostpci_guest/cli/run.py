@@ -18,12 +18,14 @@ from ..dataplane.native import io_uring_error
 from ..dataplane.workers import Workers
 from ..errors import Unusable
 from ..interfaces import Source
-from ..pci import bindings, search
+from ..pci import bindings, search, uevents
+from ..pci.kernel import System
 from ..pci.uevents import Uevents
 from ..pci.watch import PciWatch
-from ..socket import source
-from ..tap import bridge, naming, netlink, tap
+from ..socket.source import SocketSource
+from ..tap import bridge, naming, netlink, settings
 from ..tap.tap_port import Ports
+from . import separation
 from .errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -37,28 +39,47 @@ def run(arguments: argparse.Namespace) -> None:
         Unusable: this machine lacks something, or the only device cannot be used.
     """
     wanted, joined = _rules(arguments), _bridge(arguments)
-    io_uring = use_io_uring(arguments.tx_method)
+    user = separation.choose_user(arguments)
     raise_descriptor_limit()
+    # Before the helpers, too: the loop must not wait until one has imported pyroute2.
+    _read_what_is_roots(arguments)
     with ExitStack() as undo:
-        # First: a signal that comes during the steps below must undo them as well.
+        # Before all else that holds anything: they are forked from what we are now.
+        helpers = undo.enter_context(
+            separation.helpers(arguments.socket is None, joined)
+        )
+        # Next: a signal that comes during the steps below must undo them as well.
         stop, wakeup = undo.enter_context(stopped_by_signals())
         # Before the source: an agent that can make no TAP must not take a device from
         # its driver.
-        tap.check_node()
+        helpers.requests.check_node()
         if joined is not None:
             joined.make()
-        control = _control(undo)
+        control = _control(undo, helpers)
+        separation.give_up(user, asked=arguments.user is not None)
+        # As the user that the workers will be: io_uring may be forbidden to it.
+        io_uring = use_io_uring(arguments.tx_method)
         workers = partial(
             Workers,
             cpus=arguments.cpus,
             poll=arguments.poll_us / 1_000_000,
             io_uring=io_uring,
         )
-        ports = Ports(wanted, joined, keep=arguments.keep_tap)
-        agent = Agent(_source(arguments), ports.make, workers, control)
+        ports = Ports(
+            wanted, joined, keep=arguments.keep_tap, requests=helpers.requests
+        )
+        source = _source(arguments, helpers.system)
+        agent = Agent(source, ports.make, workers, control)
         undo.callback(agent.close)
-        netlink.preload()
         agent.run(stop, wakeup)
+
+
+def _read_what_is_roots(arguments: argparse.Namespace) -> None:
+    """Read and import now what our user may not be able to read later."""
+    settings.remember_machine()
+    netlink.preload()
+    if arguments.socket is None:
+        uevents.preload()
 
 
 def use_io_uring(method: str) -> bool:
@@ -107,10 +128,12 @@ def _bridge(arguments: argparse.Namespace) -> bridge.Bridge | None:
     return bridge.Bridge(arguments.bridge)
 
 
-def _control(undo: ExitStack) -> status_socket.Control | None:
+def _control(
+    undo: ExitStack, helpers: separation.Helpers
+) -> status_socket.Control | None:
     # Packets flow without the status socket, and /run may be read-only in a container.
     try:
-        socket = status_socket.Control()
+        socket = status_socket.Control(remove=helpers.forget_status_socket)
     except OSError as error:
         log.warning("no status socket in %s: %s", status_socket.RUN_DIR, error.strerror)
         return None
@@ -118,9 +141,9 @@ def _control(undo: ExitStack) -> status_socket.Control | None:
     return socket
 
 
-def _source(arguments: argparse.Namespace) -> Source:
+def _source(arguments: argparse.Namespace, system: System | None) -> Source:
     if arguments.socket is not None:
-        return source.SocketSource(arguments.socket)
+        return SocketSource(arguments.socket)
     if arguments.device is not None:
         # A wrong address is an error before anything is bound.
         search.at(arguments.device)
@@ -128,4 +151,5 @@ def _source(arguments: argparse.Namespace) -> Source:
         Uevents(),
         partial(bindings.bind_if, wanted=arguments.bind),
         only=arguments.device,
+        system=system,
     )

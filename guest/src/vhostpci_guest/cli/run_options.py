@@ -16,6 +16,7 @@ from ..errors import Unusable
 from ..pci.binding_names import AUTO, NAMES
 
 if TYPE_CHECKING:
+    from ..privileges.user import User
     from ..tap.naming import Rule, Template
 
 _T = TypeVar("_T")
@@ -86,6 +87,13 @@ def _cpus(text: str) -> frozenset[int]:
 
 
 @_argument
+def _user(text: str) -> "User":
+    from ..privileges.user import parse_user
+
+    return parse_user(text)
+
+
+@_argument
 def _poll_us(text: str) -> int:
     if not (text.isascii() and text.isdecimal()) or int(text) > MAX_POLL_US:
         raise ValueError(
@@ -118,6 +126,14 @@ def add_run_options(run: argparse.ArgumentParser) -> None:
         default=AUTO,
         help="how to reach the PCI device; kmod is our module uio_vhostpci; default: "
         "the best way that works",
+    )
+    run.add_argument(
+        "--user",
+        type=_user,
+        metavar="NAME",
+        help="the user that the agent runs as, once what needs root is done; default: "
+        "vhostpci-guest if there is such a user, else nobody; with --socket the owner "
+        "of the socket",
     )
     _add_tap(run)
     _add_addresses(run)

@@ -46,14 +46,23 @@ class System:
         self.sys = root / "sys"
         self.dev = root / "dev"
         self.proc = root / "proc"
+        self.ours: tuple[int, ...] = ()
+        """Further processes that are ours, and so none of the `users`."""
 
     @property
     def release(self) -> str:
         """The running kernel's version, as ``uname -r`` prints it."""
         return os.uname().release
 
-    def write(self, path: Path, text: str) -> None:
-        """Write an attribute in one system call: sysfs takes each for a whole value."""
+    def write(self, path: Path, text: str, claim: int | None = None) -> None:
+        """Write an attribute in one system call: sysfs takes each for a whole value.
+
+        Args:
+            path: the attribute.
+            text: its value.
+            claim: the descriptor by which the device is claimed (`PciDevice.claimed`);
+                the kernel does not ask for it, but a helper does.
+        """
         fd = os.open(path, os.O_WRONLY)
         try:
             os.write(fd, text.encode())
@@ -67,6 +76,15 @@ class System:
             OSError: there is no node, or its driver refuses.
         """
         return os.open(node, os.O_RDWR | os.O_CLOEXEC)
+
+    def open_attribute(self, path: Path, *, write: bool = False) -> int:
+        """Open a file of sysfs.
+
+        Raises:
+            OSError: there is none, or it is not for us.
+        """
+        mode = os.O_RDWR if write else os.O_RDONLY
+        return os.open(path, mode | os.O_CLOEXEC)
 
     @property
     def locked_down(self) -> bool:
@@ -139,17 +157,18 @@ class System:
         )
 
     def users(self, nodes: Iterable[Path]) -> list[str]:
-        """Return the other processes that have one of `nodes` open, as ``name (pid)``.
+        """Return which processes of others have one of `nodes`, as ``name (pid)``.
 
         Processes of other PID namespaces, and other users' without root, are hidden.
         """
         wanted = {str(node) for node in nodes}
+        ours = {str(pid) for pid in (os.getpid(), *self.ours)}
         found = []
         for process in self.proc.glob("[0-9]*"):
             # A process may end while we look, or not be ours to look at.
             with suppress(OSError):
                 links = {os.readlink(link) for link in (process / "fd").iterdir()}
-                if links & wanted and process.name != str(os.getpid()):
+                if links & wanted and process.name not in ours:
                     name = (process / "comm").read_text().strip()
                     found.append(f"{name} ({process.name})")
         return found

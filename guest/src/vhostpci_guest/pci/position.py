@@ -19,7 +19,7 @@ def mapped_resource(device: PciDevice, bar: int, size: int) -> Iterator[Mapping]
     Raises:
         OSError: the kernel does not map it (lockdown; a driver has reserved it).
     """
-    fd = os.open(device.path / f"resource{bar}", os.O_RDWR | os.O_CLOEXEC)
+    fd = device.system.open_attribute(device.path / f"resource{bar}", write=True)
     try:
         mapping = Mapping(fd, size, skip=device.bar_skip(bar))
     finally:

@@ -24,7 +24,7 @@ UIO_VHOSTPCI = "uio_vhostpci"
 SHAREABLE = ("vfio-pci", "uio_pci_generic", UIO_VHOSTPCI)
 """Drivers for user space: if no process has the node open, we unbind them."""
 
-_NO_DRIVER = "vhostpci-guest"
+NO_DRIVER = "vhostpci-guest"
 """The name of no driver: as `driver_override` it keeps all drivers from a device."""
 _HIDDEN = "a process that is hidden from us"
 """A user that /proc does not show, for example in another container."""
@@ -39,6 +39,8 @@ class PciDevice:
         """Whether it is being unplugged, so that its old driver is not bound again."""
         self.system = system
         self.path = system.sys / "bus/pci/devices" / address
+        self._claim: int | None = None
+        """The descriptor by which we have claimed it."""
 
     @property
     def driver(self) -> str | None:
@@ -93,7 +95,11 @@ class PciDevice:
 
     def config(self) -> bytes:
         """Return its configuration space; without root only the first 64 bytes."""
-        return (self.path / "config").read_bytes()[: config_space.SIZE]
+        fd = self.system.open_attribute(self.path / "config")
+        try:
+            return os.pread(fd, config_space.SIZE, 0)
+        finally:
+            os.close(fd)
 
     @property
     def msix_vectors(self) -> int | None:
@@ -183,7 +189,7 @@ class PciDevice:
         Raises:
             Unusable: another agent, driver or process uses it.
         """
-        fd = os.open(self.path / "config", os.O_RDONLY | os.O_CLOEXEC)
+        fd = self.system.open_attribute(self.path / "config")
         try:
             try:
                 # The kernel releases the lock of an agent that is killed.
@@ -195,7 +201,11 @@ class PciDevice:
             # Under the lock: another agent may have been binding it, or giving it back.
             if why := self.why_taken():
                 raise Unusable(f"{self.address} is {why}")
-            yield
+            self._claim = fd
+            try:
+                yield
+            finally:
+                self._claim = None
         finally:
             os.close(fd)
 
@@ -220,7 +230,7 @@ class PciDevice:
                 if driver is not None:
                     self._probe(driver)
             if driver is None:
-                undo.enter_context(self._reserved(_NO_DRIVER))
+                undo.enter_context(self._reserved(NO_DRIVER))
             yield
 
     def _put_back(self, driver: str | None, before: str | None) -> None:
@@ -237,9 +247,13 @@ class PciDevice:
             if self.path.exists():
                 raise
 
+    def _write(self, path: Path, text: str) -> None:
+        """Write an attribute that is about it."""
+        self.system.write(path, text, self._claim)
+
     def _unbind(self) -> None:
         if self.driver is not None:
-            self.system.write(self.path / "driver/unbind", self.address)
+            self._write(self.path / "driver/unbind", self.address)
 
     def _bind(self, driver: str | None) -> None:
         # Another may have bound a driver, or unplugged the device, since `_unbind`.
@@ -254,7 +268,7 @@ class PciDevice:
         """
         # The write succeeds even if no driver matches, so only the result counts.
         with self._reserved(driver), suppress(OSError):
-            self.system.write(self.system.sys / "bus/pci/drivers_probe", self.address)
+            self._write(self.system.sys / "bus/pci/drivers_probe", self.address)
         if self.driver != driver:
             raise Unusable(f"{driver} does not take {self.address}; see dmesg")
 
@@ -268,16 +282,16 @@ class PciDevice:
         # Put back at the end: the user may have reserved the device for another driver.
         override = self.path / "driver_override"
         before = override.read_text().strip()
-        self.system.write(override, driver)
+        self._write(override, driver)
         try:
             yield
         finally:
-            # `_NO_DRIVER` was left by an agent that was killed; a line feed clears it.
-            before = "\n" if before in ("(null)", _NO_DRIVER) else before
+            # `NO_DRIVER` was left by an agent that was killed; a line feed clears it.
+            before = "\n" if before in ("(null)", NO_DRIVER) else before
             # Where it was unplugged, another device may be plugged already.
             with suppress(FileNotFoundError):  # unplugged, and `going` not set yet
                 if not self.going:
-                    self.system.write(override, before)
+                    self._write(override, before)
 
     @contextmanager
     def enabled(self) -> Iterator[None]:
@@ -289,11 +303,11 @@ class PciDevice:
         Raises:
             OSError: sysfs refuses.
         """
-        self.system.write(self.path / "enable", "1")
+        self._write(self.path / "enable", "1")
         try:
             yield
         finally:
             # Where it was unplugged, another device may be plugged already.
             with suppress(OSError):  # unplugged unnoticed, or another driver is bound
                 if not self.going:
-                    self.system.write(self.path / "enable", "0")
+                    self._write(self.path / "enable", "0")

@@ -45,6 +45,12 @@ class Events(Protocol):
         """Close the socket."""
 
 
+def preload() -> None:
+    """Import pyudev, where it is: later our user may not be able to read it."""
+    with suppress(ImportError):
+        import pyudev  # noqa: F401
+
+
 class Uevents:
     """The kernel's own uevents; those of udevd exist only where udevd runs.
 

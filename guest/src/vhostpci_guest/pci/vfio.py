@@ -102,15 +102,15 @@ def bind(pci: PciDevice) -> PciBound:
         )
 
 
-def _open(path: os.PathLike[str], stack: ExitStack) -> int:
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+def _open(pci: PciDevice, name: str, stack: ExitStack) -> int:
+    fd = pci.system.open(pci.system.dev / "vfio" / name)
     stack.callback(os.close, fd)
     return fd
 
 
 def _open_device(pci: PciDevice, group: str, stack: ExitStack) -> int:
     """Return the device's descriptor, in a new VFIO container."""
-    container = _open(pci.system.dev / "vfio/vfio", stack)
+    container = _open(pci, "vfio", stack)
     if (
         fcntl.ioctl(container, GET_API_VERSION) != API_VERSION
         or fcntl.ioctl(container, CHECK_EXTENSION, TYPE1V2_IOMMU) != 1
@@ -118,7 +118,7 @@ def _open_device(pci: PciDevice, group: str, stack: ExitStack) -> int:
         raise Unusable(
             "the kernel's VFIO has no type 1 IOMMU: modprobe vfio_iommu_type1"
         )
-    group_fd = _open(pci.system.dev / "vfio" / group, stack)
+    group_fd = _open(pci, group, stack)
     status = bytearray(_group_status.pack(_group_status.size, 0))
     fcntl.ioctl(group_fd, GROUP_GET_STATUS, status)
     # A group is viable if each of its devices has a VFIO driver or none: a device of

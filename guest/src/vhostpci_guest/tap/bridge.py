@@ -114,6 +114,5 @@ class Bridge:
                 f"{self.name}: move it back (ip link set {tap.name} netns ...), or "
                 "leave it out of the bridge"
             )
-        with netlink(f"TAP {tap.name}", f"to join bridge {self.name}") as ip:
-            ip.link("set", index=tap.index(), master=index)
+        tap.join(self.name, index)
         return index

@@ -7,6 +7,7 @@ with its addresses, routes and bridge, and without a carrier.  Its alias, which
 its name.
 """
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ class LeftTap:
 
     index: int
     name: str
+    alias: str
     several: bool
     """Whether it is one for several queues; no process has one of these open."""
 
@@ -54,9 +56,19 @@ def find(text: str) -> LeftTap | None:
     Raises:
         Unusable: the kernel does not list the interfaces.
     """
+    return next((tap for tap in find_all() if tap.alias == alias(text)), None)
+
+
+def find_all() -> Iterator[LeftTap]:
+    """Yield the TAPs that agents have left.
+
+    Raises:
+        Unusable: the kernel does not list the interfaces.
+    """
     with netlink("TAPs", "to list them") as ip:
         for link in ip.get_links():
-            if link.get_attr("IFLA_IFALIAS") != alias(text):
+            said = link.get_attr("IFLA_IFALIAS") or ""
+            if not said.startswith(f"{ALIAS} "):
                 continue
             if link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") != "tun":
                 continue
@@ -65,11 +77,11 @@ def find(text: str) -> LeftTap | None:
             if data.get_attr("IFLA_TUN_NUM_QUEUES"):
                 continue
             several = bool(data.get_attr("IFLA_TUN_MULTI_QUEUE"))
-            return LeftTap(link["index"], link.get_attr("IFLA_IFNAME"), several)
-    return None
+            name = link.get_attr("IFLA_IFNAME")
+            yield LeftTap(link["index"], name, said, several)
 
 
-def remove(tap: LeftTap) -> None:
-    """Remove it; a no-op if another program has done so."""
-    with suppress(Unusable), netlink(f"TAP {tap.name}", "to remove it") as ip:
-        ip.link("del", index=tap.index)
+def remove(index: int) -> None:
+    """Remove a TAP; a no-op if another program has done so."""
+    with suppress(Unusable), netlink(f"TAP {index}", "to remove it") as ip:
+        ip.link("del", index=index)

@@ -22,6 +22,9 @@ _MACHINE = (Path("/etc/machine-id"), Path("/proc/sys/kernel/random/boot_id"))
 # VMs that are copies of one disk have one machine-id.  libvirt gives each another UUID.
 _PRODUCT_UUID = Path("/sys/class/dmi/id/product_uuid")
 
+_remembered: list[tuple[str, str]] = []
+"""What `remember_machine` has read."""
+
 Address = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 
@@ -80,15 +83,27 @@ def stable_mac(*what: str) -> str:
     # The kernel would give each new TAP a random MAC.  After a restart of the agent the
     # master would send to the old MAC until its ARP entry expires.  The machine is part
     # of it: two slaves with devices of the same names may be in one network.
-    machine = next((path.read_text() for path in _MACHINE if path.exists()), "")
-    uuid = ""
-    with suppress(OSError):  # QEMU was given no -uuid, or this is no VM
-        uuid = _PRODUCT_UUID.read_text()
-    digest = hashlib.sha256("\0".join((machine, uuid, *what)).encode()).digest()[:6]
+    digest = hashlib.sha256("\0".join((*machine(), *what)).encode()).digest()[:6]
     # Bit 1 of the first byte: locally administered, so no manufacturer uses it.  Bit 0
     # is 0: unicast.
     local = bytes([digest[0] & 0xFC | 0x02]) + digest[1:]
     return local.hex(":")
+
+
+def machine() -> tuple[str, str]:
+    """Return what tells this machine from others."""
+    if _remembered:
+        return _remembered[0]
+    identity = next((path.read_text() for path in _MACHINE if path.exists()), "")
+    uuid = ""
+    with suppress(OSError):  # QEMU was given no -uuid, or this is no VM
+        uuid = _PRODUCT_UUID.read_text()
+    return identity, uuid
+
+
+def remember_machine() -> None:
+    """Read now what tells this machine from others: part of it only root may read."""
+    _remembered[:] = [machine()]
 
 
 def parse_mtu(text: str) -> int:

@@ -15,6 +15,7 @@ from ..net_options import NetOptions, Offload
 from . import left
 from .bridge import Bridge
 from .naming import Rules
+from .requests import LocalRequests, Requests
 from .settings import MTU_MAX, MTU_MIN, TapConfig, is_name, stable_mac
 from .tap import DEFAULT_NAME, Tap
 
@@ -41,14 +42,21 @@ class Ports:
         rules: the user's rules for the TAPs.
         bridge: the bridge that all TAPs join; None for no bridge.
         keep: leave the TAPs to the next agent when this one ends.
+        requests: makes what needs CAP_NET_ADMIN.
     """
 
     def __init__(
-        self, rules: Rules, bridge: Bridge | None = None, *, keep: bool = False
+        self,
+        rules: Rules,
+        bridge: Bridge | None = None,
+        *,
+        keep: bool = False,
+        requests: Requests | None = None,
     ) -> None:
         self.rules = rules
         self.bridge = bridge
         self.keep = keep
+        self.requests = LocalRequests() if requests is None else requests
         self._claims: dict[str, _Claim] = {}
         self._away: dict[str, Port] = {}
         """By their marks: ports whose device was unplugged, with their TAPs."""
@@ -245,20 +253,23 @@ class Port:
                 return tap
             tap.close()
         found = left.find(self._mark)
-        return None if found is None else _adopt(found, wanted, queues)
+        if found is None:
+            return None
+        return _adopt(found, wanted, queues, self._ports.requests)
 
     def _make(self, wanted: str | None, queues: int, name: str) -> Tap:
+        requests = self._ports.requests
         self._ports.free_name(name if wanted is None else wanted)
         if wanted is not None:
-            return Tap(wanted, queues)
+            return Tap(wanted, queues, requests=requests)
         # The name comes from the hypervisor, which must not choose an interface that
         # the slave has already: hence new=True, and no pattern.
         if is_name(name):
             try:
-                return Tap(name, queues, new=True)
+                return Tap(name, queues, new=True, requests=requests)
             except Unusable as why:
                 log.debug("%s; so the kernel chooses a name", why)
-        return Tap(DEFAULT_NAME, queues)
+        return Tap(DEFAULT_NAME, queues, requests=requests)
 
     def _configure(self, tap: Tap, config: TapConfig, name: str) -> None:
         """Give a TAP its settings, and bring it up."""
@@ -456,15 +467,18 @@ class Port:
             self._unused = frozenset()
 
 
-def _adopt(found: left.LeftTap, wanted: str | None, queues: int) -> Tap | None:
+def _adopt(
+    found: left.LeftTap, wanted: str | None, queues: int, requests: Requests
+) -> Tap | None:
     """Attach to a TAP that an agent has left; remove it if it does not serve."""
     several = queues > 1
     fits = _fits(found.name, wanted) and found.several == several
     if found.several and not fits:
-        left.remove(found)
+        requests.remove(found.index)
     else:
         try:
-            tap = Tap(found.name, queues if several and found.several else 1)
+            attached = queues if several and found.several else 1
+            tap = Tap(found.name, attached, requests=requests)
         except Unusable:
             return None  # another agent has it open
         tap.ours = True

@@ -23,7 +23,7 @@ from vhostpci_guest.pci import position as pci_position
 from vhostpci_guest.pci import search, watch
 from vhostpci_guest.pci.sysfs_device import PciDevice
 from vhostpci_guest.pci.uevents import Uevents
-from vhostpci_guest.tap import tap
+from vhostpci_guest.tap.requests import LocalRequests
 
 Say = pytest.CaptureFixture[str]
 
@@ -48,7 +48,7 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSystem:
 
 @pytest.fixture
 def no_tap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tap, "check_node", lambda: None)
+    monkeypatch.setattr(LocalRequests, "check_node", lambda self: None)
 
 
 def test_version_is_printed(capsys: Say) -> None:
@@ -190,10 +190,10 @@ def test_missing_tun_is_an_error_before_anything_is_bound(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def refuse() -> None:
+    def refuse(_: LocalRequests) -> None:
         raise Unusable("no /dev/net/tun: modprobe tun")
 
-    monkeypatch.setattr(tap, "check_node", refuse)
+    monkeypatch.setattr(LocalRequests, "check_node", refuse)
     system.plug("0000:00:05.0")
     assert main(["run"]) == 1
     assert "modprobe tun" in caplog.text
@@ -335,6 +335,8 @@ LINK: dict[str, Any] = {
     "daemon": "alive",
     "master": True,
     "tap": "vp0",
+    "uid": 65534,
+    "capabilities": [],
     "bridge": "br0",
     "carrier": False,
     "speed": {"mbps": 91.2, "own_mbps": 12345.6, "slow": True},
@@ -388,6 +390,7 @@ def test_status_is_printed_for_people(
     for part in (
         "net0  failed  vfio (interrupts), pid 77",
         "region 3 is too long",
+        "runs as user 65534 with no capability",
         "TAP vp0 in bridge br0, carrier off",
         "window 0: reads 91 MB/s (own memory 12346 MB/s): looks uncached\n",
         "window 4711: 0000:00:06.0, 4096 bytes, reads 12000 MB/s "

@@ -83,7 +83,7 @@ def test_error_says_what_a_binding_lacks(system: FakeSystem) -> None:
 def test_error_without_root_says_to_run_as_root(
     system: FakeSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(path: Path, text: str) -> None:
+    def refuse(path: Path, text: str, claim: int | None = None) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(system, "write", refuse)
@@ -163,7 +163,7 @@ def test_claim_lasts_until_the_driver_of_before_is_bound_again(
     bound = bindings.bind(device(system, driver="vfio-pci"), "sysfs")
     write, refused = system.write, []
 
-    def try_to_claim(path: Path, text: str) -> None:
+    def try_to_claim(path: Path, text: str, claim: int | None = None) -> None:
         with pytest.raises(Unusable, match="another vhostpci-guest"):
             search.at(HERE, system).claimed().__enter__()
         refused.append(path.name)

@@ -148,7 +148,7 @@ def test_tap_that_another_program_removes_first_is_no_failure() -> None:
     found = left.find(left.mark(PCI, "net0"))
     assert found is not None
     ip("link", "del", "net0")
-    left.remove(found)
+    left.remove(found.index)
 
 
 def test_tap_that_is_deleted_while_its_device_is_away_is_made_again(

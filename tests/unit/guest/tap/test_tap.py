@@ -17,6 +17,7 @@ from vhostpci_guest.net_options import Offload
 from vhostpci_guest.serve.features import options
 from vhostpci_guest.tap import tap
 from vhostpci_guest.tap.naming import Rules
+from vhostpci_guest.tap.requests import LocalRequests
 from vhostpci_guest.tap.settings import TapConfig, parse_address
 from vhostpci_guest.tap.tap import Tap
 from vhostpci_guest.tap.tap_port import Ports
@@ -39,7 +40,7 @@ def test_ioctl_number_is_the_kernels(name: str, number: int) -> None:
 
 def test_missing_node_is_explained(tmp_path: Path) -> None:
     with pytest.raises(Unusable, match="modprobe tun"):
-        Tap("vp0", 1, node=tmp_path / "tun")
+        Tap("vp0", 1, requests=LocalRequests(tmp_path / "tun"))
 
 
 def test_tap_is_as_it_was_asked_for(network: None) -> None:

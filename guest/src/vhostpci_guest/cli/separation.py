@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How `run` gives its privileges up: to helpers that the agent orders.
+
+The agent maps the memory of a master, and its threads parse rings that the master
+writes.  So it runs as a user without rights, without any capability, and what needs one
+is done by two processes that believe none of its orders::
+
+   agent, as nobody ──┬── helper "bind": PCI functions, their nodes, modules   (root)
+                      └── helper "tap": TAPs                                    (root)
+"""
+
+import argparse
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from ..errors import Unusable
+from ..pci.kernel import System
+from ..pci.orders import PciOrders
+from ..pci.remote import RemoteSystem
+from ..privileges import process, user
+from ..privileges.channel import Channel, Handler
+from ..privileges.helper import Helper
+from ..status_socket import path_of
+from ..tap.bridge import Bridge
+from ..tap.orders import FORGET, TapOrders
+from ..tap.remote import RemoteRequests
+from ..tap.requests import LocalRequests, Requests
+
+log = logging.getLogger(__name__)
+
+_BIND = {
+    process.SYS_ADMIN,  # `enable` of a PCI function, and its whole configuration space
+    process.SYS_MODULE,
+    *(process.DAC_READ_SEARCH, process.SYS_PTRACE),  # which process has a node open
+}
+_TAP = {
+    process.NET_ADMIN,
+    process.SYS_ADMIN,  # to enter the network namespace that a TAP was moved to
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Helpers:
+    """What the agent needs of its helpers."""
+
+    requests: Requests
+    system: System | None
+    tap: Channel | None = None
+
+    def forget_status_socket(self) -> None:
+        """Have the status socket removed."""
+        if self.tap is None:
+            return
+        try:
+            self.tap.ask(FORGET)
+        except (Unusable, OSError) as why:
+            # The next agent removes it; the devices are given back all the same.
+            log.warning("the status socket is not removed: %s", why)
+
+
+@contextmanager
+def helpers(pci: bool, bridge: Bridge | None) -> Iterator[Helpers]:
+    """Start the helpers; end them behind the block, when no device is held any more.
+
+    Args:
+        pci: whether the devices come from PCI.
+        bridge: the bridge that TAPs may join.
+    """
+    with ExitStack() as undo:
+        tap = undo.enter_context(
+            Helper(
+                "vhostpci-tap",
+                "makes TAPs",
+                _TAP,
+                lambda agent: TapOrders(
+                    LocalRequests(), bridge, path_of(agent)
+                ).handlers(),
+            )
+        )
+        bind = None
+        if pci:
+            bind = undo.enter_context(
+                Helper("vhostpci-bind", "binds devices", _BIND, _pci_handlers)
+            )
+        system = None if bind is None else RemoteSystem(bind.channel)
+        yield Helpers(RemoteRequests(tap.channel), system, tap.channel)
+
+
+def _pci_handlers(agent: int) -> dict[str, Handler]:
+    system = System()
+    system.ours = (agent,)
+    return dict(PciOrders(system).handlers())
+
+
+def choose_user(arguments: argparse.Namespace) -> user.User | None:
+    """Return the user that the agent becomes; None to stay who we are.
+
+    Raises:
+        Unusable: the user wants another one, and we are not root.
+    """
+    wanted: user.User | None = arguments.user
+    if os.geteuid() == 0:
+        if wanted is not None:
+            return wanted
+        if arguments.socket is not None:
+            return user.owner(arguments.socket)
+        return user.default_user()
+    if wanted is not None and wanted.uid != os.geteuid():
+        raise Unusable(f"--user {wanted.name}: only root can become another user")
+    return None
+
+
+def give_up(wanted: user.User | None, *, asked: bool) -> None:
+    """Become a user, and give up all capabilities.
+
+    It is to be called before the agent has threads that serve.
+
+    Args:
+        wanted: the user; None to stay who we are.
+        asked: whether the command line names the user.
+
+    Raises:
+        Unusable: we may not become the user that was asked for.
+    """
+    process.bound(frozenset())
+    if wanted is not None and wanted.uid != os.geteuid():
+        try:
+            wanted.become()
+        except OSError as error:
+            why = f"cannot become the user {wanted.name}: {error.strerror}"
+            if asked:
+                raise Unusable(f"--user {wanted.name}: {why}") from None
+            log.warning("%s; going on as root, without capabilities", why)
+    process.limit(frozenset())
+    process.hide_memory()

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A helper: a process that the agent forks at its start, and that keeps privileges.
+
+It is forked and not executed: in an emulated slave VM the start of another Python takes
+seconds, and this way its memory is shared.  So it is forked before the agent has
+threads or devices.
+
+It holds nothing from one order to the next.  So it does not matter how it ends: with
+the agent, at once, when that is killed (else it could do the rest of an order while a
+successor begins), and otherwise when the agent closes its end.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Set
+from contextlib import suppress
+from typing import Self
+
+from vhostpci_shared.log_writer import STDERR, LogWriter
+
+from . import process
+from .channel import Channel, Handler, serve
+
+_ENDED_BY_AGENT = (
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
+    *(signal.SIGUSR1, signal.SIGUSR2),
+)
+"""Signals to a whole process group or service: the agent needs us until its end."""
+
+
+class Helper:
+    """A helper process, as the agent sees it; `close` ends it.
+
+    Args:
+        name: of the process, as `ps` shows it.
+        does: what it does, for an error: "binds devices".
+        keep: the capabilities that it keeps, of those that we have.
+        make: makes what it does, by the names of the orders; called in the helper,
+            with the agent's PID.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        does: str,
+        keep: Set[int],
+        make: Callable[[int], Mapping[str, Handler]],
+    ) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        agent = os.getpid()
+        # A warning of Python's is not meant for us: of the threads that may exist, as
+        # the log's, the helper uses none.
+        self.pid = os.fork()
+        if self.pid == 0:
+            _end(lambda: _run(theirs, name, keep, lambda: make(agent), agent))
+        theirs.close()
+        self.channel = Channel(ours, does)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the helper, and wait until it has ended."""
+        self.channel.close()
+        os.waitpid(self.pid, 0)
+
+
+def _end(run: Callable[[], None]) -> None:
+    """Run the helper, and end this process whatever comes of it."""
+    # Nothing of the agent's that waits to be undone may be undone here.
+    status = 1
+    try:
+        run()
+        status = 0
+    except BaseException:
+        traceback.print_exc(file=sys.stderr)
+    finally:
+        os._exit(status)
+
+
+def _run(
+    sock: socket.socket,
+    name: str,
+    keep: Set[int],
+    make: Callable[[], Mapping[str, Handler]],
+    agent: int,
+) -> None:
+    process.end_with_parent(signal.SIGKILL)
+    if os.getppid() != agent:
+        return  # it was killed before
+    process.set_name(name)
+    for number in _ENDED_BY_AGENT:
+        signal.signal(number, signal.SIG_IGN)
+    # The agent's log has a thread, which is not here.
+    logging.getLogger().handlers = [LogWriter()]
+    os.chdir("/")
+    _close_all_but(sock.fileno())
+    process.limit(keep)
+    serve(sock, make())
+
+
+def _close_all_but(kept: int) -> None:
+    # Not all numbers up to the limit: that may be a thousand million.
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd > STDERR and fd != kept:
+            with suppress(OSError):  # that of the list itself
+                os.close(fd)

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the helper for TAPs does for the agent, and what it refuses.
+
+The agent, and with it a master that has taken it over, gets by this helper TAPs that
+it makes or that are free, and for each TAP whose descriptor it shows: MAC, MTU,
+addresses, alias, "up", and a place in the bridge that the user has named.  It gets no
+other interface changed, and no route, no firewall rule, no namespace.
+"""
+
+import ipaddress
+import os
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ..privileges.channel import Answer, BadOrder, Handler, Order
+from . import left
+from .bridge import Bridge
+from .requests import Requests
+from .settings import MTU_MAX, parse_mac
+
+CHECK = "check the node"
+ATTACH = "attach"
+MOVED = "moved"
+SET = "set"
+ADDRESS = "add address"
+MTU = "mtu"
+SENDS = "sends"
+DROPPED = "dropped"
+BRIDGE = "bridge"
+REMOVE = "remove"
+FORGET = "forget the status socket"
+
+_TUN = os.makedev(10, 200)
+"""The device number of /dev/net/tun (Linux, "Linux allocated devices")."""
+_FLAGS = 0x0002 | 0x0100 | 0x1000 | 0x4000 | 0x8000
+"""IFF_TAP, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_VNET_HDR, IFF_TUN_EXCL."""
+_NAME_MAX = 15
+
+
+class TapOrders:
+    """Carries the orders out.
+
+    Args:
+        requests: how.
+        bridge: the bridge that TAPs may join.
+        status_socket: what is removed when the agent ends, as its directory is root's.
+    """
+
+    def __init__(
+        self,
+        requests: Requests,
+        bridge: Bridge | None = None,
+        status_socket: Path | None = None,
+    ) -> None:
+        self._requests = requests
+        self._bridge = bridge
+        self._status_socket = status_socket
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """Return what does each order."""
+        return {
+            CHECK: self._check,
+            ATTACH: self._attach,
+            MOVED: lambda order: Answer(int(self._requests.moved(_tap(order)))),
+            SET: self._set,
+            ADDRESS: self._add_address,
+            MTU: lambda order: Answer(self._requests.mtu(_tap(order))),
+            SENDS: lambda order: Answer(int(self._requests.sends(_tap(order)))),
+            DROPPED: lambda order: Answer(self._requests.dropped(_tap(order))),
+            BRIDGE: lambda order: Answer(self._requests.bridge(_tap(order))),
+            REMOVE: self._remove,
+            FORGET: self._forget,
+        }
+
+    def _check(self, _order: Order) -> Answer:
+        self._requests.check_node()
+        return Answer()
+
+    def _attach(self, order: Order) -> Answer:
+        name, flags = order.text(0), order.number(1)
+        if len(name.encode()) > _NAME_MAX:
+            raise BadOrder(f"{name!r} is no name of an interface")
+        if flags & ~_FLAGS:
+            raise BadOrder(f"flags {flags:#x} are not a TAP's")
+        fd, name = self._requests.attach(name, flags)
+        return Answer(name, fd)
+
+    def _set(self, order: Order) -> Answer:
+        fd, what, name = _tap(order), order.text(0), order.text(1)
+        if name == "master":
+            value: str | int = self._master(order)
+        elif name in _VALUES:
+            value = _VALUES[name](order)
+        else:
+            raise BadOrder(f"{name!r} is not for the agent to set")
+        self._requests.set(fd, what, {name: value})
+        return Answer()
+
+    def _master(self, order: Order) -> int:
+        index = order.number(2)
+        if self._bridge is None or index != self._bridge.index:
+            raise BadOrder(f"interface {index} is not the bridge that the user named")
+        return index
+
+    def _add_address(self, order: Order) -> Answer:
+        fd, address, length = _tap(order), order.text(0), order.number(1)
+        try:
+            ip = ipaddress.ip_interface(f"{address}/{length}")
+        except ValueError as error:
+            raise BadOrder(str(error)) from None
+        self._requests.add_address(fd, str(ip.ip), ip.network.prefixlen)
+        return Answer()
+
+    def _remove(self, order: Order) -> Answer:
+        index = order.number(0)
+        if index not in {tap.index for tap in left.find_all()}:
+            raise BadOrder(f"interface {index} is no TAP that an agent has left")
+        self._requests.remove(index)
+        return Answer()
+
+    def _forget(self, _order: Order) -> Answer:
+        if self._status_socket is not None:
+            self._status_socket.unlink(missing_ok=True)
+        return Answer()
+
+
+def _tap(order: Order) -> int:
+    """Return the descriptor that came with an order, if it is a TAP's."""
+    fd = order.fd()
+    status = os.fstat(fd)
+    if not stat.S_ISCHR(status.st_mode) or status.st_rdev != _TUN:
+        raise BadOrder(f"{order.name}: the descriptor is no TAP's")
+    return fd
+
+
+def _address(order: Order) -> str:
+    try:
+        return parse_mac(order.text(2))
+    except ValueError as error:
+        raise BadOrder(str(error)) from None
+
+
+def _mtu(order: Order) -> int:
+    if (mtu := order.number(2)) > MTU_MAX:
+        raise BadOrder(f"MTU {mtu} is more than {MTU_MAX}")
+    return mtu
+
+
+def _alias(order: Order) -> str:
+    alias = order.text(2)
+    if not alias.startswith(f"{left.ALIAS} "):
+        raise BadOrder(f"{alias!r} is no alias of an agent's TAP")
+    return alias
+
+
+def _state(order: Order) -> str:
+    if order.text(2) != "up":
+        raise BadOrder("a TAP is only set up")
+    return "up"
+
+
+_VALUES: Mapping[str, Callable[[Order], str | int]] = {
+    "address": _address,
+    "mtu": _mtu,
+    "ifalias": _alias,
+    "state": _state,
+}

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The requests for TAPs that an agent without capabilities has a helper make."""
+
+from ..privileges.channel import Channel
+from .orders import (
+    ADDRESS,
+    ATTACH,
+    BRIDGE,
+    CHECK,
+    DROPPED,
+    MOVED,
+    MTU,
+    REMOVE,
+    SENDS,
+    SET,
+)
+from .requests import Settings
+
+
+class RemoteRequests:
+    """`Requests` that a helper makes (tap/orders.py)."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def check_node(self) -> None:
+        """Have it checked that /dev/net/tun can be opened."""
+        self._channel.ask(CHECK)
+
+    def attach(self, name: str, flags: int) -> tuple[int, str]:
+        """Get a new descriptor of a TAP, and its name."""
+        answer = self._channel.ask(ATTACH, name, flags)
+        if answer.fd is None:
+            raise ValueError(f"TAP {name}: the helper sent no descriptor")
+        return answer.fd, str(answer.value)
+
+    def moved(self, fd: int) -> bool:
+        """Ask whether the TAP is in another network namespace than the helper."""
+        return bool(self._channel.ask(MOVED, fd=fd).value)
+
+    def set(self, fd: int, what: str, settings: Settings) -> None:
+        """Have attributes of the TAP set."""
+        for name, value in settings.items():
+            self._channel.ask(SET, what, name, value, fd=fd)
+
+    def add_address(self, fd: int, address: str, length: int) -> None:
+        """Have the TAP given an address."""
+        self._channel.ask(ADDRESS, address, length, fd=fd)
+
+    def mtu(self, fd: int) -> int:
+        """Ask for the MTU of now."""
+        value = self._channel.ask(MTU, fd=fd).value
+        return value if isinstance(value, int) else 0
+
+    def sends(self, fd: int) -> bool:
+        """Ask whether the kernel may put packets into the TAP."""
+        return bool(self._channel.ask(SENDS, fd=fd).value)
+
+    def dropped(self, fd: int) -> int:
+        """Ask how many packets the kernel has dropped because queues were full."""
+        value = self._channel.ask(DROPPED, fd=fd).value
+        return value if isinstance(value, int) else 0
+
+    def bridge(self, fd: int) -> str | None:
+        """Ask for the bridge that the TAP is in."""
+        value = self._channel.ask(BRIDGE, fd=fd).value
+        return None if value is None else str(value)
+
+    def remove(self, index: int) -> None:
+        """Have a TAP removed that an agent has left."""
+        self._channel.ask(REMOVE, index)

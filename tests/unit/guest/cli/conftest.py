@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all tests of the command line start with."""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from vhostpci_guest.cli import separation
+from vhostpci_guest.privileges.user import User
+from vhostpci_guest.tap.bridge import Bridge
+from vhostpci_guest.tap.requests import LocalRequests
+
+
+@pytest.fixture(autouse=True)
+def whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the process of the tests its privileges: it has more tests to run."""
+
+    @contextmanager
+    def helpers(_pci: bool, _bridge: Bridge | None) -> Iterator[separation.Helpers]:
+        yield separation.Helpers(LocalRequests(), None)
+
+    def choose_user(_arguments: argparse.Namespace) -> User | None:
+        return None
+
+    def give_up(_user: User | None, *, asked: bool) -> None:
+        pass
+
+    monkeypatch.setattr(separation, "helpers", helpers)
+    monkeypatch.setattr(separation, "choose_user", choose_user)
+    monkeypatch.setattr(separation, "give_up", give_up)
