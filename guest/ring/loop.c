@@ -397,6 +397,16 @@ int loop_round(struct worker *w, bool *ready)
 	return 0;
 }
 
+/* Say whether the thread is as its owner wants it. */
+static void loop_begun(struct worker *w, int error)
+{
+	pthread_mutex_lock(&w->lock);
+	w->begun = true;
+	w->error = error;
+	pthread_cond_broadcast(&w->changed);
+	pthread_mutex_unlock(&w->lock);
+}
+
 /**
  * loop_main() - Run the thread
  * @arg:	Worker
@@ -406,9 +416,11 @@ int loop_round(struct worker *w, bool *ready)
 void *loop_main(void *arg)
 {
 	struct worker *w = arg;
+	int error = w->confine ? confine_thread() : 0;
 	bool ready;
 
-	for (;;) {
+	loop_begun(w, error);
+	while (!error) {
 		if (read_once(&w->control) && !loop_control(w))
 			break;
 		loop_round(w, &ready);

@@ -112,6 +112,7 @@ struct worker_conf {
 	char name[16]; /* of the thread; ends with a 0 */
 	uint32_t manual; /* no thread: the caller calls worker_step() */
 	uint32_t io_uring; /* send by io_uring, if this machine lets us */
+	uint32_t confine; /* leave the thread its own system calls only */
 	uint64_t spin_ns; /* how long to look for work instead of sleeping */
 	uint64_t poll_min_ns; /* first sleep without kicks, ... */
 	uint64_t poll_max_ns; /* ... whose length doubles up to this */
@@ -188,3 +189,5 @@ int worker_stop_ring(struct worker *w, uint32_t index, uint32_t timeout_ms);
 int worker_read_ring(struct worker *w, uint32_t index, struct ring_status *ret);
 int worker_step(struct worker *w);
 int uring_probe(void);
+int confine_thread(void);
+int confine_probe(void);

@@ -33,7 +33,14 @@ static int worker_spawn(struct worker *w, const char *name)
 	if (r)
 		return -r;
 	pthread_setname_np(w->thread, name);
-	return 0;
+	pthread_mutex_lock(&w->lock);
+	while (!w->begun)
+		pthread_cond_wait(&w->changed, &w->lock);
+	r = w->error;
+	pthread_mutex_unlock(&w->lock);
+	if (r)
+		pthread_join(w->thread, NULL);
+	return r;
 }
 
 static bool worker_conf_valid(const struct worker_conf *conf)
@@ -64,6 +71,7 @@ static void worker_init(struct worker *w, const struct worker_conf *conf)
 	w->poll_max_ns = conf->poll_max_ns;
 	w->sleep_ns = conf->poll_min_ns;
 	w->manual = conf->manual;
+	w->confine = conf->confine;
 	w->gone = conf->manual;
 
 	pthread_mutex_init(&w->lock, NULL);

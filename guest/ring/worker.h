@@ -45,8 +45,11 @@ struct worker {
 	pthread_cond_t changed;
 	pthread_t thread;
 	bool manual;
+	bool confine;
+	bool begun; /* the thread runs, or has ended with an error */
 	bool quit;
 	bool gone;
+	int error; /* -errno with which it ended at its start */
 
 	struct mem mem __attribute__((aligned(RING_CACHELINE)));
 	struct tx tx __attribute__((aligned(RING_CACHELINE)));

@@ -11,19 +11,24 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Self, TypedDict, TypeVar, Unpack
 
 from tests.fakes.driver import Driver, Machine
 from tests.fakes.packed_driver import Packed, PackedDriver
 from tests.waiting import eventually
 from vhostpci_guest.dataplane.interface import RingConf, RingStatus
-from vhostpci_guest.dataplane.native import RingIndex, Worker
+from vhostpci_guest.dataplane.native import RingIndex, Worker, confine_error
 from vhostpci_guest.interfaces import Call, Eventfd
 from vhostpci_shared.metadata import AgentRingState
 
 RX, TX = RingIndex.RX, RingIndex.TX
 
 HDR = bytes(12)
+
+_MAPS = Path("/proc/self/maps").read_text()
+CAN_CONFINE = not ("libasan" in _MAPS or "libtsan" in _MAPS or confine_error())
+"""Whether a thread can have a filter: a sanitizer's own calls would be refused."""
 
 T = TypeVar("T")
 
@@ -65,6 +70,7 @@ class WorkerOptions(TypedDict, total=False):
 
     threaded: bool
     io_uring: bool
+    confine: bool
     spin: float
     poll_max: float
     hold: float

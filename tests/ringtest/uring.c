@@ -43,7 +43,7 @@ struct kernel {
 static struct kernel *kernel;
 static struct io_uring_sqe *sqes;
 static int limit = -1, takes;
-static bool late, links, old;
+static bool late, links, old, restricted, enabled;
 static int calls; /* that submit */
 static int result[MAX];
 static uint32_t due; /* completions that the next call shows */
@@ -71,6 +71,8 @@ static long set_up(struct io_uring_params *p)
 {
 	int fd = memfd_create("uring", 0);
 
+	if (p->flags != IORING_SETUP_R_DISABLED)
+		die("a ring that may do anything from its start");
 	if (fd < 0 || ftruncate(fd, IORING_OFF_SQES + (1 << 20)))
 		die("memfd");
 	kernel = map(fd, sizeof(*kernel), IORING_OFF_SQ_RING);
@@ -116,11 +118,37 @@ static void show(void)
 	due = 0;
 }
 
+static void restrict_to(const struct io_uring_restriction *only, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		if (only[i].opcode == IORING_RESTRICTION_SQE_FLAGS_ALLOWED
+			    ? only[i].sqe_flags != IOSQE_IO_LINK
+			    : only[i].opcode != IORING_RESTRICTION_SQE_OP ||
+				      (only[i].sqe_op != IORING_OP_WRITE &&
+				       only[i].sqe_op != IORING_OP_WRITEV))
+			die("a ring that may do more than write");
+	}
+	restricted = true;
+}
+
+static long set_rules(uint32_t opcode, const void *argument, uint32_t n)
+{
+	if (opcode == IORING_REGISTER_RESTRICTIONS)
+		restrict_to(argument, n);
+	else if (opcode == IORING_REGISTER_ENABLE_RINGS && restricted)
+		enabled = true;
+	else
+		die("a ring that is switched on before it is restricted");
+	return 0;
+}
+
 static long enter(uint32_t submit, uint32_t wait)
 {
 	uint32_t n = kernel->sq_tail - kernel->sq_head, i;
 	bool failed = false;
 
+	if (!enabled)
+		die("a request to a ring that is not switched on");
 	if (wait)
 		show();
 	if (!submit) {
@@ -162,6 +190,11 @@ long __wrap_syscall(long number, ...)
 	(void)va_arg(args, long);
 	if (number == SYS_io_uring_setup) {
 		r = set_up(va_arg(args, struct io_uring_params *));
+	} else if (number == SYS_io_uring_register) {
+		uint32_t opcode = va_arg(args, uint32_t);
+		const void *argument = va_arg(args, const void *);
+
+		r = set_rules(opcode, argument, va_arg(args, uint32_t));
 	} else {
 		uint32_t submit = va_arg(args, uint32_t);
 

@@ -144,6 +144,12 @@ class _Lib:
         was nothing to do, and the rings ask for kicks.
         """
 
+    def confine_thread(self) -> int:
+        """Leave the calling thread the system calls of a worker; return 0 or -errno."""
+
+    def confine_probe(self) -> int:
+        """Return 0 if this machine has what worker_conf.confine asks for, or -errno."""
+
     def uring_probe(self) -> int:
         """Return 0 if this machine has what worker_conf.io_uring asks for, or -errno.
 

@@ -6,6 +6,7 @@ It imports the whole agent, with netlink and C, so `cli.main` imports it for `ru
 
 import argparse
 import logging
+import os
 from contextlib import ExitStack
 from functools import partial
 
@@ -14,7 +15,7 @@ from vhostpci_shared.limits import raise_descriptor_limit
 from .. import status_socket
 from ..agent import Agent, stopped_by_signals
 from ..dataplane import tx_methods
-from ..dataplane.native import io_uring_error
+from ..dataplane.native import confine_error, io_uring_error
 from ..dataplane.workers import Workers
 from ..errors import Unusable
 from ..interfaces import Source
@@ -64,6 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
             cpus=arguments.cpus,
             poll=arguments.poll_us / 1_000_000,
             io_uring=io_uring,
+            confine=can_confine(),
         )
         ports = Ports(
             wanted, joined, keep=arguments.keep_tap, requests=helpers.requests
@@ -101,6 +103,18 @@ def use_io_uring(method: str) -> bool:
         raise Unusable(f"--tx-method io_uring: {reason}")
     log.info("packets go to the TAP one by one (writev): %s", reason)
     return False
+
+
+def can_confine() -> bool:
+    """Whether the worker threads can have a filter of system calls; log why not."""
+    error = confine_error()
+    if error:
+        log.warning(
+            "the threads that move packets may make any system call, because this "
+            "machine has no seccomp filters for us: %s",
+            os.strerror(error),
+        )
+    return not error
 
 
 def _rules(arguments: argparse.Namespace) -> naming.Rules:

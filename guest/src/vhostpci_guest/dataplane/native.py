@@ -92,6 +92,11 @@ def io_uring_error() -> int:
     return -lib.uring_probe()
 
 
+def confine_error() -> int:
+    """Return 0 if this machine lets us confine workers, else an errno."""
+    return -lib.confine_probe()
+
+
 @dataclass(frozen=True, slots=True)
 class CLayout:
     """Size of a C struct, and (offset, size) of each member, in order."""
@@ -190,6 +195,7 @@ class Worker:
     ``poll_min``, ``poll_max``: without kicks, sleep so long, twice as long each
     time.  ``hold``: how long a packet waits for the rest of its buffers.
     ``io_uring``: send by io_uring, if it can be used; `status` says whether it is.
+    ``confine``: leave the thread the system calls that it needs, and no others.
     """
 
     def __init__(
@@ -204,6 +210,7 @@ class Worker:
         poll_max: float = 5e-3,
         hold: float = 0.1,
         io_uring: bool = False,
+        confine: bool = False,
         threaded: bool = True,
     ) -> None:
         self._name = f"queue pair {pair}"
@@ -217,6 +224,7 @@ class Worker:
                 "name": (thread or f"vhostpci-{pair}").encode()[:MAX_THREAD_NAME],
                 "manual": not threaded,
                 "io_uring": io_uring,
+                "confine": confine,
                 "spin_ns": round(spin * _NS),
                 "poll_min_ns": round(poll_min * _NS),
                 "poll_max_ns": round(poll_max * _NS),

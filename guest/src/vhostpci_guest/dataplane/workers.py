@@ -29,6 +29,7 @@ class Workers:
         cpus: the processors that the threads may run on; None: any.
         poll: seconds for which a busy worker looks for packets before it sleeps.
         io_uring: whether packets go to the TAP by io_uring, where it can be used.
+        confine: whether the threads have only the system calls that they need.
 
     Raises:
         OSError: the machine has no thread for a worker.
@@ -42,6 +43,7 @@ class Workers:
         cpus: frozenset[int] | None = None,
         poll: float = 0.0,
         io_uring: bool = False,
+        confine: bool = False,
     ) -> None:
         self._fds: dict[int, list[int]] = {}
         """Calls and kicks, by ring: ours to close once the ring has stopped."""
@@ -60,6 +62,7 @@ class Workers:
                             thread=thread_name(device, pair),
                             spin=poll,
                             io_uring=io_uring,
+                            confine=confine,
                         )
                     )
                     for pair, fd in enumerate(tap_fds)

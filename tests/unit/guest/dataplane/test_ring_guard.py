@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import pytest
 
 from tests.fakes.driver import Desc, Region
-from tests.fakes.pair import HDR, RX, TX, Pair
+from tests.fakes.pair import CAN_CONFINE, HDR, RX, TX, Pair
 from tests.waiting import eventually
 from vhostpci_guest.dataplane.faults import Fault, RingError
 from vhostpci_guest.dataplane.native import Guard, RingIndex, address_of
@@ -151,10 +151,12 @@ def test_too_many_guards_are_refused() -> None:
 
 
 @contextmanager
-def pair(*, threaded: bool) -> Iterator[tuple[Pair, list[Guard]]]:
+def pair(
+    *, threaded: bool, confine: bool = False
+) -> Iterator[tuple[Pair, list[Guard]]]:
     """Rings in a session that runs, in guarded memory."""
     with (
-        Pair(num=64, threaded=threaded, running=False) as pair,
+        Pair(num=64, threaded=threaded, running=False, confine=confine) as pair,
         guarded(*pair.memory.regions) as guards,
     ):
         for index in RingIndex:
@@ -204,9 +206,10 @@ def test_rings_that_lose_their_memory_in_mid_flight_stop() -> None:
         assert pair_.events() >= 1
 
 
-def test_the_thread_of_a_worker_survives_the_loss_of_its_ring() -> None:
+@pytest.mark.parametrize("confine", [False, CAN_CONFINE])
+def test_the_thread_of_a_worker_survives_the_loss_of_its_ring(confine: bool) -> None:
     """The thread must not block SIGBUS, although it blocks other signals."""
-    with pair(threaded=True) as (pair_, guards):
+    with pair(threaded=True, confine=confine) as (pair_, guards):
         pair_.memory.regions[-1].cut()
         os.eventfd_write(pair_.tx.kick_fd, 1)
         assert eventually(lambda: pair_.state(TX) == AgentRingState.FENCED)
