@@ -248,8 +248,22 @@ class PciDevice:
                 raise
 
     def _write(self, path: Path, text: str) -> None:
-        """Write an attribute that is about it."""
-        self.system.write(path, text, self._claim)
+        """Write an attribute that is about it.
+
+        Raises:
+            Unusable: sysfs is read-only.
+            OSError: the kernel refuses.
+        """
+        try:
+            self.system.write(path, text, self._claim)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            raise Unusable(
+                f"{self.address} can't be bound, because {self.system.sys} is "
+                "read-only, as in a container: run the agent outside of it, or with "
+                "--privileged"
+            ) from None
 
     def _unbind(self) -> None:
         if self.driver is not None:

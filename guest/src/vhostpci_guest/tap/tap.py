@@ -411,6 +411,9 @@ def _attach_failure(error: OSError, queues: int) -> str:
     # EBUSY: a single queue, which another process has.  E2BIG: as many as there can be.
     if error.errno in (errno.EBUSY, errno.E2BIG):
         return "another process has it: choose another --tap"
+    # It has an owner or a group (ip tuntap add ... user NAME).
+    if error.errno == errno.EPERM:
+        return "is another user's: run as that user or as root, or choose another --tap"
     if error.errno == errno.EINVAL:
         kind = "with" if queues > 1 else "without"
         return (

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Binding a device through sysfs or UIO: which way, its window, its end."""
 
+import errno
+import os
 import struct
 from pathlib import Path
 
@@ -8,8 +10,9 @@ import pytest
 
 from tests.fakes.sysfs import BAR2, FakeSystem
 from tests.unit.guest.pci.plugged import HERE, device
+from vhostpci_guest.dataplane.mapping import Mapping
 from vhostpci_guest.errors import Unusable
-from vhostpci_guest.pci import bindings, search
+from vhostpci_guest.pci import bindings, position, search
 
 
 def test_vfio_group_that_a_process_has_open_is_left_alone(system: FakeSystem) -> None:
@@ -106,6 +109,46 @@ def test_failed_bind_restores_the_device(system: FakeSystem) -> None:
         bindings.bind(here, "sysfs")
     assert here.driver == "vfio-pci"
     assert (here.path / "enable").read_text() == "0\n"
+    with here.claimed():
+        pass
+
+
+@pytest.mark.parametrize("way", ["uio", "sysfs"])
+def test_device_that_cannot_be_mapped_for_lack_of_memory_is_given_back(
+    system: FakeSystem, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    class NoMemory(Mapping):
+        def __init__(self, fd: int, size: int, **_: int) -> None:
+            if size == BAR2:
+                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+            super().__init__(fd, size)
+
+    here = device(system, driver="vfio-pci")
+    monkeypatch.setattr(position, "Mapping", NoMemory)
+    with pytest.raises(Unusable, match="can't be mapped: Cannot allocate memory"):
+        bindings.bind(here, way)
+    assert here.driver == "vfio-pci"
+    with here.claimed():
+        pass
+
+
+@pytest.mark.parametrize("way", ["uio", "sysfs"])
+@pytest.mark.parametrize("keep", [None, frozenset((0,))])
+def test_read_only_sysfs_is_named_as_the_reason(
+    system: FakeSystem,
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+    keep: frozenset[int] | None,
+) -> None:
+    """As Docker mounts it."""
+
+    def refuse(path: Path, text: str, claim: int | None = None) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    here = device(system)
+    monkeypatch.setattr(system, "write", refuse)
+    with pytest.raises(Unusable, match="read-only, as in a container"):
+        bindings.bind_if(here, keep, way)
     with here.claimed():
         pass
 

@@ -77,6 +77,19 @@ def test_metadata_that_is_being_written_is_looked_at_again_soon(bench: Bench) ->
     assert bench.link.interval == FAST
 
 
+def test_metadata_that_is_written_for_ever_costs_little_and_stops_no_ring(
+    bench: Bench,
+) -> None:
+    """A daemon that lives, and whose generation never becomes even."""
+    assert bench.link is not None
+    bench.publish(*pair(2))
+    bench.daemon.metadata.format()
+    bench.ticks(100)
+    assert bench.running == {0, 1}
+    assert bench.link.interval == FAST
+    assert bench.link.status()["state"] == "ready"
+
+
 def test_device_without_metadata_is_refused() -> None:
     bench = Bench()
     bench.device.window.view[-md.SIZE :] = bytes(md.SIZE)
