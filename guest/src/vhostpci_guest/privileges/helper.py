@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
@@ -25,6 +26,11 @@ from vhostpci_shared.log_writer import STDERR, LogWriter
 from . import process
 from .channel import Channel, Handler, serve
 
+log = logging.getLogger(__name__)
+
+PATIENCE = 2.0
+"""Seconds that `close` waits; a helper that is not busy ends within milliseconds."""
+_PAUSE = 0.002
 _ENDED_BY_AGENT = (
     *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
     *(signal.SIGUSR1, signal.SIGUSR2),
@@ -67,9 +73,18 @@ class Helper:
         self.close()
 
     def close(self) -> None:
-        """End the helper, and wait until it has ended."""
+        """End the helper, and wait until it has ended, `PATIENCE` seconds at most.
+
+        One that hangs in the kernel, as in the write that unbinds a driver, must not
+        keep the agent: it is killed when that has ended.
+        """
         self.channel.close()
-        os.waitpid(self.pid, 0)
+        until = time.monotonic() + PATIENCE
+        while os.waitpid(self.pid, os.WNOHANG) == (0, 0):
+            if time.monotonic() >= until:
+                log.warning("a helper process is busy; ending without it")
+                return
+            time.sleep(_PAUSE)
 
 
 def _end(run: Callable[[], None]) -> None:

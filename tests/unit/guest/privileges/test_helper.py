@@ -13,6 +13,7 @@ import pytest
 
 from tests.waiting import wait_for
 from vhostpci_guest.privileges import process
+from vhostpci_guest.privileges.helper import PATIENCE
 from vhostpci_guest.privileges.user import User, default_user, owner, parse_user
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -25,7 +26,7 @@ from vhostpci_guest.privileges.helper import Helper
 
 def status(_order):
     with open("/proc/self/status") as file:
-        return Answer(file.read())
+        return Answer(str(file.read()))
 
 keep = {process.NET_ADMIN}
 helper = Helper("a-helper", "helps", keep, lambda pid: {"status": status})
@@ -120,6 +121,24 @@ def test_signals_to_the_whole_group_leave_the_helper_to_the_agent(
     assert gone(helper)
 
 
+def test_helper_that_hangs_does_not_keep_the_agent() -> None:
+    program = (
+        AGENT.replace("file.read()", "time.sleep(60)")
+        + """
+import threading
+ask = lambda: helper.channel.ask("status")
+threading.Thread(target=ask, daemon=True).start()
+time.sleep(0.2)
+before = time.monotonic()
+helper.close()
+print(time.monotonic() - before)
+"""
+    )
+    helper, seconds = run("import time\n" + program).split()
+    assert PATIENCE <= float(seconds) < PATIENCE + 10
+    wait_for(lambda: gone(int(helper)), "the helper ends with its agent")
+
+
 def fields(status: str) -> dict[str, str]:
     return dict(line.split(":\t", 1) for line in status.splitlines())
 
@@ -139,7 +158,7 @@ def test_helper_has_no_descriptor_of_the_agents() -> None:
     program = """
 import os
 secret = os.open("/etc/passwd", os.O_RDONLY)
-""" + AGENT.replace("file.read()", "str(os.listdir('/proc/self/fd'))")
+""" + AGENT.replace("file.read()", "(os.listdir('/proc/self/fd'))")
     program += "print(helper.channel.ask('status').value)"
     shown = run(program).splitlines()[1]
     # Standard input, output and error, the channel, the file and the directory.
