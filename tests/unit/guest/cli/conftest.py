@@ -9,6 +9,7 @@ import pytest
 
 from vhostpci_guest.cli import separation
 from vhostpci_guest.privileges.user import User
+from vhostpci_guest.tap import settings
 from vhostpci_guest.tap.bridge import Bridge
 from vhostpci_guest.tap.requests import LocalRequests
 
@@ -27,6 +28,8 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> None:
     def give_up(_user: User | None, *, asked: bool) -> None:
         pass
 
+    # What `run` reads of the machine is put back as well.
+    monkeypatch.setattr(settings, "_remembered", [])
     monkeypatch.setattr(separation, "helpers", helpers)
     monkeypatch.setattr(separation, "choose_user", choose_user)
     monkeypatch.setattr(separation, "give_up", give_up)
