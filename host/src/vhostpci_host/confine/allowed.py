@@ -88,6 +88,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "pread64": (),
     "preadv2": (),
     "prlimit64": ("OURS",),
+    "pwrite64": (),
     "pwritev2": (),
     "read": (),
     "readlink": (),

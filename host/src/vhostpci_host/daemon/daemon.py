@@ -452,6 +452,10 @@ class Daemon:
         if not self._ended.done():
             self._ended.set_result(None)
 
+    def end_is_explained(self) -> None:
+        """Note that the daemon ends by an error that the user is told."""
+        self._keeper.explained()
+
     async def close(self) -> None:
         """Unplug what is plugged, and close all devices."""
         self._keeper.end()

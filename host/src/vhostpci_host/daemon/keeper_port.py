@@ -16,6 +16,7 @@ from .. import sealed_memfd
 from ..errors import HostError
 from ..interfaces import Json, Loop
 from ..keeper import notices
+from ..keeper.attempts import Attempts
 from ..keeper.store import CONTROL, FILE, DescriptorStore
 from . import left_behind
 from .control import Request
@@ -42,6 +43,9 @@ class KeeperPort:
         self.store = store
         self.given = GivenSockets() if store is None else GivenSockets(store.take())
         """The sockets that systemd has made."""
+        counts = store is not None and not store.systemd
+        self._is_ready = False
+        self._attempts = None if store is None or counts else Attempts(store)
         self._ticks = 0
         self._control = ""
         """The name under which the daemon's control socket is kept."""
@@ -111,6 +115,9 @@ class KeeperPort:
     def ready(self, count: int) -> None:
         """Say that `count` devices are served."""
         self.given.finish_start()
+        if self._attempts is not None:
+            self._attempts.ready()
+        self._is_ready = True
         if self.store is not None:
             text = notices.status(f"serving {count} devices")
             # Alive as well: from now on it is noticed if we hang.
@@ -171,13 +178,21 @@ class KeeperPort:
     def make_room(self, status: int = notices.HANDED_OVER) -> None:
         """End at once, and close nothing: a successor goes on."""
         log.info("makes room for its successor")
+        self.explained()
         logging.shutdown()
         # Without Python's end, in which objects close what they have.
         os._exit(status)
 
+    def explained(self) -> None:
+        """Note that the daemon ends, and that what was left to it is not to blame."""
+        if self._attempts is not None and not self._is_ready:
+            self._attempts.explained()
+
     def close(self) -> None:
         """Close our end; what is kept stays."""
         self.given.close()
+        if self._attempts is not None:
+            self._attempts.close()
         if self.store is not None:
             self.store.close()
 

@@ -8,6 +8,7 @@ from vhostpci_shared.limits import raise_descriptor_limit
 
 from ..config.device import DeviceConfig
 from ..config.file import ConfigFile
+from ..errors import HostError
 from ..keeper.store import DescriptorStore
 from .confined import UNCONFINED, Confined
 from .daemon import Daemon
@@ -35,6 +36,9 @@ async def run(
         daemon.ready()
         daemon.warn_of_shortage()
         await daemon.ended()
+    except HostError:
+        daemon.end_is_explained()
+        raise
     finally:
         await daemon.close()
 
@@ -60,5 +64,8 @@ async def run_file(
         daemon.warn_of_shortage()
         log.info("serving %d devices; more by `vhostpci-host add`", len(file.devices))
         await daemon.ended()
+    except HostError:
+        daemon.end_is_explained()
+        raise
     finally:
         await daemon.close()

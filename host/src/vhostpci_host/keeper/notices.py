@@ -42,6 +42,9 @@ FAILED = 70
 HANDED_OVER = 75
 """It was asked to make room for its successor, and has closed nothing."""
 
+USELESS = 2
+"""Daemons that died before they were ready, after which nothing is kept any more."""
+
 
 def keep(name: str) -> str:
     """Return the notice to keep the descriptor that comes with it as `name`."""

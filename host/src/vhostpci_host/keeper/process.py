@@ -237,7 +237,7 @@ class Keeper:
         # One that was killed may have served some of its devices already.  One that
         # failed would fail again.
         killed = status < 0
-        return killed and bool(self._kept) and self._useless < USELESS
+        return killed and bool(self._kept) and self._useless < notices.USELESS
 
     def _next(self) -> Child:
         """Return the next daemon: the heir, if there is one."""
@@ -493,7 +493,7 @@ class Keeper:
         Not called for one that was killed by another process.
         """
         self._useless = 0 if child.ready else self._useless + 1
-        if self._useless >= USELESS and self._kept:
+        if self._useless >= notices.USELESS and self._kept:
             _say("what was kept seems to end the daemon: it starts without that")
             self._forget_all()
 

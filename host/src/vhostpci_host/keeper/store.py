@@ -40,7 +40,9 @@ CONTROL = "c"
 """The letter that the name of the daemon's control socket begins with."""
 FILE = "f"
 """The letter that the name of the configuration file's text begins with."""
-_KINDS = (CONTROL, DESCRIPTOR, FILE, "s")
+ATTEMPTS = "a"
+"""The letter that the name of the count of attempts begins with."""
+_KINDS = (ATTEMPTS, CONTROL, DESCRIPTOR, FILE, "s")
 
 
 Keep = Callable[[HasNumber], str]
@@ -133,6 +135,14 @@ class DescriptorStore:
         if self._names.get(who) == name:
             del self._names[who]
         self.say(notices.forget(name))
+
+    def drop_left(self) -> None:
+        """Have what an earlier daemon has left closed now, at both ends."""
+        while self.left:
+            self.left.popitem()[1].close()
+        for name in list(self._kept):
+            self._forget(name)
+        self._wait_taken()
 
     def finish_start(self) -> None:
         """Close what an earlier daemon has left; forget what no device has taken."""
