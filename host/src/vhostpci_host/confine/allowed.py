@@ -82,6 +82,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "nanosleep": (),
     "newfstatat": (),
     "openat": (),
+    "pidfd_open": (),
     "pipe2": (),
     "poll": (),
     "prctl": ("PR_SET_NAME",),

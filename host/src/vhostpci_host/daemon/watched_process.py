@@ -29,6 +29,7 @@ class WatchedProcess:
         self._loop = loop
         self._ended = ended
         try:
+            # System calls: pidfd_open.
             self._fd = Fd(os.pidfd_open(state.pid))
         except OverflowError:  # what was left to us may be anything
             raise ProcessLookupError(f"there is no process {state.pid}") from None
