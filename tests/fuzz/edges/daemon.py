@@ -116,7 +116,8 @@ class Play:
 
     def stop(self) -> None:
         """Say what QEMU says when the driver stops a ring."""
-        self.front_end().stop_ring(self.choices.below(4))
+        state = vu.VringState(self.choices.below(4), 0)
+        self.front_end().ask(Request.GET_VRING_BASE, state)
 
     def send(self, header: vu.Header, payload: bytes, fds: list[int]) -> None:
         """Send a message that may be anything."""

@@ -37,6 +37,7 @@ from vhostpci_host.memory import process_maps
 from vhostpci_host.memory.attach import WindowIds
 from vhostpci_shared import ivshmem
 from vhostpci_shared import metadata as md
+from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import Request
 
 MEMORY = 2 * MIB
@@ -360,14 +361,25 @@ class ToHost:
         """Return the reply to the last message."""
         for pause in (0, 0.001, 0.01, 0.1, 1.0, 1.0, 6.0):
             self.host.pass_time(pause)
-            data = self.drain()
-            if data[:4] == self.request.to_bytes(4, "little"):
-                return data
+            # What was asked for before, without a wait, may be answered only now.
+            replies = split(self.drain())
+            if replies and replies[-1][:4] == self.request.to_bytes(4, "little"):
+                return replies[-1]
         raise Dropped("no reply")
 
     def close(self) -> None:
         self.socket.close()
         self.host.pass_time()
+
+
+def split(data: bytes) -> list[bytes]:
+    """Return the messages in `data`, which are whole."""
+    found: list[bytes] = []
+    while data:
+        size = vu.Header.layout.size + vu.Header.parse(data[:12]).size
+        found.append(data[:size])
+        data = data[size:]
+    return found
 
 
 class Slave:
