@@ -47,6 +47,7 @@ SECONDS = {
     "tests/vm/test_start_orders.py": 35,
     "tests/assumptions/test_hotplug.py": 35,
     "tests/vm/test_bad_slaves.py": 30,
+    "tests/vm/test_standing_still.py": 30,
     "tests/frontends/test_bench.py": 25,
     "tests/assumptions/test_memory_types.py": 20,
     "tests/vm/test_harness.py": 20,

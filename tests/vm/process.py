@@ -23,7 +23,9 @@ class Process:
 
     name = "slave process"
 
-    def __init__(self, namespace: Namespace, log: Path) -> None:
+    def __init__(self, namespace: Namespace, log: Path, pid: int) -> None:
+        self.pid = pid
+        """The agent's process."""
         self._namespace = namespace
         self._log = log
 
@@ -73,7 +75,7 @@ def serving(daemon: Daemon, log: Path) -> Iterator[Process]:
             start_new_session=True,
         )
         try:
-            yield Process(namespace, log)
+            yield Process(namespace, log, agent.pid)
         finally:
             agent.terminate()
             agent.wait(15)
