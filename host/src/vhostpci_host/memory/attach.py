@@ -116,9 +116,13 @@ class AttachedMemory:
         self._ids = ids
         self._reported_cuts: set[int] = set()
         with ExitStack() as undo:
-            made = left or _sealed_memfd(f"vhostpci-{config.name}")
-            self.file = undo.enter_context(made)
-            self._map = mmap.mmap(self.file.fileno(), md.SIZE)
+            try:
+                made = left or _sealed_memfd(f"vhostpci-{config.name}")
+                self.file = undo.enter_context(made)
+                self._map = mmap.mmap(self.file.fileno(), md.SIZE)
+            except OSError as error:
+                text = f"cannot make and map the metadata: {error.strerror}"
+                raise HostError(text) from error
             undo.pop_all()
         self.metadata = access.Metadata(memoryview(self._map))
 

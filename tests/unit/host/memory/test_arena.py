@@ -60,6 +60,18 @@ def test_arena_that_cannot_be_served_is_not_left_behind(
         config.arena.unlink(missing_ok=True)
 
 
+def test_arena_that_cannot_be_mapped_is_named_and_not_left_behind(
+    config: DeviceConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("mmap.mmap", refuse)
+    with pytest.raises(HostError, match=f"{config.arena}: Cannot allocate memory"):
+        Arena(config)
+    assert not config.arena.exists()
+
+
 def test_arena_that_a_master_has_had_stays_for_the_next_daemon(
     config: DeviceConfig,
 ) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attach mode: which pieces of which files of the master's become windows."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -13,9 +14,11 @@ from tests.fakes import tmpfs
 from tests.fakes.frontend import region
 from tests.fakes.windows import MIB
 from vhostpci_host.config.device import DeviceConfig, Mode
+from vhostpci_host.errors import HostError
 from vhostpci_host.fds import Fd
 from vhostpci_host.memory.attach import AttachedMemory, AttachedWindows, WindowIds
 from vhostpci_shared import metadata as md
+from vhostpci_shared.limits import shortage
 from vhostpci_shared.vhost_user import MemRegion
 from vhostpci_shared.wire import ProtocolError
 
@@ -46,6 +49,24 @@ def memory() -> Iterator[Fd]:
 def opened(path: Path, flags: int) -> Iterator[Fd]:
     with Fd(os.open(path, flags, 0o600)) as file:
         yield file
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EMFILE])
+@pytest.mark.parametrize("what", ["mmap.mmap", "os.memfd_create"])
+def test_metadata_that_the_machine_has_no_room_for_is_an_error_of_the_user(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int, what: str
+) -> None:
+    """And no bug of ours: the device is not served, the other ones are."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(what, refuse)
+    config = DeviceConfig(name="dev", mode=Mode.ATTACH, run_dir=tmp_path)
+    with pytest.raises(HostError, match=os.strerror(number)) as raised:
+        AttachedMemory(config, WindowIds())
+    # More is said of a lack of descriptors.
+    assert (shortage(raised.value) is None) == (number == errno.ENOMEM)
 
 
 @pytest.mark.parametrize("offset", [0, MIB, 2 * MIB - 1])
