@@ -2,6 +2,7 @@
 """A daemon that is killed has a successor, and neither master nor slave notices it."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -100,7 +101,10 @@ def test_upgrade_costs_no_packet(kept: Lab) -> None:
         assert not done.returncode, done.stderr
         assert "made room for pid" in done.stdout
     assert pings.end(signal.SIGINT) == 0
-    assert " 0% packet loss" in pings.log, pings.log
+    counts = re.findall(r"(\d+) (?:packets transmitted|received)", pings.log)
+    sent, received = map(int, counts)
+    # The last one may be under way when the program ends.
+    assert received >= sent - 1 > 0, pings.log
     assert sessions(kept) == before
     assert unnoticed(kept), kept.daemon.log
 

@@ -139,6 +139,7 @@ def run(directory: Path, devices: int, upgrades: int) -> Result:
         with pinging(lab) as pings:
             flows.wait_trips(10)
             upgrade(lab)  # the first one is another process than those that follow
+            flows.wait_trips(3)
             before = lab.resources()
             for _ in range(upgrades):
                 flows.take_longest()

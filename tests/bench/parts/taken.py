@@ -32,7 +32,7 @@ AS_IT_IS = ""
 OLDER_AGENT = (
     r"from vhostpci_shared import ivshmem; ivshmem.TAKES_KICKS = b'\0vhostpci.older.'; "
 )
-WITHOUT_C = "import sys; sys.modules['vhostpci_shared.relay_thread'] = None; "
+WITHOUT_C = "import sys; sys.modules['vhostpci_shared._relay'] = None; "
 
 
 def changed(argv: Sequence[str], module: str, change: str) -> list[str]:
