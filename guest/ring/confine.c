@@ -102,7 +102,7 @@ static void *confine_try(void *ret)
 /**
  * confine_probe() - Find out whether workers can be confined on this machine
  *
- * Return: as confine_thread(), which is tried in a thread of its own
+ * Return: as confine_thread(), which is tried in a separate thread
  */
 int confine_probe(void)
 {

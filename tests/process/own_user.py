@@ -10,7 +10,7 @@ from tests.process.lab import Lab
 from tests.vm.debian import PYTHON
 
 UID = 61208
-"""Nobody's number here: systemd gives numbers from 61184 on to services of a moment."""
+"""No user has it here: systemd gives numbers from 61184 on to services of a moment."""
 
 UNPRIVILEGED = [
     *("setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups"),

@@ -68,7 +68,7 @@ def names(capabilities: Set[int]) -> list[str]:
 
 
 def limit(capabilities: Set[int]) -> None:
-    """Keep of our capabilities only these, for ever, also over an execve().
+    """Keep only these of our capabilities, also over an execve(); none comes back.
 
     It holds for this thread and those that it starts.
     """

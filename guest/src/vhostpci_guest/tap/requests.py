@@ -58,7 +58,7 @@ Settings = Mapping[str, str | int]
 
 
 class Requests(Protocol):
-    """What needs CAP_NET_ADMIN, whoever has it.
+    """What needs CAP_NET_ADMIN: of this process, or of a helper.
 
     A request for a TAP that another program has deleted raises EBADFD.
     """

@@ -39,8 +39,8 @@ from .libseccomp import (
 
 log = logging.getLogger(__name__)
 
-# The older name of a call, which aarch64 and newer C libraries do not have: whoever may
-# make the one may make the other.
+# The older name of a call, which aarch64 and newer C libraries do not have: a
+# process that may make the one may make the other.
 _SAME = {
     "chmod": ("fchmodat", "fchmodat2"),
     "dup2": ("dup3",),

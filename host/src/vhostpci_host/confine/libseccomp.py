@@ -117,7 +117,7 @@ def _library() -> ctypes.CDLL:
     """Load the library.
 
     Raises:
-        Unavailable: it is not there, or this is an architecture that nobody has tried.
+        Unavailable: it is not there, or this architecture was never tried.
     """
     try:
         library = ctypes.CDLL(LIBRARY)

@@ -133,7 +133,7 @@ class Device:
 
     @property
     def rings_run(self) -> bool:
-        """Whether the front-end runs any ring, whoever serves it."""
+        """Whether the front-end runs any ring, with an agent or without one."""
         return any(lease.running for lease in self.leases)
 
     @property

@@ -2,7 +2,7 @@
 """How many daemons have ended before they were ready, where the keeper counts none.
 
 What an earlier daemon has left may end each successor, by an error of ours.  Our own
-keeper starts the third one without it; systemd would go on for ever.  So a successor
+keeper starts the third one without it; systemd would go on without end.  So a successor
 of systemd's writes into a file, which is kept as well, that it tries, and that it is
 ready.
 """

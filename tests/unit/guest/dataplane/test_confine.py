@@ -18,7 +18,7 @@ from vhostpci_shared.metadata import AgentRingState
 TASKS = Path("/proc/self/task")
 pytestmark = pytest.mark.skipif(not CAN_CONFINE, reason="no filter can be set here")
 
-# A thread of a process of its own, with the filter; each line is tried in it.
+# A thread of a separate process, with the filter; each line is tried in it.
 PROGRAM = """
 import ctypes, mmap, os, signal, socket, sys, threading
 from vhostpci_guest._ring import lib

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The filter of system calls: what it lets pass, what it forbids, what it logs.
 
-A filter cannot be taken off again, so each test has it in a process of its own.
+A filter cannot be taken off again, so each test has it in a separate process.
 """
 
 import mmap
