@@ -317,6 +317,8 @@ def test_master_may_reconnect_while_the_daemon_waits_for_the_agent(
 def test_slave_may_disconnect_and_reconnect(shared: Host) -> None:
     with master(shared) as qemu:
         qemu.driver_ok([RX])
+        # The daemon may serve a slave between two messages: a new call is a new peer.
+        qemu.ask(Request.GET_FEATURES)
         for _ in range(5):
             with slave(shared) as client:
                 client.catch_up()
