@@ -261,7 +261,9 @@ while True: signal.pause()
         time.sleep(3.5)  # longer than one that hangs may be silent
         assert len(pids(program)) == 1
         kill_last(program)
+        wait_for(lambda: program.log.count("goes on alone") == 2, lambda: program.log)
         assert program.said("has {}") == 2
+        os.kill(pids(program)[-1], signal.SIGKILL)  # it would outlive the keeper
 
 
 def test_daemon_that_takes_a_while_to_end_does_not_go_on_alone(tmp_path: Path) -> None:

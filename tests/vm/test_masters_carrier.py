@@ -51,8 +51,12 @@ def test_carrier_is_off_until_there_is_an_agent(booted: Pair) -> None:
     """The master boots without one, twice, and waits for nothing."""
     wait_off(booted)
     assert booted.daemon.status()["carrier"]["waits_for"] == booted.master.pid
+    # The QEMU tries to connect each second, and says of the first time that it failed.
+    booted.master.wait_until(
+        lambda: "No such file" in booted.master.qemu_said(), booted.master.qemu_said
+    )
     before = booted.master.qemu_said()
-    time.sleep(3)  # the QEMU tries to connect each second
+    time.sleep(3)
     assert booted.master.qemu_said() == before
     booted.master.reboot()
     assert booted.daemon.status()["state"] == OFF

@@ -113,6 +113,8 @@ def test_serving_agent_has_no_rights(booted: Pair) -> None:
 
 def test_agent_that_was_taken_over_reaches_nothing_else(booted: Pair) -> None:
     booted.slave.put("/tmp/taken_over.py", TAKEN_OVER.encode())
+    # An agent before may have loaded it.
+    booted.slave.run("modprobe -r uio_pci_generic")
     said = booted.slave.run("python3 /tmp/taken_over.py").stdout.splitlines()
     assert said[:4] == ["Permission denied"] * 4
     assert "Operation not permitted" in said[4]
