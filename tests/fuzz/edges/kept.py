@@ -127,7 +127,7 @@ class Play:
     def change_mark(self, text: bytes, file: StateFile) -> bytes:
         """Change what counts messages."""
         mark = self.choices.of(tuple(Mark))
-        file.set_mark(mark, self.choices.number(file.mark(mark) + 1))
+        file.set_mark(mark, self.choices.number((file.mark(mark) + 1) % 2**64))
         return text
 
     def change_descriptor(self, text: bytes, _: StateFile) -> bytes:

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -80,6 +81,8 @@ class Pair:
 @pytest.fixture
 def pair() -> Iterator[Pair]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # For a helper that has ended without an answer.
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 30, 0))
     helper = threading.Thread(target=serve, args=(theirs, HANDLERS))
     helper.start()
     channel = Channel(ours, "tests")
