@@ -7,7 +7,6 @@ directory that is to keep what they find, for `python -m tests.fuzz.merge`.
 """
 
 import os
-import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz.build import BY_HAND, FOUND, build_guided
+from tests.fuzz.fuzzer import check, fuzzing
 
 pytestmark = pytest.mark.libfuzzer
 
@@ -32,30 +32,9 @@ def fuzz(program: Path, kind: str, found: Path) -> Iterator[subprocess.Popen[str
         *("-print_final_stats=1", "-detect_leaks=0", f"-artifact_prefix={found}/"),
     )
     found.mkdir(exist_ok=True, parents=True)
-    process = subprocess.Popen(
-        ["nice", "-n", "15", program, *options, found, FOUND, BY_HAND],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        env=os.environ | {"VHOSTPCI_FUZZ_FORMAT": kind},
-    )
-    try:
+    argv: list[str | Path] = [program, *options, found, FOUND, BY_HAND]
+    with fuzzing(argv, {"VHOSTPCI_FUZZ_FORMAT": kind}) as process:
         yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def check(process: subprocess.Popen[str]) -> None:
-    """Wait for a fuzzer's end; it must have survived what it tried."""
-    _, log = process.communicate(timeout=SECONDS + 300)
-    # A failure's input stands at the end of the log, also in base64.
-    assert process.returncode == 0, log[-4000:]
-    units = re.search(r"stat::number_of_executed_units: (\d+)", log)
-    assert units, log[-4000:]
-    # How many is up to what the others leave of the processor.
-    assert int(units[1]) > 0, log[-4000:]
 
 
 @pytest.mark.timeout(SECONDS + 600)
@@ -66,5 +45,5 @@ def test_guided_inputs_are_survived_in_both_formats(tmp_path: Path) -> None:
         fuzz(program, "split", found / "split") as split,
         fuzz(program, "packed", found / "packed") as packed,
     ):
-        check(split)
-        check(packed)
+        check(split, SECONDS)
+        check(packed, SECONDS)
