@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A clock that is set, or jumps, disturbs no daemon and no agent.
 
-They measure time by monotonic clocks, which nobody sets.  `daemon/directories.py`
+They measure time by monotonic clocks, which cannot be set.  `daemon/directories.py`
 compares the times of directories with the clock that these are from; its tests let
 that clock jump.
 """

@@ -122,7 +122,7 @@ def test_socket_that_others_may_connect_to_is_refused(
 
 
 def test_narrower_socket_is_taken(place: Place, made: socket.socket) -> None:
-    """Then nobody in its group may connect, so that it may be any."""
+    """Then no user in its group may connect, so it may be any group."""
     if not os.geteuid():
         os.chown(place.path, -1, OTHER)
     left = given(made).prefer(None, place)
