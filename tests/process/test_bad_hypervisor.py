@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.tmpfs import mounted
 from tests.process.lab import Lab
 from tests.process.program import run
 from tests.waiting import wait_for
@@ -23,12 +24,8 @@ pytestmark = pytest.mark.process
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
-    directory = tmp_path / "disk"
-    directory.mkdir()
-    done = run("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(directory))
-    assert not done.returncode, done.stderr
-    yield directory
-    run("umount", str(directory))
+    with mounted(tmp_path / "disk", 1) as directory:
+        yield directory
 
 
 def make_read_only(disk: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.tmpfs import mounted
 from tests.process.lab import SLAVE_ADDRESS, Lab
 from tests.process.master import (
     BUFFERS,
@@ -32,12 +33,8 @@ BROADCAST = ("ping", "-n", "-q", "-b", "-i", "0.01", "10.9.0.255")
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system that can be filled."""
-    directory = tmp_path / "disk"
-    directory.mkdir()
-    done = run("mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(directory))
-    assert not done.returncode, done.stderr
-    yield directory
-    run("umount", str(directory))
+    with mounted(tmp_path / "disk", 40) as directory:
+        yield directory
 
 
 def fill(path: Path) -> None:
