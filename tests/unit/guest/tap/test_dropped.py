@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 
-from tests.fakes.netns import ip, private_network
+from tests.fakes.netns import ip
 from vhostpci_guest.tap.naming import Rules
 from vhostpci_guest.tap.tap_port import Port, Ports
 
@@ -23,15 +23,6 @@ def port(network: None) -> Iterator[Port]:
         port.open(1, "net0")
         port.set_carrier(True)
         yield port
-
-
-@pytest.fixture
-def elsewhere(network: None) -> Iterator[int]:
-    """A descriptor of another network namespace than the test's own."""
-    with private_network():
-        fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    yield fd
-    os.close(fd)
 
 
 def send(name: str) -> None:

@@ -2,22 +2,11 @@
 """Network namespaces: which one is ours, and what happens in another one."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.fakes.netns import private_network
 from vhostpci_guest.tap import namespace
-
-
-@pytest.fixture
-def elsewhere(network: None) -> Iterator[int]:
-    """A descriptor of another network namespace than the test's own."""
-    with private_network():
-        fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    yield fd
-    os.close(fd)
 
 
 def test_action_runs_in_the_other_namespace_and_the_test_stays(elsewhere: int) -> None:
