@@ -3,6 +3,8 @@
 
 import logging
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from vhostpci_shared.limits import raise_descriptor_limit
 
@@ -28,19 +30,13 @@ async def run(
         HostError: it cannot be served, or failed.
     """
     raise_descriptor_limit()
-    daemon = Daemon(store=keeper, confined=confined)
-    try:
+    async with _ending(Daemon(store=keeper, confined=confined)) as daemon:
         await daemon.restore([config])
         if config.name not in daemon.configs():
             await daemon.add(config, inherited)
         daemon.ready()
         daemon.warn_of_shortage()
         await daemon.ended()
-    except HostError:
-        daemon.end_is_explained()
-        raise
-    finally:
-        await daemon.close()
 
 
 async def run_file(
@@ -54,8 +50,7 @@ async def run_file(
         HostError: another daemon serves the run-dir.
     """
     raise_descriptor_limit()
-    daemon = Daemon(file.shared, keeper, confined)
-    try:
+    async with _ending(Daemon(file.shared, keeper, confined)) as daemon:
         daemon.serve_control(file.run_dir)
         daemon.keep_file(file)
         await daemon.restore(file.devices)
@@ -64,6 +59,13 @@ async def run_file(
         daemon.warn_of_shortage()
         log.info("serving %d devices; more by `vhostpci-host add`", len(file.devices))
         await daemon.ended()
+
+
+@asynccontextmanager
+async def _ending(daemon: Daemon) -> AsyncIterator[Daemon]:
+    """Close a daemon at the block's end; its error is one that the user reads."""
+    try:
+        yield daemon
     except HostError:
         daemon.end_is_explained()
         raise
