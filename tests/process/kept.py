@@ -3,6 +3,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 
 from tests.process.lab import Lab
 from tests.waiting import wait_for
@@ -15,10 +16,20 @@ def serving(lab: Lab) -> int:
     return pid
 
 
-def replace(lab: Lab) -> None:
-    """Kill the process that serves, and wait until another one does."""
+def kill(lab: Lab) -> None:
+    """Kill the process that serves; the keeper starts another one."""
+    os.kill(serving(lab), signal.SIGKILL)
+
+
+def upgrade(lab: Lab) -> None:
+    """Have the keeper start another process, and then end the one that serves."""
+    lab.daemon.send(signal.SIGUSR2)
+
+
+def replace(lab: Lab, how: Callable[[Lab], None] = kill) -> None:
+    """Have the process that serves replaced, and wait until another one serves."""
     before = serving(lab)
-    os.kill(before, signal.SIGKILL)
+    how(lab)
 
     def replaced() -> bool:
         try:

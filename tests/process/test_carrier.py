@@ -3,31 +3,17 @@
 
 import os
 import signal
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.process.kept import replace
 from tests.process.lab import Lab
 from tests.waiting import wait_for
-from vhostpci_host.errors import HostError
 
 pytestmark = pytest.mark.process
 
 OFF = "no agent: the master has no carrier"
-
-
-def replace(lab: Lab) -> None:
-    """Kill the process that serves, and wait until another one does."""
-    before = lab.status()["daemon"]["pid"]
-    os.kill(before, signal.SIGKILL)
-
-    def replaced() -> bool:
-        with suppress(HostError):  # the one that ended had accepted our connection
-            return bool(lab.status()["daemon"]["pid"] != before)
-        return False
-
-    wait_for(replaced, "the successor serves")
 
 
 def test_carrier_is_off_until_there_is_an_agent(

@@ -5,7 +5,6 @@ Numbered frames go both ways.  Each of them that a kernel took must arrive.
 """
 
 import ast
-import os
 import signal
 import sys
 import time
@@ -13,11 +12,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.process.kept import kill, replace, upgrade
 from tests.process.lab import SLAVE_TAP, Lab
 from tests.process.master import TAP as MASTER_TAP
 from tests.process.program import Program
-from tests.waiting import wait_for
-from vhostpci_host.errors import HostError
 
 pytestmark = pytest.mark.process
 
@@ -81,31 +79,10 @@ def test_agent_that_ends_loses_nothing(lab: Lab) -> None:
     assert [stream.lost() for stream in streams] == [set(), set()]
 
 
-def serving(lab: Lab) -> int:
-    """Return the process that serves; 0 while none does."""
-    try:
-        pid: int = lab.status()["daemon"]["pid"]
-    except HostError:
-        return 0
-    return pid
-
-
-def upgrade(lab: Lab) -> None:
-    """Have the keeper replace the daemon."""
-    lab.daemon.send(signal.SIGUSR2)
-
-
-def kill(lab: Lab) -> None:
-    """Kill the daemon; the keeper starts another one."""
-    os.kill(serving(lab), signal.SIGKILL)
-
-
 def test_daemon_that_is_replaced_loses_nothing(lab: Lab) -> None:
     """A slave process has the kicks and calls itself, and does not wait for it."""
     streams = start(lab)
-    for replace in (upgrade, kill, upgrade, kill):
-        before = serving(lab)
-        replace(lab)
-        wait_for(lambda: serving(lab) not in (0, before), "a successor serves")  # noqa: B023
+    for how in (upgrade, kill, upgrade, kill):
+        replace(lab, how)
         time.sleep(SHORT / 2)
     assert [stream.lost() for stream in streams] == [set(), set()]
