@@ -102,6 +102,9 @@ class Daemon:
         self._ended = self.loop.create_future()
         self._timer = self.loop.call_later(TICK, self._tick)
         self.loop.set_exception_handler(self._loop_failed)
+        self._handle_signals()
+
+    def _handle_signals(self) -> None:
         # None of these may end the process by itself: it would leave its sockets, and
         # plugged devices in slave VMs.
         for number in (signal.SIGTERM, signal.SIGINT):
