@@ -23,7 +23,7 @@ from ..device.succession import (
     settle_doubt,
 )
 from ..device.windows import ShownWindows
-from ..errors import HostError, InUse
+from ..errors import HostError
 from ..interfaces import Plugger
 from ..ivshmem.connection import SlaveConnection
 from ..ivshmem.linger import Linger
@@ -41,8 +41,9 @@ from .directories import Directories, NameWatch
 from .entrance import Entrance, entrance_of
 from .given import GivenSockets
 from .isolated_loop import IsolatedLoop
-from .left_behind import LeftBehind, unnamed_socket
-from .listeners import LeftSocket, Listener, PathListener, Place
+from .left_behind import LeftBehind
+from .listeners import Listener, PathListener, Place
+from .listening import Listening
 from .seats import slave_hangs
 
 log = logging.getLogger(__name__)
@@ -119,17 +120,18 @@ class Server:
         self._slaves = Admission(self.loop, self._new_slave, least=SUSPICION)
         self._alone = False
         self._ticks = 0
-        self._listeners: list[PathListener] = []
+        self._listening = Listening(
+            self.loop, common.given, common.keeper, self._log.warn_once
+        )
         self._names = self._watch_names()
         self._added = added
-        self._left_sockets: dict[Path, LeftSocket] = {}
         with contextlib.ExitStack() as stack:
             self._shelf = self._new_shelf(left)
             if self._shelf is not None:
                 stack.callback(self._shelf.close)
             if left is not None:
-                self._left_sockets = left.listeners()
-                stack.callback(self._close_left_sockets)
+                self._listening.take_over(left.listeners())
+                stack.callback(self._listening.close_left)
             self._open(config, inherited, stack, left)
             if left is not None:
                 self._finish_restoring(left)
@@ -170,11 +172,7 @@ class Server:
             self.device,
             keep,
             added=self._added,
-            listeners=tuple(
-                listener.capture(keep)
-                for listener in self._listeners
-                if not listener.closed
-            ),
+            listeners=self._listening.capture(keep),
             master=master.capture(keep, setup) if master and setup else None,
             dropped=self.carrier.capture(),
             slave=slave.capture(keep) if slave else None,
@@ -192,8 +190,9 @@ class Server:
         # First, since a second daemon of this name must change nothing.  A connection
         # waits until `serve_control`.
         place = Place(config.control, 0o600, None)
-        self._control = self._listen_at(place, self._common.control, start=False)
-        stack.callback(self._control.close)
+        self._control = self._listening.listen(
+            place, self._common.control, stack, start=False
+        )
         if left is None:
             self._remove_left_windows()
         self.device = self._new_device(config, left)
@@ -270,14 +269,10 @@ class Server:
 
     def _finish_restoring(self, left: LeftBehind) -> None:
         """Answer what a daemon before us has served and not answered."""
-        self._close_left_sockets()  # of windows that are shown no more
+        self._listening.close_left()  # of windows that are shown no more
         master, state = self._master, left.device.state.master
         if master is not None and state is not None:
             master.restore(state)
-
-    def _close_left_sockets(self) -> None:
-        while self._left_sockets:
-            self._left_sockets.popitem()[1].server.close()
 
     def _go_on(self, left: LeftBehind) -> None:
         """Serve what a daemon before us has served."""
@@ -326,46 +321,12 @@ class Server:
     ) -> PathListener:
         """Make a socket at `path`, and call `take` with each connection to it."""
         place = Place(path, self._config.access, self._config.group)
-        listener = self._listen_at(place, take)
-        if stack is not None:
-            stack.callback(listener.close)
-        return listener
-
-    def _listen_at(
-        self,
-        place: Place,
-        take: Callable[[socket.socket], None],
-        *,
-        start: bool = True,
-    ) -> PathListener:
-        """Make a socket, and look at its path from time to time."""
-        left = self._common.given.prefer(
-            self._left_sockets.pop(place.path, None), place
-        )
-        warn = self._log.warn_once
-        try:
-            listener = PathListener(
-                place, self.loop, take, warn, start=start, left=left
-            )
-        except InUse:
-            left = self._unnamed_socket(place.path)
-            if left is None:
-                raise
-            listener = PathListener(
-                place, self.loop, take, warn, start=start, left=left
-            )
-        self._listeners.append(listener)
-        return listener
+        return self._listening.listen(place, take, stack)
 
     def _check_entrance(self) -> None:
         """Connect to a front-end, if we do that, and none is connected."""
         if self._master is None:
             self._entrance.check()
-
-    def _unnamed_socket(self, path: Path) -> LeftSocket | None:
-        """Return a socket that a daemon before us had made, and in no state yet."""
-        keeper = self._common.keeper
-        return None if keeper is None else unnamed_socket(keeper.left, path)
 
     def _take_inherited(
         self, inherited: socket.socket, stack: contextlib.ExitStack
@@ -553,7 +514,7 @@ class Server:
     def _slow_tick(self) -> None:
         """Do what the device does once a second."""
         names = self._names.changed()
-        self._check_paths(names=names)
+        self._listening.check(names=names)
         # At most once a second: a front-end that rejects us has time to say why.
         self._check_entrance()
         self._check_master()
@@ -563,18 +524,6 @@ class Server:
         """Say that a front-end hangs: its user may wait for something to happen."""
         if self._master is not None and (hangs := self._master.hangs):
             self.say_once(f"front-end (pid {self._master.pid}) {hangs}")
-
-    def _check_paths(self, *, names: bool) -> None:
-        """Listen again where another process took the path of a socket.
-
-        Args:
-            names: whether a name in the sockets' directory may have changed.
-        """
-        if names:
-            self._listeners = [one for one in self._listeners if not one.closed]
-        for listener in self._listeners:
-            if names or listener.lost:
-                listener.check()
 
     def _exhausted(self, error: OSError) -> None:
         """Drop a connection, since no descriptors are left."""
