@@ -16,8 +16,9 @@ from pathlib import Path
 from ..privileges.channel import Answer, BadOrder, Handler, Order
 from . import left
 from .bridge import Bridge
-from .requests import Requests
-from .settings import MTU_MAX, parse_mac
+from .requests import IFF_TUN_EXCL, Requests
+from .settings import MTU_MAX, NAME_MAX, parse_mac
+from .tap import IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR
 
 CHECK = "check the node"
 ATTACH = "attach"
@@ -33,9 +34,7 @@ FORGET = "forget the status socket"
 
 _TUN = os.makedev(10, 200)
 """The device number of /dev/net/tun (Linux, "Linux allocated devices")."""
-_FLAGS = 0x0002 | 0x0100 | 0x1000 | 0x4000 | 0x8000
-"""IFF_TAP, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_VNET_HDR, IFF_TUN_EXCL."""
-_NAME_MAX = 15
+_FLAGS = IFF_TAP | IFF_MULTI_QUEUE | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL
 
 
 class TapOrders:
@@ -79,7 +78,7 @@ class TapOrders:
 
     def _attach(self, order: Order) -> Answer:
         name, flags = order.text(0), order.number(1)
-        if len(name.encode()) > _NAME_MAX:
+        if len(name.encode()) > NAME_MAX:
             raise BadOrder(f"{name!r} is no name of an interface")
         if flags & ~_FLAGS:
             raise BadOrder(f"flags {flags:#x} are not a TAP's")

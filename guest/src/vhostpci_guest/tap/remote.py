@@ -49,8 +49,7 @@ class RemoteRequests:
 
     def mtu(self, fd: int) -> int:
         """Ask for the MTU of now."""
-        value = self._channel.ask(MTU, fd=fd).value
-        return value if isinstance(value, int) else 0
+        return self._number(MTU, fd)
 
     def sends(self, fd: int) -> bool:
         """Ask whether the kernel may put packets into the TAP."""
@@ -58,8 +57,13 @@ class RemoteRequests:
 
     def dropped(self, fd: int) -> int:
         """Ask how many packets the kernel has dropped because queues were full."""
-        value = self._channel.ask(DROPPED, fd=fd).value
-        return value if isinstance(value, int) else 0
+        return self._number(DROPPED, fd)
+
+    def _number(self, order: str, fd: int) -> int:
+        value = self._channel.ask(order, fd=fd).value
+        if not isinstance(value, int):
+            raise ValueError(f"{order}: the helper sent {value!r} in place of a number")
+        return value
 
     def bridge(self, fd: int) -> str | None:
         """Ask for the bridge that the TAP is in."""
