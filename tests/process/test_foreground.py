@@ -15,6 +15,7 @@ import pytest
 from tests.waiting import PROCESS_TIMEOUT, wait_for
 from vhostpci_host.daemon.control_client import ask
 from vhostpci_host.errors import HostError
+from vhostpci_host.keeper.signals import FORWARDED
 
 pytestmark = pytest.mark.process
 
@@ -26,13 +27,15 @@ class Foreground:
 
     Args:
         directory: for its files.
+        options: more of the command.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *options: str) -> None:
         self.run_dir = directory / "run"
         argv = [
             *(sys.executable, "-m", "vhostpci_host", "run", "net0", "--memory", "1M"),
             *("--run-dir", str(self.run_dir), "--memory-dir", str(directory / "m")),
+            *options,
         ]
         self.pid, self._terminal = pty.fork()
         if not self.pid:
@@ -80,8 +83,8 @@ class Foreground:
 
 
 @contextmanager
-def running(directory: Path) -> Iterator[Foreground]:
-    foreground = Foreground(directory)
+def running(directory: Path, *options: str) -> Iterator[Foreground]:
+    foreground = Foreground(directory, *options)
     try:
         yield foreground
     finally:
@@ -114,6 +117,47 @@ def test_ctrl_c_while_it_starts_ends_it(tmp_path: Path) -> None:
             assert foreground.wait() == 0
             assert "Traceback" not in foreground.output
             assert list(foreground.run_dir.glob("*")) == []
+
+
+@pytest.mark.parametrize("keeper", ["auto", "none"])
+def test_ctrl_c_at_any_moment_of_the_end_changes_nothing(
+    tmp_path: Path, keeper: str
+) -> None:
+    """One key may reach the daemon when its loop and its handlers are gone."""
+    with running(tmp_path, "--keeper", keeper) as foreground:
+        wait_for(foreground.daemon, lambda: foreground.output)
+        end = time.monotonic() + PROCESS_TIMEOUT
+        while not ended(foreground.pid):
+            foreground.press(CTRL_C)
+            assert time.monotonic() < end
+            time.sleep(0.001)
+        assert foreground.wait() == 0
+        assert "Traceback" not in foreground.output
+        assert list(foreground.run_dir.iterdir()) == []
+
+
+def ended(pid: int) -> bool:
+    """Whether a child has ended; its status stays there for `wait`."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def test_only_the_main_thread_of_the_daemon_takes_signals(
+    foreground: Foreground,
+) -> None:
+    """Else one is taken while the main thread blocks it, at the start and the end."""
+    daemon = foreground.daemon()
+    masks = {
+        int(task.name): blocked(task) for task in Path(f"/proc/{daemon}/task").iterdir()
+    }
+    assert not masks.pop(daemon) & set(FORWARDED)
+    assert masks
+    assert all(mask >= set(FORWARDED) for mask in masks.values())
+
+
+def blocked(task: Path) -> set[int]:
+    """Return the signals that a thread blocks."""
+    text = (task / "status").read_text().split("SigBlk:")[1].split()[0]
+    return {number for number in range(1, 65) if int(text, 16) >> (number - 1) & 1}
 
 
 def test_ctrl_backslash_kills_both(foreground: Foreground) -> None:

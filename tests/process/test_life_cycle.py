@@ -13,7 +13,7 @@ from tests.fakes.netns import private_network
 from tests.process.lab import Lab
 from tests.process.master import RX, TX, Master
 from tests.process.program import Program
-from tests.waiting import wait_for
+from tests.waiting import PROCESS_TIMEOUT, wait_for
 
 pytestmark = pytest.mark.process
 
@@ -201,3 +201,19 @@ def test_agent_may_start_after_the_master(lab: Lab) -> None:
     lab.start_master().load()
     lab.start_agent()
     assert works(lab)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_at_any_moment_of_the_agents_end_change_nothing(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    with private_network(), Lab(tmp_path) as lab:
+        lab.start_daemon()
+        agent = lab.start_agent().process
+        lab.wait_carrier("NO-CARRIER")
+        end = time.monotonic() + PROCESS_TIMEOUT
+        while agent.poll() is None:
+            agent.send_signal(number)
+            assert time.monotonic() < end
+            time.sleep(0.0005)
+        assert agent.returncode == 0

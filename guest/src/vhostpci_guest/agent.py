@@ -51,7 +51,7 @@ FINISH = 0.2
 """Seconds in which the rings take what waits in the TAPs when the agent ends."""
 TELL_AGAIN = 60.0
 """Seconds between two lines that say so."""
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _IGNORED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """They would end the agent without giving anything back."""
 
@@ -291,7 +291,7 @@ def stopped_by_signals() -> Iterator[tuple[Callable[[], bool], int]]:
         undo.enter_context(write)
         write.setblocking(False)
         undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(write.fileno()))
-        for number in _SIGNALS:
+        for number in SIGNALS:
             undo.callback(signal.signal, number, signal.signal(number, note))
         for number in _IGNORED:
             before = signal.signal(number, signal.SIG_IGN)

@@ -13,6 +13,8 @@ import queue
 import select
 import threading
 
+from . import quiet_thread
+
 STDERR = 2
 MOST = 1000
 """Lines that may wait to be written."""
@@ -42,7 +44,7 @@ class LogWriter(logging.Handler):
         if self._thread is None:
             # A daemon thread: one that is stuck in write() must not keep the program.
             self._thread = threading.Thread(target=self._write_all, daemon=True)
-            self._thread.start()
+            quiet_thread.start(self._thread)
         self._report_left_out()
         self._lines.put(self._encode(record))
 

@@ -7,13 +7,14 @@ It imports the whole agent, with netlink and C, so `cli.main` imports it for `ru
 import argparse
 import logging
 import os
+import signal
 from contextlib import ExitStack
 from functools import partial
 
 from vhostpci_shared.limits import raise_descriptor_limit
 
 from .. import status_socket
-from ..agent import Agent, stopped_by_signals
+from ..agent import SIGNALS, Agent, stopped_by_signals
 from ..dataplane import tx_methods
 from ..dataplane.native import confine_error, io_uring_error
 from ..dataplane.workers import Workers
@@ -45,12 +46,16 @@ def run(arguments: argparse.Namespace) -> None:
     # Before the helpers, too: the loop must not wait until one has imported pyroute2.
     _read_what_is_roots(arguments)
     with ExitStack() as undo:
+        # First: a signal that comes during the steps below must undo them as well, and
+        # a second one must not interrupt the end of the helpers.
+        stop, wakeup = undo.enter_context(stopped_by_signals())
+        # Python removes its handlers when it ends: one more Ctrl-C would then end us
+        # with another status than ours.
+        undo.callback(signal.pthread_sigmask, signal.SIG_BLOCK, SIGNALS)
         # Before all else that holds anything: they are forked from what we are now.
         helpers = undo.enter_context(
             separation.helpers(arguments.socket is None, joined)
         )
-        # Next: a signal that comes during the steps below must undo them as well.
-        stop, wakeup = undo.enter_context(stopped_by_signals())
         # Before the source: an agent that can make no TAP must not take a device from
         # its driver.
         helpers.requests.check_node()

@@ -192,12 +192,15 @@ def _serve(
         devices: all that will ever be served; None: others may be added.
     """
     kept = None
+    # Until the daemon has its handlers: Python ends itself by a signal that it does not
+    # handle, and the filter forbids that.
+    signals.block()
     confined = confine(Choice(args.seccomp), devices)
     if args.keeper != NONE and args.fd is None:
         kept = store.from_environment(systemd=_systemd(args))
     try:
         with contextlib.closing(confined):
-            asyncio.run(_until_end(daemon(kept, confined), kept))
+            asyncio.run(_until_end(daemon(kept, confined)))
     except HostError:
         raise
     except Exception:
@@ -207,16 +210,13 @@ def _serve(
         sys.exit(notices.FAILED)
 
 
-async def _until_end(
-    daemon: Coroutine[None, None, None], kept: DescriptorStore | None
-) -> None:
+async def _until_end(daemon: Coroutine[None, None, None]) -> None:
     try:
         await daemon
     finally:
-        if kept is not None:
-            # A terminal's Ctrl-C reaches us, and the keeper, which passes it on: the
-            # second one may come when the loop and its handlers are gone.
-            signals.block()
+        # A terminal's Ctrl-C reaches us, and the keeper, which passes it on, and a user
+        # may press it twice: one may come when the loop and its handlers are gone.
+        signals.block()
 
 
 def _check_barriers() -> None:

@@ -77,7 +77,13 @@ def main(arguments: Sequence[str]) -> int:
     command = [sys.executable, *flags, "-m", "vhostpci_host", *arguments]
     # The daemon checks its options; no other one has this value.
     standby = bool({"standby", "--keeper=standby"} & set(arguments))
-    return Keeper(command, upstream, standby=standby, first=_first()).run()
+    keeper = Keeper(command, upstream, standby=standby, first=_first())
+    try:
+        return keeper.run()
+    finally:
+        # Python removes its handlers when it ends, and one more Ctrl-C would end us
+        # with another status than the daemon's.
+        signals.block()
 
 
 def _first() -> "Child | None":

@@ -17,6 +17,8 @@ import threading
 import time
 from pathlib import Path
 
+from vhostpci_shared import quiet_thread
+
 LIMIT = 0.5
 """Seconds to wait at most; a QEMU with hundreds of mappings takes a millisecond."""
 QUICK = 0.01
@@ -64,7 +66,7 @@ def read_with_limit(path: Path) -> str | None:
     # ending.  The kernel lets it go when the process that it asks about ends.
     thread = threading.Thread(target=_read, args=(path, found), daemon=True)
     began = time.monotonic()
-    thread.start()
+    quiet_thread.start(thread)
     thread.join(limit)
     stock.spend(time.monotonic() - began)
     return found[0] if found else None
