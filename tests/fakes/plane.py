@@ -5,6 +5,7 @@ import ctypes
 import os
 from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
+from typing import Any, TypedDict
 
 from vhostpci_guest.dataplane.faults import Fault
 from vhostpci_guest.dataplane.interface import (
@@ -13,22 +14,27 @@ from vhostpci_guest.dataplane.interface import (
     RingRefused,
     RingStatus,
     Stats,
+    Stopping,
 )
+from vhostpci_guest.dataplane.ring_features import SERVES
 from vhostpci_guest.errors import Unusable
-from vhostpci_guest.eventfds import new_eventfd, signal
+from vhostpci_guest.eventfds import drain, new_eventfd, signal
 from vhostpci_guest.interfaces import Eventfd
 from vhostpci_guest.net_options import NetOptions
 from vhostpci_guest.tap.naming import Rules
-from vhostpci_guest.tap.tap_port import Port, Ports
+from vhostpci_guest.tap.tap_port import PlaneMaker, Ports, TapPort
 from vhostpci_shared.metadata import AgentRingState
 
 
 class FakePlane:
     """A `DataPlane` whose rings run until the agent or the test stops them."""
 
-    def __init__(self, tap_fds: Sequence[int] = (0,), device: str = "") -> None:
+    def __init__(self, port: TapPort | None = None, device: str = "") -> None:
         self.device = device
-        self.tap_fds = tuple(tap_fds)
+        self.port = port
+        self.silent_ticks = 15
+        self.offers: int | None = int(SERVES)
+        self.waiting = ""
         self.memory: tuple[MemRegion, ...] = ()
         self.running: dict[int, RingConf] = {}
         self.starts: list[tuple[int, int]] = []
@@ -36,6 +42,8 @@ class FakePlane:
         self.stops: list[int] = []
         self.stuck: set[int] = set()
         """Rings whose stop raises TimeoutError."""
+        self.slow: set[int] = set()
+        """Rings whose stop takes a while: until the test takes them out of here."""
         self.refuses: dict[int, RingRefused] = {}
         self.refuse_once: Callable[[], RingRefused] | None = None
         """Makes the error that the next start raises; used once."""
@@ -46,8 +54,23 @@ class FakePlane:
         self._statuses: dict[int, RingStatus] = {}
 
     def fileno(self) -> int:
-        """Return the eventfd that is signalled when a ring is broken or fenced."""
+        """Return the eventfd that is signalled when something happens."""
         return self._events
+
+    def look(self) -> bool:
+        """Return whether something has happened."""
+        return drain(self._events)
+
+    def tick(self) -> None:
+        """Do nothing."""
+
+    def summary(self) -> dict[str, Any]:
+        """Return nothing beside the rings."""
+        return {}
+
+    def happen(self) -> None:
+        """Make the agent look."""
+        signal(self._events)
 
     def set_memory(self, regions: Sequence[MemRegion]) -> None:
         """Record the regions; fail the test if a ring still runs."""
@@ -60,6 +83,7 @@ class FakePlane:
         if self.refuse_once is not None:
             make, self.refuse_once = self.refuse_once, None
             raise make()
+        assert not self.waiting, f"ring {index} is started without a back-end"
         if index in self.refuses:
             raise self.refuses[index]
         self.watch("start", index)
@@ -71,6 +95,8 @@ class FakePlane:
         """Stop a ring."""
         if index in self.stuck:
             raise TimeoutError("stuck")
+        if index in self.slow:
+            raise Stopping
         self.watch("stop", index)
         self.stops.append(index)
         conf = self.running.pop(index, None)
@@ -127,11 +153,36 @@ def _write_used(device: int, at: int, memory: Sequence[MemRegion]) -> None:
             ctypes.c_uint16.from_address(region.host_addr + inside).value = at
 
 
-class FakePort(Port):
-    """A `Port` that records what is asked of its TAP, and makes none."""
+class Packetless(TypedDict):
+    """The arguments of `Ports` for data planes."""
 
-    def __init__(self, device: str = "0000:00:05.0") -> None:
-        super().__init__(Ports(Rules()), device)
+    make_plane: PlaneMaker
+    kind: str
+
+
+NO_PACKETS = Packetless(make_plane=FakePlane, kind="ring")
+"""For ports whose data planes move no packets."""
+
+
+def opened(port: TapPort, queues: int, name: str) -> tuple[int, ...]:
+    """Open a port; return the descriptors of its TAP."""
+    port.open(queues, name)
+    return tuple(port.fds)
+
+
+class FakePort(TapPort):
+    """A `Port` that records what is asked of its TAP, and makes none.
+
+    Args:
+        device: as for `TapPort`.
+        make_plane: makes the data planes.
+    """
+
+    def __init__(
+        self, device: str = "0000:00:05.0", make_plane: PlaneMaker = FakePlane
+    ) -> None:
+        ports = Ports(Rules(), make_plane=make_plane, kind="ring")
+        super().__init__(ports, device)
         self.queues = 0
         self.doings: list[str] = []
         self.options: NetOptions | None = None
@@ -176,11 +227,10 @@ class FakePort(Port):
         """Whether the TAP knows UDP packets with GSO."""
         return self.uso
 
-    def open(self, queues: int, name: str) -> tuple[int, ...]:
-        """Record the call; return numbers that are not open descriptors."""
+    def open(self, queues: int, name: str) -> None:
+        """Record the call."""
         self.doings.append(f"open {name}")
         self.queues = queues
-        return tuple(range(1000, 1000 + queues))
 
     def leave(self) -> None:
         """Record the call."""

@@ -26,7 +26,7 @@ from typing import Any
 from vhostpci_shared.limits import exhausted, no_descriptors, shortage
 from vhostpci_shared.wire import ProtocolError
 
-from .dataplane.interface import PlaneMaker
+from .dataplane.interface import Port
 from .errors import Unusable
 from .interfaces import Device, Source
 from .privileges import process
@@ -35,7 +35,6 @@ from .serve.left_positions import LeftPositions
 from .serve.link import Link
 from .service_manager import ServiceManager
 from .status_socket import Control
-from .tap.tap_port import Port
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +60,7 @@ class Agent:
 
     Args:
         source: where the devices come from; they are ours to close.
-        make_port: makes the TAP port of a device, given the device's name.
-        make_plane: makes the data plane of one device.
+        make_port: makes the port of a device, given the device's name.
         control: the status socket, or None.
     """
 
@@ -70,12 +68,10 @@ class Agent:
         self,
         source: Source,
         make_port: Callable[[str], Port],
-        make_plane: PlaneMaker,
         control: Control | None = None,
     ) -> None:
         self._source = source
         self._make_port = make_port
-        self._make_plane = make_plane
         self._control = control
         self._ports: dict[str, Port] = {}
         self._away: dict[Port, float] = {}
@@ -195,7 +191,7 @@ class Agent:
         port = self._ports[device.name]
         try:
             self._links[device] = Link(
-                *(device, port, self._make_plane, self._source.windows(device)),
+                *(device, port, self._source.windows(device)),
                 left=self._left,
             )
         except ProtocolError as why:

@@ -10,6 +10,7 @@ from tests.fakes.plane import FakePlane, FakePort
 from vhostpci_guest.serve.left_positions import LeftPositions
 from vhostpci_guest.serve.link import Link
 from vhostpci_guest.serve.window_speed import Speed, Speeds
+from vhostpci_guest.tap.tap_port import TapPort
 from vhostpci_shared import metadata as md
 
 
@@ -20,7 +21,7 @@ class Bench:
         self.device = FakeDevice(**options)  # type: ignore[arg-type]
         self.daemon = FakeDaemon(self.device)
         self.planes: list[FakePlane] = []
-        self.port = FakePort()
+        self.port = FakePort(make_plane=self.make_plane)
         self.windows = FakeWindows()
         self.link: Link | None = None
         self.speeds = Speeds(self.device, self.measure)
@@ -38,13 +39,13 @@ class Bench:
     def running(self) -> set[int]:
         return set(self.plane.running) if self.planes else set()
 
-    def make_plane(self, fds: object, device: str) -> FakePlane:
-        self.planes.append(FakePlane(fds, device))  # type: ignore[arg-type]
+    def make_plane(self, port: TapPort, device: str) -> FakePlane:
+        self.planes.append(FakePlane(port, device))
         return self.plane
 
     def attach(self, left: LeftPositions | None = None) -> Link:
         self.link = Link(
-            *(self.device, self.port, self.make_plane, self.windows, self.speeds),
+            *(self.device, self.port, self.windows, self.speeds),
             left=left,
         )
         return self.link

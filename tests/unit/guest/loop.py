@@ -12,6 +12,7 @@ from tests.fakes.pair import Background
 from tests.fakes.plane import FakePlane, FakePort
 from vhostpci_guest.agent import Agent
 from vhostpci_guest.interfaces import Source
+from vhostpci_guest.tap.tap_port import TapPort
 from vhostpci_shared.metadata import AgentState
 
 
@@ -23,17 +24,21 @@ class Planes:
         self.no_more = False
         """Whether the machine has no thread for another."""
 
-    def __call__(self, fds: Sequence[int], device: str) -> FakePlane:
+    def __call__(self, port: TapPort, device: str) -> FakePlane:
         if self.no_more:
             raise OSError(11, "no thread")
-        self.made.append(FakePlane(fds, device))
+        self.made.append(FakePlane(port, device))
         return self.made[-1]
+
+    def port(self, device: str) -> FakePort:
+        """Make a port whose data planes these are."""
+        return FakePort(device, self)
 
 
 @contextmanager
 def running(source: Source, *daemons: FakeDaemon) -> Iterator[None]:
     """Run an agent that serves the first daemon, and the heartbeats of all."""
-    agent = Agent(source, FakePort, Planes())
+    agent = Agent(source, Planes().port)
     with in_loop(agent), Background(lambda: _beat(daemons)):
         _wait_for(lambda: _serves(daemons[0]))
         yield

@@ -26,7 +26,7 @@ def test_plugged_device_is_served_and_unplugged_one_is_given_back() -> None:
     daemon.publish(*pair(2))
     planes = Planes()
     source = FakeSource()
-    agent = Agent(source, FakePort, planes)
+    agent = Agent(source, planes.port)
     agent.step()
     source.there.append(device)
     agent.step()
@@ -43,7 +43,7 @@ def test_plugged_device_is_served_and_unplugged_one_is_given_back() -> None:
 def test_tap_outlives_its_device() -> None:
     source = FakeSource()
     port = FakePort()
-    agent = Agent(source, lambda _name: port, Planes())
+    agent = Agent(source, lambda _name: port)
     for _ in range(2):
         device = FakeDevice(name="net0.ivshmem")
         daemon = FakeDaemon(device)
@@ -63,7 +63,7 @@ def test_devices_are_served_side_by_side() -> None:
     daemons = [FakeDaemon(device) for device in devices]
     for daemon in daemons:
         daemon.publish(*pair(2))
-    agent = Agent(FakeSource(*devices), FakePort, Planes())
+    agent = Agent(FakeSource(*devices), Planes().port)
     agent.step()
     beat_and_step(agent, *daemons)
     names = [status["device"] for status in agent.status()]
@@ -75,7 +75,7 @@ def test_devices_are_served_side_by_side() -> None:
 
 def test_only_device_without_metadata_ends_the_agent_and_is_given_back() -> None:
     device = FakeDevice()
-    agent = Agent(FakeSource(device), FakePort, Planes())
+    agent = Agent(FakeSource(device), Planes().port)
     with pytest.raises(Unusable, match=r"0000:00:05\.0: no vhostpci metadata"):
         agent.step()
     agent.close()
@@ -90,7 +90,7 @@ def test_device_without_metadata_is_refused_and_others_are_served(
     daemon.publish(*pair(2))
     source = FakeSource(foreign, ours, single=False)
     planes = Planes()
-    agent = Agent(source, FakePort, planes)
+    agent = Agent(source, planes.port)
     for _ in range(3):
         beat_and_step(agent, daemon)
     assert source.refused == [foreign]
@@ -113,13 +113,13 @@ class Two:
         self.planes = Planes()
         self.ports: dict[str, FakePort] = {}
         self.source = FakeSource(*self.devices, single=False)
-        self.agent = Agent(self.source, self.make_port, self.planes)
+        self.agent = Agent(self.source, self.make_port)
         for daemon in self.daemons:
             daemon.publish(*pair(2))
         self.step()
 
     def make_port(self, name: str) -> FakePort:
-        self.ports[name] = FakePort(name)
+        self.ports[name] = self.planes.port(name)
         return self.ports[name]
 
     def step(self) -> None:
@@ -256,7 +256,7 @@ def test_signal_ends_the_loop_at_once(number: signal.Signals) -> None:
     device = FakeDevice()
     daemon = FakeDaemon(device)
     daemon.publish()
-    agent = Agent(FakeSource(device), FakePort, Planes())
+    agent = Agent(FakeSource(device), Planes().port)
     with stopped_by_signals() as (stop, wakeup):
         timer = threading.Timer(0.1, os.kill, (os.getpid(), number))
         timer.start()
@@ -296,7 +296,7 @@ def test_status_of_a_link_is_json() -> None:
     device = FakeDevice()
     daemon = FakeDaemon(device)
     daemon.publish(*pair(2))
-    agent = Agent(FakeSource(device), FakePort, Planes())
+    agent = Agent(FakeSource(device), Planes().port)
     agent.step()
     beat_and_step(agent, daemon)
     (status,) = json.loads(json.dumps(agent.status()))

@@ -32,17 +32,17 @@ class Shortage:
 class ShortPort(FakePort):
     """A port whose TAP needs a descriptor."""
 
-    def __init__(self, name: str, shortage: Shortage) -> None:
-        super().__init__(name)
+    def __init__(self, name: str, planes: Planes, shortage: Shortage) -> None:
+        super().__init__(name, planes)
         self._shortage = shortage
 
-    def open(self, queues: int, name: str) -> tuple[int, ...]:
+    def open(self, queues: int, name: str) -> None:
         try:
             self._shortage.check()
         except OSError as error:
             # As tap.py reports what the kernel refuses.
             raise Unusable(f"cannot make {name}: {error.strerror}") from error
-        return super().open(queues, name)
+        super().open(queues, name)
 
 
 class ShortSource(FakeSource):
@@ -82,7 +82,7 @@ def test_device_is_served_once_there_is_a_descriptor_for_its_tap(
     device, planes, shortage = FakeDevice(), Planes(), Shortage()
     daemon = FakeDaemon(device)
     daemon.publish(*pair(2))
-    agent = Agent(FakeSource(device), lambda name: ShortPort(name, shortage), planes)
+    agent = Agent(FakeSource(device), lambda name: ShortPort(name, planes, shortage))
     for _ in range(10):
         beat_and_step(agent, daemon)
         time.sleep(0.005)
@@ -104,7 +104,7 @@ def test_devices_are_served_while_there_is_no_descriptor_to_look_for_others(
     device, planes, shortage = FakeDevice(), Planes(), Shortage()
     shortage.over = True
     daemon = FakeDaemon(device)
-    agent = Agent(ShortSource(device, shortage=shortage), FakePort, planes)
+    agent = Agent(ShortSource(device, shortage=shortage), planes.port)
     beat_and_step(agent, daemon)
     shortage.over = False
     daemon.publish(*pair(2))
@@ -118,7 +118,7 @@ def test_devices_are_served_while_there_is_no_descriptor_to_look_for_others(
 
 
 def test_agent_that_serves_nothing_yet_ends_without_descriptors() -> None:
-    agent = Agent(ShortSource(shortage=Shortage()), FakePort, Planes())
+    agent = Agent(ShortSource(shortage=Shortage()), Planes().port)
     with pytest.raises(OSError, match="Too many open files"):
         agent.step()
     agent.close()
@@ -130,7 +130,7 @@ def test_question_for_the_status_waits_for_a_descriptor(
     """It stays readable; without the pause, the loop would do nothing else."""
     shortage = Shortage()
     control = ShortControl(shortage)
-    agent = Agent(FakeSource(), FakePort, Planes(), control)  # type: ignore[arg-type]
+    agent = Agent(FakeSource(), Planes().port, control)  # type: ignore[arg-type]
     began = time.monotonic()
     for _ in range(20):
         agent.step()

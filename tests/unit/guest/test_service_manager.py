@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.plane import FakePort
 from tests.fakes.source import FakeSource
 from tests.unit.guest.loop import Planes, in_loop
 from vhostpci_guest.agent import Agent
@@ -28,7 +27,7 @@ def test_agent_is_ready_when_it_serves_and_tells_its_end(
     systemd: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(ADDRESS, systemd.getsockname())
-    with in_loop(Agent(FakeSource(), FakePort, Planes())):
+    with in_loop(Agent(FakeSource(), Planes().port)):
         assert systemd.recv(100) == b"READY=1\nWATCHDOG=1"
         # No program that the agent starts must speak for it.
         assert ADDRESS not in os.environ

@@ -15,7 +15,7 @@ import pytest
 
 from tests.fakes.clock import Clock
 from tests.fakes.source import FakeSource
-from tests.unit.guest.loop import Planes, in_loop
+from tests.unit.guest.loop import in_loop
 from vhostpci_guest import status_socket
 from vhostpci_guest.agent import Agent
 from vhostpci_guest.cli.main import main
@@ -40,9 +40,7 @@ class StatusAgent(Agent):
 def agent_with(status: Status, directory: Path) -> Iterator[None]:
     """Run an agent's loop that answers with `status`."""
     control = Control(directory)
-    agent = StatusAgent(
-        FakeSource(), lambda _name: pytest.fail("no TAP"), Planes(), control
-    )
+    agent = StatusAgent(FakeSource(), lambda _name: pytest.fail("no TAP"), control)
     agent.answer = status
     with closing(control), in_loop(agent):
         yield

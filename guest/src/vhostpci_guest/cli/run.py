@@ -16,6 +16,7 @@ from vhostpci_shared.limits import raise_descriptor_limit
 from .. import status_socket
 from ..agent import SIGNALS, Agent, stopped_by_signals
 from ..dataplane import tx_methods
+from ..dataplane.kinds import RING
 from ..dataplane.native import confine_error, io_uring_error
 from ..dataplane.workers import Workers
 from ..errors import Unusable
@@ -73,10 +74,14 @@ def run(arguments: argparse.Namespace) -> None:
             confine=can_confine(),
         )
         ports = Ports(
-            wanted, joined, keep=arguments.keep_tap, requests=helpers.requests
+            *(wanted, joined),
+            make_plane=lambda port, device: workers(port.fds, device),
+            kind=RING,
+            keep=arguments.keep_tap,
+            requests=helpers.requests,
         )
         source = _source(arguments, helpers.system)
-        agent = Agent(source, ports.make, workers, control)
+        agent = Agent(source, ports.make, control)
         undo.callback(agent.close)
         agent.run(stop, wakeup)
 

@@ -2,20 +2,23 @@
 """What a data plane must do, and the types that it takes and returns.
 
 A data plane moves packets between the master's rings and the slave.  `workers.py` is
-ours: threads in C, on a TAP.  Another one would hand the rings to the slave's kernel
+ours: threads in C, on a TAP.  Another one hands the rings to the slave's kernel
 (vhost-net) or to another process (vhost-user): `RingConf` has what each of them needs.
+A `Port` is where the packets go, a TAP or the socket of that process, and outlives the
+data planes that are made on it.
 """
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from vhostpci_shared import metadata as md
 from vhostpci_shared import packed
 from vhostpci_shared.metadata import AgentRingState
 
 from ..interfaces import Call
+from ..net_options import NetOptions
 from .faults import Fault
 
 
@@ -127,6 +130,8 @@ class RingStatus:
     state: AgentRingState = AgentRingState.IDLE
     index: int = 0
     """The used index that was written last: where a successor goes on."""
+    index_known: bool = True
+    """Whether `index` is that; if not, the used index in memory is."""
     reason: str = ""
     """Why the ring is BROKEN or FENCED and what to do; else empty."""
     fault: Fault = Fault.NONE
@@ -152,6 +157,10 @@ class RingRefused(Exception):
         self.state = state
 
 
+class Stopping(Exception):
+    """A ring will have stopped soon: the data plane's `fileno` is readable then."""
+
+
 class DataPlane(Protocol):
     """Serves the rings of one device: 2i is pair i's receive, 2i+1 its transmit ring.
 
@@ -159,14 +168,37 @@ class DataPlane(Protocol):
     share, waits for it.
     """
 
+    silent_ticks: int
+    """Ticks without a beat of the daemon's after which no ring may run.
+
+    A data plane that does not see when a session ends must stop soon: the master's QEMU
+    uses the rings itself once the daemon has died.
+    """
+
     def fileno(self) -> int:
-        """Return an eventfd that is readable when a ring broke or was fenced."""
+        """Return a descriptor that is readable when `look` has something to do."""
+
+    def look(self) -> bool:
+        """Do what is to be done; return whether a ring may have stopped by itself."""
+
+    def tick(self) -> None:
+        """Do what is to be done five times a second, as watching time limits."""
+
+    @property
+    def offers(self) -> int | None:
+        """The virtio feature bits that it can serve; None while that is not known."""
+
+    @property
+    def waiting(self) -> str:
+        """Why no ring can start now, as "no back-end at PATH"; else empty."""
 
     def set_memory(self, regions: Sequence[MemRegion]) -> None:
         """Replace the master's memory regions; the caller has stopped all rings."""
 
     def start(self, index: int, conf: RingConf) -> None:
         """Start a ring that does not run; the caller has called `check_base`.
+
+        The caller starts none while the data plane is `waiting`.
 
         Raises:
             RingRefused: its entry is impossible, or another back-end has the ring;
@@ -179,19 +211,94 @@ class DataPlane(Protocol):
         After it, the data plane touches neither the ring nor a buffer of it.
 
         Raises:
+            Stopping: that takes a while; ask again once `fileno` is readable.
             TimeoutError: the ring did not stop; ask again.
         """
 
     def status(self, index: int) -> RingStatus:
         """Return state, position and counts of a ring."""
 
+    def summary(self) -> dict[str, Any]:
+        """Return what `vhostpci-guest status -j` says of it beside its rings."""
+
     def close(self) -> None:
         """Stop all rings and free everything."""
 
 
-PlaneMaker = Callable[[Sequence[int], str], DataPlane]
-"""Makes a data plane on a TAP's descriptors, one for each queue pair, and for the
-device of that name."""
+class Port(Protocol):
+    """Where the packets of one device go: a TAP, or the socket of a back-end.
+
+    It stays while the device is away for a moment.  Any method may raise `Unusable`:
+    the port is gone, as a TAP that was deleted.
+    """
+
+    kind: str
+    """The data plane that it makes, by the name that the user knows."""
+
+    @property
+    def carrier(self) -> bool:
+        """Whether those who use the port are told that packets can cross."""
+
+    @property
+    def takes_uso(self) -> bool | None:
+        """Whether it knows UDP packets with GSO; None before `open`."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits for the master, and without a carrier nothing will."""
+
+    def open(self, queues: int, name: str) -> None:
+        """Make the port if there is none, for that many queue pairs.
+
+        Args:
+            queues: how many queue pairs.
+            name: the device's name in the metadata.
+
+        Raises:
+            Unusable: it cannot be made as the user wants.
+        """
+
+    def make_plane(self, device: str) -> DataPlane:
+        """Make a data plane for the device of that name; the port is open.
+
+        Raises:
+            Unusable: this machine lacks something for it.
+            OSError: it lacks it for the moment, as a thread.
+        """
+
+    def check(self) -> None:
+        """Check that the port still exists.
+
+        Raises:
+            Unusable: it is gone.
+        """
+
+    def follow(self) -> None:
+        """Follow what other programs do with the port."""
+
+    def follow_mtu(self, mtu: int) -> None:
+        """Set the MTU that the master was told; 0 if it was told none."""
+
+    def set_options(self, options: NetOptions) -> None:
+        """Set what the master's driver negotiated."""
+
+    def use_queues(self, pairs: Set[int]) -> None:
+        """Take packets for the queue pairs `pairs` only."""
+
+    def discard(self, pair: int) -> None:
+        """Throw away the packets that wait in a pair's queue for an earlier driver."""
+
+    def set_carrier(self, on: bool) -> None:
+        """Tell those who use the port whether packets can cross."""
+
+    def leave(self) -> None:
+        """Keep the port without a carrier, because the device was unplugged."""
+
+    def status(self) -> dict[str, Any]:
+        """Return what `vhostpci-guest status -j` says of the port."""
+
+    def close(self) -> None:
+        """Remove the port, or leave it to the next agent."""
 
 
 def check_base(base: int, device: int, regions: Sequence[MemRegion]) -> None:

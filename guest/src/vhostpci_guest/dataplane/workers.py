@@ -6,15 +6,17 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 from vhostpci_shared.metadata import AgentRingState
 
-from ..eventfds import new_eventfd
+from ..eventfds import drain, new_eventfd
 from ..interfaces import Eventfd
 from .cpus import threads_on
 from .faults import RingError
 from .interface import MemRegion, RingConf, RingRefused, RingStatus
 from .native import MAX_PACKET, MAX_THREAD_NAME, RingIndex, Worker
+from .ring_features import SERVES
 
 _STOP = 0.4
 """Seconds that a worker may take to stop a ring; it needs microseconds."""
@@ -69,8 +71,19 @@ class Workers:
                 ]
             self._undo = undo.pop_all()
 
+    silent_ticks = 15
+    """The threads see the end of a session themselves, and stop then."""
+    offers = int(SERVES)
+    waiting = ""
+
     def fileno(self) -> int:
         return self._events_fd
+
+    def look(self) -> bool:
+        return drain(self._events_fd)
+
+    def tick(self) -> None:
+        """Do nothing: the threads have no time limits of ours."""
 
     def set_memory(self, regions: Sequence[MemRegion]) -> None:
         for worker in self._workers:
@@ -117,6 +130,9 @@ class Workers:
         if pair >= len(self._workers):
             return RingStatus()
         return self._workers[pair].status(ring)
+
+    def summary(self) -> dict[str, Any]:
+        return {}
 
     def close(self) -> None:
         # First the threads, last the eventfds that they write to.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """When the TAP has its carrier."""
 
-from ..tap.tap_port import Port
+from ..dataplane.interface import Port
 
 _IDLE_TICKS = 2
 """Ticks without a running ring until the carrier goes off: 0.2 to 0.4 s."""

@@ -4,7 +4,10 @@
 TICK = 0.2
 """Seconds between two beats of the agent; the metadata asks for 0.25."""
 SILENT_TICKS = 15
-"""Ticks without a beat after which the daemon counts as silent: 3 s."""
+"""Ticks without a beat after which the daemon counts as silent: 3 s.
+
+A data plane may ask for fewer.
+"""
 
 
 class DaemonHeartbeat:
@@ -19,13 +22,15 @@ class DaemonHeartbeat:
         # QEMU uses the rings itself then, so no ring may run before we see a beat.
         self.seen = False
         """Whether the daemon has beaten since we watch."""
+        self.patience = SILENT_TICKS
+        """Ticks without a beat after which the daemon counts as silent."""
         self._beat = beat
         self._silent_ticks = SILENT_TICKS
 
     @property
     def alive(self) -> bool:
-        """Whether the daemon has beaten within the last `SILENT_TICKS` ticks."""
-        return self._silent_ticks < SILENT_TICKS
+        """Whether the daemon has beaten within the last `patience` ticks."""
+        return self._silent_ticks < self.patience
 
     def look(self, beat: int, *, tick: bool) -> None:
         """Compare the heartbeat with the last value.

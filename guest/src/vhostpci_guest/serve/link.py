@@ -29,15 +29,14 @@ from vhostpci_shared import metadata as md
 from vhostpci_shared.access import Metadata, find
 from vhostpci_shared.wire import ProtocolError
 
-from ..dataplane.interface import PlaneMaker, RingStatus
+from ..dataplane.interface import Port, RingStatus
 from ..errors import Unusable
 from ..eventfds import drain
 from ..interfaces import Device, Window, Windows
-from ..tap.tap_port import Port
 from .answers import Answers
 from .carrier import Carrier
 from .daemon_connection import DaemonConnection
-from .heartbeat import SILENT_TICKS, TICK, DaemonHeartbeat
+from .heartbeat import TICK, DaemonHeartbeat
 from .left_positions import LeftPositions
 from .named_windows import NamedWindows
 from .plan import NOTHING, Want, check, named
@@ -58,7 +57,6 @@ class Link:
     Args:
         device: bound; it stays the caller's.
         port: where its packets go; it stays the caller's.
-        make_plane: makes the data plane that moves them.
         windows: finds the device's further windows.
         speeds: measures its windows; by default each once it is mapped.
         left: where the device's rings stood with an earlier daemon.
@@ -72,7 +70,6 @@ class Link:
         self,
         device: Device,
         port: Port,
-        make_plane: PlaneMaker,
         windows: Windows,
         speeds: Speeds | None = None,
         left: LeftPositions | None = None,
@@ -84,7 +81,7 @@ class Link:
             )
         self.device = device
         self.port = port
-        self._rings = Rings(device, port, make_plane)
+        self._rings = Rings(device, port)
         self._windows = NamedWindows(windows)
         self._speeds = speeds or Speeds(device)
         self._left = left or LeftPositions()
@@ -102,6 +99,8 @@ class Link:
         self._snapshot: md.Snapshot | None = None
         self._suspended = False
         self._suspended_why = ""
+        self._obstacle = ""
+        """Why the data plane could start no ring when we asked it last."""
         self._rings.take_over(self._metadata)
 
     # Called by the agent's loop.
@@ -144,9 +143,12 @@ class Link:
         if vector is not None:
             # Before the metadata is read: a change after this signals again.
             drain(vector)
-        self._rings.drain_events()
+        self._rings.look()
         self._watch_daemon(tick=False)
         if not self._heartbeat.alive:
+            # A ring may have been told to stop, and have stopped by now.
+            if self._rings.running:
+                self._rings.stop_for(NOTHING)
             self._release_lost_windows()
             return
         generation = self._metadata.generation()
@@ -158,6 +160,8 @@ class Link:
             self._start_rings()
         if self._rings.some_stopped:
             self._note_stopped_rings()
+        if self._rings.obstacle != self._obstacle:
+            self._follow_obstacle()
 
     def tick(self) -> None:
         """Beat, watch the daemon's heartbeat, and write how the rings are.
@@ -185,8 +189,7 @@ class Link:
         try:
             # Here, too: while no ring runs, none stops because the TAP is gone.
             self.port.check()
-            self.port.follow_bridge()
-            self.port.follow_mac()
+            self.port.follow()
         except Unusable as why:
             self._answers.answer_failed(str(why))
             raise
@@ -223,7 +226,7 @@ class Link:
                 "%s: the daemon has been silent for %g s: its rings are stopped "
                 "until it is back",
                 self.device.name,
-                SILENT_TICKS * TICK,
+                self._heartbeat.patience * TICK,
             )
             # A daemon that died cannot ask for its rings.  The master's QEMU sees the
             # connection close and uses the rings itself, so two would write to them.
@@ -333,6 +336,7 @@ class Link:
         except Unusable as why:
             self._answers.answer_failed(str(why))
             raise
+        self._heartbeat.patience = self._rings.silent_ticks
         if self._rings.any_wanted:
             # Not before: a front-end connects, and says later what its MTU is.
             self.port.follow_mtu(device.mtu)
@@ -345,6 +349,13 @@ class Link:
                 log.warning("%s: ring %d can't run: %s", self.device.name, index, why)
         self._set_carrier()
         self._answers.write()
+
+    def _follow_obstacle(self) -> None:
+        """Start rings, or say why the data plane can start none."""
+        self._obstacle = self._rings.obstacle
+        if self._obstacle:
+            log.info("%s: %s", self.device.name, self._obstacle)
+        self._start_rings()
 
     def _note_stopped_rings(self) -> None:
         """Log and announce the rings that have stopped by themselves.
@@ -416,11 +427,9 @@ class Link:
                 for number, window in self._windows.used.items()
             ],
             "generation": self._answers.generation,
-            "tap": self.port.name,
-            "bridge": self.port.bridge,
-            "carrier": self.port.carrier,
-            "uso": self.port.takes_uso,
-            "tap_dropped": self.port.dropped,
+            "data_plane": self.port.kind,
+            **self.port.status(),
+            **self._rings.summary(),
             "rings": self._rings.status(),
         }
 
@@ -431,7 +440,7 @@ class Link:
 
     def close(self) -> None:
         """Stop all rings, and tell the daemon that this agent ends."""
-        self._rings.stop_for(NOTHING)
+        self._rings.finish()
         if self._name:
             self._left.keep(self._name, self._rings.positions())
         with suppress(Unusable):  # the TAP may be why we end

@@ -6,6 +6,8 @@
 
 import logging
 import os
+import select
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from ctypes import string_at
@@ -15,26 +17,28 @@ from typing import Any
 from vhostpci_shared import metadata as md
 from vhostpci_shared.access import Metadata
 from vhostpci_shared.metadata import AgentRingState, RingFlag
+from vhostpci_shared.virtio import Feature
 from vhostpci_shared.wire import ProtocolError
 
 from ..dataplane.faults import Fault
 from ..dataplane.interface import (
     DataPlane,
-    PlaneMaker,
+    Port,
     RingConf,
     RingRefused,
     RingStatus,
     Stats,
+    Stopping,
     check_base,
     position,
     used_index,
 )
+from ..dataplane.ring_features import SERVES
 from ..errors import Unusable
-from ..eventfds import drain
 from ..interfaces import Call, Device, Eventfd
 from ..net_options import NetOptions
-from ..tap.tap_port import Port
 from . import features
+from .heartbeat import SILENT_TICKS
 from .plan import (
     NOTHING,
     Run,
@@ -51,6 +55,8 @@ from .retries import Retries
 
 log = logging.getLogger(__name__)
 
+_END = 0.6
+"""Seconds that the rings may take to stop when the agent ends."""
 _MAY_PASS = (Fault.TAP, Fault.MEMORY)
 """Faults that neither the master's driver nor its daemon can do anything about."""
 
@@ -61,10 +67,9 @@ class Rings:
     Args:
         device: whose rings they are.
         port: where their packets go.
-        make_plane: makes the data plane that moves them.
     """
 
-    def __init__(self, device: Device, port: Port, make_plane: PlaneMaker) -> None:
+    def __init__(self, device: Device, port: Port) -> None:
         self.wanted: Want = NOTHING
         """What the daemon wants: no other ring runs."""
         self.waiting_for_peer = False
@@ -73,10 +78,11 @@ class Rings:
         """Whether a ring has stopped by itself; `take_stopped` returns which."""
         self._device = device
         self._port = port
-        self._make_plane = make_plane
         self._plane: DataPlane | None = None
         self._queue_pairs = 0  # that the plane was made for
         self._runs: dict[int, Run] = {}
+        self._stopping: set[int] = set()
+        """Rings that were told to stop, and have not stopped yet."""
         self._retries = Retries()
         self._served: set[int] = set()
         """Rings that have run for the master that is connected now."""
@@ -119,25 +125,52 @@ class Rings:
         waits = self._retries.waits(index, ring.session)
         return waits or run.state is AgentRingState.BROKEN
 
+    @property
+    def obstacle(self) -> str:
+        """Why the data plane can start no ring now; else empty."""
+        return self._plane.waiting if self._plane is not None else ""
+
+    @property
+    def lacking(self) -> Feature:
+        """What the master's driver has acknowledged, and the data plane cannot do."""
+        offers = self._plane.offers if self._plane is not None else None
+        if offers is None:
+            return Feature(0)
+        # Of the others, as the MAC address, the master's front-end takes care.
+        return Feature(self.wanted.features & SERVES & ~offers)
+
+    @property
+    def silent_ticks(self) -> int:
+        """Ticks without a beat of the daemon's after which no ring may run."""
+        return SILENT_TICKS if self._plane is None else self._plane.silent_ticks
+
+    def summary(self) -> dict[str, Any]:
+        """Return what `vhostpci-guest status -j` says of the data plane."""
+        return self._plane.summary() if self._plane is not None else {}
+
     def fds(self) -> Iterator[int]:
-        """Return the descriptor that is readable when a ring has stopped by itself."""
+        """Return the descriptor at which something of the data plane's happens."""
         if self._plane is not None:
             yield self._plane.fileno()
 
-    def drain_events(self) -> None:
-        """Note in `some_stopped` whether a ring has stopped by itself."""
-        if self._plane is not None and drain(self._plane.fileno()):
+    def look(self) -> None:
+        """Look at the data plane; note in `some_stopped` whether a ring has stopped."""
+        if self._plane is not None and self._plane.look():
             self.some_stopped = True
 
     # Stopping.
 
     def stop_for(self, want: Want) -> bool:
-        """Stop the rings that `want` does not allow; return whether all did stop."""
+        """Stop the rings that `want` does not allow; return whether all have stopped.
+
+        If not, the caller asks again, for the same or for what is wanted by then.
+        """
         steps = plan(self.wanted, want, self._runs)
         # Before the rings stop: what the kernel puts into a queue after that is lost.
         with suppress(Unusable):  # the TAP is gone: its next user reports that
             self._use_queues(self._used_pairs & self._pairs_of(want))
-        stopped = [self._stop(index) for index in steps.stop]
+        # A ring that was told to stop cannot go on, even if it is wanted again by now.
+        stopped = [self._stop(index) for index in {*steps.stop, *self._stopping}]
         if not all(stopped):
             return False
         # Only now: all rings use the memory, and `plan` has stopped all of them.
@@ -153,11 +186,15 @@ class Rings:
         assert self._plane is not None  # a ring that runs has a plane
         try:
             at = self._plane.stop(index)
+        except Stopping:
+            self._stopping.add(index)
+            return False
         except TimeoutError:
             log.warning(
                 "%s: ring %d does not stop, trying again", self._device.name, index
             )
             return False
+        self._stopping.discard(index)
         run = self._runs[index]
         self._runs[index] = replace(run, state=AgentRingState.STOPPED, index=at)
         return True
@@ -177,6 +214,8 @@ class Rings:
         for index, run in self._runs.items():
             if run.state is not AgentRingState.RUNNING or self._plane is None:
                 continue
+            if index in self._stopping:
+                continue  # not by itself: `stop_for` takes its index
             status = self._plane.status(index)
             if status.state is not AgentRingState.RUNNING:
                 # A TAP that was deleted looks to the worker like a broken ring.  It is
@@ -186,7 +225,12 @@ class Rings:
                 if status.fault in _MAY_PASS:
                     status = replace(status, state=AgentRingState.STOPPED)
                     first = self._retries.failed(index, run.session)
-                self._runs[index] = replace(run, state=status.state, index=status.index)
+                self._runs[index] = replace(
+                    run,
+                    state=status.state,
+                    index=status.index,
+                    index_known=status.index_known,
+                )
                 if first:
                     found.append((index, status))
                 with suppress(TimeoutError):  # the worker has stopped it already
@@ -203,17 +247,17 @@ class Rings:
     # Starting.
 
     def open(self, device: md.Device) -> None:
-        """Make the TAP and the data plane for the device's queue pairs, if need be.
+        """Make the port and the data plane for the device's queue pairs, if need be.
 
         Raises:
-            Unusable: the TAP cannot be made or attached to.
+            Unusable: the port cannot be made or attached to.
         """
         if self._plane is not None and self._queue_pairs != device.queue_pairs:
             self._plane.close()
             self._plane = None
-        fds = self._port.open(device.queue_pairs, device.name)
+        self._port.open(device.queue_pairs, device.name)
         if self._plane is None:
-            self._plane = self._make_plane(fds, device.name)
+            self._plane = self._port.make_plane(device.name)
             self._queue_pairs = device.queue_pairs
             self._plane.set_memory(self.wanted.memory)
 
@@ -225,7 +269,7 @@ class Rings:
             if not self._retries.waits(index, self.wanted.rings[index].session)
         ]
         self.waiting_for_peer = False
-        if self._plane is None:
+        if self._plane is None or self.obstacle:
             return []
         refused = self._start_all(self._plane, start) if start else []
         # Not before: a ring of a new driver starts with an empty queue.
@@ -251,6 +295,8 @@ class Rings:
 
     def tick(self) -> bool:
         """Count a tick; return whether the pause of a failed ring is over."""
+        if self._plane is not None:
+            self._plane.tick()
         self._retries.tick()
         return self._retries.due
 
@@ -458,8 +504,16 @@ class Rings:
             return status
         return replace(status, index=run.index)
 
+    def finish(self) -> None:
+        """Stop all rings, and wait until they have stopped, `_END` seconds at most."""
+        end = time.monotonic() + _END
+        while not self.stop_for(NOTHING) and time.monotonic() < end:
+            select.select(list(self.fds()), (), (), 0.01)
+            self.look()
+
     def close(self) -> None:
         """Close the data plane, which stops all rings."""
+        self._stopping.clear()
         if self._plane is not None:
             self._plane.close()
             self._plane = None

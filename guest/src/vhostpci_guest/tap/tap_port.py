@@ -6,10 +6,12 @@ or MAC, `Ports` refuses the second device, and the first goes on.
 """
 
 import logging
-from collections.abc import Set
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
+from ..dataplane.interface import DataPlane
 from ..errors import Unusable
 from ..net_options import NetOptions, Offload
 from . import left
@@ -23,6 +25,10 @@ log = logging.getLogger(__name__)
 
 _MAC_TICKS = 300
 """Ticks (60 s) in which udev may overwrite the MAC of a TAP that was just made."""
+
+
+PlaneMaker = Callable[["TapPort", str], DataPlane]
+"""Makes a data plane on an open TAP, for the device of that name."""
 
 
 @dataclass(slots=True)
@@ -40,6 +46,8 @@ class Ports:
 
     Args:
         rules: the user's rules for the TAPs.
+        make_plane: makes the data planes.
+        kind: what the user calls them.
         bridge: the bridge that all TAPs join; None for no bridge.
         keep: leave the TAPs to the next agent when this one ends.
         requests: makes what needs CAP_NET_ADMIN.
@@ -50,24 +58,28 @@ class Ports:
         rules: Rules,
         bridge: Bridge | None = None,
         *,
+        make_plane: PlaneMaker,
+        kind: str,
         keep: bool = False,
         requests: Requests | None = None,
     ) -> None:
         self.rules = rules
+        self.make_plane = make_plane
+        self.kind = kind
         self.bridge = bridge
         self.keep = keep
         self.requests = LocalRequests() if requests is None else requests
         self._claims: dict[str, _Claim] = {}
-        self._away: dict[str, Port] = {}
+        self._away: dict[str, TapPort] = {}
         """By their marks: ports whose device was unplugged, with their TAPs."""
 
-    def make(self, device: str) -> "Port":
+    def make(self, device: str) -> "TapPort":
         """Return the port of a device; it keeps TAP name and number until `close`.
 
         Args:
             device: its PCI address, or the path of its socket.
         """
-        return Port(self, device)
+        return TapPort(self, device)
 
     def claim(self, device: str, name: str) -> TapConfig:
         """Reserve number, TAP name and MAC for a device; return its TAP's settings.
@@ -128,7 +140,7 @@ class Ports:
         self._claims[device].mac = mac
         return mac
 
-    def put_away(self, mark: str, port: "Port") -> None:
+    def put_away(self, mark: str, port: "TapPort") -> None:
         """Keep a port whose device was unplugged, for a device that has its mark."""
         if (before := self._away.pop(mark, None)) is not None:
             before.close()
@@ -144,7 +156,7 @@ class Ports:
         for port in [port for port in self._away.values() if port.name == name]:
             port.close()
 
-    def forget(self, port: "Port") -> None:
+    def forget(self, port: "TapPort") -> None:
         """Forget a port that was put away."""
         self._away = {one: held for one, held in self._away.items() if held is not port}
 
@@ -153,7 +165,7 @@ class Ports:
         self._claims.pop(device, None)
 
 
-class Port:
+class TapPort:
     """The TAP of one device, which `open` makes once the queue pairs are known.
 
     Args:
@@ -162,6 +174,7 @@ class Port:
     """
 
     def __init__(self, ports: Ports, device: str) -> None:
+        self.kind = ports.kind
         self._ports = ports
         self._device = device
         self._tap: Tap | None = None
@@ -211,8 +224,17 @@ class Port:
         """Whether the TAP knows UDP packets with GSO; None before `open`."""
         return self._tap.takes_uso if self._tap else None
 
-    def open(self, queues: int, name: str) -> tuple[int, ...]:
-        """Return a descriptor for each queue pair; make the TAP if there is none.
+    @property
+    def fds(self) -> Sequence[int]:
+        """A descriptor for each queue pair, which stays ours; none before `open`."""
+        return self._tap.fds if self._tap else ()
+
+    def make_plane(self, device: str) -> DataPlane:
+        """Make a data plane on the TAP, which is open."""
+        return self._ports.make_plane(self, device)
+
+    def open(self, queues: int, name: str) -> None:
+        """Make the TAP if there is none.
 
         Args:
             queues: how many queue pairs.
@@ -239,7 +261,6 @@ class Port:
                 self._drop_tap()
                 raise
             log.info("TAP %s for %d queue pair(s)", self._tap.name, queues)
-        return self._tap.fds
 
     def _find(self, wanted: str | None, queues: int) -> Tap | None:
         """Return the TAP that the device had before: with us, or with another agent.
@@ -425,6 +446,21 @@ class Port:
             log.warning("%s", why)
         else:
             log.info("%s: joined bridge %s again", self._tap.name, bridge.name)
+
+    def follow(self) -> None:
+        """Follow what other programs do with the TAP and the bridge."""
+        self.follow_bridge()
+        self.follow_mac()
+
+    def status(self) -> dict[str, Any]:
+        """Return what `vhostpci-guest status -j` says of the TAP."""
+        return {
+            "tap": self.name,
+            "bridge": self.bridge,
+            "carrier": self.carrier,
+            "uso": self.takes_uso,
+            "tap_dropped": self.dropped,
+        }
 
     def leave(self) -> None:
         """Keep the TAP without a carrier, because the device was unplugged.

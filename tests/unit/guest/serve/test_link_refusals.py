@@ -13,7 +13,7 @@ from tests.fakes.bar import (
     FakeWindows,
     pair,
 )
-from tests.fakes.plane import FakePlane, FakePort
+from tests.fakes.plane import FakePort
 from tests.unit.guest.bench import Bench
 from vhostpci_guest.errors import Unusable
 from vhostpci_guest.serve.link import FAST, Link
@@ -109,14 +109,14 @@ def test_unknown_version_is_refused() -> None:
 def test_window_too_small_for_metadata_is_refused() -> None:
     device = FakeDevice(size=0x1000)
     with pytest.raises(ProtocolError, match="smaller than the metadata"):
-        Link(device, FakePort(), FakePlane, FakeWindows())
+        Link(device, FakePort(), FakeWindows())
     device.close()
 
 
 def test_device_that_is_only_a_window_is_refused() -> None:
     device = FakeDevice(window=3)
     with pytest.raises(Unusable, match="IVPosition 3"):
-        Link(device, FakePort(), FakePlane, FakeWindows())
+        Link(device, FakePort(), FakeWindows())
     device.close()
 
 

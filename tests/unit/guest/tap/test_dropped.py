@@ -10,16 +10,17 @@ from contextlib import closing
 import pytest
 
 from tests.fakes.netns import ip
+from tests.fakes.plane import NO_PACKETS
 from vhostpci_guest.tap.naming import Rules
-from vhostpci_guest.tap.tap_port import Port, Ports
+from vhostpci_guest.tap.tap_port import Ports, TapPort
 
 QUEUE, SENT = 4, 100
 MAC = "02:00:00:00:00:02"
 
 
 @pytest.fixture
-def port(network: None) -> Iterator[Port]:
-    with closing(Ports(Rules()).make("0000:00:05.0")) as port:
+def port(network: None) -> Iterator[TapPort]:
+    with closing(Ports(Rules(), **NO_PACKETS).make("0000:00:05.0")) as port:
         port.open(1, "net0")
         port.set_carrier(True)
         yield port
@@ -44,7 +45,7 @@ def counted(name: str) -> int:
     return int(link["stats64"]["tx"]["dropped"])
 
 
-def test_dropped_packets_are_counted(port: Port) -> None:
+def test_dropped_packets_are_counted(port: TapPort) -> None:
     assert port.name is not None
     assert port.dropped == 0
     send(port.name)
@@ -56,7 +57,7 @@ def test_dropped_packets_are_counted(port: Port) -> None:
 
 
 def test_packets_that_a_moved_tap_has_dropped_are_counted(
-    port: Port, elsewhere: int
+    port: TapPort, elsewhere: int
 ) -> None:
     assert port.name is not None
     send(port.name)
@@ -67,4 +68,4 @@ def test_packets_that_a_moved_tap_has_dropped_are_counted(
 
 
 def test_nothing_is_known_before_there_is_a_tap() -> None:
-    assert Ports(Rules()).make("0000:00:05.0").dropped is None
+    assert Ports(Rules(), **NO_PACKETS).make("0000:00:05.0").dropped is None

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fakes.netns import ip
+from tests.fakes.plane import NO_PACKETS, opened
 from vhostpci_guest.errors import Unusable
 from vhostpci_guest.tap import left
 from vhostpci_guest.tap.naming import Rules, parse_tap
-from vhostpci_guest.tap.tap_port import Port, Ports
+from vhostpci_guest.tap.tap_port import Ports, TapPort
 
 pytestmark = pytest.mark.usefixtures("network")
 
@@ -24,7 +25,7 @@ def rules(tap: str | None) -> Rules:
 def killed(tap: str | None = None, queues: int = 1, device: str = PCI) -> int:
     """Make a TAP as an agent does that is killed then; return the TAP's index."""
     # For the kernel there is no difference: it closes the descriptors.
-    port = Ports(rules(tap), keep=True).make(device)
+    port = Ports(rules(tap), keep=True, **NO_PACKETS).make(device)
     port.open(queues, "net0")
     assert port.name is not None
     index = socket.if_nametoindex(port.name)
@@ -33,16 +34,18 @@ def killed(tap: str | None = None, queues: int = 1, device: str = PCI) -> int:
 
 
 @pytest.fixture
-def ports() -> Iterator[list[Port]]:
+def ports() -> Iterator[list[TapPort]]:
     """Ports that are closed after the test."""
-    made: list[Port] = []
+    made: list[TapPort] = []
     yield made
     for port in made:
         port.close()
 
 
-def successor(ports: list[Port], tap: str | None = None, device: str = PCI) -> Port:
-    ports.append(Ports(rules(tap)).make(device))
+def successor(
+    ports: list[TapPort], tap: str | None = None, device: str = PCI
+) -> TapPort:
+    ports.append(Ports(rules(tap), **NO_PACKETS).make(device))
     return ports[-1]
 
 
@@ -52,7 +55,7 @@ def names() -> set[str]:
 
 @pytest.mark.parametrize("queues", [1, 2])
 def test_next_agent_finds_the_tap_with_what_the_user_gave_it(
-    ports: list[Port], queues: int
+    ports: list[TapPort], queues: int
 ) -> None:
     index = killed(queues=queues)
     ip("addr", "add", "10.0.0.1/24", "dev", "net0")
@@ -63,7 +66,7 @@ def test_next_agent_finds_the_tap_with_what_the_user_gave_it(
     ip("link", "set", "renamed", "up")
     ip("route", "replace", "10.1.0.0/16", "via", "10.0.0.2")
     port = successor(ports)
-    assert len(port.open(queues, "net0")) == queues
+    assert len(opened(port, queues, "net0")) == queues
     assert port.name == "renamed"
     assert socket.if_nametoindex("renamed") == index
     shown = ip("addr", "show", "renamed")
@@ -75,7 +78,7 @@ def test_next_agent_finds_the_tap_with_what_the_user_gave_it(
     assert names() == set(), "an agent that ends removes it"
 
 
-def test_tap_in_a_bridge_stays_there(ports: list[Port]) -> None:
+def test_tap_in_a_bridge_stays_there(ports: list[TapPort]) -> None:
     killed()
     ip("link", "add", "br0", "type", "bridge")
     ip("link", "set", "net0", "master", "br0")
@@ -84,15 +87,15 @@ def test_tap_in_a_bridge_stays_there(ports: list[Port]) -> None:
     assert port.bridge == "br0"
 
 
-def test_tap_with_another_number_of_queues_is_made_anew(ports: list[Port]) -> None:
+def test_tap_with_another_number_of_queues_is_made_anew(ports: list[TapPort]) -> None:
     index = killed(queues=1)
     port = successor(ports)
-    assert len(port.open(2, "net0")) == 2
+    assert len(opened(port, 2, "net0")) == 2
     assert socket.if_nametoindex("net0") != index
     assert names() == {"net0"}
 
 
-def test_tap_of_a_name_that_is_wanted_no_more_is_removed(ports: list[Port]) -> None:
+def test_tap_of_a_name_that_is_wanted_no_more_is_removed(ports: list[TapPort]) -> None:
     killed("old")
     successor(ports, "new").open(1, "net0")
     assert names() == {"new"}
@@ -100,7 +103,7 @@ def test_tap_of_a_name_that_is_wanted_no_more_is_removed(ports: list[Port]) -> N
 
 @pytest.mark.parametrize("template", ["vp%d", "vp{n}", None])
 def test_tap_is_found_by_any_rule_that_allows_its_name(
-    ports: list[Port], template: str | None
+    ports: list[TapPort], template: str | None
 ) -> None:
     index = killed(template)
     port = successor(ports, template)
@@ -109,7 +112,7 @@ def test_tap_is_found_by_any_rule_that_allows_its_name(
     assert socket.if_nametoindex(port.name) == index
 
 
-def test_tap_that_another_agent_has_open_is_left_alone(ports: list[Port]) -> None:
+def test_tap_that_another_agent_has_open_is_left_alone(ports: list[TapPort]) -> None:
     first = successor(ports)
     first.open(2, "net0")
     second = successor(ports)
@@ -117,7 +120,9 @@ def test_tap_that_another_agent_has_open_is_left_alone(ports: list[Port]) -> Non
     assert (first.name, second.name) == ("net0", "vp0")
 
 
-def test_taps_of_two_daemons_with_one_name_are_not_mixed_up(ports: list[Port]) -> None:
+def test_taps_of_two_daemons_with_one_name_are_not_mixed_up(
+    ports: list[TapPort],
+) -> None:
     index = killed(device=SOCKET)
     other = successor(ports, device="/run/other/net0.ivshmem")
     other.open(1, "net0")
@@ -152,9 +157,9 @@ def test_tap_that_another_program_removes_first_is_no_failure() -> None:
 
 
 def test_tap_that_is_deleted_while_its_device_is_away_is_made_again(
-    ports: list[Port],
+    ports: list[TapPort],
 ) -> None:
-    shared = Ports(rules(None))
+    shared = Ports(rules(None), **NO_PACKETS)
     away = shared.make(PCI)
     away.open(1, "net0")
     away.leave()
@@ -167,7 +172,7 @@ def test_tap_that_is_deleted_while_its_device_is_away_is_made_again(
 
 
 def test_slot_that_has_another_device_meanwhile_keeps_its_claims() -> None:
-    shared = Ports(rules("vp{n}"))
+    shared = Ports(rules("vp{n}"), **NO_PACKETS)
     away, back = shared.make(PCI), shared.make(PCI)
     away.open(1, "one")
     away.leave()

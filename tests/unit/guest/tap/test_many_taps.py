@@ -9,7 +9,7 @@ import pytest
 
 from tests.fakes.bar import FakeDaemon, FakeDevice, pair
 from tests.fakes.netns import ip
-from tests.fakes.plane import FakePlane
+from tests.fakes.plane import NO_PACKETS
 from tests.fakes.source import FakeSource, beat_and_step
 from tests.waiting import eventually
 from vhostpci_guest import agent
@@ -27,10 +27,10 @@ class Slave:
 
     def __init__(self, tap: str | None = None, bridge: str | None = None) -> None:
         rules = Rules(tap=None if tap is None else parse_tap(tap))
-        ports = Ports(rules, None if bridge is None else Bridge(bridge))
+        ports = Ports(rules, None if bridge is None else Bridge(bridge), **NO_PACKETS)
         self._stack = ExitStack()
         self._source = FakeSource(single=False)
-        self._agent = Agent(self._source, ports.make, FakePlane)
+        self._agent = Agent(self._source, ports.make)
         self._stack.callback(self._agent.close)
         self._there: dict[str, tuple[FakeDevice, FakeDaemon]] = {}
 

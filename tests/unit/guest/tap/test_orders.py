@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.netns import ip, private_network
+from tests.fakes.plane import NO_PACKETS
 from tests.waiting import eventually
 from vhostpci_guest.errors import Unusable
 from vhostpci_guest.privileges.channel import Channel, serve
@@ -122,7 +123,7 @@ def test_tap_of_an_agent_that_was_killed_is_found_or_removed(
             os.close(fd)
         tap.fds = ()
 
-    ports = Ports(Rules(), requests=remote)
+    ports = Ports(Rules(), requests=remote, **NO_PACKETS)
     for queues in (1, 2):
         kill_after(queues)
         port = ports.make("0000:00:05.0")

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fakes.netns import ip
+from tests.fakes.plane import NO_PACKETS
 from tests.vm.netns import Namespace
 from vhostpci_guest.errors import Unusable
 from vhostpci_guest.tap.bridge import Bridge
 from vhostpci_guest.tap.naming import Rules, parse_tap
 from vhostpci_guest.tap.settings import TapConfig, parse_address
 from vhostpci_guest.tap.tap import Tap
-from vhostpci_guest.tap.tap_port import Port, Ports
+from vhostpci_guest.tap.tap_port import Ports, TapPort
 
 pytestmark = pytest.mark.usefixtures("network")
 
@@ -108,11 +109,11 @@ def test_name_of_a_closed_tap_is_its_last_one(tap: Tap) -> None:
 
 
 @pytest.fixture
-def bridged() -> Iterator[Port]:
+def bridged() -> Iterator[TapPort]:
     """A port whose TAP, vp0, has joined bridge br0."""
     bridge = Bridge("br0")
     bridge.make()
-    port = Ports(Rules(tap=parse_tap("vp0")), bridge).make("0000:00:05.0")
+    port = Ports(Rules(tap=parse_tap("vp0")), bridge, **NO_PACKETS).make("0000:00:05.0")
     port.open(1, "net0")
     ip("link", "set", "vp0", "down")
     ip("link", "set", "vp0", "name", "eth7")
@@ -125,7 +126,7 @@ def make_bridge_again() -> None:
     ip("link", "add", "br0", "type", "bridge")
 
 
-def test_renamed_tap_joins_the_bridge_that_is_made_again(bridged: Port) -> None:
+def test_renamed_tap_joins_the_bridge_that_is_made_again(bridged: TapPort) -> None:
     make_bridge_again()
     bridged.follow_bridge()
     assert link("eth7")["master"] == "br0"
@@ -133,7 +134,7 @@ def test_renamed_tap_joins_the_bridge_that_is_made_again(bridged: Port) -> None:
 
 
 def test_moved_tap_and_a_bridge_that_is_made_again_end_nothing(
-    bridged: Port, elsewhere: Namespace, caplog: pytest.LogCaptureFixture
+    bridged: TapPort, elsewhere: Namespace, caplog: pytest.LogCaptureFixture
 ) -> None:
     move("eth7", elsewhere)
     make_bridge_again()
@@ -144,7 +145,7 @@ def test_moved_tap_and_a_bridge_that_is_made_again_end_nothing(
 
 
 def test_moved_tap_may_be_in_a_bridge_of_its_namespace(
-    bridged: Port, elsewhere: Namespace
+    bridged: TapPort, elsewhere: Namespace
 ) -> None:
     move("eth7", elsewhere)
     elsewhere.run("ip link add lan type bridge")
@@ -153,7 +154,7 @@ def test_moved_tap_may_be_in_a_bridge_of_its_namespace(
 
 
 def test_old_name_of_a_renamed_tap_is_free_for_another_device() -> None:
-    ports = Ports(Rules(tap=parse_tap("vp0")))
+    ports = Ports(Rules(tap=parse_tap("vp0")), **NO_PACKETS)
     first, second = ports.make("0000:00:05.0"), ports.make("0000:00:06.0")
     first.open(1, "net0")
     ip("link", "set", "vp0", "down")
@@ -165,7 +166,7 @@ def test_old_name_of_a_renamed_tap_is_free_for_another_device() -> None:
     second.close()
 
 
-def test_port_of_a_renamed_tap_follows_the_masters_mtu(bridged: Port) -> None:
+def test_port_of_a_renamed_tap_follows_the_masters_mtu(bridged: TapPort) -> None:
     bridged.follow_mtu(1400)
     assert link("eth7")["mtu"] == 1400
     bridged.follow_mtu(0)

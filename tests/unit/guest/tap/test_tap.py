@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.netns import ip
+from tests.fakes.plane import NO_PACKETS
 from tests.waiting import eventually
 from vhostpci_guest.errors import Unusable
 from vhostpci_guest.net_options import Offload
@@ -112,7 +113,7 @@ def test_offloads_are_those_that_the_kernel_knows_and_that_are_asked_for(
         now.append(offloads)
 
     monkeypatch.setattr(Tap, "set_offloads", set_offloads)
-    port = Ports(Rules()).make("0000:00:05.0")
+    port = Ports(Rules(), **NO_PACKETS).make("0000:00:05.0")
     port.open(1, "net0")
     assert now[-1] == Offload(0)
     assert port.takes_uso == known

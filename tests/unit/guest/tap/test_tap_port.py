@@ -11,6 +11,7 @@ from typing import TypedDict, Unpack
 import pytest
 
 from tests.fakes.netns import ip
+from tests.fakes.plane import NO_PACKETS, opened
 from tests.waiting import eventually
 from vhostpci_guest.errors import Unusable
 from vhostpci_guest.serve.features import options
@@ -22,7 +23,7 @@ from vhostpci_guest.tap.naming import (
     parse_mac_rule,
     parse_tap,
 )
-from vhostpci_guest.tap.tap_port import Port, Ports
+from vhostpci_guest.tap.tap_port import Ports, TapPort
 
 
 class Options(TypedDict, total=False):
@@ -44,9 +45,9 @@ def rules(**options: Unpack[Options]) -> Rules:
     )
 
 
-def a_port(**options: Unpack[Options]) -> Port:
+def a_port(**options: Unpack[Options]) -> TapPort:
     """The port of an agent's only device."""
-    return Ports(rules(**options)).make("0000:00:05.0")
+    return Ports(rules(**options), **NO_PACKETS).make("0000:00:05.0")
 
 
 def test_port_has_the_devices_name_if_it_is_free(network: None) -> None:
@@ -102,15 +103,15 @@ def test_tap_of_the_user_keeps_its_mac(network: None) -> None:
 
 def test_port_keeps_its_tap_until_the_queues_change(network: None) -> None:
     port = a_port(name="mine")
-    assert port.open(1, "") == port.open(1, "")
+    assert opened(port, 1, "") == opened(port, 1, "")
     port.set_options(options(0))
-    assert len(port.open(2, "")) == 2
+    assert len(opened(port, 2, "")) == 2
     port.close()
 
 
 def test_packets_go_to_queues_that_are_used_and_no_others(network: None) -> None:
     port = a_port(name="mine", addresses=("192.0.2.1/24",))
-    fds = port.open(4, "")
+    fds = opened(port, 4, "")
     port.set_carrier(True)
     assert eventually(lambda: is_sent_to(fds)), "the kernel has seen the cable"
     try:
@@ -137,7 +138,7 @@ def test_emptied_queue_has_no_packet_and_the_others_keep_theirs(
     network: None, emptied: int
 ) -> None:
     port = a_port(name="mine", addresses=("192.0.2.1/24",))
-    fds = port.open(2, "")
+    fds = opened(port, 2, "")
     port.set_carrier(True)
     assert eventually(lambda: is_sent_to(fds)), "the kernel has seen the cable"
     port.use_queues({0, 1})
@@ -306,12 +307,12 @@ def test_impossible_mtu_of_the_master_is_said_and_left(
 
 
 @pytest.fixture
-def two(network: None) -> Iterator[Callable[..., tuple[Port, Port]]]:
+def two(network: None) -> Iterator[Callable[..., tuple[TapPort, TapPort]]]:
     """Make the ports of an agent's two devices by the same rules."""
     with ExitStack() as undo:
 
-        def make(**options: Unpack[Options]) -> tuple[Port, Port]:
-            ports = Ports(rules(**options))
+        def make(**options: Unpack[Options]) -> tuple[TapPort, TapPort]:
+            ports = Ports(rules(**options), **NO_PACKETS)
             first, second = ports.make("0000:00:05.0"), ports.make("0000:00:06.0")
             undo.callback(first.close)
             undo.callback(second.close)
@@ -320,7 +321,7 @@ def two(network: None) -> Iterator[Callable[..., tuple[Port, Port]]]:
         yield make
 
 
-Two = Callable[..., tuple[Port, Port]]
+Two = Callable[..., tuple[TapPort, TapPort]]
 
 
 @pytest.mark.parametrize(
@@ -359,7 +360,7 @@ def test_template_that_gives_one_name_twice_is_the_seconds_trouble(
     two: Two, template: str, names: tuple[str, str]
 ) -> None:
     first, second = two(name=template)
-    fds = first.open(1, names[0])
+    fds = opened(first, 1, names[0])
     with pytest.raises(Unusable) as refusal:
         second.open(1, names[1])
     said = str(refusal.value)
@@ -372,7 +373,7 @@ def test_template_that_gives_one_name_twice_is_the_seconds_trouble(
     ):
         assert part in said
     first.check()
-    assert first.open(1, names[0]) == fds
+    assert opened(first, 1, names[0]) == fds
 
 
 def test_name_is_free_when_its_device_is_gone(two: Two) -> None:
@@ -391,7 +392,7 @@ def test_one_mac_for_two_devices_is_the_seconds_trouble(two: Two) -> None:
 
 
 def test_number_is_the_smallest_that_is_free(network: None) -> None:
-    ports = Ports(rules(name="vp{n}"))
+    ports = Ports(rules(name="vp{n}"), **NO_PACKETS)
     made = [ports.make(f"0000:00:0{slot}.0") for slot in range(3)]
     for port in made:
         port.open(1, "")
@@ -425,7 +426,7 @@ def test_devices_of_two_daemons_with_one_name_have_macs_of_their_own() -> None:
     """Whichever device comes first: each keeps its MAC."""
     macs = []
     for device in ("/run/one/net0.ivshmem", "/run/two/net0.ivshmem"):
-        ports = Ports(rules())
+        ports = Ports(rules(), **NO_PACKETS)
         ports.claim(device, "net0")
         macs.append(ports.choose_mac(device, "net0"))
     assert macs[0] != macs[1]
@@ -435,11 +436,11 @@ def test_devices_of_two_daemons_with_one_name_have_macs_of_their_own() -> None:
 
 
 @pytest.fixture
-def bridged(network: None) -> Iterator[Port]:
+def bridged(network: None) -> Iterator[TapPort]:
     """A port whose TAP, vp0, has joined bridge br0."""
     bridge = Bridge("br0")
     bridge.make()
-    port = Ports(rules(name="vp0"), bridge).make("0000:00:05.0")
+    port = Ports(rules(name="vp0"), bridge, **NO_PACKETS).make("0000:00:05.0")
     port.open(1, "net0")
     yield port
     port.close()
@@ -453,7 +454,7 @@ def state() -> str:
     return str(shown["linkinfo"]["info_slave_data"]["state"])
 
 
-def test_tap_forwards_while_it_has_a_carrier(bridged: Port) -> None:
+def test_tap_forwards_while_it_has_a_carrier(bridged: TapPort) -> None:
     assert state() == "disabled"
     bridged.set_carrier(True)
     assert eventually(lambda: state() == "forwarding")
@@ -461,29 +462,29 @@ def test_tap_forwards_while_it_has_a_carrier(bridged: Port) -> None:
     assert eventually(lambda: state() == "disabled")
 
 
-def test_bridge_takes_the_smallest_mtu(bridged: Port) -> None:
+def test_bridge_takes_the_smallest_mtu(bridged: TapPort) -> None:
     bridged.follow_mtu(1400)
     assert "mtu 1400" in ip("link", "show", "br0")
 
 
-def test_tap_is_in_the_bridge_again_when_the_queues_change(bridged: Port) -> None:
+def test_tap_is_in_the_bridge_again_when_the_queues_change(bridged: TapPort) -> None:
     bridged.open(2, "net0")
     assert state()
 
 
-def test_bridge_stays_when_the_last_tap_goes(bridged: Port) -> None:
+def test_bridge_stays_when_the_last_tap_goes(bridged: TapPort) -> None:
     bridged.close()
     assert "br0" in ip("link")
 
 
-def test_status_names_the_bridge_while_it_is_there(bridged: Port) -> None:
+def test_status_names_the_bridge_while_it_is_there(bridged: TapPort) -> None:
     assert bridged.bridge == "br0"
     ip("link", "delete", "br0")
     assert bridged.bridge is None
 
 
 def test_status_names_no_bridge_when_the_user_has_taken_the_tap_out(
-    bridged: Port,
+    bridged: TapPort,
 ) -> None:
     ip("link", "set", "vp0", "nomaster")
     assert bridged.bridge is None
@@ -507,7 +508,7 @@ def test_status_names_the_bridge_that_the_user_has_chosen(network: None) -> None
 
 
 def test_bridge_that_is_deleted_is_said_once_and_joined_again(
-    bridged: Port, caplog: pytest.LogCaptureFixture
+    bridged: TapPort, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     ip("link", "del", "br0")
@@ -522,7 +523,7 @@ def test_bridge_that_is_deleted_is_said_once_and_joined_again(
 
 
 def test_what_comes_in_place_of_the_bridge_is_said_once(
-    bridged: Port, caplog: pytest.LogCaptureFixture
+    bridged: TapPort, caplog: pytest.LogCaptureFixture
 ) -> None:
     ip("link", "del", "br0")
     ip("tuntap", "add", "br0", "mode", "tap")
@@ -531,7 +532,7 @@ def test_what_comes_in_place_of_the_bridge_is_said_once(
     assert caplog.text.count("br0 is no bridge but tun") == 1
 
 
-def test_tap_that_the_user_takes_out_stays_out(bridged: Port) -> None:
+def test_tap_that_the_user_takes_out_stays_out(bridged: TapPort) -> None:
     ip("link", "set", "vp0", "nomaster")
     bridged.follow_bridge()
     assert not state()

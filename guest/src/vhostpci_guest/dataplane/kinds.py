@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data planes, by the names that the user knows.
+
+`cli/run_options.py` imports this file, so it imports nothing of the data plane.
+"""
+
+RING = "ring"
