@@ -109,17 +109,21 @@ class AgentState(IntEnum):
     NONE = 0  # no agent yet, or it has ended and let the daemon know
     READY = 1  # it serves the device
     FAILED = 2  # it cannot serve the device; `Agent.message` says why
+    # In these two it follows the daemon as if it were READY, and runs no ring.
+    WAITING = 3  # for what `Agent.message` says, such as another back-end
+    MISMATCH = 4  # the master's driver acknowledged what its data plane cannot serve
 
 
 class AgentFlag(IntFlag):
-    """What the agent has seen of the slave."""
+    """What the agent has seen of the slave, and which of its fields are valid."""
 
     USO = 1  # its TAP knows UDP packets with GSO: Linux 6.2 or later
+    OFFERS = 2  # `Agent.offers` is known
 
     @classmethod
     def known(cls, value: int) -> Self:
         """Return the flags in `value` that version 1 has."""
-        return cls(value & 1)
+        return cls(value & 3)
 
 
 NO_AGENT_FLAGS = AgentFlag(0)
@@ -442,9 +446,11 @@ class Agent:
     flags: AgentFlag = NO_AGENT_FLAGS  # none before it has a TAP
     binding: str = ""  # how it reaches the device: kmod, vfio, uio, sysfs or socket
     message: str = ""
+    data_plane: str = ""  # what moves its packets: ring, vhost-net or vhost-user
+    offers: int = 0  # with OFFERS: the virtio features that its data plane can serve
 
     # 256 bytes: the texts fill the entry up.
-    layout: ClassVar = Struct("<QQQIHH16s208s")
+    layout: ClassVar = Struct("<QQQIHH16s184s16sQ")
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
@@ -464,6 +470,8 @@ class Agent:
             flags=AgentFlag.known(flags),
             binding=_text(fields[6]),
             message=_text(fields[7]),
+            data_plane=_text(fields[8]),
+            offers=fields[9],
         )
 
     def __bytes__(self) -> bytes:
@@ -475,7 +483,11 @@ class Agent:
             self.vectors,
             self.flags,
             _bytes(self.binding, 16),
-            _bytes(self.message, 208),
+            # One byte less than there is room for: the text had more room in the first
+            # releases of version 1, and their reader needs the NUL.
+            _bytes(self.message, 183),
+            _bytes(self.data_plane, 16),
+            self.offers,
         )
 
 

@@ -15,6 +15,7 @@ from tests.fakes.keeper import FakeKeeper
 from tests.fuzz.edges.choices import Choices
 from tests.fuzz.edges.files import KINDS, Files
 from tests.fuzz.edges.host import MEMORY, SETTLED, Host, Slave, ToHost, Trial, World
+from vhostpci_host.vhost_user.features import OFFERED
 from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import Request
@@ -271,6 +272,8 @@ class Play:
             state=choices.of((md.AgentState.READY, *md.AgentState)),
             vectors=choices.below(6),
             message=choices.raw(choices.below(9)).decode("latin-1"),
+            flags=choices.of((md.NO_AGENT_FLAGS, *md.AgentFlag)),
+            offers=choices.number(int(OFFERED)),
         )
         self._write_metadata(md.AGENT, bytes(entry))
 

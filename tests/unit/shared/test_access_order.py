@@ -80,7 +80,9 @@ def full_agent(number: int) -> md.Agent:
         state=md.AgentState(number % 3),
         vectors=number,
         binding=str(number) * 16,
-        message=str(number) * 208,
+        message=str(number) * 183,
+        data_plane=str(number) * 16,
+        offers=number,
     )
 
 

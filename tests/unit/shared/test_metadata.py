@@ -46,8 +46,10 @@ ENTRIES: list[Any] = [
         instance=3,
         state=md.AgentState.FAILED,
         vectors=5,
-        flags=md.AgentFlag.USO,
+        flags=md.AgentFlag.USO | md.AgentFlag.OFFERS,
         message="no TAP",
+        data_plane="vhost-user",
+        offers=2**63 | 1,
     ),
     md.AgentRing(session=2**60, state=md.AgentRingState.BROKEN, index=7, packets=8),
     md.Position(origin=2**60, desc=4096, size=256, at=0x80FF, next=1, undo=2**32),
@@ -201,14 +203,15 @@ def test_ring_runs_only_if_started_and_enabled() -> None:
 
 def test_flags_of_a_later_agent_are_left_out() -> None:
     agent = md.Agent(flags=cast(md.AgentFlag, 0xFFFF))
-    assert int(md.Agent.parse(bytes(agent)).flags) == 1
+    assert int(md.Agent.parse(bytes(agent)).flags) == 3
 
 
 def test_text_that_is_too_long_is_cut_between_characters() -> None:
     agent = md.Agent(binding="xäöüäöüäöü", message="x" * 500)
     parsed = md.Agent.parse(bytes(agent))
     assert parsed.binding == "xäöüäöüä"  # 15 bytes: the next character has two
-    assert parsed.message == "x" * 208
+    # An earlier reader goes on until the first NUL, or 208 bytes.
+    assert parsed.message == "x" * 183
 
 
 def test_text_ends_at_its_first_nul() -> None:
@@ -216,9 +219,9 @@ def test_text_ends_at_its_first_nul() -> None:
 
 
 def test_state_that_version_1_does_not_have_is_refused_with_those_it_has() -> None:
-    agent = md.Agent(state=cast(md.AgentState, 3))
+    agent = md.Agent(state=cast(md.AgentState, 5))
     with pytest.raises(
-        ProtocolError, match=r"AgentState 3 .*: 0 NONE, 1 READY, 2 FAIL"
+        ProtocolError, match=r"AgentState 5 .*: 0 NONE, 1 READY, 2 FAIL.*4 MISMATCH"
     ):
         md.Agent.parse(bytes(agent))
 

@@ -45,14 +45,26 @@ class AgentEntry:
     def set_failed(self, why: str) -> None:
         self._agent = replace(self._agent, state=AgentState.FAILED, message=why)
 
+    def set_waiting(self, why: str) -> None:
+        self._agent = replace(self._agent, state=AgentState.WAITING, message=why)
+
+    def set_mismatch(self, why: str) -> None:
+        self._agent = replace(self._agent, state=AgentState.MISMATCH, message=why)
+
     def set_left(self) -> None:
         """Say that the agent ends; a failure stays, so that the reason can be read."""
         if self.state is not AgentState.FAILED:
-            self._agent = replace(self._agent, state=AgentState.NONE)
+            self._agent = replace(self._agent, state=AgentState.NONE, message="")
 
-    def set_flags(self, flags: AgentFlag) -> None:
-        """Set what is known of the TAP."""
+    def set_flag(self, flag: AgentFlag, *, on: bool) -> None:
+        """Set one flag, or take it back."""
+        flags = self._agent.flags | flag if on else self._agent.flags & ~flag
         self._agent = replace(self._agent, flags=flags)
+
+    def set_plane(self, name: str, offers: int | None) -> None:
+        """Set the data plane, and the features that it can serve; None: not known."""
+        self._agent = replace(self._agent, data_plane=name, offers=offers or 0)
+        self.set_flag(AgentFlag.OFFERS, on=offers is not None)
 
     def set_generation(self, generation: int) -> None:
         """Set the daemon's generation that the agent acts by."""

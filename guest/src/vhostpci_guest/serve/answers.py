@@ -63,7 +63,31 @@ class Answers:
 
     def set_tap(self, *, uso: bool) -> None:
         """Say in what is written next whether the TAP knows UDP packets with GSO."""
-        self._entry.set_flags(AgentFlag.USO if uso else AgentFlag(0))
+        self._entry.set_flag(AgentFlag.USO, on=uso)
+
+    def set_plane(self, name: str, offers: int | None) -> None:
+        """Say in what is written next which data plane there is.
+
+        Args:
+            name: as the option `--data-plane` has it, without its path.
+            offers: virtio feature bits that it can serve; None: not known yet.
+        """
+        self._entry.set_plane(name, offers)
+
+    def set_waiting(self, why: str) -> None:
+        """Say in the next answer what the device waits for; no ring runs any more."""
+        if self._is_new(AgentState.WAITING, why):
+            log.info("%s: waiting: %s", self._device.name, why)
+        self._entry.set_waiting(why)
+
+    def set_mismatch(self, why: str) -> None:
+        """Say in the next answer which features lack; no ring runs any more."""
+        if self._is_new(AgentState.MISMATCH, why):
+            log.warning("%s: %s", self._device.name, why)
+        self._entry.set_mismatch(why)
+
+    def _is_new(self, state: AgentState, why: str) -> bool:
+        return (state, why) != (self._entry.state, self._entry.message)
 
     def set_failed(self, why: str) -> None:
         """Say in the next answer why the device is not served."""
