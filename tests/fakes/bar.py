@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 from vhostpci_guest.dataplane.mapping import Mapping
 from vhostpci_guest.eventfds import drain, new_eventfd, signal
-from vhostpci_guest.interfaces import Call, Doorbell, Eventfd, Window
+from vhostpci_guest.interfaces import Call, Doorbell, Eventfd, Window, WindowFile
 from vhostpci_shared import metadata as md
 from vhostpci_shared.access import Metadata, find
 from vhostpci_shared.metadata import DeviceFlag, RingFlag
@@ -62,7 +62,9 @@ class FakeDevice:
         os.ftruncate(self.fd, size)
         mapping = Mapping(self.fd, size)
         self._undo.callback(mapping.close)
-        self.window = Window(window, mapping.address, mapping.view, name)
+        self.window = Window(
+            window, mapping.address, mapping.view, name, WindowFile(self.fd)
+        )
         self._vectors = [new_eventfd() for _ in range(vectors if interrupts else 0)]
         for vector in self._vectors:
             self._undo.callback(os.close, vector)

@@ -34,6 +34,20 @@ Call = Doorbell | Eventfd
 """How to interrupt a peer: what vhost-user calls the call eventfd."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class WindowFile:
+    """The file behind a window, which another process can map.
+
+    It is equal only to itself: a window that is mapped again is other memory, even if
+    it is at the same address.
+    """
+
+    fd: int
+    """Stays the device's, which keeps it open while the window is mapped."""
+    offset: int = 0
+    """Where in the file the window begins, in bytes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """A window that this process has mapped."""
@@ -45,6 +59,10 @@ class Window:
     view: memoryview
     device: str
     """PCI address of the ivshmem function, or path of the window's socket."""
+    file: WindowFile | None = None
+    """What another process can map; None: there is nothing to give to one."""
+    no_file: str = ""
+    """Why `file` is None, for people."""
 
     @property
     def size(self) -> int:

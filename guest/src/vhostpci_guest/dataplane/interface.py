@@ -17,7 +17,7 @@ from vhostpci_shared import metadata as md
 from vhostpci_shared import packed
 from vhostpci_shared.metadata import AgentRingState
 
-from ..interfaces import Call
+from ..interfaces import Call, WindowFile
 from ..net_options import NetOptions
 from .faults import Fault
 
@@ -29,6 +29,12 @@ class MemRegion:
     guest_addr: int
     size: int
     host_addr: int
+    file: WindowFile | None = None
+    """The file that another process can map; None: its window has none."""
+    offset: int = 0
+    """Where in that file the region begins, in bytes."""
+    no_file: str = ""
+    """Why `file` is None, for people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -153,7 +153,15 @@ def _locate(region: md.Region, windows: Mapping[int, Window]) -> MemRegion:
             f"region of {region.size:#x} bytes at {region.offset:#x} does not fit "
             f"window {window.id}, which has {room:#x} for it"
         )
-    return MemRegion(region.guest_addr, region.size, window.address + region.offset)
+    file = window.file
+    return MemRegion(
+        guest_addr=region.guest_addr,
+        size=region.size,
+        host_addr=window.address + region.offset,
+        file=file,
+        offset=file.offset + region.offset if file else 0,
+        no_file=window.no_file,
+    )
 
 
 def place(ring: md.Ring) -> tuple[int, ...]:

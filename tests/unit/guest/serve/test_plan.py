@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.fakes.bar import FEATURES, MEMORY, RUNS, SIZE, ring
 from vhostpci_guest.errors import Unusable
-from vhostpci_guest.interfaces import Window
+from vhostpci_guest.interfaces import Window, WindowFile
 from vhostpci_guest.serve.plan import (
     NOTHING,
     Plan,
@@ -277,6 +277,29 @@ def test_nothing_past_the_end_of_another_window_is_used() -> None:
     regions = (md.Region(0, SIZE, OTHER.id, 1),)
     with pytest.raises(ProtocolError, match="does not fit window 4711"):
         check(snapshot(regions=regions), {0: WINDOW, OTHER.id: OTHER}, 3)
+
+
+def test_region_is_in_its_windows_file_behind_where_the_window_begins() -> None:
+    file = WindowFile(7, offset=0x10000)
+    regions = (md.Region(0, 0x1000, 0, 0x4000),)
+    window = replace(WINDOW, file=file)
+    (piece,) = check(snapshot(regions=regions), {0: window}, 3).memory
+    assert (piece.file, piece.offset) == (file, 0x14000)
+
+
+def test_region_of_a_window_without_a_file_says_why() -> None:
+    window = replace(WINDOW, no_file="lockdown")
+    (piece,) = check(snapshot(), {0: window}, 3).memory
+    assert (piece.file, piece.offset, piece.no_file) == (None, 0, "lockdown")
+
+
+def test_window_that_is_mapped_again_is_other_memory() -> None:
+    # At the same address, and even with the same number of a descriptor.
+    first, second = (
+        Want(memory=check(snapshot(), {0: window}, 3).memory, rings=(RX,))
+        for window in (replace(WINDOW, file=WindowFile(7)) for _ in range(2))
+    )
+    assert plan(first, second, {0: running(RX)}) == Plan((0,), True, (0,))
 
 
 def test_memory_and_rings_wait_for_windows_that_are_not_there() -> None:
