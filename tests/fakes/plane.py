@@ -49,6 +49,8 @@ class FakePlane:
         """Makes the error that the next start raises; used once."""
         self.watch: Callable[[str, int], None] = lambda _what, _index: None
         """Called with "start" or "stop" and the ring, at each start and stop."""
+        self.when_looked: Callable[[], object] = lambda: None
+        """Called at each look."""
         self.closed = False
         self._events = new_eventfd()
         self._statuses: dict[int, RingStatus] = {}
@@ -59,6 +61,7 @@ class FakePlane:
 
     def look(self) -> bool:
         """Return whether something has happened."""
+        self.when_looked()
         return drain(self._events)
 
     def tick(self) -> None:
@@ -125,6 +128,14 @@ class FakePlane:
         """Stop a ring as if the worker had found it broken or fenced."""
         status = self._statuses[index]
         self._statuses[index] = replace(status, state=state, reason=reason, fault=fault)
+        _close_given(self.running.pop(index))
+        signal(self._events)
+
+    def lose(self, index: int) -> None:
+        """Stop a ring as if the back-end had died."""
+        self._statuses[index] = replace(
+            self._statuses[index], state=AgentRingState.STOPPED, index_known=False
+        )
         _close_given(self.running.pop(index))
         signal(self._events)
 

@@ -32,8 +32,8 @@ class Answers:
         """The peer number of the daemon, for its doorbell."""
         self.generation: int | None = None
         """The generation that we act by; None after `follow_again`."""
-        self.was_ready = False
-        """Whether this agent has ever served the device."""
+        self.served = False
+        """Whether this agent has ever followed what the daemon wants of the device."""
 
     @property
     def state(self) -> AgentState:
@@ -59,7 +59,6 @@ class Answers:
         if self._entry.state is not AgentState.READY:
             log.info("%s: serving %r", self._device.name, name)
         self._entry.set_ready()
-        self.was_ready = True
 
     def set_tap(self, *, uso: bool) -> None:
         """Say in what is written next whether the TAP knows UDP packets with GSO."""

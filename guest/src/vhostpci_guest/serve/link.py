@@ -27,6 +27,7 @@ from typing import Any
 
 from vhostpci_shared import metadata as md
 from vhostpci_shared.access import Metadata, find
+from vhostpci_shared.virtio import Feature, names
 from vhostpci_shared.wire import ProtocolError
 
 from ..dataplane.interface import Port, RingStatus
@@ -49,6 +50,11 @@ FAST = 0.005
 """Seconds between two looks where no interrupt tells of a change."""
 SLOW = 0.1
 """The same while no master is connected."""
+
+
+PlaneState = tuple[int | None, str, Feature]
+"""A data plane's offers, what it waits for, and which features lack."""
+NO_PLANE: PlaneState = (None, "", Feature(0))
 
 
 class Link:
@@ -99,8 +105,8 @@ class Link:
         self._snapshot: md.Snapshot | None = None
         self._suspended = False
         self._suspended_why = ""
-        self._obstacle = ""
-        """Why the data plane could start no ring when we asked it last."""
+        self._plane_was: PlaneState = NO_PLANE
+        """How the data plane was when we looked last."""
         self._rings.take_over(self._metadata)
 
     # Called by the agent's loop.
@@ -160,8 +166,8 @@ class Link:
             self._start_rings()
         if self._rings.some_stopped:
             self._note_stopped_rings()
-        if self._rings.obstacle != self._obstacle:
-            self._follow_obstacle()
+        if self._plane_state() != self._plane_was:
+            self._follow_plane()
 
     def tick(self) -> None:
         """Beat, watch the daemon's heartbeat, and write how the rings are.
@@ -232,7 +238,7 @@ class Link:
             # connection close and uses the rings itself, so two would write to them.
             self._rings.stop_for(NOTHING)
             self._announce_stopped_rings()
-        elif self._answers.was_ready:
+        elif self._answers.served:
             log.info("%s: the daemon is back", self.device.name)
 
     def _watch_connection(self) -> None:
@@ -275,6 +281,8 @@ class Link:
         self._answers.daemon_peer = (
             snapshot.device.daemon_peer if snapshot else md.DAEMON_PEER
         )
+        if snapshot is not None:
+            self._say_state()
         # Before any start: the daemon waits for this answer, and with it the master's
         # QEMU, while a TAP is made or a thread starts slowly.
         self._answers.answer(generation)
@@ -283,12 +291,25 @@ class Link:
         self._set_carrier()
 
     def _begin(self, name: str) -> None:
-        """Say in the next answer that the device of that name is served."""
-        if not self._answers.was_ready:
+        """Begin to serve the device of that name, if we do not serve it yet."""
+        if not self._answers.served:
             # Before the daemon sees an agent: it decides then where rings go on.
             self._left.bring(name, self._metadata)
         self._name = name
-        self._answers.set_ready(name)
+        self._answers.served = True
+
+    def _say_state(self) -> None:
+        """Say in the next answer whether rings can run."""
+        _, obstacle, lacking = self._plane_was = self._plane_state()
+        if lacking:
+            self._answers.set_mismatch(_mismatch(lacking, self.port.kind))
+        elif obstacle:
+            self._answers.set_waiting(obstacle)
+        else:
+            self._answers.set_ready(self._name)
+
+    def _plane_state(self) -> PlaneState:
+        return self._rings.offers, self._rings.obstacle, self._rings.lacking
 
     def _expects_vectors(self, device: md.Device) -> bool:
         """Whether vectors are missing that an ivshmem server has yet to send."""
@@ -310,7 +331,7 @@ class Link:
         except Unusable as why:
             # A daemon must not be able to end an agent that serves well: once we were
             # ready, a wish for more vectors is the daemon's mistake.
-            if self._answers.was_ready:
+            if self._answers.served:
                 raise ProtocolError(str(why)) from None
             self._answers.answer_failed(str(why))
             raise
@@ -333,6 +354,7 @@ class Link:
         try:
             self._rings.open(device)
             self._answers.set_tap(uso=bool(self.port.takes_uso))
+            self._answers.set_plane(self.port.kind, self._rings.offers)
         except Unusable as why:
             self._answers.answer_failed(str(why))
             raise
@@ -350,12 +372,12 @@ class Link:
         self._set_carrier()
         self._answers.write()
 
-    def _follow_obstacle(self) -> None:
+    def _follow_plane(self) -> None:
         """Start rings, or say why the data plane can start none."""
-        self._obstacle = self._rings.obstacle
-        if self._obstacle:
-            log.info("%s: %s", self.device.name, self._obstacle)
+        self._answers.set_plane(self.port.kind, self._rings.offers)
+        self._say_state()
         self._start_rings()
+        self._answers.announce()
 
     def _note_stopped_rings(self) -> None:
         """Log and announce the rings that have stopped by themselves.
@@ -450,3 +472,12 @@ class Link:
         self._rings.close()
         self._windows.use({})
         self._metadata.release()
+
+
+def _mismatch(lacking: Feature, kind: str) -> str:
+    """Say which features lack, and what to do; the daemon keeps 183 bytes of it."""
+    return (
+        f"--data-plane {kind} lacks what the master's driver uses: give the device "
+        "features= and start the master VM again, or take another data plane; lacking: "
+        f"{', '.join(names(lacking))}"
+    )

@@ -131,9 +131,14 @@ class Rings:
         return self._plane.waiting if self._plane is not None else ""
 
     @property
+    def offers(self) -> int | None:
+        """The virtio features that the data plane can serve; None: not known."""
+        return self._plane.offers if self._plane is not None else None
+
+    @property
     def lacking(self) -> Feature:
         """What the master's driver has acknowledged, and the data plane cannot do."""
-        offers = self._plane.offers if self._plane is not None else None
+        offers = self.offers
         if offers is None:
             return Feature(0)
         # Of the others, as the MAC address, the master's front-end takes care.
@@ -269,7 +274,7 @@ class Rings:
             if not self._retries.waits(index, self.wanted.rings[index].session)
         ]
         self.waiting_for_peer = False
-        if self._plane is None or self.obstacle:
+        if self._plane is None or self.obstacle or self.lacking:
             return []
         refused = self._start_all(self._plane, start) if start else []
         # Not before: a ring of a new driver starts with an empty queue.

@@ -422,7 +422,7 @@ def test_worker_segments_udp_that_the_master_sends_and_the_tap_does_not_know(
     assert bench.link is not None
     assert bench.link.status()["uso"] == uso
     said = AgentFlag.USO if uso else AgentFlag(0)
-    assert bench.daemon.agent().flags == said
+    assert bench.daemon.agent().flags & AgentFlag.USO == said
 
 
 def test_more_queue_pairs_get_a_new_data_plane(bench: Bench) -> None:
