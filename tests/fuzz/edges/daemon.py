@@ -15,7 +15,7 @@ from tests.fakes.keeper import FakeKeeper
 from tests.fuzz.edges.choices import Choices
 from tests.fuzz.edges.files import KINDS, Files
 from tests.fuzz.edges.host import MEMORY, SETTLED, Host, Slave, ToHost, Trial, World
-from vhostpci_host.vhost_user.features import OFFERED
+from vhostpci_host.features import OFFERED
 from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import Request

@@ -7,7 +7,7 @@ from vhostpci_shared.vhost_user import ProtocolFeature
 from vhostpci_shared.virtio import Feature
 from vhostpci_shared.wire import ProtocolError
 
-from .features import OFFERED, PAIRS_ONLY
+from ..features import OFFERED, PAIRS_ONLY
 from .front_end_setup import FrontEndSetup, Steps
 from .message import Message
 

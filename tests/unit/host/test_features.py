@@ -4,11 +4,11 @@
 import re
 from pathlib import Path
 
+from vhostpci_host.features import DECISIONS
 from vhostpci_host.vhost_user import negotiation
-from vhostpci_host.vhost_user.features import DECISIONS
 from vhostpci_shared.virtio import Feature
 
-DOCS = Path(__file__).parents[4] / "docs/interoperability.md"
+DOCS = Path(__file__).parents[3] / "docs/interoperability.md"
 
 # user_feature_bits of net/vhost-user.c in QEMU 7.2, and what 10 and 11 add.
 QEMU_7 = """
