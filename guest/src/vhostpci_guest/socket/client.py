@@ -20,7 +20,7 @@ from vhostpci_shared.eventfd_signal import signal_eventfd
 from vhostpci_shared.wire import ProtocolError
 
 from ..dataplane.mapping import Mapping
-from ..interfaces import Call, Eventfd, Window
+from ..interfaces import Call, Eventfd, Window, WindowFile
 
 NAME = "socket"
 RETRY = 1.0
@@ -134,6 +134,7 @@ class Client:
             event = self._protocol.feed(message, fd is not None)
             if isinstance(event, ivshmem.SharedMemory) and fd is not None:
                 self._map(fd)
+                self._undo.push(undo.pop_all())
             elif isinstance(event, ivshmem.OwnVector) and fd is not None:
                 self._keep(fd, self._vectors)
                 undo.pop_all()
@@ -152,6 +153,7 @@ class Client:
         fds.append(fd)
 
     def _map(self, fd: int) -> None:
+        """Map the memory; the descriptor is the window's file from then on."""
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
             raise ProtocolError("the ivshmem server's shared memory is no memory file")
@@ -163,7 +165,11 @@ class Client:
         self._mapping = mapping
         own_id = self._protocol.own_id
         assert own_id is not None  # it came before the memory
-        self._window = Window(own_id, mapping.address, mapping.view, self.name)
+        # What we have mapped, another process can map as well: it is a file of memory,
+        # and open for writing.
+        self._window = Window(
+            own_id, mapping.address, mapping.view, self.name, WindowFile(fd)
+        )
         self._connected_at = time.monotonic()
 
     def _pay(self, peer: int, vector: int) -> None:

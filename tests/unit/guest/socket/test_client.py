@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent as an ivshmem client of a fake server."""
 
+import mmap
 import os
 import socket
 from collections.abc import Iterator
@@ -107,6 +108,25 @@ def test_server_knows_by_the_name_that_an_agent_takes_kicks(
 def test_window_is_the_servers_memory(server: FakeServer, connected: Client) -> None:
     connected.window.view[7] = 42
     assert server.mapping.view[7] == 42
+
+
+def test_windows_file_can_be_mapped_by_another_process_until_the_close(
+    server: FakeServer, client: Client
+) -> None:
+    server.greet()
+    client.receive()
+    file = client.window.file
+    assert file is not None
+    assert file.offset == 0
+    assert not os.get_inheritable(file.fd)
+    with mmap.mmap(file.fd, client.window.size) as theirs:
+        theirs[7] = 42
+        assert server.mapping.view[7] == 42
+        client.close()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(file.fd)
+        theirs[8] = 43  # a mapping does not end with the descriptor
+        assert server.mapping.view[8] == 43
 
 
 def test_vector_is_signalled_by_the_server(
