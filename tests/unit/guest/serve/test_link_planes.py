@@ -7,7 +7,7 @@ from tests.fakes.bar import FEATURES, pair, ring
 from tests.unit.guest.bench import Bench
 from vhostpci_guest.dataplane.ring_features import SERVES
 from vhostpci_guest.serve.heartbeat import SILENT_TICKS
-from vhostpci_host.vhost_user.features import OFFERED
+from vhostpci_host.features import OFFERED
 from vhostpci_shared.metadata import AgentFlag, AgentRingState, AgentState
 from vhostpci_shared.virtio import Feature
 
