@@ -162,6 +162,7 @@ class FakeDaemon:
         features: int = FEATURES,
         master: bool = True,
         slave: bool = True,
+        kept: bool = False,
         vectors: int | None = None,
         mtu: int = 0,
         name: str = "net0",
@@ -170,6 +171,7 @@ class FakeDaemon:
         rings = rings or (ring(session=1, flags=0), ring(1, session=1, flags=0))
         flags = DeviceFlag.MASTER if master else DeviceFlag(0)
         flags |= DeviceFlag.SLAVE if slave else DeviceFlag(0)
+        flags |= DeviceFlag.KEPT if kept else DeviceFlag(0)
         device = md.Device(
             instance=1,
             features=features,

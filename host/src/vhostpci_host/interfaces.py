@@ -17,6 +17,11 @@ UNPLUG = 5.0
 """Seconds for a slave VM's guest to release its windows when a device is removed."""
 
 
+def never() -> bool:
+    """Return False: the default of a question to which no object has an answer."""
+    return False
+
+
 def nothing() -> None:
     """Do nothing: what is called on a change if that is of no interest."""
 

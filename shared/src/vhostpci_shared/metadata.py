@@ -96,11 +96,12 @@ class DeviceFlag(IntFlag):
 
     MASTER = 1  # a front-end is connected
     SLAVE = 2  # a slave is connected: its vectors and doorbells lead somewhere
+    KEPT = 4  # the front-end's connection outlives the daemon's process
 
     @classmethod
     def known(cls, value: int) -> Self:
         """Return the flags in `value` that version 1 has."""
-        return cls(value & 3)
+        return cls(value & 7)
 
 
 class AgentState(IntEnum):

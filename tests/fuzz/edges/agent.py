@@ -75,7 +75,7 @@ class Play:
         device = md.Device(
             instance=choices.below(3),
             features=choices.number(1 << 32, 0x1_4000_0000),
-            flags=md.DeviceFlag(choices.below(4)),
+            flags=md.DeviceFlag(choices.below(8)),
             queue_pairs=choices.of((len(rings) // 2, choices.below(40))),
             vectors=choices.of((1 + len(rings), choices.below(8))),
             daemon_peer=choices.number(md.DAEMON_PEER) & 0xFFFF,

@@ -187,12 +187,12 @@ def test_ring_that_is_not_started_needs_no_size() -> None:
 
 
 def test_flags_of_a_later_version_are_ignored() -> None:
-    """Bits 0 to 5 of a ring's flags, and 0 to 1 of the device's, are version 1's."""
+    """Bits 0 to 5 of a ring's flags, and 0 to 2 of the device's, are version 1's."""
     every = 2**32 - 1
     ring = replace(RING, flags=cast(md.RingFlag, every))
     assert int(md.Ring.parse(bytes(ring)).flags) == 0b111111
     device = replace(DEVICE, flags=cast(md.DeviceFlag, every))
-    assert int(md.Device.parse(bytes(device)).flags) == 0b11
+    assert int(md.Device.parse(bytes(device)).flags) == 0b111
 
 
 def test_ring_runs_only_if_started_and_enabled() -> None:

@@ -178,7 +178,7 @@ class DataPlane(Protocol):
     """Ticks without a beat of the daemon's after which no ring may run.
 
     A data plane that does not see when a session ends must stop soon: the master's QEMU
-    uses the rings itself once the daemon has died.
+    uses the rings itself once the daemon has died, unless its connection is kept.
     """
 
     def fileno(self) -> int:

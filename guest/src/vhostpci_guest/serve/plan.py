@@ -48,6 +48,8 @@ class Want:
     memory: tuple[MemRegion, ...] = ()
     rings: tuple[md.Ring, ...] = ()
     master: bool = False
+    kept: bool = False
+    """Whether the front-end leaves the rings alone when its daemon has died."""
     absent: tuple[int, ...] = ()
     """IDs of windows that are named and not there; no ring runs until they are."""
 
@@ -110,6 +112,7 @@ def check(snapshot: md.Snapshot, windows: Mapping[int, Window], vectors: int) ->
         features=device.features,
         queue_pairs=device.queue_pairs,
         master=bool(device.flags & DeviceFlag.MASTER),
+        kept=bool(device.flags & DeviceFlag.KEPT),
         absent=tuple(sorted(named(snapshot) - windows.keys())),
     )
     if want.absent:

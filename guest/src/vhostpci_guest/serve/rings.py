@@ -147,7 +147,10 @@ class Rings:
     @property
     def silent_ticks(self) -> int:
         """Ticks without a beat of the daemon's after which no ring may run."""
-        return SILENT_TICKS if self._plane is None else self._plane.silent_ticks
+        # A front-end whose connection is kept does not use the rings meanwhile.
+        if self._plane is None or self.wanted.kept:
+            return SILENT_TICKS
+        return self._plane.silent_ticks
 
     def summary(self) -> dict[str, Any]:
         """Return what `vhostpci-guest status -j` says of the data plane."""

@@ -166,6 +166,11 @@ class Server:
         if self._shelf is not None:
             self._shelf.save()
 
+    def _is_kept(self) -> bool:
+        """Whether a successor will go on with the front-end's connection."""
+        shelf, keeper = self._shelf, self._common.keeper
+        return shelf is not None and shelf.active and not (keeper and keeper.problem)
+
     def _capture(self, keep: Keep) -> DeviceState:
         setup, master, slave = self.device.setup, self._master, self._slave
         return capture(
@@ -239,6 +244,7 @@ class Server:
             device = Device(
                 *(config, store, windows, self.loop, self._log, relays),
                 save=self._save,
+                kept=self._is_kept,
                 left=None if left is None else left.device,
             )
             undo.pop_all()

@@ -33,7 +33,7 @@ from vhostpci_shared.wire import ProtocolError
 from ..config.device import DeviceConfig
 from ..errors import HostError
 from ..fds import Notifier
-from ..interfaces import Loop, MasterPort, nothing
+from ..interfaces import Loop, MasterPort, never, nothing
 from ..ivshmem.doorbells import VectorSet
 from ..ivshmem.peers import PeersExhausted
 from ..ivshmem.relays import Relays
@@ -73,6 +73,7 @@ class Device:
         relays: passes kicks and calls on.
         save: writes the state for a successor; called before anything of it is seen by
             another process.
+        kept: says whether the front-end's connection outlives this daemon.
         left: what a daemon before us has left; call `go_on` when all of it is there.
 
     Raises:
@@ -89,6 +90,7 @@ class Device:
         relays: Relays,
         *,
         save: Callable[[], None] = nothing,
+        kept: Callable[[], bool] = never,
         left: DeviceLeft | None = None,
     ) -> None:
         self.config = config
@@ -101,6 +103,7 @@ class Device:
         self.agent = AgentView(store.metadata, config.name, config.vectors, peer_log)
         instance = random.getrandbits(63) | 1
         self._save = save
+        self._kept = kept
         shown = None if left is None else left.state.publisher
         self.publisher = Publisher(config, store.metadata, instance, shown)
         self._stale_slave = StaleSlave(plugged=config.plugged)
@@ -454,6 +457,7 @@ class Device:
             self.windows.numbers,
             slave=self.slave is not None,
             takes_kicks=self.slave is not None and self.slave.port.takes_kicks,
+            kept=self._kept(),
             # A successor that finds less in the metadata than in the state publishes
             # it; what is in the metadata alone would be given to the agent twice.
             before=self._save,

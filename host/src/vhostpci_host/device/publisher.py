@@ -90,6 +90,7 @@ class Publisher:
         *,
         slave: bool,
         takes_kicks: bool = False,
+        kept: bool = False,
         before: Callable[[], None] = nothing,
     ) -> bool:
         """Write the metadata if it says something new; return whether it does.
@@ -100,10 +101,11 @@ class Publisher:
             windows: numbers of the windows that the slave can open.
             slave: whether a slave is connected.
             takes_kicks: whether that peer has the kicks, too.
+            kept: whether the front-end's connection outlives this daemon.
             before: called before anything is written.
         """
         content = (
-            self._device(setup, slave=slave),
+            self._device(setup, slave=slave, kept=kept),
             self._regions(setup, windows),
             # An agent that reads this although no slave is connected is in a slave VM
             # of an earlier daemon.  No kick would reach it, and no call the master.
@@ -121,11 +123,13 @@ class Publisher:
         self._metadata.format()
         self._content = None
 
-    def _device(self, setup: FrontEndSetup | None, *, slave: bool) -> md.Device:
+    def _device(
+        self, setup: FrontEndSetup | None, *, slave: bool, kept: bool
+    ) -> md.Device:
         config = self._config
         flags = DeviceFlag.SLAVE if slave else DeviceFlag(0)
         if setup is not None:
-            flags |= DeviceFlag.MASTER
+            flags |= DeviceFlag.MASTER | (DeviceFlag.KEPT if kept else DeviceFlag(0))
         return md.Device(
             instance=self._instance,
             features=int(setup.features) if setup else 0,

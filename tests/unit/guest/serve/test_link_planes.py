@@ -147,6 +147,18 @@ def test_data_plane_says_how_long_a_silent_daemon_is_trusted(
     assert bench.running == set()
 
 
+def test_silent_daemon_is_trusted_longer_if_its_connections_are_kept(
+    bench: Bench,
+) -> None:
+    bench.publish()
+    bench.plane.silent_ticks = 2
+    bench.publish(*pair(2), kept=True)
+    bench.ticks(SILENT_TICKS - 1, daemon=False)
+    assert bench.running == {0, 1}
+    bench.ticks(1, daemon=False)
+    assert bench.running == set()
+
+
 def test_agent_that_ends_waits_for_a_slow_ring(bench: Bench) -> None:
     bench.publish(*pair(2))
     bench.plane.slow = {1}

@@ -45,7 +45,7 @@ from vhostpci_host.vhost_user.peek import PeekReader
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.access import Metadata
 from vhostpci_shared.ivshmem import SIZE, decode
-from vhostpci_shared.metadata import Snapshot
+from vhostpci_shared.metadata import DeviceFlag, Snapshot
 from vhostpci_shared.vhost_user import Request
 
 SEND = wire.send
@@ -431,6 +431,21 @@ def test_successor_serves_a_request_that_waits_for_the_agent(
         agent.say(instance=1, generation=agent.metadata.generation())
         header = vu.Header.parse(front_end.transport.receive()[:12])
         assert header.request == Request.GET_VRING_BASE
+
+
+def test_agent_knows_that_the_front_ends_connection_is_kept(
+    tmp_path: Path, steps: Steps
+) -> None:
+    """Without a keeper that takes it, an agent must stop as soon as we are silent."""
+    with ExitStack() as undo:
+        host = Host(tmp_path, steps)
+        undo.callback(host.close)
+        front_end = started(host, undo)
+        assert DeviceFlag.KEPT in host.snapshot().device.flags
+        host.store.problem = "the keeper takes nothing"
+        front_end.enable(on=False)
+        host.pass_time(SETTLED)
+        assert DeviceFlag.KEPT not in host.snapshot().device.flags
 
 
 def test_memory_of_a_master_that_is_gone_is_kept_no_more(

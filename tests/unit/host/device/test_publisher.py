@@ -16,6 +16,7 @@ from vhostpci_host.vhost_user.backend import Answer, Backend
 from vhostpci_host.vhost_user.message import Message
 from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu
+from vhostpci_shared.metadata import DeviceFlag
 from vhostpci_shared.vhost_user import Request
 
 MIB = 2**20
@@ -92,3 +93,18 @@ def test_destroyed_region_is_written_again_as_a_whole(
     assert publisher.publish(None, None, frozenset(), slave=True)
     assert store.metadata.header().magic == md.MAGIC
     assert snapshot(store).device.name == "dev"
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_agent_reads_whether_the_front_ends_connection_is_kept(
+    publisher: Publisher, backend: Backend, store: AttachedMemory, kept: bool
+) -> None:
+    publisher.publish(backend.setup, None, frozenset(), slave=True, kept=kept)
+    assert (DeviceFlag.KEPT in snapshot(store).device.flags) == kept
+
+
+def test_connection_that_there_is_not_is_not_kept(
+    publisher: Publisher, store: AttachedMemory
+) -> None:
+    publisher.publish(None, None, frozenset(), slave=True, kept=True)
+    assert DeviceFlag.KEPT not in snapshot(store).device.flags
