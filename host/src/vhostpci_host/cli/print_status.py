@@ -89,6 +89,7 @@ def _connection_lines(status: Json) -> list[str]:
     if status["slave_problem"]:
         lines.append(f"  problem  {status['slave_problem']}")
     words = [agent["state"] if agent["present"] else "not present", agent["binding"]]
+    words.append(agent.get("data_plane", ""))  # a daemon of an earlier version
     lines.append(f"  agent    {' '.join(filter(None, [*words, agent['message']]))}")
     if agent["present"] and master and _segments_udp(master, agent):
         lines.append(f"  agent    {_MAKES_DATAGRAMS}")

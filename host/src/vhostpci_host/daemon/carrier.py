@@ -3,7 +3,7 @@
 
 Theory of operation.  A card of vhost-user has its carrier as long as its front-end is
 connected to us.  So when rings run and no agent has served them for the grace period,
-the front-end is disconnected, and the entrance is shut for as long as there is no agent
+the front-end is disconnected, and the entrance is shut for as long as no agent serves
 and the front-end's process lives: it would only come back at once.  Another process is
 always welcome.  A QEMU that starts waits until it has negotiated, and its guest must
 boot without an agent as well, so the period begins no earlier than rings run.
@@ -61,7 +61,7 @@ class MasterCarrier:
         save: Callable[[], None],
     ) -> None:
         self.off = False
-        """Whether the front-end was disconnected because there is no agent."""
+        """Whether the front-end was disconnected because no agent serves."""
         self._problem = ""  # why it is on all the same; empty before that is known
         self._config = config
         self._device = device
@@ -112,7 +112,7 @@ class MasterCarrier:
         if master is None and not self.off:
             self._device.forget_master()
         elif master is not None and self.off:
-            master.drop(self._no_agent)
+            master.drop(self._no_carrier)
 
     # What happens to front-ends.
 
@@ -167,13 +167,24 @@ class MasterCarrier:
         self.off = True
         self._entrance.shut()
         self._save()
-        master.drop(self._no_agent)
+        master.drop(self._no_carrier)
 
     @property
-    def _no_agent(self) -> str:
+    def why_off(self) -> str:
+        """Why the carrier is off, in a few words; empty if it is on."""
+        return (self._device.agent.idle or "no agent") if self.off else ""
+
+    @property
+    def _no_carrier(self) -> str:
+        agent, grace = self._device.agent, f"{self._config.carrier_grace} s"
+        if agent.idle:
+            return (
+                f"its agent has served no ring for {grace} ({agent.entry.message}), "
+                "and its card has no carrier until it does"
+            )
         return (
-            f"there has been no agent for {self._config.carrier_grace} s, and its card "
-            "has no carrier until there is one"
+            f"there has been no agent for {grace}, and its card has no carrier until "
+            "there is one"
         )
 
     def _why_it_stays(self, pid: int) -> str:
@@ -185,7 +196,9 @@ class MasterCarrier:
                 self._process = WatchedProcess.of(pid, self._loop, self._on_end)
             except OSError as error:
                 why = f"nothing would tell when pid {pid} ends ({error.strerror})"
-        start = "the master's card keeps its carrier although there is no agent"
+        idle = self._device.agent.idle
+        reason = f"the {idle}" if idle else "there is no agent"
+        start = f"the master's card keeps its carrier although {reason}"
         return f"{start}: {why}" if why else ""
 
     def _why_not(self, pid: int) -> str:
@@ -246,6 +259,7 @@ class MasterCarrier:
         return {
             "grace": self._config.carrier_grace,
             "off": self.off,
+            "why_off": self.why_off or None,
             "waits_for": state.pid if state else None,
             "problem": self._problem or None,
         }

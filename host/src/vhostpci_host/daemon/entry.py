@@ -30,6 +30,6 @@ class Entry:
     def row(self) -> Json:
         """Return what `list` says of it."""
         device = self.server.device if self.server else None
-        off = self.server is not None and self.server.carrier.off
-        found = row(self.config, device, self.failure, carrier_off=off)
+        why_off = self.server.carrier.why_off if self.server else ""
+        found = row(self.config, device, self.failure, why_off=why_off)
         return {**found, "state": "leaving"} if self.leaving else found

@@ -35,6 +35,12 @@ LOG_PAUSE = 1.0
 """Seconds between two lines about what the agent says."""
 _HEARTBEAT = slice(8, 16)
 """The heartbeat's bytes in the agent's entry."""
+_IDLE = {
+    AgentState.WAITING: "agent is waiting",
+    AgentState.MISMATCH: "features do not match",
+}
+"""The states in which an agent follows us and runs no ring, as `status` calls them."""
+_FOLLOWING = (AgentState.READY, *_IDLE)
 
 
 class AgentView:
@@ -89,7 +95,7 @@ class AgentView:
 
     def capture(self) -> AgentLeft:
         """Return what a successor needs to know of the agent."""
-        return AgentLeft(instance=self._instance, present=self.present)
+        return AgentLeft(instance=self._instance, present=self.follows)
 
     def restore(self, state: AgentLeft, now: float) -> None:
         """Go on after `forget`, with what a daemon before us knew of the agent.
@@ -160,7 +166,20 @@ class AgentView:
         An agent is present from its first word on, not from its first heartbeat: it may
         run rings between the two.
         """
+        return self.follows and self.entry.state is AgentState.READY
+
+    @property
+    def follows(self) -> bool:
+        """Whether it did what we published when it was last sampled.
+
+        It may have windows mapped and yet run no ring: see `idle`.
+        """
         return self._connected and self.lives and self.entry.generation >= self.late_at
+
+    @property
+    def idle(self) -> str:
+        """Why it runs no ring although it follows us; empty if it runs them."""
+        return _IDLE.get(self.entry.state, "") if self.follows else ""
 
     @property
     def lives(self) -> bool:
@@ -169,7 +188,7 @@ class AgentView:
         It cannot serve the device without a slave: that slave VM is connected to an
         earlier daemon.
         """
-        return self.entry.state is AgentState.READY and self._recent
+        return self.entry.state in _FOLLOWING and self._recent
 
     @property
     def _recent(self) -> bool:
@@ -187,23 +206,23 @@ class AgentView:
 
     @property
     def hangs(self) -> bool:
-        """Whether it served this slave, and has said nothing for `HANGS` seconds."""
+        """Whether it followed us, and has said nothing for `HANGS` seconds."""
         return (
             self._still >= HANGS_TICKS
-            and self._served
+            and self._followed
             and self._now - self.silent_since(self._now) >= HANGS
         )
 
     @property
     def silent(self) -> bool:
-        """Whether it served this slave, and hangs or has not followed a quiesce."""
-        return self.hangs or (self._served and not self.present)
+        """Whether it followed us, and hangs or has not followed a quiesce."""
+        return self.hangs or (self._followed and not self.follows)
 
     @property
-    def _served(self) -> bool:
-        """Whether it served this slave when it was last heard."""
-        ready = self._connected and self.entry.state is AgentState.READY
-        return ready and self._lived_at is not None
+    def _followed(self) -> bool:
+        """Whether it followed us when it was last heard."""
+        following = self._connected and self.entry.state in _FOLLOWING
+        return following and self._lived_at is not None
 
     def _tell_silence(self) -> None:
         """Log once that the agent is silent, and once that it is back."""
@@ -217,7 +236,7 @@ class AgentView:
                     "until it is back",
                     "agent hangs",
                 )
-        elif told and self.present:
+        elif told and self.follows:
             self._silence_told = False
             self._log.info("the agent is back", "agent is back")
 
@@ -241,6 +260,8 @@ class AgentView:
             self._tell_vectors()
         elif entry.state is AgentState.FAILED:
             log.warning("%s: agent failed: %s", self._name, entry.message)
+        elif entry.state is AgentState.WAITING:
+            log.info("%s: the agent is waiting: %s", self._name, entry.message)
 
     def _tell_vectors(self) -> None:
         if 0 < self.entry.vectors < self._vectors:

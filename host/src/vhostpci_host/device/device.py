@@ -270,6 +270,12 @@ class Device:
         present = self.agent.present
         self.publisher.stop(rings, agent_present=present)
         self._publish()
+        if not present:
+            # An agent that starts rings says first that it is ready, and then looks
+            # whether we have published: one of us sees what the other has written.
+            self._sample_agent()
+            self._publish()
+            present = self.agent.present
         if present:
             wait.begin(self.publisher.generation, rings)
         else:
@@ -551,8 +557,9 @@ class Device:
         """Close the windows that the agent uses no more."""
         if self.backend is not None and self.backend.waiting:
             return  # the message that waits may name a window that no table has yet
-        generation, present = self.agent.entry.generation, self.agent.present
-        if self.windows.retire(generation, present=present):
+        # One that runs no ring may have them mapped all the same.
+        generation, follows = self.agent.entry.generation, self.agent.follows
+        if self.windows.retire(generation, present=follows):
             self._keep_files()
             # Else the keeper would have the memory of a machine that is gone.
             self._save()

@@ -26,7 +26,7 @@ def describe(
     config, plugger = device.config, device.windows.plugger
     return {
         "name": config.name,
-        "state": state(device, carrier_off=carrier is not None and carrier["off"]),
+        "state": state(device, why_off=carrier["why_off"] or "" if carrier else ""),
         "daemon": {"pid": os.getpid(), "version": __version__},
         "mode": config.mode.value,
         "memory": device.store.describe(),
@@ -66,7 +66,7 @@ def row(
     device: Device | None,
     reason: str,
     *,
-    carrier_off: bool = False,
+    why_off: str = "",
 ) -> Json:
     """Return a device's row of `list -j`; without `device` it failed for `reason`."""
     master = device.master if device else None
@@ -74,17 +74,22 @@ def row(
     return {
         "name": config.name,
         "mode": config.mode.value,
-        "state": state(device, carrier_off=carrier_off) if device else FAILED,
+        "state": state(device, why_off=why_off) if device else FAILED,
         "reason": reason or None,
         "master_pid": master.pid if master else None,
         "slave_pid": slave.port.pid if slave else None,
     }
 
 
-def state(device: Device, *, carrier_off: bool = False) -> str:
-    """Return the first thing that keeps the device from running, or "running"."""
+def state(device: Device, *, why_off: str = "") -> str:
+    """Return the first thing that keeps the device from running, or "running".
+
+    Args:
+        device: this device.
+        why_off: why the master's card has no carrier; empty if it has one.
+    """
     if device.backend is None:
-        return "no agent: the master has no carrier" if carrier_off else "no master"
+        return f"{why_off}: the master has no carrier" if why_off else "no master"
     if device.backend.waiting:
         return "stopping"
     if device.master is not None and device.master.hangs:
@@ -100,7 +105,7 @@ def state(device: Device, *, carrier_off: bool = False) -> str:
     if device.agent.silent:
         return "agent is silent"
     # The entry of an agent that died before this slave came may say READY as well.
-    return "running" if device.agent.present else "no agent"
+    return "running" if device.agent.present else device.agent.idle or "no agent"
 
 
 def _windows(device: Device) -> list[Json]:
@@ -152,9 +157,10 @@ def _slave(device: Device) -> Json | None:
 def _agent(device: Device) -> Json:
     entry = device.agent.entry
     return {
-        "present": device.agent.present,
+        "present": device.agent.follows,
         "state": entry.state.name.lower(),
         "binding": entry.binding,
+        "data_plane": entry.data_plane,
         "vectors": entry.vectors,
         "flags": virtio.names(entry.flags),
         "generation": entry.generation,

@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from vhostpci_shared import ivshmem
 from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import Request
+
+READY = md.Agent(state=md.AgentState.READY)
 
 
 class Served:
@@ -159,12 +162,11 @@ def is_served(slave: socket.socket) -> bool:
     return ivshmem.decode(slave.recv(8)) == ivshmem.VERSION
 
 
-def beat(served: Served) -> None:
+def beat(served: Served, entry: md.Agent = READY) -> None:
     """Say something, as an agent that lives does twice a second."""
     metadata = served.server.device.store.metadata
     served.beats += 1
-    ready = md.AgentState.READY
-    metadata.write_agent(md.Agent(instance=1, state=ready, heartbeat=served.beats))
+    metadata.write_agent(replace(entry, instance=1, heartbeat=served.beats))
 
 
 def read_all(slave: socket.socket) -> None:

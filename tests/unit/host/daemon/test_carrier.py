@@ -25,6 +25,7 @@ from vhostpci_host.daemon import carrier
 from vhostpci_host.daemon.carrier import RETURN
 from vhostpci_host.device.agent_view import HANGS
 from vhostpci_shared import vhost_user as vu
+from vhostpci_shared.metadata import Agent, AgentState
 from vhostpci_shared.vhost_user import Request
 
 GRACE = 3
@@ -34,11 +35,13 @@ LATE = 0.5
 BACK = "the master may connect again"
 
 
-class Agent:
+class Process:
     """An agent as a process, which beats until it stops or ends."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: Served, state: AgentState = AgentState.READY) -> None:
         self._served = served
+        self.entry = Agent(state=state)
+        """What it says of itself."""
         self._connection = agent_process(served)
         self._beat()
 
@@ -46,7 +49,7 @@ class Agent:
         # Each one has its time to read the handshake.
         with contextlib.suppress(BlockingIOError):
             self._connection.recv(4096)
-        beat(self._served)
+        beat(self._served, self.entry)
         self._timer = self._served.loop.call_later(BEAT, self._beat)
 
     def stop(self) -> None:
@@ -166,7 +169,7 @@ def test_carrier_comes_back_with_an_agent(served: Served) -> None:
     assert not is_open(served)
     served.loop.advance(1000.0)
     assert not is_open(served)
-    Agent(served)
+    Process(served)
     served.loop.advance(LATE)
     with front_end(served) as qemu:
         load(served, qemu)
@@ -179,7 +182,7 @@ def test_agent_that_is_replaced_in_time_is_not_missed(served: Served) -> None:
     with front_end(served) as qemu:
         load(served, qemu)
         for _ in range(5):
-            agent = Agent(served)
+            agent = Process(served)
             served.loop.advance(10.0)
             agent.end()
             served.loop.advance(GRACE - LATE)
@@ -189,7 +192,7 @@ def test_agent_that_is_replaced_in_time_is_not_missed(served: Served) -> None:
 
 
 def test_agent_that_hangs_is_missed_since_its_last_word(served: Served) -> None:
-    agent = Agent(served)
+    agent = Process(served)
     with front_end(served) as qemu:
         load(served, qemu)
         served.loop.advance(10.0)
@@ -211,7 +214,7 @@ def test_agent_that_hangs_is_missed_since_its_last_word(served: Served) -> None:
 
 def test_agent_that_is_late_by_a_beat_is_not_missed(serve: Serve) -> None:
     served = serve(carrier_grace=1)
-    agent = Agent(served)
+    agent = Process(served)
     with front_end(served) as qemu:
         load(served, qemu)
         for _ in range(20):
@@ -223,7 +226,7 @@ def test_agent_that_is_late_by_a_beat_is_not_missed(serve: Serve) -> None:
 
 
 def test_time_in_which_the_daemon_stood_still_does_not_count(served: Served) -> None:
-    agent = Agent(served)
+    agent = Process(served)
     with front_end(served) as qemu:
         load(served, qemu)
         served.loop.advance(1.0)
@@ -265,7 +268,7 @@ def keeps_carrier(served: Served, qemu: FrontEnd, why: str) -> None:
         served.loop.advance(100.0)
         assert has_carrier(qemu)
         assert why in served.server.carrier.describe()["problem"]
-        agent = Agent(served)
+        agent = Process(served)
         served.loop.advance(1.0)
         assert served.server.carrier.describe()["problem"] is None
         agent.end()
@@ -443,7 +446,7 @@ def test_front_end_that_listens_is_not_connected_to(
         served.loop.advance(100.0)
         with pytest.raises(BlockingIOError):
             server.accept()
-        Agent(served)
+        Process(served)
         served.loop.advance(1.25)
         with accepted(served, server) as qemu:
             load(served, qemu)

@@ -16,6 +16,7 @@ from vhostpci_host.ivshmem.slave import KEPT_MAX
 from vhostpci_host.memory.attach import WindowIds
 from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu
+from vhostpci_shared.metadata import AgentState
 from vhostpci_shared.vhost_user import ProtocolFeature, Request
 
 Memory = list[tuple[vu.MemRegion, int]]
@@ -144,11 +145,14 @@ def test_memory_that_is_added_while_rings_run_is_another_window(
         assert ring.session != before
 
 
+@pytest.mark.parametrize("state", [AgentState.READY, AgentState.WAITING])
 def test_window_is_closed_when_the_agent_has_released_it(
-    scene: Scene, file: MakeFile
+    scene: Scene, file: MakeFile, state: AgentState
 ) -> None:
+    """Also by one that runs no ring: it has the windows mapped all the same."""
     agent = scene.agent(scene.slave())
     qemu = scene.running(two_nodes(file(), file()))
+    agent.say(state=state)
     qemu.regions.pop()
     qemu.set_memory()  # stops the rings; they start again when the device settles
     agent.answers = False

@@ -59,13 +59,14 @@ def test_ring_that_the_agent_has_stopped_is_not_shown_as_served(scene: Scene) ->
 
 
 def test_carrier_of_the_master_is_told_of_where_it_is_unusual(scene: Scene) -> None:
-    carrier: Json = {"grace": 3, "off": True, "waits_for": 17, "problem": None}
+    carrier: Json = {"grace": 3, "off": True, "why_off": "no agent"}
+    carrier |= {"waits_for": 17, "problem": None}
     status = describe(scene.device, carrier=carrier)
     assert status["state"] == "no agent: the master has no carrier"
     assert "  carrier  off until an agent serves (pid 17)" in print_status.text(status)
     carrier |= {"waits_for": None}
     assert "an agent serves\n" in print_status.text(status)
-    carrier |= {"off": False, "problem": "it keeps its own"}
+    carrier |= {"off": False, "why_off": None, "problem": "it keeps its own"}
     assert "  problem  it keeps its own\n" in print_status.text(status)
     carrier |= {"problem": None}
     assert "  problem" not in print_status.text(status)
