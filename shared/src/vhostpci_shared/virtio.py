@@ -87,6 +87,15 @@ class Feature(IntFlag):
     NET_F_SPEED_DUPLEX = 1 << 63
 
 
+NO_DATA_PLANE = Feature.F_PROTOCOL_FEATURES | Feature.NET_F_MTU
+"""What the daemon and the agent see to, whatever moves the packets."""
+
+
+def lacking(features: int, offers: int) -> Feature:
+    """Return which of `features` a data plane lacks that can serve `offers`."""
+    return Feature(features & ~offers & ~NO_DATA_PLANE)
+
+
 def names(flags: IntFlag) -> list[str]:
     """Name each bit of `flags`, lowest first; a bit without a name is "bit N"."""
     kind = type(flags)

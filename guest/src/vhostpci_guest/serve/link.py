@@ -366,6 +366,11 @@ class Link:
 
     def _start_rings(self) -> None:
         """Start the rings that the daemon wants and that do not run."""
+        if self._answers.generation_changed:
+            # The daemon takes rings without a wait from an agent that was not READY
+            # when it had published.  So we look after we have said READY: it may have
+            # published before it could see that.  The next look follows.
+            return
         for index, why in self._rings.start():
             if not self._answers.generation_changed:
                 log.warning("%s: ring %d can't run: %s", self.device.name, index, why)
@@ -376,8 +381,8 @@ class Link:
         """Start rings, or say why the data plane can start none."""
         self._answers.set_plane(self.port.kind, self._rings.offers)
         self._say_state()
-        self._start_rings()
         self._answers.announce()
+        self._start_rings()
 
     def _note_stopped_rings(self) -> None:
         """Log and announce the rings that have stopped by themselves.

@@ -17,7 +17,7 @@ from typing import Any
 from vhostpci_shared import metadata as md
 from vhostpci_shared.access import Metadata
 from vhostpci_shared.metadata import AgentRingState, RingFlag
-from vhostpci_shared.virtio import Feature
+from vhostpci_shared.virtio import Feature, lacking
 from vhostpci_shared.wire import ProtocolError
 
 from ..dataplane.faults import Fault
@@ -142,7 +142,7 @@ class Rings:
         if offers is None:
             return Feature(0)
         # Of the others, as the MAC address, the master's front-end takes care.
-        return Feature(self.wanted.features & SERVES & ~offers)
+        return lacking(self.wanted.features & SERVES, offers)
 
     @property
     def silent_ticks(self) -> int:

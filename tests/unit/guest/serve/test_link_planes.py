@@ -8,7 +8,13 @@ from tests.unit.guest.bench import Bench
 from vhostpci_guest.dataplane.ring_features import SERVES
 from vhostpci_guest.serve.heartbeat import SILENT_TICKS
 from vhostpci_host.features import OFFERED
-from vhostpci_shared.metadata import AgentFlag, AgentRingState, AgentState
+from vhostpci_shared.metadata import (
+    DAEMON_PEER,
+    METADATA_VECTOR,
+    AgentFlag,
+    AgentRingState,
+    AgentState,
+)
 from vhostpci_shared.virtio import Feature
 
 LACKS = Feature.NET_F_HOST_TSO4
@@ -52,6 +58,29 @@ def test_rings_start_once_there_is_a_back_end(bench: Bench) -> None:
     assert bench.daemon.poked()
 
 
+@pytest.mark.parametrize("start", ["back-end", "first answer"])
+def test_ring_that_was_taken_back_before_we_said_ready_does_not_start(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    """The daemon has not waited for us: it saw that we ran no ring."""
+    without_back_end(bench)
+    bench.publish(*([] if start == "first answer" else pair(2)))
+
+    def publish(peer: int, vector: int) -> None:
+        assert (peer, vector) == (DAEMON_PEER, METADATA_VECTOR)
+        if bench.daemon.agent().state is AgentState.READY:
+            monkeypatch.undo()
+            bench.daemon.publish()
+
+    monkeypatch.setattr(bench.device, "ring", publish)
+    bench.plane.waiting = ""
+    if start == "first answer":
+        bench.publish(*pair(2))
+    bench.look()
+    assert bench.plane.starts == []
+    assert bench.running == set()
+
+
 def test_rings_of_a_back_end_that_died_go_on_at_the_used_index(bench: Bench) -> None:
     bench.publish(*pair(2))
     bench.plane.move(1, 5)
@@ -92,8 +121,13 @@ def test_driver_that_uses_less_ends_a_mismatch(bench: Bench) -> None:
     assert bench.daemon.agent().state is AgentState.READY
 
 
-def test_feature_that_no_data_plane_has_a_part_in_lacks_nowhere(bench: Bench) -> None:
-    bench.publish(*pair(2), features=FEATURES | Feature.NET_F_MAC)
+@pytest.mark.parametrize("feature", [Feature.NET_F_MAC, Feature.NET_F_MTU])
+def test_feature_that_no_data_plane_has_a_part_in_lacks_nowhere(
+    bench: Bench, feature: Feature
+) -> None:
+    bench.publish()
+    bench.plane.offers = FEATURES
+    bench.publish(*pair(2), features=FEATURES | feature)
     assert bench.running == {0, 1}
 
 
