@@ -16,7 +16,7 @@ HEADERS = ("ring_api.h", "guard_api.h")
 SOURCES = [
     *("mem.c", "vq.c", "split.c", "packed.c", "packed_start.c"),
     *("net.c", "segment.c", "tx.c", "rx.c", "tap.c", "uring.c"),
-    *("loop.c", "worker.c", "confine.c", "guard.c"),
+    *("loop.c", "worker.c", "calls.c", "thread.c", "confine.c", "guard.c"),
 ]
 
 ffibuilder = FFI()

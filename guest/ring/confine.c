@@ -47,6 +47,7 @@ static const struct sock_filter confine_code[] = {
 	/* Kicks, and sleep. */
 	CONFINE_ALLOW(ppoll),
 	CONFINE_ALLOW(poll),
+	CONFINE_ALLOW(epoll_wait), /* calls.c */
 	CONFINE_ALLOW(preadv2),
 	CONFINE_ALLOW(read),
 	CONFINE_ALLOW(restart_syscall),

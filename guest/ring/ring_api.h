@@ -2,8 +2,8 @@
 /*
  * All that Python may call and see.  Both the compiler and cffi's cdef() read
  * this file, so it must have neither #include nor #if; C includes it through
- * ring.h.  The functions are documented at their definitions in worker.c and,
- * for Python, in _ring.pyi.  The guards have guard_api.h.
+ * ring.h.  The functions are documented at their definitions in worker.c and
+ * calls.c and, for Python, in _ring.pyi.  The guards have guard_api.h.
  */
 
 /* The rings of a queue pair, numbered as virtio-net numbers its queues. */
@@ -176,6 +176,34 @@ struct ring_status {
 	int32_t io_uring; /* TX: 1: used; 0: not asked for; -errno: why it is not */
 	struct ring_stats stats;
 };
+
+/* One ring whose back-end is not ours: see calls.c. */
+struct calls_conf {
+	int32_t call_fd; /* eventfd that the back-end signals, or -1 */
+	int32_t out_fd; /* eventfd or Unix socket that it is passed on to, or -1 */
+	uint64_t call_addr; /* pointer to the doorbell register, or 0 */
+	uint32_t call_value; /* stored there: peer << 16 | vector */
+	int32_t kick_fd; /* eventfd to signal as nothing else does, or -1 */
+	uint64_t avail_idx_addr; /* pointer to the ring's avail idx, or 0 */
+};
+
+struct calls_stats {
+	uint64_t calls; /* passed on to the master */
+	uint64_t kicks; /* made for the back-end */
+};
+
+enum calls_limits {
+	CALLS_MAX_RINGS = 64 /* as the metadata has */
+};
+
+struct calls;
+
+int calls_create(const char *name, uint32_t confine, uint64_t poll_min_ns,
+		 uint64_t poll_max_ns, struct calls **ret);
+void calls_destroy(struct calls *c);
+int calls_add(struct calls *c, uint32_t index, const struct calls_conf *conf);
+void calls_remove(struct calls *c, uint32_t index);
+int calls_read(struct calls *c, uint32_t index, struct calls_stats *ret);
 
 struct worker;
 

@@ -4,35 +4,19 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <time.h>
+#include "thread.h"
 #include "worker.h"
 
-/*
- * Start the thread.  Signals go to the owner's threads, except those that
- * accesses of this thread cause: if such a signal is blocked when it occurs,
- * the kernel ends the process without calling the handler.
- */
 static int worker_spawn(struct worker *w, const char *name)
 {
-	sigset_t all, old;
-	int r;
+	int r = thread_start(&w->thread, loop_main, w, name);
 
-	sigfillset(&all);
-	sigdelset(&all, SIGBUS); /* guard.c */
-	sigdelset(&all, SIGSEGV);
-	sigdelset(&all, SIGFPE);
-	sigdelset(&all, SIGILL);
-	/* Here, as the thread inherits the mask: it must never run without. */
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	r = pthread_create(&w->thread, NULL, loop_main, w);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	if (r)
-		return -r;
-	pthread_setname_np(w->thread, name);
+		return r;
 	pthread_mutex_lock(&w->lock);
 	while (!w->begun)
 		pthread_cond_wait(&w->changed, &w->lock);

@@ -17,6 +17,7 @@ QUEUE = ("vq", "split", "packed", "packed_start", "mem")
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 # GCC warns that ThreadSanitizer takes no notice of fences: race.c knows that.
 THREAD = ("-fsanitize=thread", "-Wno-tsan")
+ADDRESS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
 # What has a program use the packed format.
@@ -59,6 +60,13 @@ def build_uring(program: Path) -> Path:
     """Build uring.c, which stands in for the kernel of guest/ring/uring.c."""
     wrap = ("-Wl,--wrap=syscall", "-Wl,--wrap=ioctl")
     return _compile(program, *wrap, str(HERE / "uring.c"), str(RING / "uring.c"))
+
+
+def build_calls(program: Path, *options: str) -> Path:
+    """Build calls.c with guest/ring/calls.c, and with more compiler options."""
+    names = ("calls", "thread", "confine")
+    sources = [HERE / "calls.c", *(RING / f"{name}.c" for name in names)]
+    return _compile(program, "-pthread", *options, *map(str, sources))
 
 
 def run(

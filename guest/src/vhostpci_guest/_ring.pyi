@@ -51,6 +51,15 @@ class _WorkerPtr: ...
 class _WorkerOut:
     def __getitem__(self, index: int) -> _WorkerPtr: ...
 
+class _CallsPtr: ...
+
+class _CallsOut:
+    def __getitem__(self, index: int) -> _CallsPtr: ...
+
+class _CallsStats(_Struct):
+    calls: int
+    kicks: int
+
 class _Address:
     """A C pointer, which int() turns into an address."""
 
@@ -70,9 +79,15 @@ class _FFI:
     @overload
     def new(self, cdecl: Literal["struct ring_status *"]) -> _RingStatus: ...
     @overload
+    def new(self, cdecl: Literal["struct calls **"]) -> _CallsOut: ...
+    @overload
+    def new(self, cdecl: Literal["struct calls_stats *"]) -> _CallsStats: ...
+    @overload
     def new(
         self,
-        cdecl: Literal["struct worker_conf *", "struct ring_conf *"],
+        cdecl: Literal[
+            "struct worker_conf *", "struct ring_conf *", "struct calls_conf *"
+        ],
         init: Mapping[str, int | bytes],
     ) -> _Struct: ...
     @overload
@@ -143,6 +158,27 @@ class _Lib:
         Returns the number of packets and chains that the round handled.  0: there
         was nothing to do, and the rings ask for kicks.
         """
+
+    def calls_create(
+        self, name: bytes, confine: int, poll_min: int, poll_max: int, ret: _CallsOut
+    ) -> int:
+        """Start a thread that passes calls on; the times are in nanoseconds."""
+
+    def calls_destroy(self, calls: _CallsPtr) -> None:
+        """End the thread and free everything."""
+
+    def calls_add(self, calls: _CallsPtr, index: int, conf: _Struct) -> int:
+        """Pass the calls of a ring on, and make its kicks: struct calls_conf.
+
+        -EINVAL: an address has the wrong alignment, or there is no such ring; -EBUSY:
+        it was added before.
+        """
+
+    def calls_remove(self, calls: _CallsPtr, index: int) -> None:
+        """Pass the calls of a ring on no longer, after the last one."""
+
+    def calls_read(self, calls: _CallsPtr, index: int, ret: _CallsStats) -> int:
+        """Fill a struct calls_stats."""
 
     def confine_thread(self) -> int:
         """Leave the calling thread the system calls of a worker; return 0 or -errno."""

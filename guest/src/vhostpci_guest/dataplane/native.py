@@ -18,9 +18,9 @@ A ring's states, and the steps between them::
 import errno
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from enum import IntEnum
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from vhostpci_shared.metadata import AgentRingState
 
@@ -29,6 +29,9 @@ from ..interfaces import Doorbell, Eventfd
 from .faults import Fault, RingError, check, reason
 from .interface import MemRegion, RingConf, RingStatus, Stats
 from .tx_methods import IO_URING, WRITEV, io_uring_reason
+
+if TYPE_CHECKING:
+    from .._ring import _CallsPtr as _Calls
 
 MAX_PACKET = lib.RING_MAX_PACKET
 MAX_THREAD_NAME = 15
@@ -346,3 +349,75 @@ class Worker:
 
     def _ring(self, index: RingIndex) -> str:
         return f"the {index.name} ring of {self._name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallsConf:
+    """A ring whose calls are passed on: struct calls_conf of ring_api.h.
+
+    A descriptor that is -1, and an address that is 0, is not there.
+    """
+
+    call_fd: int
+    out_fd: int
+    call_addr: int
+    call_value: int
+    kick_fd: int
+    avail_idx_addr: int
+
+
+class Calls:
+    """The thread of calls.c, which passes the calls of foreign back-ends on.
+
+    Descriptors and mappings of a ring stay the caller's, and stay until it is removed.
+
+    Args:
+        name: of the thread.
+        confine: leave the thread the system calls that it needs, and no others.
+        poll_min: seconds between two looks at a ring that moves, for its kicks.
+        poll_max: the same for one that does not move.
+
+    Raises:
+        RingError: the machine has no thread or no descriptor left.
+    """
+
+    def __init__(
+        self, name: str, *, confine: bool, poll_min: float, poll_max: float
+    ) -> None:
+        out = ffi.new("struct calls **")
+        cut = name.encode()[:MAX_THREAD_NAME]
+        times = (round(poll_min * _NS), round(poll_max * _NS))
+        check(
+            lib.calls_create(cut, confine, *times, out),
+            "start a thread for the calls",
+        )
+        self._calls: _Calls | None = out[0]
+
+    def add(self, index: int, conf: CallsConf) -> None:
+        """Pass the calls of a ring on, and make its kicks."""
+        c_conf = ffi.new("struct calls_conf *", asdict(conf))
+        check(
+            lib.calls_add(self._open(), index, c_conf),
+            f"pass the calls of ring {index} on",
+        )
+
+    def remove(self, index: int) -> None:
+        """Pass the last call of a ring on, and no further one."""
+        lib.calls_remove(self._open(), index)
+
+    def counts(self, index: int) -> tuple[int, int]:
+        """Return how many calls of a ring were passed on, and how many kicks made."""
+        stats = ffi.new("struct calls_stats *")
+        check(lib.calls_read(self._open(), index, stats), f"read ring {index}")
+        return stats.calls, stats.kicks
+
+    def close(self) -> None:
+        """End the thread; do nothing if that is done."""
+        if self._calls is not None:
+            lib.calls_destroy(self._calls)
+            self._calls = None
+
+    def _open(self) -> "_Calls":
+        if self._calls is None:
+            raise ValueError("the thread for the calls has ended")
+        return self._calls

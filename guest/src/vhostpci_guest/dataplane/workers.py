@@ -149,12 +149,12 @@ def _given(conf: RingConf) -> Iterator[int]:
         yield conf.kick_fd
 
 
-def thread_name(device: str, pair: int) -> str:
-    """Return the name of a worker's thread: the device, maybe cut, and the pair."""
-    pair_name = f"/{pair}".encode()
+def thread_name(device: str, task: int | str) -> str:
+    """Return the name of a thread: the device, maybe cut, and a worker's pair."""
+    task_name = f"/{task}".encode()
     # Cut between two characters: the name goes to C in bytes.
-    cut = device.encode()[: MAX_THREAD_NAME - len(pair_name)]
-    return cut.decode("utf-8", "ignore") + pair_name.decode()
+    cut = device.encode()[: MAX_THREAD_NAME - len(task_name)]
+    return cut.decode("utf-8", "ignore") + task_name.decode()
 
 
 def _split(index: int) -> tuple[int, RingIndex]:
