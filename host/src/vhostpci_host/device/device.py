@@ -55,8 +55,6 @@ from .windows import ShownWindows
 
 log = logging.getLogger(__name__)
 
-BEAT_TICKS = 2
-"""Ticks from one heartbeat to the next: the metadata promises one in 0.5 s."""
 QUIET = 60.0
 """Seconds between two lines about a file that is cut again and again."""
 
@@ -118,7 +116,6 @@ class Device:
         self._wait = AgentWait(loop, self._look_at_agent)
         self._disabling = AgentWait(loop, self._look_at_agent)
         self._replacing = False
-        self._ticks = 0
         self._quiet_until = 0.0
         if left is None:
             self._publish()
@@ -594,11 +591,11 @@ class Device:
         """Beat the heart, and look at the metadata: four times a second."""
         # There may be hundreds of devices with nothing to do but this: make no system
         # call here, and read only two places in memory.
-        self._ticks += 1
         if not self._metadata.formatted():
             self._restore_memory(sizes=False)
-        if self._ticks % BEAT_TICKS == 0:
-            self._metadata.beat()
+        # Each time: an agent that has given the rings to another process takes them
+        # back when some beats are missing.
+        self._metadata.beat()
         if not self.agent.only_beats(self._loop.time()) or self._is_due():
             self._look_at_agent()
 
