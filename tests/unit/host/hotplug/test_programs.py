@@ -121,7 +121,8 @@ def test_runner_that_has_ended_is_an_error() -> None:
     with closing(Runner()) as runner:
         with pytest.raises(ConnectionAbortedError, match="has ended"):
             asyncio.run(shell("kill -9 $PPID", programs=runner))
-        with pytest.raises(OSError, match="pipe"):
+        # The second one while the kernel is about to close what the runner had open.
+        with pytest.raises((BrokenPipeError, ConnectionAbortedError)):
             asyncio.run(shell("true", programs=runner))
 
 
