@@ -26,25 +26,38 @@ def print_link(link: dict[str, Any]) -> None:
     if "uid" in link:  # an older agent does not say it, and may still run
         rights = ", ".join(link["capabilities"]) or "no capability"
         print(f"  runs as user {link['uid']} with {rights}")
-    bridge = f" in bridge {link['bridge']}" if link["bridge"] else ""
-    print(f"  TAP {link['tap'] or '(none yet)'}{bridge}, carrier {carrier}")
+    print(f"  {_port_text(link)}, carrier {carrier}")
     print(f"  window {OWN_WINDOW}: {_speed_text(link['speed'])}")
     for window in link["windows"]:
         print(f"  window {window['id']}: {_window_text(window)}")
     for ring in link["rings"]:
-        _print_ring(ring)
+        _print_ring(ring, counted="socket" not in link)
 
 
-def _print_ring(ring: dict[str, Any]) -> None:
+def _port_text(link: dict[str, Any]) -> str:
+    """Return where the packets go: a TAP, or another process."""
+    if "socket" not in link:
+        bridge = f" in bridge {link['bridge']}" if link["bridge"] else ""
+        return f"TAP {link['tap'] or '(none yet)'}{bridge}"
+    back_end = link.get("back_end")
+    who = f"back-end pid {back_end['pid']}" if back_end else "no back-end"
+    return f"socket {link['socket'] or '(none yet)'}, {who}"
+
+
+def _print_ring(ring: dict[str, Any], *, counted: bool) -> None:
     # VIRTIO, "Network Device", "Virtqueues": receiveq1, transmitq1, receiveq2, ...
     # These names are the master's: what it receives is what this machine sends.
     side = "to the master" if ring["ring"] % 2 == 0 else "from the master"
     by = f", by {ring['method']}" if ring["method"] else ""
-    print(
-        f"  ring {ring['ring']} ({side}) {ring['state']} at {ring['index']}: "
-        f"{ring['packets']} packets, {ring['octets']} bytes, {ring['drops']} "
-        f"dropped, {ring['kicks']} kicks, {ring['calls']} calls{by}"
-    )
+    text = f"  ring {ring['ring']} ({side}) {ring['state']} at {ring['index']}"
+    if counted:
+        text += (
+            f": {ring['packets']} packets, {ring['octets']} bytes, {ring['drops']} "
+            f"dropped, {ring['kicks']} kicks, {ring['calls']} calls{by}"
+        )
+    else:
+        text += ": the back-end counts its packets"
+    print(text)
     if ring["method_reason"]:
         print(f"    not by io_uring: {ring['method_reason']}")
     if ring["reason"]:

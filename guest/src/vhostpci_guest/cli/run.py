@@ -8,6 +8,7 @@ import argparse
 import logging
 import os
 import signal
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
@@ -16,6 +17,7 @@ from vhostpci_shared.limits import raise_descriptor_limit
 from .. import status_socket
 from ..agent import SIGNALS, Agent, stopped_by_signals
 from ..dataplane import tx_methods
+from ..dataplane.interface import Port
 from ..dataplane.kinds import RING
 from ..dataplane.native import confine_error, io_uring_error
 from ..dataplane.workers import Workers
@@ -28,7 +30,7 @@ from ..pci.watch import PciWatch
 from ..socket.source import SocketSource
 from ..tap import bridge, naming, netlink, settings
 from ..tap.tap_port import Ports
-from . import separation
+from . import data_plane_choice, separation
 from .errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -41,6 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
         UsageError: the options do not fit each other.
         Unusable: this machine lacks something, or the only device cannot be used.
     """
+    choice = arguments.data_plane or data_plane_choice.Choice()
+    choice.check(arguments)
     wanted, joined = _rules(arguments), _bridge(arguments)
     user = separation.choose_user(arguments)
     raise_descriptor_limit()
@@ -59,29 +63,18 @@ def run(arguments: argparse.Namespace) -> None:
         )
         # Before the source: an agent that can make no TAP must not take a device from
         # its driver.
-        helpers.requests.check_node()
+        if choice.has_tap:
+            helpers.requests.check_node()
         if joined is not None:
             joined.make()
         control = _control(undo, helpers)
+        choice.prepare(user)
         separation.give_up(user, asked=arguments.user is not None)
-        # As the user that the workers will be: io_uring may be forbidden to it.
-        io_uring = use_io_uring(arguments.tx_method)
-        workers = partial(
-            Workers,
-            cpus=arguments.cpus,
-            poll=arguments.poll_us / 1_000_000,
-            io_uring=io_uring,
-            confine=can_confine(),
-        )
-        ports = Ports(
-            *(wanted, joined),
-            make_plane=lambda port, device: workers(port.fds, device),
-            kind=RING,
-            keep=arguments.keep_tap,
-            requests=helpers.requests,
+        make_port = choice.socket_ports(confine=can_confine()) or _taps(
+            arguments, wanted, joined, helpers
         )
         source = _source(arguments, helpers.system)
-        agent = Agent(source, ports.make, control)
+        agent = Agent(source, make_port, control)
         undo.callback(agent.close)
         agent.run(stop, wakeup)
 
@@ -92,6 +85,32 @@ def _read_what_is_roots(arguments: argparse.Namespace) -> None:
     netlink.preload()
     if arguments.socket is None:
         uevents.preload()
+
+
+def _taps(
+    arguments: argparse.Namespace,
+    rules: naming.Rules,
+    joined: bridge.Bridge | None,
+    helpers: separation.Helpers,
+) -> Callable[[str], Port]:
+    """Return what makes a device's port for the data plane `ring`."""
+    # As the user that the workers will be: io_uring may be forbidden to it.
+    io_uring = use_io_uring(arguments.tx_method)
+    workers = partial(
+        Workers,
+        cpus=arguments.cpus,
+        poll=arguments.poll_us / 1_000_000,
+        io_uring=io_uring,
+        confine=can_confine(),
+    )
+    ports = Ports(
+        *(rules, joined),
+        make_plane=lambda port, device: workers(port.fds, device),
+        kind=RING,
+        keep=arguments.keep_tap,
+        requests=helpers.requests,
+    )
+    return ports.make
 
 
 def use_io_uring(method: str) -> bool:

@@ -18,6 +18,7 @@ from ..pci.binding_names import AUTO, NAMES
 if TYPE_CHECKING:
     from ..privileges.user import User
     from ..tap.naming import Rule, Template
+    from . import data_plane_choice
 
 _T = TypeVar("_T")
 
@@ -94,6 +95,13 @@ def _user(text: str) -> "User":
 
 
 @_argument
+def _data_plane(text: str) -> "data_plane_choice.Choice":
+    from .data_plane_choice import parse_data_plane
+
+    return parse_data_plane(text)
+
+
+@_argument
 def _poll_us(text: str) -> int:
     if not (text.isascii() and text.isdecimal()) or int(text) > MAX_POLL_US:
         raise ValueError(
@@ -135,9 +143,23 @@ def add_run_options(run: argparse.ArgumentParser) -> None:
         "vhostpci-guest if there is such a user, else nobody; with --socket the owner "
         "of the socket",
     )
+    _add_data_plane(run)
     _add_tap(run)
     _add_addresses(run)
     _add_workers(run)
+
+
+def _add_data_plane(run: argparse.ArgumentParser) -> None:
+    run.add_argument(
+        "--data-plane",
+        type=_data_plane,
+        metavar="KIND",
+        help="what moves the packets: ring, our threads, to and from a TAP; or "
+        "vhost-user:PATH, another process, as Open vSwitch with DPDK, which gets the "
+        "rings over a Unix socket that the agent makes there ({name} in it is the "
+        "device's name), or that this process makes: vhost-user:PATH,server=off; "
+        "default: ring",
+    )
 
 
 def _add_tap(run: argparse.ArgumentParser) -> None:

@@ -5,3 +5,5 @@
 """
 
 RING = "ring"
+VHOST_USER = "vhost-user"
+"""Another process: a back-end of vhost-user."""

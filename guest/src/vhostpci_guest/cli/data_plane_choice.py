@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data plane that the user wants: what it needs, and the ports that make it."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from ..dataplane.call_thread import CallThread
+from ..dataplane.interface import Port
+from ..dataplane.kinds import RING, VHOST_USER
+from ..dataplane.vhost_user.approach import make_directory
+from ..dataplane.vhost_user.place import Place, parse_place
+from ..dataplane.vhost_user.port import SocketPorts
+from ..privileges.user import User
+from .errors import UsageError
+
+OF_A_TAP = ("tap", "bridge", "keep_tap", "mtu", "address", "mac", "cpus", "poll_us")
+"""Options of `run` that mean nothing where the packets go to another process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A data plane, as the option --data-plane names it."""
+
+    kind: str = RING
+    place: Place | None = None
+    """Where the back-ends' sockets are."""
+
+    @property
+    def has_tap(self) -> bool:
+        """Whether packets go to a TAP."""
+        return self.place is None
+
+    def check(self, arguments: argparse.Namespace) -> None:
+        """Check that the other options fit.
+
+        Raises:
+            UsageError: one is for a TAP, and there is none.
+        """
+        for name in () if self.has_tap else OF_A_TAP:
+            if getattr(arguments, name):
+                raise UsageError(
+                    f"--{name.replace('_', '-')}: the data plane {self.kind} has no "
+                    "TAP; leave this option out"
+                )
+
+    def prepare(self, user: User | None) -> None:
+        """Do what needs root; `user` is who we become.
+
+        Raises:
+            Unusable: the directory of the sockets cannot be made.
+        """
+        if self.place is None or not self.place.listens:
+            return
+        directory: Path | None = self.place.directory
+        if directory is not None:
+            owner = None if user is None else (user.uid, user.gid)
+            make_directory(directory, owner)
+
+    def socket_ports(self, *, confine: bool) -> Callable[[str], Port] | None:
+        """Return what makes a device's port, if it is a socket."""
+        if self.place is None:
+            return None
+        return SocketPorts(self.place, partial(CallThread, confine=confine)).make
+
+
+def parse_data_plane(text: str) -> Choice:
+    """Read the value of --data-plane.
+
+    Raises:
+        ValueError: there is no such data plane.
+    """
+    kind, colon, rest = text.partition(":")
+    if kind == VHOST_USER and colon:
+        return Choice(kind, parse_place(rest))
+    if text == RING:
+        return Choice(kind)
+    raise ValueError(f"{text!r}: write {RING} or {VHOST_USER}:PATH")
