@@ -61,12 +61,13 @@ class FakeBackEnd:
         return cls(connection)
 
     def serve(self) -> None:
-        """Read all that has come, and answer it.
+        """Read what has come, and answer it.
 
         Raises:
             EOFError: the agent has closed the connection.
         """
-        while True:
+        # No more: the agent reads its answers in turns, and the buffer must hold them.
+        for _ in range(64):
             try:
                 self._serve_one()
             except BlockingIOError:
@@ -74,14 +75,13 @@ class FakeBackEnd:
 
     def _serve_one(self) -> None:
         size = vu.Header.layout.size
-        # The agent sends whole messages, and the buffer holds what a test sends.
         data, fds, _, _ = socket.recv_fds(self.connection, size, vu.MAX_FDS)
         for fd in fds:
             self._undo.callback(os.close, fd)
         if not data:
             raise EOFError("the agent has closed the connection")
         header = vu.Header.parse(data)
-        payload = self.connection.recv(header.size) if header.size else b""
+        payload = self._payload(header.size)
         request = Request(header.request)
         shape = vu.SHAPES[request]
         shape.check_fds(fds)
@@ -90,6 +90,13 @@ class FakeBackEnd:
         self.said.setdefault(request, []).append(said)
         self.fds.setdefault(request, []).extend(fds)
         self._answer(header, request, said)
+
+    def _payload(self, size: int) -> bytes:
+        """Read the rest of a message, which the agent may send in two pieces."""
+        data = b""
+        while len(data) < size:
+            data += self.connection.recv(size - len(data))
+        return data
 
     def _answer(self, header: vu.Header, request: Request, said: vu.Payload) -> None:
         if request in self.instead:
