@@ -8,12 +8,13 @@ further windows are further devices (attach mode).
 import select
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Protocol
 
 from vhostpci_shared.barriers import Barriers, installed_barriers
 
 from ..dataplane.mapping import Mapping
-from ..interfaces import Doorbell, Window
+from ..interfaces import Doorbell, Window, WindowFile
 
 MAX_DOORBELL = 2**16 - 1
 
@@ -62,6 +63,15 @@ class Registers:
         self._words.release()
 
 
+@dataclass(frozen=True, slots=True)
+class MappedWindow:
+    """BAR 2, mapped, and what another process can map: see `Window`."""
+
+    mapping: Mapping
+    file: WindowFile | None = None
+    no_file: str = ""
+
+
 class Place(Protocol):
     """The PCI function that was bound, as the kernel shows it."""
 
@@ -77,7 +87,7 @@ class PciBound:
         place: the function in sysfs.
         binding: the name of the binding.
         registers: BAR 0.
-        bar: BAR 2.
+        bar: BAR 2, the window.
         vector_count: size of its MSI-X table.
         vectors: an eventfd for each vector, or none: polling.
         request: a descriptor that is readable when the kernel asks for the device;
@@ -91,7 +101,7 @@ class PciBound:
         place: Place,
         binding: str,
         registers: Mapping,
-        bar: Mapping,
+        bar: MappedWindow,
         vector_count: int,
         vectors: Sequence[int],
         undo: ExitStack,
@@ -102,7 +112,7 @@ class PciBound:
         self.vector_count = vector_count
         self.settled = True
         self._place = place
-        self._mappings = (registers, bar)
+        self._mappings = (registers, bar.mapping)
         self._vectors = tuple(vectors)
         self._request = request
         self._undo = undo
@@ -114,7 +124,12 @@ class PciBound:
         # Read once: QEMU has the number from the server before the function appears,
         # so the register never changes.
         self.window = Window(
-            self._registers.iv_position, bar.address, bar.view, self.name
+            self._registers.iv_position,
+            bar.mapping.address,
+            bar.mapping.view,
+            self.name,
+            bar.file,
+            bar.no_file,
         )
 
     @property

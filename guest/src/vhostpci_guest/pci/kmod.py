@@ -15,13 +15,16 @@ from ..dataplane.mapping import Mapping
 from ..errors import Unusable
 from ..eventfds import new_eventfd
 from .binding_names import KMOD
-from .ivshmem import PciBound, Registers
+from .ivshmem import MappedWindow, PciBound, Registers
 from .sysfs_device import UIO_VHOSTPCI, PciDevice
 
 DRIVER = UIO_VHOSTPCI
 
 _OLD = (errno.ENOSYS, errno.EIO)
 """How a write to a UIO node fails if its driver has no `irqcontrol`, or no irq."""
+_NO_FILE = (
+    f"{DRIVER} shows the window to the agent only; take --bind vfio, uio or sysfs"
+)
 _arm = struct.Struct("=i")
 
 
@@ -47,7 +50,7 @@ def bind(pci: PciDevice) -> PciBound:
         stack.enter_context(pci.bound(DRIVER))
         node = stack.enter_context(pci.uio_node())
         registers = _map(pci, node, 0, stack)
-        bar = _map(pci, node, 1, stack)
+        bar = MappedWindow(_map(pci, node, 1, stack), no_file=_NO_FILE)
         vectors = _interrupts(pci, node, stack)
         return PciBound(
             place=pci,

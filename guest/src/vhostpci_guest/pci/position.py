@@ -19,15 +19,25 @@ def mapped_resource(device: PciDevice, bar: int, size: int) -> Iterator[Mapping]
     Raises:
         OSError: the kernel does not map it (lockdown; a driver has reserved it).
     """
+    with opened_resource(device, bar) as fd:
+        mapping = Mapping(fd, size, skip=device.bar_skip(bar))
+    # The mapping lives without the descriptor.
+    with closing(mapping):
+        yield mapping
+
+
+@contextmanager
+def opened_resource(device: PciDevice, bar: int) -> Iterator[int]:
+    """Open a BAR's file in sysfs.
+
+    Raises:
+        OSError: there is none, or it is not for us.
+    """
     fd = device.system.open_attribute(device.path / f"resource{bar}", write=True)
     try:
-        mapping = Mapping(fd, size, skip=device.bar_skip(bar))
+        yield fd
     finally:
-        os.close(fd)  # the mapping lives without it
-    try:
-        yield mapping
-    finally:
-        mapping.close()
+        os.close(fd)
 
 
 @contextmanager

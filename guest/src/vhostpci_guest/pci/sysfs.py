@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Binding without a driver: the BARs are mapped from sysfs; no interrupts."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 
+from ..dataplane.mapping import Mapping
 from ..errors import Unusable
+from ..interfaces import WindowFile
 from .binding_names import SYSFS
-from .ivshmem import PciBound, Registers
-from .position import mapped_resource, read_position
+from .ivshmem import MappedWindow, PciBound, Registers
+from .position import mapped_resource, opened_resource, read_position
 from .sysfs_device import PciDevice
 
 
@@ -47,6 +50,23 @@ def read_unbound(pci: PciDevice) -> int:
         return read_position(pci)
 
 
+@contextmanager
+def mapped_window(pci: PciDevice) -> Iterator[MappedWindow]:
+    """Map BAR 2 from its file in sysfs, which stays open: another process can map it.
+
+    Raises:
+        OSError: the kernel does not map it.
+    """
+    # Not `resource2_wc`, which prefetchable BARs have, too: the processor may swap
+    # stores to write-combining memory, and the rings rely on the order of theirs.
+    skip = pci.bar_skip(2)
+    with (
+        opened_resource(pci, 2) as fd,
+        closing(Mapping(fd, pci.bar_size(2), skip=skip)) as mapping,
+    ):
+        yield MappedWindow(mapping, WindowFile(fd, skip))
+
+
 def mapped(pci: PciDevice, binding: str, stack: ExitStack) -> PciBound:
     """Map the BARs of a device whose memory is switched on.
 
@@ -55,7 +75,7 @@ def mapped(pci: PciDevice, binding: str, stack: ExitStack) -> PciBound:
     """
     try:
         registers = stack.enter_context(mapped_resource(pci, 0, Registers.SIZE))
-        bar = stack.enter_context(mapped_resource(pci, 2, pci.bar_size(2)))
+        bar = stack.enter_context(mapped_window(pci))
     except OSError as error:
         raise Unusable(
             f"{pci.address}: its BARs can't be mapped: {error.strerror} "

@@ -3,23 +3,38 @@
 
 vfio-pci needs a vIOMMU in the slave VM, though ivshmem does no DMA and so nothing is
 mapped for it.  The ioctls and structures are those of linux/vfio.h.
+
+VFIO is for the registers and the interrupts.  The window is mapped from sysfs, so that
+it has a file which the agent can give to another process: while any process has a copy
+of a VFIO descriptor, the kernel waits with an unbind and an unplug, so none is given
+away.
 """
 
+import errno
 import fcntl
+import logging
 import os
 import struct
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from ..dataplane.mapping import Mapping
 from ..errors import Unusable
 from ..eventfds import new_eventfd
+from . import sysfs
 from .binding_names import VFIO
 from .config_space import COMMAND, COMMAND_MASTER, COMMAND_MEMORY
-from .ivshmem import PciBound, Registers
+from .ivshmem import MappedWindow, PciBound, Registers
 from .sysfs_device import PciDevice
 
+log = logging.getLogger(__name__)
+
 DRIVER = "vfio-pci"
+
+_REFUSED = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOENT)
+"""How the kernel refuses a BAR's file in sysfs; with EINVAL if a driver has claimed the
+BAR, and the kernel has IO_STRICT_DEVMEM."""
 
 _NO_IOMMU = (
     "the slave VM has no vIOMMU; give its QEMU `-M q35,kernel-irqchip=split -device "
@@ -88,7 +103,7 @@ def bind(pci: PciDevice) -> PciBound:
         device = _open_device(pci, group, stack)
         _switch_on(device)
         registers = _map(pci, device, 0, stack)
-        bar = _map(pci, device, 2, stack)
+        bar = map_window(pci, stack, lambda: _map(pci, device, 2, stack))
         vectors = _interrupts(device, stack)
         return PciBound(
             place=pci,
@@ -155,6 +170,33 @@ def _switch_on(device: int) -> None:
     (command,) = struct.unpack("<H", os.pread(device, 2, at))
     command |= COMMAND_MEMORY | COMMAND_MASTER
     os.pwrite(device, struct.pack("<H", command), at)
+
+
+def map_window(
+    pci: PciDevice, stack: ExitStack, by_vfio: Callable[[], Mapping]
+) -> MappedWindow:
+    """Map BAR 2 from sysfs if the kernel allows that, else through VFIO.
+
+    Never through both: Debian's kernels refuse to map a BAR from sysfs that a driver
+    has claimed, and VFIO claims each BAR when it is first mapped.  From commit
+    05f2a68b407a on ("vfio/pci: Set up BAR resources and maps in
+    vfio_pci_core_enable()", 2026) it claims all of them when the device is opened.
+
+    Args:
+        pci: the device, which is open and switched on.
+        stack: gets what undoes it.
+        by_vfio: maps it through VFIO.
+    """
+    try:
+        if not pci.system.locked_down:
+            return stack.enter_context(sysfs.mapped_window(pci))
+        why = "kernel lockdown forbids to map BARs from sysfs; take --bind kmod"
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        why = f"the kernel does not map BAR 2 from sysfs ({error.strerror})"
+    log.info("%s: no other process can map its window: %s", pci.address, why)
+    return MappedWindow(by_vfio(), no_file=why)
 
 
 def _map(pci: PciDevice, device: int, bar: int, stack: ExitStack) -> Mapping:

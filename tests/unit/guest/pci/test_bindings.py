@@ -2,6 +2,7 @@
 """Binding a device through sysfs or UIO: which way, its window, its end."""
 
 import errno
+import mmap
 import os
 import struct
 from pathlib import Path
@@ -12,7 +13,7 @@ from tests.fakes.sysfs import BAR2, FakeSystem
 from tests.unit.guest.pci.plugged import HERE, device
 from vhostpci_guest.dataplane.mapping import Mapping
 from vhostpci_guest.errors import Unusable
-from vhostpci_guest.pci import bindings, position, search
+from vhostpci_guest.pci import bindings, search, sysfs
 
 
 def test_vfio_group_that_a_process_has_open_is_left_alone(system: FakeSystem) -> None:
@@ -39,6 +40,22 @@ def test_bound_device_has_its_window_and_polls(system: FakeSystem, way: str) -> 
     assert (here.path / "resource2").read_bytes()[7] == 9
     assert here.driver is None
     assert (here.path / "enable").read_text() == "0\n"
+
+
+@pytest.mark.parametrize("way", ["uio", "sysfs"])
+def test_another_process_can_map_the_windows_file_until_the_close(
+    system: FakeSystem, way: str
+) -> None:
+    bound = bindings.bind(device(system), way)
+    file = bound.window.file
+    assert file is not None
+    assert not os.get_inheritable(file.fd)
+    with mmap.mmap(file.fd, BAR2, offset=file.offset) as theirs:
+        theirs[7] = 9
+        assert bound.window.view[7] == 9
+    bound.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(file.fd)
 
 
 def test_doorbell_is_one_word_in_the_register(system: FakeSystem) -> None:
@@ -124,7 +141,7 @@ def test_device_that_cannot_be_mapped_for_lack_of_memory_is_given_back(
             super().__init__(fd, size)
 
     here = device(system, driver="vfio-pci")
-    monkeypatch.setattr(position, "Mapping", NoMemory)
+    monkeypatch.setattr(sysfs, "Mapping", NoMemory)
     with pytest.raises(Unusable, match="can't be mapped: Cannot allocate memory"):
         bindings.bind(here, way)
     assert here.driver == "vfio-pci"

@@ -13,7 +13,7 @@ import pytest
 
 from vhostpci_guest.dataplane.mapping import HUGE_PAGE, Mapping
 from vhostpci_guest.eventfds import new_eventfd, signal
-from vhostpci_guest.pci.ivshmem import PciBound, Registers
+from vhostpci_guest.pci.ivshmem import MappedWindow, PciBound, Registers
 
 SIZE = 1 << 16
 PAGE = mmap.PAGESIZE
@@ -192,7 +192,7 @@ def bound(fd: int, slot: Slot, request_fd: int) -> Iterator[PciBound]:
             place=slot,
             binding="vfio",
             registers=mappings[0],
-            bar=mappings[1],
+            bar=MappedWindow(mappings[1]),
             vector_count=1,
             vectors=(),
             request=request_fd,

@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VFIO's numbers and structures, as linux/vfio.h has them."""
+"""VFIO's numbers and structures, as linux/vfio.h has them, and the window beside it."""
 
+import errno
+import os
 import struct
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
+from tests.fakes.sysfs import BAR2, FakeSystem
+from tests.unit.guest.pci.plugged import device
+from vhostpci_guest.dataplane.mapping import Mapping
 from vhostpci_guest.pci import vfio
 
 
@@ -38,3 +45,73 @@ def test_all_vectors_are_set_in_one_call() -> None:
 def test_request_for_the_device_is_a_separate_interrupt() -> None:
     words = struct.unpack("=6I", vfio.irq_set(vfio.REQUEST_INDEX, [7]))
     assert words == (24, 4 | 32, 4, 0, 1, 7)  # VFIO_PCI_REQ_IRQ_INDEX
+
+
+def by_vfio() -> Mapping:
+    """A BAR 2 that can be told from that of sysfs, as it is smaller."""
+    fd = os.memfd_create("by vfio")
+    try:
+        os.ftruncate(fd, BAR2 // 2)
+        return Mapping(fd, BAR2 // 2)
+    finally:
+        os.close(fd)
+
+
+def not_asked() -> Mapping:
+    raise AssertionError("VFIO would claim BAR 2, which ends its use by sysfs")
+
+
+def test_window_is_mapped_from_sysfs_and_never_through_vfio(
+    system: FakeSystem,
+) -> None:
+    here = device(system)
+    with ExitStack() as stack:
+        window = vfio.map_window(here, stack, not_asked)
+        assert window.file is not None
+        resource = (here.path / "resource2").stat()
+        assert os.path.samestat(os.fstat(window.file.fd), resource)
+        assert (window.mapping.view.nbytes, window.no_file) == (BAR2, "")
+
+
+def test_under_lockdown_the_window_is_mapped_through_vfio_and_has_no_file(
+    system: FakeSystem,
+) -> None:
+    path = system.sys / "kernel/security"
+    path.mkdir(parents=True)
+    (path / "lockdown").write_text("none [integrity] confidentiality\n")
+    with ExitStack() as stack:
+        window = vfio.map_window(device(system), stack, by_vfio)
+        assert window.mapping.view.nbytes == BAR2 // 2
+        assert window.file is None
+        assert "lockdown" in window.no_file
+        assert "--bind kmod" in window.no_file
+        window.mapping.close()
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EINVAL])
+def test_window_that_sysfs_does_not_map_is_mapped_through_vfio(
+    system: FakeSystem, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(path: Path, *, write: bool = False) -> int:
+        raise OSError(number, os.strerror(number), str(path))
+
+    here = device(system)
+    monkeypatch.setattr(system, "open_attribute", refuse)
+    with ExitStack() as stack:
+        window = vfio.map_window(here, stack, by_vfio)
+        assert window.mapping.view.nbytes == BAR2 // 2
+        assert window.file is None
+        assert os.strerror(number) in window.no_file
+        window.mapping.close()
+
+
+def test_agent_without_descriptors_does_not_give_the_window_up(
+    system: FakeSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *, write: bool = False) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    here = device(system)
+    monkeypatch.setattr(system, "open_attribute", refuse)
+    with ExitStack() as stack, pytest.raises(OSError, match="Too many open files"):
+        vfio.map_window(here, stack, not_asked)
