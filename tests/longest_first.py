@@ -15,6 +15,7 @@ from xdist.workermanage import WorkerController
 PER_LAB = (
     "tests/vm/test_kmod.py",
     "tests/vm/test_kmod_traffic.py",
+    "tests/vm/test_kmod_window.py",
     "tests/vm/test_qemus.py",
     "tests/process/test_packets.py",
 )
@@ -40,6 +41,7 @@ SECONDS = {
     "tests/vm/test_libvirt.py": 45,
     "tests/frontends/test_dpdk.py": 60,
     "tests/vm/test_packed_rings.py": 45,
+    "tests/vm/test_kmod_window.py": 45,
     "tests/process/test_packed_rings.py": 45,
     "tests/process/test_life_cycle.py": 45,
     "tests/vm/test_attached_masters.py": 40,

@@ -55,6 +55,7 @@ class Slave:
         """The eventfds of a plugged device's vectors, by its window."""
         self.memory: dict[int, int] = {}
         """The memory file of a plugged device, by its window."""
+        self._servers: dict[int, qtest.Server] = {}
         self._directory = directory
         self._undo = ExitStack()
 
@@ -76,6 +77,7 @@ class Slave:
         for fd in (memory, *fds):
             self._undo.callback(os.close, fd)
         self.vectors[window], self.memory[window] = fds, memory
+        self._servers[window] = server
         server.hello(window if position is None else position, memory, fds)
         device = {"driver": "ivshmem-doorbell", "id": f"w{window}", "bus": bus}
         device |= {"chardev": f"c{window}"}
@@ -85,6 +87,15 @@ class Slave:
             self.forget(window)
             raise
         return memory
+
+    def meet(self, window: int, peer: int, vectors: int = 2) -> list[int]:
+        """Let another peer join a device's server; return its vectors' eventfds."""
+        fds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(vectors)]
+        for fd in fds:
+            self._undo.callback(os.close, fd)
+            self._servers[window].send(peer, fd)
+        self._servers[window].wait_read()
+        return fds
 
     def _connect(self, window: int) -> qtest.Server:
         """Have QEMU connect, which it does while it adds the chardev."""

@@ -68,6 +68,25 @@ def address(vm: Vm) -> str:
     return place
 
 
+def unbind(vm: Vm) -> None:
+    """Unbind the device from the module."""
+    vm.run(f"echo {address(vm)} > {DRIVER}/unbind")
+
+
+def bind(vm: Vm) -> None:
+    """Let the kernel bind the device to its driver again."""
+    vm.run(
+        "for device in /sys/bus/pci/devices/*; do grep -q 0x1110 $device/device && "
+        "basename $device > /sys/bus/pci/drivers_probe; done; true"
+    )
+
+
+def has_huge_pages(vm: Vm) -> bool:
+    """Whether the kernel can map a BAR by huge pages: from Linux 6.12 on."""
+    major, minor, *_ = vm.run("uname -r").stdout.split(".")
+    return (int(major), int(minor)) >= (6, 12)
+
+
 def use(vm: Vm, *words: str, vectors: int = 3) -> Job:
     """Start the program and wait until it has opened the node.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm import debug_kernel, node, power
+from tests.vm import debug_kernel, node, parts, power
 from tests.vm.bare_slave import Slave, module_loaded
 from tests.vm.harness import Job
 from tests.vm.kernels import THIS_DEBIAN
@@ -60,19 +60,6 @@ def slave(booted: Slave) -> Iterator[Slave]:
 def ring(slave: Slave, vector: int) -> None:
     """Signal a vector of the slave's device."""
     os.eventfd_write(slave.vectors[0][vector], 1)
-
-
-def unbind(slave: Slave) -> None:
-    """Unbind the device from the module."""
-    slave.vm.run(f"echo {node.address(slave.vm)} > {node.DRIVER}/unbind")
-
-
-def bind(slave: Slave) -> None:
-    """Let the kernel bind the device to its driver again."""
-    slave.vm.run(
-        "for device in /sys/bus/pci/devices/*; do grep -q 0x1110 $device/device && "
-        "basename $device > /sys/bus/pci/drivers_probe; done; true"
-    )
 
 
 def end(job: Job) -> int | None:
@@ -179,16 +166,10 @@ def test_window_is_write_back_and_the_registers_are_not(slave: Slave) -> None:
     pages = user_pages(slave, low, high)
     assert pages, job.output()
     assert all(not {"C", "T"} & set(flags) for flags in pages), "cached"
-    assert {"P" in flags for flags in pages} == {has_huge_pages(slave)}
+    assert {"P" in flags for flags in pages} == {node.has_huge_pages(slave.vm)}
     assert f"[mem {registers & ~0xFFF:#018x}" not in [
         line for line in listed.splitlines() if "write-back" in line
     ]
-
-
-def has_huge_pages(slave: Slave) -> bool:
-    """Whether the kernel can map a BAR by huge pages: from Linux 6.12 on."""
-    major, minor, *_ = slave.vm.run("uname -r").stdout.split(".")
-    return (int(major), int(minor)) >= (6, 12)
 
 
 def test_agents_window_has_no_page_tables_where_huge_pages_can_be(slave: Slave) -> None:
@@ -198,7 +179,7 @@ def test_agents_window_has_no_page_tables_where_huge_pages_can_be(slave: Slave) 
     said = slave.vm.run(["python3", "/tmp/touch.py", place], timeout=60).stdout
     faults, tables = map(int, said.split())
     assert 512 <= faults < 600
-    assert tables < 64 if has_huge_pages(slave) else tables >= 2048, said
+    assert tables < 64 if node.has_huge_pages(slave.vm) else tables >= 2048, said
 
 
 TOUCH = """
@@ -265,51 +246,22 @@ print(attempt(flags=mmap.MAP_PRIVATE), attempt(access=mmap.ACCESS_COPY))
 """
 
 
-def test_mapping_may_be_split_moved_and_inherited(slave: Slave) -> None:
+@pytest.mark.parametrize("by", ["node", "window"])
+def test_mapping_may_be_split_moved_and_inherited(slave: Slave, by: str) -> None:
     """Each part of the mapping still shows the same pages, in each process."""
     for page in range(5):
         os.pwrite(slave.memory[0], bytes([page]), page * 4096)
-    mapped = slave.vm.run(["python3", "-c", PARTS, node.address(slave.vm)])
+    mapped = slave.vm.run(["python3", "-c", parts.PARTS, node.address(slave.vm), by])
     assert mapped.stdout == "0 1 3 4 1\n"
 
 
-# The third of five pages is unmapped, the fourth read-only, the fifth moved; what is
-# printed is the page's number, which the hypervisor has put there.  The last is the
-# second page, as a child has it.
-PARTS = """
-import ctypes, mmap, os, sys
-from pathlib import Path
-PAGE = mmap.PAGESIZE
-libc = ctypes.CDLL(None, use_errno=True)
-libc.mmap.restype = libc.mremap.restype = ctypes.c_void_p
-libc.mmap.argtypes = [ctypes.c_void_p, *[ctypes.c_size_t] * 5]
-libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-libc.mremap.argtypes = [*libc.mmap.argtypes[:4], ctypes.c_void_p]
-READ, WRITE, SHARED = mmap.PROT_READ, mmap.PROT_WRITE, mmap.MAP_SHARED
-MOVE_TO = 1 | 2  # MREMAP_MAYMOVE | MREMAP_FIXED
-name = next(Path(f"/sys/bus/pci/devices/{sys.argv[1]}/uio").iterdir()).name
-node = os.open(f"/dev/{name}", os.O_RDWR)
-start = libc.mmap(None, 5 * PAGE, READ | WRITE, SHARED, node, PAGE)
-free = libc.mmap(None, PAGE, READ, SHARED | mmap.MAP_ANONYMOUS, -1, 0)
-at = lambda address: ctypes.c_ubyte.from_address(address).value
-assert libc.munmap(start + 2 * PAGE, PAGE) == 0
-assert libc.mprotect(start + 3 * PAGE, PAGE, READ) == 0
-print(at(start), at(start + PAGE), at(start + 3 * PAGE), end=" ")
-assert libc.mremap(start + 4 * PAGE, PAGE, PAGE, MOVE_TO, free) == free
-print(at(free), end=" ", flush=True)
-if not os.fork():
-    print(at(start + PAGE), flush=True)
-    os._exit(0)
-os.wait()
-"""
-
-
-def test_huge_pages_may_be_split_moved_and_inherited(slave: Slave) -> None:
+@pytest.mark.parametrize("by", ["node", "window"])
+def test_huge_pages_may_be_split_moved_and_inherited(slave: Slave, by: str) -> None:
     """As above, but the parts are cut out of huge pages that are mapped already."""
     for page in range(0, 4 * 512, 128):
         os.pwrite(slave.memory[0], struct.pack("=H", page), page * 4096)
-    mapped = slave.vm.run(["python3", "-c", HUGE_PARTS, node.address(slave.vm)])
+    place = node.address(slave.vm)
+    mapped = slave.vm.run(["python3", "-c", parts.HUGE_PARTS, place, by])
     assert mapped.stdout.split() == [
         *("0", "384", "hole", "640"),  # a hole in the first, on both sides of it
         *("512", "1024", "1280", "refused"),  # a read-only page in the second
@@ -317,69 +269,6 @@ def test_huge_pages_may_be_split_moved_and_inherited(slave: Slave) -> None:
         *("384", "1280", "1664"),  # in a child
         *("512", "gone", "1024"),  # the second unmapped whole
     ]
-
-
-# Four huge pages, whose pages 0, 128, 256 ... begin with their number.
-HUGE_PARTS = """
-import ctypes, mmap, os, sys
-from pathlib import Path
-PAGE, HUGE = mmap.PAGESIZE, 2 << 20
-libc = ctypes.CDLL(None, use_errno=True)
-libc.mmap.restype = libc.mremap.restype = ctypes.c_size_t
-libc.mmap.argtypes = [ctypes.c_size_t] * 6
-libc.munmap.argtypes = [ctypes.c_size_t] * 2
-libc.mprotect.argtypes = [ctypes.c_size_t] * 3
-libc.mremap.argtypes = [ctypes.c_size_t] * 5
-BOTH, SHARED, FIXED = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, 0x10
-MOVE_TO = 1 | 2  # MREMAP_MAYMOVE | MREMAP_FIXED
-name = next(Path(f"/sys/bus/pci/devices/{sys.argv[1]}/uio").iterdir()).name
-node = os.open(f"/dev/{name}", os.O_RDWR)
-
-def aligned(size):
-    # Private memory at an aligned address.
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    found = libc.mmap(0, size + HUGE, BOTH, flags, 2**64 - 1, 0)
-    return found + -found % HUGE
-
-def say(start, *pages):
-    for page in pages:
-        at = start + page * PAGE
-        print(ctypes.c_uint16.from_address(at).value, flush=True)
-
-def stores(at, word):
-    # What is not mapped, or read-only, ends a child by a signal.
-    if not (child := os.fork()):
-        ctypes.c_uint16.from_address(at).value = 7
-        os._exit(0)
-    print(word if os.waitpid(child, 0)[1] else "stored", flush=True)
-
-start = aligned(4 * HUGE)
-assert libc.mmap(start, 4 * HUGE, BOTH, SHARED | FIXED, node, PAGE) == start
-for huge in range(4):
-    ctypes.c_uint16.from_address(start + huge * HUGE + 100).value = huge
-assert libc.munmap(start + 256 * PAGE, PAGE) == 0
-say(start, 0, 384)
-stores(start + 256 * PAGE, "hole")
-assert libc.mprotect(start + 900 * PAGE, PAGE, mmap.PROT_READ) == 0
-say(start, 640, 512, 1024, 1280)
-stores(start + 900 * PAGE, "refused")
-to = aligned(2 * HUGE)
-last = start + 3 * HUGE
-assert libc.mremap(last, HUGE, HUGE, MOVE_TO, to) == to
-say(to, 0, 128)
-assert libc.mremap(to, HUGE, HUGE, MOVE_TO, to + HUGE + PAGE) == to + HUGE + PAGE
-last = to + HUGE + PAGE
-say(last, 0, 128)
-if not os.fork():
-    say(start, 384, 1280)
-    say(last, 128)
-    os._exit(0)
-os.wait()
-say(start, 512)
-assert libc.munmap(start + HUGE, HUGE) == 0
-stores(start + 512 * PAGE, "gone")
-say(start, 1024)
-"""
 
 
 def test_huge_page_is_not_pinned_as_if_it_were_memory(slave: Slave) -> None:
@@ -403,10 +292,10 @@ print(errno.errorcode[ctypes.get_errno()])
 
 def test_unbound_while_it_is_waited_for(slave: Slave) -> None:
     job = node.use(slave.vm)
-    unbind(slave)
+    node.unbind(slave.vm)
     assert end(job) == 1
     assert "gone" in job.output()
-    bind(slave)
+    node.bind(slave.vm)
     ring(slave, 0)
     node.use(slave.vm).wait_said("vector 0")
 
@@ -414,7 +303,7 @@ def test_unbound_while_it_is_waited_for(slave: Slave) -> None:
 def test_unbound_while_it_is_read(slave: Slave) -> None:
     """The pages are removed, so that none shows the next device at that address."""
     job = node.use(slave.vm, "read")
-    unbind(slave)
+    node.unbind(slave.vm)
     assert end(job) == SIGBUS, job.output()
 
 
@@ -437,7 +326,7 @@ def test_module_is_not_removed_while_in_use(slave: Slave) -> None:
     job = node.use(slave.vm)
     tried = slave.vm.run("rmmod uio_vhostpci", check=False)
     assert "Module uio_vhostpci is in use" in tried.stderr
-    unbind(slave)
+    node.unbind(slave.vm)
     end(job)
     slave.vm.run("rmmod uio_vhostpci && modprobe uio_vhostpci")
     ring(slave, 1)

@@ -25,26 +25,19 @@
  * is called only where transparent huge pages are enabled, which they are not in
  * a VM with less than 512 MiB.
  *
+ * More than UIO.  Window files (window.c) and ties (ties.c) are asked for by
+ * another node (control.c).  Ties end when the UIO node is closed.
+ *
  * Locking.  Everything is under the UIO device's info_lock, which the UIO core
- * takes around its callbacks.  A mapping that outlives the driver's binding
- * holds a reference to the uio_device.
+ * takes around its callbacks; what more there is, under uio_vhostpci_lock.  A
+ * mapping that outlives the driver's binding holds a reference to the
+ * uio_device.
  */
 
 #include <linux/io.h>
 #include <linux/module.h>
-#include <linux/pci.h>
-#include <linux/uio_driver.h>
 
-#include "compat.h"
-
-struct uio_vhostpci {
-	struct uio_info info;
-	struct pci_dev *pdev;
-	struct address_space *mapping;	/* of the node, while it is open */
-	bool stopped;
-	int vectors;
-	struct eventfd_ctx *trigger[];
-};
+#include "uio_vhostpci.h"
 
 static irqreturn_t uio_vhostpci_interrupt(int irq, void *trigger)
 {
@@ -88,9 +81,13 @@ static int uio_vhostpci_open(struct uio_info *info, struct inode *inode)
 {
 	struct uio_vhostpci *dev = info->priv;
 
+	if (dev->stopped)
+		return -ENODEV;
 	if (dev->mapping || !info->uio_dev)	/* or is being registered */
 		return -EBUSY;
+	mutex_lock(&uio_vhostpci_lock);
 	dev->mapping = inode->i_mapping;
+	mutex_unlock(&uio_vhostpci_lock);
 	return 0;
 }
 
@@ -100,12 +97,21 @@ static int uio_vhostpci_release(struct uio_info *info, struct inode *inode)
 
 	for (int vector = 0; vector < dev->vectors; vector++)
 		uio_vhostpci_disarm(dev, vector);
+	mutex_lock(&uio_vhostpci_lock);
+	uio_vhostpci_untie_all(dev);
 	dev->mapping = NULL;
+	mutex_unlock(&uio_vhostpci_lock);
 	return 0;
 }
 
-/* Insert a huge page, or as many pages as one page table has entries for. */
-static vm_fault_t uio_vhostpci_insert(struct vm_fault *vmf)
+/**
+ * uio_vhostpci_insert() - Insert a huge page, or what one page table can have
+ * @vmf:	Fault in a mapping whose page offset is the address of the BAR;
+ *		the caller keeps the device bound
+ *
+ * Return: VM_FAULT_NOPAGE, or why not
+ */
+vm_fault_t uio_vhostpci_insert(struct vm_fault *vmf)
 {
 	struct vm_area_struct *vma = vmf->vma;
 	unsigned long at = max(vmf->address & PMD_MASK, vma->vm_start);
@@ -163,7 +169,10 @@ static void uio_vhostpci_stop(void *data)
 	struct uio_vhostpci *dev = data;
 
 	mutex_lock(&dev->info.uio_dev->info_lock);
+	mutex_lock(&uio_vhostpci_lock);
 	dev->stopped = true;
+	uio_vhostpci_revoke_window(dev);
+	mutex_unlock(&uio_vhostpci_lock);
 	if (dev->mapping)
 		unmap_mapping_range(dev->mapping, 0, 0, 1);
 	uio_vhostpci_release(&dev->info, NULL);
@@ -206,6 +215,7 @@ static int uio_vhostpci_probe(struct pci_dev *pdev,
 	if (!dev)
 		return -ENOMEM;
 	pci_set_drvdata(pdev, dev);
+	INIT_LIST_HEAD(&dev->ties);
 	dev->pdev = pdev;
 	dev->vectors = vectors;
 	dev->info = (struct uio_info) {
@@ -231,11 +241,16 @@ static int uio_vhostpci_probe(struct pci_dev *pdev,
 			     MEMREMAP_WB);
 	if (IS_ERR(kept))
 		return dev_err_probe(&pdev->dev, PTR_ERR(kept), "BAR 2\n");
+	dev->registers = devm_ioremap(&pdev->dev, pdev->resource[0].start,
+				      SZ_256);
+	if (!dev->registers)
+		return -ENOMEM;
 	pci_set_master(pdev);	/* an MSI-X message is a write to memory */
 	err = pci_alloc_irq_vectors(pdev, vectors, vectors, PCI_IRQ_MSIX);
 	if (err < 0)
 		return dev_err_probe(&pdev->dev, err, "%d vectors\n", vectors);
-	return devm_uio_register_device(&pdev->dev, &dev->info) ?:
+	return uio_vhostpci_enlist(dev) ?:
+	       devm_uio_register_device(&pdev->dev, &dev->info) ?:
 	       devm_add_action_or_reset(&pdev->dev, uio_vhostpci_stop, dev);
 }
 
@@ -265,7 +280,26 @@ static struct pci_driver uio_vhostpci_driver = {
 	.probe = uio_vhostpci_probe,
 	.driver.pm = pm_sleep_ptr(&uio_vhostpci_pm),
 };
-module_pci_driver(uio_vhostpci_driver);
+
+static int __init uio_vhostpci_init(void)
+{
+	int err = misc_register(&uio_vhostpci_control);
+
+	if (err)
+		return err;
+	err = pci_register_driver(&uio_vhostpci_driver);
+	if (err)
+		misc_deregister(&uio_vhostpci_control);
+	return err;
+}
+module_init(uio_vhostpci_init);
+
+static void __exit uio_vhostpci_exit(void)
+{
+	pci_unregister_driver(&uio_vhostpci_driver);
+	misc_deregister(&uio_vhostpci_control);
+}
+module_exit(uio_vhostpci_exit);
 
 MODULE_DESCRIPTION("QEMU's ivshmem-doorbell for user space, with a write-back window");
 MODULE_LICENSE("GPL");
