@@ -6,7 +6,7 @@ The agent, and with it a master that has taken it over, gets by this helper:
 * the BARs, nodes and configuration space (to read) of ivshmem functions;
 * ivshmem functions that no other agent has claimed bound to a driver for user space, or
   to none;
-* the modules of these drivers loaded.
+* the modules of these drivers loaded, and that of the kernel's vhost-net.
 
 Nothing of any other PCI function, no other file, and no other module.  The claim is
 shown by its descriptor: it is the function's `config` file, locked.  So an order cannot
@@ -33,6 +33,9 @@ OPEN_ATTRIBUTE = "open attribute"
 MODPROBE = "modprobe"
 SIGNER = "signer"
 USERS = "users"
+
+VHOST_NET = "vhost_net"
+"""The module of the data plane vhost-net."""
 
 _ADDRESS = r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]"
 _FUNCTION = re.compile(rf"bus/pci/devices/({_ADDRESS})/([a-z0-9_/]+)")
@@ -206,6 +209,6 @@ class PciOrders:
 
 def _module(order: Order) -> str:
     module = order.text(0)
-    if module not in SHAREABLE:
-        raise BadOrder(f"{module} is no module of a driver for user space")
+    if module not in (*SHAREABLE, VHOST_NET):
+        raise BadOrder(f"{module} is no module that the agent uses")
     return module

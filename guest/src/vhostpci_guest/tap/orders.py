@@ -3,7 +3,8 @@
 
 The agent, and with it a master that has taken it over, gets by this helper TAPs that
 it makes or that are free, and for each TAP whose descriptor it shows: MAC, MTU,
-addresses, alias, "up", and a place in the bridge that the user has named.  It gets no
+addresses, alias, "up", and a place in the bridge that the user has named.  It gets
+vhost-net, which serves the memory and the TAPs of the process that uses it.  It gets no
 other interface changed, and no route, no firewall rule, no namespace.
 """
 
@@ -28,6 +29,8 @@ ADDRESS = "add address"
 MTU = "mtu"
 SENDS = "sends"
 DROPPED = "dropped"
+COUNTERS = "counters"
+VHOST_NET = "open vhost-net"
 BRIDGE = "bridge"
 REMOVE = "remove"
 FORGET = "forget the status socket"
@@ -67,6 +70,8 @@ class TapOrders:
             MTU: lambda order: Answer(self._requests.mtu(_tap(order))),
             SENDS: lambda order: Answer(int(self._requests.sends(_tap(order)))),
             DROPPED: lambda order: Answer(self._requests.dropped(_tap(order))),
+            COUNTERS: self._counters,
+            VHOST_NET: lambda _order: Answer(fd=self._requests.open_vhost_net()),
             BRIDGE: lambda order: Answer(self._requests.bridge(_tap(order))),
             REMOVE: self._remove,
             FORGET: self._forget,
@@ -110,6 +115,9 @@ class TapOrders:
             raise BadOrder(str(error)) from None
         self._requests.add_address(fd, str(ip.ip), ip.network.prefixlen)
         return Answer()
+
+    def _counters(self, order: Order) -> Answer:
+        return Answer([str(count) for count in self._requests.counters(_tap(order))])
 
     def _remove(self, order: Order) -> Answer:
         index = order.number(0)

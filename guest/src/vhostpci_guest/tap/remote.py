@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The requests for TAPs that an agent without capabilities has a helper make."""
 
-from ..privileges.channel import Channel
+from ..privileges.channel import Answer, Channel
 from .orders import (
     ADDRESS,
     ATTACH,
     BRIDGE,
     CHECK,
+    COUNTERS,
     DROPPED,
     MOVED,
     MTU,
     REMOVE,
     SENDS,
     SET,
+    VHOST_NET,
 )
 from .requests import Settings
 
@@ -30,9 +32,7 @@ class RemoteRequests:
     def attach(self, name: str, flags: int) -> tuple[int, str]:
         """Get a new descriptor of a TAP, and its name."""
         answer = self._channel.ask(ATTACH, name, flags)
-        if answer.fd is None:
-            raise ValueError(f"TAP {name}: the helper sent no descriptor")
-        return answer.fd, str(answer.value)
+        return _descriptor(answer, f"TAP {name}"), str(answer.value)
 
     def moved(self, fd: int) -> bool:
         """Ask whether the TAP is in another network namespace than the helper."""
@@ -65,6 +65,17 @@ class RemoteRequests:
             raise ValueError(f"{order}: the helper sent {value!r} in place of a number")
         return value
 
+    def counters(self, fd: int) -> tuple[int, ...]:
+        """Ask for the TAP's counters."""
+        value = self._channel.ask(COUNTERS, fd=fd).value
+        if not isinstance(value, list):
+            raise ValueError(f"{COUNTERS}: the helper sent {value!r}")
+        return tuple(map(int, value))
+
+    def open_vhost_net(self) -> int:
+        """Get a new descriptor of /dev/vhost-net."""
+        return _descriptor(self._channel.ask(VHOST_NET), VHOST_NET)
+
     def bridge(self, fd: int) -> str | None:
         """Ask for the bridge that the TAP is in."""
         value = self._channel.ask(BRIDGE, fd=fd).value
@@ -73,3 +84,9 @@ class RemoteRequests:
     def remove(self, index: int) -> None:
         """Have a TAP removed that an agent has left."""
         self._channel.ask(REMOVE, index)
+
+
+def _descriptor(answer: Answer, what: str) -> int:
+    if answer.fd is None:
+        raise ValueError(f"{what}: the helper sent no descriptor")
+    return answer.fd

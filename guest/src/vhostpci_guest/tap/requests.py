@@ -26,6 +26,7 @@ from .netlink import netlink
 T = TypeVar("T")
 
 NODE = Path("/dev/net/tun")
+VHOST_NODE = Path("/dev/vhost-net")
 
 
 def ioc(direction: int, number: int, size: int) -> int:
@@ -49,7 +50,7 @@ ifreq = struct.Struct("=16sH22x")
 _ifreq_mtu = struct.Struct("=16si20x")
 
 _DROPPED = 11
-"""Which of the numbers in /proc/net/dev counts what was dropped on its way out."""
+"""Which of the counters counts what was dropped on its way out."""
 RENAMED = 8
 """Attempts to find the TAP by a name, as another program may be renaming it now."""
 
@@ -104,8 +105,18 @@ class Requests(Protocol):
     def dropped(self, fd: int) -> int:
         """Return how many packets the kernel has dropped because queues were full."""
 
+    def counters(self, fd: int) -> tuple[int, ...]:
+        """Return the TAP's counters, in the order of /proc/net/dev."""
+
     def bridge(self, fd: int) -> str | None:
         """Return the name of the bridge that the TAP is in."""
+
+    def open_vhost_net(self) -> int:
+        """Return a new descriptor of /dev/vhost-net.
+
+        Raises:
+            Unusable: it cannot be opened.
+        """
 
     def remove(self, index: int) -> None:
         """Remove a TAP that an agent has left, and that no process has open."""
@@ -116,10 +127,12 @@ class LocalRequests:
 
     Args:
         node: /dev/net/tun.
+        vhost: /dev/vhost-net.
     """
 
-    def __init__(self, node: Path = NODE) -> None:
+    def __init__(self, node: Path = NODE, vhost: Path = VHOST_NODE) -> None:
         self._node = node
+        self._vhost = vhost
 
     def check_node(self) -> None:
         """Check that /dev/net/tun can be opened."""
@@ -194,7 +207,23 @@ class LocalRequests:
 
     def dropped(self, fd: int) -> int:
         """Return how many packets the kernel has dropped because queues were full."""
-        return _where_it_is(fd, lambda: _dropped(fd))
+        return self.counters(fd)[_DROPPED]
+
+    def counters(self, fd: int) -> tuple[int, ...]:
+        """Return the TAP's counters."""
+        return _where_it_is(fd, lambda: _counters(fd))
+
+    def open_vhost_net(self) -> int:
+        """Return a new descriptor of /dev/vhost-net."""
+        try:
+            return os.open(self._vhost, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            # ENODEV: the node is there before the module, which cannot be loaded.
+            raise Unusable(
+                f"{self._vhost}: {error.strerror}: vhost-net is not there for us: "
+                "modprobe vhost_net, and give a container --device "
+                f"{self._vhost}; or use --data-plane ring"
+            ) from error
 
     def bridge(self, fd: int) -> str | None:
         """Return the name of the bridge that the TAP is in."""
@@ -281,10 +310,10 @@ def _ask_here(fd: int, request: int) -> bytes:
     raise _not_found(fd)
 
 
-def _dropped(fd: int) -> int:
+def _counters(fd: int) -> tuple[int, ...]:
     # The file is that of the thread's network namespace; sysfs shows another one.
     for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
         name, _, counts = line.partition(":")
         if name.strip() == current_name(fd):
-            return int(counts.split()[_DROPPED])
+            return tuple(map(int, counts.split()))
     raise _not_found(fd)

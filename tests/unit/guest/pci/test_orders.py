@@ -245,6 +245,12 @@ def test_device_that_is_gone_is_an_error_as_for_root(
     assert gone.value.errno == errno.ENOENT
 
 
+def test_module_of_vhost_net_is_loaded(remote: Remote) -> None:
+    # Whether or not it is there: the helper does not refuse to look.
+    said = remote.modprobe("vhost_net", dry=True)
+    assert said is None or "vhost_net" in said or "modprobe" in said
+
+
 @pytest.mark.parametrize("module", ["nbd", "vfio-pci; reboot", "--show-depends", ""])
 def test_no_other_module_is_loaded(remote: Remote, module: str) -> None:
     with pytest.raises(PermissionError):

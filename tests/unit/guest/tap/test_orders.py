@@ -34,7 +34,8 @@ def remote(network: None, tmp_path: Path) -> Iterator[RemoteRequests]:
     bridge = Bridge("br0")
     bridge.make()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    orders = TapOrders(LocalRequests(), bridge, tmp_path / "7.sock")
+    requests = LocalRequests(vhost=tmp_path / "vhost-net")
+    orders = TapOrders(requests, bridge, tmp_path / "7.sock")
     helper = threading.Thread(target=serve, args=(theirs, orders.handlers()))
     helper.start()
     channel = Channel(ours, "makes TAPs")
@@ -56,7 +57,7 @@ def refused(why: str) -> AbstractContextManager[object]:
     return pytest.raises(PermissionError, match=why)
 
 
-def test_tap_is_as_it_was_asked_for(tap: Tap) -> None:
+def test_tap_is_as_it_was_asked_for(tap: Tap, remote: RemoteRequests) -> None:
     config = TapConfig(
         mac="02:00:00:00:00:07",
         mtu=9000,
@@ -75,6 +76,7 @@ def test_tap_is_as_it_was_asked_for(tap: Tap) -> None:
     assert len(set(tap.fds)) == 2
     assert tap.idle
     assert tap.dropped == 0
+    assert len(remote.counters(tap.fds[0])) == 16
     tap.set_carrier(True)
     assert eventually(lambda: not tap.idle)
 
@@ -106,6 +108,16 @@ def test_deleted_tap_says_so_whatever_it_is_asked(tap: Tap) -> None:
 def test_refusal_of_the_kernel_is_explained(tap: Tap) -> None:
     with pytest.raises(Unusable, match="the kernel refuses MTU 1"):
         tap.set_mtu(1)
+
+
+def test_vhost_net_is_opened(remote: RemoteRequests, tmp_path: Path) -> None:
+    node = tmp_path / "vhost-net"
+    with pytest.raises(Unusable, match=r"No such file.*modprobe vhost_net"):
+        remote.open_vhost_net()
+    node.touch()
+    fd = remote.open_vhost_net()
+    assert os.path.samestat(os.fstat(fd), node.stat())
+    os.close(fd)
 
 
 def test_name_in_use_is_explained(remote: RemoteRequests) -> None:
