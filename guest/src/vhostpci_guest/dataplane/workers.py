@@ -93,7 +93,7 @@ class Workers:
         # Some are left if the ring had stopped by itself and the `stop` after it timed
         # out.
         self._close_fds(index)
-        self._fds[index] = list(_given(conf))
+        self._fds[index] = list(given(conf))
         pair, ring = _split(index)
         if ring is RingIndex.TX:
             # The acknowledged features bound what the master takes, not what it sends.
@@ -141,7 +141,7 @@ class Workers:
             self._close_fds(index)
 
 
-def _given(conf: RingConf) -> Iterator[int]:
+def given(conf: RingConf) -> Iterator[int]:
     """Return the descriptors that a ring's data plane has to close."""
     if isinstance(conf.call, Eventfd):
         yield conf.call.fd
