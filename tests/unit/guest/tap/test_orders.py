@@ -14,6 +14,7 @@ import pytest
 
 from tests.fakes.netns import ip, private_network
 from tests.fakes.plane import NO_PACKETS
+from tests.unit.guest.tap.test_dropped import counted
 from tests.waiting import eventually
 from vhostpci_guest.errors import Unusable
 from vhostpci_guest.privileges.channel import Channel, serve
@@ -75,7 +76,9 @@ def test_tap_is_as_it_was_asked_for(tap: Tap, remote: RemoteRequests) -> None:
     assert (tap.mtu, tap.bridge, tap.moved) == (9000, "br0", False)
     assert len(set(tap.fds)) == 2
     assert tap.idle
-    assert tap.dropped == 0
+    # Maybe some: the kernel announces addresses of its own at once.
+    before = counted("vp0")
+    assert before <= tap.dropped <= counted("vp0")
     assert len(remote.counters(tap.fds[0])) == 16
     tap.set_carrier(True)
     assert eventually(lambda: not tap.idle)
