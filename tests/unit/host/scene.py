@@ -34,6 +34,7 @@ from vhostpci_host.memory.arena import Arena
 from vhostpci_host.memory.attach import AttachedMemory, WindowIds
 from vhostpci_host.vhost_user.message import Message
 from vhostpci_shared import vhost_user as vu
+from vhostpci_shared.virtio import Feature
 
 SETTLED = 0.05
 
@@ -97,6 +98,7 @@ class Scene:
         memory: bytes of the arena; 0 for attach mode.
         queue_pairs: of the device.
         slave_qmp: with a QMP socket, the device's windows are plugged.
+        features: the most that a front-end is offered.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class Scene:
         memory: int = 0,
         queue_pairs: int = 1,
         slave_qmp: Path | None = None,
+        features: Feature | None = None,
     ) -> None:
         self.loop = loop
         self.config = DeviceConfig(
@@ -117,6 +120,7 @@ class Scene:
             run_dir=directory,
             memory_dir=directory,
             slave_qmp=slave_qmp,
+            features=features,
         )
         self.sockets = RecordedSockets()
         self.plugger = RecordedPlugger()

@@ -11,6 +11,8 @@ Where libvirt has no element for a property of QEMU's, `<qemu:override>` (which 
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+from vhostpci_shared.virtio import Feature
+
 from ..config.device import MIB, DeviceConfig, Mode, window_size
 from ..hotplug.ids import object_id
 from ..hotplug.shmem_xml import add_element, shmem
@@ -63,18 +65,20 @@ def master(
     add_element(domain, "devices").append(_interface(config, alias))
     if arena:
         domain.append(_arena(config))
-    properties = _card(qemu, vectors, packed=packed)
+    properties = _card(config, qemu, vectors, packed=packed)
     domain.append(_override({alias: properties}))
     return domain
 
 
-def _card(qemu: Version, vectors: int | None, *, packed: bool) -> Properties:
+def _card(
+    config: DeviceConfig, qemu: Version, vectors: int | None, *, packed: bool
+) -> Properties:
     """Return the properties of the master's card that a domain overrides."""
     # As in `qemu_args._card`: the back-end cannot learn that the guest turned offloads
     # off.
     properties: Properties = {"ctrl_guest_offloads": False}
     # libvirt has no attribute for it.
-    if qemu >= IN_ORDER:
+    if qemu >= IN_ORDER and qemu_args.offers(config, Feature.F_IN_ORDER):
         properties["in_order"] = True
     # It has an attribute only from libvirt 6.3 on, and no other part needs that.
     if packed:

@@ -71,6 +71,7 @@ def _connection_lines(status: Json) -> list[str]:
     # A daemon of an earlier version does not connect to front-ends.
     elif status.get("connect_problem"):
         lines.append(f"  problem  {status['connect_problem']}")
+    lines += _feature_lines(status.get("features"))
     lines += _carrier_lines(status.get("carrier"))
     lines.append(
         f"  slave    {'pid ' + str(slave['pid']) if slave else 'not connected'}"
@@ -96,13 +97,23 @@ def _connection_lines(status: Json) -> list[str]:
     return lines
 
 
+def _feature_lines(features: Json | None) -> list[str]:
+    """Return what a master is not offered, or lacks; an earlier daemon offers all."""
+    if not features:
+        return []
+    withheld, mismatch = " ".join(features["withheld"]), features["mismatch"]
+    lines = [f"  withheld {withheld}"] if withheld else []
+    return [*lines, f"  problem  {mismatch}"] if mismatch else lines
+
+
 def _carrier_lines(carrier: Json | None) -> list[str]:
     """Return what is unusual of the master's carrier; an earlier daemon says none."""
     if not carrier:
         return []
     if carrier["off"]:
-        pid = carrier["waits_for"]
-        return [f"  carrier  off until an agent serves{f' (pid {pid})' if pid else ''}"]
+        pid, lacking = carrier["waits_for"], ", ".join(carrier.get("lacking", ()))
+        what = f"an agent serves {lacking}" if lacking else "an agent serves"
+        return [f"  carrier  off until {what}{f' (pid {pid})' if pid else ''}"]
     return [f"  problem  {carrier['problem']}"] if carrier["problem"] else []
 
 

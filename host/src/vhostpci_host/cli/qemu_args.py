@@ -4,6 +4,8 @@
 import shlex
 import zlib
 
+from vhostpci_shared.virtio import Feature
+
 from ..config.device import DeviceConfig, Mode, window_size
 from ..errors import HostError
 from ..hotplug import root_ports
@@ -249,6 +251,11 @@ def _queues(config: DeviceConfig) -> str:
     return f",queues={config.queue_pairs}" if config.queue_pairs > 1 else ""
 
 
+def offers(config: DeviceConfig, feature: Feature) -> bool:
+    """Whether the option `features` lets the device offer a feature."""
+    return config.features is None or feature in config.features
+
+
 def _card(
     config: DeviceConfig, qemu: Version, vectors: int | None, *, packed: bool
 ) -> str:
@@ -259,7 +266,7 @@ def _card(
         f"virtio-net-pci,netdev={object_id(config.name)}-net,mac={mac(config.name)},"
         "ctrl_guest_offloads=off"
     )
-    if qemu >= IN_ORDER:
+    if qemu >= IN_ORDER and offers(config, Feature.F_IN_ORDER):
         card += ",in_order=on"
     if packed:
         card += ",packed=on"

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vhostpci_shared.virtio import Feature
+
 from ..config import options
 from ..config.device import DeviceConfig, Mode, parse_size
 from ..errors import HostError, NoDaemon
@@ -151,7 +153,10 @@ def _qemu_device(args: argparse.Namespace) -> DeviceConfig:
         # example that is printed.  The device has no such option, and would refuse it.
         for name in ("memory", "memory-dir"):
             merged.pop(name, None)
-    return options.device(args.name, merged)
+    device = options.device(args.name, merged)
+    if args.packed and not qemu_args.offers(device, Feature.F_RING_PACKED):
+        raise HostError("--packed: the device's features are without F_RING_PACKED")
+    return device
 
 
 def _running_options(args: argparse.Namespace, *, whole: bool) -> dict[str, str]:
@@ -195,6 +200,10 @@ def _options_of(running: dict[str, Any]) -> dict[str, str]:
     if found["mode"] == Mode.ARENA:
         found["memory"] = f"{running['memory']['size'] >> 20}M"
         found["memory-dir"] = str(Path(running["memory"]["path"]).parent)
+    # A daemon of an earlier version has no such option.
+    features = running.get("features", {}).get("option")
+    if features is not None:
+        found["features"] = ",".join(features)
     slave = (running["plugging"] or {}).get("slave")
     if slave is not None:
         # A QMP socket is an absolute path; no libvirt domain has a "/" in its name.

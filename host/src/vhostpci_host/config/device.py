@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from vhostpci_shared import metadata as md
+from vhostpci_shared.virtio import Feature
 
 from ..errors import HostError
 
@@ -235,6 +236,9 @@ class DeviceConfig:
     """The libvirt domain into which the windows are plugged."""
     carrier_grace: int | None = 3
     """Seconds without an agent after which the master's card loses its carrier."""
+    features: Feature | None = None
+    """The most that a front-end is offered; None: what the agent's data plane serves.
+    """
 
     def __post_init__(self) -> None:
         # All problems at once: the user of a file should not have to correct one
@@ -282,6 +286,13 @@ class DeviceConfig:
                 "slave-qmp",
                 "slave-qmp and slave-libvirt exclude each other: a domain's QMP "
                 "socket is libvirt's, so give the domain alone",
+            )
+        most = self.features
+        if self.queue_pairs > 1 and most is not None and Feature.NET_F_MQ not in most:
+            yield Problem(
+                "features",
+                f"features without NET_F_MQ: a master could not use {self.queue_pairs} "
+                "queue pairs: add NET_F_MQ, or leave out queue-pairs",
             )
         # A window's socket is made only when the master has described its memory: check
         # now that the longest path of any window fits.

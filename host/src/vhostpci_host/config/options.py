@@ -28,6 +28,7 @@ from .device import (
     parse_yes_no,
 )
 from .device import RUN_DIR as DEFAULT_RUN_DIR
+from .features import PROFILES, parse_features
 
 Texts = Mapping[str, str]
 """Values of some options, as text, by the options' names."""
@@ -196,9 +197,18 @@ CARRIER_GRACE = Option(
     "its front-end would connect again; off: it keeps the carrier (default: 3)",
     is_number=True,
 )
+FEATURES = Option(
+    name="features",
+    field="features",
+    parse=parse_features,
+    metavar="LIST",
+    help="the most that the master is offered, for a data plane that comes later: "
+    f"{', '.join(PROFILES)}, or names of features, joined by commas (default: what the "
+    "agent serves, or the last one did)",
+)
 
 # `--help` lists the options in the order of these tuples.
-WHAT = (MODE, MEMORY, QUEUE_PAIRS, SOCKET_PATH, CONNECT)
+WHAT = (MODE, MEMORY, QUEUE_PAIRS, FEATURES, SOCKET_PATH, CONNECT)
 """The options of the device itself; with PLACES, all that a master's QEMU needs."""
 SLAVE_VM = (SLAVE_QMP, SLAVE_LIBVIRT)
 PLACES = (RUN_DIR, MEMORY_DIR)
@@ -210,7 +220,9 @@ OPTIONS = {
     for option in (*WHAT, *LIFE, CARRIER_GRACE, *SLAVE_VM, *PLACES, *ACCESS)
 }
 """All options, by name."""
-SHARED = frozenset(option.name for option in (CARRIER_GRACE, *PLACES, *ACCESS))
+SHARED = frozenset(
+    option.name for option in (CARRIER_GRACE, FEATURES, *PLACES, *ACCESS)
+)
 """The options that may stand at a file's top, for all its devices."""
 
 

@@ -20,9 +20,13 @@ VM would have to have it plugged again.
 import logging
 from collections.abc import Callable
 
+from vhostpci_shared import virtio
+from vhostpci_shared.virtio import Feature
+
 from ..config.device import DeviceConfig
+from ..device.agent_view import MISMATCH
 from ..device.device import Device
-from ..device.kept import ProcessState
+from ..device.kept import DroppedState
 from ..device.peer_log import PeerLog
 from ..errors import HostError
 from ..interfaces import Json, Loop, MasterPort, Timer
@@ -73,6 +77,7 @@ class MasterCarrier:
         # The front-end that is expected back, and for how long it is.
         self._process: WatchedProcess | None = None
         self._timer: Timer | None = None
+        self._needs = Feature(0)  # the features that its driver has
         # The front-end that ended last after its rings had run, and when it did; and
         # the one that came back after that.
         self._left_at: tuple[int, float] = 0, 0.0
@@ -80,25 +85,28 @@ class MasterCarrier:
 
     # What a daemon before us has left.
 
-    def capture(self) -> ProcessState | None:
+    def capture(self) -> DroppedState | None:
         """Return for whom the entrance is shut; None if it is not."""
-        return self._process.state if self.off and self._process else None
+        if not self.off or self._process is None:
+            return None
+        return DroppedState(self._process.state, int(self._needs))
 
-    def begin(self, dropped: ProcessState | None) -> None:
+    def begin(self, dropped: DroppedState | None) -> None:
         """Open the entrance, unless a daemon before us has shut it.
 
         Args:
-            dropped: the process for which that was.
+            dropped: the front-end for which that was.
 
         Raises:
             HostError: there cannot be a socket.
         """
         if dropped is not None:
             try:
-                self._process = WatchedProcess(dropped, self._loop, self._on_end)
+                watched = WatchedProcess(dropped.process, self._loop, self._on_end)
             except OSError:
                 pass  # it has ended, or nothing would tell us when it does
             else:
+                self._process, self._needs = watched, Feature(dropped.features)
                 self.off = True
                 return
         self._entrance.open()
@@ -140,7 +148,7 @@ class MasterCarrier:
         self._served_at += max(0.0, now - self._looked_at - PUNCTUAL)
         self._looked_at = now
         if self.off:
-            if agent.serves or self._process is None:
+            if self._process is None or (agent.serves and not self._lacking):
                 self._put_on()
         elif agent.serves:
             self._served_at, self._problem = agent.silent_since(0.0), ""
@@ -164,6 +172,8 @@ class MasterCarrier:
         if self._problem:
             self._log.warn_once(self._problem)
             return
+        setup = self._device.setup
+        self._needs = setup.features if setup is not None else Feature(0)
         self.off = True
         self._entrance.shut()
         self._save()
@@ -172,10 +182,23 @@ class MasterCarrier:
     @property
     def why_off(self) -> str:
         """Why the carrier is off, in a few words; empty if it is on."""
-        return (self._device.agent.idle or "no agent") if self.off else ""
+        agent = self._device.agent
+        if not self.off:
+            return ""
+        # While it is not connected, its features do not show in the agent's state.
+        if agent.serves and self._lacking:
+            return MISMATCH
+        return agent.idle or "no agent"
+
+    @property
+    def _lacking(self) -> Feature:
+        """What the agent's data plane lacks for the front-end that is expected back."""
+        return self._device.offer.lacking(self._needs)
 
     @property
     def _no_carrier(self) -> str:
+        if mismatch := self._device.mismatch:
+            return f"{mismatch}. Its card has no carrier until then"
         agent, grace = self._device.agent, f"{self._config.carrier_grace} s"
         if agent.idle:
             return (
@@ -229,7 +252,7 @@ class MasterCarrier:
             text = "the master's card cannot have its carrier back"
             self._log.warn_once(f"{text}: {error}")
             return
-        self.off = False
+        self.off, self._needs = False, Feature(0)
         self._served_at = self._loop.time()
         if self._process is not None:
             self._timer = self._loop.call_later(RETURN, self._give_up)
@@ -260,7 +283,8 @@ class MasterCarrier:
             "grace": self._config.carrier_grace,
             "off": self.off,
             "why_off": self.why_off or None,
-            "waits_for": state.pid if state else None,
+            "waits_for": state.process.pid if state else None,
+            "lacking": virtio.names(self._lacking) if self.off else [],
             "problem": self._problem or None,
         }
 

@@ -8,7 +8,7 @@ waits for the agent and what it tells the user, never where the daemon reads or 
 import logging
 
 from vhostpci_shared.access import Metadata
-from vhostpci_shared.metadata import Agent, AgentState
+from vhostpci_shared.metadata import Agent, AgentFlag, AgentState
 from vhostpci_shared.wire import ProtocolError
 
 from .kept import AgentLeft
@@ -35,10 +35,8 @@ LOG_PAUSE = 1.0
 """Seconds between two lines about what the agent says."""
 _HEARTBEAT = slice(8, 16)
 """The heartbeat's bytes in the agent's entry."""
-_IDLE = {
-    AgentState.WAITING: "agent is waiting",
-    AgentState.MISMATCH: "features do not match",
-}
+MISMATCH = "features do not match"
+_IDLE = {AgentState.WAITING: "agent is waiting", AgentState.MISMATCH: MISMATCH}
 """The states in which an agent follows us and runs no ring, as `status` calls them."""
 _FOLLOWING = (AgentState.READY, *_IDLE)
 
@@ -76,6 +74,11 @@ class AgentView:
         self._bytes = metadata.agent_bytes()
         self.entry = _parse(self._bytes)
         """What it said last; of its heartbeat it is enough that it changes."""
+        self.offers: int | None = None
+        """The features that its data plane serves, or the last agent's did.
+
+        None if none has said so yet.  It may name any bits.
+        """
         self.late_at = 0
         """The generation that the agent missed, after a wait that timed out."""
 
@@ -95,7 +98,9 @@ class AgentView:
 
     def capture(self) -> AgentLeft:
         """Return what a successor needs to know of the agent."""
-        return AgentLeft(instance=self._instance, present=self.follows)
+        return AgentLeft(
+            instance=self._instance, present=self.follows, offers=self.offers
+        )
 
     def restore(self, state: AgentLeft, now: float) -> None:
         """Go on after `forget`, with what a daemon before us knew of the agent.
@@ -103,6 +108,7 @@ class AgentView:
         Another agent may have come since: its instance shows that.
         """
         self._now, self._instance = now, state.instance
+        self.offers = state.offers
         if state.present:
             # It has as long as any other to say something: a front-end whose request
             # stops rings must wait for it.
@@ -156,7 +162,10 @@ class AgentView:
         self._bytes, self._lived_at, self._still = data, now, 0
         if alive and _same_but_beat(data, before):
             return False
-        self.entry = _parse(data)
+        self.entry = entry = _parse(data)
+        # Also of one that waits: it may be known what serves when it is back.
+        if self._connected and self.lives and AgentFlag.OFFERS in entry.flags:
+            self.offers = entry.offers
         return True
 
     @property

@@ -28,6 +28,7 @@ import random
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 
+from vhostpci_shared.virtio import Feature
 from vhostpci_shared.wire import ProtocolError
 
 from ..config.device import DeviceConfig
@@ -45,6 +46,7 @@ from ..vhost_user.message import Message
 from .agent_view import AgentView
 from .debounce import Debounce
 from .kept import DeviceLeft
+from .offer import Offer
 from .peer_log import PeerLog
 from .publisher import Publisher
 from .quiesce import POLL, QUIESCE, AgentWait, Outcome
@@ -99,6 +101,9 @@ class Device:
         self.slave: Slave | None = None
         self._metadata = store.metadata
         self.agent = AgentView(store.metadata, config.name, config.vectors, peer_log)
+        self.offer = Offer(config.features, self.agent)
+        if left is not None:
+            self.agent.offers = left.state.agent.offers
         instance = random.getrandbits(63) | 1
         self._save = save
         self._kept = kept
@@ -135,6 +140,11 @@ class Device:
     def rings_run(self) -> bool:
         """Whether the front-end runs any ring, with an agent or without one."""
         return any(lease.running for lease in self.leases)
+
+    @property
+    def mismatch(self) -> str:
+        """What lacks for the master's driver, and what to do; empty if nothing does."""
+        return self.offer.mismatch(self.setup.features) if self.setup else ""
 
     @property
     def slave_problem(self) -> str:
@@ -175,6 +185,7 @@ class Device:
             self.store.windows(port.pid, self._for_vm, known=known),
             self._metadata.position,
             lambda index: self.leases[index].origin,
+            lambda: self.offer.to(port.pid),
         )
 
     def master_gone(self, *, returns: bool = False) -> None:
@@ -192,6 +203,7 @@ class Device:
         if not self.master.returning or self.backend.setup.useful:
             pid = self.master.pid
             self._log.info("front-end disconnected", f"front-end (pid {pid}) left")
+        self._note_refusal(self.master.pid, self.backend.setup)
         self._wait.end()
         self._disabling.end()
         self._debounce.cancel()
@@ -206,6 +218,12 @@ class Device:
         self._retire_windows()
         self._keep_files()
         self._save()
+
+    def _note_refusal(self, pid: int, setup: FrontEndSetup) -> None:
+        """Note whether the front-end may have left because of what it was offered."""
+        if self.offer.left(pid, acknowledged=bool(setup.features)):
+            text = f"front-end (pid {pid}) left without features: it is offered all"
+            self._log.info(f"{text} that we have when it comes again", text)
 
     def forget_master(self) -> None:
         """Show nothing more of a front-end that was expected back; no-op with one."""
@@ -539,9 +557,11 @@ class Device:
 
     def _sample_agent(self) -> None:
         """Read what the agent says; one that follows another gets new sessions."""
-        present = self.agent.present
+        present, offers = self.agent.present, self.agent.offers
         if self.agent.sample(self._loop.time()):
             self._renew_running()
+        if self.agent.offers != offers:
+            self._save()
         # One that comes may have served an earlier daemon, and know where rings stand.
         came = self.agent.present and not present
         if came and self.setup is not None and self.setup.forget_lost():
@@ -619,6 +639,9 @@ class Device:
         """
         self._restore_memory(sizes=True)
         self._look_at_agent()
+        features = self.setup.features if self.setup else Feature(0)
+        if mismatch := self.offer.new_mismatch(features):
+            log.warning("%s: %s", self.config.name, mismatch)
         for text in self.store.new_problems(names=names):
             log.warning("%s: %s", self.config.name, text)
         if problem := self._stale_slave.look(

@@ -58,6 +58,8 @@ class AgentLeft:
     instance: int | None
     """Of the one that has served the slave; None if none has."""
     present: bool
+    offers: int | None
+    """The features that its data plane serves, or the last agent's did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,15 @@ class ProcessState:
 
 
 @dataclass(frozen=True, slots=True)
+class DroppedState:
+    """A front-end that was disconnected because no agent served it."""
+
+    process: ProcessState
+    features: int
+    """What its driver had acknowledged, and the agent's data plane must serve."""
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceState:
     """A device, as a daemon leaves it to its successor."""
 
@@ -96,8 +107,8 @@ class DeviceState:
     windows: WindowsState
     agent: AgentLeft
     master: MasterState | None
-    dropped: ProcessState | None
-    """The front-end that may not come back before there is an agent."""
+    dropped: DroppedState | None
+    """The front-end that may not come back before an agent serves it."""
     slave: SlaveState | None
 
 

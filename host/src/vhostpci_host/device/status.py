@@ -4,11 +4,13 @@
 import os
 
 from vhostpci_shared import virtio
+from vhostpci_shared.virtio import Feature
 from vhostpci_shared.wire import ProtocolError
 
 from .. import __version__
 from ..config.device import DeviceConfig
 from ..interfaces import FAILED, Json
+from ..vhost_user.negotiation import offered
 from ..vhost_user.vring import Vring
 from .device import Device
 
@@ -42,6 +44,7 @@ def describe(
         "connects": config.connect is not None,
         "connect_problem": connect_problem or None,
         "carrier": carrier,
+        "features": _features(device),
         "generation": device.publisher.generation,
         "master": _master(device),
         "slave": _slave(device),
@@ -76,6 +79,7 @@ def row(
         "mode": config.mode.value,
         "state": state(device, why_off=why_off) if device else FAILED,
         "reason": reason or None,
+        "features": _names(config.features),
         "master_pid": master.pid if master else None,
         "slave_pid": slave.port.pid if slave else None,
     }
@@ -121,6 +125,17 @@ def _windows(device: Device) -> list[Json]:
     ]
 
 
+def _features(device: Device) -> Json:
+    """Return what the next front-end is offered, and why it is not more."""
+    ours, limit = offered(device.config.queue_pairs), device.offer.limit
+    return {
+        "offered": virtio.names(ours & limit),
+        "withheld": virtio.names(ours & ~limit),
+        "option": _names(device.config.features),
+        "mismatch": device.mismatch or None,
+    }
+
+
 def _master(device: Device) -> Json | None:
     setup = device.setup
     if setup is None or device.master is None:
@@ -161,11 +176,16 @@ def _agent(device: Device) -> Json:
         "state": entry.state.name.lower(),
         "binding": entry.binding,
         "data_plane": entry.data_plane,
+        "offers": _names(device.agent.offers),
         "vectors": entry.vectors,
         "flags": virtio.names(entry.flags),
         "generation": entry.generation,
         "message": entry.message,
     }
+
+
+def _names(features: int | None) -> list[str] | None:
+    return None if features is None else virtio.names(Feature(features))
 
 
 def _ring(device: Device, index: int) -> Json:

@@ -22,7 +22,7 @@ from ..keeper.store import Keep
 from ..memory.kept import ArenaState, AttachedState
 from ..vhost_user.kept import MasterState, restore_setup
 from .device import Device
-from .kept import DeviceLeft, DeviceState, ListenerState, ProcessState
+from .kept import DeviceLeft, DeviceState, DroppedState, ListenerState
 
 
 def capture(
@@ -32,7 +32,7 @@ def capture(
     added: Mapping[str, str] | None,
     listeners: tuple[ListenerState, ...],
     master: MasterState | None,
-    dropped: ProcessState | None,
+    dropped: DroppedState | None,
     slave: ConnectionState | None,
 ) -> DeviceState:
     """Return what a successor needs to go on with a device.
@@ -43,7 +43,7 @@ def capture(
         added: the device's options, if it is in no file.
         listeners: its sockets.
         master: the front-end, None without one.
-        dropped: the front-end that may not come back before there is an agent.
+        dropped: the front-end that may not come back before an agent serves it.
         slave: the slave's connection, None without one.
     """
     store, ours = device.store.capture(keep), device.slave

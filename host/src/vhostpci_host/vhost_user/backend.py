@@ -23,8 +23,10 @@ from typing import Any
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.metadata import Position
 from vhostpci_shared.vhost_user import ProtocolFeature, Request
+from vhostpci_shared.virtio import Feature
 from vhostpci_shared.wire import ProtocolError
 
+from ..features import OFFERED
 from ..memory.regions import Windows
 from . import device_requests, memory_requests, negotiation, vring_requests
 from .front_end_setup import FrontEndSetup, Quiesce, Steps
@@ -45,7 +47,7 @@ class Backend:
     Args:
         queue_pairs: how many the device has; with several it offers multiqueue.
         windows: the windows in which the front-end's memory may lie.
-        position, origin: see `FrontEndSetup`.
+        position, origin, offer: see `FrontEndSetup`.
     """
 
     def __init__(
@@ -54,8 +56,9 @@ class Backend:
         windows: Windows,
         position: Callable[[int], Position] = lambda _: Position(),
         origin: Callable[[int], int] = lambda _: 0,
+        offer: Callable[[], Feature] = lambda: OFFERED,
     ) -> None:
-        self.setup = FrontEndSetup(queue_pairs, windows, position, origin)
+        self.setup = FrontEndSetup(queue_pairs, windows, position, origin, offer)
         self._pending: Generator[Quiesce, None, Answer] | None = None
 
     @property

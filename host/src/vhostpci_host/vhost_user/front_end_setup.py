@@ -41,6 +41,7 @@ class FrontEndSetup:
         position: reads what an agent has left of packed ring `index`.
         origin: returns the origin of ring `index`; what the agent has left belongs to
             its present base only if it names that.
+        offer: returns the features to offer.
     """
 
     def __init__(
@@ -49,8 +50,10 @@ class FrontEndSetup:
         windows: Windows,
         position: Callable[[int], Position],
         origin: Callable[[int], int],
+        offer: Callable[[], Feature],
     ) -> None:
         self.queue_pairs = queue_pairs
+        self.offer = offer
         self.windows = windows
         self._position = position
         self._origin = origin

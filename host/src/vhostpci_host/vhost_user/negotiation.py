@@ -29,15 +29,17 @@ PROTOCOL_FEATURES = (
 
 
 def offered(queue_pairs: int) -> Feature:
-    """Return the features of a device: with several queue pairs also multiqueue."""
+    """Return all that a device may offer: with several queue pairs also multiqueue."""
     return OFFERED if queue_pairs > 1 else OFFERED & ~PAIRS_ONLY
 
 
 def get_features(setup: FrontEndSetup, _: vu.Empty, __: Message) -> vu.Payload:
-    return vu.U64(offered(setup.queue_pairs))
+    return vu.U64(offered(setup.queue_pairs) & setup.offer())
 
 
 def set_features(setup: FrontEndSetup, payload: vu.U64, _: Message) -> Steps:
+    # Not what this connection was offered: a QEMU that has connected again gives its
+    # driver what it was offered when it made the card.
     extra = payload.value & ~offered(setup.queue_pairs)
     if extra:
         raise ProtocolError(f"not offered: {virtio.names(Feature(extra))}")

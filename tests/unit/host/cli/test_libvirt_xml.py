@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """libvirt's XML: what is in it, and that nothing in a name or a path breaks it."""
 
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -9,6 +10,7 @@ import pytest
 from vhostpci_host.cli import libvirt_xml, qemu_args
 from vhostpci_host.cli.qemu_version import Version
 from vhostpci_host.config.device import DeviceConfig, Mode
+from vhostpci_host.config.features import PROFILES
 from vhostpci_host.errors import HostError
 from vhostpci_host.hotplug import shmem_xml
 from vhostpci_host.interfaces import Plug
@@ -95,6 +97,12 @@ def test_master_of_a_daemon_that_connects_listens() -> None:
 
 def test_master_of_an_old_qemu_has_no_property_that_it_does_not_know() -> None:
     properties = overridden(libvirt_xml.master(ARENA, Version(7, 2)))
+    assert list(properties["ua-vhostpci-web"]) == ["ctrl_guest_offloads"]
+
+
+def test_master_is_not_in_order_where_the_device_does_not_offer_that() -> None:
+    device = replace(ARENA, features=PROFILES["vhost-net"])
+    properties = overridden(libvirt_xml.master(device, V10_0))
     assert list(properties["ua-vhostpci-web"]) == ["ctrl_guest_offloads"]
 
 

@@ -10,6 +10,7 @@ import pytest
 from vhostpci_host.cli import qemu_args
 from vhostpci_host.cli.qemu_version import Version
 from vhostpci_host.config.device import DeviceConfig, Mode
+from vhostpci_host.config.features import PROFILES
 from vhostpci_host.errors import HostError
 
 DEVICE = DeviceConfig(name="web", memory=2**30)
@@ -80,6 +81,12 @@ def test_card_is_in_order_where_its_qemu_knows_that(
 ) -> None:
     (card,) = values(qemu_args.master(DEVICE, version), "-device")
     assert ("in_order=on" in card.split(",")) is known
+
+
+def test_card_is_not_in_order_where_the_device_does_not_offer_that() -> None:
+    device = replace(DEVICE, features=PROFILES["vhost-net"])
+    (card,) = values(qemu_args.master(device, Version(9, 1)), "-device")
+    assert "in_order" not in card
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -70,6 +70,36 @@ def test_memory_of_an_attach_device_that_runs_is_the_masters_own(
     assert "mem-path" not in text
 
 
+@pytest.mark.parametrize(
+    ("status", "in_order"),
+    [
+        ({}, True),  # an earlier daemon's
+        ({"features": {"option": None}}, True),
+        ({"features": {"option": ["NET_F_MQ", "F_VERSION_1"]}}, False),
+    ],
+)
+def test_card_has_no_feature_that_the_device_that_runs_withholds(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    status: dict[str, Any],
+    in_order: bool,
+) -> None:
+    qemu = tmp_path / "qemu"
+    qemu.write_text("#!/bin/sh\necho QEMU emulator version 10.0.0\n")
+    qemu.chmod(0o755)
+    words = ("master", "--qemu", str(qemu))
+    text = printed(capsys, tmp_path, running(tmp_path, **status), *words)
+    assert ("in_order=on" in text) is in_order
+
+
+def test_packed_rings_of_a_device_without_them_are_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--memory", "64M", "--role", "master", "--packed", "--features", "dpdk"]
+    assert main(["qemu-args", "web", *words]) == 1
+    assert "features are without F_RING_PACKED" in capsys.readouterr().err
+
+
 def test_option_replaces_that_of_the_device_that_runs(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

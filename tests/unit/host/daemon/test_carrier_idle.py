@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The carrier of a master whose agent is there and runs no ring."""
 
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -16,19 +17,41 @@ from tests.unit.host.daemon.test_carrier import (
     is_open,
     load,
 )
-from vhostpci_host.device.status import state
-from vhostpci_shared.metadata import AgentState
+from vhostpci_host.cli import print_status
+from vhostpci_host.device.status import describe, state
+from vhostpci_host.features import OFFERED
+from vhostpci_shared.metadata import AgentFlag, AgentState
+from vhostpci_shared.virtio import Feature
 
 returns, serve, served = (
     test_carrier.returns,
     test_carrier.serve,
     test_carrier.served,
 )
+process = test_carrier.process
 WHY = "no back-end at /run/one.sock"
 
 
 def say(agent: Process, state: AgentState, message: str = "") -> None:
     agent.entry = replace(agent.entry, state=state, message=message)
+
+
+def mismatch(agent: Process, lacks: Feature) -> None:
+    """Say that the data plane lacks a feature that the driver has."""
+    agent.entry = replace(
+        agent.entry,
+        state=AgentState.MISMATCH,
+        flags=AgentFlag.OFFERS,
+        offers=int(OFFERED & ~lacks),
+        data_plane="vhost-user",
+    )
+
+
+def serve_all(agent: Process) -> None:
+    """Be an agent with a data plane that lacks nothing."""
+    agent.entry = replace(
+        agent.entry, state=AgentState.READY, offers=int(OFFERED), data_plane="ring"
+    )
 
 
 def shown(served: Served) -> str:
@@ -94,3 +117,52 @@ def test_agent_that_dies_is_a_missing_one_whatever_it_said(
         assert not has_carrier(qemu)
     assert shown(served) == "no agent: the master has no carrier"
     assert served.said("dropped: there has been no agent for 3 s") == 1
+
+
+def test_carrier_stays_off_until_the_agent_serves_what_the_driver_has(
+    served: Served,
+) -> None:
+    """Its front-end would come back with the same features, again and again."""
+    agent = Process(served)
+    with front_end(served) as qemu:
+        load(served, qemu)
+        mismatch(agent, Feature.NET_F_CSUM)
+        served.loop.advance(GRACE + LATE)
+        assert not has_carrier(qemu)
+    assert served.said("dropped: the data plane vhost-user lacks NET_F_CSUM") == 1
+    # Without a front-end the agent finds no fault, and is ready.
+    say(agent, AgentState.READY)
+    served.loop.advance(1000.0)
+    assert not is_open(served)
+    assert shown(served) == "features do not match: the master has no carrier"
+    status = describe(served.server.device, carrier=served.server.carrier.describe())
+    text = "carrier  off until an agent serves NET_F_CSUM"
+    assert text in print_status.text(status)
+    serve_all(agent)
+    served.loop.advance(LATE)
+    with front_end(served) as qemu:
+        load(served, qemu)
+        served.loop.advance(100.0)
+        assert has_carrier(qemu)
+
+
+def test_another_process_is_welcome_although_features_lacked(
+    served: Served, process: subprocess.Popen[bytes]
+) -> None:
+    """It negotiates what is served now."""
+    agent = Process(served)
+    with front_end(served) as qemu:
+        load(served, qemu)
+        mismatch(agent, Feature.NET_F_CSUM)
+        served.loop.advance(GRACE + LATE)
+        assert not has_carrier(qemu)
+    say(agent, AgentState.READY)
+    served.loop.advance(LATE)
+    process.kill()
+    process.wait()
+    served.loop.advance(LATE)
+    with front_end(served) as qemu:
+        assert Feature.NET_F_CSUM not in qemu.features
+        load(served, qemu)
+        served.loop.advance(100.0)
+        assert has_carrier(qemu)

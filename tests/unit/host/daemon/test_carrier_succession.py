@@ -12,7 +12,10 @@ from tests.unit.host.daemon import test_succession
 from tests.unit.host.daemon.test_succession import Host, Steps, ToHost, started
 from vhostpci_host.config.device import Mode
 from vhostpci_host.daemon import carrier
+from vhostpci_host.features import OFFERED
+from vhostpci_shared.metadata import AgentFlag, AgentState
 from vhostpci_shared.vhost_user import Request
+from vhostpci_shared.virtio import Feature
 
 steps = test_succession.steps
 PERIOD = 3.5
@@ -66,6 +69,31 @@ def test_successor_leaves_the_carrier_off(
             host.kill()
             host.pass_time(PERIOD)
         assert_comes_back(host, undo)
+
+
+def test_successor_knows_what_the_front_end_needs(
+    tmp_path: Path, steps: Steps, mode: Mode
+) -> None:
+    """And what the agent serves, which has said nothing since."""
+    with ExitStack() as undo:
+        host = Host(tmp_path, steps, mode)
+        undo.callback(host.close)
+        started(host, undo)
+        agent = start_agent(host, undo)
+        lacks = int(OFFERED & ~Feature.NET_F_CSUM)
+        agent.say(state=AgentState.MISMATCH, flags=AgentFlag.OFFERS, offers=lacks)
+        host.pass_time(PERIOD)
+        assert host.server.carrier.off
+        for _ in range(2):
+            host.kill()
+            host.pass_time(PERIOD)
+        # An agent that does not say yet what it serves serves what the last one did.
+        agent = start_agent(host, undo)
+        assert host.server.carrier.describe()["lacking"] == ["NET_F_CSUM"]
+        assert Feature.NET_F_CSUM not in host.server.device.offer.limit
+        agent.say(flags=AgentFlag.OFFERS, offers=int(OFFERED))
+        host.pass_time(0.5)
+        assert not host.server.carrier.off
 
 
 def take_off(directory: Path, steps: Steps, kill_at: int, mode: Mode) -> int:

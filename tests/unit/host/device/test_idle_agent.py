@@ -7,7 +7,9 @@ from tests.unit.host.scene import Scene
 from vhostpci_host.cli import print_status
 from vhostpci_host.daemon.daemon import TICK
 from vhostpci_host.device.status import describe, state
-from vhostpci_shared.metadata import AgentState
+from vhostpci_host.features import OFFERED
+from vhostpci_shared.metadata import AgentFlag, AgentState
+from vhostpci_shared.virtio import Feature
 
 WHY = "no back-end at /run/one.sock"
 IDLE = [
@@ -113,3 +115,43 @@ def test_waiting_is_logged_once_with_its_reason(
         agent.say(state=AgentState.WAITING, message=WHY)
         scene.loop.advance(5.0)
     assert caplog.text.count(f"the agent is waiting: {WHY}") == 1
+
+
+def test_mismatch_is_told_with_what_lacks_and_what_to_do(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    with scene.agent(scene.slave()) as agent:
+        scene.running()
+        scene.settle()
+        lacks = Feature.NET_F_CSUM | Feature.F_EVENT_IDX
+        agent.say(
+            state=AgentState.MISMATCH,
+            data_plane="vhost-user",
+            flags=AgentFlag.OFFERS,
+            # The MTU is the daemon's, and no data plane's.
+            offers=int(OFFERED & ~lacks & ~Feature.NET_F_MTU),
+        )
+        scene.loop.advance(5.0)
+        text = "the data plane vhost-user lacks NET_F_CSUM, F_EVENT_IDX, which the"
+        assert caplog.text.count(text) == 1
+        assert "broke" not in caplog.text
+        status = describe(scene.device)
+        assert f"  problem  {text} master's driver" in print_status.text(status)
+        assert "option `features`" in status["features"]["mismatch"]
+        agent.say(state=AgentState.READY)
+        scene.loop.advance(2.0)
+        assert describe(scene.device)["features"]["mismatch"] is None
+        # It is told again when it happens again.
+        agent.say(state=AgentState.MISMATCH)
+        scene.loop.advance(2.0)
+        assert caplog.text.count(text) == 2
+
+
+def test_mismatch_of_an_agent_that_says_no_more_has_its_words(scene: Scene) -> None:
+    with scene.agent(scene.slave()) as agent:
+        scene.running()
+        agent.say(state=AgentState.MISMATCH, message="it lacks NET_F_CSUM")
+        scene.loop.advance(0.1)
+        text = "the data plane of the agent lacks it lacks NET_F_CSUM"
+        assert text not in scene.device.mismatch
+        assert "it lacks NET_F_CSUM" in scene.device.mismatch
