@@ -228,11 +228,15 @@ class Lab:
             *("--tap", SLAVE_TAP, *options),
         ]
 
+    def start_agent_by(self, argv: list[str]) -> Program:
+        """Start an agent by its whole command."""
+        self._agent = self._start("agent", argv)
+        return self._agent
+
     def start_agent(self, *options: str) -> Program:
         """Start the agent."""
         address = ("--address", f"{SLAVE_ADDRESS}/24")
-        self._agent = self._start("agent", self.agent_argv(*address, *options))
-        return self._agent
+        return self.start_agent_by(self.agent_argv(*address, *options))
 
     @property
     def agent(self) -> Program:
