@@ -100,11 +100,11 @@ class _Program:
             raise
         return self
 
-    def _launch(self) -> None:
+    def _launch(self, *more: str) -> None:
         words, sockets = self._start()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*DIE_WITH_US, *MODULE, "run", *words],
+                [*DIE_WITH_US, *MODULE, "run", *words, *more],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -113,14 +113,19 @@ class _Program:
             )
         self._wait_serving(sockets)
 
-    def restart(self, number: signal.Signals) -> None:
-        """End it by a signal, and start it again in the same directories."""
+    def restart(self, number: signal.Signals, *more: str) -> None:
+        """End it by a signal, and start it again in the same directories.
+
+        Args:
+            number: the signal.
+            more: options that only the next daemon has.
+        """
         daemon_processes.send(self.pid, number)
         self._process.wait(10)
         # Sockets that it leaves behind would look as if its successor served already.
         for socket in self.run_dir.iterdir():
             socket.unlink()
-        self._launch()
+        self._launch(*more)
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()

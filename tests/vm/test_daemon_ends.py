@@ -76,6 +76,35 @@ def test_next_daemon_serves_the_master_and_says_that_the_slave_must_be_plugged_a
         assert_packets_cross(link)
 
 
+def test_master_that_has_more_than_the_next_daemon_offers_comes_back(
+    served: tuple[Daemon, Master],
+) -> None:
+    """Its QEMU refuses that once, and would do so each second for as long as it runs.
+
+    It gives its guest what the card was offered first, also the next driver.
+    """
+    daemon, master = served
+
+    def features() -> list[str]:
+        found: list[str] = (daemon.status()["master"] or {"features": []})["features"]
+        return found
+
+    daemon.restart(signal.SIGTERM, "--features", "dpdk")
+    assert "NET_F_CSUM" in daemon.status()["features"]["withheld"]
+    wait_for(lambda: "NET_F_CSUM" in features(), master.qemu_said)
+    said = "vhost lacks feature mask"
+    assert master.qemu_said().count(said) == 1
+    master.configure()
+    pid = daemon.status()["master"]["pid"]
+    master.reload_driver()
+    master.configure()
+    assert "NET_F_CSUM" in features()
+    assert master.qemu_said().count(said) == 1
+    assert daemon.output().count(f"front-end (pid {pid}) left without features") == 1
+    daemon.restart(signal.SIGTERM)
+    wait_for(lambda: "NET_F_CSUM" in features(), master.qemu_said)
+
+
 def test_next_daemon_plugs_the_slaves_device_again(logs: Path, tmp_path: Path) -> None:
     """In arena mode, too, the daemon may be the one that plugs."""
     here, monitor = logs / "daemon_plugs_again", tmp_path / "qmp"
