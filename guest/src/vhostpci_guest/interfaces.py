@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Protocols and types that the agent's layers share: devices, windows, sources."""
 
+from collections import deque
 from collections.abc import Iterable, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -46,6 +47,8 @@ class WindowFile:
     """Stays the device's, which keeps it open while the window is mapped."""
     offset: int = 0
     """Where in the file the window begins, in bytes."""
+    holders: deque[int] = field(default_factory=lambda: deque(maxlen=16))
+    """IDs of the last processes that were given a copy, and may have it mapped."""
 
 
 @dataclass(frozen=True, slots=True)

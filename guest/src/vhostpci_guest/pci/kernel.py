@@ -173,6 +173,29 @@ class System:
                     found.append(f"{name} ({process.name})")
         return found
 
+    def mapped_by(self, fd: int, processes: Iterable[int]) -> list[str]:
+        """Return which of some processes have a file mapped, as ``name (pid)``.
+
+        Args:
+            fd: the file; that it was unplugged makes no difference.
+            processes: their IDs.
+        """
+        found = []
+        for number in processes:
+            process = self.proc / str(number)
+            with suppress(OSError):  # it has ended, or is not ours to look at
+                if _maps((process / "maps").read_text(errors="replace"), fd):
+                    found.append(f"{(process / 'comm').read_text().strip()} ({number})")
+        return found
+
+
+def _maps(maps: str, fd: int) -> bool:
+    """Whether a file is in the text of a process's maps (proc(5))."""
+    status = os.fstat(fd)
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+    wanted = [device, str(status.st_ino)]
+    return any(line.split()[3:5] == wanted for line in maps.splitlines())
+
 
 def _run(*command: str) -> tuple[str | None, str]:
     """Return a program's standard output, None if it fails, and its standard error."""

@@ -6,7 +6,8 @@ The agent, and with it a master that has taken it over, gets by this helper:
 * the BARs, nodes and configuration space (to read) of ivshmem functions;
 * ivshmem functions that no other agent has claimed bound to a driver for user space, or
   to none;
-* the modules of these drivers loaded, and that of the kernel's vhost-net.
+* the modules of these drivers loaded, and that of the kernel's vhost-net;
+* which processes have a device's node open, or a file mapped that the agent has open.
 
 Nothing of any other PCI function, no other file, and no other module.  The claim is
 shown by its descriptor: it is the function's `config` file, locked.  So an order cannot
@@ -33,6 +34,7 @@ OPEN_ATTRIBUTE = "open attribute"
 MODPROBE = "modprobe"
 SIGNER = "signer"
 USERS = "users"
+MAPPED_BY = "mapped by"
 
 VHOST_NET = "vhost_net"
 """The module of the data plane vhost-net."""
@@ -44,6 +46,8 @@ _NODE = re.compile(
 )
 _BRIDGE = "0x06"
 """What the class of a PCI bridge begins with: a group may have the root port in it."""
+_NUMBER = re.compile(r"[0-9]{1,10}")
+_MOST_PROCESSES = 64
 _PROBE = "bus/pci/drivers_probe"
 _READ, _WRITTEN = frozenset({"config"}), frozenset({"resource0", "resource2"})
 
@@ -69,6 +73,7 @@ class PciOrders:
             MODPROBE: self._modprobe,
             SIGNER: lambda order: Answer(self._system.signer(_module(order))),
             USERS: self._users,
+            MAPPED_BY: self._mapped_by,
         }
 
     # Files of sysfs.
@@ -205,6 +210,12 @@ class PciOrders:
         if not all(map(self._is_node, paths)):
             raise BadOrder("one of them is no node of an ivshmem function")
         return Answer(self._system.users(map(Path, paths)))
+
+    def _mapped_by(self, order: Order) -> Answer:
+        numbers = order.texts(0)
+        if len(numbers) > _MOST_PROCESSES or not all(map(_NUMBER.fullmatch, numbers)):
+            raise BadOrder("these are no processes")
+        return Answer(self._system.mapped_by(order.fd(), map(int, numbers)))
 
 
 def _module(order: Order) -> str:

@@ -6,7 +6,15 @@ from pathlib import Path
 
 from ..privileges.channel import Channel
 from .kernel import System
-from .orders import MODPROBE, OPEN, OPEN_ATTRIBUTE, SIGNER, USERS, WRITE
+from .orders import (
+    MAPPED_BY,
+    MODPROBE,
+    OPEN,
+    OPEN_ATTRIBUTE,
+    SIGNER,
+    USERS,
+    WRITE,
+)
 
 
 class RemoteSystem(System):
@@ -47,4 +55,10 @@ class RemoteSystem(System):
     def users(self, nodes: Iterable[Path]) -> list[str]:
         """Have the processes looked for that have nodes open."""
         found = self._channel.ask(USERS, [str(node) for node in nodes]).value
+        return list(found) if isinstance(found, list) else []
+
+    def mapped_by(self, fd: int, processes: Iterable[int]) -> list[str]:
+        """Ask which of some processes have a file mapped."""
+        numbers = [str(number) for number in processes]
+        found = self._channel.ask(MAPPED_BY, numbers, fd=fd).value
         return list(found) if isinstance(found, list) else []

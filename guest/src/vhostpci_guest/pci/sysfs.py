@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Binding without a driver: the BARs are mapped from sysfs; no interrupts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 
 from ..dataplane.mapping import Mapping
 from ..errors import Unusable
 from ..interfaces import WindowFile
+from . import holders
 from .binding_names import SYSFS
 from .ivshmem import MappedWindow, PciBound, Registers
 from .position import mapped_resource, opened_resource, read_position
@@ -51,8 +52,16 @@ def read_unbound(pci: PciDevice) -> int:
 
 
 @contextmanager
-def mapped_window(pci: PciDevice) -> Iterator[MappedWindow]:
+def mapped_window(
+    pci: PciDevice, claim: Callable[[], None] | None = None
+) -> Iterator[MappedWindow]:
     """Map BAR 2 from its file in sysfs, which stays open: another process can map it.
+
+    At the end it is taken back from those that have mapped it.
+
+    Args:
+        pci: the device.
+        claim: claims BAR 2; None if the binding cannot.
 
     Raises:
         OSError: the kernel does not map it.
@@ -60,11 +69,12 @@ def mapped_window(pci: PciDevice) -> Iterator[MappedWindow]:
     # Not `resource2_wc`, which prefetchable BARs have, too: the processor may swap
     # stores to write-combining memory, and the rings rely on the order of theirs.
     skip = pci.bar_skip(2)
-    with (
-        opened_resource(pci, 2) as fd,
-        closing(Mapping(fd, pci.bar_size(2), skip=skip)) as mapping,
-    ):
-        yield MappedWindow(mapping, WindowFile(fd, skip))
+    with opened_resource(pci, 2) as fd:
+        file = WindowFile(fd, skip)
+        with closing(Mapping(fd, pci.bar_size(2), skip=skip)) as mapping:
+            yield MappedWindow(mapping, file)
+        # Our own mapping is gone: the claim takes away all that there are.
+        holders.take_back(pci, file, claim)
 
 
 def mapped(pci: PciDevice, binding: str, stack: ExitStack) -> PciBound:

@@ -103,7 +103,7 @@ def bind(pci: PciDevice) -> PciBound:
         device = _open_device(pci, group, stack)
         _switch_on(device)
         registers = _map(pci, device, 0, stack)
-        bar = map_window(pci, stack, lambda: _map(pci, device, 2, stack))
+        bar = map_window(pci, stack, lambda undo: _map(pci, device, 2, undo))
         vectors = _interrupts(device, stack)
         return PciBound(
             place=pci,
@@ -173,30 +173,37 @@ def _switch_on(device: int) -> None:
 
 
 def map_window(
-    pci: PciDevice, stack: ExitStack, by_vfio: Callable[[], Mapping]
+    pci: PciDevice, stack: ExitStack, by_vfio: Callable[[ExitStack], Mapping]
 ) -> MappedWindow:
     """Map BAR 2 from sysfs if the kernel allows that, else through VFIO.
 
     Never through both: Debian's kernels refuse to map a BAR from sysfs that a driver
-    has claimed, and VFIO claims each BAR when it is first mapped.  From commit
+    has claimed, and take away what is mapped.  VFIO claims each BAR when it is first
+    mapped, and has it until the device is closed; so that is done at the end, to take
+    the window back from other processes (pci/holders.py).  From commit
     05f2a68b407a on ("vfio/pci: Set up BAR resources and maps in
     vfio_pci_core_enable()", 2026) it claims all of them when the device is opened.
 
     Args:
         pci: the device, which is open and switched on.
         stack: gets what undoes it.
-        by_vfio: maps it through VFIO.
+        by_vfio: maps it through VFIO, until the stack is closed.
     """
+
+    def claim() -> None:
+        with ExitStack() as undo:
+            by_vfio(undo)
+
     try:
         if not pci.system.locked_down:
-            return stack.enter_context(sysfs.mapped_window(pci))
+            return stack.enter_context(sysfs.mapped_window(pci, claim))
         why = "kernel lockdown forbids to map BARs from sysfs; take --bind kmod"
     except OSError as error:
         if error.errno not in _REFUSED:
             raise
         why = f"the kernel does not map BAR 2 from sysfs ({error.strerror})"
     log.info("%s: no other process can map its window: %s", pci.address, why)
-    return MappedWindow(by_vfio(), no_file=why)
+    return MappedWindow(by_vfio(stack), no_file=why)
 
 
 def _map(pci: PciDevice, device: int, bar: int, stack: ExitStack) -> Mapping:

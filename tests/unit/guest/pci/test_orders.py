@@ -16,7 +16,7 @@ import pytest
 from tests.fakes.sysfs import FakeSystem
 from vhostpci_guest.errors import Unusable
 from vhostpci_guest.pci import bindings
-from vhostpci_guest.pci.orders import PciOrders
+from vhostpci_guest.pci.orders import MAPPED_BY, PciOrders
 from vhostpci_guest.pci.remote import RemoteSystem
 from vhostpci_guest.pci.sysfs_device import PciDevice
 from vhostpci_guest.privileges.channel import Channel, serve
@@ -257,6 +257,23 @@ def test_no_other_module_is_loaded(remote: Remote, module: str) -> None:
         remote.modprobe(module)
     with pytest.raises(PermissionError):
         remote.signer(module)
+
+
+def test_helper_tells_who_has_a_file_mapped(remote: Remote, system: FakeSystem) -> None:
+    with (system.sys / "bus/pci/devices" / HERE / "resource2").open("r+b") as file:
+        status = os.fstat(file.fileno())
+        where = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+        process = system.proc / "77"
+        process.mkdir()
+        (process / "comm").write_text("testpmd\n")
+        (process / "maps").write_text(f"0-1 rw-s 0 {where} {status.st_ino} /a file\n")
+        assert remote.mapped_by(file.fileno(), [77, 78]) == ["testpmd (77)"]
+
+
+@pytest.mark.parametrize("processes", [["self"], ["../1"], ["1"] * 65])
+def test_helper_looks_at_processes_only(remote: Remote, processes: list[str]) -> None:
+    with (remote.proc).joinpath("file").open("w+b") as file, refused("no processes"):
+        remote._channel.ask(MAPPED_BY, processes, fd=file.fileno())
 
 
 def test_users_of_other_files_are_not_told(remote: Remote) -> None:

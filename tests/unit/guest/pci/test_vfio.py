@@ -47,34 +47,45 @@ def test_request_for_the_device_is_a_separate_interrupt() -> None:
     assert words == (24, 4 | 32, 4, 0, 1, 7)  # VFIO_PCI_REQ_IRQ_INDEX
 
 
-def by_vfio() -> Mapping:
-    """A BAR 2 that can be told from that of sysfs, as it is smaller."""
-    fd = os.memfd_create("by vfio")
-    try:
-        os.ftruncate(fd, BAR2 // 2)
-        return Mapping(fd, BAR2 // 2)
-    finally:
-        os.close(fd)
+class Vfio:
+    """Maps a BAR 2 that can be told from that of sysfs, as it is smaller."""
+
+    def __init__(self) -> None:
+        self.claimed = False
+
+    def __call__(self, undo: ExitStack) -> Mapping:
+        self.claimed = True
+        fd = os.memfd_create("by vfio")
+        try:
+            os.ftruncate(fd, BAR2 // 2)
+            mapping = Mapping(fd, BAR2 // 2)
+        finally:
+            os.close(fd)
+        undo.callback(mapping.close)
+        return mapping
 
 
-def not_asked() -> Mapping:
-    raise AssertionError("VFIO would claim BAR 2, which ends its use by sysfs")
+@pytest.fixture
+def by_vfio() -> Vfio:
+    return Vfio()
 
 
-def test_window_is_mapped_from_sysfs_and_never_through_vfio(
-    system: FakeSystem,
+def test_window_is_mapped_from_sysfs_and_claimed_by_vfio_at_the_end_only(
+    system: FakeSystem, by_vfio: Vfio
 ) -> None:
     here = device(system)
     with ExitStack() as stack:
-        window = vfio.map_window(here, stack, not_asked)
+        window = vfio.map_window(here, stack, by_vfio)
         assert window.file is not None
         resource = (here.path / "resource2").stat()
         assert os.path.samestat(os.fstat(window.file.fd), resource)
         assert (window.mapping.view.nbytes, window.no_file) == (BAR2, "")
+        assert not by_vfio.claimed, "the kernel would take the mapping away"
+    assert by_vfio.claimed
 
 
 def test_under_lockdown_the_window_is_mapped_through_vfio_and_has_no_file(
-    system: FakeSystem,
+    system: FakeSystem, by_vfio: Vfio
 ) -> None:
     path = system.sys / "kernel/security"
     path.mkdir(parents=True)
@@ -85,12 +96,14 @@ def test_under_lockdown_the_window_is_mapped_through_vfio_and_has_no_file(
         assert window.file is None
         assert "lockdown" in window.no_file
         assert "--bind kmod" in window.no_file
-        window.mapping.close()
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EINVAL])
 def test_window_that_sysfs_does_not_map_is_mapped_through_vfio(
-    system: FakeSystem, monkeypatch: pytest.MonkeyPatch, number: int
+    system: FakeSystem,
+    monkeypatch: pytest.MonkeyPatch,
+    by_vfio: Vfio,
+    number: int,
 ) -> None:
     def refuse(path: Path, *, write: bool = False) -> int:
         raise OSError(number, os.strerror(number), str(path))
@@ -102,11 +115,10 @@ def test_window_that_sysfs_does_not_map_is_mapped_through_vfio(
         assert window.mapping.view.nbytes == BAR2 // 2
         assert window.file is None
         assert os.strerror(number) in window.no_file
-        window.mapping.close()
 
 
 def test_agent_without_descriptors_does_not_give_the_window_up(
-    system: FakeSystem, monkeypatch: pytest.MonkeyPatch
+    system: FakeSystem, monkeypatch: pytest.MonkeyPatch, by_vfio: Vfio
 ) -> None:
     def refuse(path: Path, *, write: bool = False) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -114,4 +126,5 @@ def test_agent_without_descriptors_does_not_give_the_window_up(
     here = device(system)
     monkeypatch.setattr(system, "open_attribute", refuse)
     with ExitStack() as stack, pytest.raises(OSError, match="Too many open files"):
-        vfio.map_window(here, stack, not_asked)
+        vfio.map_window(here, stack, by_vfio)
+    assert not by_vfio.claimed

@@ -117,6 +117,9 @@ class Session:
             self._dialogue.tell(Message(Request.SET_FEATURES, said))
         if self.memory is None:
             self.memory = tuple(regions)
+            for region in regions:
+                if region.file is not None:
+                    region.file.holders.append(self.pid)
             for message in memory_table(regions):
                 self._dialogue.tell(message)
             if mtu and ProtocolFeature.NET_MTU in back_end.protocol:

@@ -75,6 +75,7 @@ def test_descriptors_are_the_windows_file_the_kick_and_the_call(scene: Scene) ->
     scene.talk(back_end)
     (memory,) = back_end.fds[Request.SET_MEM_TABLE]
     assert os.fstat(memory).st_ino == os.fstat(file.fd).st_ino
+    assert list(file.holders) == [os.getpid()], "this process is the back-end"
     (kick,) = back_end.fds[Request.SET_VRING_KICK]
     (call,) = back_end.fds[Request.SET_VRING_CALL]
     # Kicked once already: what lies in the ring brings no kick of its own.
