@@ -323,3 +323,23 @@ say("signalled")
 while True:
     signal.pause()
 """
+
+
+def test_agent_has_a_window_file_and_ties(slave: Slave, peer: list[int]) -> None:
+    assert said(slave.vm, AGENT) == ["no", "reason", str(SIZE), "42"]
+    slave.vm.wait_until(lambda: rung(peer[1]) == 1, lambda: "no call")
+
+
+AGENT = """
+from vhostpci_guest.pci import bindings, search
+device = bindings.bind(search.at(sys.argv[1]), "kmod")
+window, doorbell = device.window, device.doorbell(7, 1)
+say(window.no_file or "no reason")
+say(os.lseek(window.file.fd, 0, os.SEEK_END), map_window(window.file.fd)[5])
+eventfd = os.eventfd(0, os.EFD_NONBLOCK)
+tied = doorbell.ties.tie(eventfd, doorbell.peer, doorbell.vector)
+os.eventfd_write(eventfd, 1)
+tied.close()
+os.eventfd_write(eventfd, 1)
+device.close()
+"""

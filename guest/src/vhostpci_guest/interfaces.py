@@ -7,6 +7,23 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 
+class Tie(Protocol):
+    """A doorbell that the kernel rings whenever an eventfd is signalled."""
+
+    def close(self) -> None:
+        """Untie them; the device's `close` does that, too."""
+
+
+class Ties(Protocol):
+    """Lets the kernel ring a device's doorbells, which takes no thread."""
+
+    def tie(self, eventfd: int, peer: int, vector: int) -> Tie | None:
+        """Let signals to an eventfd ring a doorbell; None if the kernel refuses.
+
+        The kernel reads a tied eventfd, so nothing else can wait for it.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Doorbell:
     """The doorbell of one vector of a peer, rung by a store to the doorbell register.
@@ -17,6 +34,8 @@ class Doorbell:
     host_addr: int
     peer: int
     vector: int
+    ties: Ties | None = field(default=None, compare=False, repr=False)
+    """Lets the kernel ring it; None: the binding has nothing in the kernel for that."""
 
     @property
     def value(self) -> int:

@@ -2,8 +2,9 @@
 """The thread that passes a foreign back-end's calls on to the master.
 
 A back-end that is not ours signals an eventfd to call the master.  If the way to the
-master is an eventfd as well, the back-end has that one.  Else the thread of
-`guest/ring/calls.c` waits for the back-end's signals, and rings the doorbell.
+master is an eventfd as well, the back-end has that one.  If the kernel can ring the
+doorbell (a tie), it does.  Else the thread of `guest/ring/calls.c` waits for the
+back-end's signals, and rings the doorbell.
 """
 
 import os
@@ -11,7 +12,7 @@ import stat
 from dataclasses import dataclass
 
 from ..eventfds import new_eventfd
-from ..interfaces import Call, Doorbell, Eventfd
+from ..interfaces import Call, Doorbell, Eventfd, Tie
 from .native import Calls, CallsConf
 from .workers import thread_name
 
@@ -46,6 +47,8 @@ class CallThread:
         self._calls: Calls | None = None
         self._fds: dict[int, list[int]] = {}
         """Eventfds that were made for a ring, or came with its call."""
+        self._ties: dict[int, Tie] = {}
+        """The rings whose calls the kernel passes on."""
 
     def add(
         self,
@@ -99,6 +102,8 @@ class CallThread:
             call_fd, way = call.fd, None
         elif call is not None:
             call_fd = _made(fds)
+            if self._tied(index, call_fd, call):
+                way = None
         if polled or way is not None:
             doorbell = way if isinstance(way, Doorbell) else None
             conf = CallsConf(
@@ -111,6 +116,15 @@ class CallThread:
             )
             self._thread().add(index, conf)
         return RingSignals(kick_fd=kick_fd, call_fd=call_fd, counted=way is not None)
+
+    def _tied(self, index: int, call_fd: int, call: Call) -> bool:
+        """Let the kernel pass a ring's calls on, if it can; return whether it does."""
+        if not isinstance(call, Doorbell) or call.ties is None:
+            return False
+        tie = call.ties.tie(call_fd, call.peer, call.vector)
+        if tie is not None:
+            self._ties[index] = tie
+        return tie is not None
 
     def _thread(self) -> Calls:
         if self._calls is None:
@@ -127,6 +141,8 @@ class CallThread:
 
         A call that the back-end has made last goes to the master before this returns.
         """
+        if (tie := self._ties.pop(index, None)) is not None:
+            tie.close()
         if self._calls is not None:
             self._calls.remove(index)
         # Not before: the thread may use them until then.

@@ -8,13 +8,13 @@ further windows are further devices (attach mode).
 import select
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from vhostpci_shared.barriers import Barriers, installed_barriers
 
 from ..dataplane.mapping import Mapping
-from ..interfaces import Doorbell, Window, WindowFile
+from ..interfaces import Doorbell, Ties, Window, WindowFile
 
 MAX_DOORBELL = 2**16 - 1
 
@@ -92,6 +92,7 @@ class PciBound:
         vectors: an eventfd for each vector, or none: polling.
         request: a descriptor that is readable when the kernel asks for the device;
             None if the binding has none.
+        ties: lets the kernel ring doorbells; None if the binding has no way.
         undo: gives the device back; ours to close.
     """
 
@@ -106,6 +107,7 @@ class PciBound:
         vectors: Sequence[int],
         undo: ExitStack,
         request: int | None = None,
+        ties: Ties | None = None,
     ) -> None:
         self.name = place.address
         self.binding = binding
@@ -115,6 +117,7 @@ class PciBound:
         self._mappings = (registers, bar.mapping)
         self._vectors = tuple(vectors)
         self._request = request
+        self._ties = ties
         self._undo = undo
         self._registers = Registers(registers)
         # The last callback runs first: a mapping cannot be closed while a view of it
@@ -151,7 +154,7 @@ class PciBound:
 
     def doorbell(self, peer: int, vector: int) -> Doorbell:
         """Return a peer's doorbell; QEMU ignores it if the peer is gone."""
-        return self._registers.doorbell(peer, vector)
+        return replace(self._registers.doorbell(peer, vector), ties=self._ties)
 
     def ring(self, peer: int, vector: int) -> None:
         """Ring a peer's doorbell."""

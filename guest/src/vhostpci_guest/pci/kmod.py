@@ -2,7 +2,7 @@
 """Binding by our own driver, uio_vhostpci: eventfds, and a cached window.
 
 It needs no vIOMMU, and is the only binding whose window the processor caches.  The top
-of kmod/uio_vhostpci.c says what its node does.
+of kmod/driver.c says what its node does.
 """
 
 import errno
@@ -15,6 +15,7 @@ from ..dataplane.mapping import Mapping
 from ..errors import Unusable
 from ..eventfds import new_eventfd
 from .binding_names import KMOD
+from .control_node import ControlNode
 from .ivshmem import MappedWindow, PciBound, Registers
 from .sysfs_device import UIO_VHOSTPCI, PciDevice
 
@@ -22,8 +23,10 @@ DRIVER = UIO_VHOSTPCI
 
 _OLD = (errno.ENOSYS, errno.EIO)
 """How a write to a UIO node fails if its driver has no `irqcontrol`, or no irq."""
-_NO_FILE = (
-    f"{DRIVER} shows the window to the agent only; take --bind vfio, uio or sysfs"
+_NO_NODE = (
+    f"there is no {{}}: this {DRIVER} is older than the agent (build it again, rmmod "
+    f"{DRIVER} and modprobe {DRIVER}), or this container was not given the node; "
+    "--bind vfio, uio or sysfs can do without it"
 )
 _arm = struct.Struct("=i")
 
@@ -50,7 +53,9 @@ def bind(pci: PciDevice) -> PciBound:
         stack.enter_context(pci.bound(DRIVER))
         node = stack.enter_context(pci.uio_node())
         registers = _map(pci, node, 0, stack)
-        bar = MappedWindow(_map(pci, node, 1, stack), no_file=_NO_FILE)
+        mapping = _map(pci, node, 1, stack)
+        control, no_control = _control(pci, node, stack)
+        bar = _window(mapping, control, no_control, stack)
         vectors = _interrupts(pci, node, stack)
         return PciBound(
             place=pci,
@@ -62,6 +67,7 @@ def bind(pci: PciDevice) -> PciBound:
             # The module makes poll() report an error on its node once the function is
             # unbound or unplugged, so the node is also the request.
             request=node,
+            ties=control,
             undo=stack.pop_all(),
         )
 
@@ -87,6 +93,37 @@ def _map(pci: PciDevice, node: int, number: int, stack: ExitStack) -> Mapping:
         ) from error
     stack.callback(mapping.close)
     return mapping
+
+
+def _control(
+    pci: PciDevice, node: int, stack: ExitStack
+) -> tuple[ControlNode | None, str]:
+    """Open the module's second node; return it, or why not."""
+    path = pci.system.dev / DRIVER
+    try:
+        fd = pci.system.open(path)
+    except FileNotFoundError:
+        return None, _NO_NODE.format(path)
+    except OSError as error:
+        return None, f"{path} can't be opened: {error.strerror}"
+    stack.callback(os.close, fd)
+    return ControlNode(fd, node, pci.address), ""
+
+
+def _window(
+    mapping: Mapping, control: ControlNode | None, why_not: str, stack: ExitStack
+) -> MappedWindow:
+    """Add the file that another process can map."""
+    if control is None:
+        return MappedWindow(mapping, no_file=why_not)
+    try:
+        file = control.window_file()
+    except OSError as error:
+        return MappedWindow(
+            mapping, no_file=f"{DRIVER} makes no window file: {error.strerror}"
+        )
+    stack.callback(os.close, file.fd)
+    return MappedWindow(mapping, file)
 
 
 def _interrupts(pci: PciDevice, node: int, stack: ExitStack) -> list[int]:

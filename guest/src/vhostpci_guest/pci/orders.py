@@ -4,6 +4,8 @@
 The agent, and with it a master that has taken it over, gets by this helper:
 
 * the BARs, nodes and configuration space (to read) of ivshmem functions;
+* the second node of uio_vhostpci, which gives nothing to a process that has no
+  function's UIO node open;
 * ivshmem functions that no other agent has claimed bound to a driver for user space, or
   to none;
 * the modules of these drivers loaded, and that of the kernel's vhost-net;
@@ -26,7 +28,7 @@ from ..errors import Unusable
 from ..privileges.channel import Answer, BadOrder, Handler, Order
 from .kernel import System
 from .search import is_ivshmem
-from .sysfs_device import NO_DRIVER, SHAREABLE, PciDevice
+from .sysfs_device import NO_DRIVER, SHAREABLE, UIO_VHOSTPCI, PciDevice
 
 WRITE = "write"
 OPEN = "open"
@@ -42,8 +44,10 @@ VHOST_NET = "vhost_net"
 _ADDRESS = r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]"
 _FUNCTION = re.compile(rf"bus/pci/devices/({_ADDRESS})/([a-z0-9_/]+)")
 _NODE = re.compile(
-    r"uio[0-9]{1,9}|vfio/vfio|vfio/[0-9]{1,9}|vfio/devices/vfio[0-9]{1,9}"
+    r"uio[0-9]{1,9}|uio_vhostpci|vfio/vfio|vfio/[0-9]{1,9}|vfio/devices/vfio[0-9]{1,9}"
 )
+_OF_NO_FUNCTION = frozenset({"vfio/vfio", UIO_VHOSTPCI})
+"""Nodes of all functions: they give nothing without the node of a function."""
 _BRIDGE = "0x06"
 """What the class of a PCI bridge begins with: a group may have the root port in it."""
 _NUMBER = re.compile(r"[0-9]{1,10}")
@@ -162,9 +166,11 @@ class PciOrders:
         name = path.removeprefix(f"{self._system.dev}/")
         if not self._is_node(path):
             raise BadOrder(f"{path} is no node of an ivshmem function")
-        if name.startswith("uio"):
+        if name in _OF_NO_FUNCTION:
+            pass
+        elif name.startswith("uio"):
             self._check_uio(name)
-        elif name != "vfio/vfio":
+        else:
             self._check_group(name.removeprefix("vfio/"))
         return Answer(fd=self._system.open(Path(path)))
 

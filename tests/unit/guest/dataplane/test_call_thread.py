@@ -18,7 +18,7 @@ from vhostpci_guest.dataplane.call_thread import CallThread
 from vhostpci_guest.dataplane.faults import RingError
 from vhostpci_guest.dataplane.native import Calls, CallsConf
 from vhostpci_guest.eventfds import drain, new_eventfd, signal
-from vhostpci_guest.interfaces import Doorbell, Eventfd
+from vhostpci_guest.interfaces import Doorbell, Eventfd, Ties
 
 TASKS = Path("/proc/self/task")
 
@@ -32,14 +32,40 @@ class Register:
         self._memory = ctypes.c_uint32(0)
         self.memories.append(self._memory)
 
-    def doorbell(self) -> Doorbell:
-        return Doorbell(ctypes.addressof(self._memory), 5, 3)
+    def doorbell(self, ties: Ties | None = None) -> Doorbell:
+        return Doorbell(ctypes.addressof(self._memory), 5, 3, ties)
 
     def is_rung(self) -> bool:
         return self._memory.value == 5 << 16 | 3
 
     def clear(self) -> None:
         self._memory.value = 0
+
+
+class FakeTies:
+    """A kernel that rings doorbells, or refuses to."""
+
+    def __init__(self, *, refuses: bool = False) -> None:
+        self.tied: list[tuple[int, int, int]] = []
+        self._refuses = refuses
+
+    def tie(self, eventfd: int, peer: int, vector: int) -> "FakeTie | None":
+        """Note a tie."""
+        if self._refuses:
+            return None
+        self.tied.append((eventfd, peer, vector))
+        return FakeTie(self)
+
+
+class FakeTie:
+    """A tie; its eventfd must be open when it is undone."""
+
+    def __init__(self, ties: FakeTies) -> None:
+        self._ties = ties
+
+    def close(self) -> None:
+        """Forget the tie."""
+        os.fstat(self._ties.tied.pop()[0])
 
 
 @pytest.fixture
@@ -104,6 +130,28 @@ def test_back_end_has_the_masters_own_eventfd_if_there_is_one(
     calls.remove(0)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(call)
+
+
+def test_kernel_that_can_ring_the_doorbell_needs_no_thread(
+    calls: CallThread, kick_fd: int
+) -> None:
+    ties = FakeTies()
+    given = calls.add(0, kick_fd=kick_fd, call=Register().doorbell(ties))
+    assert ties.tied == [(given.call_fd, 5, 3)]
+    assert not given.counted
+    assert "web/call" not in names()
+    calls.remove(0)
+    assert ties.tied == []
+
+
+def test_thread_rings_where_the_kernel_refuses(calls: CallThread, kick_fd: int) -> None:
+    register = Register()
+    ties = FakeTies(refuses=True)
+    given = calls.add(0, kick_fd=kick_fd, call=register.doorbell(ties))
+    assert given.counted
+    assert given.call_fd is not None
+    signal(given.call_fd)
+    assert eventually(register.is_rung)
 
 
 def test_call_that_is_a_socket_gets_a_packet(calls: CallThread, kick_fd: int) -> None:

@@ -94,11 +94,6 @@ def test_window_and_doorbell_are_mapped_from_the_node(
     assert node[12:16] == struct.pack("<I", 0x30002)
 
 
-def test_window_that_no_other_process_can_map_says_why(bound: PciBound) -> None:
-    assert bound.window.file is None
-    assert "--bind vfio" in bound.window.no_file
-
-
 def test_registers_may_begin_in_the_middle_of_a_page(system: FakeSystem) -> None:
     path = system.plug(HERE, skip=0x300)
     (path / "resource0").write_bytes(struct.pack("<8xI244x", 4711))

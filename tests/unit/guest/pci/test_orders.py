@@ -116,6 +116,13 @@ def test_other_functions_are_out_of_reach(remote: Remote, system: FakeSystem) ->
     assert system.writes == []
 
 
+def test_second_node_of_our_module_is_opened(
+    remote: Remote, system: FakeSystem
+) -> None:
+    (system.dev / "uio_vhostpci").touch()
+    os.close(remote.open(remote.dev / "uio_vhostpci"))
+
+
 def test_node_of_another_driver_is_out_of_reach(
     remote: Remote, system: FakeSystem
 ) -> None:
@@ -132,6 +139,7 @@ def test_node_of_another_driver_is_out_of_reach(
         "dev/uio0/../sda",
         "dev/vfio/../sda",
         "dev/uio",
+        "dev/uio_vhostpci1",
         "dev/vfio/devices/vfio0",
         "dev/vfio/9",
     ],
