@@ -40,12 +40,9 @@
 
 #ifdef HAVE_PFN_T	/* until Linux 6.16 */
 #include <linux/pfn_t.h>
-#define compat_insert_pmd(vmf, pfn) \
-	vmf_insert_pfn_pmd(vmf, __pfn_to_pfn_t(pfn, PFN_DEV), \
-			   (vmf)->flags & FAULT_FLAG_WRITE)
+#define compat_pfn(pfn) __pfn_to_pfn_t(pfn, PFN_DEV)
 #else
-#define compat_insert_pmd(vmf, pfn) \
-	vmf_insert_pfn_pmd(vmf, pfn, (vmf)->flags & FAULT_FLAG_WRITE)
+#define compat_pfn(pfn) (pfn)
 #endif
 
 #ifndef HAVE_VM_FLAGS_SET	/* until Linux 6.2 */

@@ -14,7 +14,7 @@
 
 #include "uio_vhostpci.h"
 
-DEFINE_MUTEX(uio_vhostpci_lock);
+DEFINE_MUTEX(uio_vhostpci_lock);	/* struct uio_vhostpci says for what */
 static LIST_HEAD(uio_vhostpci_devices);
 
 static void uio_vhostpci_delist(void *data)

@@ -123,7 +123,8 @@ vm_fault_t uio_vhostpci_insert(struct vm_fault *vmf)
 	if (IS_ENABLED(CONFIG_ARCH_SUPPORTS_PMD_PFNMAP) &&
 	    end - at == PMD_SIZE && IS_ALIGNED(pfn, PHYS_PFN(PMD_SIZE)) &&
 	    pmd_none(*vmf->pmd))
-		return compat_insert_pmd(vmf, pfn);
+		return vmf_insert_pfn_pmd(vmf, compat_pfn(pfn),
+					  vmf->flags & FAULT_FLAG_WRITE);
 	for (; at < end && ret == VM_FAULT_NOPAGE; at += PAGE_SIZE)
 		ret = vmf_insert_pfn(vma, at, pfn++);
 	return ret;
