@@ -6,11 +6,12 @@ window 0 --- QMP --- root port --- vhostpci-guest
 """
 
 import json
+import signal
 from collections.abc import Iterator
 
 import pytest
 
-from tests.vm import image, qemu, wheels
+from tests.vm import image, qemu, wheels, window_file
 from tests.vm.bare_slave import Slave, started
 
 pytestmark = pytest.mark.vm
@@ -24,7 +25,7 @@ def slave(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slave]:
     """A VM with a device and a vIOMMU; its image has our module without a signature."""
     guest = image.build(wheels.guest_wheels(), module=True)
     # The last -append is what counts.
-    append = f"{qemu.APPEND} intel_iommu=on lockdown=integrity"
+    append = f"{qemu.APPEND} intel_iommu=on"
     args = [*qemu.ports(1), "-append", append]
     logs = tmp_path_factory.mktemp("locked-down")
     with started(logs, args, guest=guest) as slave:
@@ -34,8 +35,34 @@ def slave(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slave]:
         yield slave
 
 
-def test_agent_says_why_the_module_is_refused_and_what_to_do(slave: Slave) -> None:
-    tried = slave.vm.run(
+@pytest.fixture(scope="module")
+def without_module(slave: Slave) -> Slave:
+    """The VM once the kernel is locked down, and the module removed."""
+    lock_down(slave)
+    slave.vm.run("modprobe -r uio_vhostpci")
+    return slave
+
+
+def lock_down(slave: Slave) -> None:
+    """Lock the kernel down, which cannot be undone."""
+    slave.vm.run("echo integrity > /sys/kernel/security/lockdown || true")
+    slave.vm.run("grep '\\[integrity\\]' /sys/kernel/security/lockdown")
+
+
+def test_module_that_the_kernel_has_taken_gives_a_window_file(slave: Slave) -> None:
+    """Here it is loaded before the lockdown, in place of being signed."""
+    slave.vm.run("modprobe uio_vhostpci")
+    lock_down(slave)
+    job = window_file.start(slave.vm, window_file.BACK_END, "reads", "once")
+    assert job.poll() is None
+    job.send(signal.SIGKILL)
+    job.wait(10)
+
+
+def test_agent_says_why_the_module_is_refused_and_what_to_do(
+    without_module: Slave,
+) -> None:
+    tried = without_module.vm.run(
         f"vhostpci-guest run --device {PLACE} --bind kmod", check=False, timeout=60
     )
     assert tried.rc == 1
@@ -44,8 +71,8 @@ def test_agent_says_why_the_module_is_refused_and_what_to_do(slave: Slave) -> No
     assert "or use vfio" in tried.stderr
 
 
-def test_agent_then_uses_vfio(slave: Slave) -> None:
-    listed = slave.vm.run("vhostpci-guest devices -j", timeout=60).stdout
+def test_agent_then_uses_vfio(without_module: Slave) -> None:
+    listed = without_module.vm.run("vhostpci-guest devices -j", timeout=60).stdout
     (device,) = json.loads(listed)
     whys = {name: way["why_not"] for name, way in device["bindings"].items()}
     assert whys["vfio"] is None
