@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..dataplane.call_thread import CallThread
 from ..dataplane.interface import Port
-from ..dataplane.kinds import RING, VHOST_USER
+from ..dataplane.kinds import RING, VHOST_NET, VHOST_USER
 from ..dataplane.vhost_user.approach import make_directory
 from ..dataplane.vhost_user.place import Place, parse_place
 from ..dataplane.vhost_user.port import SocketPorts
@@ -18,6 +18,10 @@ from .errors import UsageError
 
 OF_A_TAP = ("tap", "bridge", "keep_tap", "mtu", "address", "mac", "cpus", "poll_us")
 """Options of `run` that mean nothing where the packets go to another process."""
+
+
+OF_THREADS = ("cpus", "poll_us")
+"""Options of `run` that mean nothing where the kernel moves the packets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +37,23 @@ class Choice:
         """Whether packets go to a TAP."""
         return self.place is None
 
+    @property
+    def in_kernel(self) -> bool:
+        """Whether the kernel's vhost-net moves the packets."""
+        return self.kind == VHOST_NET
+
     def check(self, arguments: argparse.Namespace) -> None:
         """Check that the other options fit.
 
         Raises:
-            UsageError: one is for a TAP, and there is none.
+            UsageError: one is for a TAP, or for our threads, and there is none.
         """
+        for name in OF_THREADS if self.in_kernel else ():
+            if getattr(arguments, name):
+                raise UsageError(
+                    f"--{name.replace('_', '-')}: the data plane {self.kind} has no "
+                    "threads of ours; leave this option out"
+                )
         for name in () if self.has_tap else OF_A_TAP:
             if getattr(arguments, name):
                 raise UsageError(
@@ -75,6 +90,6 @@ def parse_data_plane(text: str) -> Choice:
     kind, colon, rest = text.partition(":")
     if kind == VHOST_USER and colon:
         return Choice(kind, parse_place(rest))
-    if text == RING:
+    if text in (RING, VHOST_NET):
         return Choice(kind)
-    raise ValueError(f"{text!r}: write {RING} or {VHOST_USER}:PATH")
+    raise ValueError(f"{text!r}: write {RING}, {VHOST_NET} or {VHOST_USER}:PATH")

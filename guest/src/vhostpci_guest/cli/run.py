@@ -18,7 +18,6 @@ from .. import status_socket
 from ..agent import SIGNALS, Agent, stopped_by_signals
 from ..dataplane import tx_methods
 from ..dataplane.interface import Port
-from ..dataplane.kinds import RING
 from ..dataplane.native import confine_error, io_uring_error
 from ..dataplane.workers import Workers
 from ..errors import Unusable
@@ -29,8 +28,8 @@ from ..pci.uevents import Uevents
 from ..pci.watch import PciWatch
 from ..socket.source import SocketSource
 from ..tap import bridge, naming, netlink, settings
-from ..tap.tap_port import Ports
-from . import data_plane_choice, separation
+from ..tap.tap_port import PlaneMaker, Ports
+from . import data_plane_choice, separation, vhost_net_planes
 from .errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -71,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
         choice.prepare(user)
         separation.give_up(user, asked=arguments.user is not None)
         make_port = choice.socket_ports(confine=can_confine()) or _taps(
-            arguments, wanted, joined, helpers
+            arguments, choice, wanted, joined, helpers
         )
         source = _source(arguments, helpers.system)
         agent = Agent(source, make_port, control)
@@ -89,11 +88,34 @@ def _read_what_is_roots(arguments: argparse.Namespace) -> None:
 
 def _taps(
     arguments: argparse.Namespace,
+    choice: data_plane_choice.Choice,
     rules: naming.Rules,
     joined: bridge.Bridge | None,
     helpers: separation.Helpers,
 ) -> Callable[[str], Port]:
-    """Return what makes a device's port for the data plane `ring`."""
+    """Return what makes a device's port for a data plane that has a TAP.
+
+    Raises:
+        Unusable: this machine lacks something for that data plane.
+    """
+    if choice.in_kernel:
+        make_plane = vhost_net_planes.make_planes(
+            helpers.requests, helpers.system, confine=can_confine()
+        )
+    else:
+        make_plane = _worker_planes(arguments)
+    ports = Ports(
+        *(rules, joined),
+        make_plane=make_plane,
+        kind=choice.kind,
+        keep=arguments.keep_tap,
+        requests=helpers.requests,
+    )
+    return ports.make
+
+
+def _worker_planes(arguments: argparse.Namespace) -> PlaneMaker:
+    """Return what makes the data plane `ring` on a TAP."""
     # As the user that the workers will be: io_uring may be forbidden to it.
     io_uring = use_io_uring(arguments.tx_method)
     workers = partial(
@@ -103,14 +125,7 @@ def _taps(
         io_uring=io_uring,
         confine=can_confine(),
     )
-    ports = Ports(
-        *(rules, joined),
-        make_plane=lambda port, device: workers(port.fds, device),
-        kind=RING,
-        keep=arguments.keep_tap,
-        requests=helpers.requests,
-    )
-    return ports.make
+    return lambda port, device: workers(port.fds, device)
 
 
 def use_io_uring(method: str) -> bool:

@@ -5,5 +5,7 @@
 """
 
 RING = "ring"
+VHOST_NET = "vhost-net"
+"""The kernel of the slave."""
 VHOST_USER = "vhost-user"
 """Another process: a back-end of vhost-user."""

@@ -20,7 +20,7 @@ import errno
 import logging
 import os
 import select
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -50,8 +50,6 @@ from .vhost_kernel import RING_FEATURES, VhostNet
 from .workers import given
 
 log = logging.getLogger(__name__)
-
-NAME = "vhost-net"
 
 _UDP = Feature.NET_F_HOST_USO | Feature.NET_F_GUEST_USO4 | Feature.NET_F_GUEST_USO6
 _BY_TAP = (
@@ -166,6 +164,9 @@ class VhostNetPlane:
         self._undo = ExitStack()
         with ExitStack() as undo:
             self._events = undo.enter_context(select.epoll())
+            self._fenced_fd = new_eventfd()
+            undo.callback(os.close, self._fenced_fd)
+            self._events.register(self._fenced_fd, select.EPOLLIN)
             self._calls = CallThread(device, confine=confine)
             undo.callback(self._calls.close)
             # Registered last, so closed first: then no ring runs.
@@ -188,18 +189,13 @@ class VhostNetPlane:
 
     def look(self) -> bool:
         """Halt the rings in which the kernel has found an error."""
-        found = [self._ring_of(fd) for fd, _ in self._events.poll(0)]
-        for index in found:
-            ring = self._rings[index]
-            drain(ring.error_fd)
-            if ring.state is AgentRingState.RUNNING:
+        signalled = [fd for fd, _ in self._events.poll(0)]
+        for fd in signalled:
+            drain(fd)
+        for index, ring in self._rings.items():
+            if ring.error_fd in signalled and ring.state is AgentRingState.RUNNING:
                 self._fail(index, AgentRingState.BROKEN, _BROKE)
-        return bool(found)
-
-    def _ring_of(self, error_fd: int) -> int:
-        return next(
-            index for index, ring in self._rings.items() if ring.error_fd == error_fd
-        )
+        return bool(signalled)
 
     def _fail(self, index: int, state: AgentRingState, reason: str) -> None:
         """Halt a ring that must not go on; `stop` ends its use."""
@@ -207,19 +203,17 @@ class VhostNetPlane:
         self._halt(index)
         ring.state, ring.reason = state, reason
 
-    def tick(self) -> bool:
-        """Check the sessions, and count; return whether a ring has stopped."""
-        stopped = False
+    def tick(self) -> None:
+        """Check the sessions, and count."""
         for index, ring in self._rings.items():
             if ring.state is not AgentRingState.RUNNING:
                 continue
             self._count(ring)
             if not _session_holds(ring.conf):
                 self._fail(index, AgentRingState.FENCED, _FENCED)
-                stopped = True
+                signal(self._fenced_fd)  # so that `look` returns True
         if self._traffic.due():
             self._traffic.look(self._counters())
-        return stopped
 
     def set_memory(self, regions: Sequence[MemRegion]) -> None:
         self._memory, self._memory_refused = tuple(regions), ""
@@ -355,12 +349,9 @@ class VhostNetPlane:
             stats=replace(self._traffic.stats(index, ring.chains), calls=calls),
         )
 
-    def summary(self) -> Mapping[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Return what `vhostpci-guest status -j` shows of the data plane."""
-        return {
-            "data_plane": NAME,
-            "not_counted": self._traffic.not_counted,
-        }
+        return {"not_counted": self._traffic.not_counted}
 
     def close(self) -> None:
         for index, ring in self._rings.items():

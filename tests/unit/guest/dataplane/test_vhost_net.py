@@ -203,9 +203,13 @@ def test_error_in_a_ring_ends_that_ring_alone(two_pairs: Bench) -> None:
 
 def test_ring_whose_session_is_over_is_fenced_at_the_next_tick(bench: Bench) -> None:
     bench.start(TX)
-    assert not bench.plane.tick()
+    bench.plane.tick()
+    assert not bench.plane.look()
     bench.session.value = SESSION + 1
-    assert bench.plane.tick()
+    bench.plane.tick()
+    assert is_readable(bench.plane.fileno(), 0)
+    assert bench.plane.look()
+    assert not bench.plane.look()
     assert bench.state() is AgentRingState.FENCED
     assert bench.kernel.taps == {}
 
