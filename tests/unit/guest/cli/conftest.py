@@ -2,6 +2,7 @@
 """What all tests of the command line start with."""
 
 import argparse
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,14 @@ from vhostpci_guest.privileges.user import User
 from vhostpci_guest.tap import settings
 from vhostpci_guest.tap.bridge import Bridge
 from vhostpci_guest.tap.requests import LocalRequests
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """Undo that `run` blocks the signals that end it: the next test needs them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @pytest.fixture(autouse=True)
