@@ -110,6 +110,8 @@ def statistics(link: dict[str, Any]) -> dict[str, Any]:
     total["tx_tap_dropped"] = link.get("tap_dropped") or 0
     return {
         **{key: link[key] for key in ("name", "device", "tap", "pid")},
+        # By the names of the status; an older agent counts all.
+        "not_counted": link.get("not_counted", []),
         "statistics": total,
         "queue_pairs": [{"pair": n, "statistics": one} for n, one in pairs.items()],
     }
@@ -136,3 +138,5 @@ def print_stats(device: dict[str, Any]) -> None:
     for counter, value in device["statistics"].items():
         if value or counter in ALWAYS:
             print(f"  {counter} {value}")
+    if device["not_counted"]:
+        print(f"  not counted, so 0 here: {', '.join(device['not_counted'])}")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `vhostpci-guest status` prints for people."""
 
+from collections.abc import Container
 from typing import Any
 
 from ..pci.binding_names import signals
@@ -31,7 +32,7 @@ def print_link(link: dict[str, Any]) -> None:
     for window in link["windows"]:
         print(f"  window {window['id']}: {_window_text(window)}")
     for ring in link["rings"]:
-        _print_ring(ring, counted="socket" not in link)
+        _print_ring(ring, link.get("not_counted", ()))
 
 
 def _port_text(link: dict[str, Any]) -> str:
@@ -44,20 +45,28 @@ def _port_text(link: dict[str, Any]) -> str:
     return f"socket {link['socket'] or '(none yet)'}, {who}"
 
 
-def _print_ring(ring: dict[str, Any], *, counted: bool) -> None:
+_COUNTS = {
+    "packets": "packets",
+    "octets": "bytes",
+    "drops": "dropped",
+    "kicks": "kicks",
+    "calls": "calls",
+}
+
+
+def _print_ring(ring: dict[str, Any], not_counted: Container[str]) -> None:
     # VIRTIO, "Network Device", "Virtqueues": receiveq1, transmitq1, receiveq2, ...
     # These names are the master's: what it receives is what this machine sends.
     side = "to the master" if ring["ring"] % 2 == 0 else "from the master"
     by = f", by {ring['method']}" if ring["method"] else ""
-    text = f"  ring {ring['ring']} ({side}) {ring['state']} at {ring['index']}"
-    if counted:
-        text += (
-            f": {ring['packets']} packets, {ring['octets']} bytes, {ring['drops']} "
-            f"dropped, {ring['kicks']} kicks, {ring['calls']} calls{by}"
-        )
-    else:
-        text += ": the back-end counts its packets"
-    print(text)
+    # A back-end that is not ours may count for itself: a 0 would be a lie.
+    counts = [
+        f"{ring[n]} {text}" for n, text in _COUNTS.items() if n not in not_counted
+    ]
+    print(
+        f"  ring {ring['ring']} ({side}) {ring['state']} at {ring['index']}: "
+        f"{', '.join(counts) or 'its back-end counts its packets'}{by}"
+    )
     if ring["method_reason"]:
         print(f"    not by io_uring: {ring['method_reason']}")
     if ring["reason"]:

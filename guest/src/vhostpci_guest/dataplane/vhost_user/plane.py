@@ -34,6 +34,7 @@ from ..interface import (
     RingConf,
     RingRefused,
     RingStatus,
+    Stats,
     Stopping,
     used_index,
 )
@@ -48,6 +49,8 @@ log = logging.getLogger(__name__)
 @dataclass(slots=True)
 class _Ring:
     conf: RingConf
+    counted: bool
+    """Whether our thread counts its calls."""
     state: AgentRingState = AgentRingState.RUNNING
     asked: bool = False
     """Whether the back-end was asked to stop it."""
@@ -327,7 +330,7 @@ class VhostUserPlane:
         assert session is not None, "it is not awaited"
         assert session.back_end is not None, "it has said what it can do"
         back_end = session.back_end
-        self._rings[index] = _Ring(conf)
+        self._rings[index] = _Ring(conf, signals.counted)
 
         def begin(session: Session) -> None:
             session.set_up(conf.features, self._regions, self._mtu(), back_end)
@@ -371,20 +374,28 @@ class VhostUserPlane:
         if ring is None:
             return RingStatus()
         if ring.state is AgentRingState.RUNNING:
-            at = used_index(ring.conf.device, self._regions)
-            return RingStatus(state=ring.state, index=at)
+            ring.index = used_index(ring.conf.device, self._regions)
+        calls, _ = self._calls.counts(index) if ring.counted else (0, 0)
         return RingStatus(
             state=ring.state,
             index=ring.index,
             index_known=ring.index_known,
             reason=ring.reason,
+            stats=Stats(calls=calls),
         )
 
     def summary(self) -> dict[str, Any]:
         session = self._session
         return {
             "back_end": session.status() if session is not None else None,
+            "not_counted": self._not_counted(),
         }
+
+    def _not_counted(self) -> list[str]:
+        """Return the names of the counts, as in the status, that stay at 0."""
+        names = ["packets", "octets", "drops", "kicks"]
+        counted = [ring.counted for ring in self._rings.values()]
+        return names if counted and all(counted) else [*names, "calls"]
 
     def close(self) -> None:
         self._close_session()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data plane vhost-user with a back-end that does as it should."""
 
+import ctypes
 import os
 from dataclasses import replace
 
@@ -14,8 +15,10 @@ from tests.unit.guest.dataplane.vhost_user.scene import (
     SIZE,
     Scene,
 )
+from tests.waiting import wait_for
 from vhostpci_guest.dataplane.interface import RingRefused
 from vhostpci_guest.eventfds import drain
+from vhostpci_guest.interfaces import Doorbell
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.metadata import AgentRingState
 from vhostpci_shared.vhost_user import ProtocolFeature, Request
@@ -25,7 +28,7 @@ from vhostpci_shared.virtio import Feature
 def test_without_a_back_end_it_waits_and_knows_no_features(scene: Scene) -> None:
     assert scene.plane.waiting == f"no back-end at {scene.path}"
     assert scene.plane.offers is None
-    assert scene.plane.summary() == {"back_end": None}
+    assert scene.plane.summary()["back_end"] is None
 
 
 def test_back_end_says_what_it_can_do(scene: Scene) -> None:
@@ -243,3 +246,26 @@ def test_ring_without_a_call_and_without_a_kick(scene: Scene) -> None:
     assert back_end.last(Request.SET_VRING_CALL) == vu.VringFd(0, nofd=True)
     (kick,) = back_end.fds[Request.SET_VRING_KICK]
     assert drain(kick)
+
+
+def test_counts_that_only_the_back_end_has_are_named(scene: Scene) -> None:
+    back_end = scene.meet()
+    scene.plane.start(0, scene.conf())
+    scene.talk(back_end)
+    not_counted = scene.plane.summary()["not_counted"]
+    assert set(not_counted) == {"packets", "octets", "drops", "kicks", "calls"}
+
+
+def test_calls_that_our_thread_passes_on_are_counted(scene: Scene) -> None:
+    register = ctypes.c_uint32()
+    doorbell = Doorbell(ctypes.addressof(register), 2, 1)
+    back_end = scene.meet()
+    conf = scene.conf()
+    os.close(conf.call.fd)  # type: ignore[union-attr]
+    scene.plane.start(0, replace(conf, call=doorbell))
+    scene.talk(back_end)
+    (call,) = back_end.fds[Request.SET_VRING_CALL]
+    os.eventfd_write(call, 1)
+    wait_for(lambda: register.value == doorbell.value, "the doorbell is rung")
+    wait_for(lambda: scene.plane.status(0).stats.calls == 1, "the call is counted")
+    assert "calls" not in scene.plane.summary()["not_counted"]

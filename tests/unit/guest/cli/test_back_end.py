@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data plane vhost-user on the command line: its options, and what is printed."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vhostpci_guest.cli.data_plane_choice import parse_data_plane
+from vhostpci_guest.cli.main import main
+from vhostpci_guest.cli.print_stats import print_stats, statistics
+from vhostpci_guest.cli.print_status import print_link
+from vhostpci_guest.privileges.user import User
+
+COUNTS = ("packets", "octets", "drops", "kicks", "calls")
+LINK: dict[str, Any] = {
+    "device": "0000:00:05.0",
+    "name": "net0",
+    "state": "waiting",
+    "message": "no back-end at /run/b",
+    "binding": "vfio",
+    "interrupts": True,
+    "pid": 7,
+    "master": True,
+    "daemon": "alive",
+    "speed": None,
+    "windows": [],
+    "data_plane": "vhost-user",
+    "socket": "/run/b",
+    "carrier": False,
+    "tap": None,
+    "bridge": None,
+    "back_end": None,
+    "not_counted": [*COUNTS[:4]],
+    "rings": [
+        {
+            **dict.fromkeys(COUNTS, 0),
+            "ring": 0,
+            "state": "running",
+            "index": 5,
+            "calls": 3,
+            "method": "",
+            "method_reason": "",
+            "reason": "",
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("back_end", "who"), [(None, "no back-end"), ({"pid": 9}, "back-end pid 9")]
+)
+def test_socket_and_back_end_are_printed(
+    capsys: pytest.CaptureFixture[str], back_end: dict[str, int] | None, who: str
+) -> None:
+    print_link({**LINK, "back_end": back_end})
+    printed = capsys.readouterr().out
+    assert f"socket /run/b, {who}, carrier off" in printed
+    assert "TAP" not in printed
+
+
+def test_what_is_not_counted_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    print_link(LINK)
+    assert "running at 5: 3 calls\n" in capsys.readouterr().out
+    print_link({**LINK, "not_counted": list(COUNTS)})
+    assert "its back-end counts its packets" in capsys.readouterr().out
+
+
+def test_counters_say_which_are_not_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    print_stats(statistics({**LINK, "rings": []}))
+    assert "not counted, so 0 here: packets, octets" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "option", [("--tap", "x"), ("--bridge", "b"), ("--keep-tap",), ("--cpus", "0")]
+)
+def test_option_of_a_tap_is_refused(
+    option: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(["run", "--data-plane", "vhost-user:/run/b", *option]) == 2
+    assert f"{option[0]}: the data plane vhost-user has no TAP" in caplog.text
+
+
+def test_directory_of_the_sockets_is_made_for_the_agents_user(tmp_path: Path) -> None:
+    choice = parse_data_plane(f"vhost-user:{tmp_path}/sockets/{{name}}")
+    choice.prepare(User("me", os.getuid(), os.getgid()))
+    assert (tmp_path / "sockets").is_dir()
+
+
+def test_directory_of_a_back_ends_socket_is_not_ours_to_make(tmp_path: Path) -> None:
+    parse_data_plane(f"vhost-user:{tmp_path}/sockets/s,server=off").prepare(None)
+    assert not (tmp_path / "sockets").exists()
