@@ -125,6 +125,7 @@ def test_what_an_agent_has_left_in_the_metadata_counts_for_nothing(
     agent = scene.agent(scene.slave())
     scene.device.slave_gone()
     offers(agent, PROFILES["passt"])
+    scene.loop.advance(1.0)
     agent.close()
     scene.slave()
     scene.loop.advance(5.0)
