@@ -98,9 +98,14 @@ class Given:
             lambda: (self._vm.peek(self._log), self.agent.output()),
         )
 
-    def kill_back_end(self) -> None:
+    @property
+    def back_end(self) -> str:
+        """Its process ID."""
         (line,) = [x for x in self.agent.output().splitlines() if "back-end is" in x]
-        self._vm.run(["kill", "-9", line.split()[-1]])
+        return line.split()[-1]
+
+    def kill_back_end(self) -> None:
+        self._vm.run(["kill", "-9", self.back_end])
 
 
 def test_vfio_takes_the_window_from_a_back_end_that_keeps_it(slave: Slave) -> None:
@@ -129,6 +134,22 @@ def test_unbind_waits_for_no_back_end_of_an_agent_that_was_killed(slave: Slave) 
     given.wait_reads(2)
     given.kill_back_end()
     slave.ask_back(W)
+    assert slave.goes(W)
+
+
+def test_next_agent_takes_the_window_from_a_back_end_of_one_that_was_killed(
+    slave: Slave,
+) -> None:
+    given = Given(slave, "vfio")
+    given.agent.send(signal.SIGKILL)
+    given.write(2)
+    given.wait_reads(2)
+    command = f"exec python3 /tmp/agent.py vfio {given.address} /tmp/next_back_end.log"
+    next_agent = slave.vm.spawn(command)
+    next_agent.wait_said("the window was taken from", f"({given.back_end})")
+    slave.vm.wait_for(f"! kill -0 {given.back_end}")
+    slave.ask_back(W)
+    next_agent.wait_said("closed after")
     assert slave.goes(W)
 
 

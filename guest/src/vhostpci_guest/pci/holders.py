@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 from ..errors import Unusable
 from ..interfaces import WindowFile
+from .position import opened_resource
 from .sysfs_device import PciDevice
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,16 @@ def take_back(
         "process before another device is plugged here, whose memory it would see",
         *(pci.address, who),
     )
+
+
+def left_by_a_killed_agent(pci: PciDevice) -> list[str]:
+    """Return which processes have the window of a device mapped that we have not bound.
+
+    An agent that is killed takes nothing back.  Its back-end hears of its end, but one
+    that hangs does not, and would go on in rings that are another's by then.
+    """
+    with opened_resource(pci, 2) as fd:
+        return pci.system.mapped_by(fd, None)
 
 
 def _left(pci: PciDevice, file: WindowFile) -> list[str]:

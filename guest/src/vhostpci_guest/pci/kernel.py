@@ -173,14 +173,16 @@ class System:
                     found.append(f"{name} ({process.name})")
         return found
 
-    def mapped_by(self, fd: int, processes: Iterable[int]) -> list[str]:
+    def mapped_by(self, fd: int, processes: Iterable[int] | None) -> list[str]:
         """Return which of some processes have a file mapped, as ``name (pid)``.
 
         Args:
             fd: the file; that it was unplugged makes no difference.
-            processes: their IDs.
+            processes: their IDs; None for all that /proc shows.
         """
         found = []
+        if processes is None:
+            processes = (int(path.name) for path in self.proc.glob("[0-9]*"))
         for number in processes:
             process = self.proc / str(number)
             with suppress(OSError):  # it has ended, or is not ours to look at

@@ -37,6 +37,8 @@ MODPROBE = "modprobe"
 SIGNER = "signer"
 USERS = "users"
 MAPPED_BY = "mapped by"
+ALL = "all"
+"""In the place of the processes: all of them."""
 
 VHOST_NET = "vhost_net"
 """The module of the data plane vhost-net."""
@@ -219,6 +221,8 @@ class PciOrders:
 
     def _mapped_by(self, order: Order) -> Answer:
         numbers = order.texts(0)
+        if numbers == [ALL]:
+            return Answer(self._system.mapped_by(order.fd(), None))
         if len(numbers) > _MOST_PROCESSES or not all(map(_NUMBER.fullmatch, numbers)):
             raise BadOrder("these are no processes")
         return Answer(self._system.mapped_by(order.fd(), map(int, numbers)))

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..privileges.channel import Channel
 from .kernel import System
 from .orders import (
+    ALL,
     MAPPED_BY,
     MODPROBE,
     OPEN,
@@ -57,8 +58,8 @@ class RemoteSystem(System):
         found = self._channel.ask(USERS, [str(node) for node in nodes]).value
         return list(found) if isinstance(found, list) else []
 
-    def mapped_by(self, fd: int, processes: Iterable[int]) -> list[str]:
+    def mapped_by(self, fd: int, processes: Iterable[int] | None) -> list[str]:
         """Ask which of some processes have a file mapped."""
-        numbers = [str(number) for number in processes]
+        numbers = [ALL] if processes is None else [str(number) for number in processes]
         found = self._channel.ask(MAPPED_BY, numbers, fd=fd).value
         return list(found) if isinstance(found, list) else []

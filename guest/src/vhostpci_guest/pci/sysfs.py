@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Binding without a driver: the BARs are mapped from sysfs; no interrupts."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 
@@ -12,6 +13,8 @@ from .binding_names import SYSFS
 from .ivshmem import MappedWindow, PciBound, Registers
 from .position import mapped_resource, opened_resource, read_position
 from .sysfs_device import PciDevice
+
+log = logging.getLogger(__name__)
 
 
 def why_not(pci: PciDevice) -> str | None:
@@ -84,6 +87,12 @@ def mapped(pci: PciDevice, binding: str, stack: ExitStack) -> PciBound:
         Unusable: the kernel does not map its BARs.
     """
     try:
+        if left := holders.left_by_a_killed_agent(pci):
+            log.warning(
+                "%s: %s has the window mapped, from an agent that was killed: end that "
+                "process, as nothing keeps it from the rings",
+                *(pci.address, ", ".join(left)),
+            )
         registers = stack.enter_context(mapped_resource(pci, 0, Registers.SIZE))
         bar = stack.enter_context(mapped_window(pci))
     except OSError as error:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from ..dataplane.mapping import Mapping
 from ..errors import Unusable
 from ..eventfds import new_eventfd
-from . import sysfs
+from . import holders, sysfs
 from .binding_names import VFIO
 from .config_space import COMMAND, COMMAND_MASTER, COMMAND_MEMORY
 from .ivshmem import MappedWindow, PciBound, Registers
@@ -100,6 +100,7 @@ def bind(pci: PciDevice) -> PciBound:
         raise Unusable(why)
     with ExitStack() as stack:
         stack.enter_context(pci.bound(DRIVER))
+        _take_back(pci, group)
         device = _open_device(pci, group, stack)
         _switch_on(device)
         registers = _map(pci, device, 0, stack)
@@ -115,6 +116,26 @@ def bind(pci: PciDevice) -> PciBound:
             request=_request(device, stack),
             undo=stack.pop_all(),
         )
+
+
+def _take_back(pci: PciDevice, group: str) -> None:
+    """Take the window from processes that an earlier agent gave it to."""
+    try:
+        left = holders.left_by_a_killed_agent(pci)
+    except OSError as error:
+        log.info(
+            "%s: who has its window mapped can't be found out: %s", pci.address, error
+        )
+        return
+    if not left:
+        return
+    # VFIO has a claim until the device is closed, so it is opened for this alone.
+    with ExitStack() as undo:
+        _map(pci, _open_device(pci, group, undo), 2, undo)
+    log.warning(
+        "%s: the window was taken from %s, which had it from an agent that was killed",
+        *(pci.address, ", ".join(left)),
+    )
 
 
 def _open(pci: PciDevice, name: str, stack: ExitStack) -> int:

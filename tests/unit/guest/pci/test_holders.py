@@ -70,6 +70,7 @@ def test_process_that_has_a_file_mapped_is_found_by_the_kernels_list() -> None:
     with mmap.mmap(fd, mmap.PAGESIZE):
         assert System().mapped_by(fd, [us, 1 << 30]) == [f"{name} ({us})"]
         assert System().mapped_by(fd, []) == []
+        assert f"{name} ({us})" in System().mapped_by(fd, None)
     assert System().mapped_by(fd, [us]) == []
     os.close(fd)
 
@@ -179,3 +180,15 @@ def test_binding_tells_of_a_process_that_keeps_its_window(
     file.holders.append(77)
     bound.close()
     assert "testpmd (77) has not unmapped the window" in caplog.text
+
+
+@pytest.mark.parametrize("way", ["uio", "sysfs"])
+def test_binding_tells_of_a_process_that_has_its_window_from_another_agent(
+    system: FakeSystem, caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    here = device(system)
+    fd = os.open(here.path / "resource2", os.O_RDWR)
+    show(system, WindowFile(fd), 77, "testpmd")
+    os.close(fd)
+    bindings.bind(here, way).close()
+    assert "testpmd (77) has the window mapped, from an agent" in caplog.text

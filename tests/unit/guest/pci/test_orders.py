@@ -276,6 +276,8 @@ def test_helper_tells_who_has_a_file_mapped(remote: Remote, system: FakeSystem) 
         (process / "comm").write_text("testpmd\n")
         (process / "maps").write_text(f"0-1 rw-s 0 {where} {status.st_ino} /a file\n")
         assert remote.mapped_by(file.fileno(), [77, 78]) == ["testpmd (77)"]
+        assert remote.mapped_by(file.fileno(), None) == ["testpmd (77)"]
+        assert remote.mapped_by(file.fileno(), [78]) == []
 
 
 @pytest.mark.parametrize("processes", [["self"], ["../1"], ["1"] * 65])
