@@ -54,6 +54,10 @@ NEEDS = {
         *("/dev/net/tun", "dpdk-testpmd", "insmod", "ip", "iperf3", "linux.uml"),
         *("nsenter", "ping", "setpriv", "stdbuf", "stty", "unshare"),
     ),
+    "backends": (
+        *("/dev/net/tun", "apt-get", "dpkg-deb", "dpdk-testpmd", "ip", "iperf3"),
+        *("linux.uml", "nsenter", "ping", "setpriv", "stdbuf", "tar", "unshare"),
+    ),
     "vm": (
         *("/dev/net/tun", "/usr/bin/python3", "apt-get", "depmod", "dpkg-deb"),
         *("ip", "ldconfig", "modprobe", "nsenter", "ping", "qemu-system-x86_64"),
@@ -68,7 +72,13 @@ ROOTLESS = {"libfuzzer", "atheris"}
 """The markers whose tests do not need root too."""
 
 
-LAST_RESORT = {"vm": 1800, "libvirt": 1800, "process": 900, "frontends": 900}
+LAST_RESORT = {
+    "vm": 1800,
+    "libvirt": 1800,
+    "process": 900,
+    "frontends": 900,
+    "backends": 900,
+}
 """Seconds after which pytest ends a test that has this marker and no timeout.
 
 Each wait in such a test has a limit, and names what it waited for when that expires.

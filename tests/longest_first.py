@@ -41,6 +41,7 @@ SECONDS = {
     "tests/vm/test_libvirt.py": 45,
     "tests/frontends/test_dpdk.py": 60,
     "tests/vm/test_packed_rings.py": 45,
+    "tests/backends/test_testpmd.py": 40,
     "tests/vm/test_kmod_window.py": 45,
     "tests/process/test_packed_rings.py": 45,
     "tests/process/test_life_cycle.py": 45,

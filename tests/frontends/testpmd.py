@@ -43,8 +43,37 @@ def command(
     ]
 
 
-class Testpmd(Console):
-    """testpmd; it polls and keeps a processor busy, so end it soon."""
+class Pmd(Console):
+    """A testpmd; it polls and keeps a processor busy, so end it soon."""
+
+    def started(self) -> Self:
+        """Wait until it polls."""
+        wait_for(lambda: self.ended() or PROMPT in self.log, "testpmd starts")
+        assert not self.ended(), self.log
+        return self
+
+    def run(self, line: str) -> str:
+        """Run one of its commands; return what it printed."""
+        before = self.write(line)
+        wait_for(lambda: self.ended() or PROMPT in self.log[before:], line)
+        return self.log[before:]
+
+    def counted(self) -> tuple[int, int]:
+        """Return the packets that it received and sent, as it counts them."""
+        output = self.run("show port stats 0")
+        received = re.search(r"RX-packets: *(\d+)", output)
+        sent = re.search(r"TX-packets: *(\d+)", output)
+        assert received, output
+        assert sent, output
+        return int(received[1]), int(sent[1])
+
+    def quit(self) -> int:
+        """End it as a user does; return its exit status."""
+        return self.end_with("quit")
+
+
+class Testpmd(Pmd):
+    """A testpmd whose card a daemon of ours serves."""
 
     __test__ = False  # not a class of tests, although its name begins like one
 
@@ -75,28 +104,3 @@ class Testpmd(Console):
             directory / "testpmd.log",
             {**os.environ, "RUNTIME_DIRECTORY": str(directory)},
         )
-
-    def started(self) -> Self:
-        """Wait until it polls."""
-        wait_for(lambda: self.ended() or PROMPT in self.log, "testpmd starts")
-        assert not self.ended(), self.log
-        return self
-
-    def run(self, line: str) -> str:
-        """Run one of its commands; return what it printed."""
-        before = self.write(line)
-        wait_for(lambda: self.ended() or PROMPT in self.log[before:], line)
-        return self.log[before:]
-
-    def counted(self) -> tuple[int, int]:
-        """Return the packets that it received and sent, as it counts them."""
-        output = self.run("show port stats 0")
-        received = re.search(r"RX-packets: *(\d+)", output)
-        sent = re.search(r"TX-packets: *(\d+)", output)
-        assert received, output
-        assert sent, output
-        return int(received[1]), int(sent[1])
-
-    def quit(self) -> int:
-        """End it as a user does; return its exit status."""
-        return self.end_with("quit")

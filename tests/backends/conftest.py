@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The programs that tests need, made before a test leaves this machine's network."""
+
+import pytest
+
+from tests.backends import dpdk
+
+NEWER = "trixie"
+"""The suite of Debian whose back-ends run here, beside this machine's own DPDK."""
+
+
+@pytest.fixture(scope="session")
+def testpmd() -> tuple[str, ...]:
+    """A newer DPDK than this machine's."""
+    return dpdk.of_suite(NEWER)
