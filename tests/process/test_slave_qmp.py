@@ -56,6 +56,7 @@ def test_daemon_answers_at_once_while_the_monitor_hangs(lab: Lab, silent: Path) 
         lambda: "one client at a time" in lab.status()["plugging"]["problem"],
         "the status says why nothing is plugged",
     )
+    daemon.wait_log("one client at a time")
     assert daemon.log.count("one client at a time") == 1
 
 

@@ -5,7 +5,7 @@ import mmap
 import os
 import select
 from contextlib import ExitStack
-from ctypes import addressof, c_char, c_uint16
+from ctypes import addressof, c_char, c_uint16, c_uint32
 from pathlib import Path
 from typing import Self
 
@@ -39,6 +39,8 @@ class Scene:
     ) -> None:
         self.path = path
         self.mtu = 0
+        self.register = c_uint32()
+        """A doorbell: what is stopped at the end may ring it once more."""
         self._undo = ExitStack()
         self.approach = approach or Listener(path)
         self._undo.callback(self.approach.close)

@@ -257,8 +257,7 @@ def test_counts_that_only_the_back_end_has_are_named(scene: Scene) -> None:
 
 
 def test_calls_that_our_thread_passes_on_are_counted(scene: Scene) -> None:
-    register = ctypes.c_uint32()
-    doorbell = Doorbell(ctypes.addressof(register), 2, 1)
+    doorbell = Doorbell(ctypes.addressof(scene.register), 2, 1)
     back_end = scene.meet()
     conf = scene.conf()
     os.close(conf.call.fd)  # type: ignore[union-attr]
@@ -266,6 +265,6 @@ def test_calls_that_our_thread_passes_on_are_counted(scene: Scene) -> None:
     scene.talk(back_end)
     (call,) = back_end.fds[Request.SET_VRING_CALL]
     os.eventfd_write(call, 1)
-    wait_for(lambda: register.value == doorbell.value, "the doorbell is rung")
+    wait_for(lambda: scene.register.value == doorbell.value, "the doorbell is rung")
     wait_for(lambda: scene.plane.status(0).stats.calls == 1, "the call is counted")
     assert "calls" not in scene.plane.summary()["not_counted"]
