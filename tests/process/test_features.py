@@ -6,7 +6,6 @@ Master ── vhostpci-host ── vhostpci-guest ── FakeBackEnd, then our r
 """
 
 import sys
-import time
 from contextlib import closing
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from tests.process.lab import Lab
 from tests.process.program import Program
 from tests.waiting import wait_for
 from vhostpci_host.config.features import ALWAYS, parse_features
-from vhostpci_host.device.quiesce import QUIESCE
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import Request
 from vhostpci_shared.virtio import Feature
@@ -66,12 +64,10 @@ def test_master_whose_driver_has_more_is_told_so_and_can_be_served(
         assert status["agent"]["state"] == "mismatch"
         daemon.wait_log("the data plane vhost-user lacks NET_F_CSUM")
         assert Request.SET_VRING_KICK not in back_end.heard
-        # QEMU holds its big lock while it waits for the answer.
-        started = time.monotonic()
         assert master.frontend.stop_ring(1) == 0
-        assert time.monotonic() - started < QUIESCE, "the master waited for the agent"
         assert agent.end() == 0
     assert "broke" not in daemon.log + agent.log
+    assert "did not stop within" not in daemon.log
     lab.start_agent()
     assert master.card is not None
     master.card.describe(master.frontend)
@@ -94,7 +90,12 @@ def test_master_is_offered_what_the_back_end_serves(lab: Lab, tmp_path: Path) ->
         assert features == SERVES & ~Feature.NET_F_MQ | ALWAYS
         master.load()
         wait_state(lab, back_end, "running")
+
+        def started() -> bool:
+            back_end.serve()
+            return Request.SET_VRING_KICK in back_end.heard
+
+        wait_for(started, "the back-end is given a ring")
         said = back_end.last(Request.SET_FEATURES)
         assert isinstance(said, vu.U64)
         assert said.value & Feature.NET_F_CSUM == 0
-        assert Request.SET_VRING_KICK in back_end.heard
