@@ -75,6 +75,17 @@ def test_process_that_has_a_file_mapped_is_found_by_the_kernels_list() -> None:
     os.close(fd)
 
 
+def test_file_of_another_file_system_is_another_file(system: FakeSystem) -> None:
+    """Two file systems may give two files one number."""
+    fd = os.memfd_create("window")
+    number = os.fstat(fd).st_ino
+    (system.proc / "77").mkdir()
+    (system.proc / "77/comm").write_text("testpmd\n")
+    (system.proc / "77/maps").write_text(f"0-1 rw-s 0 fe:fe {number} /another\n")
+    assert system.mapped_by(fd, [77]) == []
+    os.close(fd)
+
+
 def test_window_that_no_process_was_given_is_claimed_at_once(
     here: PciDevice, file: WindowFile, caplog: pytest.LogCaptureFixture
 ) -> None:
