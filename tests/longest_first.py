@@ -43,6 +43,7 @@ SECONDS = {
     "tests/vm/test_packed_rings.py": 45,
     "tests/backends/test_testpmd.py": 40,
     "tests/vm/test_kmod_window.py": 45,
+    "tests/vm/test_window_files.py": 50,
     "tests/process/test_packed_rings.py": 45,
     "tests/process/test_life_cycle.py": 45,
     "tests/vm/test_attached_masters.py": 40,
