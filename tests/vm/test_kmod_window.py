@@ -343,3 +343,29 @@ tied.close()
 os.eventfd_write(eventfd, 1)
 device.close()
 """
+
+
+def test_agent_takes_its_window_back_at_the_end(slave: Slave) -> None:
+    said = start(slave.vm, TAKEN_BACK, "ended").output()
+    assert "had not unmapped the window within" in said
+    assert said.endswith(f"ended {signal.SIGBUS}\n")
+
+
+# A back-end that was given the window file does not unmap it.
+TAKEN_BACK = """
+import logging
+from vhostpci_guest.pci import bindings, search
+logging.basicConfig()
+device = bindings.bind(search.at(sys.argv[1]), "kmod")
+file = device.window.file
+ready, mapped = os.pipe()
+if not (back_end := os.fork()):
+    view = map_window(file.fd)
+    os.write(mapped, b".")
+    while True:
+        view[:PAGE]
+os.read(ready, 1)
+file.holders.append(back_end)
+device.close()
+say("ended", os.waitpid(back_end, 0)[1])
+"""

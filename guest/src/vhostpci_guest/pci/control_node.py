@@ -5,6 +5,7 @@ A *window file* is BAR 2 as a file of its own, which another process can map.  A
 lets the kernel ring a doorbell whenever an eventfd is signalled.
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -46,6 +47,21 @@ class ControlNode:
             OSError: the kernel refuses.
         """
         return WindowFile(fcntl.ioctl(self._fd, _WINDOW, self._node))
+
+    def revoke_window(self) -> None:
+        """Take the window from all processes that have the window file mapped.
+
+        Raises:
+            OSError: the kernel refuses.
+        """
+        try:
+            # The kernel has no other way: the next file revokes the one before, and
+            # this one is closed before anything has mapped it.
+            os.close(self.window_file().fd)
+        except OSError as error:
+            # An unplug or unbind has revoked it.
+            if error.errno != errno.ENODEV:
+                raise
 
     def tie(self, eventfd: int, peer: int, vector: int) -> Tie | None:
         """Let signals to an eventfd ring a doorbell; None, and a warning, if refused.

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from ..dataplane.mapping import Mapping
 from ..errors import Unusable
 from ..eventfds import new_eventfd
+from . import holders
 from .binding_names import KMOD
 from .control_node import ControlNode
 from .ivshmem import MappedWindow, PciBound, Registers
@@ -55,7 +56,7 @@ def bind(pci: PciDevice) -> PciBound:
         registers = _map(pci, node, 0, stack)
         mapping = _map(pci, node, 1, stack)
         control, no_control = _control(pci, node, stack)
-        bar = _window(mapping, control, no_control, stack)
+        bar = _window(pci, mapping, control, no_control, stack)
         vectors = _interrupts(pci, node, stack)
         return PciBound(
             place=pci,
@@ -111,9 +112,13 @@ def _control(
 
 
 def _window(
-    mapping: Mapping, control: ControlNode | None, why_not: str, stack: ExitStack
+    pci: PciDevice,
+    mapping: Mapping,
+    control: ControlNode | None,
+    why_not: str,
+    stack: ExitStack,
 ) -> MappedWindow:
-    """Add the file that another process can map."""
+    """Add the file that another process can map; at the end it is taken back."""
     if control is None:
         return MappedWindow(mapping, no_file=why_not)
     try:
@@ -123,6 +128,7 @@ def _window(
             mapping, no_file=f"{DRIVER} makes no window file: {error.strerror}"
         )
     stack.callback(os.close, file.fd)
+    stack.callback(holders.take_back, pci, file, control.revoke_window)
     return MappedWindow(mapping, file)
 
 

@@ -27,6 +27,8 @@ class FakeKernel:
 
     def __init__(self, dev: Path) -> None:
         self.refusal: int | None = None
+        self.window_files = 0
+        """How many were opened: each one revokes the one before."""
         self.tied: dict[int, tuple[int, int]] = {}
         """Peer and vector, by the eventfd."""
         self._dev = dev
@@ -39,6 +41,7 @@ class FakeKernel:
         if isinstance(argument, int):
             assert request == 0xA700
             assert opened(argument) == str(self._dev / "uio0")
+            self.window_files += 1
             return os.memfd_create("window")
         node, eventfd, vector, peer = struct.unpack("=iiHH", argument)
         assert opened(node) == str(self._dev / "uio0")
@@ -107,9 +110,35 @@ def test_window_has_a_file_that_is_closed_with_the_device(
     assert file is not None
     assert "window" in opened(file.fd)
     assert file.offset == 0
+    assert kernel.window_files == 1
     bound.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(file.fd)
+
+
+def test_window_is_taken_back_when_the_device_is_closed(
+    kernel: FakeKernel, here: PciDevice
+) -> None:
+    bindings.bind(here, "kmod").close()
+    assert kernel.window_files == 2
+
+
+def test_window_of_a_device_that_is_gone_need_not_be_taken_back(
+    kernel: FakeKernel, here: PciDevice, caplog: pytest.LogCaptureFixture
+) -> None:
+    bound = bindings.bind(here, "kmod")
+    kernel.refusal = errno.ENODEV
+    bound.close()
+    assert caplog.text == ""
+
+
+def test_window_that_cannot_be_taken_back_is_a_warning(
+    kernel: FakeKernel, here: PciDevice, caplog: pytest.LogCaptureFixture
+) -> None:
+    bound = bindings.bind(here, "kmod")
+    kernel.refusal = errno.EMFILE
+    bound.close()
+    assert "can't be claimed: [Errno 24] Too many open files" in caplog.text
 
 
 def test_module_without_the_second_node_gives_no_file_and_no_tie(
