@@ -121,6 +121,8 @@ class _Ring:
     chains: int = 0
     """How far the used index has moved, in all sessions."""
     reason: str = ""
+    counts_calls: bool = True
+    """Whether our thread passes its calls on, and so counts them."""
 
 
 class VhostNetPlane:
@@ -287,6 +289,7 @@ class VhostNetPlane:
             owns_kick=conf.owns_kick,
             avail_idx_addr=addresses[1] + USED_IDX_OFFSET,
         )
+        ring.counts_calls = signals.counted
         kernel.set_up(number, conf, addresses)
         kernel.set_signals(
             number, kick=signals.kick_fd, call=signals.call_fd, error=ring.error_fd
@@ -351,7 +354,9 @@ class VhostNetPlane:
 
     def summary(self) -> dict[str, Any]:
         """Return what `vhostpci-guest status -j` shows of the data plane."""
-        return {"not_counted": self._traffic.not_counted}
+        counted = all(ring.counts_calls for ring in self._rings.values())
+        more = [] if counted else ["calls"]
+        return {"not_counted": [*self._traffic.not_counted, *more]}
 
     def close(self) -> None:
         for index, ring in self._rings.items():
