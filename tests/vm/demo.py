@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``make demo``: two real VMs, and packets across; or a switch VM and its masters.
 
-    python -m tests.vm.demo [--switch] [--bind kmod|vfio|...] [--qemu VERSION] ...
+    python -m tests.vm.demo [--switch] [--bind kmod|vfio|...] [--data-plane vhost-net]
+                            [--qemu VERSION] ...
 
 Exit status 0 if every step worked.  The drawings are in pair.py and switch.py.
 """
@@ -30,6 +31,7 @@ from tests.vm.show import (
     table,
 )
 from tests.vm.traffic import Ping
+from vhostpci_guest.dataplane.kinds import RING, VHOST_NET
 
 Keep = Callable[[Sequence[Vm]], None]
 
@@ -100,7 +102,7 @@ def run(report: Report, progress: Progress, keep: Keep) -> None:
     with pair.booted(LOGS, progress, module=report.bind == "kmod") as link:
         report.kernel = link.slave.kernel
         progress(f"vhostpci-guest in the slave, bound by {report.bind}")
-        with link.slave.agent(report.bind):
+        with link.slave.agent(report.bind, "--data-plane", report.data_plane):
             try:
                 perform(link, report, progress)
             except Exception as error:
@@ -117,6 +119,12 @@ def _parse() -> argparse.Namespace:
         choices=("kmod", "vfio", "uio", "sysfs"),
         default="vfio",
         help="default: vfio; kmod builds our module for the slave",
+    )
+    parser.add_argument(
+        "--data-plane",
+        choices=(RING, VHOST_NET),
+        default=RING,
+        help="what moves the packets in the slave; default: ring",
     )
     parser.add_argument(
         "--switch", action="store_true", help="a switch VM with three masters"
@@ -174,7 +182,7 @@ def main() -> int:
     if arguments.qemu:
         os.environ["VHOSTPCI_QEMU"] = arguments.qemu
     kind = switch.Report if arguments.switch else Report
-    report = kind(bind=arguments.bind)
+    report = kind(bind=arguments.bind, data_plane=arguments.data_plane)
     try:
         _attempt(arguments, report)
     except KeyboardInterrupt:

@@ -46,11 +46,10 @@ class Slave(Vm):
     """The slave VM, which runs the agent."""
 
     @contextmanager
-    def agent(self, bind: str) -> Iterator[Job]:
+    def agent(self, bind: str, *options: str) -> Iterator[Job]:
         """Run the agent while the block runs; wait for its TAP before the block."""
-        with self.waiting_agent(
-            "--bind", bind, "--tap", TAP, "--address", f"{SLAVE_ADDRESS}/24"
-        ) as job:
+        address = ("--tap", TAP, "--address", f"{SLAVE_ADDRESS}/24")
+        with self.waiting_agent("--bind", bind, *address, *options) as job:
             self.wait_tap(job)
             yield job
 

@@ -10,6 +10,7 @@ from tests.vm import qemu
 from tests.vm.harness import Vm
 from tests.vm.image import CHECKOUT
 from tests.vm.traffic import Ping
+from vhostpci_guest.dataplane.kinds import RING
 
 LOGS = CHECKOUT / "logs" / "demo"
 
@@ -22,6 +23,7 @@ class Outcome:
     """What both demos report; the fields have the names of their JSON."""
 
     bind: str
+    data_plane: str = RING
     ok: bool = False
     error: str | None = None
     qemu_version: str = field(default_factory=qemu.version)
@@ -39,10 +41,10 @@ class Outcome:
         self.ok = self.error is None and good
 
     def head(self, slave: str) -> str:
-        """Return the versions of QEMU and of the slave's kernel, and the binding."""
+        """Return the versions of QEMU and of the slave's kernel, and how it serves."""
         return (
             f"QEMU {self.qemu_version} ({self.accelerator}), Linux {self.kernel}, "
-            f"{slave} bound by {self.bind}"
+            f"{slave} bound by {self.bind}, data plane {self.data_plane}"
         )
 
 

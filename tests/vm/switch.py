@@ -199,6 +199,11 @@ def _relayed(switch: Switch, name: str) -> int:
     return sum(int(ring["kicks_relayed"]) for ring in rings)
 
 
+def _agent_options(report: Report) -> list[str]:
+    how = ["--bind", report.bind, "--data-plane", report.data_plane]
+    return [*how, "--bridge", "br0"]
+
+
 def run(
     report: Report,
     logs: Path,
@@ -209,7 +214,7 @@ def run(
     with booted(logs, progress, module=report.bind == "kmod") as switch:
         report.kernel = switch.vm.kernel
         progress(f"vhostpci-guest in the switch, a bridge, bound by {report.bind}")
-        with switch.vm.waiting_agent("--bind", report.bind, "--bridge", "br0"):
+        with switch.vm.waiting_agent(*_agent_options(report)):
             try:
                 perform(switch, report, progress)
             except Exception as error:
