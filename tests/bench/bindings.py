@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each binding of the agent costs and gives: python -m tests.bench.bindings
+"""What each binding and data plane costs and gives: python -m tests.bench.bindings
 
-Boots one master VM and one slave VM, runs the agent with each binding in turn, all of
-them a few times, and prints the medians.  Noise of the machine comes and goes in
-minutes: so what is compared was measured in the same round, and only ratios mean much.
+Boots one master VM and one slave VM, runs the agent with each binding, and each data
+plane, in turn, all of them a few times, and prints the medians.  Noise of the machine
+comes and goes in minutes: so what is compared was measured in the same round, and only
+ratios mean much.
 """
 
 import argparse
@@ -15,19 +16,44 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.vm import pair, qemu, traffic
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Pair
 from tests.vm.show import Progress
+from vhostpci_guest.dataplane.kinds import RING, VHOST_NET
 
 BINDINGS = ("sysfs", "uio", "vfio", "kmod")
+PLANES = (RING, VHOST_NET)
 SETTLED = 2.0
 """Seconds after the last packet until polling has reached its longest pause."""
 
+SMALL_RATE, SMALL = "10M", 64
+"""What small packets are sent with, as iperf3 takes it: a rate that all can take, so
+that the processor time for it can be compared."""
+
 # Processor time of a process with all its threads, in ticks (proc(5)).
 TICKS = "cut -d')' -f2- /proc/{pid}/stat | cut -d' ' -f13,14"
+
+
+# What all processors have done so far: user, nice, system, idle, ... (proc(5)).
+STAT = "head -1 /proc/stat"
+IDLE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A way to serve: a binding, and what moves the packets."""
+
+    bind: str
+    plane: str
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        return self.bind if self.plane == RING else f"{self.bind}, {self.plane}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +75,10 @@ class Figures:
     rtt: list[float] = field(default_factory=list)
     down: list[float] = field(default_factory=list)
     up: list[float] = field(default_factory=list)
+    small: list[float] = field(default_factory=list)
+    """Per cent of all sent small packets that arrived."""
+    busy: list[float] = field(default_factory=list)
+    """Per cent of the slave's processors while small packets come."""
     reads: list[float] = field(default_factory=list)
     """MB/s of the window, as the agent has measured it."""
     own: list[float] = field(default_factory=list)
@@ -62,9 +92,9 @@ class Figures:
         )
 
 
-def measure(link: Pair, bind: str, plan: Plan, figures: Figures) -> None:
-    """Run the agent with one binding, and add a round's values."""
-    with link.slave.agent(bind):
+def measure(link: Pair, how: Contender, plan: Plan, figures: Figures) -> None:
+    """Run the agent in one way, and add a round's values."""
+    with link.slave.agent(how.bind, "--data-plane", how.plane):
         link.master.configure()
         link.wait_link()
         time.sleep(SETTLED)
@@ -75,8 +105,21 @@ def measure(link: Pair, bind: str, plan: Plan, figures: Figures) -> None:
         figures.rtt += _round_trips(link, plan.pings)
         with traffic.iperf_server(link.slave):
             figures.down.append(traffic.tcp(link.master, SLAVE_ADDRESS, plan.seconds))
+            _small_packets(link, plan.seconds, figures)
         with traffic.iperf_server(link.master):
             figures.up.append(traffic.tcp(link.slave, MASTER_ADDRESS, plan.seconds))
+
+
+def _small_packets(link: Pair, seconds: int, figures: Figures) -> None:
+    before = _stat(link)
+    arrived = traffic.udp(link.master, SLAVE_ADDRESS, seconds, SMALL_RATE, length=SMALL)
+    spent = [now - then for now, then in zip(_stat(link), before, strict=True)]
+    figures.small.append(100 * arrived / float(SMALL_RATE.removesuffix("M")))
+    figures.busy.append(100 - 100 * spent[IDLE] / sum(spent))
+
+
+def _stat(link: Pair) -> list[int]:
+    return [int(word) for word in link.slave.run(STAT).stdout.split()[1:9]]
 
 
 def _idle(link: Pair, pid: int, seconds: float) -> float:
@@ -108,6 +151,8 @@ def table(figures: dict[str, Figures]) -> str:
         ("ping after 0.1 s, median, ms", "rtt", statistics.median, 2),
         ("TCP master to slave, Mbit/s", "down", statistics.median, 0),
         ("TCP slave to master, Mbit/s", "up", statistics.median, 0),
+        ("UDP of 64 bytes, arrived of 10 Mbit/s, %", "small", statistics.median, 0),
+        ("slave's processors busy with these, %", "busy", statistics.median, 0),
         ("window reads, MB/s", "reads", statistics.median, 0),
         ("agent's own memory reads, MB/s", "own", statistics.median, 0),
     ]
@@ -119,27 +164,29 @@ def table(figures: dict[str, Figures]) -> str:
     return "\n".join(lines)
 
 
-def run(bindings: Sequence[str], plan: Plan) -> dict[str, Figures]:
-    """Boot the VMs, and measure all bindings once in each round."""
-    figures = {name: Figures() for name in bindings}
+def run(contenders: Sequence[Contender], plan: Plan) -> dict[str, Figures]:
+    """Boot the VMs, and measure all contenders once in each round."""
+    figures = {how.name: Figures() for how in contenders}
+    module = any(how.bind == "kmod" for how in contenders)
     say = Progress()
     with (
         TemporaryDirectory() as logs,
-        pair.booted(Path(logs), say, module="kmod" in bindings) as link,
+        pair.booted(Path(logs), say, module=module) as link,
     ):
         for number in range(plan.rounds):
-            for name in bindings:
-                say(f"round {number + 1} of {plan.rounds}: {name}")
-                measure(link, name, plan, figures[name])
-                say(figures[name].last())
+            for how in contenders:
+                say(f"round {number + 1} of {plan.rounds}: {how.name}")
+                measure(link, how, plan, figures[how.name])
+                say(figures[how.name].last())
     return figures
 
 
 def main() -> int:
-    """Measure all bindings and print the results."""
+    """Measure all contenders and print the results."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.bindings")
     add = parser.add_argument
     add("--bind", nargs="+", choices=BINDINGS, default=BINDINGS, metavar="BINDING")
+    add("--data-plane", nargs="+", choices=PLANES, default=[RING], metavar="PLANE")
     add("--rounds", type=int, default=3, metavar="N")
     add("--idle", type=float, default=10, metavar="SECONDS", help="in each round")
     add("--pings", type=int, default=60, metavar="N", help="in each round")
@@ -147,7 +194,8 @@ def main() -> int:
     args = parser.parse_args()
     logging.basicConfig(format="          %(message)s", level=logging.INFO)
     plan = Plan(args.rounds, args.idle, args.pings, args.seconds)
-    figures = run(args.bind, plan)
+    contenders = [Contender(*how) for how in product(args.bind, args.data_plane)]
+    figures = run(contenders, plan)
     accelerator = "KVM" if qemu.has_kvm() else "TCG"
     print(f"\nQEMU {qemu.version()}, {accelerator}, {plan}\n\n{table(figures)}")
     return 0
