@@ -5,15 +5,14 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from ..dataplane.call_thread import CallThread
 from ..dataplane.interface import Port
 from ..dataplane.kinds import RING, VHOST_NET, VHOST_USER
-from ..dataplane.vhost_user.approach import make_directory
 from ..dataplane.vhost_user.place import Place, parse_place
 from ..dataplane.vhost_user.port import SocketPorts
-from ..privileges.user import User
+from ..dataplane.vhost_user.sockets import LocalSockets, Sockets
+from ..privileges.user import NOBODY, User
 from .errors import UsageError
 
 OF_A_TAP = ("tap", "bridge", "keep_tap", "mtu", "address", "mac", "cpus", "poll_us")
@@ -61,24 +60,27 @@ class Choice:
                     "TAP; leave this option out"
                 )
 
-    def prepare(self, user: User | None) -> None:
-        """Do what needs root; `user` is who we become.
+    def local_sockets(self, user: User | None) -> LocalSockets | None:
+        """Return what makes the sockets in a process that may; None for a TAP.
 
-        Raises:
-            Unusable: the directory of the sockets cannot be made.
+        Args:
+            user: who we become.
         """
-        if self.place is None or not self.place.listens:
-            return
-        directory: Path | None = self.place.directory
-        if directory is not None:
-            owner = None if user is None else (user.uid, user.gid)
-            make_directory(directory, owner)
-
-    def socket_ports(self, *, confine: bool) -> Callable[[str], Port] | None:
-        """Return what makes a device's port, if it is a socket."""
         if self.place is None:
             return None
-        return SocketPorts(self.place, partial(CallThread, confine=confine)).make
+        # Not nobody's: other programs are nobody, too, and who may connect gets the
+        # master's memory.
+        own = user is not None and user.uid != NOBODY
+        return LocalSockets(self.place, (user.uid, user.gid) if user and own else None)
+
+    def socket_ports(
+        self, sockets: Sockets | None, *, confine: bool
+    ) -> Callable[[str], Port] | None:
+        """Return what makes a device's port, if it is a socket."""
+        if self.place is None or sockets is None:
+            return None
+        make_calls = partial(CallThread, confine=confine)
+        return SocketPorts(self.place, sockets, make_calls).make
 
 
 def parse_data_plane(text: str) -> Choice:

@@ -58,7 +58,9 @@ def run(arguments: argparse.Namespace) -> None:
         undo.callback(signal.pthread_sigmask, signal.SIG_BLOCK, SIGNALS)
         # Before all else that holds anything: they are forked from what we are now.
         helpers = undo.enter_context(
-            separation.helpers(arguments.socket is None, joined)
+            separation.helpers(
+                arguments.socket is None, joined, choice.local_sockets(user)
+            )
         )
         # Before the source: an agent that can make no TAP must not take a device from
         # its driver.
@@ -67,11 +69,10 @@ def run(arguments: argparse.Namespace) -> None:
         if joined is not None:
             joined.make()
         control = _control(undo, helpers)
-        choice.prepare(user)
         separation.give_up(user, asked=arguments.user is not None)
-        make_port = choice.socket_ports(confine=can_confine()) or _taps(
-            arguments, choice, wanted, joined, helpers
-        )
+        make_port = choice.socket_ports(
+            helpers.sockets, confine=can_confine()
+        ) or _taps(arguments, choice, wanted, joined, helpers)
         source = _source(arguments, helpers.system)
         agent = Agent(source, make_port, control)
         undo.callback(agent.close)

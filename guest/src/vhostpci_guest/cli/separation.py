@@ -16,6 +16,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+from ..dataplane.vhost_user.sockets import (
+    LocalSockets,
+    RemoteSockets,
+    Sockets,
+    orders,
+)
 from ..errors import Unusable
 from ..pci.kernel import System
 from ..pci.orders import PciOrders
@@ -49,6 +55,8 @@ class Helpers:
     requests: Requests
     system: System | None
     tap: Channel | None = None
+    sockets: Sockets | None = None
+    """Where back-ends come, if the data plane is vhost-user."""
 
     def forget_status_socket(self) -> None:
         """Have the status socket removed."""
@@ -62,22 +70,26 @@ class Helpers:
 
 
 @contextmanager
-def helpers(pci: bool, bridge: Bridge | None) -> Iterator[Helpers]:
+def helpers(
+    pci: bool, bridge: Bridge | None, sockets: LocalSockets | None = None
+) -> Iterator[Helpers]:
     """Start the helpers; end them behind the block, when no device is held any more.
 
     Args:
         pci: whether the devices come from PCI.
         bridge: the bridge that TAPs may join.
+        sockets: what makes the sockets of back-ends; None if there are none.
     """
     with ExitStack() as undo:
         tap = undo.enter_context(
             Helper(
                 "vhostpci-tap",
                 "makes TAPs",
-                _TAP,
-                lambda agent: TapOrders(
-                    LocalRequests(), bridge, path_of(agent)
-                ).handlers(),
+                _TAP if sockets is None else _TAP | {process.CHOWN},
+                lambda agent: {
+                    **TapOrders(LocalRequests(), bridge, path_of(agent)).handlers(),
+                    **({} if sockets is None else orders(sockets)),
+                },
             )
         )
         bind = None
@@ -86,7 +98,12 @@ def helpers(pci: bool, bridge: Bridge | None) -> Iterator[Helpers]:
                 Helper("vhostpci-bind", "binds devices", _BIND, _pci_handlers)
             )
         system = None if bind is None else RemoteSystem(bind.channel)
-        yield Helpers(RemoteRequests(tap.channel), system, tap.channel)
+        yield Helpers(
+            RemoteRequests(tap.channel),
+            system,
+            tap.channel,
+            None if sockets is None else RemoteSockets(tap.channel),
+        )
 
 
 def _pci_handlers(agent: int) -> dict[str, Handler]:

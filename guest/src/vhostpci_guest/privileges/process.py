@@ -8,6 +8,7 @@ from collections.abc import Set
 from pathlib import Path
 
 # The numbers of linux/capability.h.
+CHOWN = 0
 DAC_READ_SEARCH = 2
 SETPCAP = 8
 NET_ADMIN = 12
@@ -15,6 +16,7 @@ SYS_MODULE = 16
 SYS_PTRACE = 19
 SYS_ADMIN = 21
 _NAMES = {
+    CHOWN: "chown",
     DAC_READ_SEARCH: "dac_read_search",
     SETPCAP: "setpcap",
     NET_ADMIN: "net_admin",

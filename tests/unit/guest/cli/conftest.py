@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from vhostpci_guest.cli import separation
+from vhostpci_guest.dataplane.vhost_user.sockets import LocalSockets
 from vhostpci_guest.privileges.user import User
 from vhostpci_guest.tap import settings
 from vhostpci_guest.tap.bridge import Bridge
@@ -28,8 +29,10 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the process of the tests its privileges: it has more tests to run."""
 
     @contextmanager
-    def helpers(_pci: bool, _bridge: Bridge | None) -> Iterator[separation.Helpers]:
-        yield separation.Helpers(LocalRequests(), None)
+    def helpers(
+        _pci: bool, _bridge: Bridge | None, sockets: LocalSockets | None
+    ) -> Iterator[separation.Helpers]:
+        yield separation.Helpers(LocalRequests(), None, None, sockets)
 
     def choose_user(_arguments: argparse.Namespace) -> User | None:
         return None

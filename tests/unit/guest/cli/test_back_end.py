@@ -11,7 +11,7 @@ from vhostpci_guest.cli.data_plane_choice import parse_data_plane
 from vhostpci_guest.cli.main import main
 from vhostpci_guest.cli.print_stats import print_stats, statistics
 from vhostpci_guest.cli.print_status import print_link
-from vhostpci_guest.privileges.user import User
+from vhostpci_guest.privileges.user import NOBODY, User
 
 COUNTS = ("packets", "octets", "drops", "kicks", "calls")
 LINK: dict[str, Any] = {
@@ -82,12 +82,15 @@ def test_option_of_a_tap_is_refused(
     assert f"{option[0]}: the data plane vhost-user has no TAP" in caplog.text
 
 
-def test_directory_of_the_sockets_is_made_for_the_agents_user(tmp_path: Path) -> None:
-    choice = parse_data_plane(f"vhost-user:{tmp_path}/sockets/{{name}}")
-    choice.prepare(User("me", os.getuid(), os.getgid()))
-    assert (tmp_path / "sockets").is_dir()
+def test_sockets_are_the_agents_users_but_never_nobodys(tmp_path: Path) -> None:
+    choice = parse_data_plane(f"vhost-user:{tmp_path}/sockets/s")
+    for user in (User("nobody", NOBODY, NOBODY), User("me", os.getuid(), 0), None):
+        sockets = choice.local_sockets(user)
+        assert sockets is not None
+        sockets.listen("net0").close()
+        # Made by this process, and not given to nobody.
+        assert (tmp_path / "sockets" / "s").stat().st_uid == os.getuid()
 
 
-def test_directory_of_a_back_ends_socket_is_not_ours_to_make(tmp_path: Path) -> None:
-    parse_data_plane(f"vhost-user:{tmp_path}/sockets/s,server=off").prepare(None)
-    assert not (tmp_path / "sockets").exists()
+def test_ring_has_no_sockets() -> None:
+    assert parse_data_plane("ring").local_sockets(None) is None

@@ -5,22 +5,15 @@ import errno
 import logging
 import os
 import socket
-import stat
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from ...errors import Unusable
+from .sockets import Sockets
 
 log = logging.getLogger(__name__)
 
-MODE = 0o660
-"""Who may connect gets the master's memory: our user, its group, and root."""
 RETRY = 5
 """Ticks (1 s) between two attempts to connect."""
-_BACKLOG = 16
-_PATH_MAX = 107
-"""Bytes in the path of a Unix socket (sun_path, without its last zero)."""
 
 
 class Approach(Protocol):
@@ -39,6 +32,7 @@ class Approach(Protocol):
         """Return the connection of a back-end, which never blocks; None: no new one.
 
         Raises:
+            Unusable: no connection will ever come.
             OSError: there is no descriptor for it.
         """
 
@@ -54,17 +48,21 @@ class Listener:
 
     Args:
         path: of the socket.
+        name: the device's.
+        sockets: make it.
 
     Raises:
         Unusable: another process listens there, or it cannot be made.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, name: str, sockets: Sockets) -> None:
         self.path = path
         self.problem = ""
-        _clear(path)
-        self._socket = _listen(path)
+        self._name = name
+        self._sockets = sockets
+        self._socket = sockets.listen(name)
         self._inode = _inode(path)
+        """None if its directory is closed to us: then nothing is known of it."""
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -80,7 +78,7 @@ class Listener:
     def tick(self) -> None:
         """Say so, once, if the path does not lead to us any more."""
         # Not made again: who may write there has the right to end this device.
-        lost = _inode(self.path) != self._inode
+        lost = self._inode is not None and _inode(self.path) != self._inode
         if lost and not self.problem:
             log.warning(
                 "%s is not our socket any more, so no back-end comes by it: start the "
@@ -90,10 +88,9 @@ class Listener:
         self.problem = "another file is at that path" if lost else ""
 
     def close(self) -> None:
-        if _inode(self.path) == self._inode:
-            with suppress(OSError):  # its directory may have become another user's
-                self.path.unlink()
+        # First, as only what nobody listens on is removed.
         self._socket.close()
+        self._sockets.remove(self._name)
 
 
 class Connector:
@@ -101,11 +98,15 @@ class Connector:
 
     Args:
         path: of the socket.
+        name: the device's.
+        sockets: connect to it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, name: str, sockets: Sockets) -> None:
         self.path = path
         self.problem = ""
+        self._name = name
+        self._sockets = sockets
         self._wait = 0
 
     def fileno(self) -> None:
@@ -115,12 +116,9 @@ class Connector:
         if self._wait:
             return None
         self._wait = RETRY
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            connection.setblocking(False)
-            connection.connect(os.fspath(self.path))
+            connection = self._sockets.connect(self._name)
         except OSError as error:
-            connection.close()
             # "Resource temporarily unavailable" says nothing to a user.
             busy = error.errno == errno.EAGAIN
             self.problem = "too many wait for it" if busy else error.strerror or ""
@@ -133,77 +131,6 @@ class Connector:
 
     def close(self) -> None:
         """Do nothing: the socket is the back-end's."""
-
-
-def make_directory(path: Path, owner: tuple[int, int] | None) -> None:
-    """Make the directory of the sockets, if it is not there, for the agent's user.
-
-    Args:
-        path: its own parent must exist.
-        owner: user and group; None: who we are.
-
-    Raises:
-        Unusable: it cannot be made.
-    """
-    try:
-        path.mkdir(mode=0o755)
-        if owner is not None:
-            os.chown(path, *owner)
-    except FileExistsError:
-        return  # whoever made it decides who may write there
-    except OSError as error:
-        raise Unusable(f"cannot make the directory {path}: {error.strerror}") from None
-
-
-def _clear(path: Path) -> None:
-    """Remove a socket that no process listens on.
-
-    Raises:
-        Unusable: a process listens on it, or something else is there.
-    """
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise Unusable(f"{path} is there and is no socket: move it away")
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise Unusable(f"cannot look at {path}: {error.strerror}") from None
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(os.fspath(path))
-        except ConnectionRefusedError:
-            # What cannot be removed is reported by `bind`.
-            with suppress(OSError):
-                path.unlink()
-            return
-        except BlockingIOError:
-            pass  # its queue is full, so a process listens
-        except OSError as error:
-            raise Unusable(f"cannot look at {path}: {error.strerror}") from None
-    raise Unusable(
-        f"another process listens on {path}: end it, give each device its own socket "
-        "by {name} in the path, or write server=off to connect to that process"
-    )
-
-
-def _listen(path: Path) -> socket.socket:
-    if len(os.fsencode(path)) > _PATH_MAX:
-        raise Unusable(f"{path}: the path of a socket has at most {_PATH_MAX} bytes")
-    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        server.setblocking(False)
-        os.fchmod(server.fileno(), MODE)  # bind() makes the file with this mode
-        server.bind(os.fspath(path))
-        os.chmod(path, MODE)
-        server.listen(_BACKLOG)
-    except OSError as error:
-        server.close()
-        raise Unusable(
-            f"cannot make the socket {path}: {error.strerror}; its directory must "
-            f"exist, and the agent's user (number {os.geteuid()}) may write there"
-        ) from None
-    return server
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

@@ -33,12 +33,6 @@ class Place:
             )
         return Path(self.template.replace(_NAME, name))
 
-    @property
-    def directory(self) -> Path | None:
-        """The directory of all sockets; None if it differs between devices."""
-        parent = Path(self.template).parent
-        return None if _NAME in str(parent) else parent
-
 
 def parse_place(text: str) -> Place:
     """Read ``PATH``, ``PATH,server=on`` or ``PATH,server=off``.

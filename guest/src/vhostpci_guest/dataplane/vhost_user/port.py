@@ -12,6 +12,7 @@ from ..kinds import VHOST_USER
 from .approach import Approach, Connector, Listener
 from .place import Place
 from .plane import VhostUserPlane
+from .sockets import Sockets
 
 
 class SocketPorts:
@@ -19,11 +20,15 @@ class SocketPorts:
 
     Args:
         place: where the sockets are.
+        sockets: make them, or connect to them.
         make_calls: makes what passes calls on, for the device of that name.
     """
 
-    def __init__(self, place: Place, make_calls: Callable[[str], CallThread]) -> None:
+    def __init__(
+        self, place: Place, sockets: Sockets, make_calls: Callable[[str], CallThread]
+    ) -> None:
         self.place = place
+        self.sockets = sockets
         self.make_calls = make_calls
         self._users: dict[Path, str] = {}
 
@@ -83,8 +88,8 @@ class SocketPort:
         path = self._ports.place.path(name)
         self._ports.claim(self._device, path)
         try:
-            listens = self._ports.place.listens
-            self._approach = Listener(path) if listens else Connector(path)
+            kind = Listener if self._ports.place.listens else Connector
+            self._approach = kind(path, name, self._ports.sockets)
         except Unusable:
             self._ports.release(self._device)
             raise

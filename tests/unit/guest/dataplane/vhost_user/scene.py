@@ -13,7 +13,9 @@ from tests.fakes.back_end import FakeBackEnd
 from vhostpci_guest.dataplane.call_thread import CallThread
 from vhostpci_guest.dataplane.interface import MemRegion, RingConf, Stopping
 from vhostpci_guest.dataplane.vhost_user.approach import Approach, Listener
+from vhostpci_guest.dataplane.vhost_user.place import Place
 from vhostpci_guest.dataplane.vhost_user.plane import VhostUserPlane
+from vhostpci_guest.dataplane.vhost_user.sockets import LocalSockets
 from vhostpci_guest.eventfds import new_eventfd
 from vhostpci_guest.interfaces import Eventfd, WindowFile
 from vhostpci_shared.virtio import Feature
@@ -23,6 +25,11 @@ GUEST = 1 << 30
 """Where the master's memory begins."""
 DRIVER, DEVICE = GUEST + 0x1000, GUEST + 0x2000
 FEATURES = int(Feature.F_VERSION_1 | Feature.NET_F_MRG_RXBUF)
+
+
+def listener(path: Path) -> Listener:
+    """Return a socket that this process makes."""
+    return Listener(path, "net0", LocalSockets(Place(str(path), listens=True)))
 
 
 class Scene:
@@ -42,7 +49,7 @@ class Scene:
         self.register = c_uint32()
         """A doorbell: what is stopped at the end may ring it once more."""
         self._undo = ExitStack()
-        self.approach = approach or Listener(path)
+        self.approach = approach or listener(path)
         self._undo.callback(self.approach.close)
         self.calls = CallThread("net0", confine=False)
         self.plane = VhostUserPlane(
