@@ -641,7 +641,7 @@ class Device:
         self._look_at_agent()
         features = self.setup.features if self.setup else Feature(0)
         if mismatch := self.offer.new_mismatch(features):
-            log.warning("%s: %s", self.config.name, mismatch)
+            self._log.warn(mismatch, "mismatch")  # the slave may change it each second
         for text in self.store.new_problems(names=names):
             log.warning("%s: %s", self.config.name, text)
         if problem := self._stale_slave.look(

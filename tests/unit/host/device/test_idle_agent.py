@@ -6,6 +6,7 @@ import pytest
 from tests.unit.host.scene import Scene
 from vhostpci_host.cli import print_status
 from vhostpci_host.daemon.daemon import TICK
+from vhostpci_host.device.peer_log import BURST
 from vhostpci_host.device.status import describe, state
 from vhostpci_host.features import OFFERED
 from vhostpci_shared.metadata import AgentFlag, AgentState
@@ -155,3 +156,14 @@ def test_mismatch_of_an_agent_that_says_no_more_has_its_words(scene: Scene) -> N
         text = "the data plane of the agent lacks it lacks NET_F_CSUM"
         assert text not in scene.device.mismatch
         assert "it lacks NET_F_CSUM" in scene.device.mismatch
+
+
+def test_slave_whose_mismatch_keeps_changing_cannot_fill_the_log(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    with scene.agent(scene.slave()) as agent:
+        scene.running()
+        for number in range(100):
+            agent.say(state=AgentState.MISMATCH, message=str(number))
+            scene.loop.advance(1.0)
+    assert 0 < caplog.text.count("lacks what the master's driver") <= 2 * BURST + 2
