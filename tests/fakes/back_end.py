@@ -50,6 +50,8 @@ class FakeBackEnd:
         self.refuses: set[Request] = set()
         """What it says no to, if it is asked (REPLY_ACK)."""
         self.acknowledges = False
+        self.lies = False
+        """Whether it may have said another thing than it stands by."""
         self._undo = ExitStack()
         self._undo.callback(connection.close)
 
@@ -106,16 +108,18 @@ class FakeBackEnd:
         elif request in vu.REPLIES:
             self.send(vu.reply(request, self._reply(request, said)))
         elif header.need_reply:
-            assert self.acknowledges, "a reply was asked for without REPLY_ACK"
+            assert self.acknowledges or self.lies, (
+                "a reply was asked for without REPLY_ACK"
+            )
             self.send(vu.reply(request, vu.U64(int(request in self.refuses))))
         if request is Request.SET_PROTOCOL_FEATURES:
             assert isinstance(said, vu.U64)
             agreed = ProtocolFeature(said.value)
-            assert not agreed & ~self.protocol, "more than what was offered"
+            assert self.lies or not agreed & ~self.protocol, "more than was offered"
             self.acknowledges = ProtocolFeature.REPLY_ACK in agreed
         if request is Request.SET_FEATURES:
             assert isinstance(said, vu.U64)
-            assert not said.value & ~self.features, "more than what was offered"
+            assert self.lies or not said.value & ~self.features, "more than was offered"
 
     def _reply(self, request: Request, said: vu.Payload) -> vu.Payload:
         numbers = {

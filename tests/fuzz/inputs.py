@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-EDGES = ("daemon", "kept", "control", "agent")
+EDGES = ("daemon", "kept", "control", "agent", "back_end")
 
 
 def file(edge: str) -> Path:

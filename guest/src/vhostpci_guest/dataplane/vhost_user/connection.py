@@ -90,7 +90,7 @@ class Connection:
             except BlockingIOError:
                 return None
             except ConnectionError as error:
-                raise EOFError(str(error)) from error
+                raise EOFError(error.strerror) from error
             if flags & socket.MSG_CTRUNC:
                 raise ProtocolError("it sends descriptors, and no reply has any")
             if not data:
