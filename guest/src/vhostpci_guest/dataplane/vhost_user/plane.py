@@ -158,7 +158,7 @@ class VhostUserPlane:
         text = f"the back-end at {self._approach.path}: {why}"
         if not session.leaving:
             self._say(text, session, at_fault=at_fault)
-        self._problem = text
+        self._problem = text if at_fault else ""
         self._pause.begin(at_fault=at_fault)
         stays = at_fault and self._runs_any and not session.leaving
         self._stop_all(text)
@@ -271,16 +271,15 @@ class VhostUserPlane:
     @property
     def waiting(self) -> str:
         path, session = self._approach.path, self._session
-        if session is None:
-            if not self._pause.over:
-                return f"{self._problem}; one is taken again soon"
+        if session is None and self._problem and not self._pause.over:
+            return f"{self._problem}; one is taken again soon"
+        # Also while one is saying what it can do, which takes it milliseconds.
+        if session is None or (session.back_end is None and not session.leaving):
             problem = self._approach.problem
             return f"no back-end at {path}" + (f": {problem}" if problem else "")
         who = f"the back-end at {path} (pid {session.pid})"
-        if session.leaving:
+        if session.leaving or session.back_end is None:
             return f"{who} was told to go, and still has the memory: end it"
-        if session.back_end is None:
-            return f"{who} has not said yet what it can do"
         problem = session.back_end.problem(self._pairs, self._regions)
         if problem:
             return f"{who} cannot serve: {problem}"
