@@ -42,6 +42,8 @@ SECONDS = {
     "tests/frontends/test_dpdk.py": 60,
     "tests/vm/test_packed_rings.py": 45,
     "tests/backends/test_testpmd.py": 40,
+    "tests/backends/test_openvswitch.py": 35,
+    "tests/backends/test_passt.py": 25,
     "tests/vm/test_kmod_window.py": 45,
     "tests/vm/test_window_files.py": 50,
     "tests/process/test_packed_rings.py": 45,

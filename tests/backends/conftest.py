@@ -3,7 +3,8 @@
 
 import pytest
 
-from tests.backends import dpdk
+from tests.backends import dpdk, openvswitch, passt
+from tests.vm.programs import Unpacked
 
 NEWER = "trixie"
 """The suite of Debian whose back-ends run here, beside this machine's own DPDK."""
@@ -13,3 +14,15 @@ NEWER = "trixie"
 def testpmd() -> tuple[str, ...]:
     """A newer DPDK than this machine's."""
     return dpdk.of_suite(NEWER)
+
+
+@pytest.fixture(scope="session")
+def switch() -> Unpacked:
+    """Open vSwitch with DPDK."""
+    return openvswitch.packages(NEWER)
+
+
+@pytest.fixture(scope="session")
+def stack() -> Unpacked:
+    """passt."""
+    return passt.packages(NEWER)

@@ -46,3 +46,10 @@ class BackEndLab(AttachLab):
             lambda: self.status()["state"] == "running",
             lambda: f"{self.status()}\n{self.agent.log}",
         )
+
+    def wait_withheld(self, feature: str) -> None:
+        """Wait until the daemon knows that the back-end lacks a feature."""
+        wait_for(
+            lambda: feature in self.status()["features"]["withheld"],
+            lambda: f"{self.status()}\n{self.agent.log}",
+        )

@@ -35,13 +35,16 @@ class Scene:
         self.lab = self._stack.enter_context(BackEndLab(directory))
 
     def __enter__(self) -> Self:
-        self.lab.start_both("--keeper", "auto")
-        self.start_back_end()
-        self.start_master()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def start(self) -> None:
+        """Start all of it."""
+        self.lab.start_both("--keeper", "auto")
+        self.start_back_end()
+        self.start_master()
 
     def start_back_end(self) -> None:
         """Start a back-end, and give its TAP the slave's address."""
@@ -99,6 +102,7 @@ def shared(
     """A scene that each test leaves working."""
     directory = tmp_path_factory.mktemp("shared")
     with private_network(), Scene(directory, testpmd) as scene:
+        scene.start()
         scene.wait_answers()
         yield scene
 

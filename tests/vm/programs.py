@@ -50,7 +50,7 @@ class Unpacked:
         ]
 
 
-@one_at_a_time()
+@one_at_a_time("programs.lock")
 def unpacked(suite: str, *packages: str) -> Unpacked:
     """Return packages of a suite, and all that they depend on, from the cache."""
     archive = suites.archive(suite)
@@ -58,7 +58,8 @@ def unpacked(suite: str, *packages: str) -> Unpacked:
 
     def unpack(path: Path, _: Path) -> None:
         directory = cache_dir() / "debs"
-        debs.download([deb.package for deb in found], found, directory, archive)
+        with one_at_a_time():  # others download to that directory
+            debs.download([deb.package for deb in found], found, directory, archive)
         log.info("unpacking %s of Debian's %s", " ".join(packages), suite)
         debs.merge_usr(path)
         for deb in found:

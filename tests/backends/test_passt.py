@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""passt as the back-end of a User Mode Linux: no TAP, and nothing that polls.
+
+User Mode Linux          daemon, agent          passt            a server
+10.9.0.1  eth0 ─────────────────────────────── 10.9.0.2 ─ lo ─ 127.0.0.1
+                                         (the slave's namespace)
+"""
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from tests.backends.lab import BackEndLab
+from tests.backends.passt import Passt
+from tests.fakes.netns import private_network
+from tests.frontends.uml import UserModeLinux, card
+from tests.process.lab import SLAVE_ADDRESS
+from tests.process.program import Program
+from tests.vm.programs import Unpacked
+from tests.waiting import wait_for
+
+pytestmark = pytest.mark.backends
+
+
+class Scene:
+    """The lab, passt and the master."""
+
+    def __init__(self, directory: Path, files: Unpacked) -> None:
+        self._directory = directory
+        self._files = files
+        self._stack = ExitStack()
+        self.lab = self._stack.enter_context(BackEndLab(directory, listens=False))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def start(self) -> None:
+        """Start all of it."""
+        self.lab.slave.run("ip link set lo up")
+        self.start_passt()
+        # It lacks most features, so it must be there before the master asks for them.
+        self.lab.start_both()
+        self.lab.wait_withheld("NET_F_CSUM")
+        uml = UserModeLinux(card(self.lab.socket), self._directory)
+        self.master = self._stack.enter_context(uml)
+        self.master.up()
+        self.lab.wait_running()
+
+    def start_passt(self) -> None:
+        """Start passt."""
+        self.passt = Passt(self._files, self.lab.back_end, self.lab.slave)
+        self._stack.callback(self.passt.close)
+
+    def serve(self, *options: str) -> Program:
+        """Start a server for one measurement."""
+        command = ["iperf3", "-s", "-1", "--forceflush", *options]
+        server = self.lab.start_server([*self.lab.slave.prefix, *command])
+        server.wait_log("listening")
+        return server
+
+    def measure(self, *options: str) -> float:
+        """Return the MB that went through one TCP stream."""
+        self.serve()
+        command = f"iperf3 -J -c {SLAVE_ADDRESS} {' '.join(options)}"
+        return _megabytes(json.loads(self.master.run(command)))
+
+
+def _megabytes(report: dict[str, Any]) -> float:
+    assert "error" not in report, report["error"]
+    return float(report["end"]["sum_received"]["bytes"]) / 1e6
+
+
+@pytest.fixture(scope="module")
+def shared(
+    tmp_path_factory: pytest.TempPathFactory, stack: Unpacked
+) -> Iterator[Scene]:
+    """A scene that each test leaves working."""
+    directory = tmp_path_factory.mktemp("shared")
+    with private_network(), Scene(directory, stack) as scene:
+        scene.start()
+        yield scene
+
+
+def test_master_is_offered_what_passt_can_do(shared: Scene) -> None:
+    assert shared.lab.status()["master"]["features"] == [
+        "NET_F_MRG_RXBUF",
+        "F_VERSION_1",
+    ]
+
+
+@pytest.mark.parametrize("options", [(), ("-R",)], ids=["from it", "to it"])
+def test_tcp_flows(shared: Scene, options: tuple[str, ...]) -> None:
+    assert shared.measure("-t", "1", *options) > 0.1
+
+
+def test_tcp_stream_survives_the_agent_that_is_killed(shared: Scene) -> None:
+    server = shared.serve("-i", "0.2")
+    # Three seconds and the time for which there is no agent.
+    command = f"iperf3 -J -b 40M -n 15M -c {SLAVE_ADDRESS}"
+    shared.master.run(f"{command} > /tmp/stream &")
+    wait_for(lambda: "sec" in server.log, lambda: server.log)
+    shared.lab.agent.end(signal.SIGKILL)
+    assert shared.master.run("pidof iperf3")
+    shared.lab.start_agent()
+    report = json.loads(shared.master.run("wait; cat /tmp/stream"))
+    assert _megabytes(report) > 15
+
+
+def test_passt_that_is_killed_can_be_replaced(shared: Scene) -> None:
+    shared.passt.end(signal.SIGKILL)
+    shared.lab.agent.wait_log("it has closed the connection")
+    shared.start_passt()
+    shared.lab.wait_running()
+    assert shared.measure("-t", "1") > 0.1
