@@ -128,6 +128,7 @@ def test_window_of_a_device_that_is_gone_need_not_be_taken_back(
 ) -> None:
     bound = bindings.bind(here, "kmod")
     kernel.refusal = errno.ENODEV
+    caplog.clear()
     bound.close()
     assert caplog.text == ""
 
