@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     user = separation.choose_user(arguments)
     raise_descriptor_limit()
     # Before the helpers, too: the loop must not wait until one has imported pyroute2.
-    _read_what_is_roots(arguments)
+    _read_what_is_roots(arguments, tap=choice.has_tap)
     with ExitStack() as undo:
         # First: a signal that comes during the steps below must undo them as well, and
         # a second one must not interrupt the end of the helpers.
@@ -79,10 +79,11 @@ def run(arguments: argparse.Namespace) -> None:
         agent.run(stop, wakeup)
 
 
-def _read_what_is_roots(arguments: argparse.Namespace) -> None:
+def _read_what_is_roots(arguments: argparse.Namespace, *, tap: bool) -> None:
     """Read and import now what our user may not be able to read later."""
-    settings.remember_machine()
-    netlink.preload()
+    if tap:
+        settings.remember_machine()
+        netlink.preload()
     if arguments.socket is None:
         uevents.preload()
 
