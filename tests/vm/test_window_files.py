@@ -8,16 +8,19 @@ window 4711 --- QMP --- root port --- agent: binds it ── file ──► a ba
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.fakes import back_end
 from tests.vm import qemu
 from tests.vm.bare_slave import Slave, started
+from tests.vm.card import MIB, plugged
 from tests.vm.harness import Job
+from vhostpci_shared import metadata as md
 
 pytestmark = pytest.mark.vm
 
-MIB = 2**20
 W, NEXT = 4711, 4712
 
 # It binds the window as an agent does, and gives its file to a process, as a data plane
@@ -54,6 +57,22 @@ while True:
         print("reads", last, flush=True)
     time.sleep(0.02)
 """
+# It follows vhost-user, and never unmaps.
+VHOST_USER_BACK_END = """
+import mmap, sys, time
+sys.path.insert(0, "/tmp/fakes")
+from back_end import FakeBackEnd, Request
+back_end, window = FakeBackEnd.connect(sys.argv[1]), b" "
+while True:
+    back_end.was_left
+    memory = back_end.fds.get(Request.SET_MEM_TABLE)
+    if memory and window == b" ":
+        window = mmap.mmap(memory[0], int(sys.argv[2]))
+        print("has mapped it", flush=True)
+    window[0]
+    time.sleep(0.02)
+"""
+MEMORY = md.Region(guest_addr=0, size=MIB - md.SIZE, window=0, offset=0)
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +187,32 @@ def test_without_a_driver_the_back_end_sees_what_is_plugged_next(slave: Slave) -
     given.kill_back_end()
     slave.ask_back(NEXT)
     assert slave.goes(NEXT)
+
+
+def test_agent_without_privileges_takes_the_window_from_its_back_end(
+    slave: Slave,
+) -> None:
+    vm = slave.vm
+    vm.run("mkdir -p /tmp/fakes")
+    vm.put("/tmp/fakes/back_end.py", Path(back_end.__file__).read_bytes())
+    vm.put("/tmp/vhost_user.py", VHOST_USER_BACK_END.encode())
+    path = "/run/back-ends/net0.sock"
+    agent = vm.spawn(
+        f"exec vhostpci-guest run --bind vfio --data-plane vhost-user:{path}"
+    )
+    with plugged(slave) as card:
+        card.publish(MEMORY)
+        vm.wait_for(f"test -S {path}")
+        theirs = vm.spawn(f"exec python3 /tmp/vhost_user.py {path} {MIB}")
+        theirs.wait_said("has mapped it")
+        vm.wait_until(
+            lambda: (
+                {r["state"] for a in vm.agents() for r in a["rings"]} == {"running"}
+            ),
+            lambda: (vm.agents(), agent.output()),
+        )
+        slave.ask_back(0)
+        agent.wait_said("had not unmapped the window", "was taken away")
+        assert slave.goes(0), agent.output()
+    assert theirs.wait(20) == -signal.SIGBUS, theirs.output()
+    assert agent.stop() == 0, agent.output()
