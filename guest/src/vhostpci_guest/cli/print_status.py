@@ -31,6 +31,8 @@ def print_link(link: dict[str, Any]) -> None:
     print(f"  window {OWN_WINDOW}: {_speed_text(link['speed'])}")
     for window in link["windows"]:
         print(f"  window {window['id']}: {_window_text(window)}")
+    if "data_plane" in link:  # an older agent does not say it
+        print(f"  data plane {link['data_plane']}")
     for ring in link["rings"]:
         _print_ring(ring, link.get("not_counted", ()))
 

@@ -405,6 +405,17 @@ def test_status_is_printed_for_people(
         assert part in out
 
 
+def test_status_says_what_the_data_plane_does_not_count(
+    capsys: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = {**LINK, "data_plane": "vhost-net", "not_counted": ["kicks", "drops"]}
+    monkeypatch.setattr(status_socket, "ask", lambda: ([link], []))
+    assert main(["status"]) == 0
+    out = capsys.readouterr().out
+    assert "data plane vhost-net" in out
+    assert "at 5: 4 packets, 400 bytes, 3 calls\n" in out
+
+
 def test_status_as_json(capsys: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status_socket, "ask", lambda: ([LINK], []))
     main(["status", "-j"])
