@@ -15,7 +15,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -181,15 +181,18 @@ def peer(directory: Path) -> Iterator[Side]:
 def both(directory: Path) -> Iterator[tuple[Side, Side]]:
     """Start both sides; both are stopped."""
     with ExitStack() as stack:
-        sides: list[Side] = []
-        for name, side in (("ours", ours), ("peer", peer)):
-            sides.append(stack.enter_context(side(directory / name)))
-            sides[-1].stop()
-            # A stopped one would not end.
-            stack.callback(partial(_go_on, sides[-1]))
-        for one in sides:
-            one.know_the_driver()
-        yield sides[0], sides[1]
+        first = stopped(stack, ours(directory / "ours"))
+        yield first, stopped(stack, peer(directory / "peer"))
+
+
+def stopped(stack: ExitStack, starting: AbstractContextManager[Side]) -> Side:
+    """Start a side, and stop it until it has its turn."""
+    side = stack.enter_context(starting)
+    side.know_the_driver()
+    side.stop()
+    # A stopped one would not end.
+    stack.callback(partial(_go_on, side))
+    return side
 
 
 def _go_on(side: Side) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.bench import front_ends, passes, responders
 from tests.bench.card import linked
-from tests.bench.parts import bulk, latency, relay, ring, taken
+from tests.bench.parts import bulk, latency, planes, relay, ring, taken
 from tests.bench.plan import Plan
 from tests.bench.requests import PORT, client
 from tests.fakes.frontend import NO_FEATURES
@@ -85,6 +85,14 @@ def test_packets_of_a_real_front_end_cost_ours_and_dpdk_something(
             assert side.sent(0.05) > 0
             side.forward("rxonly", 64)
             assert side.received(client, 0.05) > 0
+
+
+def test_both_data_planes_have_their_turn(tmp_path: Path) -> None:
+    with planes.both(tmp_path) as sides:
+        for side in sides:
+            assert side.sent(0.05) > 0
+            side.forward("icmpecho", 64)
+            assert planes.round_trip(side, 20) > 0
 
 
 def test_signals_arrive_on_every_way() -> None:

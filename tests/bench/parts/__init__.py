@@ -7,6 +7,7 @@ from tests.bench.parts import (
     fair,
     latency,
     native,
+    planes,
     poll,
     relay,
     ring,
@@ -18,6 +19,14 @@ PARTS = {
     part.name: part
     for part in (
         *(ring.PART, bulk.PART, relay.PART, taken.PART),
-        *(poll.PART, latency.PART, cost.PART, native.PART, fair.PART, vm.PART),
+        *(
+            poll.PART,
+            latency.PART,
+            cost.PART,
+            native.PART,
+            planes.PART,
+            fair.PART,
+            vm.PART,
+        ),
     )
 }
