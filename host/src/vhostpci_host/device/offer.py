@@ -22,8 +22,8 @@ from ..features import OFFERED
 from .agent_view import AgentView
 
 ADVICE = (
-    "give the device such features (the option `features`) and start the master VM "
-    "again, or the slave another data plane (--data-plane)"
+    "start the master VM again, which is offered what is served (without an agent what "
+    "the option `features` has), or give the slave another data plane (--data-plane)"
 )
 
 
