@@ -101,7 +101,7 @@ def test_master_of_an_old_qemu_has_no_property_that_it_does_not_know() -> None:
 
 
 def test_master_is_not_in_order_where_the_device_does_not_offer_that() -> None:
-    device = replace(ARENA, features=PROFILES["vhost-net"])
+    device = replace(ARENA, features=PROFILES["vpp"])
     properties = overridden(libvirt_xml.master(device, V10_0))
     assert list(properties["ua-vhostpci-web"]) == ["ctrl_guest_offloads"]
 

@@ -84,7 +84,7 @@ def test_card_is_in_order_where_its_qemu_knows_that(
 
 
 def test_card_is_not_in_order_where_the_device_does_not_offer_that() -> None:
-    device = replace(DEVICE, features=PROFILES["vhost-net"])
+    device = replace(DEVICE, features=PROFILES["vpp"])
     (card,) = values(qemu_args.master(device, Version(9, 1)), "-device")
     assert "in_order" not in card
 
