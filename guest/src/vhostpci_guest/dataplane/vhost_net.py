@@ -143,7 +143,7 @@ class VhostNetPlane:
     """
 
     silent_ticks = 4
-    """0.8 s: the daemon beats every 0.2 s, and vhost-net would not see its death."""
+    """0.8 s: the daemon beats four times a second; vhost-net does not see it die."""
     waiting = ""
 
     def __init__(
