@@ -15,12 +15,17 @@ from vhostpci_guest.tap import settings
 from vhostpci_guest.tap.bridge import Bridge
 from vhostpci_guest.tap.requests import LocalRequests
 
+ENDS = (signal.SIGTERM, signal.SIGINT)
+
 
 @pytest.fixture(autouse=True)
 def signals() -> Iterator[None]:
     """Undo that `run` blocks the signals that end it: the next test needs them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     yield
+    # One that came when `run` had ended already would end the tests now.
+    while signal.sigtimedwait(ENDS, 0) is not None:
+        pass
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
