@@ -6,6 +6,7 @@ import socket
 import stat
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,22 @@ def test_path_where_another_process_listens_is_refused(
     path: Path, sockets: Sockets
 ) -> None:
     with listening(path):
+        with pytest.raises(Unusable, match="another process listens"):
+            Listener(path, "s", sockets)
+        assert path.exists()
+
+
+def test_process_that_is_too_busy_to_accept_keeps_its_socket(
+    path: Path, sockets: Sockets
+) -> None:
+    with listening(path) as busy, ExitStack() as undo:
+        busy.listen(0)
+        with suppress(BlockingIOError):
+            while True:
+                waiting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                undo.callback(waiting.close)
+                waiting.setblocking(False)
+                waiting.connect(os.fspath(path))
         with pytest.raises(Unusable, match="another process listens"):
             Listener(path, "s", sockets)
         assert path.exists()
