@@ -66,6 +66,8 @@ class Scene:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # First: a thread of its looks at the rings, and the memory goes next.
+        self.plane.close()
         self._undo.close()
 
     def _eventfd(self) -> int:
