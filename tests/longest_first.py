@@ -40,6 +40,7 @@ SECONDS = {
     "tests/vm/test_switch.py": 50,
     "tests/vm/test_libvirt.py": 45,
     "tests/frontends/test_dpdk.py": 60,
+    "tests/vm/test_vhost_net.py": 120,
     "tests/vm/test_packed_rings.py": 45,
     "tests/backends/test_testpmd.py": 40,
     "tests/backends/test_openvswitch.py": 35,
