@@ -49,6 +49,8 @@ class Scene:
         self.register = c_uint32()
         """A doorbell: what is stopped at the end may ring it once more."""
         self._undo = ExitStack()
+        # Closed last: a thread of the data plane looks into the memory to the end.
+        self._memory = self._undo.enter_context(ExitStack())
         self.approach = approach or listener(path)
         self._undo.callback(self.approach.close)
         self.calls = CallThread("net0", confine=False)
@@ -78,10 +80,10 @@ class Scene:
     def region(self, guest: int = GUEST, *, file: bool = True) -> MemRegion:
         """Return memory of the master's, in a file of its own."""
         fd = os.memfd_create("memory")
-        self._undo.callback(os.close, fd)
+        self._memory.callback(os.close, fd)
         os.ftruncate(fd, SIZE)
         view = mmap.mmap(fd, SIZE)
-        self._undo.callback(view.close)
+        self._memory.callback(view.close)
         buffer = c_char.from_buffer(view)
         address = addressof(buffer)
         del buffer
