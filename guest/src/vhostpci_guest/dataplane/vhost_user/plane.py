@@ -118,7 +118,7 @@ class VhostUserPlane:
 
     def tick(self) -> None:
         """Count a tick for all time limits."""
-        connected = self._session is not None
+        connected = self._session is not None and not self._leaving
         # Its rings are found stopped right after this, by their status.
         self._hear(self._tick_of_session)
         self._pause.tick(connected=connected)
@@ -156,10 +156,11 @@ class VhostUserPlane:
     def _lose(self, session: Session, why: str, *, at_fault: bool) -> None:
         """End a session; its rings have stopped by themselves."""
         text = f"the back-end at {self._approach.path}: {why}"
+        # One that leaves does what it was told: its fault, and the pause, are known.
         if not session.leaving:
             self._say(text, session, at_fault=at_fault)
-        self._problem = text if at_fault else ""
-        self._pause.begin(at_fault=at_fault)
+            self._problem = text if at_fault else ""
+            self._pause.begin(at_fault=at_fault)
         stays = at_fault and self._runs_any and not session.leaving
         self._stop_all(text)
         if stays:

@@ -259,6 +259,26 @@ def test_pause_after_a_fault_grows_until_one_is_sound(scene: Scene) -> None:
     assert "taken again soon" not in scene.plane.waiting
 
 
+def test_pause_after_a_fault_is_as_long_if_rings_ran(scene: Scene) -> None:
+    """It goes at once when it is told to, and comes again; each time rings stop."""
+    pauses = []
+    for _ in range(3):
+        back_end = scene.meet()
+        back_end.refuses.add(Request.SET_MEM_TABLE)
+        scene.start()
+        back_end.serve()
+        scene.look()
+        back_end.close()
+        scene.look()
+        count = 0
+        while "taken again soon" in scene.plane.waiting:
+            assert "refuses" in scene.plane.waiting
+            scene.tick()
+            count += 1
+        pauses.append(count)
+    assert pauses == [pause.FIRST, 2 * pause.FIRST, 4 * pause.FIRST]
+
+
 @pytest.fixture
 def large(tmp_path: Path) -> Iterator[tuple[Scene, FakeBackEnd]]:
     """A device whose start is more than a socket's buffer holds, and its back-end."""
