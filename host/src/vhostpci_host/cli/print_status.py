@@ -55,7 +55,19 @@ def _window_line(window: Json) -> str:
 
 
 def _connection_lines(status: Json) -> list[str]:
-    master, slave, agent = status["master"], status["slave"], status["agent"]
+    slave = status["slave"]
+    return [
+        *_master_lines(status),
+        *_feature_lines(status.get("features")),
+        *_carrier_lines(status.get("carrier")),
+        f"  slave    {'pid ' + str(slave['pid']) if slave else 'not connected'}",
+        *_daemon_lines(status),
+        *_agent_lines(status),
+    ]
+
+
+def _master_lines(status: Json) -> list[str]:
+    master = status["master"]
     lines = [f"  master   {'pid ' + str(master['pid']) if master else 'not connected'}"]
     # A front-end connects first and negotiates then: for a moment, or for as long as it
     # hangs, there are no features.
@@ -71,13 +83,12 @@ def _connection_lines(status: Json) -> list[str]:
     # A daemon of an earlier version does not connect to front-ends.
     elif status.get("connect_problem"):
         lines.append(f"  problem  {status['connect_problem']}")
-    lines += _feature_lines(status.get("features"))
-    lines += _carrier_lines(status.get("carrier"))
-    lines.append(
-        f"  slave    {'pid ' + str(slave['pid']) if slave else 'not connected'}"
-    )
-    # The entry of an agent that is gone keeps its last state, such as "ready".  Only
-    # `present`, which follows the heartbeat, says whether that is still true.
+    return lines
+
+
+def _daemon_lines(status: Json) -> list[str]:
+    """What there is to say of the daemon's keeper and of its filter."""
+    lines = []
     keeper = status.get("keeper")
     if keeper and keeper["problem"]:
         lines.append(f"  problem  {keeper['problem']}")
@@ -87,8 +98,15 @@ def _connection_lines(status: Json) -> list[str]:
         lines.append(f"  problem  {seccomp['problem']}")
     elif seccomp:
         lines.append(f"  seccomp  {seccomp['mode']}")
+    return lines
+
+
+def _agent_lines(status: Json) -> list[str]:
+    master, agent, lines = status["master"], status["agent"], []
     if status["slave_problem"]:
         lines.append(f"  problem  {status['slave_problem']}")
+    # The entry of an agent that is gone keeps its last state, such as "ready".  Only
+    # `present`, which follows the heartbeat, says whether that is still true.
     words = [agent["state"] if agent["present"] else "not present", agent["binding"]]
     words.append(agent.get("data_plane", ""))  # a daemon of an earlier version
     lines.append(f"  agent    {' '.join(filter(None, [*words, agent['message']]))}")
