@@ -70,9 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
             joined.make()
         control = _control(undo, helpers)
         separation.give_up(user, asked=arguments.user is not None)
-        make_port = choice.socket_ports(
-            helpers.sockets, confine=can_confine()
-        ) or _taps(arguments, choice, wanted, joined, helpers)
+        make_port = _ports(arguments, choice, wanted, joined, helpers)
         source = _source(arguments, helpers.system)
         agent = Agent(source, make_port, control)
         undo.callback(agent.close)
@@ -86,6 +84,22 @@ def _read_what_is_roots(arguments: argparse.Namespace, *, tap: bool) -> None:
         netlink.preload()
     if arguments.socket is None:
         uevents.preload()
+
+
+def _ports(
+    arguments: argparse.Namespace,
+    choice: data_plane_choice.Choice,
+    rules: naming.Rules,
+    joined: bridge.Bridge | None,
+    helpers: separation.Helpers,
+) -> Callable[[str], Port]:
+    """Return what makes a device's port.
+
+    Raises:
+        Unusable: this machine lacks something for the data plane.
+    """
+    sockets = choice.socket_ports(helpers.sockets, confine=can_confine())
+    return sockets or _taps(arguments, choice, rules, joined, helpers)
 
 
 def _taps(
