@@ -125,18 +125,29 @@ class Server:
         )
         self._names = self._watch_names()
         self._added = added
+        self._shelf = self._new_shelf(left)
+        self._stack = self._open_or_undo(inherited, left)
+        self._begin(left)
+
+    def _open_or_undo(
+        self, inherited: socket.socket | None, left: LeftBehind | None
+    ) -> contextlib.ExitStack:
+        """Open everything, and return what closes it; if one fails, close the others.
+
+        Raises:
+            HostError: a socket or the arena cannot be made.
+            StateError: `left` does not fit.
+        """
         with contextlib.ExitStack() as stack:
-            self._shelf = self._new_shelf(left)
             if self._shelf is not None:
                 stack.callback(self._shelf.close)
             if left is not None:
                 self._listening.take_over(left.listeners())
                 stack.callback(self._listening.close_left)
-            self._open(config, inherited, stack, left)
+            self._open(self._config, inherited, stack, left)
             if left is not None:
                 self._finish_restoring(left)
-            self._stack = stack.pop_all()
-        self._begin(left)
+            return stack.pop_all()
 
     def _begin(self, left: LeftBehind | None) -> None:
         """Keep the device from now on, and go on with what was left."""
