@@ -53,6 +53,7 @@ SECONDS = {
     "tests/vm/test_queue_pairs.py": 40,
     "tests/vm/test_start_orders.py": 35,
     "tests/assumptions/test_hotplug.py": 35,
+    "tests/vm/test_vhost_user.py": 75,
     "tests/vm/test_bad_slaves.py": 30,
     "tests/vm/test_standing_still.py": 30,
     "tests/frontends/test_bench.py": 25,

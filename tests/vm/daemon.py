@@ -183,6 +183,7 @@ class Daemon(_Program, Device):
     With ``slave_qmp`` it plugs into the slave VM at that monitor.
     With ``connect`` the master listens there, and the daemon connects.
     With ``carrier_grace`` the master's card has no carrier without an agent.
+    With ``features`` the master is offered no more than those.
     """
 
     def __init__(
@@ -196,6 +197,7 @@ class Daemon(_Program, Device):
         connect: Path | None = None,
         program: str | None = None,
         carrier_grace: str = CARRIER_STAYS,
+        features: str | None = None,
     ) -> None:
         _Program.__init__(self, logs / f"{name}.daemon.log")
         Device.__init__(self, name, self.command, program)
@@ -205,6 +207,7 @@ class Daemon(_Program, Device):
         self._options += ["--connect", str(connect)] if connect else []
         self._sockets_made = [*(() if connect else ("vhost-user",)), "ivshmem"]
         self._options += ["--carrier-grace", carrier_grace]
+        self._options += ["--features", features] if features else []
 
     def replace(self) -> None:
         """Kill the process that serves, and wait until its successor does."""

@@ -25,6 +25,7 @@ from functools import cache
 from pathlib import Path
 
 from tests.vm import debs, kmod, rootfs
+from tests.vm.addons import Addon
 from tests.vm.cache import cache_dir, digest, discard_old, fresh, one_at_a_time, sums
 from tests.vm.cpio import CpioWriter
 from tests.vm.kernels import THIS_DEBIAN, Kernel
@@ -51,24 +52,38 @@ class Image:
 
 
 def build(
-    wheels: Sequence[Path] = (), kernel: Kernel = THIS_DEBIAN, *, module: bool = False
+    wheels: Sequence[Path] = (),
+    kernel: Kernel = THIS_DEBIAN,
+    *,
+    module: bool = False,
+    addons: Sequence[Addon] = (),
 ) -> Image:
     """The guest with ``wheels`` installed, from the cache where possible.
 
-    ``module``: modprobe finds uio_vhostpci there; nothing loads it by itself.
+    Args:
+        wheels: our distributions.
+        kernel: what it boots.
+        module: whether modprobe finds uio_vhostpci; nothing loads it by itself.
+        addons: more programs that it has.
     """
-    return _build(wheels, kernel, kmod.build(kernel) if module else None)
+    trees = [addon.tree() for addon in addons]
+    return _build(wheels, kernel, kmod.build(kernel) if module else None, trees)
 
 
 @one_at_a_time()
-def _build(wheels: Sequence[Path], kernel: Kernel, extra: Path | None) -> Image:
+def _build(
+    wheels: Sequence[Path], kernel: Kernel, extra: Path | None, trees: Sequence[Path]
+) -> Image:
     base = _base(kernel)
     release = (base / "release").read_text()
-    key = digest(sums([INIT, SERVER, *wheels, *([extra] if extra else [])]))
+    files = [INIT, SERVER, *wheels, *([extra] if extra else [])]
+    key = digest([*sums(files), *(tree.name for tree in trees)])
     initrd = base / f"initrd-{key}.cpio"
     if not initrd.exists():
         with fresh(initrd) as path, tempfile.TemporaryDirectory() as name:
             overlay = Path(name)
+            for tree in trees:
+                shutil.copytree(tree, overlay, symlinks=True, dirs_exist_ok=True)
             _make_overlay(overlay, wheels)
             if extra:
                 rootfs.add_module(overlay, base / "modules" / release, extra)

@@ -9,12 +9,13 @@ virtio-net                                   vhostpci-guest
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.vm import image, traffic, wheels
+from tests.vm.addons import Addon
 from tests.vm.channel import GuestError
 from tests.vm.daemon import CARRIER_STAYS, Daemon
 from tests.vm.harness import Job, Vm
@@ -126,7 +127,9 @@ class Pair:
         self.slave.wait_until(
             lambda: self.slave.has_carrier(TAP), lambda: f"a carrier of {TAP}"
         )
-        self.master.wait_for(f"ping -n -q -c 1 -W 1 {SLAVE_ADDRESS}")
+        # A slave with a back-end that polls is slow without KVM, which the clock of the
+        # master, in whose time the limit is, does not show.
+        self.master.wait_for(f"ping -n -q -c 1 -W 1 {SLAVE_ADDRESS}", 2 * LINK_TIMEOUT)
 
 
 def make(
@@ -136,6 +139,7 @@ def make(
     *,
     module: bool = False,
     packed: bool = False,
+    addons: Sequence[Addon] = (),
 ) -> tuple[Master, Slave]:
     """Return both VMs, not started.
 
@@ -145,9 +149,10 @@ def make(
         kernel: the slave's.
         module: whether the slave has our kernel module.
         packed: whether the master's card has packed rings.
+        addons: more programs that the slave has.
     """
     ours = wheels.guest_wheels()
-    guest = image.build(ours, kernel, module=module)
+    guest = image.build(ours, kernel, module=module, addons=addons)
     args = [*daemon.qemu_args("slave"), *kernel.qemu_args()]
     card = daemon.qemu_args("master", *(["--packed"] if packed else []))
     return (
@@ -165,13 +170,21 @@ def booted(
     module: bool = False,
     packed: bool = False,
     carrier_grace: str = CARRIER_STAYS,
+    features: str | None = None,
+    addons: Sequence[Addon] = (),
 ) -> Iterator[Pair]:
     """The daemon and both VMs, waiting for commands; no agent runs."""
     say("starting the daemon")
     with Daemon(
-        "demo", memory="512M", logs=logs, carrier_grace=carrier_grace
+        "demo",
+        memory="512M",
+        logs=logs,
+        carrier_grace=carrier_grace,
+        features=features,
     ) as daemon:
-        master, slave = make(daemon, logs, kernel, module=module, packed=packed)
+        master, slave = make(
+            daemon, logs, kernel, module=module, packed=packed, addons=addons
+        )
         say("booting both VMs")
         with slave, master:
             slave.wait_ready()

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DPDK in the slave VM works the master's rings; dpdk.py has the drawing."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vm import dmesg, dpdk
+from tests.vm.pair import Pair
+
+pytestmark = pytest.mark.vm
+
+
+@pytest.fixture(scope="module")
+def booted(logs: Path) -> Iterator[Pair]:
+    """Both VMs, without an agent."""
+    with dpdk.booted(logs / "dpdk", module=True) as link:
+        yield link
+
+
+def assert_packets_cross(link: Pair) -> None:
+    """See that pings come back both ways."""
+    link.master.configure()
+    link.wait_link()
+    ping = link.ping_both_ways()
+    assert ping.received == ping.sent, link.counters()
+
+
+# vfio for BAR 0 and the interrupts, and BAR 2 by sysfs; or all of it by our module.
+@pytest.mark.parametrize("bind", ["vfio", "kmod"])
+def test_packets_cross_dpdk_and_again_after_deaths(booted: Pair, bind: str) -> None:
+    slave = booted.slave
+    with dpdk.agent(slave, bind) as first, dpdk.testpmd(slave):
+        assert_packets_cross(booted)
+        first.send(signal.SIGKILL)
+        first.wait(30)
+        with dpdk.agent(slave, bind):
+            assert_packets_cross(booted)
+            booted.master.reload_driver()
+            assert_packets_cross(booted)
+    dmesg.check(slave)
