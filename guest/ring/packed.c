@@ -23,7 +23,7 @@
  * and flags, so a descriptor is never half ours.  The position cannot change in
  * that same moment.  So before the store the metadata gets both the position and
  * the next one, and a successor looks at the descriptor: Position.resolve() in the
- * shared package's metadata.py.
+ * shared package's position.py.
  *
  * The driver must see the buffers of one packet at once, so the first of them
  * becomes used last.  We may be killed in between, with descriptors behind it

@@ -18,6 +18,7 @@ from dataclasses import replace
 
 from . import metadata as md
 from .barriers import Barriers, installed_barriers
+from .position import Position
 from .wire import ProtocolError
 
 # How often a reader tries to get a copy.  The daemon publishes within a millisecond; if
@@ -165,10 +166,10 @@ class Metadata:
         size = md.AgentRing.layout.size
         return md.AgentRing.parse(self._read(md.AGENT_RINGS + index * size, size))
 
-    def position(self, index: int) -> md.Position:
+    def position(self, index: int) -> Position:
         """Read where packed ring `index` stands; the entry may say anything."""
-        size = md.Position.layout.size
-        return md.Position.parse(self._read(md.POSITIONS + index * size, size))
+        size = Position.layout.size
+        return Position.parse(self._read(md.POSITIONS + index * size, size))
 
     # The agent's side.
 
@@ -230,12 +231,12 @@ class Metadata:
         """Write the agent's entry of ring `index`; call this before `write_agent`."""
         self._write(md.AGENT_RINGS + index * md.AgentRing.layout.size, bytes(ring))
 
-    def write_position(self, index: int, position: md.Position) -> None:
+    def write_position(self, index: int, position: Position) -> None:
         """Write where packed ring `index` stands; call this before `write_agent`.
 
         Not while the ring runs: the ring driver writes it then.
         """
-        self._write(md.POSITIONS + index * md.Position.layout.size, bytes(position))
+        self._write(md.POSITIONS + index * Position.layout.size, bytes(position))
 
 
 def find(window: memoryview) -> memoryview:

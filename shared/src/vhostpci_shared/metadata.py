@@ -4,6 +4,7 @@
 The region is how the daemon tells the agent which device to serve, and how the agent
 tells the daemon how far it has come.  It fills the last 64 KiB of window 0.
 `docs/metadata.md` specifies it, and a test compares this module with that text.
+`Position` is in `position.py`.
 `guest/ring/ring_api.h` repeats `Ring` and `Position`, the entries that C uses (a test
 compares them)::
 
@@ -25,7 +26,6 @@ from enum import IntEnum, IntFlag
 from struct import Struct
 from typing import ClassVar, Self, TypeVar
 
-from . import packed
 from .virtio import MAX_SPLIT_SIZE
 from .wire import ProtocolError, unpack
 
@@ -540,70 +540,4 @@ class AgentRing:
             self.drops,
             self.kicks,
             self.calls,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Position:
-    """Where a packed ring goes on, as the ring driver (C) keeps it for a successor.
-
-    `at` and `next` are positions (`packed.py`).  They differ while descriptors are made
-    used; whether those are can then be seen in the ring: `resolve`.
-    """
-
-    origin: int = 0  # of the ring when the agent started it; 0: the rest means nothing
-    desc: int = 0
-    driver: int = 0
-    device: int = 0
-    size: int = 0
-    at: int = 0
-    next: int = 0
-    undo: int = 0  # the ring driver's: how a successor takes back half an update
-
-    layout: ClassVar = Struct("<QQQQIHHQ16x")
-
-    @classmethod
-    def parse(cls, data: bytes) -> Self:
-        """Parse the entry; it may say anything (see `valid`)."""
-        origin, desc, driver, device, size, at, after, undo = unpack(cls.layout, data)
-        return cls(
-            origin=origin,
-            desc=desc,
-            driver=driver,
-            device=device,
-            size=size,
-            at=at,
-            next=after,
-            undo=undo,
-        )
-
-    @property
-    def valid(self) -> bool:
-        """Whether it names positions within a ring of its size."""
-        ends = packed.index(self.at), packed.index(self.next)
-        return bool(self.origin) and max(ends) < self.size <= MAX_RING_SIZE
-
-    @property
-    def place(self) -> tuple[int, ...]:
-        """The ring that it is about: its three addresses, and its size."""
-        return self.desc, self.driver, self.device, self.size
-
-    def resolve(self, flags: int) -> int:
-        """Return the position where the ring goes on.
-
-        Args:
-            flags: those of the descriptor at `at`, now.
-        """
-        return self.next if packed.was_used(flags, self.at) else self.at
-
-    def __bytes__(self) -> bytes:
-        return self.layout.pack(
-            self.origin,
-            self.desc,
-            self.driver,
-            self.device,
-            self.size,
-            self.at,
-            self.next,
-            self.undo,
         )

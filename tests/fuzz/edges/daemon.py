@@ -18,6 +18,7 @@ from tests.fuzz.edges.host import MEMORY, SETTLED, Host, Slave, ToHost, Trial, W
 from vhostpci_host.features import OFFERED
 from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu
+from vhostpci_shared.position import Position
 from vhostpci_shared.vhost_user import Request
 
 MOST = 40
@@ -320,7 +321,7 @@ class Play:
         index = choices.below(len(device.leases))
         ring = device.setup.rings[index] if device.setup else None
         areas = ring.areas if ring else None
-        entry = md.Position(
+        entry = Position(
             origin=choices.number(device.leases[index].origin),
             desc=areas.desc if areas else choices.number(),
             driver=areas.driver if areas else choices.number(),
@@ -329,7 +330,7 @@ class Play:
             at=choices.number(0x8000, 0x80FF) & 0xFFFF,
             next=choices.number(0x8000, 0x80FF) & 0xFFFF,
         )
-        at = md.POSITIONS + index * md.Position.layout.size
+        at = md.POSITIONS + index * Position.layout.size
         self._write_metadata(at, bytes(entry))
 
     def open_windows(self) -> None:

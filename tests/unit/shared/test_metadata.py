@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vhostpci_shared import metadata as md
+from vhostpci_shared.position import Position
 from vhostpci_shared.wire import ProtocolError
 
 DEVICE = md.Device(
@@ -52,7 +53,7 @@ ENTRIES: list[Any] = [
         offers=2**63 | 1,
     ),
     md.AgentRing(session=2**60, state=md.AgentRingState.BROKEN, index=7, packets=8),
-    md.Position(origin=2**60, desc=4096, size=256, at=0x80FF, next=1, undo=2**32),
+    Position(origin=2**60, desc=4096, size=256, at=0x80FF, next=1, undo=2**32),
 ]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from vhostpci_shared import metadata as md
+from vhostpci_shared.position import Position
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "metadata.md"
 ROW = re.compile(r"^\| (0x[0-9a-f]+) \| (\S+) \| (\w+) \|")
@@ -22,7 +23,7 @@ ENTRIES: dict[str, Any] = {
     "Ring": md.Ring,
     "Agent": md.Agent,
     "Agent ring": md.AgentRing,
-    "Position": md.Position,
+    "Position": Position,
 }
 
 
@@ -75,7 +76,7 @@ def test_tables_lie_where_the_document_says_and_do_not_overlap() -> None:
         (md.RINGS, md.MAX_RINGS, md.Ring),
         (md.AGENT, 1, md.Agent),
         (md.AGENT_RINGS, md.MAX_RINGS, md.AgentRing),
-        (md.POSITIONS, md.MAX_RINGS, md.Position),
+        (md.POSITIONS, md.MAX_RINGS, Position),
     )
     for offset, count, kind in tables:
         size = f"{count} x " * (count > 1) + f"0x{kind.layout.size:x}"

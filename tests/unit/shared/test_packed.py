@@ -3,8 +3,8 @@
 
 import pytest
 
-from vhostpci_shared import metadata as md
 from vhostpci_shared import packed
+from vhostpci_shared.position import Position
 
 A, U = packed.AVAIL, packed.USED
 
@@ -52,7 +52,7 @@ def test_flags_are_those_of_the_positions_descriptor() -> None:
 def test_position_is_the_next_one_once_the_descriptor_is_used(
     flags: int, expected: int
 ) -> None:
-    entry = md.Position(origin=1, size=256, at=0x80FF, next=1)
+    entry = Position(origin=1, size=256, at=0x80FF, next=1)
     assert entry.resolve(flags) == expected
 
 
@@ -74,4 +74,4 @@ def test_position_outside_its_ring_is_not_valid(
     change: dict[str, int], valid: bool
 ) -> None:
     fields = {"origin": 1, "size": 256, "at": 0, "next": 0} | change
-    assert md.Position(**fields).valid is valid
+    assert Position(**fields).valid is valid

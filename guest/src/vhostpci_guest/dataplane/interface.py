@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from vhostpci_shared import metadata as md
 from vhostpci_shared import packed
 from vhostpci_shared.metadata import AgentRingState
+from vhostpci_shared.position import Position
 
 from ..interfaces import Call, WindowFile
 from ..net_options import NetOptions
@@ -346,7 +347,7 @@ def used_index(device: int, regions: Sequence[MemRegion]) -> int:
 
 
 def position(
-    entry: md.Position | None, ring: md.Ring, regions: Sequence[MemRegion]
+    entry: Position | None, ring: md.Ring, regions: Sequence[MemRegion]
 ) -> int:
     """Return the position where a packed ring starts.
 

@@ -9,19 +9,19 @@ that it is ready.  The daemon checks it like all that an agent writes.
 
 from collections.abc import Mapping
 
-from vhostpci_shared import metadata as md
 from vhostpci_shared.access import Metadata
+from vhostpci_shared.position import Position
 
-_NOTHING = md.Position()
+_NOTHING = Position()
 
 
 class LeftPositions:
     """The positions at which an agent has stopped packed rings, by device and ring."""
 
     def __init__(self) -> None:
-        self._left: dict[str, dict[int, md.Position]] = {}
+        self._left: dict[str, dict[int, Position]] = {}
 
-    def keep(self, name: str, positions: Mapping[int, md.Position | None]) -> None:
+    def keep(self, name: str, positions: Mapping[int, Position | None]) -> None:
         """Remember where the rings of a device stand.
 
         Args:

@@ -32,6 +32,7 @@ from itertools import pairwise
 
 from vhostpci_shared import metadata as md
 from vhostpci_shared.metadata import AgentRingState, DeviceFlag, RingFlag
+from vhostpci_shared.position import Position
 from vhostpci_shared.wire import ProtocolError
 
 from ..dataplane.interface import MemRegion
@@ -191,7 +192,7 @@ def is_packed(run: Run) -> bool:
     return len(run.place) > 1 and bool(run.place[1] & RingFlag.PACKED)
 
 
-def stands(run: Run) -> md.Position | None:
+def stands(run: Run) -> Position | None:
     """Return where a ring that was stopped goes on, for another daemon's metadata.
 
     None if it is not packed, or if it did not stop because it was asked to.
@@ -200,7 +201,7 @@ def stands(run: Run) -> md.Position | None:
     if not (asked and is_packed(run)):
         return None
     _, _, size, desc, driver, device = run.place[:6]
-    return md.Position(
+    return Position(
         # Of no ring of the next daemon: that decides, and gives the ring a base.
         origin=run.session,
         desc=desc,

@@ -17,6 +17,7 @@ from typing import Any
 from vhostpci_shared import metadata as md
 from vhostpci_shared.access import Metadata
 from vhostpci_shared.metadata import AgentRingState, RingFlag
+from vhostpci_shared.position import Position
 from vhostpci_shared.virtio import Feature, lacking
 from vhostpci_shared.wire import ProtocolError
 
@@ -245,7 +246,7 @@ class Rings:
                     self._plane.stop(index)  # closes its call eventfd
         return found
 
-    def positions(self) -> dict[int, md.Position | None]:
+    def positions(self) -> dict[int, Position | None]:
         """Return where the rings that have run go on; None of one that is not packed.
 
         The caller has stopped them.
@@ -368,10 +369,10 @@ class Rings:
         check_base(start, ring.device, memory)
         return start
 
-    def _left_by_agent(self, index: int, ring: md.Ring) -> md.Position | None:
+    def _left_by_agent(self, index: int, ring: md.Ring) -> Position | None:
         """Return where an agent has left a packed ring since its base was set."""
         address = self._position_address(index)
-        entry = md.Position.parse(string_at(address, md.Position.layout.size))
+        entry = Position.parse(string_at(address, Position.layout.size))
         # What it says of another ring could lie outside of this one.
         same = entry.place == (ring.desc, ring.driver, ring.device, ring.size)
         return entry if entry.valid and same and entry.origin == ring.origin else None
@@ -381,7 +382,7 @@ class Rings:
         return window.address + window.size - md.SIZE
 
     def _position_address(self, index: int) -> int:
-        return self._metadata_address() + md.POSITIONS + index * md.Position.layout.size
+        return self._metadata_address() + md.POSITIONS + index * Position.layout.size
 
     def _set_state(self, index: int, state: AgentRingState) -> None:
         ring = self.wanted.rings[index]

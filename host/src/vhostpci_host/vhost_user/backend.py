@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vhostpci_shared import vhost_user as vu
-from vhostpci_shared.metadata import Position
+from vhostpci_shared.position import Position
 from vhostpci_shared.vhost_user import ProtocolFeature, Request
 from vhostpci_shared.virtio import Feature
 from vhostpci_shared.wire import ProtocolError

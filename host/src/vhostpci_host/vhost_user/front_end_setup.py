@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 
 from vhostpci_shared import packed, virtio
-from vhostpci_shared.metadata import Position
+from vhostpci_shared.position import Position
 from vhostpci_shared.vhost_user import Payload, ProtocolFeature
 from vhostpci_shared.virtio import Feature
 from vhostpci_shared.wire import ProtocolError

@@ -9,7 +9,7 @@ and at the ring.
 """
 
 from vhostpci_shared import packed
-from vhostpci_shared.metadata import Position
+from vhostpci_shared.position import Position
 
 from .vring import Areas
 

@@ -10,6 +10,7 @@ from tests.fakes.packed_driver import PackedDriver, available, used
 from vhostpci_guest.dataplane.interface import RingRefused, position
 from vhostpci_shared import metadata as md
 from vhostpci_shared.metadata import AgentRingState, RingFlag
+from vhostpci_shared.position import Position
 
 RUNS = RingFlag.STARTED | RingFlag.ENABLED | RingFlag.PACKED
 
@@ -39,7 +40,7 @@ def entry(driver: PackedDriver, base: int, flags: RingFlag = RUNS) -> md.Ring:
 
 
 def start(
-    driver: PackedDriver, left: md.Position | None, ring: md.Ring | None = None
+    driver: PackedDriver, left: Position | None, ring: md.Ring | None = None
 ) -> int:
     ring = entry(driver, 0x8000) if ring is None else ring
     return position(left, ring, driver.memory.table())
@@ -52,13 +53,13 @@ def test_ring_starts_at_its_base_if_no_agent_has_worked_it(
 
 
 def test_ring_goes_on_where_an_agent_left_it(driver: PackedDriver) -> None:
-    assert start(driver, md.Position(at=0x8003, next=0x8003)) == 0x8003
+    assert start(driver, Position(at=0x8003, next=0x8003)) == 0x8003
 
 
 def test_update_that_an_agent_announced_counts_if_it_was_made(
     driver: PackedDriver,
 ) -> None:
-    left = md.Position(at=0x8003, next=0x8005)
+    left = Position(at=0x8003, next=0x8005)
     driver.put_flags(0x8003, available(0x8003))
     assert start(driver, left) == 0x8003
     driver.put_flags(0x8003, used(0x8003))
@@ -71,7 +72,7 @@ def test_ring_whose_next_descriptor_is_used_is_refused_for_good(
     """A new session would lead nowhere else."""
     driver.put_flags(0x8003, used(0x8003))
     with pytest.raises(RingRefused, match="reload the master's driver") as caught:
-        start(driver, md.Position(at=0x8003, next=0x8003))
+        start(driver, Position(at=0x8003, next=0x8003))
     assert caught.value.state is AgentRingState.BROKEN
 
 

@@ -11,10 +11,11 @@ from vhostpci_guest.dataplane.faults import Fault
 from vhostpci_guest.dataplane.interface import Stats
 from vhostpci_guest.dataplane.native import CLayout, RingIndex, c_enum, c_layout
 from vhostpci_shared import metadata as md
+from vhostpci_shared.position import Position
 
 ENTRIES = pytest.mark.parametrize(
     ("kind", "c"),
-    [(md.Ring, c_layout("ring_meta")), (md.Position, c_layout("ring_position"))],
+    [(md.Ring, c_layout("ring_meta")), (Position, c_layout("ring_position"))],
 )
 
 

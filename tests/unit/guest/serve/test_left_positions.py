@@ -9,12 +9,12 @@ import pytest
 from tests.fakes.bar import RUNS, ring
 from tests.unit.guest.bench import Bench
 from vhostpci_guest.serve.left_positions import LeftPositions
-from vhostpci_shared import metadata as md
 from vhostpci_shared.metadata import AgentRingState, AgentState, RingFlag
+from vhostpci_shared.position import Position
 
 PACKED = replace(ring(0, session=2, flags=RUNS | RingFlag.PACKED), base=0x8000)
 SPLIT = ring(1, session=2)
-LEFT = md.Position(
+LEFT = Position(
     origin=2,
     desc=PACKED.desc,
     driver=PACKED.driver,
@@ -23,7 +23,7 @@ LEFT = md.Position(
     at=0x8009,
     next=0x8009,
 )
-NOTHING = md.Position()
+NOTHING = Position()
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from vhostpci_guest.serve.link import FAST, SLOW
 from vhostpci_shared import metadata as md
 from vhostpci_shared.access import Metadata
 from vhostpci_shared.metadata import AgentFlag, AgentRingState, AgentState, RingFlag
+from vhostpci_shared.position import Position
 from vhostpci_shared.virtio import Feature
 
 
@@ -162,7 +163,7 @@ def test_packed_ring_starts_at_its_base_and_then_at_its_position(bench: Bench) -
     place = dict(
         zip(("desc", "driver", "device", "size"), place_of(packed), strict=True)
     )
-    left = md.Position(origin=2, at=0x8009, next=0x8009, **place)
+    left = Position(origin=2, at=0x8009, next=0x8009, **place)
     window.view[start : start + 64] = bytes(left)
     bench.publish(replace(packed, session=4, origin=2), ring(1, session=3))
     assert bench.plane.starts[-1] == (0, 0x8009)

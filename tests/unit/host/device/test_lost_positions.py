@@ -14,7 +14,7 @@ from tests.fakes.windows import MIB
 from tests.unit.host.scene import MakeFile, Scene
 from vhostpci_host.device.status import describe
 from vhostpci_shared import packed
-from vhostpci_shared.metadata import Position
+from vhostpci_shared.position import Position
 
 RX, TX = RingAt.nth(0, base=0x8000_8000), RingAt.nth(1, base=0x8000_8000)
 LEFT = Position(

@@ -13,7 +13,7 @@ from vhostpci_host.vhost_user.backend import Backend
 from vhostpci_host.vhost_user.positions import choose
 from vhostpci_shared import packed
 from vhostpci_shared import vhost_user as vu
-from vhostpci_shared.metadata import Position
+from vhostpci_shared.position import Position
 from vhostpci_shared.vhost_user import Request
 from vhostpci_shared.virtio import Feature
 from vhostpci_shared.wire import ProtocolError
