@@ -14,8 +14,8 @@ is taken from the agent when the device settles, and no front-end waits.
 - `Backend` serves the front-end's messages, and says whether one needs a quiesce; what
   they have set up is its `FrontEndSetup`;
 - `Publisher` holds the leases of the rings and writes what the agent is shown;
-- `AgentWait` is a wait for the agent: one while the front-end has no answer, and one
-  for rings that were disabled;
+- `RingHandover` gives rings to the agent and takes them back, with two waits for the
+  agent: one while the front-end has no answer, and one for rings that were disabled;
 - `AgentView` and `RingReports` read what the agent says of itself and of its rings;
 - `ShownWindows` opens the windows' sockets and plugs them into a slave VM;
 - `Slave` is the ivshmem connection with its peers.
@@ -25,7 +25,7 @@ Nothing here waits: the loop calls back, and the daemon calls `tick`.
 
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from vhostpci_shared.virtio import Feature
@@ -49,8 +49,9 @@ from .kept import DeviceLeft
 from .offer import Offer
 from .peer_log import PeerLog
 from .publisher import Publisher
-from .quiesce import POLL, QUIESCE, AgentWait, Outcome
-from .ring_lease import Lease, RingState
+from .quiesce import POLL
+from .ring_handover import RingHandover
+from .ring_lease import Lease
 from .ring_reports import RingReports
 from .stale_slave import StaleSlave
 from .windows import ShownWindows
@@ -102,13 +103,9 @@ class Device:
         self._metadata = store.metadata
         self.agent = AgentView(store.metadata, config.name, config.vectors, peer_log)
         self.offer = Offer(config.features, self.agent)
-        if left is not None:
-            self.agent.offers = left.state.agent.offers
-        instance = random.getrandbits(63) | 1
         self._save = save
         self._kept = kept
-        shown = None if left is None else left.state.publisher
-        self.publisher = Publisher(config, store.metadata, instance, shown)
+        self.publisher = self._new_publisher(left)
         self._stale_slave = StaleSlave(plugged=config.plugged)
         self._reports = RingReports(config.name, store.metadata, self.publisher)
         self._loop = loop
@@ -118,13 +115,27 @@ class Device:
             left.kept.eventfd(left.state.doorbell) if left else Notifier.new()
         )
         self._debounce = Debounce(loop, self._settle)
-        self._wait = AgentWait(loop, self._look_at_agent)
-        self._disabling = AgentWait(loop, self._look_at_agent)
+        self._handover = self._new_handover()
         self._replacing = False
         self._quiet_until = 0.0
         if left is None:
             self._publish()
+        else:
+            self.agent.offers = left.state.agent.offers
         loop.add_reader(self.doorbell.fileno(), self._on_doorbell)
+
+    def _new_publisher(self, left: DeviceLeft | None) -> Publisher:
+        instance = random.getrandbits(63) | 1
+        shown = None if left is None else left.state.publisher
+        return Publisher(self.config, self._metadata, instance, shown)
+
+    def _new_handover(self) -> RingHandover:
+        return RingHandover(
+            *(self.publisher, self.agent, self._loop, self._log),
+            sample=self._sample_agent,
+            publish=self._publish,
+            look=self._look_at_agent,
+        )
 
     @property
     def leases(self) -> list[Lease]:
@@ -204,10 +215,8 @@ class Device:
             pid = self.master.pid
             self._log.info("front-end disconnected", f"front-end (pid {pid}) left")
         self._note_refusal(self.master.pid, self.backend.setup)
-        self._wait.end()
-        self._disabling.end()
         self._debounce.cancel()
-        self._log_stopped(self.publisher.all_stopped())
+        self._handover.end_all()
         if self.slave is not None:
             self.slave.withdraw(self.publisher.generation)
         self.backend.close()
@@ -255,7 +264,7 @@ class Device:
         assert self.backend is not None, "no front-end connected"
         assert self.master is not None, "no front-end connected"
         while isinstance(outcome, Quiesce):
-            if self._stop_rings(outcome.rings):
+            if self._handover.stop(outcome.rings):
                 self.master.pause()
                 return
             outcome = self.backend.resume()
@@ -274,64 +283,18 @@ class Device:
 
     # Stopping rings.
 
-    def _stop_rings(self, indexes: frozenset[int]) -> bool:
-        """Take rings from the agent; return whether to wait until it has stopped."""
-        held = self.publisher.held(indexes)
-        return bool(held) and self._take_rings(held, self._wait)
-
-    def _take_rings(self, rings: frozenset[int], wait: AgentWait) -> bool:
-        """Take rings from the agent; if there is one, begin `wait`, and return true."""
-        self._sample_agent()
-        present = self.agent.present
-        self.publisher.stop(rings, agent_present=present)
-        self._publish()
-        if not present:
-            # An agent that starts rings says first that it is ready, and then looks
-            # whether we have published: one of us sees what the other has written.
-            self._sample_agent()
-            self._publish()
-            present = self.agent.present
-        if present:
-            wait.begin(self.publisher.generation, rings)
-        else:
-            self._log_stopped(rings)
-        return present
-
     def _check_waits(self) -> None:
         """End a wait if the agent has stopped its rings, or has had its time."""
-        late = self._is_late(self._disabling)
+        late = self._handover.is_late(self._handover.disabled)
         if late is not None:
             self._end_disabling(fence=late)
-        late = self._is_late(self._wait)
+        late = self._handover.is_late(self._handover.answer)
         if late is not None:
             self._end_wait(fence=late)
 
-    def _is_late(self, wait: AgentWait) -> bool | None:
-        """Whether a wait ends because the agent is late; None if it does not end."""
-        outcome = wait.outcome(self.agent.entry.generation)
-        if outcome is Outcome.LATE:
-            text = f"the agent did not stop within {QUIESCE:g} s; going on without it"
-            self._log.warn(text, kind=text)
-            self.agent.late_at = wait.generation
-        return None if outcome is None else outcome is Outcome.LATE
-
-    def _stop_disabled(self, setup: FrontEndSetup) -> None:
-        """Take from the agent what the front-end has disabled; it does not wait."""
-        if self._disabling.active:
-            return  # the device settles again when that wait ends
-        rings = self.publisher.disabled(setup)
-        if rings and not self._take_rings(rings, self._disabling):
-            setup.note_stopped(rings)
-
     def _end_disabling(self, *, fence: bool) -> None:
         """Note where the disabled rings stand: the agent has stopped, or is fenced."""
-        rings = self._disabling.rings
-        self._disabling.end()
-        # A ring that runs was stopped meanwhile, without an agent, and started again.
-        rings = self.publisher.stopped(rings - self.publisher.running(rings))
-        self._log_stopped(rings)
-        if self.setup is not None:
-            self.setup.note_stopped(rings)
+        self._handover.end_disabled(self.setup)
         if fence:
             self._publish()
         # They may have been enabled again meanwhile, or further rings disabled.
@@ -341,9 +304,8 @@ class Device:
         """Give the front-end its answer: the agent has stopped, or is fenced now."""
         assert self.backend is not None, "no front-end connected"
         assert self.master is not None, "no front-end connected"
-        master, rings = self.master, self._wait.rings
-        self._wait.end()
-        self._log_stopped(self.publisher.stopped(rings))
+        master = self.master
+        self._handover.end_answer()
         if fence:
             # Before the answer: QEMU may touch the rings as soon as it has it.
             self._publish()
@@ -351,12 +313,8 @@ class Device:
             self._answer(self.backend.resume())
         except ProtocolError as error:
             self._drop_master(error)
-        if not self._wait.active:
+        if not self._handover.answer.active:
             master.resume()
-
-    def _log_stopped(self, indexes: Iterable[int]) -> None:
-        if rings := sorted(indexes):
-            self._log.info(f"stopped rings {rings}", "stopped rings")
 
     # Settling.
 
@@ -371,7 +329,7 @@ class Device:
             self._say_memoryless()
         if not self._show_windows(setup):
             return
-        self._stop_disabled(setup)
+        self._handover.stop_disabled(setup)
         try:
             introduced = self._introduce_calls(setup)
         except PeersExhausted as error:
@@ -382,7 +340,7 @@ class Device:
             # publish that peer yet.
             self._debounce.retry_in(POLL)
             return
-        started = self._start_rings(setup)
+        started = self._handover.start(setup)
         try:
             self._relay_kicks(setup)
         except ProtocolError as error:
@@ -443,31 +401,6 @@ class Device:
             )
             self._replacing = True
             self.windows.replug()
-
-    def _start_rings(self, setup: FrontEndSetup) -> list[int]:
-        """Give the agent the rings that the front-end runs; return the new ones."""
-        self._find_positions(setup)
-        started = self.publisher.start(setup, self._loop.time())
-        for index in started:
-            base, used = setup.rings[index].base, setup.used_index(index)
-            if base != used:
-                self._log.warn(
-                    f"ring {index} is to start at {base}, but its used index is {used}",
-                    f"base of ring {index}",
-                )
-        if started:
-            self._log.info(f"started rings {started}", "started rings")
-        return started
-
-    def _find_positions(self, setup: FrontEndSetup) -> None:
-        """Find where packed rings go on that a front-end starts after a break."""
-        for index, lease in enumerate(self.leases):
-            if lease.state is not RingState.STOPPED or not setup.runs(index):
-                continue
-            text = setup.find_position(index)
-            # Without an agent there may be one in a moment that says where it stands.
-            if text and (self.agent.present or not setup.rings[index].lost):
-                self._log.warn(text, f"position of ring {index}")
 
     def _publish(self) -> None:
         """Show the agent what is new, and interrupt it."""
@@ -532,9 +465,9 @@ class Device:
         self.agent.forget(connected=False)
         self._renew_running()
         self._publish()
-        if self._disabling.active:
+        if self._handover.disabled.active:
             self._end_disabling(fence=True)
-        if self._wait.active:
+        if self._handover.answer.active:
             self._end_wait(fence=True)
 
     # The agent.
@@ -600,7 +533,7 @@ class Device:
         # The agent may have been told to stop these, or the front-end may have disabled
         # them.  A request that waits for it comes again: it is still in its socket.
         if stopping := self.publisher.stopping():
-            self._disabling.begin(self.publisher.generation, stopping)
+            self._handover.disabled.begin(self.publisher.generation, stopping)
         # Not at once: a request that stops rings, and that was not served to its end,
         # is served first.
         self._debounce.on_message()
