@@ -15,12 +15,13 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.vm import pair, qemus, switch, traffic
+from tests.vm import dpdk, pair, qemus, switch, traffic
 from tests.vm.harness import Vm
-from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Pair
+from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Pair, Slave
 from tests.vm.show import (
     LOGS,
     Outcome,
@@ -31,7 +32,7 @@ from tests.vm.show import (
     table,
 )
 from tests.vm.traffic import Ping
-from vhostpci_guest.dataplane.kinds import RING, VHOST_NET
+from vhostpci_guest.dataplane.kinds import RING, VHOST_NET, VHOST_USER
 
 Keep = Callable[[Sequence[Vm]], None]
 
@@ -97,12 +98,27 @@ def _measure(link: Pair, report: Report, say: Callable[[str], None]) -> None:
         )
 
 
+def _booted(
+    report: Report, progress: Progress, *, module: bool
+) -> AbstractContextManager[Pair]:
+    """Boot both VMs, with the programs that the data plane needs."""
+    boot = dpdk.booted if report.data_plane == VHOST_USER else pair.booted
+    return boot(LOGS, progress, module=module)
+
+
+def _served(report: Report, slave: Slave) -> AbstractContextManager[object]:
+    """Run the agent, and the back-end if there is one."""
+    if report.data_plane == VHOST_USER:
+        return dpdk.served(slave, report.bind)
+    return slave.agent(report.bind, "--data-plane", report.data_plane)
+
+
 def run(report: Report, progress: Progress, keep: Keep) -> None:
     """Boot the VMs, run the steps, and call ``keep`` before the VMs end."""
-    with pair.booted(LOGS, progress, module=report.bind == "kmod") as link:
+    with _booted(report, progress, module=report.bind == "kmod") as link:
         report.kernel = link.slave.kernel
         progress(f"vhostpci-guest in the slave, bound by {report.bind}")
-        with link.slave.agent(report.bind, "--data-plane", report.data_plane):
+        with _served(report, link.slave):
             try:
                 perform(link, report, progress)
             except Exception as error:
@@ -122,9 +138,10 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument(
         "--data-plane",
-        choices=(RING, VHOST_NET),
+        choices=(RING, VHOST_NET, VHOST_USER),
         default=RING,
-        help="what moves the packets in the slave; default: ring",
+        help="what moves the packets in the slave; vhost-user: DPDK's testpmd; "
+        "default: ring",
     )
     parser.add_argument(
         "--switch", action="store_true", help="a switch VM with three masters"
@@ -181,6 +198,9 @@ def main() -> int:
     shutil.rmtree(LOGS, ignore_errors=True)
     if arguments.qemu:
         os.environ["VHOSTPCI_QEMU"] = arguments.qemu
+    if arguments.switch and arguments.data_plane == VHOST_USER:
+        print("--switch: vhost-user is for two VMs only", file=sys.stderr)
+        return 2
     kind = switch.Report if arguments.switch else Report
     report = kind(bind=arguments.bind, data_plane=arguments.data_plane)
     try:

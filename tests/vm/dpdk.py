@@ -8,7 +8,7 @@ testpmd forwards all packets between the master's card and a TAP that it makes.
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,9 +35,11 @@ BOOTS = 120.0
 
 
 @contextmanager
-def booted(logs: Path, *, module: bool = False) -> Iterator[Pair]:
+def booted(
+    logs: Path, say: Callable[[str], None] = lambda _: None, *, module: bool = False
+) -> Iterator[Pair]:
     """Both VMs, without an agent; the master is offered what DPDK can do."""
-    with pair.booted(logs, module=module, features="dpdk", addons=[DPDK]) as link:
+    with pair.booted(logs, say, module=module, features="dpdk", addons=[DPDK]) as link:
         yield link
 
 
@@ -60,3 +62,10 @@ def testpmd(slave: Slave) -> Iterator[None]:
     finally:
         job.send(signal.SIGKILL)
         job.wait(BOOTS)
+
+
+@contextmanager
+def served(slave: Slave, bind: str) -> Iterator[None]:
+    """Run the agent and testpmd while the block runs."""
+    with agent(slave, bind), testpmd(slave):
+        yield
