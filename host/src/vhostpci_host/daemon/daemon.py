@@ -29,7 +29,7 @@ from ..config.file import ConfigFile
 from ..device.peer_log import PeerLog
 from ..errors import HostError, InUse
 from ..hotplug.pool import SlavePool
-from ..interfaces import UNPLUG, Json, Plugger
+from ..interfaces import Json
 from ..ivshmem.linger import Linger
 from ..ivshmem.relays import thread_relays
 from ..keeper import signals
@@ -46,6 +46,7 @@ from .entry import Entry
 from .keeper_port import KeeperPort, pid
 from .left_behind import LeftBehind
 from .listeners import PathListener
+from .pluggers import Pluggers
 from .reload import Changes, Reload
 from .server import SLOW_TICKS, Common, Server
 
@@ -89,10 +90,8 @@ class Daemon:
         self._shared = shared
         self._entries: dict[str, Entry] = {}
         self._reload: Reload | None = None
-        self._pluggers: dict[str, Plugger] = {}
-        self._unplugging: dict[str, asyncio.Task[None]] = {}
         self._confined = confined
-        self._slave_pool = SlavePool(confined.programs)
+        self._pluggers = Pluggers(self.loop, SlavePool(confined.programs))
         self._control = Control()
         self._listener: PathListener | None = None
         self._log = PeerLog("daemon", self.loop)
@@ -132,9 +131,8 @@ class Daemon:
             log.info("%s: is not served any more: it is closed", name)
             self._unplug_left(left)
             left.file.close()
-        if self._unplugging:
-            # Of those that could not go on: their next pluggers must find nothing.
-            await asyncio.wait(self._unplugging.values())
+        # Of those that could not go on: their next pluggers must find nothing.
+        await self._pluggers.wait()
         self._keeper.finish_start()
         for config, texts in added.items():
             # No file names it, so it begins again here if it could not go on.
@@ -163,7 +161,7 @@ class Daemon:
             server.serve_control()
         except (StateError, HostError, ProtocolError, OSError) as error:
             del self._entries[config.name]
-            self._unplug_soon(config.name)
+            self._pluggers.unplug_soon(config.name)
             log.warning(
                 "%s: what an earlier daemon has left cannot be used: %s; the device "
                 "begins without it, and its master connects again",
@@ -177,8 +175,8 @@ class Daemon:
     def _unplug_left(self, left: LeftBehind) -> None:
         """Unplug the windows of a device that does not go on as it was."""
         config = left.plugged_as()
-        if config is not None and self._new_plugger(config) is not None:
-            self._unplug_soon(config.name)
+        if config is not None and self._pluggers.new(config) is not None:
+            self._pluggers.unplug_soon(config.name)
 
     def _restore_added(self) -> dict[DeviceConfig, Mapping[str, str]]:
         """Go on with the devices that were added; return them with their options."""
@@ -220,7 +218,7 @@ class Daemon:
         try:
             await self._serve(entry, inherited, added)
         except BaseException as error:
-            await self._unplug(config.name)
+            await self._pluggers.unplug(config.name)
             self._close(entry)
             # It is not there if the daemon was closed meanwhile.
             self._entries.pop(config.name, None)
@@ -266,7 +264,7 @@ class Daemon:
             config,
             failed=partial(self._device_failed, config.name),
             ended=self.stop,
-            plugger=self._new_plugger(config),
+            plugger=self._pluggers.new(config),
             inherited=inherited,
             added=added,
             left=left,
@@ -319,7 +317,7 @@ class Daemon:
         """Unplug and close a device, and discard its memory; the others go on."""
         entry = self._entries[name]
         entry.leaving = True
-        await self._unplug(name)
+        await self._pluggers.unplug(name)
         if entry.server is not None:
             entry.server.device.store.discard()
         elif entry.config.mode is Mode.ARENA:
@@ -336,18 +334,12 @@ class Daemon:
         except HostError as error:
             log.warning("%s: %s", config.name, error)
 
-    def _new_plugger(self, config: DeviceConfig) -> Plugger | None:
-        plugger = self._slave_pool.plugger(config)
-        if plugger is not None:
-            self._pluggers[config.name] = plugger
-        return plugger
-
     def _device_failed(self, name: str, error: Exception) -> None:
         entry = self._entries[name]
         # A HostError is for the user; of any other the type may be all that it says.
         kind = "" if isinstance(error, HostError) else f"{type(error).__name__}: "
         entry.server, entry.failure = None, f"{kind}{error}"
-        self._unplug_soon(name)
+        self._pluggers.unplug_soon(name)
         # One that is only being added is reported by `add`.
         alone = self._shared is None and not entry.arriving
         if alone and not self._ended.done():
@@ -361,19 +353,6 @@ class Daemon:
                 server.close()
         except Exception:
             log.exception("%s: failed while it was closed", entry.config.name)
-
-    async def _unplug(self, name: str) -> None:
-        """Unplug the device's windows, and wait for that: `UNPLUG` seconds at most."""
-        self._unplug_soon(name)
-        if name in self._unplugging:
-            await asyncio.wait([self._unplugging[name]])
-
-    def _unplug_soon(self, name: str) -> None:
-        plugger = self._pluggers.pop(name, None)
-        if plugger is not None:
-            task = self.loop.create_task(_close_plugger(name, plugger))
-            self._unplugging[name] = task
-            task.add_done_callback(lambda _: self._unplugging.pop(name))
 
     # Its configuration file.
 
@@ -425,7 +404,7 @@ class Daemon:
         # At once: each slave VM's guest may take seconds to release its windows.
         await asyncio.gather(
             *(self.remove(name) for name in changes.removed),
-            *(self._unplug(name) for name in changes.changed),
+            *(self._pluggers.unplug(name) for name in changes.changed),
         )
         for name in changes.changed:
             # Its memory stays: a master that has it goes on with it.
@@ -464,10 +443,8 @@ class Daemon:
         self._keeper.end()
         self._stack.close()
         self._timer.cancel()
-        for name in list(self._pluggers):
-            self._unplug_soon(name)
-        if self._unplugging:
-            await asyncio.wait(self._unplugging.values())
+        self._pluggers.unplug_all_soon()
+        await self._pluggers.wait()
         while self._entries:
             self._close(self._entries.popitem()[1])
         self._common.linger.close()
@@ -589,16 +566,3 @@ class Daemon:
             there = ", ".join(self._entries) or "none"
             raise HostError(f"no device {name!r}; there are: {there}")
         return entry
-
-
-async def _close_plugger(name: str, plugger: Plugger) -> None:
-    try:
-        await asyncio.wait_for(plugger.close(), UNPLUG)
-    except TimeoutError:
-        log.warning(
-            "%s: the slave VM's guest did not release its windows within %g s",
-            name,
-            UNPLUG,
-        )
-    except Exception:
-        log.exception("%s: unplugging its windows failed", name)

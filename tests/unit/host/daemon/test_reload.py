@@ -14,6 +14,7 @@ from tests.waiting import TIMEOUT
 from vhostpci_host.config.device import DeviceConfig
 from vhostpci_host.config.file import load
 from vhostpci_host.daemon.daemon import Daemon
+from vhostpci_host.daemon.pluggers import Pluggers
 from vhostpci_host.daemon.reload import compare
 from vhostpci_host.errors import FileError, HostError
 
@@ -154,13 +155,13 @@ def test_nothing_else_is_changed_meanwhile(
     async def part(scene: Scene) -> None:
         begun, end = asyncio.Event(), asyncio.Event()
 
-        async def wait(self: Daemon, name: str) -> None:
+        async def wait(self: Pluggers, name: str) -> None:
             begun.set()
             await end.wait()
 
         scene.write("a")
         with monkeypatch.context() as patched:
-            patched.setattr(Daemon, "_unplug", wait)
+            patched.setattr(Pluggers, "unplug", wait)
             reloading = asyncio.create_task(scene.reload())
             await begun.wait()
             for request in (scene.reload(), scene.daemon._on_remove({"name": "a"})):
@@ -182,12 +183,12 @@ def test_daemon_that_ends_meanwhile_serves_nothing_new(
     play: Callable[[Play], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def part(scene: Scene) -> None:
-        async def stop(self: Daemon, name: str) -> None:
-            self.stop()
+        async def stop(self: Pluggers, name: str) -> None:
+            scene.daemon.stop()
 
         scene.write("a", "c")
         with monkeypatch.context() as patched:
-            patched.setattr(Daemon, "_unplug", stop)
+            patched.setattr(Pluggers, "unplug", stop)
             await scene.reload()
         assert scene.daemon.configs().keys() == {"a"}
         with pytest.raises(HostError, match="the daemon is ending"):
