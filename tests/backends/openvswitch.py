@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open vSwitch with DPDK as a back-end: a whole switch in a directory of its own.
+"""Open vSwitch with DPDK as a back-end: a whole switch in a separate directory.
 
 Its ports of type `dpdkvhostuserclient` connect to the socket where the front-end
 listens, and connect again when that goes.
@@ -91,7 +91,7 @@ class OpenVSwitch:
         return self._vsctl("get", "Interface", name, "link_state").strip() == "up"
 
     def _vsctl(self, *words: str) -> str:
-        # In seconds; without a limit it waits for ever for a switch that has ended.
+        # In seconds; without a limit it waits without end for a switch that has ended.
         options = ("--timeout=60", f"--db={self._database}")
         return self._run("usr/bin/ovs-vsctl", *options, *words)
 

@@ -8,7 +8,7 @@ from functools import partial
 
 from ..dataplane.call_thread import CallThread
 from ..dataplane.interface import Port
-from ..dataplane.kinds import RING, VHOST_NET, VHOST_USER
+from ..dataplane.kinds import AUTO, RING, VHOST_NET, VHOST_USER, WHY_RING
 from ..dataplane.vhost_user.place import Place, parse_place
 from ..dataplane.vhost_user.port import SocketPorts
 from ..dataplane.vhost_user.sockets import LocalSockets, Sockets
@@ -30,6 +30,8 @@ class Choice:
     kind: str = RING
     place: Place | None = None
     """Where the back-ends' sockets are."""
+    reason: str = ""
+    """Why it is this one, if that was not the user's choice."""
 
     @property
     def has_tap(self) -> bool:
@@ -83,6 +85,9 @@ class Choice:
         return SocketPorts(self.place, sockets, make_calls).make
 
 
+AUTOMATIC = Choice(RING, reason=WHY_RING)
+
+
 def parse_data_plane(text: str) -> Choice:
     """Read the value of --data-plane.
 
@@ -92,6 +97,10 @@ def parse_data_plane(text: str) -> Choice:
     kind, colon, rest = text.partition(":")
     if kind == VHOST_USER and colon:
         return Choice(kind, parse_place(rest))
+    if text == AUTO:
+        return AUTOMATIC
     if text in (RING, VHOST_NET):
         return Choice(kind)
-    raise ValueError(f"{text!r}: write {RING}, {VHOST_NET} or {VHOST_USER}:PATH")
+    raise ValueError(
+        f"{text!r}: write {AUTO}, {RING}, {VHOST_NET} or {VHOST_USER}:PATH"
+    )

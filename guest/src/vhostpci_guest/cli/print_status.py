@@ -32,7 +32,8 @@ def print_link(link: dict[str, Any]) -> None:
     for window in link["windows"]:
         print(f"  window {window['id']}: {_window_text(window)}")
     if "data_plane" in link:  # an older agent does not say it
-        print(f"  data plane {link['data_plane']}")
+        reason = link.get("data_plane_reason")
+        print(f"  data plane {link['data_plane']}" + (f" ({reason})" if reason else ""))
     for ring in link["rings"]:
         _print_ring(ring, link.get("not_counted", ()))
 

@@ -42,8 +42,10 @@ def run(arguments: argparse.Namespace) -> None:
         UsageError: the options do not fit each other.
         Unusable: this machine lacks something, or the only device cannot be used.
     """
-    choice = arguments.data_plane or data_plane_choice.Choice()
+    choice = arguments.data_plane or data_plane_choice.AUTOMATIC
     choice.check(arguments)
+    if choice.reason:
+        log.info("data plane %s: %s", choice.kind, choice.reason)
     wanted, joined = _rules(arguments), _bridge(arguments)
     user = separation.choose_user(arguments)
     raise_descriptor_limit()
@@ -124,6 +126,7 @@ def _taps(
         *(rules, joined),
         make_plane=make_plane,
         kind=choice.kind,
+        reason=choice.reason,
         keep=arguments.keep_tap,
         requests=helpers.requests,
     )

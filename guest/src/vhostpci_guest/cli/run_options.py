@@ -154,12 +154,13 @@ def _add_data_plane(run: argparse.ArgumentParser) -> None:
         "--data-plane",
         type=_data_plane,
         metavar="KIND",
-        help="what moves the packets: ring, our threads, to and from a TAP; "
+        help="what moves the packets: auto, which is ring, with the reason in status; "
+        "ring, our threads, to and from a TAP; "
         "vhost-net, this machine's kernel, to and from a TAP; or vhost-user:PATH, "
         "another process, as Open vSwitch with DPDK, which gets the rings over a Unix "
         "socket that the agent makes there ({name} in it is the device's name), or "
         "that this process makes: vhost-user:PATH,server=off; "
-        "default: ring",
+        "default: auto",
     )
 
 

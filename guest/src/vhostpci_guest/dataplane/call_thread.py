@@ -28,7 +28,7 @@ class RingSignals:
     kick_fd: int
     """When it is readable, the back-end is to look at the ring."""
     call_fd: int | None
-    """What the back-end signals; None: it calls nobody."""
+    """What the back-end signals; None: it makes no calls."""
     counted: bool
     """Whether we know how often it calls."""
 

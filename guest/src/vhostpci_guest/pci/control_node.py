@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What uio_vhostpci has and UIO has not, by a second node: kmod/control.c.
 
-A *window file* is BAR 2 as a file of its own, which another process can map.  A *tie*
+A *window file* is BAR 2 as a separate file, which another process can map.  A *tie*
 lets the kernel ring a doorbell whenever an eventfd is signalled.
 """
 
@@ -94,7 +94,7 @@ class ControlNode:
 
 
 class _KernelTie:
-    """A tie, which is undone by a descriptor of its own.
+    """A tie, which is undone when its descriptor is closed.
 
     The caller's may be closed by then, and its number may be another eventfd's.
     """

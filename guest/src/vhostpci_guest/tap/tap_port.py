@@ -48,6 +48,7 @@ class Ports:
         rules: the user's rules for the TAPs.
         make_plane: makes the data planes.
         kind: what the user calls them.
+        reason: why they are of that kind, if that was not the user's choice.
         bridge: the bridge that all TAPs join; None for no bridge.
         keep: leave the TAPs to the next agent when this one ends.
         requests: makes what needs CAP_NET_ADMIN.
@@ -60,12 +61,14 @@ class Ports:
         *,
         make_plane: PlaneMaker,
         kind: str,
+        reason: str = "",
         keep: bool = False,
         requests: Requests | None = None,
     ) -> None:
         self.rules = rules
         self.make_plane = make_plane
         self.kind = kind
+        self.reason = reason
         self.bridge = bridge
         self.keep = keep
         self.requests = LocalRequests() if requests is None else requests
@@ -455,6 +458,7 @@ class TapPort:
     def status(self) -> dict[str, Any]:
         """Return what `vhostpci-guest status -j` says of the TAP."""
         return {
+            "data_plane_reason": self._ports.reason,
             "tap": self.name,
             "bridge": self.bridge,
             "carrier": self.carrier,

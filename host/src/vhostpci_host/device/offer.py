@@ -8,7 +8,7 @@ says, or the last one, within the option `features`.
 It is asked for once.  QEMU gives its card what was offered when it made the card, and
 no more and no less for as long as that is there.  When it connects again, it only
 checks that nothing lacks which the driver has acknowledged, and if something does, it
-disconnects and comes again, for ever.  So a front-end that has left for that reason is
+disconnects and comes again.  So a front-end that has left for that reason is
 offered all that we have the next time; whether its driver can be served is then shown
 as a mismatch, and can be repaired.
 """

@@ -11,6 +11,7 @@ from vhostpci_guest.cli.data_plane_choice import parse_data_plane
 from vhostpci_guest.cli.main import main
 from vhostpci_guest.cli.print_stats import print_stats, statistics
 from vhostpci_guest.cli.print_status import print_link
+from vhostpci_guest.dataplane.kinds import RING
 from vhostpci_guest.privileges.user import NOBODY, User
 
 COUNTS = ("packets", "octets", "drops", "kicks", "calls")
@@ -94,3 +95,10 @@ def test_sockets_are_the_agents_users_but_never_nobodys(tmp_path: Path) -> None:
 
 def test_ring_has_no_sockets() -> None:
     assert parse_data_plane("ring").local_sockets(None) is None
+
+
+def test_automatic_choice_is_the_ring_driver_and_says_why() -> None:
+    choice = parse_data_plane("auto")
+    assert (choice.kind, choice.has_tap) == (RING, True)
+    assert "checks each session" in choice.reason
+    assert parse_data_plane("ring").reason == ""

@@ -76,7 +76,7 @@ def test_tap_is_as_it_was_asked_for(tap: Tap, remote: RemoteRequests) -> None:
     assert (tap.mtu, tap.bridge, tap.moved) == (9000, "br0", False)
     assert len(set(tap.fds)) == 2
     assert tap.idle
-    # Maybe some: the kernel announces addresses of its own at once.
+    # Maybe some: the kernel announces its addresses at once.
     before = counted("vp0")
     assert before <= tap.dropped <= counted("vp0")
     assert len(remote.counters(tap.fds[0])) == 16

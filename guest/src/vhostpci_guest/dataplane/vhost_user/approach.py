@@ -88,7 +88,7 @@ class Listener:
         self.problem = "another file is at that path" if lost else ""
 
     def close(self) -> None:
-        # First, as only what nobody listens on is removed.
+        # First, as only a socket without a listener is removed.
         self._socket.close()
         self._sockets.remove(self._name)
 

@@ -46,7 +46,7 @@ class Dialogue:
         """Whether the back-end says on demand if it could do something (REPLY_ACK)."""
 
     def tell(self, message: Message) -> None:
-        """Send a request that has no reply of its own.
+        """Send a request that asks for nothing.
 
         Raises:
             EOFError: the back-end is gone.

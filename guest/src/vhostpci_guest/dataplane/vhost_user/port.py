@@ -57,7 +57,7 @@ class SocketPorts:
 class SocketPort:
     """A `Port`: the socket where a back-end and the agent meet.
 
-    It has no queue, no carrier and no header of its own: most of what a TAP is told is
+    It has no queue, no carrier and no header: most of what a TAP is told is
     nothing to it, as the back-end has the ring itself.
 
     Args:
@@ -131,6 +131,7 @@ class SocketPort:
 
     def status(self) -> dict[str, Any]:
         return {
+            "data_plane_reason": "",
             "socket": str(self._approach.path) if self._approach else None,
             "carrier": self._carrier,
             "uso": None,

@@ -78,7 +78,7 @@ class Scene:
         return fd
 
     def region(self, guest: int = GUEST, *, file: bool = True) -> MemRegion:
-        """Return memory of the master's, in a file of its own."""
+        """Return memory of the master's, in a separate file."""
         fd = os.memfd_create("memory")
         self._memory.callback(os.close, fd)
         os.ftruncate(fd, SIZE)
