@@ -29,12 +29,26 @@ pytestmark = [
 MIB = 2**20
 SIGBUS = -7
 
-# Opens each node, maps a part of the window, arms vectors and has a child read, for so
-# many seconds; says how often.
+# Opens each node, maps a part of the window, arms vectors, has a child read (also by a
+# window file), and signals a tied eventfd, for so many seconds; says how often.
 COME_AND_GO = """
-import glob, mmap, os, signal, struct, sys, time
+import fcntl, glob, mmap, os, signal, struct, sys, time
 signal.alarm(120)
 end, times, eventfd = time.monotonic() + float(sys.argv[1]), 0, os.eventfd(0)
+call = os.eventfd(0, os.EFD_NONBLOCK)
+
+def use_control(node):
+    control = os.open("/dev/uio_vhostpci", os.O_RDWR)
+    try:
+        with os.fdopen(fcntl.ioctl(control, 0xA700, node), "r+b", 0) as file:
+            again = mmap.mmap(file.fileno(), 4 * mmap.PAGESIZE)
+        fcntl.ioctl(control, 0x400CA701, struct.pack("=iiHH", node, call, 0, 7))
+        os.eventfd_write(call, 1)
+        if times % 2:
+            fcntl.ioctl(control, 0x400CA702, struct.pack("=iiHH", node, call, 0, 7))
+        return again
+    finally:
+        os.close(control)
 
 def use(path):
     node = os.open(path, os.O_RDWR)
@@ -42,11 +56,13 @@ def use(path):
         window = mmap.mmap(node, 4 * mmap.PAGESIZE, offset=mmap.PAGESIZE)
         for vector in range(3):
             os.write(node, struct.pack("=i", vector << 20 | eventfd))
+        again = use_control(node)
         if not os.fork():
-            window[0], os._exit(0)
+            again[0], window[0], os._exit(0)
         os.wait()
     finally:
         os.close(node)
+        os.eventfd_write(call, 1)
 
 while time.monotonic() < end:
     for path in glob.glob("/dev/uio*"):
@@ -58,17 +74,21 @@ while time.monotonic() < end:
 print(f"used {times} times", flush=True)
 """
 
-# Maps the window, and then maps and reads it again in a loop.
+# Maps the window, and then maps and reads it again in a loop: by the UIO node, or by a
+# window file.
 PUT_IN = """
-import mmap, os, signal, sys
+import fcntl, mmap, os, signal, sys
 signal.alarm(120)
-node = os.open(sys.argv[1], os.O_RDWR)
+file, offset = os.open(sys.argv[1], os.O_RDWR), mmap.PAGESIZE
+if sys.argv[2] == "window":
+    file = fcntl.ioctl(os.open("/dev/uio_vhostpci", os.O_RDWR), 0xA700, file)
+    offset = 0
 size = 16 * 2**20
-window = mmap.mmap(node, size, offset=mmap.PAGESIZE)
+window = mmap.mmap(file, size, offset=offset)
 print("maps", flush=True)
 while True:
     try:
-        with mmap.mmap(node, size, offset=mmap.PAGESIZE) as again:
+        with mmap.mmap(file, size, offset=offset) as again:
             for at in range(0, size, 2**18):
                 again[at]
     except OSError:
@@ -133,21 +153,22 @@ def test_removed_and_loaded_while_programs_come_and_go(slave: Slave) -> None:
         )
 
 
-def test_unbound_while_pages_are_put_in(slave: Slave) -> None:
+@pytest.mark.parametrize("by", ["node", "window"])
+def test_unbound_while_pages_are_put_in(slave: Slave, by: str) -> None:
     place = node.address(slave.vm)
     for _ in range(10):
-        job = putting_in(slave, place)
+        job = putting_in(slave, place, by)
         slave.vm.run(f"sleep 0.3; echo {place} > {node.DRIVER}/unbind")
         assert job.wait(60) == SIGBUS, job.output()
         slave.vm.run(f"echo {place} > {node.DRIVER}/bind")
 
 
-def putting_in(slave: Slave, place: str) -> Job:
+def putting_in(slave: Slave, place: str, by: str) -> Job:
     """Start a program that makes page faults in the window in a loop."""
     vm = slave.vm
     vm.put("/tmp/put_in.py", PUT_IN.encode())
     name = vm.run(f"ls /sys/bus/pci/devices/{place}/uio").stdout.strip()
-    job = vm.spawn(["python3", "/tmp/put_in.py", f"/dev/{name}"])
+    job = vm.spawn(["python3", "/tmp/put_in.py", f"/dev/{name}", by])
     job.wait_said("maps")
     return job
 
