@@ -111,9 +111,7 @@ class Device:
         self._loop = loop
         self._log = peer_log
         self._relays = relays
-        self.doorbell = (
-            left.kept.eventfd(left.state.doorbell) if left else Notifier.new()
-        )
+        self.doorbell = _doorbell(left)
         self._debounce = Debounce(loop, self._settle)
         self._handover = self._new_handover()
         self._replacing = False
@@ -595,3 +593,7 @@ class Device:
         self.publisher.reformat()
         self._renew_running()
         self._publish()
+
+
+def _doorbell(left: DeviceLeft | None) -> Notifier:
+    return left.kept.eventfd(left.state.doorbell) if left else Notifier.new()
