@@ -198,7 +198,7 @@ def test_heir_serves_what_the_file_says_when_it_takes_over(
         assert answers(master)
         os.kill(daemon.serving, signal.SIGKILL)
         assert answers(master)
-    assert daemon.said("c: goes on where an earlier daemon has ended") == 1
+    daemon.wait_log("c: goes on where an earlier daemon has ended")
     assert daemon.end() == 0
 
 

@@ -42,13 +42,27 @@ def helpers(lab: Lab) -> list[int]:
     return [int(child) for child in children.split()]
 
 
-def test_serving_agent_has_no_capability_in_any_thread(shared: Lab) -> None:
-    threads = list(Path(f"/proc/{shared.agent.process.pid}/task").iterdir())
+def check_threads(lab: Lab) -> None:
+    """Check that no thread of the agent may do anything that another user may not."""
+    threads = list(Path(f"/proc/{lab.agent.process.pid}/task").iterdir())
     assert len(threads) > 1
     for thread in map(status, threads):
         for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
             assert thread[name] == "0" * 16, (thread["Name"], name)
         assert thread["NoNewPrivs"] == "1"
+
+
+def test_serving_agent_has_no_capability_in_any_thread(shared: Lab) -> None:
+    check_threads(shared)
+
+
+def test_log_that_began_before_has_no_capability_either(lab: Lab) -> None:
+    """Making a bridge is logged, by a thread, while the agent may still make one."""
+    lab.start_daemon()
+    agent = lab.start_agent_by(lab.agent_argv("--bridge", "br0"))
+    agent.wait_log("TAP ")
+    assert agent.said("made bridge br0")
+    check_threads(lab)
 
 
 def test_only_helper_of_an_agent_with_a_socket_makes_taps(shared: Lab) -> None:

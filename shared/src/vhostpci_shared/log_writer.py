@@ -70,16 +70,29 @@ class LogWriter(logging.Handler):
                 # say so, and the program goes on without a log.
                 continue
 
+    def rest(self) -> bool:
+        """End the thread until there is another line; return whether it has ended.
+
+        What a thread may do is the thread's own: one that was started before its
+        process gives rights up would keep them.  `LAST` seconds at most.
+        """
+        if self._thread is None:
+            return True
+        self._report_left_out()
+        self._lines.put(None)
+        self._thread.join(LAST)
+        if self._thread.is_alive():
+            return False
+        self._thread = None
+        return True
+
     def close(self) -> None:
         """Wait for the lines that are not written yet, `LAST` seconds at most.
 
         If that is not enough, nothing that the program writes there later will block.
         """
         super().close()
-        if self._thread is not None:
-            self._report_left_out()
-            self._lines.put(None)
-            self._thread.join(LAST)
+        self.rest()
         # Not only if the thread is stuck: it may never have had anything to write.
         if not _writable(self._fd):
             _discard_output(self._fd)

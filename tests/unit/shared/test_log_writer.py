@@ -132,3 +132,25 @@ def test_line_that_a_pipe_takes_in_parts_is_written_whole(pipe: Pipe) -> None:
     reader.join(TIMEOUT)
     pipe.write_end = os.open(os.devnull, os.O_WRONLY)
     assert list(map(len, found)) == [1 << 20]
+
+
+def test_thread_rests_until_there_is_another_line(pipe: Pipe) -> None:
+    """What was logged before is written by then, and what comes later as well."""
+    pipe.log.warning("before")
+    assert pipe.writer.rest()
+    assert threading.active_count() == 1
+    assert os.read(pipe.read_end, 4096) == b"before\n"
+    assert pipe.writer.rest()
+    pipe.log.warning("after")
+    pipe.writer.close()
+    assert os.read(pipe.read_end, 4096) == b"after\n"
+
+
+def test_thread_that_is_stuck_cannot_rest(pipe: Pipe) -> None:
+    pipe.fill()
+    pipe.log.warning("a line")
+    assert not pipe.writer.rest()
+    os.set_blocking(pipe.read_end, False)
+    while os.read(pipe.read_end, 65536).endswith(b"\n\n"):
+        continue
+    pipe.writer.close()

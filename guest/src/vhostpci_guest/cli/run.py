@@ -44,8 +44,6 @@ def run(arguments: argparse.Namespace) -> None:
     """
     choice = arguments.data_plane or data_plane_choice.AUTOMATIC
     choice.check(arguments)
-    if choice.reason:
-        log.info("data plane %s: %s", choice.kind, choice.reason)
     wanted, joined = _rules(arguments), _bridge(arguments)
     user = separation.choose_user(arguments)
     raise_descriptor_limit()
@@ -100,6 +98,8 @@ def _ports(
     Raises:
         Unusable: this machine lacks something for the data plane.
     """
+    if choice.reason:
+        log.info("data plane %s: %s", choice.kind, choice.reason)
     sockets = choice.socket_ports(helpers.sockets, confine=can_confine())
     return sockets or _taps(arguments, choice, rules, joined, helpers)
 

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+from vhostpci_shared.log_writer import LogWriter
+
 from ..dataplane.vhost_user.sockets import (
     LocalSockets,
     RemoteSockets,
@@ -140,8 +142,11 @@ def give_up(wanted: user.User | None, *, asked: bool) -> None:
         asked: whether the command line names the user.
 
     Raises:
-        Unusable: we may not become the user that was asked for.
+        Unusable: we may not become the user that was asked for, or a thread would keep
+            its rights.
     """
+    _rest_log()
+    warning = ""
     process.bound(frozenset())
     if wanted is not None and wanted.uid != os.geteuid():
         try:
@@ -150,6 +155,19 @@ def give_up(wanted: user.User | None, *, asked: bool) -> None:
             why = f"cannot become the user {wanted.name}: {error.strerror}"
             if asked:
                 raise Unusable(f"--user {wanted.name}: {why}") from None
-            log.warning("%s; going on as root, without capabilities", why)
+            warning = f"{why}; going on as root, without capabilities"
     process.limit(frozenset())
     process.hide_memory()
+    if warning:
+        log.warning("%s", warning)
+
+
+def _rest_log() -> None:
+    """End the log's thread, which may have begun: the next one has no rights.
+
+    Raises:
+        Unusable: what it has to write is not read.
+    """
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LogWriter) and not handler.rest():
+            raise Unusable("standard error is not read: read it, or send it to a file")
