@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.vm import dpdk, pair, qemus, switch, traffic
+from tests.vm.data_planes import RING, VHOST_NET, VHOST_USER
 from tests.vm.harness import Vm
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Pair, Slave
 from tests.vm.show import (
@@ -32,7 +33,6 @@ from tests.vm.show import (
     table,
 )
 from tests.vm.traffic import Ping
-from vhostpci_guest.dataplane.kinds import RING, VHOST_NET, VHOST_USER
 
 Keep = Callable[[Sequence[Vm]], None]
 

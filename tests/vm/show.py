@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tests.vm import qemu
+from tests.vm.data_planes import RING
 from tests.vm.harness import Vm
 from tests.vm.image import CHECKOUT
 from tests.vm.traffic import Ping
-from vhostpci_guest.dataplane.kinds import RING
 
 LOGS = CHECKOUT / "logs" / "demo"
 

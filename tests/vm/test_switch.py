@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.vm import switch
+from tests.vm.data_planes import RING, VHOST_NET
 from tests.vm.show import Progress
-from vhostpci_guest.dataplane.kinds import RING, VHOST_NET
 
 pytestmark = pytest.mark.vm
 
