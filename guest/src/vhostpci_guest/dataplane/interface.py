@@ -332,6 +332,21 @@ def check_base(base: int, device: int, regions: Sequence[MemRegion]) -> None:
         )
 
 
+def locate(at: int, size: int, regions: Sequence[MemRegion]) -> int | None:
+    """Return where guest memory is mapped; None if no region has all of it.
+
+    Args:
+        at: guest-physical address.
+        size: in bytes.
+        regions: the master's memory.
+    """
+    for region in regions:
+        inside = at - region.guest_addr
+        if 0 <= inside <= region.size - size:
+            return region.host_addr + inside
+    return None
+
+
 def used_index(device: int, regions: Sequence[MemRegion]) -> int:
     """Read a split ring's used index from the master's memory.
 
@@ -390,10 +405,9 @@ def _check_new(ring: md.Ring, regions: Sequence[MemRegion]) -> None:
 
 def _load16(at: int, regions: Sequence[MemRegion], what: str) -> int:
     """Load 16 bits of the master's memory."""
-    for region in regions:
-        inside = at - region.guest_addr
-        # An odd address is refused: only an aligned 16-bit load is a single one, and
-        # the index may change while it is read.
-        if at % 2 == 0 and 0 <= inside <= region.size - 2:
-            return ctypes.c_uint16.from_address(region.host_addr + inside).value
-    raise RingRefused(f"{what} is not in the memory table")
+    # An odd address is refused: only an aligned 16-bit load is a single one, and the
+    # index may change while it is read.
+    address = locate(at, 2, regions) if at % 2 == 0 else None
+    if address is None:
+        raise RingRefused(f"{what} is not in the memory table")
+    return ctypes.c_uint16.from_address(address).value

@@ -44,6 +44,7 @@ from .interface import (
     RingRefused,
     RingStatus,
     Stats,
+    locate,
     used_index,
 )
 from .vhost_kernel import RING_FEATURES, VhostNet
@@ -267,13 +268,13 @@ class VhostNetPlane:
         )
 
     def _at(self, address: int, size: int) -> int:
-        for region in self._memory:
-            inside = address - region.guest_addr
-            if 0 <= inside <= region.size - size:
-                return region.host_addr + inside
-        raise RingRefused(
-            f"{size} bytes of it at {address:#x} do not lie within one memory region"
-        )
+        found = locate(address, size, self._memory)
+        if found is None:
+            raise RingRefused(
+                f"{size} bytes of it at {address:#x} do not lie within one memory "
+                "region"
+            )
+        return found
 
     def _run(self, index: int, conf: RingConf, addresses: tuple[int, int, int]) -> None:
         """Give a ring to the kernel."""

@@ -13,7 +13,7 @@ from vhostpci_shared import vhost_user as vu
 from vhostpci_shared import virtio
 from vhostpci_shared.vhost_user import Payload, Request
 
-from ..interface import MemRegion, RingConf, RingRefused
+from ..interface import MemRegion, RingConf, RingRefused, locate
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def check_areas(conf: RingConf, regions: Sequence[MemRegion]) -> None:
         *_rings(conf),
     )
     for name, start, size in areas:
-        if not any(_inside(start, size, region) for region in regions):
+        if locate(start, size, regions) is None:
             raise RingRefused(f"its {name} at {start:#x} is not in the memory table")
 
 
@@ -113,8 +113,3 @@ def _rings(conf: RingConf) -> tuple[tuple[str, int, int], ...]:
         ("avail ring", conf.driver, extra + virtio.AVAIL_ENTRY * conf.size),
         ("used ring", conf.device, extra + virtio.USED_ENTRY * conf.size),
     )
-
-
-def _inside(start: int, size: int, region: MemRegion) -> bool:
-    at = start - region.guest_addr
-    return 0 <= at <= region.size - size

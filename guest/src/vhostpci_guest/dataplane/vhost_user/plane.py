@@ -36,6 +36,7 @@ from ..interface import (
     RingStatus,
     Stats,
     Stopping,
+    locate,
     used_index,
 )
 from .approach import Approach
@@ -406,7 +407,5 @@ class VhostUserPlane:
 def _avail_idx_address(conf: RingConf, regions: Sequence[MemRegion]) -> int:
     """Return where the ring's avail idx is mapped; 0 if it is not in the memory."""
     at = conf.driver + 2  # VIRTIO, "The Virtqueue Available Ring": le16 flags, le16 idx
-    for region in regions:
-        if at % 2 == 0 and 0 <= at - region.guest_addr <= region.size - 2:
-            return region.host_addr + at - region.guest_addr
-    return 0
+    found = locate(at, 2, regions) if at % 2 == 0 else None
+    return 0 if found is None else found
