@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ..dataplane import tx_methods
 from ..errors import Unusable
 from ..pci.binding_names import AUTO, NAMES
+from .machine import check_machine
 
 if TYPE_CHECKING:
     from ..privileges.user import User
@@ -110,7 +111,7 @@ def _poll_us(text: str) -> int:
     return int(text)
 
 
-def add_run_options(run: argparse.ArgumentParser) -> None:
+def add_run(run: argparse.ArgumentParser) -> None:
     """Add the options of `run` to its parser."""
     # A slave process has no PCI devices, and a slave VM has no socket of the daemon's.
     where = run.add_mutually_exclusive_group()
@@ -147,6 +148,15 @@ def add_run_options(run: argparse.ArgumentParser) -> None:
     _add_tap(run)
     _add_addresses(run)
     _add_workers(run)
+    run.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    # Before the import: on another machine the ring driver may not have been built.
+    check_machine()
+    from .run import run
+
+    run(arguments)
 
 
 def _add_data_plane(run: argparse.ArgumentParser) -> None:

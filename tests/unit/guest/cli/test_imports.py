@@ -55,6 +55,7 @@ def imported_by(*arguments: str) -> set[str]:
         ["stats"],
         ["--help"],
         ["run", "--help"],
+        ["stats", "--help"],
         ["--version"],
     ],
     ids=" ".join,

@@ -92,9 +92,8 @@ def test_refused_argument_says_why(capsys: Say) -> None:
 
 
 def test_address_may_be_given_more_than_once() -> None:
-    arguments = parser().parse_args(
-        ["run", "--address", "10.0.0.1/24", "--address", "fd00::1/64"]
-    )
+    words = ["run", "--address", "10.0.0.1/24", "--address", "fd00::1/64"]
+    arguments = parser(words).parse_args(words)
     assert list(map(str, arguments.address)) == ["10.0.0.1/24", "fd00::1/64"]
 
 
