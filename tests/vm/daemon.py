@@ -155,6 +155,10 @@ class _Program:
         """Return whether the process has not ended."""
         return self._process.poll() is None
 
+    def control(self, name: str) -> Path:
+        """The control socket of a device."""
+        return self.run_dir / f"{name}.control"
+
     def command(self, verb: str, *words: str) -> str:
         """Run a command of `vhostpci-host` to its end; return what it prints."""
         done = subprocess.run(

@@ -19,10 +19,11 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.vm import dpdk, pair, qemus, switch, traffic
+from tests.vm import dpdk, packets, pair, qemus, switch, traffic
 from tests.vm.data_planes import RING, VHOST_NET, VHOST_USER
 from tests.vm.harness import Vm
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Pair, Slave
+from tests.vm.scene import PairScene, State, SwitchScene
 from tests.vm.show import (
     LOGS,
     Outcome,
@@ -32,6 +33,7 @@ from tests.vm.show import (
     rate_text,
     table,
 )
+from tests.vm.stage import LogLines, Stage
 from tests.vm.traffic import Ping
 
 Keep = Callable[[Sequence[Vm]], None]
@@ -71,23 +73,44 @@ class Report(Outcome):
 AnyReport = Report | switch.Report
 
 
-def perform(link: Pair, report: Report, say: Callable[[str], None]) -> None:
+TRY_NEXT = (
+    ("make demo ARGS=--keep", "leave the VMs running, with a console on each"),
+    ("make demo ARGS=--switch", "a switch VM whose cards come and go"),
+    ('make demo ARGS="--data-plane vhost-net"', "the slave's kernel moves the packets"),
+    ("README.md", "two VMs of your own, in five minutes"),
+)
+"""What to do after the demo, and what that shows."""
+
+
+def perform(link: Pair, report: Report, say: Progress) -> None:
     """Run the steps of the demo, with two VMs and a running agent."""
-    say("ping both ways")
+    say(
+        "ping both ways",
+        "from the master's virtio-net card to the slave's TAP, and back",
+    )
     link.master.configure()
     link.wait_link()
+    say.set(State.THERE, "link")
     report.ping = link.ping_both_ways(apart=True)
     _measure(link, report, say)
-    say("unloading and loading the master's driver, ping again")
+    say(
+        "unloading and loading the master's driver, ping again",
+        "a master may do that, or reboot, at any time: the link comes back",
+    )
+    say.set(State.COMING, "link")
     link.master.reload_driver()
     link.master.configure()
     link.wait_link()
+    say.set(State.THERE, "link")
     report.ping_after_reload = link.ping_both_ways(apart=True)
 
 
-def _measure(link: Pair, report: Report, say: Callable[[str], None]) -> None:
+def _measure(link: Pair, report: Report, say: Progress) -> None:
     with traffic.iperf_server(link.slave):
-        say("iperf3: TCP from master to slave")
+        say(
+            "iperf3: TCP from master to slave",
+            "each packet is copied once, by the slave, from the master's memory",
+        )
         report.tcp_up_mbps = round(traffic.tcp(link.master, SLAVE_ADDRESS, SECONDS), 1)
         say("iperf3: UDP from master to slave")
         report.udp_mbps = round(traffic.udp(link.master, SLAVE_ADDRESS, SECONDS), 1)
@@ -99,7 +122,7 @@ def _measure(link: Pair, report: Report, say: Callable[[str], None]) -> None:
 
 
 def _booted(
-    report: Report, progress: Progress, *, module: bool
+    report: Report, progress: Stage, *, module: bool
 ) -> AbstractContextManager[Pair]:
     """Boot both VMs, with the programs that the data plane needs."""
     boot = dpdk.booted if report.data_plane == VHOST_USER else pair.booted
@@ -113,12 +136,24 @@ def _served(report: Report, slave: Slave) -> AbstractContextManager[object]:
     return slave.agent(report.bind, "--data-plane", report.data_plane)
 
 
-def run(report: Report, progress: Progress, keep: Keep) -> None:
+def _crossed(link: Pair) -> dict[str, int]:
+    """Return the packets of each direction; raises OSError if that is not known."""
+    up, down = packets.crossed(link.daemon.control(link.daemon.name))
+    return {"up": up, "down": down}
+
+
+def run(report: Report, progress: Stage, keep: Keep) -> None:
     """Boot the VMs, run the steps, and call ``keep`` before the VMs end."""
     with _booted(report, progress, module=report.bind == "kmod") as link:
         report.kernel = link.slave.kernel
-        progress(f"vhostpci-guest in the slave, bound by {report.bind}")
+        progress.follow(lambda: _crossed(link))
+        progress(
+            f"vhostpci-guest in the slave, bound by {report.bind}",
+            "the master's memory is a PCI device there, and its rings are in it",
+        )
+        progress.set(State.COMING, "agent")
         with _served(report, link.slave):
+            progress.set(State.THERE, "agent")
             try:
                 perform(link, report, progress)
             except Exception as error:
@@ -160,39 +195,50 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _conclude(report: AnyReport, target: Path | None) -> None:
-    """Print the table, write the JSON, and say where to look for what failed."""
+def _conclude(stage: Stage, report: AnyReport, target: Path | None) -> None:
+    """Print the results and what to try next, or where to look for what failed."""
+    stage.rest()
+    if not stage.is_live:
+        print(f"\n{stage.drawing()}")
     print(f"\n{report.text()} after {report.seconds:.0f} s", flush=True)
     if target:
         target.write_text(json.dumps(asdict(report), indent=2) + "\n")
-    if not report.ok:
+    if report.ok:
+        lines = [f"  {command:40}{shows}" for command, shows in TRY_NEXT]
+        print("\n".join(["\ntry next", *lines]), flush=True)
+    else:
         print(f"{report.error or 'packets were lost'}\nlogs: {LOGS}", file=sys.stderr)
 
 
-def _attempt(arguments: argparse.Namespace, report: AnyReport) -> None:
+def _attempt(arguments: argparse.Namespace, report: AnyReport, stage: Stage) -> None:
     """Run the demo; an error is noted in the report."""
-    progress = Progress()
+    concluded = False
 
     def keep(vms: Sequence[Vm]) -> None:
+        nonlocal concluded
         if arguments.keep:
-            _conclude(report, arguments.json)
+            _conclude(stage, report, arguments.json)
+            concluded = True
             leave_running(vms)
 
     try:
         if isinstance(report, switch.Report):
-            switch.run(report, LOGS, progress, keep)
+            switch.run(report, LOGS, stage, keep)
         else:
-            run(report, progress, keep)
+            run(report, stage, keep)
     except Exception as error:
         report.fail(error)
-    report.finish(progress.seconds())
-    _conclude(report, arguments.json)
+    report.finish(stage.seconds())
+    if not concluded:
+        _conclude(stage, report, arguments.json)
 
 
 def main() -> int:
     """Run the demo; the exit status says whether all is well."""
     arguments = _parse()
-    logging.basicConfig(format="          %(message)s", level=logging.INFO)
+    facts = {"bind": arguments.bind, "data_plane": arguments.data_plane}
+    stage = Stage((SwitchScene if arguments.switch else PairScene)(facts=facts))
+    logging.basicConfig(level=logging.INFO, handlers=[LogLines(stage)])
     # As Ctrl-C: everything is taken down on the way out.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     shutil.rmtree(LOGS, ignore_errors=True)
@@ -202,9 +248,10 @@ def main() -> int:
         print("--switch: vhost-user is for two VMs only", file=sys.stderr)
         return 2
     kind = switch.Report if arguments.switch else Report
-    report = kind(bind=arguments.bind, data_plane=arguments.data_plane)
+    report = kind(**facts)
     try:
-        _attempt(arguments, report)
+        with stage:
+            _attempt(arguments, report, stage)
     except KeyboardInterrupt:
         print("\nended", flush=True)
         return 0 if report.ok else 130

@@ -8,7 +8,7 @@ testpmd forwards all packets between the master's card and a TAP that it makes.
 """
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from tests.vm import pair
 from tests.vm.addons import DPDK
 from tests.vm.harness import Job
 from tests.vm.pair import SLAVE_ADDRESS, TAP, Pair, Slave
+from tests.vm.show import SILENT, Progress
 
 SOCKET = "/run/back-end.sock"
 DATA_PLANE = ("--data-plane", f"vhost-user:{SOCKET}")
@@ -36,7 +37,7 @@ BOOTS = 120.0
 
 @contextmanager
 def booted(
-    logs: Path, say: Callable[[str], None] = lambda _: None, *, module: bool = False
+    logs: Path, say: Progress = SILENT, *, module: bool = False
 ) -> Iterator[Pair]:
     """Both VMs, without an agent; the master is offered what DPDK can do."""
     with pair.booted(logs, say, module=module, features="dpdk", addons=[DPDK]) as link:

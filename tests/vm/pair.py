@@ -9,7 +9,7 @@ virtio-net                                   vhostpci-guest
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ from tests.vm.channel import GuestError
 from tests.vm.daemon import CARRIER_STAYS, Daemon
 from tests.vm.harness import Job, Vm
 from tests.vm.kernels import THIS_DEBIAN, Kernel
+from tests.vm.scene import State
+from tests.vm.show import SILENT, Progress
 
 MASTER_ADDRESS = "10.77.0.1"
 SLAVE_ADDRESS = "10.77.0.2"
@@ -164,7 +166,7 @@ def make(
 @contextmanager
 def booted(
     logs: Path,
-    say: Callable[[str], None] = lambda _: None,
+    say: Progress = SILENT,
     kernel: Kernel = THIS_DEBIAN,
     *,
     module: bool = False,
@@ -174,7 +176,10 @@ def booted(
     addons: Sequence[Addon] = (),
 ) -> Iterator[Pair]:
     """The daemon and both VMs, waiting for commands; no agent runs."""
-    say("starting the daemon")
+    say(
+        "starting the daemon",
+        "vhostpci-host makes the master's memory, and introduces the two VMs",
+    )
     with Daemon(
         "demo",
         memory="512M",
@@ -185,8 +190,12 @@ def booted(
         master, slave = make(
             daemon, logs, kernel, module=module, packed=packed, addons=addons
         )
-        say("booting both VMs")
+        say.set(State.THERE, "daemon")
+        say("booting both VMs", "stock QEMU and Debian's kernel: nothing is patched")
+        say.set(State.COMING, "master", "slave")
         with slave, master:
             slave.wait_ready()
+            say.set(State.THERE, "slave")
             master.wait_ready()
+            say.set(State.THERE, "master")
             yield Pair(daemon, master, slave)

@@ -3,13 +3,14 @@
 
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tests.vm import qemu
 from tests.vm.data_planes import RING
 from tests.vm.harness import Vm
 from tests.vm.image import CHECKOUT
+from tests.vm.scene import State
 from tests.vm.traffic import Ping
 
 LOGS = CHECKOUT / "logs" / "demo"
@@ -54,12 +55,29 @@ class Progress:
     def __init__(self) -> None:
         self._start = time.monotonic()
 
-    def __call__(self, text: str) -> None:
+    def __call__(self, text: str, why: str = "") -> None:
+        """Print that a step begins; `why` says what it shows, and is for people."""
         print(f"[{self.seconds():5.1f} s] {text}", flush=True)
+
+    def set(self, state: State, *parts: str) -> None:
+        """Note the state of parts of the drawing, of which there is none here."""
+
+    def follow(self, count: Callable[[], Mapping[str, int]]) -> None:
+        """Note where packets are counted, which are not shown here."""
 
     def seconds(self) -> float:
         """Seconds since the start."""
         return time.monotonic() - self._start
+
+
+class Silent(Progress):
+    """Prints nothing."""
+
+    def __call__(self, text: str, why: str = "") -> None:
+        """Print nothing."""
+
+
+SILENT = Silent()
 
 
 def leave_running(vms: Sequence[Vm]) -> None:

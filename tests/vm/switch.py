@@ -15,11 +15,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.vm import image, memory, qemu, traffic, wheels
+from tests.vm import image, memory, packets, qemu, traffic, wheels
 from tests.vm.daemon import Device, Fleet
 from tests.vm.harness import Vm
 from tests.vm.pair import Master, Slave
-from tests.vm.show import Outcome, Progress, ping_text, rate_text, table
+from tests.vm.scene import State
+from tests.vm.show import SILENT, Outcome, Progress, ping_text, rate_text, table
 from tests.vm.traffic import Ping
 
 FIRST, LATE = ("a", "b", "c"), "d"
@@ -133,30 +134,44 @@ class Switch:
 
 @contextmanager
 def booted(
-    logs: Path, say: Callable[[str], None] = lambda _: None, *, module: bool = False
+    logs: Path, say: Progress = SILENT, *, module: bool = False
 ) -> Iterator[Switch]:
     """The switch VM without an agent, and the daemon with three devices."""
-    say("booting the switch VM")
+    say(
+        "booting the switch VM",
+        "it has no card yet: each master brings one when it connects",
+    )
+    say.set(State.COMING, "switch")
     guest = image.build(wheels.guest_wheels(), module=module)
     args = qemu.ports(PORTS, "512M")
     with ExitStack() as stack:
         vm = Slave("switch", guest, logs=logs, args=args, memory="384M", iommu=True)
         stack.enter_context(vm)
         vm.wait_ready()
+        say.set(State.THERE, "switch")
         fleet = Fleet(FIRST, logs=logs, slave_qmp=vm.run_dir / "slave-qmp")
         switch = Switch(vm, stack.enter_context(fleet), logs)
+        say.set(State.THERE, "daemon")
         stack.callback(switch.close)
         yield switch
 
 
-def perform(switch: Switch, report: Report, say: Callable[[str], None]) -> None:
+def perform(switch: Switch, report: Report, say: Progress) -> None:
     """Run the steps of the demo; the agent runs in the switch VM."""
-    say(f"booting the masters {', '.join(FIRST)}; the switch gets their cards")
+    say(
+        f"booting the masters {', '.join(FIRST)}; the switch gets their cards",
+        "the daemon plugs a PCI device into the switch for each master's memory",
+    )
+    say.set(State.COMING, *FIRST)
     for master in [switch.start(switch.fleet.device(name)) for name in FIRST]:
         switch.greet(master)
+        say.set(State.THERE, master.name)
     switch.wait_reachable(*FIRST)
     report.windows["a b c"] = switch.windows()
-    say("ping from each to each")
+    say(
+        "ping from each to each",
+        "no packet touches the hypervisor's network: the bridge is in the switch",
+    )
     for one, other in itertools.permutations(FIRST, 2):
         report.pings[f"{one} to {other}"] = switch.ping(one, other)
     _measure(switch, report, say)
@@ -167,7 +182,7 @@ def perform(switch: Switch, report: Report, say: Callable[[str], None]) -> None:
     report.kicks_relayed = _relayed(switch, "a")
 
 
-def _measure(switch: Switch, report: Report, say: Callable[[str], None]) -> None:
+def _measure(switch: Switch, report: Report, say: Progress) -> None:
     for one, other in (("a", "b"), ("b", "c")):
         say(f"iperf3: TCP from {one} to {other}")
         source, target = switch.masters[one], switch.masters[other]
@@ -176,19 +191,25 @@ def _measure(switch: Switch, report: Report, say: Callable[[str], None]) -> None
         report.tcp_mbps[f"{one} to {other}"] = round(rate, 1)
 
 
-def _kill_and_add(switch: Switch, report: Report, say: Callable[[str], None]) -> None:
+def _kill_and_add(switch: Switch, report: Report, say: Progress) -> None:
     """Kill a master and add one while two others ping each other."""
     a, b = switch.masters["a"], switch.masters["b"]
     with (
         traffic.pinging(a, b.address) as up,
         traffic.pinging(b, a.address) as down,
     ):
-        say("killing c while a and b talk")
+        say(
+            "killing c while a and b talk",
+            "its card is unplugged, and the others lose no packet",
+        )
         switch.kill("c")
+        say.set(State.GONE, "c")
         switch.wait_windows(2 * (len(FIRST) - 1))
         report.windows["a b"] = switch.windows()
-        say("adding d while a and b talk")
+        say("adding d while a and b talk", "a command of the daemon, and no restart")
+        say.set(State.COMING, LATE)
         switch.greet(switch.start(switch.fleet.add(LATE)))
+        say.set(State.THERE, LATE)
         switch.wait_reachable("a", LATE)
         report.windows["a b d"] = switch.windows()
     report.through_kill_and_add = {"a to b": up.result(), "b to a": down.result()}
@@ -197,6 +218,16 @@ def _kill_and_add(switch: Switch, report: Report, say: Callable[[str], None]) ->
 def _relayed(switch: Switch, name: str) -> int:
     rings = switch.fleet.device(name).status()["rings"]
     return sum(int(ring["kicks_relayed"]) for ring in rings)
+
+
+def _crossed(switch: Switch) -> dict[str, int]:
+    """Return how many packets each master has sent and received.
+
+    Raises:
+        OSError: the daemon cannot be asked now.
+    """
+    names = [*switch.masters]
+    return {name: sum(packets.crossed(switch.fleet.control(name))) for name in names}
 
 
 def _agent_options(report: Report) -> list[str]:
@@ -214,7 +245,9 @@ def run(
     with booted(logs, progress, module=report.bind == "kmod") as switch:
         report.kernel = switch.vm.kernel
         progress(f"vhostpci-guest in the switch, a bridge, bound by {report.bind}")
+        progress.follow(lambda: _crossed(switch))
         with switch.vm.waiting_agent(*_agent_options(report)):
+            progress.set(State.THERE, "agent")
             try:
                 perform(switch, report, progress)
             except Exception as error:

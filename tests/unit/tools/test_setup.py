@@ -62,11 +62,14 @@ class Machine:
 
     def make_virtualenv(self) -> None:
         """Have what setup would make in the cache, which is not tested here."""
-        tox = [line for line in SETUP.read_text().splitlines() if "TOX='" in line]
+        lines = SETUP.read_text().splitlines()
+        there = [line for line in lines if line.startswith(("TOX='", "RICH='"))]
+        assert len(there) == 2
         python = subprocess.check_output(["/usr/bin/python3", "--version"], text=True)
         stamp = self.here / "cache/venv/vhostpci-setup"
         stamp.parent.mkdir(parents=True)
-        stamp.write_text(python + tox[0].split("'")[1] + "\n")
+        names = [line.split("'")[1] for line in there]
+        stamp.write_text(python + "\n".join(names) + "\n")
 
     def setup(self, *argv: str) -> subprocess.CompletedProcess[str]:
         """Run tools/setup there."""
