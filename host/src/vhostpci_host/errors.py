@@ -4,6 +4,10 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vhostpci_shared.toml_file import Mistake
 
 
 class HostError(Exception):
@@ -29,8 +33,8 @@ class NoAnswer(HostError):
 class FileError(HostError):
     """A configuration file has mistakes; the text has one line for each."""
 
-    def __init__(self, path: Path, mistakes: Iterable[str]) -> None:
-        super().__init__("\n".join(f"{path}: {text}" for text in mistakes))
+    def __init__(self, path: Path, mistakes: Iterable["Mistake"]) -> None:
+        super().__init__("\n".join(mistake.of(path) for mistake in mistakes))
 
 
 def explain(what: str, path: Path, error: OSError) -> HostError:
@@ -38,6 +42,8 @@ def explain(what: str, path: Path, error: OSError) -> HostError:
     advice = {
         "PermissionError": f"; run as its owner (we are uid {os.geteuid()}), "
         "or choose another directory",
-        "FileNotFoundError": "; make the directory first",
+        "FileNotFoundError": "; write it first, or name another file"
+        if what == "read"
+        else "; make the directory first",
     }.get(type(error).__name__, "")
     return HostError(f"cannot {what} {path}: {error.strerror or error}{advice}")

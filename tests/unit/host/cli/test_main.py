@@ -272,9 +272,9 @@ def test_each_mistake_of_a_file_is_a_line_with_status_1(
     file.write_text(f'run-dir = "{run_dir}"\n[device.a]\n[device.b]\nmemory = "x"')
     assert main([*argv, str(file)]) == 1
     assert capsys.readouterr().err.splitlines() == [
-        f"{file}: device.a: memory is missing: in arena mode give the master's RAM, "
+        f"{file}:2: device.a: memory is missing: in arena mode give the master's RAM, "
         "such as 1G",
-        f"{file}: device.b: memory 'x': write a size such as 512M or 4G",
+        f"{file}:4: device.b: memory 'x': write a size such as 512M or 4G",
     ]
     assert not run_dir.exists()
 

@@ -2,6 +2,8 @@
 """The configuration file: its devices, or one line for each of its mistakes."""
 
 import grp
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -25,12 +27,20 @@ def load(file: Path, text: str) -> ConfigFile:
 
 
 def mistakes(file: Path, text: str) -> list[str]:
-    """Return what is wrong with the file, without its name."""
+    """Return what is wrong with the file, without its name and the lines."""
+    return [said for _, said in placed_mistakes(file, text)]
+
+
+def placed_mistakes(file: Path, text: str) -> list[tuple[int | None, str]]:
+    """Return what is wrong with the file, with the line of each mistake."""
     with pytest.raises(FileError) as error:
         load(file, text)
-    lines = str(error.value).splitlines()
-    assert all(line.startswith(f"{file}: ") for line in lines)
-    return [line.removeprefix(f"{file}: ") for line in lines]
+    found = []
+    for said in str(error.value).splitlines():
+        place = re.match(rf"{re.escape(str(file))}(?::(\d+))?: ", said)
+        assert place, said
+        found.append((int(place[1]) if place[1] else None, said[place.end() :]))
+    return found
 
 
 def test_device_takes_its_options_from_its_table(file: Path) -> None:
@@ -130,6 +140,7 @@ def test_all_mistakes_are_reported_together_those_at_the_top_first(
         [[other]]
     """
     # Then device by device, and within one in the order of the keys.
+    places = [2, 3, 7, 10, 5, 6, 9, 8]
     starts = [
         "sokcet-group: there is no such option; do you mean socket-group?",
         "memory is for one device: move it to [device.NAME]",
@@ -140,9 +151,10 @@ def test_all_mistakes_are_reported_together_those_at_the_top_first(
         "device.b: run-dir is for the whole daemon: move it",
         "device.b: memory is missing",
     ]
-    said = mistakes(file, text)
-    pairs = zip(said, starts, strict=True)
-    assert [line[: len(start)] for line, start in pairs] == starts
+    found = placed_mistakes(file, text)
+    pairs = zip(found, starts, strict=True)
+    assert [said[: len(start)] for (_, said), start in pairs] == starts
+    assert [line for line, _ in found] == places
 
 
 @pytest.mark.parametrize(
@@ -319,7 +331,7 @@ def test_any_bytes_are_accepted_or_each_mistake_has_a_line_with_the_file(
     except FileError as error:
         lines = str(error).splitlines()
         assert lines
-        assert all(line.startswith(f"{path}: ") for line in lines)
+        assert all(line.startswith((f"{path}: ", f"{path}:")) for line in lines)
 
 
 def test_file_that_is_not_utf_8_is_refused_with_the_line(file: Path) -> None:
@@ -329,5 +341,28 @@ def test_file_that_is_not_utf_8_is_refused_with_the_line(file: Path) -> None:
 
 
 def test_missing_configuration_file_is_named(file: Path) -> None:
-    with pytest.raises(HostError, match=f"cannot read {file}: No such file"):
+    with pytest.raises(HostError, match=f"cannot read {file}: .*; write it first"):
+        config_file.load(file)
+
+
+def test_size_without_quotes_is_answered_with_the_quotes(file: Path) -> None:
+    ((line, said),) = placed_mistakes(file, "[device.a]\nmemory = 1G # much")
+    assert (line, said[-len('write memory = "1G"') :]) == (2, 'write memory = "1G"')
+    (said,) = mistakes(file, "[device.a]\nprealloc = yes")
+    assert said.endswith("write prealloc = true")
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with pytest.raises(FileError, match="no regular file"):
+        config_file.load(fifo)
+    with pytest.raises(HostError, match=f"cannot read {tmp_path}: Is a directory"):
+        config_file.load(tmp_path)
+
+
+def test_huge_file_is_not_parsed(file: Path) -> None:
+    with file.open("wb") as large:
+        large.truncate(100 << 20)
+    with pytest.raises(FileError, match="more than 1048576 bytes"):
         config_file.load(file)
