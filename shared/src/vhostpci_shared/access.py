@@ -17,6 +17,7 @@ import sys
 from dataclasses import replace
 
 from . import metadata as md
+from .about import About
 from .barriers import Barriers, installed_barriers
 from .position import Position
 from .wire import ProtocolError
@@ -171,6 +172,10 @@ class Metadata:
         size = Position.layout.size
         return Position.parse(self._read(md.POSITIONS + index * size, size))
 
+    def about(self) -> About:
+        """Read what the agent tells people of itself; it may say anything."""
+        return About.parse(self._read(md.ABOUT, About.layout.size))
+
     # The agent's side.
 
     def header(self) -> md.Header:
@@ -230,6 +235,10 @@ class Metadata:
     def write_agent_ring(self, index: int, ring: md.AgentRing) -> None:
         """Write the agent's entry of ring `index`; call this before `write_agent`."""
         self._write(md.AGENT_RINGS + index * md.AgentRing.layout.size, bytes(ring))
+
+    def write_about(self, about: About) -> None:
+        """Write what the agent tells people of itself."""
+        self._write(md.ABOUT, bytes(about))
 
     def write_position(self, index: int, position: Position) -> None:
         """Write where packed ring `index` stands; call this before `write_agent`.

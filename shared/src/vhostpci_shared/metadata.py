@@ -4,7 +4,7 @@
 The region is how the daemon tells the agent which device to serve, and how the agent
 tells the daemon how far it has come.  It fills the last 64 KiB of window 0.
 `docs/metadata.md` specifies it, and a test compares this module with that text.
-`Position` is in `position.py`.
+`Position` is in `position.py`, `About` in `about.py`.
 `guest/ring/ring_api.h` repeats `Ring` and `Position`, the entries that C uses (a test
 compares them)::
 
@@ -15,6 +15,7 @@ compares them)::
     0x8000  Agent           who serves the device, and how far          agent writes
     0x9000  AgentRing[64]   where each ring stands                      "
     0xa000  Position[64]    where each packed ring goes on              "
+    0xb000  About           what the agent tells people of itself       "
 
 Bytes that have no name are written as zero and never read, so that a later version
 can use them.  Each side treats what the other wrote as hostile: every parser here takes
@@ -47,6 +48,7 @@ DAEMON_END = 0x4000
 AGENT = 0x8000
 AGENT_RINGS = 0x9000
 POSITIONS = 0xA000
+ABOUT = 0xB000
 
 MAX_REGIONS = 256
 MAX_RINGS = 64
@@ -200,7 +202,7 @@ def _state(kind: type[_State], value: int) -> _State:
         ) from None
 
 
-def _text(data: bytes) -> str:
+def safe_text(data: bytes) -> str:
     """Return the text before the first NUL, made safe for a terminal and a log."""
     # The other side chose the bytes.  Escape sequences and line ends would let it
     # write log lines of other devices.
@@ -208,7 +210,7 @@ def _text(data: bytes) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def _bytes(text: str, size: int) -> bytes:
+def limited_bytes(text: str, size: int) -> bytes:
     """Encode `text`, cut to at most `size` bytes between two characters."""
     return text.encode()[:size].decode("utf-8", "ignore").encode()
 
@@ -261,7 +263,7 @@ class Device:
             mtu=mtu,
             region_count=regions,
             ring_count=rings,
-            name=_text(fields[9]),
+            name=safe_text(fields[9]),
         )
 
     def __bytes__(self) -> bytes:
@@ -275,7 +277,7 @@ class Device:
             self.mtu,
             self.region_count,
             self.ring_count,
-            _bytes(self.name, 64),
+            limited_bytes(self.name, 64),
         )
 
 
@@ -469,9 +471,9 @@ class Agent:
             state=_state(AgentState, state),
             vectors=vectors,
             flags=AgentFlag.known(flags),
-            binding=_text(fields[6]),
-            message=_text(fields[7]),
-            data_plane=_text(fields[8]),
+            binding=safe_text(fields[6]),
+            message=safe_text(fields[7]),
+            data_plane=safe_text(fields[8]),
             offers=fields[9],
         )
 
@@ -483,11 +485,11 @@ class Agent:
             self.state,
             self.vectors,
             self.flags,
-            _bytes(self.binding, 16),
+            limited_bytes(self.binding, 16),
             # One byte less than there is room for: the text had more room in the first
             # releases of version 1, and their reader needs the NUL.
-            _bytes(self.message, 183),
-            _bytes(self.data_plane, 16),
+            limited_bytes(self.message, 183),
+            limited_bytes(self.data_plane, 16),
             self.offers,
         )
 

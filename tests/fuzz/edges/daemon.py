@@ -32,7 +32,7 @@ FLAGS = (1, 9, 9, 9, 5, 13, 0, 2, 0xFFFF_FFFD)
 METADATA = (
     *(md.HEADER, md.GENERATION_OFFSET, md.HEARTBEAT_OFFSET, md.DEVICE, md.REGIONS),
     *(md.RINGS, md.AGENT, md.AGENT_GENERATION_OFFSET, md.AGENT_RINGS, md.POSITIONS),
-    *(md.AGENT_GENERATION_OFFSET + 8, md.AGENT_RINGS + 8),  # states
+    *(md.ABOUT, md.AGENT_GENERATION_OFFSET + 8, md.AGENT_RINGS + 8),  # states
 )
 SIGNALS = tuple(kind for kind in KINDS if "event" in kind or "pipe" in kind)
 MOST_CONNECTIONS = 6

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from vhostpci_shared import metadata as md
+from vhostpci_shared.about import About
 from vhostpci_shared.position import Position
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "metadata.md"
@@ -24,6 +25,7 @@ ENTRIES: dict[str, Any] = {
     "Agent": md.Agent,
     "Agent ring": md.AgentRing,
     "Position": Position,
+    "About": About,
 }
 
 
@@ -77,6 +79,7 @@ def test_tables_lie_where_the_document_says_and_do_not_overlap() -> None:
         (md.AGENT, 1, md.Agent),
         (md.AGENT_RINGS, md.MAX_RINGS, md.AgentRing),
         (md.POSITIONS, md.MAX_RINGS, Position),
+        (md.ABOUT, 1, About),
     )
     for offset, count, kind in tables:
         size = f"{count} x " * (count > 1) + f"0x{kind.layout.size:x}"

@@ -30,6 +30,11 @@ class AgentEntry:
         )
 
     @property
+    def instance(self) -> int:
+        """The number by which the daemon knows this agent."""
+        return self._agent.instance
+
+    @property
     def state(self) -> AgentState:
         """Whether the agent serves the device."""
         return self._agent.state

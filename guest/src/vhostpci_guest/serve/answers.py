@@ -41,6 +41,11 @@ class Answers:
         return self._entry.state
 
     @property
+    def instance(self) -> int:
+        """The number by which the daemon knows this agent."""
+        return self._entry.instance
+
+    @property
     def message(self) -> str:
         """Why the agent does not serve the device; else empty."""
         return self._entry.message

@@ -34,6 +34,7 @@ from ..dataplane.interface import Port, RingStatus
 from ..errors import Unusable
 from ..eventfds import drain
 from ..interfaces import Device, Window, Windows
+from .about import about
 from .answers import Answers
 from .carrier import Carrier
 from .daemon_connection import DaemonConnection
@@ -184,6 +185,7 @@ class Link:
         self._set_carrier()
         self._look_after_tap()
         self._speeds.look({md.SLAVE_ID: self.device.window, **self._windows.used})
+        self._tell_about()
         self._answers.beat()
 
     def _look_after_tap(self) -> None:
@@ -199,6 +201,17 @@ class Link:
         except Unusable as why:
             self._answers.answer_failed(str(why))
             raise
+
+    def _tell_about(self) -> None:
+        """Write what people on the hypervisor may want to know of us."""
+        speed = self._speeds.status(md.SLAVE_ID)
+        not_counted = self._rings.summary().get("not_counted", ())
+        self._metadata.write_about(
+            about(
+                *(self._answers.instance, self.device, self.port.status(), not_counted),
+                slow=bool(speed and speed["slow"]),
+            )
+        )
 
     def suspend(self, why: str) -> None:
         """Stop serving until the metadata changes: our machine cannot go on now."""

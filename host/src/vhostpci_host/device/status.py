@@ -4,6 +4,7 @@
 import os
 
 from vhostpci_shared import virtio
+from vhostpci_shared.about import About, AboutFlag
 from vhostpci_shared.virtio import Feature
 from vhostpci_shared.wire import ProtocolError
 
@@ -13,6 +14,15 @@ from ..interfaces import FAILED, Json
 from ..vhost_user.negotiation import offered
 from ..vhost_user.vring import Vring
 from .device import Device
+
+_COUNT_NAMES = {
+    "PACKETS": "packets",
+    "OCTETS": "bytes",
+    "DROPS": "drops",
+    "KICKS": "kicks",
+    "CALLS": "calls",
+}
+"""What the status calls the counts of a ring that an agent may not have."""
 
 
 def describe(
@@ -170,7 +180,9 @@ def _slave(device: Device) -> Json | None:
 
 
 def _agent(device: Device) -> Json:
-    entry = device.agent.entry
+    entry, about = device.agent.entry, device.store.metadata.about()
+    if about.instance != entry.instance:
+        about = About()  # another agent's, or one of an earlier release
     return {
         "present": device.agent.follows,
         "state": entry.state.name.lower(),
@@ -181,6 +193,12 @@ def _agent(device: Device) -> Json:
         "flags": virtio.names(entry.flags),
         "generation": entry.generation,
         "message": entry.message,
+        "instance": entry.instance,
+        "version": about.version or None,
+        "port": about.port or None,
+        "interrupts": AboutFlag.INTERRUPTS in about.flags if about.instance else None,
+        "slow_window": AboutFlag.SLOW in about.flags if about.instance else None,
+        "not_counted": [_COUNT_NAMES[one] for one in virtio.names(about.uncounted)],
     }
 
 

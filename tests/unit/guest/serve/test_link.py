@@ -14,10 +14,12 @@ from tests.fakes.bar import (
     ring,
 )
 from tests.unit.guest.bench import Bench
+from vhostpci_guest import __version__
 from vhostpci_guest.dataplane.interface import RingRefused
 from vhostpci_guest.serve.heartbeat import TICK
 from vhostpci_guest.serve.link import FAST, SLOW
 from vhostpci_shared import metadata as md
+from vhostpci_shared.about import AboutFlag
 from vhostpci_shared.access import Metadata
 from vhostpci_shared.metadata import AgentFlag, AgentRingState, AgentState, RingFlag
 from vhostpci_shared.position import Position
@@ -487,6 +489,16 @@ def test_status_has_the_state_of_each_ring(bench: Bench) -> None:
     assert status["rings"][0]["packets"] == 4
     assert status["rings"][0]["state"] == "running"
     assert status["rings"][0]["stats"]["packets"] == 4
+
+
+def test_agent_tells_people_of_its_version_and_its_port(bench: Bench) -> None:
+    assert bench.link is not None
+    bench.publish(*pair(2))
+    bench.link.tick()
+    said = bench.daemon.metadata.about()
+    assert said.instance == bench.daemon.agent().instance != 0
+    assert (said.version, said.port) == (__version__, "vp0")
+    assert said.flags == AboutFlag.INTERRUPTS
 
 
 def test_suspended_device_runs_no_ring_and_reports_why(

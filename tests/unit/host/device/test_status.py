@@ -7,6 +7,7 @@ from vhostpci_host.cli import print_status
 from vhostpci_host.device.status import describe, state
 from vhostpci_host.interfaces import Json
 from vhostpci_shared import vhost_user as vu
+from vhostpci_shared.about import About, AboutFlag, Uncounted
 from vhostpci_shared.metadata import AgentFlag, AgentRingState
 from vhostpci_shared.vhost_user import Request
 from vhostpci_shared.virtio import Feature
@@ -116,3 +117,28 @@ def test_slave_that_does_not_know_the_masters_udp_segments_is_told_of(
     front_end.send(Request.SET_FEATURES, vu.U64(front_end.features))
     scene.settle()
     assert line not in print_status.text(describe(scene.device))
+
+
+def test_what_an_agent_tells_of_itself_is_shown_while_it_is_that_agents(
+    scene: Scene,
+) -> None:
+    agent = scene.agent(scene.slave())
+    scene.running()
+    entry = About(
+        instance=1,
+        uncounted=Uncounted.OCTETS,
+        flags=AboutFlag.SLOW,
+        version="1.2",
+        port="net7",
+    )
+    agent.metadata.write_about(entry)
+    scene.settle()
+    said = describe(scene.device)["agent"]
+    assert (said["version"], said["port"]) == ("1.2", "net7")
+    assert (said["interrupts"], said["slow_window"]) == (False, True)
+    assert said["not_counted"] == ["bytes"]
+    agent.say(instance=2)
+    scene.settle()
+    said = describe(scene.device)["agent"]
+    assert (said["version"], said["port"], said["not_counted"]) == (None, None, [])
+    assert said["interrupts"] is None
