@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from vhostpci_shared import log_options
 from vhostpci_shared.limits import no_descriptors, shortage
 from vhostpci_shared.log_writer import LogWriter
 
@@ -48,12 +49,11 @@ def parser(words: Sequence[str]) -> argparse.ArgumentParser:
         description="Serves another VM's virtio-net card behind a TAP.",
     )
     top.add_argument("--version", action="version", version=__version__)
-    top.add_argument(
-        "-v", "--verbose", action="store_true", help="say more on standard error"
-    )
+    log_options.add_to(top)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module, text) in _COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
+        log_options.add_to(command)
         # A word that only looks like a command, such as a TAP named "run", costs an
         # import and does no harm.
         if name in words:
@@ -68,12 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser(words).parse_args(words)
     # The libraries' own debug and info lines are never shown, with -v or without.
     # Ours go to standard error, so that standard output has the result only.
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="vhostpci-guest: %(message)s",
-        handlers=[LogWriter()],
+    writer = LogWriter()
+    writer.setFormatter(
+        log_options.formatter_of(arguments, "vhostpci-guest", dated=False)
     )
-    log.setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
+    logging.basicConfig(level=logging.WARNING, handlers=[writer])
+    log.setLevel(log_options.level_of(arguments))
     try:
         arguments.run(arguments)
     except UsageError as error:
@@ -82,6 +82,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Unusable, OSError) as error:
         short = shortage(error)
         text = no_descriptors(short) if short else error
-        log.error("%s", text, exc_info=arguments.verbose)
+        log.error("%s", text, exc_info=log.isEnabledFor(logging.DEBUG))
         return 1
     return 0

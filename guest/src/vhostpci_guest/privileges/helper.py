@@ -113,8 +113,10 @@ def _run(
     process.set_name(name)
     for number in _ENDED_BY_AGENT:
         signal.signal(number, signal.SIG_IGN)
-    # The agent's log has a thread, which is not here.
-    logging.getLogger().handlers = [LogWriter()]
+    # The agent's log has a thread, which is not here.  Its form stays.
+    writer = LogWriter()
+    writer.setFormatter(next((h.formatter for h in logging.getLogger().handlers), None))
+    logging.getLogger().handlers = [writer]
     os.chdir("/")
     _close_all_but(sock.fileno())
     process.limit(keep)

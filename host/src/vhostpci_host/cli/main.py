@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from vhostpci_shared import log_options
+
 from .. import __version__
 from ..config.device import ConfigError
 from ..errors import FileError, HostError
@@ -47,9 +49,11 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     capabilities.add_option(parser)
+    log_options.add_to(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module, text) in _COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
+        log_options.add_to(command)
         # A word that only looks like a command, such as a device named "run", costs
         # an import and does no harm.
         if name in argv:
@@ -72,13 +76,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A ConfigError here comes from the command line: a file's are in its FileError.
     # argparse exits with 2 for a wrong option, so we do for a wrong combination.
     except (Usage, ConfigError) as error:
-        print(f"vhostpci-host: {error}", file=sys.stderr)
+        _say(words, error)
         return 2
     except HostError as error:
-        print(f"vhostpci-host: {error}", file=sys.stderr)
+        _say(words, error)
         return 1
     except BrokenPipeError:
         # The reader of our output (`head`, a pager) has ended, as a user may well want.
         # Print no traceback about it.
         return 1
     return 0
+
+
+def _say(words: Sequence[str], error: HostError) -> None:
+    """Print why the command failed, in the form of the log."""
+    print(log_options.error_line(words, "vhostpci-host", str(error)), file=sys.stderr)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 
+from vhostpci_shared import log_options
 from vhostpci_shared.barriers import NoBarriers, installed_barriers
 from vhostpci_shared.log_writer import LogWriter
 
@@ -66,7 +67,6 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fd", type=int, metavar="N", help="inherited vhost-user socket"
     )
-    parser.add_argument("-v", "--verbose", action="store_true", help="log more")
     capabilities.add_option(parser)
     parser.set_defaults(run=_run)
 
@@ -91,7 +91,7 @@ def _run(args: argparse.Namespace) -> None:
     # The configuration is checked before logging is set up: `main` prints its errors.
     device = options.device(args.name, options.texts(args))
     _start_keeper(args)
-    with _logging(verbose=args.verbose):
+    with _logging(args):
         inherited = None if args.fd is None else sockets.inherited(args.fd)
         _serve(
             lambda keeper, confined: run(device, inherited, keeper, confined),
@@ -116,7 +116,7 @@ def _run_file(args: argparse.Namespace) -> None:
         if not store.is_successor(systemd=_systemd(args)):
             raise
     _start_keeper(args)
-    with _logging(verbose=args.verbose):
+    with _logging(args):
         _serve(
             lambda left, confined: run_file(
                 _of_now(args.config, file, left), left, confined
@@ -237,14 +237,11 @@ def _check_config(args: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _logging(*, verbose: bool) -> Iterator[None]:
+def _logging(args: argparse.Namespace) -> Iterator[None]:
     """Log to stderr, without ever waiting for what reads it."""
     with contextlib.closing(LogWriter()) as writer:
-        logging.basicConfig(
-            level=logging.DEBUG if verbose else logging.INFO,
-            format="%(asctime)s %(levelname).1s %(message)s",
-            handlers=[writer],
-        )
+        writer.setFormatter(log_options.formatter_of(args, "vhostpci-host", dated=True))
+        logging.basicConfig(level=log_options.level_of(args), handlers=[writer])
         # At debug level asyncio logs its own start, which helps no user of --verbose.
         logging.getLogger("asyncio").setLevel(logging.WARNING)
         yield

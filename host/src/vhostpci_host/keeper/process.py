@@ -27,8 +27,8 @@ What the daemon's end means::
     anything else      it was killed, or failed: start its successor, after a pause if
                        that happens again and again
 
-This file must import nothing of ours but `notices` and `signals`: what it imports stays
-as it was when the keeper was started.
+This file must import nothing of ours but `notices`, `signals` and `log_line`: what it
+imports stays as it was when the keeper was started.
 """
 
 import array
@@ -45,7 +45,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
 
-from . import notices, signals
+from . import log_line, notices, signals
 
 FIRST_FD = 3
 """The first descriptor that a child gets, as with systemd (SD_LISTEN_FDS_START)."""
@@ -106,8 +106,7 @@ def _say(text: str) -> None:
     """Write a line to stderr, without waiting for what reads it."""
     # The daemon's log goes there, too, and nothing may make the keeper wait.
     if select.select([], [2], [], 0)[1]:
-        now = time.strftime("%Y-%m-%d %H:%M:%S")
-        os.write(2, f"{now} W keeper: {text}\n".encode())
+        os.write(2, log_line.line(text, log_line.form_of(sys.argv[1:])))
 
 
 class Upstream:
