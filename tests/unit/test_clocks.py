@@ -16,7 +16,8 @@ SETTABLE = {"time", "time_ns", "localtime", "gmtime", "ctime", "strftime"}
 """Functions of `time` that look at the clock that can be set."""
 FOR_A_REASON = {
     "directories.py": "compares it with the times of directories",
-    "process.py": "writes the time of day into a line of the log",
+    "log_options.py": "writes the time of day into each line of JSON",
+    "log_line.py": "writes the time of day into a line of the log",
 }
 
 

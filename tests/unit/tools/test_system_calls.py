@@ -60,12 +60,16 @@ OTHER_PROCESSES = (
     *("keeper/launch.py", "keeper/process.py"),
 )
 """Sources of the daemon's package that no daemon runs under its filter."""
+FOR_PEOPLE = ("terminal.py", "device_tables.py", "dump/")
+"""Sources of the shared package that only short commands import."""
 
 
 def daemon_sources() -> Iterator[Path]:
     for path in system_calls.sources():
         place = path.as_posix().rpartition("/vhostpci_host/")[2]
-        if path.suffix == ".py" and not place.startswith(OTHER_PROCESSES):
+        shared = path.as_posix().rpartition("/vhostpci_shared/")[2]
+        other = place.startswith(OTHER_PROCESSES) or shared.startswith(FOR_PEOPLE)
+        if path.suffix == ".py" and not other:
             yield path
 
 
