@@ -16,8 +16,12 @@ class Usage(HostError):
     """Arguments that contradict each other, or one of them is missing."""
 
 
-def add_name(parser: argparse.ArgumentParser, **more: Any) -> None:
-    parser.add_argument("name", type=_checked(check_name), metavar="NAME", **more)
+def add_name(
+    parser: argparse.ArgumentParser, text: str = "the device's name", **more: Any
+) -> None:
+    parser.add_argument(
+        "name", type=_checked(check_name), metavar="NAME", help=text, **more
+    )
 
 
 def _checked(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:

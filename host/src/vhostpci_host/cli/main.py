@@ -41,7 +41,7 @@ scripts and as a monitoring probe: they must not wait for all modules of the dae
 """
 
 
-def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     """Return the grammar of all commands, with the arguments of those in `argv`."""
     parser = argparse.ArgumentParser(
         prog="vhostpci-host",
@@ -65,7 +65,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     words = sys.argv[1:] if argv is None else argv
-    args = _parser(words).parse_args(words)
+    args = parser(words).parse_args(words)
     try:
         args.run(args)
     except FileError as error:

@@ -46,7 +46,7 @@ def add_list(parser: argparse.ArgumentParser) -> None:
 
 
 def add_status(parser: argparse.ArgumentParser) -> None:
-    add_name(parser, nargs="?")
+    add_name(parser, "the device's name; without it, all devices", nargs="?")
     options.add_to(parser, options.RUN_DIR)
     parser.add_argument("-j", "--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_status)
@@ -59,7 +59,7 @@ def add_restart(parser: argparse.ArgumentParser) -> None:
         "slaves notice nothing.  Without NAME it is the daemon of `run --config` that "
         "is replaced; with NAME, the one that serves this device."
     )
-    add_name(parser, nargs="?")
+    add_name(parser, "the device that the daemon serves alone", nargs="?")
     options.add_to(parser, options.RUN_DIR)
     parser.set_defaults(run=_restart)
 

@@ -39,7 +39,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         "`reload` does. SIGUSR2 replaces it by a new process, which goes on, as "
         "`restart` does. SIGUSR1 is ignored."
     )
-    add_name(parser, nargs="?")
+    add_name(parser, "serve one device, of this name", nargs="?")
     parser.add_argument(
         "--config",
         type=Path,
@@ -72,7 +72,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def add_check_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="the file, as for `run --config`"
+    )
     parser.set_defaults(run=_check_config)
 
 

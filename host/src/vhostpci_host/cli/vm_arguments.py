@@ -49,7 +49,12 @@ def _add_vm(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that describe a VM, to `qemu-args` and `xml` alike."""
     add_name(parser)
     options.add_to(parser, *options.WHAT, *options.SLAVE_VM, *options.PLACES)
-    parser.add_argument("--role", choices=["master", "slave"], required=True)
+    parser.add_argument(
+        "--role",
+        choices=["master", "slave"],
+        required=True,
+        help="which of the two VMs: the master has the card, the slave serves it",
+    )
     parser.add_argument(
         "--windows",
         type=int,
