@@ -144,42 +144,63 @@ class Terminal:
     def _paragraphs(
         self, rows: Iterable[Sequence[str]], header: Sequence[str], indent: int
     ) -> list[str]:
-        """Return the rows one below the other, each cell on a line."""
+        """Return the rows one below the other, with names before the cells."""
         lines: list[str] = []
         for first, *others in rows:
             lines += self.wrapped(first, indent=indent)
             names = header[1:] or [""] * len(others)
-            pairs = [
-                (Styled(name, "dim"), cell)
-                for name, cell in zip(names, others, strict=True)
-                if cell.strip()
-            ]
-            lines += self.fields(pairs, indent=indent + 2)
+            pairs = zip(names, others, strict=True)
+            lines += self._packed([one for one in pairs if one[1].strip()], indent + 2)
         return lines
 
-    def fields(self, pairs: Iterable[tuple[str, str]], *, indent: int = 2) -> list[str]:
+    def _packed(self, pairs: Sequence[tuple[str, str]], indent: int) -> list[str]:
+        """Return lines with as many names and texts as there is room for."""
+        lines: list[str] = []
+        column = 0
+        for name, text in pairs:
+            label = Styled(name, "dim")
+            needed = len(name) + 1 + len(text)
+            if self.width is not None and indent + needed > self.width:
+                lines += self.fields([(label, text)], indent=indent)
+                column = 0
+                continue
+            words = f"{self.paint(label)} {self.paint(text)}".strip()
+            if column and column + len(GAP) + needed <= (self.width or 0):
+                lines[-1] += f"{GAP}{words}"
+                column += len(GAP) + needed
+            else:
+                lines.append(f"{' ' * indent}{words}")
+                column = indent + needed
+        return lines
+
+    def fields(
+        self, pairs: Iterable[tuple[str, str]], *, indent: int = 2, column: int = 0
+    ) -> list[str]:
         """Return lines with a label and a text each; a long text goes on below itself.
 
         Args:
             pairs: label and text; an empty label goes on with the field above.
             indent: spaces before each label.
+            column: from a label's begin to its text, if all labels are shorter.
         """
         found = list(pairs)
         labels = max((len(label) for label, _ in found), default=0)
-        start = indent + (labels + len(GAP) if labels else 0)
+        if column <= labels:
+            column = labels + len(GAP) if labels else 0
+        start = indent + column
         # Too few columns for both: the text stands below its label.
         below = self.width is not None and self.width - start < NARROWEST
         hang = indent + 2 if below else start
         lines: list[str] = []
         for label, text in found:
-            space = " " * (labels - len(label))
+            space = " " * (column - len(label))
             front = " " * indent + self.paint(label)
             rest = self.wrapped(text, indent=hang)
             if below and label:
                 lines += [front.rstrip(), *rest]
             elif labels and not below:
                 first = rest[0][hang:] if rest else ""
-                lines += [f"{front}{space}{GAP}{first}".rstrip(), *rest[1:]]
+                lines += [f"{front}{space}{first}".rstrip(), *rest[1:]]
             else:
                 lines += rest
         return lines

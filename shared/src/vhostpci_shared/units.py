@@ -26,6 +26,14 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
+def short(number: int) -> str:
+    """Return a count in at most six characters: 9,999, 48.2M."""
+    if number < 10_000:
+        return count(number)
+    digits, _, unit = si(number, "").partition(" ")
+    return f"{digits}{unit}"
+
+
 def duration(seconds: float) -> str:
     """Return a time with its two greatest units: 3 h 12 min, 45 s."""
     left = max(int(seconds), 0)

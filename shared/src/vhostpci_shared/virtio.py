@@ -16,8 +16,11 @@ USED_ENTRY = 8
 # and the event index after them.  VIRTIO counts the event index into the area even if
 # F_EVENT_IDX was not negotiated.
 RING_EXTRA = 6
-# Bytes before the used ring's idx: its flags.
+# Bytes before the idx of the used ring, and of the avail ring: their flags.
 USED_IDX_OFFSET = 2
+AVAIL_IDX_OFFSET = 2
+# Both count modulo this.
+INDEXES = 1 << 16
 # Bytes of a packed virtqueue's driver and device areas, which only say who wants to be
 # signalled; its descriptors are as long as those of a split one.
 PACKED_EVENT = 4

@@ -240,3 +240,8 @@ class Scene:
         """Write a ring's used index, as the agent does."""
         fd = self.device.store.file.fileno()
         os.pwrite(fd, index.to_bytes(2, "little"), ring.used + 2)
+
+    def set_avail(self, ring: RingAt, index: int) -> None:
+        """Write a ring's avail index, as the master's driver does."""
+        fd = self.device.store.file.fileno()
+        os.pwrite(fd, index.to_bytes(2, "little"), ring.avail + 2)

@@ -59,13 +59,19 @@ def test_long_cell_is_wrapped_in_its_column() -> None:
 def test_table_without_room_for_its_widest_column_becomes_a_list() -> None:
     assert Terminal(30).table(ROWS, HEADER) == [
         "web",
-        "  STATE    running",
+        "  STATE running",
         "  PROBLEM  the master has more",
         "           RAM than the device",
         "db",
-        "  STATE    failed",
+        "  STATE failed",
         "  PROBLEM  no space left for",
         "           its arena",
+    ]
+    numbers = [["rx", *map(str, range(5))]]
+    assert Terminal(18).table(numbers, ["RING", *"ABCDE"]) == [
+        "rx",
+        "  A 0  B 1  C 2",
+        "  D 3  E 4",
     ]
 
 
@@ -103,6 +109,7 @@ def test_no_line_is_longer_than_the_terminal(
     terminal = Terminal(width)
     lines = terminal.table(rows, ("A", "BB", "CCC"))
     lines += terminal.fields((a, b) for a, b, _ in rows if len(a) < width - 2)
+    lines += terminal.table(rows)
     assert max(map(len, lines)) <= width
 
 

@@ -55,3 +55,6 @@ def test_time_has_its_two_greatest_units(seconds: float, text: str) -> None:
 
 def test_count_has_groups_of_digits() -> None:
     assert units.count(1234567) == "1,234,567"
+    assert units.short(9999) == "9,999"
+    assert units.short(48_213_377) == "48.2M"
+    assert units.short(2**64) == "18447P"

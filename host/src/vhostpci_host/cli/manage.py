@@ -10,12 +10,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from vhostpci_shared.terminal import Terminal, add_color
+
 from ..config import options
 from ..config.device import daemon_control
 from ..daemon import control_client
 from ..errors import HostError, NoAnswer, NoDaemon, explain
 from ..interfaces import UNPLUG
-from . import print_status
+from . import print_status, vms
 from .arguments import add_name, run_dir
 
 RESTART, RESTART_POLL = 70.0, 0.05
@@ -41,15 +43,20 @@ def add_reload(parser: argparse.ArgumentParser) -> None:
 
 def add_list(parser: argparse.ArgumentParser) -> None:
     options.add_to(parser, options.RUN_DIR)
-    parser.add_argument("-j", "--json", action="store_true", help="print JSON")
+    _add_output(parser)
     parser.set_defaults(run=_list)
 
 
 def add_status(parser: argparse.ArgumentParser) -> None:
     add_name(parser, "the device's name; without it, all devices", nargs="?")
     options.add_to(parser, options.RUN_DIR)
-    parser.add_argument("-j", "--json", action="store_true", help="print JSON")
+    _add_output(parser)
     parser.set_defaults(run=_status)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-j", "--json", action="store_true", help="print JSON")
+    add_color(parser)
 
 
 def add_restart(parser: argparse.ArgumentParser) -> None:
@@ -115,11 +122,12 @@ def _reload(args: argparse.Namespace) -> None:
 
 
 def _list(args: argparse.Namespace) -> None:
-    rows = _ask_daemon(args, {"command": "list"})
+    rows = [vms.add_names(row) for row in _ask_daemon(args, {"command": "list"})]
     if args.json:
         print(json.dumps(rows, indent=2))
     else:
-        print(print_status.table(rows) if rows else "no devices")
+        terminal = Terminal.of(color=args.color)
+        print(print_status.table(rows, terminal) if rows else "no devices")
 
 
 def _status(args: argparse.Namespace) -> None:
@@ -129,11 +137,14 @@ def _status(args: argparse.Namespace) -> None:
         failed = 0
     else:
         found, failed = _status_of_all(directory)
+    found = [vms.add_to(one) for one in found]
     if args.json:
         # One object for a name, a list for all: a script need not unpack the first.
         print(json.dumps(found[0] if args.name else found, indent=2))
     elif found or not failed:
-        print("\n".join(print_status.text(one) for one in found) or "no devices")
+        terminal = Terminal.of(color=args.color)
+        texts = [print_status.text(one, terminal) for one in found]
+        print("\n\n".join(texts) or "no devices")
     if failed:
         raise HostError(
             f"the status of {failed} of the devices and daemons above is missing"

@@ -25,7 +25,8 @@ class Entry:
         if self.server is None:
             return describe_failed(self.config, self.failure)
         server, carrier = self.server, self.server.carrier.describe()
-        return describe(server.device, server.connect_problem, carrier)
+        clock = server.state_clock
+        return describe(server.device, server.connect_problem, carrier, clock.look)
 
     def row(self) -> Json:
         """Return what `list` says of it."""

@@ -16,6 +16,7 @@ from ..config.device import DeviceConfig, Mode
 from ..device.device import Device
 from ..device.kept import DeviceState
 from ..device.peer_log import PeerLog
+from ..device.status import state
 from ..device.succession import (
     capture,
     restore_master,
@@ -45,6 +46,7 @@ from .left_behind import LeftBehind
 from .listeners import Listener, PathListener, Place
 from .listening import Listening
 from .seats import slave_hangs
+from .state_clock import StateClock
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +122,7 @@ class Server:
         self._slaves = Admission(self.loop, self._new_slave, least=SUSPICION)
         self._alone = False
         self._ticks = 0
+        self.state_clock = StateClock(fresh=left is None)
         self._listening = Listening(
             self.loop, common.given, common.keeper, self._log.warn_once
         )
@@ -536,6 +539,7 @@ class Server:
         self._check_entrance()
         self._check_master()
         self.device.slow_tick(names=names)
+        self.state_clock.look(state(self.device, why_off=self.carrier.why_off))
 
     def _check_master(self) -> None:
         """Say that a front-end hangs: its user may wait for something to happen."""

@@ -54,6 +54,7 @@ from .ring_handover import RingHandover
 from .ring_lease import Lease
 from .ring_reports import RingReports
 from .stale_slave import StaleSlave
+from .traffic import Traffic
 from .windows import ShownWindows
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ class Device:
         self._kept = kept
         self.publisher = self._new_publisher(left)
         self._stale_slave = StaleSlave(plugged=config.plugged)
+        self.traffic = Traffic(store.metadata, config.rings)
         self._reports = RingReports(config.name, store.metadata, self.publisher)
         self._loop = loop
         self._log = peer_log
@@ -570,6 +572,7 @@ class Device:
         """
         self._restore_memory(sizes=True)
         self._look_at_agent()
+        self.traffic.sample(self._loop.time())
         features = self.setup.features if self.setup else Feature(0)
         if mismatch := self.offer.new_mismatch(features):
             self._log.warn(mismatch, "mismatch")  # the slave may change it each second

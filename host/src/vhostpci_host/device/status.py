@@ -2,6 +2,7 @@
 """What a device is doing, as JSON (`cli/print_status.py` makes text of it)."""
 
 import os
+from collections.abc import Callable
 
 from vhostpci_shared import virtio
 from vhostpci_shared.about import About, AboutFlag
@@ -26,7 +27,10 @@ _COUNT_NAMES = {
 
 
 def describe(
-    device: Device, connect_problem: str = "", carrier: Json | None = None
+    device: Device,
+    connect_problem: str = "",
+    carrier: Json | None = None,
+    since: Callable[[str], float | None] = lambda state: None,
 ) -> Json:
     """Return everything that is known of `device`, as `status -j` prints it.
 
@@ -34,11 +38,14 @@ def describe(
         device: this device.
         connect_problem: why we cannot connect to a front-end that listens.
         carrier: what is known of the carrier of the master's card.
+        since: says since when the device is in a state, in seconds since 1970.
     """
+    found = state(device, why_off=carrier["why_off"] or "" if carrier else "")
     config, plugger = device.config, device.windows.plugger
     return {
         "name": config.name,
-        "state": state(device, why_off=carrier["why_off"] or "" if carrier else ""),
+        "state": found,
+        "state_since": since(found),
         "daemon": {"pid": os.getpid(), "version": __version__},
         "mode": config.mode.value,
         "memory": device.store.describe(),
@@ -60,6 +67,7 @@ def describe(
         "slave": _slave(device),
         "slave_problem": device.slave_problem or None,
         "agent": _agent(device),
+        "rates": device.traffic.rates(),
         "rings": [_ring(device, index) for index in range(config.rings)],
     }
 
@@ -218,6 +226,7 @@ def _ring(device: Device, index: int) -> Json:
         "enabled": bool(setup and setup.enabled(index)),
         "base": vring.base if vring else 0,
         "used_index": setup.used_index(index) if setup else 0,
+        "fill": setup.fill(index) if setup else None,
         "format": "packed" if vring and vring.packed else "split",
         "problem": _problem(vring) if vring else "",
         "session": lease.session,

@@ -131,6 +131,20 @@ class FrontEndSetup:
         data = self._read(address, 2)
         return int.from_bytes(data, "little") if len(data) == 2 else ring.base
 
+    def fill(self, index: int) -> int | None:
+        """Return how many chains the driver offers that are not used yet.
+
+        None of a packed ring, which has no such index, of one that is not ready, and
+        of one whose driver writes what cannot be.
+        """
+        ring = self.rings[index]
+        if ring.areas is None or ring.packed:
+            return None
+        data = self._read(ring.areas.driver + virtio.AVAIL_IDX_OFFSET, 2)
+        used = self.used_index(index)
+        waiting = (int.from_bytes(data, "little") - used) % virtio.INDEXES
+        return waiting if len(data) == 2 and waiting <= ring.size else None
+
     def _stands(self, index: int, ring: Vring, areas: Areas) -> int:
         entry = positions.of_ring(self._position(index), areas, ring.size)
         if entry is None or entry.origin != self._origin(index):

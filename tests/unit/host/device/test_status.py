@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a user is told of a device, where the parts of the device say it."""
 
+from tests.fakes.frontend import RingAt
 from tests.fakes.ports import RecordedMaster
 from tests.unit.host.scene import Scene
 from vhostpci_host.cli import print_status
@@ -51,9 +52,8 @@ def test_ring_that_the_agent_has_stopped_is_not_shown_as_served(scene: Scene) ->
     scene.settle()
     assert "in the slave" not in print_status.text(describe(scene.device))
     agent.say_ring(0, AgentRingState.STOPPED)
-    receive, transmit = print_status.text(describe(scene.device)).splitlines()[-2:]
-    assert receive.endswith("0 dropped, stopped in the slave")
-    assert transmit.endswith("0 dropped")
+    notes = print_status.text(describe(scene.device)).splitlines()[-2:]
+    assert [note.endswith("stopped in the slave") for note in notes] == [True, False]
     # What the agent says of an earlier session is not shown.
     scene.device.leases[0].renew(scene.loop.time())
     assert "in the slave" not in print_status.text(describe(scene.device))
@@ -83,17 +83,24 @@ def test_signals_that_the_daemon_has_to_pass_on_are_counted(scene: Scene) -> Non
     status = describe(scene.device)
     status["rings"][0]["calls_relayed"] = 7
     receive, transmit = print_status.text(status).splitlines()[-2:]
-    assert ", 1 kicks relayed, 7 calls relayed, 0 packets," in receive
-    assert ", 2 kicks relayed, 0 packets," in transmit
+    assert receive == "  rx0      1 kicks relayed, 7 calls relayed"
+    assert transmit == "  tx0      2 kicks relayed"
     status["rings"][1]["kicks_relayed"] = 0
-    assert "relayed" not in print_status.text(status).splitlines()[-1]
+    assert print_status.text(status).splitlines()[-1] == receive
 
 
 def test_status_of_an_earlier_daemon_can_be_read(scene: Scene) -> None:
     status = describe(scene.device)
     for ring in status["rings"]:
-        del ring["calls_relayed"]
-    assert "relayed" not in print_status.text(status)
+        for key in ("calls_relayed", "fill", "format"):
+            del ring[key]
+    for key in ("state_since", "rates", "connects", "connect_problem", "features"):
+        del status[key]
+    for key in ("version", "port", "interrupts", "slow_window", "not_counted"):
+        del status["agent"][key]
+    text = print_status.text(status)
+    assert "relayed" not in text
+    assert text.startswith("dev: no master\n  device   arena of ")
 
 
 def test_slave_that_does_not_know_the_masters_udp_segments_is_told_of(
@@ -142,3 +149,14 @@ def test_what_an_agent_tells_of_itself_is_shown_while_it_is_that_agents(
     said = describe(scene.device)["agent"]
     assert (said["version"], said["port"], said["not_counted"]) == (None, None, [])
     assert said["interrupts"] is None
+
+
+def test_ring_is_as_full_as_its_driver_says_if_that_can_be(scene: Scene) -> None:
+    scene.running()
+    ring = RingAt.nth(0)
+    assert describe(scene.device)["rings"][0]["fill"] == 0
+    scene.set_used(ring, 65530)
+    scene.set_avail(ring, 4)
+    assert describe(scene.device)["rings"][0]["fill"] == 10
+    scene.set_avail(ring, 65529)
+    assert describe(scene.device)["rings"][0]["fill"] is None
