@@ -27,9 +27,10 @@ from vhostpci_shared.limits import exhausted, no_descriptors, shortage
 from vhostpci_shared.wire import ProtocolError
 
 from .dataplane.interface import Port
-from .errors import Unusable
+from .errors import Refused, Unusable
 from .interfaces import Device, Source
 from .privileges import process
+from .serve import questions
 from .serve.heartbeat import TICK
 from .serve.left_positions import LeftPositions
 from .serve.link import Link
@@ -127,7 +128,7 @@ class Agent:
     def _answer(self, control: Control, now: float) -> None:
         """Answer a question for our status, if there is a descriptor for it."""
         try:
-            control.look(self.status)
+            control.look(self.status, self.ask)
         except OSError as error:
             if not exhausted(error):
                 raise
@@ -242,6 +243,18 @@ class Agent:
             "capabilities": process.names(process.permitted()),
         }
         return [{**link.status(), **may} for link in self._links.values()]
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Answer what a client of the status socket asks of one device.
+
+        Raises:
+            Refused: there is no such device, or no such command.
+        """
+        wanted = request.get("device")
+        for link in self._links.values():
+            if link.device.name == wanted:
+                return questions.answer(link, request)
+        raise Refused(f"no device {wanted!r}")
 
     def close(self) -> None:
         """Stop all rings, tell the daemons, and give all devices back."""

@@ -8,3 +8,7 @@ class Unusable(Exception):
     The fault is neither in our code nor in a peer.  The command line prints the text as
     one line, without a traceback, and exits with status 1.
     """
+
+
+class Refused(Exception):
+    """The agent does not do what a client of its status socket asks."""

@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The status socket: it answers each connection with one JSON text, and closes it.
 
+A client that has bound its socket to a name of `ASKS` asks something else than the
+status: it sends one line with a JSON object, and its answer is one with the key
+`result` or `error`.  An agent that does not know that answers with its status, so the
+client sees that the agent is of an earlier version.
+
 The agent's loop sends an answer, and must not wait for the client: that loop serves
 every device.  An answer may be longer than the socket's buffer (212992 bytes by
 default), and the client may be stopped by Ctrl-Z or a debugger.  So what does not fit
@@ -19,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import Unusable
+from .errors import Refused, Unusable
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +34,52 @@ _TIMEOUT = 1.0
 """Seconds that `ask` waits for the next bytes; the loop sends within milliseconds."""
 ANSWER_TIME = 5.0
 """Seconds in which a client must read its whole answer, so that it is freed again."""
+ASKS = "vhostpci-guest.asks."
+"""How the abstract name of a client begins that asks for something by a line."""
+LONGEST = 4096
+"""Bytes of such a line."""
 MAX_ANSWERS = 16
 """How many answers may be under way; further clients wait in the socket's backlog."""
 
 Status = list[dict[str, Any]]
+Json = dict[str, Any]
+Ask = Callable[[Json], Json]
+"""Answers a request; raises `Refused` with the reason if it cannot."""
+
+
+def refuse_all(request: Json) -> Json:
+    """Answer no request: the default of a `Control`."""
+    raise Refused(f"no command {request.get('command')!r}")
+
+
+_ASKS = b"\0" + ASKS.encode()
+
+
+class _Question:
+    """A client that has not sent its whole line yet."""
+
+    def __init__(self, connection: socket.socket, until: float) -> None:
+        connection.setblocking(False)
+        self.connection = connection
+        self.until = until
+        self._line = bytearray()
+
+    def line(self, now: float) -> bytes | None:
+        """Return the line when it is there; None before.
+
+        Raises:
+            OSError: it will never come.
+        """
+        with suppress(BlockingIOError):
+            piece = self.connection.recv(LONGEST)
+            self._line += piece
+            if self._line.endswith(b"\n") and len(self._line) <= LONGEST:
+                return bytes(self._line)
+            if not piece or len(self._line) > LONGEST:
+                raise OSError("it sent no line")
+        if now >= self.until:
+            raise OSError("it did not send its line in time")
+        return None
 
 
 class _Answer:
@@ -89,6 +136,7 @@ class Control:
     ) -> None:
         self._now = now
         self._answers: list[_Answer] = []
+        self._questions: list[_Question] = []
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Remove the sockets of agents that were killed.
         for path in directory.glob(f"*{_SUFFIX}"):
@@ -110,30 +158,80 @@ class Control:
     def events(self) -> Iterator[tuple[int, int]]:
         """Return the descriptors to poll for `look`, each with its poll() events."""
         # Not polled while `look` would accept nothing: the loop would never sleep.
-        if len(self._answers) < MAX_ANSWERS:
+        if self._has_room:
             yield self._socket.fileno(), select.POLLIN
+        for question in self._questions:
+            yield question.connection.fileno(), select.POLLIN
         for answer in self._answers:
             yield answer.connection.fileno(), select.POLLOUT
 
-    def look(self, status: Callable[[], Status]) -> None:
-        """Answer the connections that have arrived, and go on with earlier answers."""
-        while len(self._answers) < MAX_ANSWERS:
+    @property
+    def _has_room(self) -> bool:
+        return len(self._answers) + len(self._questions) < MAX_ANSWERS
+
+    def look(self, status: Callable[[], Status], ask: Ask = refuse_all) -> None:
+        """Answer the connections that have arrived, and go on with earlier answers.
+
+        Args:
+            status: returns what a client without a name is told.
+            ask: answers what a client with a name asks.
+        """
+        while self._has_room:
             try:
-                connection, _address = self._socket.accept()
+                connection, address = self._socket.accept()
             except BlockingIOError:
                 break
-            text = json.dumps(status()).encode()
-            self._answers.append(_Answer(connection, text, self._now() + ANSWER_TIME))
+            if isinstance(address, bytes) and address.startswith(_ASKS):
+                until = self._now() + ANSWER_TIME
+                self._questions.append(_Question(connection, until))
+            else:
+                self._answer(connection, status())
+        for question in list(self._questions):
+            self._read(question, ask)
         for answer in list(self._answers):
             if answer.send(self._now()):
                 self._answers.remove(answer)
                 answer.connection.close()
 
+    def _answer(self, connection: socket.socket, said: Status | Json) -> None:
+        text = json.dumps(said).encode()
+        self._answers.append(_Answer(connection, text, self._now() + ANSWER_TIME))
+
+    def _read(self, question: _Question, ask: Ask) -> None:
+        """Answer a question when its line is there."""
+        try:
+            line = question.line(self._now())
+        except OSError as why:
+            log.debug("a client of the status socket is gone: %s", why)
+            self._questions.remove(question)
+            question.connection.close()
+            return
+        if line is not None:
+            self._questions.remove(question)
+            self._answer(question.connection, _reply(line, ask))
+
     def close(self) -> None:
         """Remove the socket, and end all answers."""
         for answer in self._answers:
             answer.connection.close()
+        for question in self._questions:
+            question.connection.close()
         self._undo.close()
+
+
+def _reply(line: bytes, ask: Ask) -> Json:
+    """Return the answer to one line."""
+    try:
+        request = json.loads(line)
+    # RecursionError: json.loads() raises it for deeply nested brackets.
+    except (ValueError, RecursionError):
+        request = None
+    if not isinstance(request, dict):
+        return {"error": "a request is a line with one JSON object"}
+    try:
+        return {"result": ask(request)}
+    except Refused as why:
+        return {"error": str(why)}
 
 
 def path_of(pid: int, directory: Path = RUN_DIR) -> Path:
@@ -167,6 +265,36 @@ def ask(directory: Path = RUN_DIR) -> Answers:
         else:
             answers.links.extend({"pid": int(path.stem), **link} for link in links)
     return answers
+
+
+def request(pid: int, question: Json, directory: Path = RUN_DIR) -> Json:
+    """Ask one agent something else than its status; return the result.
+
+    Raises:
+        Unusable: it refuses, is of an earlier version, or does not answer.
+    """
+    path = path_of(pid, directory)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            # The kernel refuses a name that is taken, so it has a random part.
+            sock.bind(_ASKS + os.urandom(8).hex().encode())
+            if not _connect(sock, path):
+                raise Unusable(f"the agent with pid {pid} has ended")
+            # An agent of an earlier version may have answered and closed already.
+            with suppress(BrokenPipeError):
+                sock.sendall(json.dumps(question).encode() + b"\n")
+            said: object = _parse(_all(sock))
+    except OSError as error:
+        raise Unusable(f"agent {pid}: {_reason(error)}") from None
+    match said:
+        case {"result": dict(result)}:
+            return result
+        case {"error": str(why)}:
+            raise Unusable(why)
+    raise Unusable(
+        f"the agent with pid {pid} is of an earlier version, which does not know this "
+        "command: restart it"
+    )
 
 
 def _sockets(directory: Path) -> list[Path]:
@@ -203,29 +331,38 @@ def _connect(sock: socket.socket, path: Path) -> bool:
 
 
 def _ask(path: Path) -> Status:
-    text = bytearray()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        try:
-            if not _connect(sock, path):
-                return []
-            while piece := sock.recv(65536):
-                text += piece
-        except TimeoutError:
-            if not text:
-                raise
-        except ConnectionResetError:
-            pass  # the agent ended: what has arrived is not complete
-    return _parse(text)
+        if not _connect(sock, path):
+            return []
+        status: Status = _parse(_all(sock))
+    return status
 
 
-def _parse(text: bytearray) -> Status:
-    # The text is one JSON list: each part of it lacks the closing bracket, and is not
-    # JSON, so a cut-off answer is never taken for a whole one.
+def _all(sock: socket.socket) -> bytearray:
+    """Return what an agent sends until it closes the connection.
+
+    Raises:
+        TimeoutError: it has sent nothing.
+    """
+    text = bytearray()
     try:
-        status: Status = json.loads(text)
+        while piece := sock.recv(65536):
+            text += piece
+    except TimeoutError:
+        if not text:
+            raise
+    except ConnectionResetError:
+        pass  # the agent ended: what has arrived is not complete
+    return text
+
+
+def _parse(text: bytearray) -> Any:
+    # The text is one JSON list or object: each part of it lacks the closing bracket,
+    # and is not JSON, so a cut-off answer is never taken for a whole one.
+    try:
+        return json.loads(text)
     except ValueError:
         raise Unusable(
             f"its answer is cut off after {len(text)} bytes, because the "
             "agent ended or the answer took too long; ask again"
         ) from None
-    return status

@@ -255,3 +255,9 @@ def _is_connected(fd: Fd) -> bool:
         except OSError:
             return False
         return True
+
+
+def file_number(fd: Fd) -> dict[str, int]:
+    """Return which file a descriptor is of, as JSON, for who looks for that file."""
+    found = os.fstat(fd.fileno())
+    return {"device": found.st_dev, "inode": found.st_ino}

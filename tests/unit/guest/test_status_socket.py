@@ -19,7 +19,15 @@ from tests.unit.guest.loop import in_loop
 from vhostpci_guest import status_socket
 from vhostpci_guest.agent import Agent
 from vhostpci_guest.cli.main import main
-from vhostpci_guest.status_socket import ANSWER_TIME, MAX_ANSWERS, Control, Status
+from vhostpci_guest.errors import Refused, Unusable
+from vhostpci_guest.status_socket import (
+    ANSWER_TIME,
+    ASKS,
+    MAX_ANSWERS,
+    Control,
+    Json,
+    Status,
+)
 
 LONG: Status = [
     {"device": f"0000:00:05.{n % 8}", "text": "x" * 1000} for n in range(4000)
@@ -63,9 +71,11 @@ def connect(tmp_path: Path) -> Iterator[Callable[[], socket.socket]]:
     """Return a function that connects to the only agent; what it returns is closed."""
     with ExitStack() as undo:
 
-        def connect() -> socket.socket:
+        def connect(name: str = "") -> socket.socket:
             (path,) = tmp_path.glob("*.sock")
             client = undo.enter_context(socket.socket(socket.AF_UNIX))
+            if name:
+                client.bind(f"\0{name}")
             client.connect(str(path))
             client.settimeout(5)
             return client
@@ -278,3 +288,86 @@ def test_socket_goes_with_the_agent(tmp_path: Path) -> None:
 
 def test_missing_socket_directory_means_that_no_agent_runs(tmp_path: Path) -> None:
     assert status_socket.ask(tmp_path / "none") == ([], [])
+
+
+def ask_control(
+    control: Control, directory: Path, ask: status_socket.Ask, question: Json
+) -> object:
+    """Ask a control that `ask` answers for; return the result, or the error."""
+    found: list[object] = []
+
+    def client() -> None:
+        try:
+            found.append(status_socket.request(os.getpid(), question, directory))
+        except Unusable as why:
+            found.append(str(why))
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    while thread.is_alive():
+        control.look(list, ask)
+        thread.join(0.01)
+    return found[0]
+
+
+def test_client_with_a_name_is_answered_what_it_asks(
+    control: Control, tmp_path: Path
+) -> None:
+    found = ask_control(
+        control, tmp_path, lambda request: {"got": request["a"]}, {"a": 1}
+    )
+    assert found == {"got": 1}
+
+
+def test_refusal_is_the_clients_error(control: Control, tmp_path: Path) -> None:
+    def refuse(_request: Json) -> Json:
+        raise Refused("no device 'x'")
+
+    assert ask_control(control, tmp_path, refuse, {}) == "no device 'x'"
+
+
+def test_agent_of_an_earlier_version_is_named(tmp_path: Path) -> None:
+    # It knows no names of clients, and answers with its status.
+    with ExitStack() as undo:
+        old = undo.enter_context(socket.socket(socket.AF_UNIX))
+        old.bind(str(tmp_path / "77.sock"))
+        old.listen()
+
+        def answer() -> None:
+            connection, _address = old.accept()
+            with connection:
+                connection.sendall(b"[]")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        undo.callback(thread.join)
+        with pytest.raises(Unusable, match="earlier version"):
+            status_socket.request(77, {}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"\n", b"7\n", b"{" * 2000 + b"\n", b"\xff\n"],
+    ids=["empty", "7", "deep", "bytes"],
+)
+def test_line_that_is_no_request_is_refused(
+    control: Control, connect: Callable[[str], socket.socket], line: bytes
+) -> None:
+    client = connect(f"{ASKS}{os.getpid()}.test")
+    client.sendall(line)
+    control.look(list, status_socket.refuse_all)
+    control.look(list, status_socket.refuse_all)
+    assert "a line with one JSON object" in json.loads(client.recv(1000))["error"]
+
+
+@pytest.mark.parametrize("line", [b"x" * (status_socket.LONGEST + 1), b""])
+def test_client_without_a_line_is_dropped(
+    control: Control, clock: Clock, connect: Callable[[str], socket.socket], line: bytes
+) -> None:
+    client = connect(f"{ASKS}{os.getpid()}.test")
+    client.sendall(line)
+    control.look(list)
+    clock.seconds += ANSWER_TIME + 0.1
+    control.look(list)
+    control.look(list)
+    assert len(list(control.events())) == 1

@@ -32,6 +32,7 @@ _COMMANDS = {
         "how to get more; nothing is changed",
     ),
     "status": ("show", "show what the running agents do"),
+    "dump": ("dump", "print a device's metadata and rings, decoded"),
     "stats": ("show", "count packets, drops by reason, kicks, calls and batches"),
 }
 """Each command's module in this package, and its help.

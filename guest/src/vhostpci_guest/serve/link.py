@@ -441,6 +441,12 @@ class Link:
             absent=bool(wanted.absent),
         )
 
+    def window(self, number: int) -> Window | None:
+        """Return a window of this device that is mapped now."""
+        if number == self.device.window.id:
+            return self.device.window
+        return self._windows.used.get(number)
+
     # Status.
 
     def status(self) -> dict[str, Any]:
@@ -456,6 +462,7 @@ class Link:
             "message": self._answers.message,
             "daemon": self._daemon_state(),
             "master": self._rings.wanted.master,
+            "window_size": self.device.window.size,
             "speed": self._speeds.status(md.SLAVE_ID),
             "windows": [
                 {

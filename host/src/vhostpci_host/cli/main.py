@@ -27,6 +27,7 @@ _COMMANDS = {
     "restart": ("manage", "replace a daemon by a new process, which goes on"),
     "list": ("manage", "list a daemon's devices"),
     "status": ("manage", "print the state of a device, or of all"),
+    "dump": ("dump", "print a device's metadata and rings, decoded"),
     "qemu-args": ("vm_arguments", "print QEMU's arguments"),
     "xml": (
         "vm_arguments",

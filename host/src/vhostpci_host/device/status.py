@@ -11,6 +11,7 @@ from vhostpci_shared.wire import ProtocolError
 
 from .. import __version__
 from ..config.device import DeviceConfig
+from ..fds import file_number
 from ..interfaces import FAILED, Json
 from ..vhost_user.negotiation import offered
 from ..vhost_user.vring import Vring
@@ -136,6 +137,7 @@ def _windows(device: Device) -> list[Json]:
         {
             "window": number,
             "size": file.size,
+            "file": file_number(file.file),
             "socket": str(device.config.window(number)),
             "connected": device.windows.connected(number),
         }

@@ -29,7 +29,7 @@ from vhostpci_shared.wire import ProtocolError
 
 from ..config.device import DeviceConfig, window_size
 from ..errors import HostError, explain
-from ..fds import Fd
+from ..fds import Fd, file_number
 from ..keeper.shelf import Left
 from ..keeper.store import Keep
 from .arena_file import (
@@ -308,6 +308,7 @@ class Arena:
             "window": self.size,
             "path": str(self.path),
             "filesystem": self.filesystem,
+            "file": file_number(self.file),
             "problem": self.problem or None,
         }
 

@@ -35,7 +35,7 @@ from vhostpci_shared.wire import ProtocolError
 from .. import sealed_memfd
 from ..config.device import DeviceConfig
 from ..errors import HostError
-from ..fds import Fd
+from ..fds import Fd, file_number
 from ..keeper.shelf import Left
 from ..keeper.slots import StateError
 from ..keeper.store import Keep
@@ -252,6 +252,7 @@ class AttachedMemory:
             "window": self.size,
             "path": None,
             "filesystem": "memfd",
+            "file": file_number(self.file),
             "problem": None,
         }
 

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`dump` on both sides, beside a daemon and an agent that go on."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.netns import private_network
+from tests.process.lab import ATTACH, MEMORY, Lab
+from tests.process.master import Ram
+from tests.process.program import run
+
+pytestmark = pytest.mark.process
+
+
+@contextmanager
+def start_shared(directory: Path) -> Iterator[Lab]:
+    """A daemon, an agent and a master that work; `dump` changes nothing of it."""
+    with private_network(), Lab(directory) as lab:
+        lab.start_daemon()
+        lab.start_agent()
+        lab.start_master().load()
+        lab.wait_state("running")
+        lab.wait_carrier("UP")
+        yield lab
+
+
+def dump_in_slave(lab: Lab, *words: str) -> subprocess.CompletedProcess[str]:
+    # By the socket: another test's agent may have a device of the same name.
+    name = str(lab.run_dir / "net0.ivshmem")
+    return run(sys.executable, "-m", "vhostpci_guest", "dump", name, *words)
+
+
+def both(lab: Lab, *words: str) -> list[Any]:
+    """Return what the two commands print as JSON."""
+    done = lab.run_host("dump", "net0", "-j", *words), dump_in_slave(lab, "-j", *words)
+    for one in done:
+        assert one.returncode == 0, one.stderr
+    return [json.loads(one.stdout) for one in done]
+
+
+def test_both_sides_see_the_same(shared: Lab) -> None:
+    assert shared.ping_from_master() == 5
+    for found in both(shared, "--ring", "0"):
+        metadata, (ring,) = found["metadata"], found["rings"]
+        assert found["name"] == metadata["device"]["name"] == "net0"
+        assert metadata["problems"] == []
+        assert metadata["agent"]["state"] == "READY"
+        assert metadata["agent_rings"][1]["packets"] >= 5
+        # The driver keeps receive buffers in the ring.
+        assert ring["pending"]
+        chained = [one for one in ring["descriptors"] if one["chain"] is not None]
+        assert chained
+        assert all(one["place"].startswith("window 0 + ") for one in chained)
+    assert shared.ping_from_master() == 5
+
+
+def test_text_says_each_ring(shared: Lab) -> None:
+    for done in shared.run_host("dump", "net0"), dump_in_slave(shared):
+        assert done.returncode == 0, done.stderr
+        assert "ring 0 (rx0), split" in done.stdout
+        assert "ring 1 (tx0), split" in done.stdout
+        assert "F_VERSION_1" in done.stdout
+
+
+def test_ring_that_is_not_there_is_an_error(shared: Lab) -> None:
+    for done in (
+        shared.run_host("dump", "net0", "--ring", "9"),
+        dump_in_slave(shared, "--ring", "9"),
+    ):
+        assert done.returncode == 1
+        assert "no ring 9; there are 2, from 0 on" in done.stderr
+
+
+def test_memory_of_the_masters_own(tmp_path: Path) -> None:
+    with private_network(), Lab(tmp_path) as lab:
+        lab.start_daemon(*ATTACH)
+        lab.start_agent()
+        lab.start_master(Ram.of_nodes(MEMORY)).load()
+        lab.wait_state("running")
+        for found in both(lab, "--ring", "0"):
+            (ring,) = found["rings"]
+            places = [one.get("place", "") for one in ring["descriptors"]]
+            assert any(place.startswith("window ") for place in places), ring
+            assert not any(place.startswith("window 0 ") for place in places)

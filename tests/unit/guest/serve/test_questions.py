@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a client of the status socket may read of a window, and what not."""
+
+from base64 import b64decode
+
+import pytest
+
+from tests.fakes.bar import pair
+from tests.unit.guest.bench import Bench
+from vhostpci_guest.errors import Refused
+from vhostpci_guest.serve.questions import MOST, answer
+from vhostpci_shared import metadata as md
+
+
+def read(bench: Bench, **request: object) -> bytes:
+    assert bench.link is not None
+    found = answer(bench.link, {"command": "read", **request})
+    return b64decode(found["data"])
+
+
+def test_window_is_read_where_it_is_asked(bench: Bench) -> None:
+    bench.publish(*pair(2))
+    start = bench.device.window.size - md.SIZE
+    assert read(bench, window=0, offset=start, length=8) == md.MAGIC
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"window": 0, "offset": -1, "length": 8},
+        {"window": 0, "offset": 0, "length": 0},
+        {"window": 0, "offset": 0, "length": -8},
+        {"window": 0, "offset": 0, "length": MOST + 1},
+        {"window": 0, "offset": 1 << 70, "length": 8},
+        {"window": 0, "offset": "END", "length": 8},
+        {"window": 4711, "offset": 0, "length": 8},
+        {"window": "0", "offset": 0, "length": 8},
+        {},
+    ],
+    ids=str,
+)
+def test_what_is_not_there_is_refused(
+    bench: Bench, request_: dict[str, object]
+) -> None:
+    if request_.get("offset") == "END":
+        request_ = {**request_, "offset": bench.device.window.size - 7}
+    with pytest.raises(Refused):
+        read(bench, **request_)
