@@ -106,15 +106,27 @@ def statistics(link: dict[str, Any]) -> dict[str, Any]:
         counters = _ring(ring)
         _add(total, counters)
         _add(pairs.setdefault(ring["ring"] // 2, {}), counters)
+    # A data plane that cannot count for each ring may know the sum.
+    totals = link.get("totals", {})
+    total.update(totals)
+    # By the names of the status; an older agent counts all.
+    not_counted = link.get("not_counted", [])
     # The kernel counts these for the whole TAP; none while that cannot be looked at.
     total["tx_tap_dropped"] = link.get("tap_dropped") or 0
     return {
         **{key: link[key] for key in ("name", "device", "tap", "pid")},
-        # By the names of the status; an older agent counts all.
-        "not_counted": link.get("not_counted", []),
+        "not_counted": [name for name in not_counted if _totals_of(name) not in totals],
         "statistics": total,
-        "queue_pairs": [{"pair": n, "statistics": one} for n, one in pairs.items()],
+        "queue_pairs": [
+            {"pair": n, "not_counted": not_counted, "statistics": one}
+            for n, one in pairs.items()
+        ],
     }
+
+
+def _totals_of(name: str) -> str:
+    """Return the name among a device's totals of a ring's count."""
+    return {"packets": "rx_packets", "octets": "rx_bytes"}.get(name, "")
 
 
 def select(devices: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:

@@ -68,7 +68,7 @@ def _print_ring(ring: dict[str, Any], not_counted: Container[str]) -> None:
     ]
     print(
         f"  ring {ring['ring']} ({side}) {ring['state']} at {ring['index']}: "
-        f"{', '.join(counts) or 'its back-end counts its packets'}{by}"
+        f"{', '.join(counts) or 'no counts'}{by}"
     )
     if ring["method_reason"]:
         print(f"    not by io_uring: {ring['method_reason']}")

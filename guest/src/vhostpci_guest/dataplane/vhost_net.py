@@ -10,9 +10,9 @@ vhost-net checks neither the session nor whether another back-end has moved the 
 index.  So we check both before a ring starts, the session at each tick again, and stop
 all rings soon after the daemon's last heartbeat (`silent_ticks`).
 
-It counts nothing.  A transmit ring's packets are counted by its used index; bytes, and
-a receive ring's packets, are the TAP's, if that has one queue pair: `summary` says what
-is not counted.
+It counts nothing.  Packets and bytes are what the TAP has counted: of each ring if
+there is one queue pair, else only of all together.  Not by how far a used index moves:
+that has 16 bits, so of more than 65,535 chains between two looks some would be missing.
 """
 
 import ctypes
@@ -82,7 +82,8 @@ _FENCED = "the ring's session is over; wait for the daemon's next session"
 
 Counters = Sequence[int]
 """A TAP's counters as in /proc/net/dev: received first, sent from the ninth on."""
-_RX_BYTES, _RX_PACKETS, _TX_BYTES, _TX_PACKETS = 0, 1, 8, 9
+_TOTALS = {"rx_bytes": 0, "rx_packets": 1, "tx_bytes": 8, "tx_packets": 9}
+"""Columns of the counters that are the rings'; rx is what comes from the master."""
 
 
 class Kernel(Protocol):
@@ -119,8 +120,6 @@ class _Ring:
     """An eventfd that the kernel signals when the ring is broken."""
     index: int = 0
     """The used index when we looked last."""
-    chains: int = 0
-    """How far the used index has moved, in all sessions."""
     reason: str = ""
     counts_calls: bool = True
     """Whether our thread passes its calls on, and so counts them."""
@@ -207,11 +206,10 @@ class VhostNetPlane:
         ring.state, ring.reason = state, reason
 
     def tick(self) -> None:
-        """Check the sessions, and count."""
+        """Check the sessions, and look at the TAP's counters now and then."""
         for index, ring in self._rings.items():
             if ring.state is not AgentRingState.RUNNING:
                 continue
-            self._count(ring)
             if not _session_holds(ring.conf):
                 self._fail(index, AgentRingState.FENCED, _FENCED)
                 signal(self._fenced_fd)  # so that `look` returns True
@@ -314,7 +312,6 @@ class VhostNetPlane:
         pair, number = divmod(index, 2)
         kernel, ring = self._kernels[pair], self._rings[index]
         kernel.halt(number)
-        self._count(ring)
         # Not what is in memory: if another back-end has moved that, the ring must not
         # start there again, and `check_base` refuses it.
         ring.index = kernel.base(number)
@@ -333,31 +330,29 @@ class VhostNetPlane:
             os.close(ring.error_fd)
             ring.error_fd = -1
 
-    def _count(self, ring: _Ring) -> None:
-        assert ring.conf is not None  # it runs
-        now = used_index(ring.conf.device, self._memory)
-        ring.chains += (now - ring.index) & 0xFFFF
-        ring.index = now
-
     def status(self, index: int) -> RingStatus:
         ring = self._rings.get(index)
         if ring is None:
             return RingStatus()
         if ring.state is AgentRingState.RUNNING:
-            self._count(ring)
+            assert ring.conf is not None
+            ring.index = used_index(ring.conf.device, self._memory)
         calls, _ = self._calls.counts(index)
         return RingStatus(
             state=ring.state,
             index=ring.index,
             reason=ring.reason,
-            stats=replace(self._traffic.stats(index, ring.chains), calls=calls),
+            stats=replace(self._traffic.stats(index), calls=calls),
         )
 
     def summary(self) -> dict[str, Any]:
         """Return what `vhostpci-guest status -j` shows of the data plane."""
         counted = all(ring.counts_calls for ring in self._rings.values())
         more = [] if counted else ["calls"]
-        return {"not_counted": [*self._traffic.not_counted, *more]}
+        return {
+            "not_counted": [*self._traffic.not_counted, *more],
+            "totals": self._traffic.totals(),
+        }
 
     def close(self) -> None:
         for index, ring in self._rings.items():
@@ -383,32 +378,40 @@ class _Traffic:
 
     @property
     def not_counted(self) -> list[str]:
-        """Return the names of the counts, as in the status, that stay at 0."""
+        """Return the names of a ring's counts, as in the status, that stay at 0."""
         counts = ["kicks", "drops"]
-        return counts if self._single else [*counts, "octets"]
+        by_ring = self._single and self._first is not None
+        return counts if by_ring else [*counts, "packets", "octets"]
 
     def due(self) -> bool:
         """Count a tick; return whether to look at the TAP's counters."""
         self._ticks += 1
-        return self._single and self._ticks % _SAMPLE_TICKS == 0
+        return self._ticks % _SAMPLE_TICKS == 0
 
     def look(self, counters: Counters | None) -> None:
         """Take the TAP's counters over."""
         self._first = self._first or counters
         self._last = counters or self._last
 
-    def stats(self, index: int, chains: int) -> Stats:
-        """Return the counts of a ring that has completed so many chains."""
-        if not self._single or self._first is None or self._last is None:
-            return Stats(packets=chains)
+    def totals(self) -> dict[str, int]:
+        """Return the counts of all rings together, as `stats` names them.
+
+        Empty: the TAP could not be read yet.
+        """
+        if self._first is None or self._last is None:
+            return {}
+        return {
+            name: self._last[column] - self._first[column]
+            for name, column in _TOTALS.items()
+        }
+
+    def stats(self, index: int) -> Stats:
+        """Return the counts of a ring."""
+        if not self._single or not (totals := self.totals()):
+            return Stats()
         # The TAP receives what the master transmits.
-        packets, octets = (
-            (_RX_PACKETS, _RX_BYTES) if index % 2 else (_TX_PACKETS, _TX_BYTES)
-        )
-        return Stats(
-            packets=self._last[packets] - self._first[packets],
-            bytes=self._last[octets] - self._first[octets],
-        )
+        way = "rx" if index % 2 else "tx"
+        return Stats(packets=totals[f"{way}_packets"], bytes=totals[f"{way}_bytes"])
 
 
 def _session_holds(conf: RingConf | None) -> bool:

@@ -57,6 +57,17 @@ def test_rx_is_what_comes_from_the_master_and_tx_what_goes_to_it() -> None:
     assert (counters["tx_packets"], counters["tx_bytes"]) == (2, 10)
 
 
+def test_device_has_the_totals_of_a_data_plane_that_counts_no_single_ring() -> None:
+    lacking = ["kicks", "packets", "octets"]
+    totals = {"rx_packets": 70_000, "rx_bytes": 9, "tx_packets": 3, "tx_bytes": 4}
+    device = link(Stats(), Stats()) | {"totals": totals, "not_counted": lacking}
+    shown = statistics(device)
+    assert shown["statistics"]["rx_packets"] == 70_000
+    assert shown["not_counted"] == ["kicks"]
+    (pair,) = shown["queue_pairs"]
+    assert (pair["statistics"]["rx_packets"], pair["not_counted"]) == (0, lacking)
+
+
 def test_each_count_of_a_ring_is_in_a_counter_of_its_own() -> None:
     """One that no counter has would be counted, and never shown."""
     shown = statistics(link(ALL, ALL))["statistics"]
