@@ -16,6 +16,9 @@ SETTABLE = {"time", "time_ns", "localtime", "gmtime", "ctime", "strftime"}
 """Functions of `time` that look at the clock that can be set."""
 FOR_A_REASON = {
     "directories.py": "compares it with the times of directories",
+    "state_clock.py": "tells people since when a device is in its state",
+    "vms.py": "tells people when a VM was started",
+    "print_status.py": "tells people for how long",
     "log_options.py": "writes the time of day into each line of JSON",
     "log_line.py": "writes the time of day into a line of the log",
 }

@@ -63,7 +63,7 @@ class ShortControl:
         self.looks = 0
         self._shortage = shortage
 
-    def look(self, status: object) -> None:
+    def look(self, status: object, ask: object) -> None:
         self.looks += 1
         self._shortage.check()
 
