@@ -9,6 +9,8 @@
 #
 #   make bench [ARGS="ring --quick --json FILE"]
 #
+# and make debs: Debian packages of the checkout as it is, in dist/, checked by lintian;
+#
 # and make soak: many upgrades, or kills, under load (docs/testing.md):
 #
 #   make soak ARGS="upgrades --devices 200 --upgrades 100"
@@ -17,7 +19,7 @@
 CACHE := $(shell tools/setup --cache-dir)
 PYTHON := $(CACHE)/venv/bin/python
 
-.PHONY: bench demo soak test yardstick
+.PHONY: bench debs demo soak test yardstick
 
 demo:
 	@tools/setup demo $(ARGS)
@@ -30,6 +32,10 @@ test:
 bench:
 	@tools/setup bench
 	@$(PYTHON) -m tox -q -e bench -- $(ARGS)
+
+debs:
+	@tools/setup debs
+	@tools/debs
 
 soak:
 	@tools/setup test
