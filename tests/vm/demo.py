@@ -190,19 +190,25 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write results")
     parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="also draw all of it, as SVG"
+    )
+    parser.add_argument(
         "--keep", action="store_true", help="leave the VMs running until Ctrl-C"
     )
     return parser.parse_args()
 
 
-def _conclude(stage: Stage, report: AnyReport, target: Path | None) -> None:
+def _conclude(stage: Stage, report: AnyReport, arguments: argparse.Namespace) -> None:
     """Print the results and what to try next, or where to look for what failed."""
     stage.rest()
     if not stage.is_live:
         print(f"\n{stage.drawing()}")
-    print(f"\n{report.text()} after {report.seconds:.0f} s", flush=True)
-    if target:
-        target.write_text(json.dumps(asdict(report), indent=2) + "\n")
+    results = f"{report.text()} after {report.seconds:.0f} s"
+    print(f"\n{results}", flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(asdict(report), indent=2) + "\n")
+    if arguments.picture:
+        arguments.picture.write_text(stage.picture(results))
     if report.ok:
         lines = [f"  {command:40}{shows}" for command, shows in TRY_NEXT]
         print("\n".join(["\ntry next", *lines]), flush=True)
@@ -217,7 +223,7 @@ def _attempt(arguments: argparse.Namespace, report: AnyReport, stage: Stage) -> 
     def keep(vms: Sequence[Vm]) -> None:
         nonlocal concluded
         if arguments.keep:
-            _conclude(stage, report, arguments.json)
+            _conclude(stage, report, arguments)
             concluded = True
             leave_running(vms)
 
@@ -230,7 +236,7 @@ def _attempt(arguments: argparse.Namespace, report: AnyReport, stage: Stage) -> 
         report.fail(error)
     report.finish(stage.seconds())
     if not concluded:
-        _conclude(stage, report, arguments.json)
+        _conclude(stage, report, arguments)
 
 
 def main() -> int:

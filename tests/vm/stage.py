@@ -5,7 +5,9 @@ On a terminal each step scrolls away above the drawing, which stays at the botto
 Without one, as in a log, there are the steps, and the drawing once at the end.
 """
 
+import io
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +23,9 @@ from tests.vm.show import Progress
 LOOK = 1.0
 """Seconds between two looks at the packets: each costs the daemon some time."""
 
+_WEB_FONT = re.compile(r"@font-face {.*?}\s*", re.DOTALL)
+"""What would have a browser download a font."""
+
 Counts = Mapping[str, int]
 """Packets so far, by the name of a flow in the scene."""
 
@@ -35,6 +40,7 @@ class Stage(Progress):
         self._count: Callable[[], Counts] = dict
         self._looked = 0.0
         self._step = ""
+        self._printed: list[Text] = []
         wide = self._console.width > WIDTH
         self._live = (
             Live(
@@ -65,15 +71,32 @@ class Stage(Progress):
         self._step = text
         self.log(text)
         if why:
-            self._console.print(Text(f"          {why}", style="dim"))
+            self._print(Text(f"          {why}", style="dim"))
 
     def log(self, text: str) -> None:
         """Print a line above the drawing, with the time."""
-        self._console.print(Text(f"[{self.seconds():5.1f} s] {text}"))
+        self._print(Text(f"[{self.seconds():5.1f} s] {text}"))
 
     def note(self, text: str) -> None:
         """Print a line that belongs to the present step."""
-        self._console.print(Text(f"          {text}"))
+        self._print(Text(f"          {text}"))
+
+    def _print(self, line: Text) -> None:
+        self._console.print(line)
+        self._printed.append(line)
+
+    def picture(self, results: str) -> str:
+        """Return all that the demo has shown as an SVG picture.
+
+        Args:
+            results: what was printed at the end.
+        """
+        console = Console(file=io.StringIO(), record=True, width=WIDTH + 14)
+        lines = [Text.assemble(*line) for line in self._scene.lines()]
+        for line in (*self._printed, Text(), *lines, Text(), Text(results)):
+            console.print(line)
+        svg = console.export_svg(title="make demo")
+        return f"{_WEB_FONT.sub('', svg)}\n"
 
     def set(self, state: State, *parts: str) -> None:
         """Draw parts in another state."""

@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
@@ -124,6 +125,16 @@ def test_daemon_that_does_not_answer_leaves_the_counts_as_they_are() -> None:
         stage.follow(count)
         stage("ping")
     assert "1,200 packets" in output.getvalue()
+
+
+def test_picture_has_all_that_was_shown_and_downloads_nothing() -> None:
+    stage = Stage(pair_scene(), Console(file=io.StringIO()))
+    stage("booting both VMs", "nothing is patched")
+    picture = stage.picture("all came back")
+    text = "".join(ElementTree.fromstring(picture).itertext()).replace("\xa0", " ")
+    for part in ("booting both VMs", "nothing is patched", "1,200 packets", "all came"):
+        assert part in text
+    assert "url(http" not in picture
 
 
 def test_packets_are_those_that_the_agent_has_counted(tmp_path: Path) -> None:
