@@ -15,11 +15,15 @@
 #
 #   make soak ARGS="upgrades --devices 200 --upgrades 100"
 #   make soak ARGS="kills --minutes 30"
+#
+# and make wheels: what is published, in dist/ (docs/releasing.md):
+#
+#   make wheels [ARGS="--with-dependencies --dist DIRECTORY"]
 
 CACHE := $(shell tools/setup --cache-dir)
 PYTHON := $(CACHE)/venv/bin/python
 
-.PHONY: bench debs demo soak test yardstick
+.PHONY: bench debs demo soak test wheels yardstick
 
 demo:
 	@tools/setup demo $(ARGS)
@@ -40,6 +44,10 @@ debs:
 soak:
 	@tools/setup test
 	@$(PYTHON) -m tox -q -e soak -- $(ARGS)
+
+wheels:
+	@tools/setup wheels
+	@$(PYTHON) -m tox -q -e wheels -- $(ARGS)
 
 yardstick:
 	@tools/setup demo $(ARGS)

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.vm import suites, wheels
+from tests.vm import suites
 from tests.vm.cache import cache_dir, discard_old, fresh, one_at_a_time
 from tests.vm.image import CHECKOUT
+from tools.wheels import NOT_SOURCE
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +168,7 @@ def machine(codename: str, place: Path) -> Iterator[FreshMachine]:
     sources = place / "sources"
     for name in ("shared", "host", "guest", "tools"):
         shutil.copytree(
-            CHECKOUT / name, sources / name, ignore=wheels.NOT_SOURCE, symlinks=True
+            CHECKOUT / name, sources / name, ignore=NOT_SOURCE, symlinks=True
         )
     shutil.copy(CHECKOUT / "Makefile", sources)
     files = place / "machine"

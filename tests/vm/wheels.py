@@ -23,21 +23,11 @@ from tests.vm.cache import (
 )
 from tests.vm.debian import PYTHON
 from tests.vm.image import CHECKOUT
+from tools.wheels import NOT_SOURCE
 
 log = logging.getLogger(__name__)
 
 PROJECTS = ("shared", "host", "guest")
-
-# Files that builds leave behind in a source tree.
-NOT_SOURCE = shutil.ignore_patterns(
-    "__pycache__",
-    "build",
-    "dist",
-    "*.egg-info",
-    "*.so",
-    "*.o",
-    *("_ring.c", "_relay.c", "_memory.c"),
-)
 
 
 @one_at_a_time()
