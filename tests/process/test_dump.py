@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`dump` on both sides, beside a daemon and an agent that go on."""
+"""`dump` and `trace`, beside a daemon and an agent that go on."""
 
 import json
 import subprocess
@@ -76,6 +76,14 @@ def test_ring_that_is_not_there_is_an_error(shared: Lab) -> None:
     ):
         assert done.returncode == 1
         assert "no ring 9; there are 2, from 0 on" in done.stderr
+
+
+def test_conversation_with_the_front_end_is_kept(shared: Lab) -> None:
+    done = shared.run_host("trace", "net0", "--once")
+    assert done.returncode == 0, done.stderr
+    assert "-> SET_MEM_TABLE region0=(guest_addr=0x0, " in done.stdout
+    assert "<- GET_FEATURES reply features=" in done.stdout
+    assert "-> SET_VRING_KICK index=0 nofd=False + 1 descriptor" in done.stdout
 
 
 def test_memory_of_the_masters_own(tmp_path: Path) -> None:

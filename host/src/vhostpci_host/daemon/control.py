@@ -4,8 +4,12 @@
     {"command": "status"}      {"ok": true, "result": {...}}
     {"command": "dance"}       {"ok": false, "error": "no command 'dance'; ..."}
 
-The control socket of a device accepts `status`.  A daemon with many devices has one
-more control socket, which also accepts:
+The control socket of a device accepts `status`, and `conversation` with the number of
+an entry, from which on it wants to know what was said:
+
+    {"command": "conversation", "name": "web", "since": 0}
+
+A daemon with many devices has one more control socket, which also accepts:
 
     {"command": "list"}
     {"command": "add", "name": "web", "options": {"memory": "1G", "queue-pairs": "4"}}

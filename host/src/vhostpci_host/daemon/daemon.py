@@ -475,6 +475,7 @@ class Daemon:
         """Answer the lines of one connection to a device's control socket."""
         commands: Commands = {
             "status": self._on_status,
+            "conversation": self._on_conversation,
             "pid": pid,
             "restart": self._keeper.restart,
         }
@@ -516,6 +517,9 @@ class Daemon:
             found = self._entry(request).describe()
         seccomp = self._confined.describe()
         return {**found, "keeper": self._keeper.describe(), "seccomp": seccomp}
+
+    async def _on_conversation(self, request: Request) -> Json:
+        return self._entry(request).conversation(request.get("since", 0))
 
     async def _on_list(self, request: Request) -> list[Json]:
         return [entry.row() for entry in self._entries.values()]

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """One device in the daemon's list, whether it is served or has failed."""
 
+import os
 from dataclasses import dataclass
 
 from ..config.device import DeviceConfig
 from ..device.status import describe, describe_failed, row
+from ..errors import HostError
 from ..interfaces import Json
 from .server import Server
 
@@ -27,6 +29,18 @@ class Entry:
         server, carrier = self.server, self.server.carrier.describe()
         clock = server.state_clock
         return describe(server.device, server.connect_problem, carrier, clock.look)
+
+    def conversation(self, since: object) -> Json:
+        """Return what its front-ends and we have said from entry `since` on.
+
+        Raises:
+            HostError: it has failed, or there is no such number.
+        """
+        if type(since) is not int:
+            raise HostError(f"since {since!r}: write the number of an entry")
+        if self.server is None:
+            raise HostError(f"{self.config.name} has failed: {self.failure}")
+        return {"pid": os.getpid(), **self.server.conversation.since(since)}
 
     def row(self) -> Json:
         """Return what `list` says of it."""

@@ -36,6 +36,7 @@ from ..memory.attach import AttachedMemory, WindowIds
 from ..memory.directory import make_directory
 from ..memory.regions import Store
 from ..vhost_user.connection import MasterConnection
+from ..vhost_user.conversation import Conversation
 from .admission import Admission
 from .carrier import MasterCarrier
 from .directories import Directories, NameWatch
@@ -116,6 +117,7 @@ class Server:
         self._master: MasterConnection | None = None
         self._slave: SlaveConnection | None = None
         self._log = PeerLog(config.name, self.loop)
+        self.conversation = Conversation(config.name)
         self._masters = Admission(self.loop, self._new_master)
         # A slave may come back as often as it likes.  Only what was no slave waits, and
         # shows meanwhile whether it is one now.
@@ -410,6 +412,7 @@ class Server:
             say_once=self._log.warn_once,
             returning=returning,
             shelf=self._shelf,
+            conversation=self.conversation,
         )
 
     def _replace_master(self, master: MasterConnection, pid: int) -> None:

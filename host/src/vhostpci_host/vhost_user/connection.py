@@ -15,6 +15,7 @@ from ..keeper.shelf import Shelf
 from ..keeper.slots import Mark, StateError
 from ..keeper.store import Keep
 from . import wire
+from .conversation import Conversation
 from .front_end_setup import FrontEndSetup
 from .kept import MasterState, capture_setup, reply_of
 from .message import Message
@@ -42,6 +43,7 @@ class MasterConnection:
         say_once: logs a warning, unless it repeats the last one.
         returning: whether the process was here lately and did nothing useful.
         shelf: keeps the device; None without a keeper.
+        conversation: notes what is said.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class MasterConnection:
         say_once: Callable[[str], None],
         returning: bool = False,
         shelf: Shelf | None = None,
+        conversation: Conversation | None = None,
     ) -> None:
         self.pid = pid
         self.returning = returning
@@ -64,6 +67,8 @@ class MasterConnection:
         self._on_closed = closed
         self._say_once = say_once
         self._loop = loop
+        self._conversation = conversation or Conversation("")
+        self._conversation.note(f"front-end (pid {pid}) connected")
         self._connection = connection
         self._shelf = shelf
         self._reader: wire.MessageReader | PeekReader = (
@@ -96,6 +101,7 @@ class MasterConnection:
                 if message is None:
                     return
                 self._serving = True
+                self._conversation.heard(message)
                 self._receive(message)
                 self._finish()
                 if self._loop.time() >= end:
@@ -175,6 +181,7 @@ class MasterConnection:
         self._send(data)
 
     def _send(self, data: bytes) -> None:
+        self._conversation.said(data)
         try:
             wire.send(self._connection, data)
         except EOFError:
@@ -242,6 +249,7 @@ class MasterConnection:
     def drop(self, reason: str) -> None:
         """Log `reason`, and close the connection."""
         self.dropped = True
+        self._conversation.note(f"we drop it: {reason}")
         self._say_once(f"front-end (pid {self.pid}) dropped: {reason}")
         self.close()
 
@@ -252,6 +260,7 @@ class MasterConnection:
         if self._closed:
             return
         self._closed = True
+        self._conversation.note("the connection is closed")
         # Before close(): a closed socket has no number to remove.
         self._loop.remove_reader(self._connection.fileno())
         self._reader.close()
