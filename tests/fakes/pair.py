@@ -104,7 +104,6 @@ class Pair:
         tap_fd: int | None = None,
         **worker: Unpack[WorkerOptions],
     ) -> None:
-        packed = isinstance(start, Packed)
         self.base = start.position(num) if isinstance(start, Packed) else start
         self._negotiated: Negotiated = {
             "hdr_len": hdr_len,
@@ -113,28 +112,30 @@ class Pair:
             "indirect": indirect,
             "in_order": in_order,
             "mergeable": mergeable,
-            "packed": packed,
+            "packed": isinstance(start, Packed),
         }
         self._kicks = kicks
         with ExitStack() as stack:
-            machine = Machine(
-                *regions,
-                kind=PackedDriver if packed else Driver,
-                num=num,
-                start=self.base,
-                event_idx=event_idx,
-                in_order=in_order,
-            )
-            self._open_rings(stack, machine)
+            self._open_rings(stack, regions, num)
             self._open_worker(stack, tap_fd, worker)
             if running:
                 self.start(RX)
                 self.start(TX)
             self._stack = stack.pop_all()
 
-    def _open_rings(self, stack: ExitStack, machine: Machine) -> None:
+    def _open_rings(
+        self, stack: ExitStack, regions: tuple[tuple[int, int], ...], num: int
+    ) -> None:
         """Take the rings of the fake master, with a metadata entry for each."""
-        self.machine = stack.enter_context(machine)
+        self.machine = machine = Machine(
+            *regions,
+            kind=PackedDriver if self._negotiated["packed"] else Driver,
+            num=num,
+            start=self.base,
+            event_idx=self._negotiated["event_idx"],
+            in_order=self._negotiated["in_order"],
+        )
+        stack.enter_context(machine)
         self.memory = machine.memory
         self.rx, self.tx = machine.rx, machine.tx
         self.meta = {index: self.memory.allocate(64, 64) for index in RingIndex}

@@ -235,8 +235,14 @@ class Worker:
             },
         )
         result = lib.worker_create(conf, out)
-        # Before the checks below raise: there is no worker that close() could end.
+        # Before the check raises: there is no worker that close() could end.
         self._closed = result < 0
+        self._check_created(result, tap_fd, poll_min, poll_max)
+        self._worker = out[0]
+
+    def _check_created(
+        self, result: int, tap_fd: int, poll_min: float, poll_max: float
+    ) -> None:
         if result == -errno.EINVAL:
             raise RingError(
                 errno.EINVAL,
@@ -244,7 +250,6 @@ class Worker:
                 f" or polling from {poll_min} to {poll_max} s makes no sense",
             )
         check(result, f"start a thread for {self._name}")
-        self._worker = out[0]
 
     def __enter__(self) -> Self:
         return self
