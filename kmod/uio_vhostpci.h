@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * A device, as the parts of the module know it: driver.c (the UIO node),
- * control.c (/dev/uio_vhostpci), window.c (window files) and ties.c.
+ * A device, as the parts of the module know it: driver.c (the UIO node), map.c
+ * (its mappings), control.c (/dev/uio_vhostpci), window.c (window files) and
+ * ties.c.
  */
 #ifndef UIO_VHOSTPCI_H
 #define UIO_VHOSTPCI_H
@@ -54,7 +55,9 @@ extern struct mutex uio_vhostpci_lock;
 extern struct miscdevice uio_vhostpci_control;
 
 int uio_vhostpci_enlist(struct uio_vhostpci *dev);
+
 vm_fault_t uio_vhostpci_insert(struct vm_fault *vmf);
+int uio_vhostpci_mmap(struct uio_info *info, struct compat_area *area);
 
 int uio_vhostpci_open_window(struct uio_vhostpci *dev);
 void uio_vhostpci_revoke_window(struct uio_vhostpci *dev);
