@@ -141,7 +141,7 @@ def checkout(tmp_path: Path) -> Path:
     """A checkout with one Python file of the host, and one C file of the ring."""
     (tmp_path / "host/src/build").mkdir(parents=True)
     (tmp_path / "host/src/box.py").write_text(PYTHON)
-    (tmp_path / "host/src/empty.py").write_text("# SPDX-License-Identifier: X\n")
+    (tmp_path / "host/src/empty.py").write_text("# A comment.\n")
     (tmp_path / "host/src/build/copy.py").write_text(PYTHON)
     (tmp_path / "guest/ring").mkdir(parents=True)
     (tmp_path / "guest/ring/point.c").write_text(C)
