@@ -22,7 +22,7 @@ from vhostpci_guest.eventfds import drain, new_eventfd, signal
 from vhostpci_guest.interfaces import Eventfd
 from vhostpci_guest.net_options import NetOptions
 from vhostpci_guest.tap.naming import Rules
-from vhostpci_guest.tap.tap_port import PlaneMaker, Ports, TapPort
+from vhostpci_guest.tap.tap_port import Plane, PlaneMaker, Ports, TapPort
 from vhostpci_shared.metadata import AgentRingState
 
 
@@ -167,11 +167,10 @@ def _write_used(device: int, at: int, memory: Sequence[MemRegion]) -> None:
 class Packetless(TypedDict):
     """The arguments of `Ports` for data planes."""
 
-    make_plane: PlaneMaker
-    kind: str
+    plane: Plane
 
 
-NO_PACKETS = Packetless(make_plane=FakePlane, kind="ring")
+NO_PACKETS = Packetless(plane=Plane("ring", FakePlane))
 """For ports whose data planes move no packets."""
 
 
@@ -192,8 +191,8 @@ class FakePort(TapPort):
     def __init__(
         self, device: str = "0000:00:05.0", make_plane: PlaneMaker = FakePlane
     ) -> None:
-        ports = Ports(Rules(), make_plane=make_plane, kind="ring")
-        super().__init__(ports, device)
+        plane = Plane("ring", make_plane)
+        super().__init__(Ports(Rules(), plane=plane), device, plane)
         self.queues = 0
         self.doings: list[str] = []
         self.options: NetOptions | None = None

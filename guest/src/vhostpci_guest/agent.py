@@ -18,10 +18,10 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from vhostpci_shared.limits import exhausted, no_descriptors, shortage
 from vhostpci_shared.wire import ProtocolError
@@ -52,8 +52,26 @@ FINISH = 0.2
 TELL_AGAIN = 60.0
 """Seconds between two lines that say so."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_IGNORED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+RELOAD = "reload"
+"""The command to read the configuration again."""
+_IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
 """They would end the agent without giving anything back."""
+
+
+class Configuration(Protocol):
+    """What the user has set, which may be read again."""
+
+    def read(self) -> Set[Port]:
+        """Read it again; return the ports whose data plane is to be closed.
+
+        Raises:
+            Unusable: it has mistakes; nothing has changed.
+        """
+        ...
+
+    def apply(self) -> dict[str, Any]:
+        """Do what was read; return what has changed."""
+        ...
 
 
 class Agent:
@@ -63,6 +81,7 @@ class Agent:
         source: where the devices come from; they are ours to close.
         make_port: makes the port of a device, given the device's name.
         control: the status socket, or None.
+        configuration: what the user has set; None if that cannot change.
     """
 
     def __init__(
@@ -70,10 +89,13 @@ class Agent:
         source: Source,
         make_port: Callable[[str], Port],
         control: Control | None = None,
+        *,
+        configuration: Configuration | None = None,
     ) -> None:
         self._source = source
         self._make_port = make_port
         self._control = control
+        self._configuration = configuration
         self._ports: dict[str, Port] = {}
         self._away: dict[Port, float] = {}
         """Ports whose device was unplugged, and until when their TAPs stay."""
@@ -83,18 +105,48 @@ class Agent:
         self._short_until: float | None = None
         self._told_at = -math.inf
 
-    def run(self, stop: Callable[[], bool], wakeup: int) -> None:
-        """Serve until `stop` says so; `wakeup` is readable when it does.
+    def run(self, signals: "Signals") -> None:
+        """Serve until a signal says that it is time to stop.
 
         Raises:
             Unusable: the only device, or its TAP, cannot be used.
         """
         manager = ServiceManager.of_environment()
-        while not stop():
+        while not signals.stopping:
+            if signals.take_hangup():
+                self._hang_up()
             self.step()
             manager.alive(time.monotonic())
-            self._wait(wakeup)
+            self._wait(signals.fileno())
         manager.stopping()
+
+    def _hang_up(self) -> None:
+        """Read the configuration again, because of SIGHUP."""
+        try:
+            self.reload()
+        except Refused as why:
+            for line in str(why).splitlines():
+                log.error("SIGHUP: not reloaded, and nothing has changed: %s", line)
+
+    def reload(self) -> dict[str, Any]:
+        """Read the configuration again; return what has changed.
+
+        Raises:
+            Refused: it has mistakes, or there is none; nothing has changed.
+        """
+        if self._configuration is None:
+            raise Refused("this agent has no configuration that could be read again")
+        try:
+            ports = self._configuration.read()
+        except (Unusable, OSError) as why:
+            raise Refused(str(why)) from why
+        for link in self._links.values():
+            if link.port in ports:
+                link.pause()
+        report = self._configuration.apply()
+        for link in self._links.values():
+            link.resume()  # the obstacle of a suspended device may be gone
+        return report
 
     def step(self) -> None:
         """Look at everything once."""
@@ -126,7 +178,7 @@ class Agent:
             self._note_shortage(short, now)
 
     def _answer(self, control: Control, now: float) -> None:
-        """Answer a question for our status, if there is a descriptor for it."""
+        """Answer who asks us something, if there is a descriptor for it."""
         try:
             control.look(self.status, self.ask)
         except OSError as error:
@@ -245,11 +297,13 @@ class Agent:
         return [{**link.status(), **may} for link in self._links.values()]
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Answer what a client of the status socket asks of one device.
+        """Answer what a client of the status socket asks, of us or of one device.
 
         Raises:
-            Refused: there is no such device, or no such command.
+            Refused: there is no such device, or no such command, or it fails.
         """
+        if request.get("command") == RELOAD:
+            return self.reload()
         wanted = request.get("device")
         for link in self._links.values():
             if link.device.name == wanted:
@@ -283,26 +337,53 @@ class Agent:
             time.sleep(0.001)
 
 
+class Signals:
+    """What signals have asked the agent for, and a descriptor that is readable then."""
+
+    def __init__(self, read: socket.socket) -> None:
+        self._read = read
+        self._hung_up = False
+        self.stopping = False
+        """Whether the agent is to end."""
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when a signal has come."""
+        return self._read.fileno()
+
+    def take_hangup(self) -> bool:
+        """Whether SIGHUP has come since this was asked last."""
+        # First: a signal that comes after this makes the descriptor readable again.
+        with suppress(BlockingIOError):
+            while self._read.recv(64):
+                pass
+        hung_up, self._hung_up = self._hung_up, False
+        return hung_up
+
+    def note(self, number: int, _frame: FrameType | None) -> None:
+        """Handle a signal."""
+        if number == signal.SIGHUP:
+            self._hung_up = True
+        else:
+            self.stopping = True
+
+
 @contextmanager
-def stopped_by_signals() -> Iterator[tuple[Callable[[], bool], int]]:
-    """Yield a function that says whether to stop, and a descriptor readable then."""
+def stopped_by_signals() -> Iterator[Signals]:
+    """Yield what signals ask for, while they do nothing else."""
     # A handler that raised could interrupt any statement.  These set a flag, so the
     # round that is under way is finished, and then everything is undone in order.
     read, write = socket.socketpair()
-    stopping = False
-
-    def note(_number: int, _frame: FrameType | None) -> None:
-        nonlocal stopping
-        stopping = True
-
     with ExitStack() as undo:
         undo.enter_context(read)
         undo.enter_context(write)
+        read.setblocking(False)
         write.setblocking(False)
+        signals = Signals(read)
         undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(write.fileno()))
-        for number in SIGNALS:
-            undo.callback(signal.signal, number, signal.signal(number, note))
+        for number in (*SIGNALS, signal.SIGHUP):
+            before = signal.signal(number, signals.note)
+            undo.callback(signal.signal, number, before)
         for number in _IGNORED:
             before = signal.signal(number, signal.SIG_IGN)
             undo.callback(signal.signal, number, before)
-        yield lambda: stopping, read.fileno()
+        yield signals

@@ -12,3 +12,7 @@ class Unusable(Exception):
 
 class Refused(Exception):
     """The agent does not do what a client of its status socket asks."""
+
+
+class FileError(Unusable):
+    """A configuration file has mistakes; the text has one line for each."""

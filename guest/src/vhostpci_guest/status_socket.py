@@ -32,6 +32,8 @@ RUN_DIR = Path("/run/vhostpci-guest")
 _SUFFIX = ".sock"
 _TIMEOUT = 1.0
 """Seconds that `ask` waits for the next bytes; the loop sends within milliseconds."""
+RELOAD_TIMEOUT = 30.0
+"""The same for `reload`: a helper may have to load a module, or to change many TAPs."""
 ANSWER_TIME = 5.0
 """Seconds in which a client must read its whole answer, so that it is freed again."""
 ASKS = "vhostpci-guest.asks."
@@ -267,8 +269,25 @@ def ask(directory: Path = RUN_DIR) -> Answers:
     return answers
 
 
-def request(pid: int, question: Json, directory: Path = RUN_DIR) -> Json:
+def agents(directory: Path = RUN_DIR) -> list[int]:
+    """Return the process IDs of the agents that run, or were killed a moment ago.
+
+    Raises:
+        Unusable: this user may not look into the directory of the agents' sockets.
+    """
+    return [int(path.stem) for path in _sockets(directory)]
+
+
+def request(
+    pid: int, question: Json, directory: Path = RUN_DIR, timeout: float = _TIMEOUT
+) -> Json:
     """Ask one agent something else than its status; return the result.
+
+    Args:
+        pid: of the agent.
+        question: what it is asked.
+        directory: of its socket.
+        timeout: seconds to wait for the answer.
 
     Raises:
         Unusable: it refuses, is of an earlier version, or does not answer.
@@ -280,12 +299,13 @@ def request(pid: int, question: Json, directory: Path = RUN_DIR) -> Json:
             sock.bind(_ASKS + os.urandom(8).hex().encode())
             if not _connect(sock, path):
                 raise Unusable(f"the agent with pid {pid} has ended")
+            sock.settimeout(timeout)
             # An agent of an earlier version may have answered and closed already.
             with suppress(BrokenPipeError):
                 sock.sendall(json.dumps(question).encode() + b"\n")
             said: object = _parse(_all(sock))
     except OSError as error:
-        raise Unusable(f"agent {pid}: {_reason(error)}") from None
+        raise Unusable(f"agent {pid}: {_reason(error, timeout)}") from None
     match said:
         case {"result": dict(result)}:
             return result
@@ -311,9 +331,9 @@ def _sockets(directory: Path) -> list[Path]:
     return [directory / name for name in sorted(names) if name.endswith(_SUFFIX)]
 
 
-def _reason(error: OSError | Unusable) -> str:
+def _reason(error: OSError | Unusable, timeout: float = _TIMEOUT) -> str:
     if isinstance(error, TimeoutError):
-        return f"it does not answer within {_TIMEOUT:g} s: it hangs, or is stopped"
+        return f"it does not answer within {timeout:g} s: it hangs, or is stopped"
     if isinstance(error, PermissionError):
         return "this user may not ask it; run as root"
     return str(error)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent's loop on a thread of the test's, and how fast it answers."""
 
-import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from tests.fakes.bar import FakeDaemon
 from tests.fakes.pair import Background
 from tests.fakes.plane import FakePlane, FakePort
-from vhostpci_guest.agent import Agent
+from vhostpci_guest.agent import Agent, Signals
 from vhostpci_guest.interfaces import Source
 from vhostpci_guest.tap.tap_port import TapPort
 from vhostpci_shared.metadata import AgentState
@@ -47,18 +47,19 @@ def running(source: Source, *daemons: FakeDaemon) -> Iterator[None]:
 @contextmanager
 def in_loop(agent: Agent) -> Iterator[None]:
     """Run the agent's loop in a thread; close the agent at the end."""
-    read, write = os.pipe()
-    end = threading.Event()
-    thread = threading.Thread(target=agent.run, args=(end.is_set, read))
+    read, write = socket.socketpair()
+    read.setblocking(False)
+    signals = Signals(read)
+    thread = threading.Thread(target=agent.run, args=(signals,))
     thread.start()
     try:
         yield
     finally:
-        end.set()
-        os.write(write, b"x")
+        signals.stopping = True
+        write.send(b"x")
         thread.join()
-        os.close(read)
-        os.close(write)
+        read.close()
+        write.close()
         agent.close()
 
 

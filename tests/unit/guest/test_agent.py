@@ -257,11 +257,11 @@ def test_signal_ends_the_loop_at_once(number: signal.Signals) -> None:
     daemon = FakeDaemon(device)
     daemon.publish()
     agent = Agent(FakeSource(device), Planes().port)
-    with stopped_by_signals() as (stop, wakeup):
+    with stopped_by_signals() as signals:
         timer = threading.Timer(0.1, os.kill, (os.getpid(), number))
         timer.start()
         start = time.monotonic()
-        agent.run(stop, wakeup)
+        agent.run(signals)
         timer.join()
     assert time.monotonic() - start < 1
     daemon.close()
@@ -275,9 +275,9 @@ def test_signal_without_a_meaning_is_ignored(number: signal.Signals) -> None:
     handled: list[int] = []
     before = signal.signal(number, lambda number, _: handled.append(number))
     try:
-        with stopped_by_signals() as (stop, _):
+        with stopped_by_signals() as signals:
             os.kill(os.getpid(), number)
-            assert not stop()
+            assert not signals.stopping
         assert handled == []
         os.kill(os.getpid(), number)
         assert handled == [number]

@@ -19,13 +19,15 @@ from vhostpci_shared.limits import no_descriptors, shortage
 from vhostpci_shared.log_writer import LogWriter
 
 from .. import __version__
-from ..errors import Unusable
+from ..errors import FileError, Unusable
 from .errors import UsageError
 
 log = logging.getLogger("vhostpci_guest")
 
 _COMMANDS = {
     "run": ("run_options", "serve devices, in the foreground"),
+    "check-config": ("run_options", "print all mistakes of a configuration file"),
+    "reload": ("reload", "have running agents do what their file says now"),
     "devices": (
         "show",
         "list this machine's devices, how each could be bound, what that gives, and "
@@ -77,6 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.setLevel(log_options.level_of(arguments))
     try:
         arguments.run(arguments)
+    except FileError as error:
+        # Without "vhostpci-guest:" in front: the text has a line for each mistake,
+        # which begins with the file's name, as an editor expects it.
+        print(error, file=sys.stderr)
+        return 1
     except UsageError as error:
         log.error("%s", error)
         return 2

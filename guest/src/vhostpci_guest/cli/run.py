@@ -8,16 +8,19 @@ import argparse
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from vhostpci_shared.limits import raise_descriptor_limit
 
 from .. import status_socket
 from ..agent import SIGNALS, Agent, stopped_by_signals
+from ..config import file as config_file
+from ..config.settings import PlaneSettings, Settings, contradictions, make_settings
 from ..dataplane import tx_methods
-from ..dataplane.interface import Port
 from ..dataplane.native import confine_error, io_uring_error
 from ..dataplane.workers import Workers
 from ..errors import Unusable
@@ -27,12 +30,19 @@ from ..pci.kernel import System
 from ..pci.uevents import Uevents
 from ..pci.watch import PciWatch
 from ..socket.source import SocketSource
-from ..tap import bridge, naming, netlink, settings
-from ..tap.tap_port import PlaneMaker, Ports
-from . import data_plane_choice, separation, vhost_net_planes
+from ..tap import bridge, naming, netlink
+from ..tap import settings as tap_settings
+from ..tap.tap_port import PlaneMaker
+from . import run_options, separation, vhost_net_planes
+from .config_orders import ConfigOrders
+from .configuration import Configuration
+from .device_ports import DevicePorts
 from .errors import UsageError
 
 log = logging.getLogger(__name__)
+
+_RULES = ("tap", "bridge", "mtu", "mac", "address")
+"""Options that `naming.make_rules` takes."""
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -42,107 +52,132 @@ def run(arguments: argparse.Namespace) -> None:
         UsageError: the options do not fit each other.
         Unusable: this machine lacks something, or the only device cannot be used.
     """
-    choice = arguments.data_plane or data_plane_choice.AUTOMATIC
-    choice.check(arguments)
-    wanted, joined = _rules(arguments), _bridge(arguments)
-    user = separation.choose_user(arguments)
+    settings = read_settings(arguments)
+    user = separation.choose_user(settings)
     raise_descriptor_limit()
     # Before the helpers, too: the loop must not wait until one has imported pyroute2.
-    _read_what_is_roots(arguments, tap=choice.has_tap)
+    _read_what_is_roots(settings)
+    config = ConfigOrders(settings, arguments.config)
     with ExitStack() as undo:
         # First: a signal that comes during the steps below must undo them as well, and
         # a second one must not interrupt the end of the helpers.
-        stop, wakeup = undo.enter_context(stopped_by_signals())
+        signals = undo.enter_context(stopped_by_signals())
         # Python removes its handlers when it ends: one more Ctrl-C would then end us
         # with another status than ours.
         undo.callback(signal.pthread_sigmask, signal.SIG_BLOCK, SIGNALS)
         # Before all else that holds anything: they are forked from what we are now.
         helpers = undo.enter_context(
             separation.helpers(
-                arguments.socket is None, joined, choice.local_sockets(user)
+                settings.socket is None,
+                config,
+                separation.local_sockets(config, user),
             )
         )
         # Before the source: an agent that can make no TAP must not take a device from
         # its driver.
-        if choice.has_tap:
+        if _has_tap(settings):
             helpers.requests.check_node()
-        if joined is not None:
-            joined.make()
+        for name in settings.bridges:
+            bridge.Bridge(name).make()
         control = _control(undo, helpers)
-        separation.give_up(user, asked=arguments.user is not None)
-        make_port = _ports(arguments, choice, wanted, joined, helpers)
-        source = _source(arguments, helpers.system)
-        agent = Agent(source, make_port, control)
+        separation.give_up(user, asked=settings.user is not None)
+        ports = _ports(settings, helpers)
+        source = _source(settings, helpers.system)
+        agent = Agent(
+            *(source, ports.make, control),
+            configuration=Configuration(arguments.config, ports, helpers),
+        )
         undo.callback(agent.close)
-        agent.run(stop, wakeup)
+        agent.run(signals)
 
 
-def _read_what_is_roots(arguments: argparse.Namespace, *, tap: bool) -> None:
+def read_settings(arguments: argparse.Namespace) -> Settings:
+    """Return what the user has set, on the command line or in a file.
+
+    Raises:
+        UsageError: the options do not fit each other.
+        Unusable: the file cannot be read, or has mistakes.
+    """
+    given = run_options.values(arguments)
+    if arguments.config is None:
+        return _of_command_line(given)
+    # Options beside the file would have to override it or be overridden, and a reload
+    # would have to know them: the file alone says what is served, and how.
+    if given:
+        more = ", ".join(f"--{name}" for name in given)
+        raise UsageError(f"run: with --config leave out {more}")
+    return config_file.load(arguments.config)
+
+
+def _of_command_line(given: Mapping[str, Any]) -> Settings:
+    try:
+        rules = naming.make_rules(
+            tap=given.get("tap"),
+            bridge=given.get("bridge"),
+            mtu=given.get("mtu"),
+            macs=given.get("mac", ()),
+            addresses=given.get("address", ()),
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    others = {name: value for name, value in given.items() if name not in _RULES}
+    settings = replace(make_settings(others), rules=rules)
+    # What does nothing, as --poll-us 0, contradicts nothing.
+    names = {name for name, value in given.items() if value}
+    for name, why in contradictions(rules, settings.plane, names):
+        raise UsageError(f"--{name}: {why}")
+    if rules.bridge and "address" in given:
+        raise UsageError(
+            "--bridge and --address: a TAP in a bridge has no address; "
+            f"give it to the bridge: ip address add CIDR dev {rules.bridge}"
+        )
+    return settings
+
+
+def _has_tap(settings: Settings) -> bool:
+    """Whether a device may get a TAP."""
+    return any(plane.data_plane.has_tap for plane in settings.planes)
+
+
+def _read_what_is_roots(settings: Settings) -> None:
     """Read and import now what our user may not be able to read later."""
-    if tap:
-        settings.remember_machine()
+    if _has_tap(settings):
+        tap_settings.remember_machine()
         netlink.preload()
-    if arguments.socket is None:
+    if settings.socket is None:
         uevents.preload()
 
 
-def _ports(
-    arguments: argparse.Namespace,
-    choice: data_plane_choice.Choice,
-    rules: naming.Rules,
-    joined: bridge.Bridge | None,
-    helpers: separation.Helpers,
-) -> Callable[[str], Port]:
-    """Return what makes a device's port.
+def _ports(settings: Settings, helpers: separation.Helpers) -> DevicePorts:
+    """Return what makes the ports of devices.
 
     Raises:
-        Unusable: this machine lacks something for the data plane.
+        Unusable: this machine lacks something for a data plane.
     """
+    choice = settings.plane.data_plane
     if choice.reason:
         log.info("data plane %s: %s", choice.kind, choice.reason)
-    sockets = choice.socket_ports(helpers.sockets, confine=can_confine())
-    return sockets or _taps(arguments, choice, rules, joined, helpers)
+    confine = can_confine()
+
+    def make_planes(wanted: PlaneSettings) -> PlaneMaker:
+        if wanted.data_plane.in_kernel:
+            return vhost_net_planes.make_planes(
+                helpers.requests, helpers.system, confine=confine
+            )
+        return _worker_planes(wanted, confine=confine)
+
+    return DevicePorts(settings, helpers, make_planes, confine=confine)
 
 
-def _taps(
-    arguments: argparse.Namespace,
-    choice: data_plane_choice.Choice,
-    rules: naming.Rules,
-    joined: bridge.Bridge | None,
-    helpers: separation.Helpers,
-) -> Callable[[str], Port]:
-    """Return what makes a device's port for a data plane that has a TAP.
-
-    Raises:
-        Unusable: this machine lacks something for that data plane.
-    """
-    if choice.in_kernel:
-        make_plane = vhost_net_planes.make_planes(
-            helpers.requests, helpers.system, confine=can_confine()
-        )
-    else:
-        make_plane = _worker_planes(arguments)
-    ports = Ports(
-        *(rules, joined),
-        make_plane=make_plane,
-        kind=choice.kind,
-        reason=choice.reason,
-        keep=arguments.keep_tap,
-        requests=helpers.requests,
-    )
-    return ports.make
-
-
-def _worker_planes(arguments: argparse.Namespace) -> PlaneMaker:
+def _worker_planes(wanted: PlaneSettings, *, confine: bool) -> PlaneMaker:
     """Return what makes the data plane `ring` on a TAP."""
     # As the user that the workers will be: io_uring may be forbidden to it.
-    io_uring = use_io_uring(arguments.tx_method)
     workers = partial(
         Workers,
-        cpus=arguments.cpus,
-        poll=arguments.poll_us / 1_000_000,
-        io_uring=io_uring,
-        confine=can_confine(),
+        cpus=wanted.cpus,
+        poll=wanted.poll_us / 1_000_000,
+        io_uring=use_io_uring(wanted.tx_method),
+        confine=confine,
     )
     return lambda port, device: workers(port.fds, device)
 
@@ -180,31 +215,6 @@ def can_confine() -> bool:
     return not error
 
 
-def _rules(arguments: argparse.Namespace) -> naming.Rules:
-    try:
-        return naming.make_rules(
-            tap=arguments.tap,
-            mtu=arguments.mtu,
-            macs=arguments.mac,
-            addresses=arguments.address,
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-
-
-def _bridge(arguments: argparse.Namespace) -> bridge.Bridge | None:
-    if arguments.bridge is None:
-        return None
-    # The kernel would accept both, but gives no packet to an address of such a TAP: the
-    # bridge takes each packet that arrives there.
-    if arguments.address:
-        raise UsageError(
-            "--bridge and --address: a TAP in a bridge has no address; "
-            f"give it to the bridge: ip address add CIDR dev {arguments.bridge}"
-        )
-    return bridge.Bridge(arguments.bridge)
-
-
 def _control(
     undo: ExitStack, helpers: separation.Helpers
 ) -> status_socket.Control | None:
@@ -218,15 +228,15 @@ def _control(
     return socket
 
 
-def _source(arguments: argparse.Namespace, system: System | None) -> Source:
-    if arguments.socket is not None:
-        return SocketSource(arguments.socket)
-    if arguments.device is not None:
+def _source(settings: Settings, system: System | None) -> Source:
+    if settings.socket is not None:
+        return SocketSource(settings.socket)
+    if settings.pci_device is not None:
         # A wrong address is an error before anything is bound.
-        search.at(arguments.device)
+        search.at(settings.pci_device)
     return PciWatch(
         Uevents(),
-        partial(bindings.bind_if, wanted=arguments.bind),
-        only=arguments.device,
+        partial(bindings.bind_if, wanted=settings.bind),
+        only=settings.pci_device,
         system=system,
     )

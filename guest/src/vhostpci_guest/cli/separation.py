@@ -9,15 +9,17 @@ is done by two processes that believe none of its orders::
                       └── helper "tap": TAPs                                    (root)
 """
 
-import argparse
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from vhostpci_shared.log_writer import LogWriter
 
+from ..config.file import content
+from ..config.settings import Settings
 from ..dataplane.vhost_user.sockets import (
     LocalSockets,
     RemoteSockets,
@@ -33,9 +35,10 @@ from ..privileges.channel import Channel, Handler
 from ..privileges.helper import Helper
 from ..status_socket import path_of
 from ..tap.bridge import Bridge
-from ..tap.orders import FORGET, TapOrders
+from ..tap.orders import FORGET, MAKE_BRIDGE, TapOrders
 from ..tap.remote import RemoteRequests
 from ..tap.requests import LocalRequests, Requests
+from .config_orders import READ, USE, ConfigOrders
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +61,38 @@ class Helpers:
     system: System | None
     tap: Channel | None = None
     sockets: Sockets | None = None
-    """Where back-ends come, if the data plane is vhost-user."""
+    """Where back-ends come, if a data plane is vhost-user."""
+
+    def read_config(self, file: Path) -> bytes:
+        """Have the configuration file read.
+
+        Raises:
+            Unusable: it cannot be read.
+        """
+        if self.tap is None:
+            return content(file)
+        answer = self.tap.ask(READ)
+        if answer.fd is None:
+            raise Unusable("the helper process has sent no configuration")
+        with open(answer.fd, "rb") as copy:
+            copy.seek(0)
+            return copy.read()
+
+    def use_config(self) -> None:
+        """Have what was read last followed by the helper."""
+        if self.tap is not None:
+            self.tap.ask(USE)
+
+    def make_bridge(self, name: str) -> None:
+        """Have a bridge made, unless it exists.
+
+        Raises:
+            Unusable: it cannot be made.
+        """
+        if self.tap is None:
+            Bridge(name).make()
+        else:
+            self.tap.ask(MAKE_BRIDGE, name)
 
     def forget_status_socket(self) -> None:
         """Have the status socket removed."""
@@ -73,13 +107,13 @@ class Helpers:
 
 @contextmanager
 def helpers(
-    pci: bool, bridge: Bridge | None, sockets: LocalSockets | None = None
+    pci: bool, config: ConfigOrders, sockets: LocalSockets | None = None
 ) -> Iterator[Helpers]:
     """Start the helpers; end them behind the block, when no device is held any more.
 
     Args:
         pci: whether the devices come from PCI.
-        bridge: the bridge that TAPs may join.
+        config: what the user has set.
         sockets: what makes the sockets of back-ends; None if there are none.
     """
     with ExitStack() as undo:
@@ -89,7 +123,12 @@ def helpers(
                 "makes TAPs",
                 _TAP if sockets is None else _TAP | {process.CHOWN},
                 lambda agent: {
-                    **TapOrders(LocalRequests(), bridge, path_of(agent)).handlers(),
+                    **TapOrders(
+                        LocalRequests(),
+                        config.bridges,
+                        path_of(agent),
+                    ).handlers(),
+                    **config.handlers(),
                     **({} if sockets is None else orders(sockets)),
                 },
             )
@@ -114,18 +153,35 @@ def _pci_handlers(agent: int) -> dict[str, Handler]:
     return dict(PciOrders(system).handlers())
 
 
-def choose_user(arguments: argparse.Namespace) -> user.User | None:
+def local_sockets(
+    config: ConfigOrders, wanted: user.User | None
+) -> LocalSockets | None:
+    """Return what makes the sockets of back-ends in a process that may.
+
+    Args:
+        config: what the user has set.
+        wanted: who we become.
+    """
+    if all(plane.data_plane.has_tap for plane in config.settings.planes):
+        return None
+    # Not nobody's: other programs are nobody, too, and who may connect gets the
+    # master's memory.
+    own = wanted is not None and wanted.uid != user.NOBODY
+    return LocalSockets(config, (wanted.uid, wanted.gid) if wanted and own else None)
+
+
+def choose_user(settings: Settings) -> user.User | None:
     """Return the user that the agent becomes; None to stay who we are.
 
     Raises:
         Unusable: the user wants another one, and we are not root.
     """
-    wanted: user.User | None = arguments.user
+    wanted = settings.user
     if os.geteuid() == 0:
         if wanted is not None:
             return wanted
-        if arguments.socket is not None:
-            return user.owner(arguments.socket)
+        if settings.socket is not None:
+            return user.owner(settings.socket)
         return user.default_user()
     if wanted is not None and wanted.uid != os.geteuid():
         raise Unusable(f"--user {wanted.name}: only root can become another user")

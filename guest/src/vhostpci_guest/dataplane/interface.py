@@ -239,8 +239,9 @@ class Port(Protocol):
     the port is gone, as a TAP that was deleted.
     """
 
-    kind: str
-    """The data plane that it makes, by the name that the user knows."""
+    @property
+    def kind(self) -> str:
+        """The data plane that it makes, by the name that the user knows."""
 
     @property
     def carrier(self) -> bool:

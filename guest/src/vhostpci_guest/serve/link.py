@@ -226,6 +226,12 @@ class Link:
             log.warning("%s: %s; left alone for now", self.device.name, why)
             self._suspended_why = why
 
+    def pause(self) -> None:
+        """Stop the rings and close the data plane; the next look starts them again."""
+        self._rings.stop_for(NOTHING)
+        self._rings.close()
+        self._answers.follow_again()
+
     def resume(self) -> None:
         """Try a suspended device again: its obstacle may be gone."""
         if self._suspended:

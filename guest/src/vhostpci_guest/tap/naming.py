@@ -11,7 +11,7 @@ error).  A rule that does not fit one device fails that device only (Unusable).
 
 import string
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from ..errors import Unusable
@@ -65,6 +65,11 @@ class Override:
 
     name: str
     value: str
+
+    @property
+    def template(self) -> Template:
+        """The value as a rule, with no fields in it."""
+        return Template(self.value, frozenset())
 
     def __str__(self) -> str:
         return f"{self.name}={self.value}"
@@ -121,11 +126,17 @@ class Rules:
     """The settings for all TAPs; None leaves a setting to the kernel or the master."""
 
     tap: Template | None = None
+    bridge: str | None = None
+    """The name of the bridge that the TAP joins."""
     mtu: int | None = None
     mac: Template | None = None
-    own_macs: Mapping[str, str] = field(default_factory=dict)
     addresses: tuple[Template, ...] = ()
-    own_addresses: Mapping[str, tuple[Address, ...]] = field(default_factory=dict)
+    own: Mapping[str, Self] = field(default_factory=dict)
+    """All settings of each device that has some of its own."""
+
+    def of(self, name: str) -> Self:
+        """Return the rules for the device of that name."""
+        return self.own.get(name, self)
 
     def config(self, device: str, name: str, n: int) -> TapConfig:
         """Return the settings of one device's TAP.
@@ -138,13 +149,12 @@ class Rules:
         Raises:
             Unusable: a rule does not fit this device.
         """
+        rules = self.of(name)
         return TapConfig(
-            name=self._name(device, name, n),
-            # The override first: its device may have a number that --mac has no room
-            # for.
-            mac=self.own_macs.get(name) or self._mac(device, n),
-            mtu=self.mtu,
-            addresses=self._addresses(device, name, n),
+            name=rules._name(device, name, n),
+            mac=rules._mac(device, n),
+            mtu=rules.mtu,
+            addresses=tuple(_address(device, rule, n) for rule in rules.addresses),
         )
 
     def _name(self, device: str, name: str, n: int) -> str | None:
@@ -172,11 +182,6 @@ class Rules:
         # A byte of a MAC has two digits, as `parse_mac` demands.
         return parse_mac(self.mac.fill(n=f"{n:02x}"))
 
-    def _addresses(self, device: str, name: str, n: int) -> tuple[Address, ...]:
-        if name in self.own_addresses:
-            return self.own_addresses[name]
-        return tuple(_address(device, rule, n) for rule in self.addresses)
-
 
 def _address(device: str, rule: Template, n: int) -> Address:
     try:
@@ -190,40 +195,49 @@ def _address(device: str, rule: Template, n: int) -> Address:
 
 def make_rules(
     *,
-    tap: Template | None,
-    mtu: int | None,
-    macs: Sequence[Rule],
-    addresses: Sequence[Rule],
+    tap: Template | None = None,
+    bridge: str | None = None,
+    mtu: int | None = None,
+    macs: Sequence[Rule] = (),
+    addresses: Sequence[Rule] = (),
 ) -> Rules:
     """Separate the rules of the command line from its overrides.
 
     Raises:
         ValueError: there are two MACs for one device, or two rules for MACs.
     """
-    own_macs: dict[str, str] = {}
-    for own in _overrides(macs):
-        if own.name in own_macs:
-            raise ValueError(f"--mac {own}: {own.name} has one already")
-        own_macs[own.name] = parse_mac(own.value)
     general = [rule for rule in macs if isinstance(rule, Template)]
     if len(general) > 1:
         raise ValueError(
             f"--mac {general[0]} and --mac {general[1]}: there is one rule; for one "
             "device's own write NAME=MAC"
         )
-    own_addresses: dict[str, tuple[Address, ...]] = {}
-    for own in _overrides(addresses):
-        # Unlike a MAC, an interface may have several addresses.
-        before = own_addresses.get(own.name, ())
-        own_addresses[own.name] = (*before, parse_address(own.value))
-    return Rules(
+    rules = Rules(
         tap=tap,
+        bridge=bridge,
         mtu=mtu,
         mac=general[0] if general else None,
-        own_macs=own_macs,
         addresses=tuple(rule for rule in addresses if isinstance(rule, Template)),
-        own_addresses=own_addresses,
     )
+    return replace(rules, own=_own(rules, _overrides(macs), _overrides(addresses)))
+
+
+def _own(
+    rules: Rules, macs: Sequence[Override], addresses: Sequence[Override]
+) -> Mapping[str, Rules]:
+    """Return the rules of the devices that have some of their own."""
+    own: dict[str, Rules] = {}
+    for override in macs:
+        if override.name in own:
+            raise ValueError(f"--mac {override}: {override.name} has one already")
+        own[override.name] = replace(rules, mac=override.template)
+    of_device: dict[str, list[Template]] = {}
+    for override in addresses:
+        # Unlike a MAC, an interface may have several addresses.
+        of_device.setdefault(override.name, []).append(override.template)
+    for name, templates in of_device.items():
+        own[name] = replace(own.get(name, rules), addresses=tuple(templates))
+    return own
 
 
 def _overrides(rules: Sequence[Rule]) -> list[Override]:

@@ -2,8 +2,8 @@
 """What the helper for TAPs does for the agent, and what it refuses.
 
 The agent, and with it a master that has taken it over, gets by this helper TAPs that
-it makes or that are free, and for each TAP whose descriptor it shows: MAC, MTU,
-addresses, alias, "up", and a place in the bridge that the user has named.  It gets
+it makes or that are free, and for each TAP whose descriptor it shows: name, MAC, MTU,
+addresses, alias, "up", and a place in a bridge that the user has named.  It gets
 vhost-net, which serves the memory and the TAPs of the process that uses it.  It gets no
 other interface changed, and no route, no firewall rule, no namespace.
 """
@@ -11,14 +11,14 @@ other interface changed, and no route, no firewall rule, no namespace.
 import ipaddress
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from ..privileges.channel import Answer, BadOrder, Handler, Order
 from . import left
 from .bridge import Bridge
 from .requests import IFF_TUN_EXCL, Requests
-from .settings import MTU_MAX, NAME_MAX, parse_mac
+from .settings import MTU_MAX, NAME_MAX, is_name, parse_mac
 from .tap import IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR
 
 CHECK = "check the node"
@@ -26,12 +26,14 @@ ATTACH = "attach"
 MOVED = "moved"
 SET = "set"
 ADDRESS = "add address"
+ADDRESS_GONE = "remove address"
 MTU = "mtu"
 SENDS = "sends"
 DROPPED = "dropped"
 COUNTERS = "counters"
 VHOST_NET = "open vhost-net"
 BRIDGE = "bridge"
+MAKE_BRIDGE = "make bridge"
 REMOVE = "remove"
 FORGET = "forget the status socket"
 
@@ -45,18 +47,18 @@ class TapOrders:
 
     Args:
         requests: how.
-        bridge: the bridge that TAPs may join.
+        bridges: returns the names of the bridges that TAPs may join now.
         status_socket: what is removed when the agent ends, as its directory is root's.
     """
 
     def __init__(
         self,
         requests: Requests,
-        bridge: Bridge | None = None,
+        bridges: Callable[[], Collection[str]] = tuple,
         status_socket: Path | None = None,
     ) -> None:
         self._requests = requests
-        self._bridge = bridge
+        self._bridges = bridges
         self._status_socket = status_socket
 
     def handlers(self) -> Mapping[str, Handler]:
@@ -67,12 +69,14 @@ class TapOrders:
             MOVED: lambda order: Answer(int(self._requests.moved(_tap(order)))),
             SET: self._set,
             ADDRESS: self._add_address,
+            ADDRESS_GONE: self._remove_address,
             MTU: lambda order: Answer(self._requests.mtu(_tap(order))),
             SENDS: lambda order: Answer(int(self._requests.sends(_tap(order)))),
             DROPPED: lambda order: Answer(self._requests.dropped(_tap(order))),
             COUNTERS: self._counters,
             VHOST_NET: lambda _order: Answer(fd=self._requests.open_vhost_net()),
             BRIDGE: lambda order: Answer(self._requests.bridge(_tap(order))),
+            MAKE_BRIDGE: self._make_bridge,
             REMOVE: self._remove,
             FORGET: self._forget,
         }
@@ -103,17 +107,23 @@ class TapOrders:
 
     def _master(self, order: Order) -> int:
         index = order.number(2)
-        if self._bridge is None or index != self._bridge.index:
-            raise BadOrder(f"interface {index} is not the bridge that the user named")
+        # 0 is no bridge.
+        if index and index not in {Bridge(name).index for name in self._bridges()}:
+            raise BadOrder(f"interface {index} is not a bridge that the user named")
         return index
 
+    def _make_bridge(self, order: Order) -> Answer:
+        if (name := order.text(0)) not in self._bridges():
+            raise BadOrder(f"{name!r} is not a bridge that the user named")
+        Bridge(name).make()
+        return Answer()
+
     def _add_address(self, order: Order) -> Answer:
-        fd, address, length = _tap(order), order.text(0), order.number(1)
-        try:
-            ip = ipaddress.ip_interface(f"{address}/{length}")
-        except ValueError as error:
-            raise BadOrder(str(error)) from None
-        self._requests.add_address(fd, str(ip.ip), ip.network.prefixlen)
+        self._requests.add_address(_tap(order), *_ip(order))
+        return Answer()
+
+    def _remove_address(self, order: Order) -> Answer:
+        self._requests.remove_address(_tap(order), *_ip(order))
         return Answer()
 
     def _counters(self, order: Order) -> Answer:
@@ -139,6 +149,16 @@ def _tap(order: Order) -> int:
     if not stat.S_ISCHR(status.st_mode) or status.st_rdev != _TUN:
         raise BadOrder(f"{order.name}: the descriptor is no TAP's")
     return fd
+
+
+def _ip(order: Order) -> tuple[str, int]:
+    """Return an address and the length of its prefix."""
+    address, length = order.text(0), order.number(1)
+    try:
+        ip = ipaddress.ip_interface(f"{address}/{length}")
+    except ValueError as error:
+        raise BadOrder(str(error)) from None
+    return str(ip.ip), ip.network.prefixlen
 
 
 def _address(order: Order) -> str:
@@ -167,8 +187,15 @@ def _state(order: Order) -> str:
     return "up"
 
 
+def _name(order: Order) -> str:
+    if not is_name(name := order.text(2)):
+        raise BadOrder(f"{name!r} is no name of an interface")
+    return name
+
+
 _VALUES: Mapping[str, Callable[[Order], str | int]] = {
     "address": _address,
+    "ifname": _name,
     "mtu": _mtu,
     "ifalias": _alias,
     "state": _state,

@@ -4,6 +4,7 @@
 from ..privileges.channel import Answer, Channel
 from .orders import (
     ADDRESS,
+    ADDRESS_GONE,
     ATTACH,
     BRIDGE,
     CHECK,
@@ -46,6 +47,10 @@ class RemoteRequests:
     def add_address(self, fd: int, address: str, length: int) -> None:
         """Have the TAP given an address."""
         self._channel.ask(ADDRESS, address, length, fd=fd)
+
+    def remove_address(self, fd: int, address: str, length: int) -> None:
+        """Have an address of the TAP removed."""
+        self._channel.ask(ADDRESS_GONE, address, length, fd=fd)
 
     def mtu(self, fd: int) -> int:
         """Ask for the MTU of now."""

@@ -96,6 +96,13 @@ class Requests(Protocol):
             Unusable: the kernel refuses.
         """
 
+    def remove_address(self, fd: int, address: str, length: int) -> None:
+        """Take an address from the TAP, if it has it.
+
+        Raises:
+            Unusable: the kernel refuses.
+        """
+
     def mtu(self, fd: int) -> int:
         """Return the MTU of now."""
 
@@ -193,6 +200,19 @@ class LocalRequests:
                 # "replace", not "add": a TAP that the user made may have the address
                 # already, and the kernel would refuse a second one (EEXIST).
                 ip.addr("replace", index=index(fd), address=address, prefixlen=length)
+
+        _where_it_is(fd, request)
+
+    def remove_address(self, fd: int, address: str, length: int) -> None:
+        """Take an address from the TAP."""
+
+        def request() -> None:
+            what = f"address {address}/{length} to be removed"
+            with netlink(f"TAP {current_name(fd)}", what) as ip:
+                here = index(fd)
+                # The user may have removed it by hand.
+                if ip.get_addr(index=here, address=address, prefixlen=length):
+                    ip.addr("del", index=here, address=address, prefixlen=length)
 
         _where_it_is(fd, request)
 

@@ -128,4 +128,26 @@ def parse_address(text: str) -> Address:
     # route to the master.
     if "/" not in text:
         raise ValueError(f"{text!r} has no prefix length, as in 10.0.0.1/24")
-    return ipaddress.ip_interface(text)
+    address = ipaddress.ip_interface(text)
+    if "%" in text:
+        raise ValueError(f"{text!r} names an interface: leave out what follows the %")
+    _check_host(text, address)
+    return address
+
+
+def _check_host(text: str, address: Address) -> None:
+    """Refuse what the kernel takes, and what no packet then comes to."""
+    network = address.network
+    # A network of two addresses has no address of its own (RFC 3021, RFC 6164).
+    if network.num_addresses <= 2:
+        return
+    if address.ip == network.network_address:
+        raise ValueError(
+            f"{text!r} is the network's address, and no host's: write "
+            f"{network.network_address + 1}/{network.prefixlen}"
+        )
+    if address.version == 4 and address.ip == network.broadcast_address:
+        raise ValueError(
+            f"{text!r} is the network's broadcast address: write "
+            f"{network.network_address + 1}/{network.prefixlen}"
+        )

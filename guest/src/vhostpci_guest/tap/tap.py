@@ -225,6 +225,28 @@ class Tap:
         """
         self._set(f"to join bridge {bridge}", master=index)
 
+    def leave_bridge(self) -> None:
+        """Take the TAP out of the bridge that it is in.
+
+        Raises:
+            Unusable: the TAP was deleted, or the kernel refuses.
+        """
+        self._set("to leave its bridge", master=0)
+
+    def rename(self, name: str) -> None:
+        """Give the TAP another name, while it is up.
+
+        Raises:
+            Unusable: the TAP was deleted, or the kernel refuses.
+        """
+        try:
+            self._set(f"the name {name}", ifname=name)
+        except Unusable as why:
+            raise Unusable(
+                f"{why}; before Linux 6.2 it renames no TAP that is up: restart the "
+                f"agent, or ip link set {self.name} down, reload, and set it up again"
+            ) from None
+
     def _set(self, what: str, **attributes: str | int) -> None:
         self._request(lambda fd: self._requests.set(fd, what, attributes))
 
@@ -326,14 +348,30 @@ class Tap:
         if config.mtu is not None:
             self.set_mtu(config.mtu)
         for address in config.addresses:
-            self._add_address(address)
+            self.add_address(address)
         # Last: from here on the kernel sends its first packets, which have the MAC.
         self._set("to set it up", state="up")
 
-    def _add_address(self, address: Address) -> None:
+    def add_address(self, address: Address) -> None:
+        """Give the TAP an address, if it does not have it.
+
+        Raises:
+            Unusable: the TAP was deleted, or the kernel refuses.
+        """
         length = address.network.prefixlen
         self._request(
             lambda fd: self._requests.add_address(fd, str(address.ip), length)
+        )
+
+    def remove_address(self, address: Address) -> None:
+        """Take an address from the TAP, if it has it.
+
+        Raises:
+            Unusable: the TAP was deleted, or the kernel refuses.
+        """
+        length = address.network.prefixlen
+        self._request(
+            lambda fd: self._requests.remove_address(fd, str(address.ip), length)
         )
 
     @property

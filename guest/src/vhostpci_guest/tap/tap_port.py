@@ -9,26 +9,40 @@ import logging
 from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from ..dataplane.interface import DataPlane
 from ..errors import Unusable
 from ..net_options import NetOptions, Offload
 from . import left
 from .bridge import Bridge
-from .naming import Rules
+from .change import TapChange
+from .naming import Rules, Template
 from .requests import LocalRequests, Requests
 from .settings import MTU_MAX, MTU_MIN, TapConfig, is_name, stable_mac
 from .tap import DEFAULT_NAME, Tap
 
 log = logging.getLogger(__name__)
 
+_MTU = 1500
+"""What the kernel gives a new TAP."""
 _MAC_TICKS = 300
 """Ticks (60 s) in which udev may overwrite the MAC of a TAP that was just made."""
 
 
 PlaneMaker = Callable[["TapPort", str], DataPlane]
 """Makes a data plane on an open TAP, for the device of that name."""
+
+
+class Plane(NamedTuple):
+    """What makes the data plane of a device."""
+
+    kind: str
+    """What the user calls it."""
+    make: PlaneMaker
+    reason: str = ""
+    """Why it is of that kind, if that was not the user's choice."""
 
 
 @dataclass(slots=True)
@@ -45,11 +59,8 @@ class Ports:
     """The ports of one agent.
 
     Args:
-        rules: the user's rules for the TAPs.
-        make_plane: makes the data planes.
-        kind: what the user calls them.
-        reason: why they are of that kind, if that was not the user's choice.
-        bridge: the bridge that all TAPs join; None for no bridge.
+        rules: the user's rules for the TAPs; they may be replaced.
+        plane: makes the data planes of a device for which there is no other.
         keep: leave the TAPs to the next agent when this one ends.
         requests: makes what needs CAP_NET_ADMIN.
     """
@@ -57,32 +68,27 @@ class Ports:
     def __init__(
         self,
         rules: Rules,
-        bridge: Bridge | None = None,
         *,
-        make_plane: PlaneMaker,
-        kind: str,
-        reason: str = "",
+        plane: Plane,
         keep: bool = False,
         requests: Requests | None = None,
     ) -> None:
         self.rules = rules
-        self.make_plane = make_plane
-        self.kind = kind
-        self.reason = reason
-        self.bridge = bridge
+        self.plane = plane
         self.keep = keep
         self.requests = LocalRequests() if requests is None else requests
         self._claims: dict[str, _Claim] = {}
         self._away: dict[str, TapPort] = {}
         """By their marks: ports whose device was unplugged, with their TAPs."""
 
-    def make(self, device: str) -> "TapPort":
+    def make(self, device: str, plane: Plane | None = None) -> "TapPort":
         """Return the port of a device; it keeps TAP name and number until `close`.
 
         Args:
             device: its PCI address, or the path of its socket.
+            plane: makes its data planes; None: as for other devices.
         """
-        return TapPort(self, device)
+        return TapPort(self, device, plane or self.plane)
 
     def claim(self, device: str, name: str) -> TapConfig:
         """Reserve number, TAP name and MAC for a device; return its TAP's settings.
@@ -100,11 +106,12 @@ class Ports:
         claim = self._claims.setdefault(device, _Claim("", self._free_number()))
         claim.label = f"{device} ({name!r})"
         config = self.rules.config(claim.label, name, claim.number)
+        rules = self.rules.of(name)
         for other in self._others(device):
             if config.name is not None and config.name == other.name:
-                raise Unusable(self._conflict(claim, other, "--tap", config.name))
+                raise Unusable(_conflict(claim, other, rules.tap, "--tap", config.name))
             if config.mac is not None and config.mac == other.mac:
-                raise Unusable(self._conflict(claim, other, "--mac", config.mac))
+                raise Unusable(_conflict(claim, other, rules.mac, "--mac", config.mac))
         # After the checks: a device that is refused reserves neither name nor MAC.
         claim.name, claim.mac = config.name, config.mac
         return config
@@ -117,14 +124,6 @@ class Ports:
 
     def _others(self, device: str) -> list[_Claim]:
         return [claim for held, claim in self._claims.items() if held != device]
-
-    def _conflict(self, claim: _Claim, other: _Claim, option: str, what: str) -> str:
-        rule = self.rules.tap if option == "--tap" else self.rules.mac
-        example = "--tap vp{n}" if option == "--tap" else "--mac 02:00:00:00:00:{n}"
-        return (
-            f"{claim.label}: {option} {rule or what} gives it {what}, which "
-            f"{other.label} has already: give each its own, as in {example}"
-        )
 
     def set_name(self, device: str, tap: str) -> None:
         """Record the name that a device's TAP has got."""
@@ -168,16 +167,27 @@ class Ports:
         self._claims.pop(device, None)
 
 
+def _conflict(
+    claim: _Claim, other: _Claim, rule: Template | None, option: str, what: str
+) -> str:
+    example = "--tap vp{n}" if option == "--tap" else "--mac 02:00:00:00:00:{n}"
+    return (
+        f"{claim.label}: {option} {rule or what} gives it {what}, which "
+        f"{other.label} has already: give each its own, as in {example}"
+    )
+
+
 class TapPort:
     """The TAP of one device, which `open` makes once the queue pairs are known.
 
     Args:
         ports: all ports of this agent.
         device: the device's PCI address, or the path of its socket.
+        plane: makes its data planes; it may be replaced.
     """
 
-    def __init__(self, ports: Ports, device: str) -> None:
-        self.kind = ports.kind
+    def __init__(self, ports: Ports, device: str, plane: Plane) -> None:
+        self.plane = plane
         self._ports = ports
         self._device = device
         self._tap: Tap | None = None
@@ -185,6 +195,12 @@ class TapPort:
         """Whether a number, a name and a MAC are reserved for the device."""
         self._mark = ""
         """What tells the TAP's device from others, also for the next agent."""
+        self._device_name = ""
+        """The device's name in the metadata, once the TAP is open."""
+        self._config = TapConfig()
+        """What the user's rules have made of the TAP."""
+        self._bridge: Bridge | None = None
+        """The bridge that the user wants the TAP to join."""
         self._bridge_index: int | None = None
         """The bridge that the TAP has joined, or could not join."""
         self._carrier = False
@@ -193,9 +209,16 @@ class TapPort:
         self._mtu = 0
         self._mtu_before = 0
         """The TAP's MTU before the first one that a master was told; 0 if none was."""
+        self._told_mtu = 0
+        """The MTU that the master was told, also where the user has set another."""
         self._mac: str | None = None
         """The MAC that the TAP must have; None once other programs may change it."""
         self._mac_ticks = 0
+
+    @property
+    def kind(self) -> str:
+        """What the user calls its data plane."""
+        return self.plane.kind
 
     @property
     def name(self) -> str | None:
@@ -234,7 +257,7 @@ class TapPort:
 
     def make_plane(self, device: str) -> DataPlane:
         """Make a data plane on the TAP, which is open."""
-        return self._ports.make_plane(self, device)
+        return self.plane.make(self, device)
 
     def open(self, queues: int, name: str) -> None:
         """Make the TAP if there is none.
@@ -254,6 +277,7 @@ class TapPort:
             self._claims = True
             config = self._ports.claim(self._device, name)
             self._mark = left.mark(self._device, name)
+            self._device_name = name
             self._tap = self._find(config.name, queues) or self._make(
                 config.name, queues, name
             )
@@ -298,6 +322,7 @@ class TapPort:
     def _configure(self, tap: Tap, config: TapConfig, name: str) -> None:
         """Give a TAP its settings, and bring it up."""
         self._ports.set_name(self._device, tap.name)
+        self._config, self._bridge = config, self._wanted_bridge(name)
         # A TAP that the user made, or an earlier agent, keeps the MAC that it has.
         if config.mac is None and tap.made:
             config = replace(config, mac=self._ports.choose_mac(self._device, name))
@@ -305,10 +330,77 @@ class TapPort:
             tap.leave_when_killed(left.alias(self._mark))
         # Before the TAP is up: a new TAP that the bridge refuses is never up outside of
         # it.
-        if self._ports.bridge is not None:
-            self._bridge_index = self._ports.bridge.join(tap)
+        if self._bridge is not None:
+            self._bridge_index = self._bridge.join(tap)
         tap.configure(config)
         self._mac, self._mac_ticks = config.mac, _MAC_TICKS
+
+    def _wanted_bridge(self, name: str) -> Bridge | None:
+        wanted = self._ports.rules.of(name).bridge
+        return None if wanted is None else Bridge(wanted)
+
+    def change(self) -> TapChange:
+        """Bring the TAP to what the user's rules say now; its carrier stays.
+
+        What another program has changed stays, where the rules are as before.
+        """
+        done = TapChange()
+        if self._tap is None:
+            return done
+        before = self._config
+        try:
+            now = self._ports.claim(self._device, self._device_name)
+        except Unusable as why:
+            done.problems.append(str(why))
+            return done
+        self._change_all(self._tap, before, now, done)
+        if not done.problems:  # else the next `change` tries all again
+            self._config = now
+        return done
+
+    def _change_all(
+        self, tap: Tap, before: TapConfig, now: TapConfig, done: TapChange
+    ) -> None:
+        # Addresses leave first: in a bridge they would get no packet.
+        for address in before.addresses:
+            if address not in now.addresses:
+                done.attempt("address", partial(tap.remove_address, address))
+        if now.name not in (None, before.name) and "%d" not in str(now.name):
+            done.attempt("tap", partial(self._rename, tap, str(now.name)))
+        bridge = self._wanted_bridge(self._device_name)
+        if (bridge and bridge.name) != (self._bridge and self._bridge.name):
+            done.attempt("bridge", partial(self._change_bridge, tap, bridge))
+        if now.mac != before.mac:
+            done.attempt("mac", partial(self._change_mac, tap, now.mac))
+        if now.mtu != before.mtu:
+            done.attempt("mtu", partial(self._change_mtu, tap, now.mtu))
+        for address in now.addresses:
+            if address not in before.addresses:
+                done.attempt("address", partial(tap.add_address, address))
+
+    def _rename(self, tap: Tap, name: str) -> None:
+        tap.rename(name)
+        self._ports.set_name(self._device, tap.name)
+
+    def _change_bridge(self, tap: Tap, bridge: Bridge | None) -> None:
+        if bridge is None:
+            tap.leave_bridge()
+            self._bridge_index = None
+        else:
+            self._bridge_index = bridge.join(tap)
+        self._bridge = bridge
+
+    def _change_mac(self, tap: Tap, mac: str | None) -> None:
+        if mac is None:
+            mac = self._ports.choose_mac(self._device, self._device_name)
+        tap.set_mac(mac)
+        self._mac = None  # udev has done what it does with new interfaces
+
+    def _change_mtu(self, tap: Tap, mtu: int | None) -> None:
+        self._mtu = self._mtu_before = 0
+        tap.set_mtu(_MTU if mtu is None else mtu)
+        if mtu is None:
+            self.follow_mtu(self._told_mtu)
 
     def set_options(self, options: NetOptions) -> None:
         """Set the header length and offloads that the master's driver negotiated."""
@@ -377,14 +469,19 @@ class TapPort:
             mtu: 0 if the master was told none: then the TAP gets back the MTU that it
                 had before a master was told one.
         """
+        self._told_mtu = mtu
         # The MTU as before: what the user has changed by hand since then stays.
-        if self._tap is None or self._ports.rules.mtu or mtu == self._mtu:
+        if self._tap is None or self._rules.mtu or mtu == self._mtu:
             return
         told, self._mtu = self._mtu, mtu
         try:
             self._set_mtu(self._tap, mtu, told)
         except Unusable as why:
             log.warning("%s", why)
+
+    @property
+    def _rules(self) -> Rules:
+        return self._ports.rules.of(self._device_name)
 
     def _set_mtu(self, tap: Tap, mtu: int, told: int) -> None:
         """Set the MTU `mtu` after the MTU `told`; 0 is none."""
@@ -431,7 +528,7 @@ class TapPort:
         """Join the bridge if it was deleted and made again; log if it is gone."""
         # By the bridge's index, not by the TAP's membership: a user may take the TAP
         # out of the bridge, and the agent must not put it back.
-        bridge = self._ports.bridge
+        bridge = self._bridge
         if self._tap is None or bridge is None or bridge.index == self._bridge_index:
             return
         # Before `join`: a bridge that refuses is tried and logged once, not at each
@@ -458,7 +555,7 @@ class TapPort:
     def status(self) -> dict[str, Any]:
         """Return what `vhostpci-guest status -j` says of the TAP."""
         return {
-            "data_plane_reason": self._ports.reason,
+            "data_plane_reason": self.plane.reason,
             "tap": self.name,
             "bridge": self.bridge,
             "carrier": self.carrier,

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all tests of the command line start with."""
 
-import argparse
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +8,11 @@ from contextlib import contextmanager
 import pytest
 
 from vhostpci_guest.cli import separation
+from vhostpci_guest.cli.config_orders import ConfigOrders
+from vhostpci_guest.config.settings import Settings
 from vhostpci_guest.dataplane.vhost_user.sockets import LocalSockets
 from vhostpci_guest.privileges.user import User
 from vhostpci_guest.tap import settings
-from vhostpci_guest.tap.bridge import Bridge
 from vhostpci_guest.tap.requests import LocalRequests
 
 ENDS = (signal.SIGTERM, signal.SIGINT)
@@ -35,11 +35,11 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> None:
 
     @contextmanager
     def helpers(
-        _pci: bool, _bridge: Bridge | None, sockets: LocalSockets | None
+        _pci: bool, _config: ConfigOrders, sockets: LocalSockets | None
     ) -> Iterator[separation.Helpers]:
         yield separation.Helpers(LocalRequests(), None, None, sockets)
 
-    def choose_user(_arguments: argparse.Namespace) -> User | None:
+    def choose_user(_settings: Settings) -> User | None:
         return None
 
     def give_up(_user: User | None, *, asked: bool) -> None:

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
-from vhostpci_guest.cli.data_plane_choice import parse_data_plane
+from vhostpci_guest.cli.config_orders import ConfigOrders
 from vhostpci_guest.cli.main import main
 from vhostpci_guest.cli.print_stats import print_stats, statistics
 from vhostpci_guest.cli.print_status import print_link
+from vhostpci_guest.cli.separation import local_sockets
+from vhostpci_guest.config.data_plane import parse_data_plane
+from vhostpci_guest.config.settings import make_settings
 from vhostpci_guest.dataplane.kinds import RING
 from vhostpci_guest.privileges.user import NOBODY, User
 
@@ -83,10 +86,14 @@ def test_option_of_a_tap_is_refused(
     assert f"{option[0]}: the data plane vhost-user has no TAP" in caplog.text
 
 
+def config_of(data_plane: str) -> ConfigOrders:
+    return ConfigOrders(make_settings({"data-plane": parse_data_plane(data_plane)}))
+
+
 def test_sockets_are_the_agents_users_but_never_nobodys(tmp_path: Path) -> None:
-    choice = parse_data_plane(f"vhost-user:{tmp_path}/sockets/s")
+    config = config_of(f"vhost-user:{tmp_path}/sockets/s")
     for user in (User("nobody", NOBODY, NOBODY), User("me", os.getuid(), 0), None):
-        sockets = choice.local_sockets(user)
+        sockets = local_sockets(config, user)
         assert sockets is not None
         sockets.listen("net0").close()
         # Made by this process, and not given to nobody.
@@ -94,7 +101,7 @@ def test_sockets_are_the_agents_users_but_never_nobodys(tmp_path: Path) -> None:
 
 
 def test_ring_has_no_sockets() -> None:
-    assert parse_data_plane("ring").local_sockets(None) is None
+    assert local_sockets(config_of("ring"), None) is None
 
 
 def test_automatic_choice_is_the_ring_driver_and_says_why() -> None:

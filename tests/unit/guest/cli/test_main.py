@@ -430,3 +430,31 @@ def test_status_without_right_to_ask_is_status_1(
     monkeypatch.setattr(status_socket, "ask", refuse)
     assert main(["status"]) == 1
     assert "Permission denied" in caplog.text
+
+
+def test_file_stands_in_place_of_all_other_options(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "guest.toml"
+    file.touch()
+    arguments = ["--config", str(file), "--tap", "x", "--device", "00:05.0"]
+    assert main(["run", *arguments]) == 2
+    assert "with --config leave out --pci-device, --tap" in caplog.text
+
+
+@pytest.mark.parametrize("command", [["check-config"], ["run", "--config"]])
+def test_each_mistake_of_a_file_is_a_line_with_status_1(
+    command: list[str], tmp_path: Path, capsys: Say
+) -> None:
+    file = tmp_path / "guest.toml"
+    file.write_text("[device.a]\nmtu = 1\nnmae = 3\n")
+    assert main([*command, str(file)]) == 1
+    printed = capsys.readouterr().err.splitlines()
+    assert [line.split(" ")[0] for line in printed] == [f"{file}:2:", f"{file}:3:"]
+
+
+def test_file_without_mistakes_is_counted(tmp_path: Path, capsys: Say) -> None:
+    file = tmp_path / "guest.toml"
+    file.write_text("[device.a]\nmtu = 1500\n")
+    assert main(["check-config", str(file)]) == 0
+    assert capsys.readouterr().out == f"{file}: 1 device, no errors\n"

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data plane vhost-net is there, or its absence is explained before all else."""
 
-import argparse
 import os
 from pathlib import Path
 
 import pytest
 
 from vhostpci_guest.cli import vhost_net_planes
-from vhostpci_guest.cli.data_plane_choice import parse_data_plane
-from vhostpci_guest.cli.errors import UsageError
+from vhostpci_guest.config.data_plane import parse_data_plane
 from vhostpci_guest.errors import Unusable
 from vhostpci_guest.pci.kernel import System
 from vhostpci_guest.tap.requests import LocalRequests
@@ -66,13 +64,10 @@ def test_slave_process_is_told_to_load_the_module(node: Path) -> None:
         make(node, None)
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("cpus", frozenset({0})), ("poll_us", 5)]
-)
-def test_option_for_our_threads_does_not_fit(option: str, value: object) -> None:
-    arguments = argparse.Namespace(cpus=None, poll_us=0)
+@pytest.mark.parametrize("option", ["cpus", "poll-us"])
+def test_option_for_our_threads_does_not_fit(option: str) -> None:
     choice = parse_data_plane("vhost-net")
-    choice.check(arguments)
-    setattr(arguments, option, value)
-    with pytest.raises(UsageError, match="has no threads of ours"):
-        choice.check(arguments)
+    assert list(choice.misfits({"tap"})) == []
+    ((name, why),) = choice.misfits({"tap", option})
+    assert name == option
+    assert "has no threads of ours" in why

@@ -14,7 +14,6 @@ from tests.fakes.source import FakeSource, beat_and_step
 from tests.waiting import eventually
 from vhostpci_guest import agent
 from vhostpci_guest.agent import Agent
-from vhostpci_guest.tap.bridge import Bridge
 from vhostpci_guest.tap.naming import Rules, parse_tap
 from vhostpci_guest.tap.tap_port import Ports
 from vhostpci_shared.metadata import AgentState
@@ -26,8 +25,8 @@ class Slave:
     """An agent whose devices the test plugs and unplugs."""
 
     def __init__(self, tap: str | None = None, bridge: str | None = None) -> None:
-        rules = Rules(tap=None if tap is None else parse_tap(tap))
-        ports = Ports(rules, None if bridge is None else Bridge(bridge), **NO_PACKETS)
+        rules = Rules(tap=None if tap is None else parse_tap(tap), bridge=bridge)
+        ports = Ports(rules, **NO_PACKETS)
         self._stack = ExitStack()
         self._source = FakeSource(single=False)
         self._agent = Agent(self._source, ports.make)

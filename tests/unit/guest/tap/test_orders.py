@@ -36,7 +36,7 @@ def remote(network: None, tmp_path: Path) -> Iterator[RemoteRequests]:
     bridge.make()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     requests = LocalRequests(vhost=tmp_path / "vhost-net")
-    orders = TapOrders(requests, bridge, tmp_path / "7.sock")
+    orders = TapOrders(requests, lambda: ["br0"], tmp_path / "7.sock")
     helper = threading.Thread(target=serve, args=(theirs, orders.handlers()))
     helper.start()
     channel = Channel(ours, "makes TAPs")
@@ -178,7 +178,7 @@ def test_only_who_shows_a_tap_may_change_it(remote: RemoteRequests, what: str) -
     ("name", "value"),
     [
         ("net_ns_fd", 1),
-        ("ifname", "eth0"),
+        ("ifname", "a/b"),
         ("state", "down"),
         ("master", 1),
         ("mtu", 65522),

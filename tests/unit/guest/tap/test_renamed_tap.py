@@ -113,7 +113,8 @@ def bridged() -> Iterator[TapPort]:
     """A port whose TAP, vp0, has joined bridge br0."""
     bridge = Bridge("br0")
     bridge.make()
-    port = Ports(Rules(tap=parse_tap("vp0")), bridge, **NO_PACKETS).make("0000:00:05.0")
+    rules = Rules(tap=parse_tap("vp0"), bridge="br0")
+    port = Ports(rules, **NO_PACKETS).make("0000:00:05.0")
     port.open(1, "net0")
     ip("link", "set", "vp0", "down")
     ip("link", "set", "vp0", "name", "eth7")

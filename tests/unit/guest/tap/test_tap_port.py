@@ -30,6 +30,7 @@ class Options(TypedDict, total=False):
     """What the user wants."""
 
     name: str | None
+    bridge: str
     mtu: int
     macs: tuple[str, ...]
     addresses: tuple[str, ...]
@@ -39,6 +40,7 @@ def rules(**options: Unpack[Options]) -> Rules:
     name = options.get("name")
     return make_rules(
         tap=None if name is None else parse_tap(name),
+        bridge=options.get("bridge"),
         mtu=options.get("mtu"),
         macs=list(map(parse_mac_rule, options.get("macs", ()))),
         addresses=list(map(parse_address_rule, options.get("addresses", ()))),
@@ -440,7 +442,7 @@ def bridged(network: None) -> Iterator[TapPort]:
     """A port whose TAP, vp0, has joined bridge br0."""
     bridge = Bridge("br0")
     bridge.make()
-    port = Ports(rules(name="vp0"), bridge, **NO_PACKETS).make("0000:00:05.0")
+    port = Ports(rules(name="vp0", bridge="br0"), **NO_PACKETS).make("0000:00:05.0")
     port.open(1, "net0")
     yield port
     port.close()

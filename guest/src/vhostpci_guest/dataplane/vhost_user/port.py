@@ -78,6 +78,11 @@ class SocketPort:
         self._carrier = False
 
     @property
+    def place(self) -> Place:
+        """The user's rule for its path."""
+        return self._ports.place
+
+    @property
     def carrier(self) -> bool:
         return self._carrier
 

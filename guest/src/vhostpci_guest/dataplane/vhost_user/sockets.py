@@ -18,7 +18,6 @@ from typing import Protocol
 
 from ...errors import Unusable
 from ...privileges.channel import Answer, Channel, Handler, Order
-from .place import Place
 
 log = logging.getLogger(__name__)
 
@@ -55,16 +54,28 @@ class Sockets(Protocol):
         """Remove a socket where no process listens any more, if it is there."""
 
 
+class Paths(Protocol):
+    """The user's rule for the sockets."""
+
+    def path(self, name: str) -> Path:
+        """Return the path for the device of that name.
+
+        Raises:
+            Unusable: it has none.
+        """
+        ...
+
+
 class LocalSockets:
     """`Sockets` of this process.
 
     Args:
-        place: the user's rule.
+        paths: the user's rule.
         owner: user and group who get the sockets; None: who we are.
     """
 
-    def __init__(self, place: Place, owner: tuple[int, int] | None = None) -> None:
-        self._place = place
+    def __init__(self, paths: Paths, owner: tuple[int, int] | None = None) -> None:
+        self._place = paths
         self._owner = owner
 
     def listen(self, name: str) -> socket.socket:
