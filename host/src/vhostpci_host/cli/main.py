@@ -29,6 +29,7 @@ _COMMANDS = {
     "status": ("manage", "print the state of a device, or of all"),
     "trace": ("trace", "print a device's vhost-user messages, those to come, too"),
     "dump": ("dump", "print a device's metadata and rings, decoded"),
+    "monitor": ("monitor", "print what happens to the devices, as it happens"),
     "qemu-args": ("vm_arguments", "print QEMU's arguments"),
     "xml": (
         "vm_arguments",

@@ -16,6 +16,9 @@ A daemon with many devices has one more control socket, which also accepts:
     {"command": "remove", "name": "web"}
     {"command": "reload"}
 
+Both accept `{"command": "monitor"}`, with the `name` of a device or without.  A line
+for each event follows its answer, until the caller closes the connection.
+
 The options have the names of the command line's.  Each value is a string, and each
 path is absolute, since the daemon may have another working directory.
 """
@@ -28,7 +31,7 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from .. import sockets
 from ..config import options
@@ -44,6 +47,29 @@ LINE_TIMEOUT = 10.0
 
 Request = Mapping[str, Any]
 Commands = Mapping[str, Callable[[Request], Awaitable[Any]]]
+
+
+class Stream(Protocol):
+    """A result after which lines follow, until the caller has enough."""
+
+    async def take(self) -> bytes:
+        """Wait for lines, and return them.
+
+        Raises:
+            ConnectionError: the caller does not read.
+        """
+        ...
+
+    def close(self) -> None:
+        """Stop making lines: the caller is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """What a command returns if a stream follows its answer."""
+
+    result: Any
+    stream: Stream
 
 
 @dataclass(eq=False, slots=True)
@@ -104,6 +130,8 @@ class Control:
             # ValueError: readline() found no line end within the reader's limit.
             except (ConnectionError, TimeoutError, ValueError):
                 log.debug("closed a control connection after an error", exc_info=True)
+                # A caller that does not read would keep what is not sent yet.
+                writer.transport.abort()
             finally:
                 self._forget(caller)
 
@@ -116,9 +144,38 @@ class Control:
                 await asyncio.sleep(0)  # until the next turn of the loop
             # One line at a time: a caller that does not read its answers stops at
             # drain() and cannot make us buffer more of them.
-            caller.writer.write(await answer(commands, line))
+            text, stream = await _respond(commands, line)
+            caller.writer.write(text)
             caller.busy = False
+            if stream is not None:
+                with contextlib.closing(stream):
+                    await self._stream(stream, reader, caller)
+                return
             await asyncio.wait_for(caller.writer.drain(), LINE_TIMEOUT)
+
+    async def _stream(
+        self, stream: Stream, reader: asyncio.StreamReader, caller: _Caller
+    ) -> None:
+        """Send what a stream makes until the caller ends it, by any byte or by none.
+
+        Raises:
+            ConnectionError, TimeoutError: the caller does not read.
+        """
+        ends = asyncio.ensure_future(reader.read(1))
+        try:
+            while not ends.done():
+                lines = asyncio.ensure_future(stream.take())
+                try:
+                    await asyncio.wait(
+                        (ends, lines), return_when=asyncio.FIRST_COMPLETED
+                    )
+                    if lines.done():
+                        caller.writer.write(lines.result())
+                        await asyncio.wait_for(caller.writer.drain(), LINE_TIMEOUT)
+                finally:
+                    lines.cancel()
+        finally:
+            ends.cancel()
 
     def _hang_up_on_one(self) -> None:
         """Close an idle connection of the program that has the most connections."""
@@ -142,8 +199,20 @@ def _pid(writer: asyncio.StreamWriter) -> int:
 
 async def answer(commands: Commands, line: bytes) -> bytes:
     """Return the answer to one line."""
+    text, stream = await _respond(commands, line)
+    if stream is not None:
+        stream.close()
+    return text
+
+
+async def _respond(commands: Commands, line: bytes) -> tuple[bytes, Stream | None]:
+    """Return the answer to one line, and what follows it."""
+    stream = None
     try:
-        result = {"ok": True, "result": await _run(commands, line)}
+        found = await _run(commands, line)
+        if isinstance(found, Followed):
+            found, stream = found.result, found.stream
+        result = {"ok": True, "result": found}
     except HostError as error:
         result = {"ok": False, "error": str(error)}
     # A bug in one command must not end the daemon, which serves other devices.
@@ -151,7 +220,7 @@ async def answer(commands: Commands, line: bytes) -> bytes:
         log.exception("the control command %r failed in the daemon", line[:80])
         text = "an error in the daemon, whose log says more: please report it"
         result = {"ok": False, "error": text}
-    return json.dumps(result).encode() + b"\n"
+    return json.dumps(result).encode() + b"\n", stream
 
 
 async def _run(commands: Commands, line: bytes) -> Any:

@@ -5,6 +5,8 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,21 @@ def ask(path: Path, request: dict[str, Any], timeout: float = ASK_TIMEOUT) -> An
         NoDaemon: no daemon listens on the socket.
         HostError: the daemon does not answer, or refuses the request.
     """
+    with _asked(path, timeout) as connection:
+        _connect(connection, path, timeout)
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        with connection.makefile("rb") as lines:
+            line = lines.readline()
+    return _result(path, line)
+
+
+@contextmanager
+def _asked(path: Path, timeout: float) -> Iterator[socket.socket]:
+    """Give a socket to ask the daemon with; what fails is told as a user needs it."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout)
         try:
-            _connect(connection, path, timeout)
-            connection.sendall(json.dumps(request).encode() + b"\n")
-            with connection.makefile("rb") as lines:
-                line = lines.readline()
+            yield connection
         # FileNotFoundError: there is no socket file.  ConnectionRefusedError: there is
         # one that a killed daemon left behind.
         except (FileNotFoundError, ConnectionRefusedError) as error:
@@ -45,7 +55,27 @@ def ask(path: Path, request: dict[str, Any], timeout: float = ASK_TIMEOUT) -> An
             raise NoAnswer(str(explain("ask the daemon at", path, error))) from error
         except OSError as error:
             raise explain("ask the daemon at", path, error) from error
-    return _result(path, line)
+
+
+def follow(
+    path: Path, request: dict[str, Any], timeout: float = ASK_TIMEOUT
+) -> Iterator[dict[str, Any]]:
+    """Yield the lines that follow the answer to a request, until the daemon ends.
+
+    Raises:
+        NoDaemon: no daemon listens on the socket.
+        HostError: the daemon refuses the request, or sends what is no answer.
+    """
+    with _asked(path, timeout) as connection:
+        _connect(connection, path, timeout)
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        with connection.makefile("rb") as lines:
+            _result(path, lines.readline())
+            connection.settimeout(None)  # nothing may happen for days
+            for line in lines:
+                # The last one may be half a line: the daemon was killed.
+                with suppress(ValueError):
+                    yield json.loads(line)
 
 
 def _result(path: Path, line: bytes) -> Any:

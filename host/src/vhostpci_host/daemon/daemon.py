@@ -40,12 +40,13 @@ from ..memory.attach import WindowIds
 from ..memory.directory import make_directory
 from ..memory.room import shortages
 from .confined import UNCONFINED, Confined
-from .control import Commands, Control, Request, given_options
+from .control import Commands, Control, Followed, Request, given_options
 from .directories import Directories
 from .entry import Entry
 from .keeper_port import KeeperPort, pid
 from .left_behind import LeftBehind
 from .listeners import PathListener
+from .monitor import Monitor
 from .pluggers import Pluggers
 from .reload import Changes, Reload
 from .server import SLOW_TICKS, Common, Server
@@ -76,6 +77,7 @@ class Daemon:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self._keeper = KeeperPort(store)
+        self._monitor = Monitor(lambda: self._entries)
         self._common = Common(
             self.loop,
             WindowIds(),
@@ -85,6 +87,7 @@ class Daemon:
             thread_relays(),
             store,
             self._keeper.given,
+            self._monitor.look,
         )
         self._left = self._keeper.left()
         self._shared = shared
@@ -286,6 +289,7 @@ class Daemon:
         for entry in list(self._entries.values()):
             if entry.server is not None:
                 entry.server.tick()
+        self._monitor.look()
 
     async def add_or_list(
         self, config: DeviceConfig, added: Mapping[str, str] | None = None
@@ -440,6 +444,7 @@ class Daemon:
 
     async def close(self) -> None:
         """Unplug what is plugged, and close all devices."""
+        self._monitor.end()
         self._keeper.end()
         self._stack.close()
         self._timer.cancel()
@@ -476,6 +481,7 @@ class Daemon:
         commands: Commands = {
             "status": self._on_status,
             "conversation": self._on_conversation,
+            "monitor": self._on_monitor,
             "pid": pid,
             "restart": self._keeper.restart,
         }
@@ -491,6 +497,7 @@ class Daemon:
         commands: Commands = {
             "status": self._on_status,
             "list": self._on_list,
+            "monitor": self._on_monitor,
             "pid": pid,
             "restart": self._keeper.restart,
             "add": self._on_add,
@@ -520,6 +527,10 @@ class Daemon:
 
     async def _on_conversation(self, request: Request) -> Json:
         return self._entry(request).conversation(request.get("since", 0))
+
+    async def _on_monitor(self, request: Request) -> Followed:
+        name = self._entry(request).config.name if request.get("name") else None
+        return Followed({"events": 1}, self._monitor.subscribe(name))
 
     async def _on_list(self, request: Request) -> list[Json]:
         return [entry.row() for entry in self._entries.values()]

@@ -25,7 +25,7 @@ from ..device.succession import (
 )
 from ..device.windows import ShownWindows
 from ..errors import HostError
-from ..interfaces import Plugger
+from ..interfaces import Plugger, nothing
 from ..ivshmem.connection import SlaveConnection
 from ..ivshmem.linger import Linger
 from ..ivshmem.relays import LoopRelays, ThreadRelays
@@ -76,6 +76,8 @@ class Common:
     """Keeps for a successor what the devices need; None without a keeper."""
     given: GivenSockets = field(default_factory=GivenSockets)
     """The sockets that systemd has made."""
+    changed: Callable[[], None] = nothing
+    """Called when a front-end or a slave has come or gone."""
 
 
 class Server:
@@ -399,6 +401,7 @@ class Server:
         self._master = self._new_connection(connection, pid, returning=returning)
         self.device.master_connected(self._master)
         self._master.start()
+        self._common.changed()
 
     def _new_connection(
         self, connection: socket.socket, pid: int, *, returning: bool
@@ -460,6 +463,7 @@ class Server:
             if not exhausted(error):
                 raise
             self._slave.give_up(no_descriptors(error))
+        self._common.changed()
 
     def _connect_slave(self, connection: socket.socket) -> SlaveConnection:
         linger, shelf = self._common.linger, self._shelf
@@ -487,6 +491,7 @@ class Server:
         master, self._master = self._master, None
         self._note_visit(master)
         self.device.master_gone(returns=self.carrier.off)
+        self._common.changed()
         if self._alone:
             self._ended()
 
@@ -513,6 +518,7 @@ class Server:
             self._slaves.left(self._slave.pid)
         self._slave = None
         self.device.slave_gone()
+        self._common.changed()
 
     @property
     def connect_problem(self) -> str:

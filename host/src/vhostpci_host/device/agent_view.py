@@ -200,6 +200,12 @@ class AgentView:
         return self.entry.state in _FOLLOWING and self._recent
 
     @property
+    def failed(self) -> bool:
+        """Whether it has said lately that it cannot serve the device."""
+        failed = self.entry.state is AgentState.FAILED
+        return failed and self._connected and self._recent
+
+    @property
     def _recent(self) -> bool:
         """Whether it said something within the last `ALIVE` seconds."""
         return self._lived_at is not None and self._now - self._lived_at < ALIVE
