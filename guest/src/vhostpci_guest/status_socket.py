@@ -331,9 +331,10 @@ def _sockets(directory: Path) -> list[Path]:
     return [directory / name for name in sorted(names) if name.endswith(_SUFFIX)]
 
 
-def _reason(error: OSError | Unusable, timeout: float = _TIMEOUT) -> str:
+def _reason(error: OSError | Unusable, timeout: float | None = None) -> str:
     if isinstance(error, TimeoutError):
-        return f"it does not answer within {timeout:g} s: it hangs, or is stopped"
+        seconds = _TIMEOUT if timeout is None else timeout
+        return f"it does not answer within {seconds:g} s: it hangs, or is stopped"
     if isinstance(error, PermissionError):
         return "this user may not ask it; run as root"
     return str(error)

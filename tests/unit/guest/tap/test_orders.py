@@ -21,7 +21,7 @@ from vhostpci_guest.privileges.channel import Channel, serve
 from vhostpci_guest.tap import left
 from vhostpci_guest.tap.bridge import Bridge
 from vhostpci_guest.tap.naming import Rules
-from vhostpci_guest.tap.orders import FORGET, TapOrders
+from vhostpci_guest.tap.orders import FORGET, MAKE_BRIDGE, TapOrders
 from vhostpci_guest.tap.remote import RemoteRequests
 from vhostpci_guest.tap.requests import LocalRequests
 from vhostpci_guest.tap.settings import TapConfig, parse_address
@@ -30,7 +30,7 @@ from vhostpci_guest.tap.tap_port import Ports
 
 
 @pytest.fixture
-def remote(network: None, tmp_path: Path) -> Iterator[RemoteRequests]:
+def channel(network: None, tmp_path: Path) -> Iterator[Channel]:
     """An agent without capabilities; its helper is a thread of the test."""
     bridge = Bridge("br0")
     bridge.make()
@@ -40,10 +40,15 @@ def remote(network: None, tmp_path: Path) -> Iterator[RemoteRequests]:
     helper = threading.Thread(target=serve, args=(theirs, orders.handlers()))
     helper.start()
     channel = Channel(ours, "makes TAPs")
-    yield RemoteRequests(channel)
+    yield channel
     channel.close()
     helper.join()
     theirs.close()
+
+
+@pytest.fixture
+def remote(channel: Channel) -> RemoteRequests:
+    return RemoteRequests(channel)
 
 
 @pytest.fixture
@@ -259,3 +264,32 @@ except Unusable as why:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def test_bridge_is_made_only_if_the_user_has_named_it(channel: Channel) -> None:
+    ip("link", "del", "br0")
+    channel.ask(MAKE_BRIDGE, "br0")
+    assert "br0" in ip("link")
+    with refused("'br1' is not a bridge that the user named"):
+        channel.ask(MAKE_BRIDGE, "br1")
+    assert "br1" not in ip("link")
+
+
+def test_address_is_removed_and_one_that_is_gone_is_no_error(
+    tap: Tap, remote: RemoteRequests
+) -> None:
+    address = parse_address("10.0.0.1/24")
+    tap.add_address(address)
+    assert "10.0.0.1/24" in ip("addr", "show", "vp0")
+    tap.remove_address(address)
+    assert "10.0.0.1/24" not in ip("addr", "show", "vp0")
+    tap.remove_address(address)
+
+
+def test_tap_is_renamed_and_leaves_its_bridge(tap: Tap) -> None:
+    Bridge("br0").join(tap)
+    assert tap.bridge == "br0"
+    tap.leave_bridge()
+    assert tap.bridge is None
+    tap.rename("vp7")
+    assert tap.name == "vp7"
