@@ -34,6 +34,7 @@ _COMMANDS = {
         "how to get more; nothing is changed",
     ),
     "status": ("show", "show what the running agents do"),
+    "metrics": ("metrics", "give the counters of all devices to Prometheus"),
     "dump": ("dump", "print a device's metadata and rings, decoded"),
     "stats": ("show", "count packets, drops by reason, kicks, calls and batches"),
 }

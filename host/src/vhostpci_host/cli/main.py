@@ -27,6 +27,7 @@ _COMMANDS = {
     "restart": ("manage", "replace a daemon by a new process, which goes on"),
     "list": ("manage", "list a daemon's devices"),
     "status": ("manage", "print the state of a device, or of all"),
+    "metrics": ("metrics", "give the state of all devices to Prometheus"),
     "trace": ("trace", "print a device's vhost-user messages, those to come, too"),
     "dump": ("dump", "print a device's metadata and rings, decoded"),
     "monitor": ("monitor", "print what happens to the devices, as it happens"),

@@ -136,7 +136,7 @@ def _status(args: argparse.Namespace) -> None:
         found = [ask_status(directory, args.name)]
         failed = 0
     else:
-        found, failed = _status_of_all(directory)
+        found, failed = status_of_all(directory)
     found = [vms.add_to(one) for one in found]
     if args.json:
         # One object for a name, a list for all: a script need not unpack the first.
@@ -151,7 +151,7 @@ def _status(args: argparse.Namespace) -> None:
         )
 
 
-def _status_of_all(directory: Path) -> tuple[list[dict[str, Any]], int]:
+def status_of_all(directory: Path) -> tuple[list[dict[str, Any]], int]:
     """Return the status of each device, and how many daemons did not answer.
 
     A daemon that hangs, or one that was killed and left its socket behind, must not

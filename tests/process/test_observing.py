@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`dump` and `trace`, beside a daemon and an agent that go on."""
+"""`dump`, `trace` and `metrics`, beside a daemon and an agent that go on."""
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakes.netns import private_network
 from tests.process.lab import ATTACH, MEMORY, Lab
 from tests.process.master import Ram
 from tests.process.program import run
+from tests.waiting import TIMEOUT, wait_for
+
+METRICS = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
 
 pytestmark = pytest.mark.process
 
@@ -84,6 +89,36 @@ def test_conversation_with_the_front_end_is_kept(shared: Lab) -> None:
     assert "-> SET_MEM_TABLE region0=(guest_addr=0x0, " in done.stdout
     assert "<- GET_FEATURES reply features=" in done.stdout
     assert "-> SET_VRING_KICK index=0 nofd=False + 1 descriptor" in done.stdout
+
+
+def test_metrics_are_those_of_the_document(shared: Lab) -> None:
+    done = shared.run_host("metrics")
+    assert done.returncode == 0, done.stderr
+    found = {one.name: one for one in text_string_to_metric_families(done.stdout)}
+    rows = (line.split("`") for line in METRICS.splitlines() if line.startswith("| `v"))
+    named = {row[1].removesuffix("_total") for row in rows}
+    assert set(found) == {one for one in named if "_agent_" not in one}
+    (up,) = found["vhostpci_device_up"].samples
+    assert (up.labels, up.value) == ({"device": "net0"}, 1)
+    packets = found["vhostpci_ring_packets"].samples
+    assert [one.labels["queue"] for one in packets] == ["rx0", "tx0"]
+
+
+def test_metrics_are_served_until_a_signal(shared: Lab, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    words = ("metrics", "--run-dir", str(shared.run_dir), "--listen", f"unix:{path}")
+    server = subprocess.Popen([sys.executable, "-m", "vhostpci_host", *words])
+    try:
+        wait_for(path.exists, "the metrics are served")
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            with client.makefile() as answer:
+                assert 'vhostpci_device_up{device="net0"} 1' in answer.read()
+    finally:
+        server.terminate()
+        assert server.wait(TIMEOUT) == 0
+    assert not path.exists()
 
 
 def test_memory_of_the_masters_own(tmp_path: Path) -> None:

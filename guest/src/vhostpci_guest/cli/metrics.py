@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `metrics`: the counters of all devices for Prometheus.
+
+It is a client of the agents, as `stats` is, and has the same counters.
+docs/metrics.md has the names.
+"""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+from vhostpci_shared import metrics_server
+from vhostpci_shared.metrics import COUNTER, Family, render, write_file
+
+from .. import status_socket
+from ..errors import Unusable
+from .errors import UsageError
+from .print_stats import statistics
+
+_BATCHES = re.compile(r"([rt]x)_batches_(.*)")
+_NOT_COUNTED = {"octets": "bytes", "drops": "drop"}
+"""Names of the status, where another one is a part of the counters' names."""
+_OF_TAP = "tx_tap_dropped"
+"""A counter of a whole device."""
+
+
+def add_metrics(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "Without --textfile and --listen the metrics are printed.  --listen serves "
+        "until SIGINT or SIGTERM, without encryption or passwords: choose an address "
+        "of 127.0.0.1, or a Unix socket."
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--textfile",
+        type=Path,
+        metavar="FILE",
+        help="write them to FILE, which node_exporter reads meanwhile: its name must "
+        "end in .prom, in the directory of --collector.textfile.directory",
+    )
+    where.add_argument(
+        "--listen",
+        metavar="ADDRESS",
+        help="serve them by HTTP at ADDRESS:PORT or unix:PATH, under /metrics",
+    )
+    parser.set_defaults(run=_metrics)
+
+
+def _metrics(arguments: argparse.Namespace) -> None:
+    if arguments.listen is not None:
+        try:
+            metrics_server.serve(arguments.listen, lambda: collect()[0])
+        except metrics_server.BadAddress as why:
+            raise UsageError(f"--listen {why}") from None
+        except metrics_server.NotServed as why:
+            raise Unusable(str(why)) from None
+        return
+    text, problems = collect()
+    if arguments.textfile is None:
+        print(text, end="")
+    else:
+        try:
+            write_file(arguments.textfile, text)
+        except OSError as error:
+            raise Unusable(
+                f"cannot write {arguments.textfile}: {error.strerror}"
+            ) from None
+    if problems:
+        raise Unusable("\nvhostpci-guest: ".join(problems))
+
+
+def collect() -> tuple[str, list[str]]:
+    """Return the metrics of all devices, and why some are missing.
+
+    Raises:
+        Unusable: this user may not ask the agents, or one is of an earlier version.
+    """
+    links, problems = status_socket.ask()
+    up = Family("vhostpci_agent_up", "1: an agent serves the device.")
+    carrier = Family("vhostpci_agent_carrier", "1: the TAP has its carrier.")
+    errors = Family("vhostpci_agent_scrape_errors", "Agents that did not answer.")
+    errors.add(len(problems))
+    counters = _Counters()
+    for link in links:
+        labels = {"device": link["name"] or "", "tap": link["tap"] or ""}
+        up.add(int(link["state"] == "ready"), **labels)
+        carrier.add(int(bool(link["carrier"])), **labels)
+        counters.add(statistics(link), labels)
+    return render([up, carrier, *counters.all(), errors]), problems
+
+
+class _Counters:
+    """The counters of `stats`, each queue pair with a label."""
+
+    def __init__(self) -> None:
+        self._families: dict[str, Family] = {}
+
+    def add(self, device: dict[str, Any], labels: dict[str, str]) -> None:
+        # A zero that is no count would look like one.
+        words = tuple(_NOT_COUNTED.get(one, one) for one in device["not_counted"])
+        for pair in device["queue_pairs"]:
+            for name, value in pair["statistics"].items():
+                if not any(word in name for word in words):
+                    self._add(name, value, {**labels, "pair": str(pair["pair"])})
+        self._add(_OF_TAP, device["statistics"][_OF_TAP], labels)
+
+    def _add(self, name: str, value: int, labels: dict[str, str]) -> None:
+        if batch := _BATCHES.fullmatch(name):
+            name, labels = f"{batch[1]}_batches", {**labels, "chains": batch[2]}
+        if name not in self._families:
+            text = f"The counter {name} of vhostpci-guest stats."
+            self._families[name] = Family(f"vhostpci_agent_{name}", text, COUNTER)
+        self._families[name].add(value, **labels)
+
+    def all(self) -> list[Family]:
+        return [self._families[name] for name in sorted(self._families)]

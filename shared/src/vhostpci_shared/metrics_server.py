@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Serves metrics by HTTP, on an address of this machine or a Unix socket.
+
+It runs in a process of its own: neither the daemon, which moves all doorbells under a
+filter of system calls, nor the agent's loop parses what an HTTP client sends.
+"""
+
+import logging
+import os
+import signal
+import socket
+import socketserver
+import stat
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from .metrics import CONTENT_TYPE
+
+log = logging.getLogger(__name__)
+
+UNIX = "unix:"
+TIMEOUT = 10.0
+"""Seconds for a client to send its request, and to read the answer."""
+CLIENTS = 16
+"""Clients that are served at one time; others wait."""
+
+
+class BadAddress(ValueError):
+    """A text names no address to listen at."""
+
+
+class NotServed(Exception):
+    """The address cannot be listened at; the text says why, and what to do."""
+
+
+def parse_address(text: str) -> str | tuple[str, int]:
+    """Return the path of `unix:PATH`, or host and port of `ADDRESS:PORT`.
+
+    Raises:
+        BadAddress: it is neither.
+    """
+    if text.startswith(UNIX):
+        if path := text.removeprefix(UNIX):
+            return path
+        raise BadAddress(f"{text!r}: write unix:PATH")
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise BadAddress(
+            f"{text!r}: write ADDRESS:PORT, as 127.0.0.1:9700, or unix:PATH"
+        )
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: "MetricsServer"
+    server_version = "vhostpci"
+    sys_version = ""
+    timeout = TIMEOUT
+
+    def do_GET(self) -> None:
+        if self.path.partition("?")[0] not in ("/", "/metrics"):
+            self.send_error(404)
+            return
+        try:
+            text = self.server.collect().encode()
+        except Exception as error:
+            # One scrape fails, with the reason for who scrapes; the next may not.
+            log.warning("no metrics: %s", error)
+            self.send_error(500, explain=str(error))
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", CONTENT_TYPE)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, format: str, *args: object) -> None:
+        # What a client sent, which may be anything: never to a terminal as it is.
+        log.debug("metrics: %s", ascii(format % args))
+
+    def address_string(self) -> str:
+        return "client"
+
+
+class MetricsServer(socketserver.ThreadingMixIn, HTTPServer):
+    """Answers GET /metrics.
+
+    Args:
+        address: where; a path, or host and port.
+        collect: returns the text; it may raise what it likes.
+
+    Raises:
+        OSError: the address cannot be listened at.
+    """
+
+    daemon_threads = True
+
+    def __init__(
+        self, address: str | tuple[str, int], collect: Callable[[], str]
+    ) -> None:
+        self.collect = collect
+        self._room = threading.BoundedSemaphore(CLIENTS)
+        # The user's connection settings, such as HTTPServer's of a name, need no look
+        # at DNS, which may take seconds.
+        self.server_name, self.server_port = "", 0
+        if isinstance(address, str):
+            self.address_family = socket.AF_UNIX
+        elif ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        super().__init__(address, _Handler)  # type: ignore[arg-type]
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_UNIX:
+            remove_dead(str(self.server_address))
+        socketserver.TCPServer.server_bind(self)
+
+    def process_request(self, request: object, client_address: object) -> None:
+        self._room.acquire()
+        super().process_request(request, client_address)  # type: ignore[arg-type]
+
+    def process_request_thread(self, request: object, client_address: object) -> None:
+        try:
+            super().process_request_thread(request, client_address)  # type: ignore[arg-type]
+        finally:
+            self._room.release()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        log.debug("a client of the metrics is gone", exc_info=True)
+
+
+def remove_dead(path: str) -> None:
+    """Remove the socket of a process that was killed; leave all else alone."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                Path(path).unlink(missing_ok=True)
+
+
+def serve(text: str, collect: Callable[[], str]) -> None:
+    """Serve metrics at an address until SIGINT or SIGTERM.
+
+    Raises:
+        BadAddress: the text names none.
+        NotServed: it cannot be listened at.
+    """
+    address = parse_address(text)
+    try:
+        server = MetricsServer(address, collect)
+    except OSError as error:
+        raise NotServed(
+            f"cannot serve metrics at {text}: {error.strerror or error}; choose "
+            "another address, or look which program has it: ss -lxtp"
+        ) from None
+    with server:
+        signal.signal(signal.SIGTERM, _interrupt)
+        log.info("metrics are at %s", text)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
+    if isinstance(address, str):
+        Path(address).unlink(missing_ok=True)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
