@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.waiting import TIMEOUT, until
 from vhostpci_host.daemon import control
-from vhostpci_host.daemon.control import Commands, Control, Request
+from vhostpci_host.daemon.control import Commands, Control, Followed, Request
 from vhostpci_host.daemon.listeners import PathListener, Place
 from vhostpci_host.errors import HostError
 
@@ -107,6 +107,38 @@ def test_connection_that_reads_no_answer_is_closed(
             await until(lambda: not ours._callers)
             writer.transport.abort()
         assert [r for r in said if r.levelno >= logging.ERROR] == []
+
+    asyncio.run(scenario())
+
+
+class Endless:
+    """A stream that always has lines."""
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    async def take(self) -> bytes:
+        return 60000 * b"x"
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_stream_that_nothing_reads_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "LINE_TIMEOUT", 0.05)
+    stream = Endless()
+
+    async def follow(request: Request) -> Any:
+        return Followed(None, stream)
+
+    async def scenario() -> None:
+        with serving(tmp_path / "control", Control(), {"follow": follow}):
+            _, writer = await asyncio.open_unix_connection(tmp_path / "control")
+            writer.write(b'{"command": "follow"}\n')
+            await until(lambda: stream.closed)
+            writer.transport.abort()
 
     asyncio.run(scenario())
 
