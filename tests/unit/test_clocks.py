@@ -20,6 +20,7 @@ FOR_A_REASON = {
     "vms.py": "tells people when a VM was started",
     "print_status.py": "tells people for how long",
     "log_options.py": "writes the time of day into each line of JSON",
+    "monitor.py": "tells people when something happened",
     "conversation.py": "tells people when a message came",
     "trace.py": "prints that time",
     "log_line.py": "writes the time of day into a line of the log",

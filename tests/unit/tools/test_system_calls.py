@@ -60,7 +60,7 @@ OTHER_PROCESSES = (
     *("keeper/launch.py", "keeper/process.py"),
 )
 """Sources of the daemon's package that no daemon runs under its filter."""
-FOR_PEOPLE = ("terminal.py", "device_tables.py", "dump/")
+FOR_PEOPLE = ("terminal.py", "device_tables.py", "dump/", "metrics")
 """Sources of the shared package that only short commands import."""
 
 
