@@ -18,7 +18,7 @@
 #
 # and make wheels: what is published, in dist/ (docs/releasing.md):
 #
-#   make wheels [ARGS="--with-dependencies --dist DIRECTORY"]
+#   make wheels [ARGS="--with-dependencies --sbom --dist DIRECTORY"]
 
 CACHE := $(shell tools/setup --cache-dir)
 PYTHON := $(CACHE)/venv/bin/python

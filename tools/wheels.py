@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build what is published of shared/, host/ and guest/: sdists and wheels, in dist/.
 
-    make wheels [ARGS="--with-dependencies"]
+    make wheels [ARGS="--with-dependencies --sbom"]
 
 Everything is built twice, in two directories and under different settings, and must
 come out the same to the byte: so anyone can build a release again and compare.  A wheel
@@ -86,6 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
         published = build(options.dist, _epoch())
         if options.with_dependencies:
             fetch_dependencies(published, options.dist / "offline")
+        if options.sbom:
+            write_sboms(options.dist / "sbom")
     except BuildError as error:
         print(f"wheels: {error}", file=sys.stderr)
         return 1
@@ -108,6 +110,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="also make DIRECTORY/offline: the wheels and all that they need from PyPI"
         f" with Python {PYTHONS[0]} to {PYTHONS[-1]}, for machines without a network",
+    )
+    parser.add_argument(
+        "--sbom",
+        action="store_true",
+        help="also make DIRECTORY/sbom: what each program is made of (CycloneDX), in"
+        " the versions of uv.lock",
     )
     return parser.parse_args(arguments)
 
@@ -276,6 +284,29 @@ def fetch_dependencies(published: list[Path], target: Path) -> None:
                 *("pip", "download", "-q", "--only-binary=:all:", "-d", str(target)),
                 *("--python-version", version, *platforms),
                 *wheels,
+            ],
+            dict(os.environ),
+        )
+
+
+def write_sboms(target: Path) -> None:
+    """Write what the programs are made of, by the lock file and without a network."""
+    target.mkdir(exist_ok=True)
+    for program in ("vhostpci-host", "vhostpci-guest"):
+        _python(
+            [
+                *(
+                    "uv",
+                    "export",
+                    "-q",
+                    "--project",
+                    str(ROOT),
+                    "--locked",
+                    "--offline",
+                ),
+                *("--format=cyclonedx1.5", "--preview-features=sbom-export"),
+                *("--no-default-groups", "--all-extras", f"--package={program}"),
+                *("-o", str(target / f"{program}.cdx.json")),
             ],
             dict(os.environ),
         )

@@ -4,6 +4,7 @@
 The programs that build are those of pyproject.toml's group "wheels".
 """
 
+import json
 import platform
 import re
 import shutil
@@ -117,6 +118,17 @@ def test_sdist_of_the_agent_has_the_guards_that_a_link_names(dist: Path) -> None
             assert member.isreg()
             assert found
             assert found.read() == (CHECKOUT / "shared/memory" / name).read_bytes()
+
+
+def test_sbom_names_what_the_daemon_needs(tmp_path: Path) -> None:
+    pytest.importorskip("uv")
+    wheels.write_sboms(tmp_path)
+    found = json.loads((tmp_path / "vhostpci-host.cdx.json").read_text())
+    assert found["bomFormat"] == "CycloneDX"
+    assert found["metadata"]["component"]["name"] == "vhostpci-host"
+    names = {component["name"] for component in found["components"]}
+    assert {"cffi", "prometheus-client", "qemu-qmp", "rich", "vhostpci-shared"} <= names
+    assert not names & {"pytest", "ruff"}
 
 
 def test_programs_that_build_are_the_versions_that_write_these_bytes() -> None:

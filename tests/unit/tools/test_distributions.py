@@ -37,6 +37,14 @@ def test_place_without_a_version_is_named(tmp_path: Path) -> None:
         list(version.found(tmp_path))
 
 
+def test_lock_file_names_the_public_index_alone() -> None:
+    """Another index is one of the machine that wrote the file."""
+    text = (ROOT / "uv.lock").read_text()
+    assert set(re.findall(r'registry = "([^"]*)"', text)) == {"https://pypi.org/simple"}
+    hosts = set(re.findall(r"[a-z]+://([^/\"]+)", text))
+    assert hosts == {"pypi.org", "files.pythonhosted.org"}
+
+
 @pytest.mark.parametrize("project", PROJECTS)
 def test_readme_has_no_link_that_an_index_cannot_follow(project: str) -> None:
     text = (ROOT / project / "README.md").read_text()
