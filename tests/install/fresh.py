@@ -26,6 +26,12 @@ log = logging.getLogger(__name__)
 
 RELEASES = {12: "bookworm", 13: "trixie"}
 
+NEXT = "testing"
+"""What will be the next release: another Python, another C library."""
+
+BUILD_FILES = ("Makefile", "pyproject.toml", "tox.ini", "toxfile.py")
+"""What a checkout has beside its folders, for `make`."""
+
 WEEK = 7 * 24 * 3600
 
 SOURCES = Path("/root/vhostpci")
@@ -38,8 +44,9 @@ SETTINGS = """\
 APT::Get::Assume-Yes "true";
 Dpkg::Use-Pty "false";
 Acquire::https::CaInfo "/etc/trusted.crt";
+Acquire::Check-Valid-Until "false";
 """
-"""A user says yes when apt asks."""
+"""A user says yes when apt asks.  A mirror may be some weeks behind Debian testing."""
 
 # No mount of it is seen outside, and all end with this shell, which ends at the end of
 # its input.  $0 is the directory to work in, $1 the base, $2 where packages are kept.
@@ -170,7 +177,8 @@ def machine(codename: str, place: Path) -> Iterator[FreshMachine]:
         shutil.copytree(
             CHECKOUT / name, sources / name, ignore=NOT_SOURCE, symlinks=True
         )
-    shutil.copy(CHECKOUT / "Makefile", sources)
+    for name in BUILD_FILES:
+        shutil.copy(CHECKOUT / name, sources)
     files = place / "machine"
     files.mkdir()
     with subprocess.Popen(
