@@ -7,6 +7,7 @@ with its addresses, routes and bridge, and without a carrier.  Its alias, which
 its name.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from .netlink import netlink
 ALIAS = "vhostpci-guest"
 """The first word of the alias, behind which comes the mark."""
 ALIAS_MAX = 255  # bytes: IFALIASZ without the NUL at the end
+_PLACE = re.compile(r"(.*) at [0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", re.DOTALL)
+"""An alias with the PCI address behind it, where the device was then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +45,16 @@ def mark(device: str, name: str) -> str:
     return f"{name} {device}" if "/" in device else name
 
 
-def alias(text: str) -> str:
-    """Return the alias of the TAP with this mark."""
-    whole = f"{ALIAS} {text}"
+def alias(text: str, device: str = "") -> str:
+    """Return the alias of the TAP with this mark.
+
+    Args:
+        text: the mark.
+        device: the device's PCI address or path, which people are shown.
+    """
+    # A path is in the mark already.
+    place = f" at {device}" if device and "/" not in device else ""
+    whole = f"{ALIAS} {text}{place}"
     return whole.encode()[:ALIAS_MAX].decode(errors="ignore")
 
 
@@ -56,7 +66,17 @@ def find(text: str) -> LeftTap | None:
     Raises:
         Unusable: the kernel does not list the interfaces.
     """
-    return next((tap for tap in find_all() if tap.alias == alias(text)), None)
+    wanted = alias(text)
+    return next(
+        (tap for tap in find_all() if _without_place(tap.alias) == wanted), None
+    )
+
+
+def _without_place(alias: str) -> str:
+    # A device that is plugged again may have another address.  Earlier versions wrote
+    # none.
+    found = _PLACE.fullmatch(alias)
+    return found[1] if found else alias
 
 
 def find_all() -> Iterator[LeftTap]:

@@ -327,7 +327,7 @@ class TapPort:
         if config.mac is None and tap.made:
             config = replace(config, mac=self._ports.choose_mac(self._device, name))
         if tap.ours:
-            tap.leave_when_killed(left.alias(self._mark))
+            tap.leave_when_killed(left.alias(self._mark, self._device))
         # Before the TAP is up: a new TAP that the bridge refuses is never up outside of
         # it.
         if self._bridge is not None:

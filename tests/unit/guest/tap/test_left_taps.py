@@ -78,6 +78,35 @@ def test_next_agent_finds_the_tap_with_what_the_user_gave_it(
     assert names() == set(), "an agent that ends removes it"
 
 
+def test_alias_says_which_device_is_behind_the_tap(ports: list[TapPort]) -> None:
+    successor(ports).open(1, "net0")
+    assert f"alias vhostpci-guest net0 at {PCI}\n" in ip("link", "show", "net0")
+
+
+@pytest.mark.parametrize("alias", ["", " at 0000:06:00.7"])
+def test_tap_is_found_whatever_address_its_device_had(
+    ports: list[TapPort], alias: str
+) -> None:
+    index = killed()
+    # Earlier versions wrote no address.
+    ip("link", "set", "net0", "alias", f"vhostpci-guest net0{alias}")
+    port = successor(ports)
+    port.open(1, "net0")
+    assert socket.if_nametoindex("net0") == index
+    assert f"net0 at {PCI}" in ip("link", "show", "net0")
+
+
+def test_device_whose_name_looks_like_an_alias_gets_no_other_ones_tap(
+    ports: list[TapPort],
+) -> None:
+    """The name comes from the hypervisor."""
+    index = killed()
+    port = successor(ports)
+    port.open(1, f"net0 at {PCI}")
+    assert socket.if_nametoindex("net0") == index
+    assert port.name != "net0"
+
+
 def test_tap_in_a_bridge_stays_there(ports: list[TapPort]) -> None:
     killed()
     ip("link", "add", "br0", "type", "bridge")
