@@ -28,7 +28,8 @@ class Entry:
             return describe_failed(self.config, self.failure)
         server, carrier = self.server, self.server.carrier.describe()
         clock = server.state_clock
-        return describe(server.device, server.connect_problem, carrier, clock.look)
+        found = describe(server.device, server.connect_problem, carrier, clock.look)
+        return {**found, "socket_files": server.socket_files}
 
     def conversation(self, since: object) -> Json:
         """Return what its front-ends and we have said from entry `since` on.

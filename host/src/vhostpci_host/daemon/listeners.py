@@ -11,7 +11,7 @@ from vhostpci_shared.limits import exhausted, no_descriptors
 from .. import sockets
 from ..device.kept import ListenerState
 from ..errors import HostError
-from ..interfaces import Loop
+from ..interfaces import Json, Loop
 from ..keeper.store import Keep
 
 ACCEPT_PAUSE = 1.0
@@ -152,6 +152,11 @@ class PathListener:
         self._listener = Listener(
             server, self._loop, self._take, self._complain, start=self._started
         )
+
+    def describe(self) -> Json:
+        """Return which file our socket is, for the status."""
+        device, inode = self._inode or (0, 0)
+        return {"path": str(self._place.path), "device": device, "inode": inode}
 
     def capture(self, keep: Keep) -> ListenerState:
         """Return what a successor needs to listen with the same socket."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..device.kept import ListenerState
 from ..errors import InUse
-from ..interfaces import Loop
+from ..interfaces import Json, Loop
 from ..keeper.store import DescriptorStore, Keep
 from .given import GivenSockets
 from .left_behind import unnamed_socket
@@ -100,6 +100,10 @@ class Listening:
         for listener in self._listeners:
             if names or listener.lost:
                 listener.check()
+
+    def describe(self) -> list[Json]:
+        """Return which files our sockets are, for the status."""
+        return [one.describe() for one in self._listeners if not one.closed]
 
     def capture(self, keep: Keep) -> tuple[ListenerState, ...]:
         """Return what a successor needs to listen with the same sockets."""

@@ -25,7 +25,7 @@ from ..device.succession import (
 )
 from ..device.windows import ShownWindows
 from ..errors import HostError
-from ..interfaces import Plugger, nothing
+from ..interfaces import Json, Plugger, nothing
 from ..ivshmem.connection import SlaveConnection
 from ..ivshmem.linger import Linger
 from ..ivshmem.relays import LoopRelays, ThreadRelays
@@ -519,6 +519,11 @@ class Server:
         self._slave = None
         self.device.slave_gone()
         self._common.changed()
+
+    @property
+    def socket_files(self) -> list[Json]:
+        """Which files our sockets are, for the status."""
+        return self._listening.describe()
 
     @property
     def connect_problem(self) -> str:

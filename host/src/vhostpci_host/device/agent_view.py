@@ -215,6 +215,11 @@ class AgentView:
         """Whether it serves the slave, for all that is known."""
         return self.present and not self.hangs
 
+    @property
+    def heard(self) -> float | None:
+        """Seconds from its last word to our last look; None if it said nothing."""
+        return None if self._lived_at is None else self._now - self._lived_at
+
     def silent_since(self, connected_at: float) -> float:
         """Return since when it has said nothing; never before `connected_at`."""
         return connected_at if self._lived_at is None else self._lived_at

@@ -209,6 +209,7 @@ def _agent(device: Device) -> Json:
         "interrupts": AboutFlag.INTERRUPTS in about.flags if about.instance else None,
         "slow_window": AboutFlag.SLOW in about.flags if about.instance else None,
         "not_counted": [_COUNT_NAMES[one] for one in virtio.names(about.uncounted)],
+        "heard": device.agent.heard,
     }
 
 
