@@ -26,6 +26,7 @@ from typing import Any, Protocol
 from vhostpci_shared.limits import exhausted, no_descriptors, shortage
 from vhostpci_shared.wire import ProtocolError
 
+from . import __version__
 from .dataplane.interface import Port
 from .errors import Refused, Unusable
 from .interfaces import Device, Source
@@ -291,6 +292,7 @@ class Agent:
     def status(self) -> list[dict[str, Any]]:
         """Return the status of each device's link, and what this process may do."""
         may = {
+            "version": __version__,
             "uid": os.geteuid(),
             "capabilities": process.names(process.permitted()),
         }

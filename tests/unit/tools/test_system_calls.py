@@ -56,11 +56,14 @@ PLAIN = {
 }
 """Functions of `os` that cause only those of `confine/interpreter.py`, or none."""
 OTHER_PROCESSES = (
-    *("cli/", "daemon/control_client.py", "hotplug/runner.py"),
+    *("cli/", "daemon/control_client.py", "doctor/", "hotplug/runner.py"),
     *("keeper/launch.py", "keeper/process.py"),
 )
 """Sources of the daemon's package that no daemon runs under its filter."""
-FOR_PEOPLE = ("terminal.py", "device_tables.py", "dump/", "metrics")
+FOR_PEOPLE = (
+    *("terminal.py", "device_tables.py", "dump/", "metrics"),
+    *("machine.py", "findings.py", "print_findings.py"),
+)
 """Sources of the shared package that only short commands import."""
 
 

@@ -52,13 +52,13 @@ def describe(pci: PciDevice, links: Status) -> dict[str, Any]:
 
 
 def _position(pci: PciDevice, agent: int | None, windows: Iterable[int]) -> int | None:
-    """Return the IVPosition; where only an agent may read it, by what it serves."""
-    # uio_vhostpci lets one process open its node, so while an agent has the device we
-    # cannot read the register.  Then the agent's status says what the device is.
-    position = find_position(pci)
-    if position is None and agent is not None:
+    """Return the IVPosition; of what an agent has, by what the agent says."""
+    # An agent's device is not touched: uio_vhostpci lets one process open its node, and
+    # the agent's status says what the device is.
+    if agent is not None:
         return md.SLAVE_ID
-    return next(iter(windows), None) if position is None else position
+    known = next(iter(windows), None)
+    return find_position(pci) if known is None else known
 
 
 def _better(pci: PciDevice, possible: list[str]) -> str | None:

@@ -33,6 +33,11 @@ _COMMANDS = {
         "list this machine's devices, how each could be bound, what that gives, and "
         "how to get more; nothing is changed",
     ),
+    "doctor": (
+        "doctor",
+        "look for all that is known to go wrong, with what repairs it; nothing is "
+        "changed",
+    ),
     "status": ("show", "show what the running agents do"),
     "metrics": ("metrics", "give the counters of all devices to Prometheus"),
     "dump": ("dump", "print a device's metadata and rings, decoded"),

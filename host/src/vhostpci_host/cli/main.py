@@ -28,6 +28,11 @@ _COMMANDS = {
     "list": ("manage", "list a daemon's devices"),
     "status": ("manage", "print the state of a device, or of all"),
     "metrics": ("metrics", "give the state of all devices to Prometheus"),
+    "doctor": (
+        "doctor",
+        "look for all that is known to go wrong, with what repairs it; nothing is "
+        "changed",
+    ),
     "trace": ("trace", "print a device's vhost-user messages, those to come, too"),
     "dump": ("dump", "print a device's metadata and rings, decoded"),
     "monitor": ("monitor", "print what happens to the devices, as it happens"),

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ask the daemons, and a master's QEMU if its monitor is named: the only questions."""
+
+import asyncio
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from vhostpci_shared.findings import CannotLook
+from vhostpci_shared.machine import Machine
+
+from .. import __version__
+from ..config.device import daemon_control
+from ..daemon import control_client
+from ..errors import HostError, NoDaemon, explain
+from ..interfaces import FAILED, Json
+from .hypervisor import Hypervisor, Silent
+
+QEMU = "qemu-system-x86_64"
+_SUFFIX = ".control"
+_MONITOR_TIME = 5.0
+"""Seconds that a monitor has for each step; another program may use it."""
+
+
+def gather(
+    run_dir: Path, name: str | None, qemu: str | None, monitor: str | None
+) -> Hypervisor:
+    """Return the machine, with what its daemons say.
+
+    Args:
+        run_dir: where the daemons' sockets are.
+        name: the device to look at; None: all.
+        qemu: the QEMU to look at; None: the one in PATH.
+        monitor: the QMP socket of that device's master; None: it is not asked.
+
+    Raises:
+        HostError: this user may not look into the directory, or there is no such
+            device or program.
+    """
+    program = shutil.which(qemu or QEMU)
+    if qemu is not None and program is None:
+        raise HostError(f"--qemu {qemu}: there is no such program; give its path")
+    devices, silent = _ask_all(run_dir)
+    if name is not None:
+        devices = {key: one for key, one in devices.items() if key == name}
+        silent = [one for one in silent if Path(one.path).stem in (name, "control")]
+        if not devices and not silent:
+            raise HostError(f"no daemon serves a device {name} in {run_dir}")
+    return Hypervisor(
+        machine=Machine(),
+        run_dir=str(run_dir),
+        version=__version__,
+        devices=tuple(devices[one] for one in sorted(devices)),
+        silent=tuple(silent),
+        qemu=program,
+        memdevs=None if monitor is None else _memdevs_of(monitor),
+    )
+
+
+def _ask_all(run_dir: Path) -> tuple[dict[str, Json], list[Silent]]:
+    """Return the status of all devices by their names, and who did not answer."""
+    devices: dict[str, Json] = {}
+    silent: list[Silent] = []
+    many = daemon_control(run_dir)
+    try:
+        for row in control_client.ask(many, {"command": "list"}):
+            if row["state"] == FAILED:  # its own control socket is closed
+                devices[row["name"]] = row
+    except NoDaemon:
+        if many.exists():
+            silent.append(_killed(many))
+    except HostError as error:
+        silent.append(_silent(many, error))
+    for path in _control_sockets(run_dir):
+        name = path.name.removesuffix(_SUFFIX)
+        try:
+            request = {"command": "status", "name": name}
+            devices[name] = control_client.ask(path, request)
+        except NoDaemon:
+            if path.exists():  # else it has ended meanwhile
+                silent.append(_killed(path))
+        except HostError as error:
+            silent.append(_silent(path, error))
+    return devices, silent
+
+
+def _killed(path: Path) -> Silent:
+    return Silent(str(path), "no process listens there", killed=True)
+
+
+def _silent(path: Path, error: HostError) -> Silent:
+    forbidden = isinstance(error.__cause__, PermissionError)
+    return Silent(str(path), str(error), forbidden=forbidden)
+
+
+def _control_sockets(run_dir: Path) -> list[Path]:
+    """Return the control sockets of devices.
+
+    Raises:
+        HostError: this user may not look into the directory.
+    """
+    try:
+        names = os.listdir(run_dir)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise explain("look into", run_dir, error) from error
+    return [run_dir / one for one in sorted(names) if one.endswith(_SUFFIX)]
+
+
+def _memdevs_of(monitor: str) -> Callable[[], list[Json]]:
+    """Return what asks a QEMU for its memory backends."""
+
+    def ask() -> list[Json]:
+        # Imported here: the library takes longer than all other checks.
+        from qemu.qmp import QMPError
+
+        logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+        try:
+            return asyncio.run(_query(monitor))
+        except TimeoutError:
+            raise CannotLook(
+                f"{monitor} does not answer: another program uses this monitor"
+            ) from None
+        except (OSError, EOFError, QMPError) as error:
+            raise CannotLook(f"{monitor}: {error}") from error
+
+    return ask
+
+
+async def _query(monitor: str) -> list[Json]:
+    from qemu.qmp import QMPClient
+
+    client = QMPClient()
+    await asyncio.wait_for(client.connect(monitor), _MONITOR_TIME)
+    try:
+        answer = client.execute("query-memdev")
+        found = await asyncio.wait_for(answer, _MONITOR_TIME)
+    finally:
+        await client.disconnect()
+    return list(found) if isinstance(found, list) else []
