@@ -30,6 +30,7 @@ SECONDS = {
     "tests/vm/test_restarts.py": 95,
     "tests/vm/test_hotplug.py": 100,
     "tests/vm/test_kmod_traffic.py": 90,
+    "tests/vm/test_openvswitch.py": 90,
     "tests/vm/test_daemon_ends.py": 80,
     "tests/process/test_soak.py": 140,
     "tests/vm/test_devices_come_and_go.py": 65,

@@ -117,3 +117,15 @@ DPDK = Addon(
     ),
 )
 """testpmd; as a back-end it has `net_vhost`."""
+
+OPEN_VSWITCH = Addon(
+    # The second has the driver of DPDK's memory pools, which the first only recommends.
+    ("openvswitch-switch-dpdk", "librte-meta-mempool"),
+    (
+        "usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk",
+        *("usr/sbin/ovsdb-server", "usr/bin/ovsdb-tool", "usr/bin/ovs-vsctl"),
+        "usr/share/openvswitch/vswitch.ovsschema",
+        *_drivers("mempool_ring"),
+    ),
+)
+"""Open vSwitch with DPDK: its database, and the process that forwards packets."""

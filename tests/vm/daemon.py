@@ -229,6 +229,7 @@ class Fleet(_Program):
     """``vhostpci-host run --config FILE``: devices that are plugged into one slave VM.
 
     The masters bring their own memory.
+    With ``features`` they are offered no more than those.
     """
 
     def __init__(
@@ -238,8 +239,10 @@ class Fleet(_Program):
         logs: Path,
         slave_qmp: Path,
         program: str | None = None,
+        features: str | None = None,
     ) -> None:
         super().__init__(logs / "daemon.log")
+        self._features = features
         self._names = names
         self._qemu = program
         self._slave_qmp = slave_qmp
@@ -247,6 +250,7 @@ class Fleet(_Program):
     def _start(self) -> tuple[list[str], list[str]]:
         lines = [f'run-dir = "{self.run_dir}"']
         lines += [f'carrier-grace = "{CARRIER_STAYS}"']
+        lines += [f'features = "{self._features}"'] if self._features else []
         for name in self._names:
             lines += [f"[device.{name}]", 'mode = "attach"']
             lines += [f'slave-qmp = "{self._slave_qmp}"']
@@ -260,7 +264,8 @@ class Fleet(_Program):
 
     def add(self, name: str) -> Device:
         """Add a device to the running daemon."""
-        options = ("--mode", "attach", "--slave-qmp", str(self._slave_qmp))
+        options = ["--mode", "attach", "--slave-qmp", str(self._slave_qmp)]
+        options += ["--features", self._features] if self._features else []
         self.command("add", name, *options)
         return self.device(name)
 

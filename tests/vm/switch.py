@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.vm import image, memory, packets, qemu, traffic, wheels
+from tests.vm.addons import Addon
 from tests.vm.daemon import Device, Fleet
 from tests.vm.harness import Vm
-from tests.vm.pair import Master, Slave
+from tests.vm.pair import LINK_TIMEOUT, Master, Slave
 from tests.vm.scene import State
 from tests.vm.show import SILENT, Outcome, Progress, ping_text, rate_text, table
 from tests.vm.traffic import Ping
@@ -119,7 +120,10 @@ class Switch:
         """Wait until these masters reach each other through the bridge."""
         for one, other in itertools.permutations(names, 2):
             address = self.masters[other].address
-            self.masters[one].wait_for(f"ping -n -q -c 1 -W 1 {address}")
+            # The limit is in the time of the master, which may be idle while the switch
+            # VM waits for a processor.
+            ping = f"ping -n -q -c 1 -W 1 {address}"
+            self.masters[one].wait_for(ping, 2 * LINK_TIMEOUT)
 
     def ping(self, one: str, other: str, count: int = 5) -> Ping:
         """Ping from master to master."""
@@ -134,22 +138,38 @@ class Switch:
 
 @contextmanager
 def booted(
-    logs: Path, say: Progress = SILENT, *, module: bool = False
+    logs: Path,
+    say: Progress = SILENT,
+    *,
+    module: bool = False,
+    ram: str = "384M",
+    features: str | None = None,
+    addons: Sequence[Addon] = (),
 ) -> Iterator[Switch]:
-    """The switch VM without an agent, and the daemon with three devices."""
+    """The switch VM without an agent, and the daemon with three devices.
+
+    Args:
+        logs: where all of them write their logs.
+        say: is told what happens.
+        module: whether the switch VM has our kernel module.
+        ram: the memory of the switch VM.
+        features: what the masters are offered at most.
+        addons: more programs that the switch VM has.
+    """
     say(
         "booting the switch VM",
         "it has no card yet: each master brings one when it connects",
     )
     say.set(State.COMING, "switch")
-    guest = image.build(wheels.guest_wheels(), module=module)
+    guest = image.build(wheels.guest_wheels(), module=module, addons=addons)
     args = qemu.ports(PORTS, "512M")
     with ExitStack() as stack:
-        vm = Slave("switch", guest, logs=logs, args=args, memory="384M", iommu=True)
+        vm = Slave("switch", guest, logs=logs, args=args, memory=ram, iommu=True)
         stack.enter_context(vm)
         vm.wait_ready()
         say.set(State.THERE, "switch")
-        fleet = Fleet(FIRST, logs=logs, slave_qmp=vm.run_dir / "slave-qmp")
+        monitor = vm.run_dir / "slave-qmp"
+        fleet = Fleet(FIRST, logs=logs, slave_qmp=monitor, features=features)
         switch = Switch(vm, stack.enter_context(fleet), logs)
         say.set(State.THERE, "daemon")
         stack.callback(switch.close)
