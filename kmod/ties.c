@@ -10,7 +10,9 @@
  * Signals by an interrupt handler are left alone.  A vector's eventfd could be
  * tied to a doorbell that fires this very vector, and one processor would do
  * nothing else than serve that interrupt.  A vhost back-end signals from a
- * process or from a thread of the kernel.
+ * process or from a thread of the kernel.  So does a handler where the kernel
+ * was booted with "threadirqs", or is PREEMPT_RT: but its thread disables
+ * softirqs, which no back-end does, and which in_interrupt() counts as well.
  */
 
 #include <linux/file.h>
@@ -53,7 +55,7 @@ static int uio_vhostpci_wake(wait_queue_entry_t *wait, unsigned int mode,
 	__poll_t events = key_to_poll(key);
 	u64 count;
 
-	if (events & EPOLLIN && !in_hardirq()) {
+	if (events & EPOLLIN && !in_interrupt()) {
 		eventfd_ctx_do_read(tie->eventfd, &count);
 		iowrite32(tie->value, tie->doorbell);
 	}

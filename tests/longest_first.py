@@ -60,6 +60,7 @@ SECONDS = {
     "tests/frontends/test_bench.py": 25,
     "tests/assumptions/test_memory_types.py": 20,
     "tests/vm/test_harness.py": 20,
+    "tests/vm/test_kmod_odd_slaves.py": 15,
     "tests/vm/test_bad_masters.py": 20,
     "tests/vm/test_kmod_locked_down.py": 15,
 }

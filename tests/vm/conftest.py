@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm import pair
+from tests.vm import bare_slave, debug_kernel, pair
 from tests.vm.daemon import Daemon
 from tests.vm.image import CHECKOUT
 from tests.vm.pair import Pair
@@ -34,6 +34,20 @@ def booted(logs: Path) -> Iterator[Pair]:
     """Both VMs, up for the whole run, without an agent; each binding is possible."""
     with pair.booted(logs / "shared", module=True) as link:
         yield link
+
+
+@pytest.fixture(
+    scope="module",
+    params=debug_kernel.under_test(),
+    ids=lambda kernel: kernel.name,
+)
+def module_booted(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[bare_slave.Slave]:
+    """A slave VM with our kernel module and two root ports, for each kernel."""
+    logs = tmp_path_factory.mktemp("module")
+    with bare_slave.module_loaded(logs, request.param, ports=2) as slave:
+        yield slave
 
 
 @pytest.fixture

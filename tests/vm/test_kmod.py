@@ -11,14 +11,12 @@ import signal
 import struct
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.vm import debug_kernel, node, parts, power
-from tests.vm.bare_slave import Slave, module_loaded
+from tests.vm.bare_slave import Slave
 from tests.vm.harness import Job
-from tests.vm.kernels import THIS_DEBIAN
 
 pytestmark = pytest.mark.vm
 
@@ -32,29 +30,14 @@ def not_with_kasan(why: str) -> pytest.MarkDecorator:
 
 MIB = 2**20
 SIGBUS = -signal.SIGBUS
-LOW = ["-device", "pcie-root-port,id=low,chassis=1,slot=1"]
-"""A root port that SeaBIOS gives addresses below 4 GiB."""
-
-
-@pytest.fixture(
-    scope="module",
-    params=debug_kernel.under_test(),
-    ids=lambda kernel: kernel.name,
-)
-def booted(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Slave]:
-    logs = tmp_path_factory.mktemp("kmod")
-    with module_loaded(logs, request.param, ports=2) as slave:
-        yield slave
 
 
 @pytest.fixture
-def slave(booted: Slave) -> Iterator[Slave]:
+def slave(module_booted: Slave) -> Iterator[Slave]:
     """The booted VM with a bound device; after the test all devices are unplugged."""
-    booted.plug(0, 1024 * MIB, "port0", vectors=3)
-    yield booted
-    booted.close()
+    module_booted.plug(0, 1024 * MIB, "port0", vectors=3)
+    yield module_booted
+    module_booted.close()
 
 
 def ring(slave: Slave, vector: int) -> None:
@@ -355,13 +338,6 @@ def test_suspend_keeps_the_mapping_and_signals_each_vector(slave: Slave) -> None
     ring(slave, 1)
     slave.vm.wait_until(lambda: job.output().count("vector 1") > before, job.output)
     assert job.poll() is None
-
-
-def test_window_below_4_gib_is_warned_of(tmp_path: Path) -> None:
-    with module_loaded(tmp_path, THIS_DEBIAN, *LOW, ports=0) as slave:
-        slave.plug(0, MIB, "low", vectors=3)
-        slave.vm.wait_for("dmesg | grep -q 'BAR 2 is below 4 GiB'")
-        node.use(slave.vm)
 
 
 def test_device_without_vectors_is_refused(slave: Slave) -> None:
