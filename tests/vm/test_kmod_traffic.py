@@ -17,6 +17,7 @@ import pytest
 
 from tests.vm import dmesg, image, kernels, node, qemus, traffic, wheels
 from tests.vm.daemon import Daemon
+from tests.vm.data_planes import RING, VHOST_NET
 from tests.vm.harness import Job
 from tests.vm.kernels import Kernel
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, TAP, Master, Pair, Slave
@@ -54,9 +55,9 @@ def link(request: pytest.FixtureRequest, logs: Path) -> Iterator[Pair]:
 
 
 @contextmanager
-def served(link: Pair, bind: str = "kmod") -> Iterator[Job]:
+def served(link: Pair, bind: str = "kmod", plane: str = RING) -> Iterator[Job]:
     """The agent runs, and a first packet has crossed."""
-    with link.slave.agent(bind) as job:
+    with link.slave.agent(bind, "--data-plane", plane) as job:
         link.master.configure()
         link.wait_link()
         yield job
@@ -135,10 +136,13 @@ def interrupts(slave: Slave) -> int:
     return sum(int(line.split()[1]) for line in lines.splitlines())
 
 
-def test_unbound_and_removed_under_traffic_and_loaded_again(link: Pair) -> None:
+@pytest.mark.parametrize("plane", [RING, VHOST_NET])
+def test_unbound_and_removed_under_traffic_and_loaded_again(
+    link: Pair, plane: str
+) -> None:
     """The agent releases a device that is unbound, and serves it when it is back."""
     slave = link.slave
-    with served(link, "kmod") as agent, traffic.iperf_server(slave):
+    with served(link, "kmod", plane) as agent, traffic.iperf_server(slave):
         place = node.address(slave)
         flow = link.master.spawn(f"exec iperf3 -c {SLAVE_ADDRESS} -t 30")
         link.master.run("sleep 1")
