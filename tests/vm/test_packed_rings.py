@@ -24,13 +24,6 @@ def booted(logs: Path) -> Iterator[Pair]:
         yield link
 
 
-def assert_packets_cross(link: Pair) -> None:
-    link.master.configure()
-    link.wait_link()
-    ping = link.ping_both_ways()
-    assert ping.received == ping.sent, link.counters()
-
-
 def assert_packed(link: Pair) -> None:
     status = link.daemon.status()
     assert "F_RING_PACKED" in status["master"]["features"]
@@ -49,16 +42,16 @@ def assert_tcp_flows(link: Pair) -> None:
 
 def test_packets_cross_and_the_driver_comes_back(booted: Pair) -> None:
     with booted.slave.agent("vfio"):
-        assert_packets_cross(booted)
+        booted.assert_packets_cross()
         assert_packed(booted)
         assert_tcp_flows(booted)
         booted.master.reload_driver()
-        assert_packets_cross(booted)
+        booted.assert_packets_cross()
         booted.master.qmp("stop")
         booted.master.qmp("cont")
-        assert_packets_cross(booted)
+        booted.assert_packets_cross()
         booted.master.reboot()
-        assert_packets_cross(booted)
+        booted.assert_packets_cross()
         assert_packed(booted)
 
 
@@ -70,7 +63,7 @@ def test_next_agent_goes_on_where_one_was_killed_under_load(booted: Pair) -> Non
     )
     for source, sink, address in ends:
         with booted.slave.agent("vfio") as agent:
-            assert_packets_cross(booted)
+            booted.assert_packets_cross()
             with traffic.iperf_server(sink):
                 client = source.spawn(
                     f"exec iperf3 -c {address} -t 60 --connect-timeout 5000"
@@ -81,5 +74,5 @@ def test_next_agent_goes_on_where_one_was_killed_under_load(booted: Pair) -> Non
                 agent.send(signal.SIGKILL)
                 client.stop()
         with booted.slave.agent("vfio"):
-            assert_packets_cross(booted)
+            booted.assert_packets_cross()
             assert_packed(booted)

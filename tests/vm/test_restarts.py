@@ -49,18 +49,11 @@ def served(booted: Pair, request: pytest.FixtureRequest) -> Iterator[Pair]:
         assert states == {"running"}, status
 
 
-def assert_packets_cross(link: Pair) -> None:
-    link.master.configure()
-    link.wait_link()
-    ping = link.ping_both_ways()
-    assert ping.received == ping.sent
-
-
 @each_bind
 def test_ping_comes_back_after_each_of_three_reloads(link: Pair) -> None:
     for _ in range(3):
         link.master.reload_driver()
-        assert_packets_cross(link)
+        link.assert_packets_cross()
 
 
 @vfio
@@ -85,7 +78,7 @@ def test_a_reload_under_load_leaves_a_link_that_works(link: Pair) -> None:
         )
         link.master.reload_driver()
         client.stop()
-    assert_packets_cross(link)
+    link.assert_packets_cross()
 
 
 def test_the_device_is_put_back_when_the_agent_ends(booted: Pair) -> None:
@@ -123,4 +116,4 @@ def test_agent_that_was_taken_over_reaches_nothing_else(booted: Pair) -> None:
 def test_packets_cross_again_with_the_next_agent(booted: Pair) -> None:
     for bind in ("vfio", "sysfs", "vfio"):
         with booted.slave.agent(bind):
-            assert_packets_cross(booted)
+            booted.assert_packets_cross()

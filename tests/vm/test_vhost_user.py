@@ -20,24 +20,16 @@ def booted(logs: Path) -> Iterator[Pair]:
         yield link
 
 
-def assert_packets_cross(link: Pair) -> None:
-    """See that pings come back both ways."""
-    link.master.configure()
-    link.wait_link()
-    ping = link.ping_both_ways()
-    assert ping.received == ping.sent, link.counters()
-
-
 # vfio for BAR 0 and the interrupts, and BAR 2 by sysfs; or all of it by our module.
 @pytest.mark.parametrize("bind", ["vfio", "kmod"])
 def test_packets_cross_dpdk_and_again_after_deaths(booted: Pair, bind: str) -> None:
     slave = booted.slave
     with dpdk.agent(slave, bind) as first, dpdk.testpmd(slave):
-        assert_packets_cross(booted)
+        booted.assert_packets_cross()
         first.send(signal.SIGKILL)
         first.wait(30)
         with dpdk.agent(slave, bind):
-            assert_packets_cross(booted)
+            booted.assert_packets_cross()
             booted.master.reload_driver()
-            assert_packets_cross(booted)
+            booted.assert_packets_cross()
     dmesg.check(slave)
