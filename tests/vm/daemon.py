@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests import daemon_processes
+from tests.findings import Findings, parse
 from tests.vm import qemu, wheels
 from tests.waiting import wait_for
 
@@ -71,6 +72,11 @@ class Device:
     def status(self) -> Any:
         """What ``status -j`` prints."""
         return json.loads(self._ask("status", self.name, "-j"))
+
+    def doctor(self) -> Findings:
+        """What ``doctor`` finds; it must find no error."""
+        words = ("-j", "--qemu", self._program or qemu.binary())
+        return parse(self._ask("doctor", self.name, *words))
 
     def wait_state(self, state: str, timeout: float = 60) -> None:
         """Wait until the device has this state."""
