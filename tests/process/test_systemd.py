@@ -236,7 +236,7 @@ def test_agent_that_hangs_has_a_successor_with_the_same_tap(service: Service) ->
     booted.wait_shown(AGENT, "NRestarts", "1")
     booted.wait_shown(AGENT, "SubState", "running")
     wait_for(
-        lambda: "  ready  " in booted.attempt("vhostpci-guest", "status").stdout,
+        lambda: "  ready\n" in booted.attempt("vhostpci-guest", "status").stdout,
         booted.journal,
     )
     assert booted.show(AGENT, "MainPID") != before[0]

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from vhostpci_shared import metadata as md
+from vhostpci_shared.terminal import Styled, Terminal
+from vhostpci_shared.units import size
 
 from ..pci.binding_names import signals
 from ..pci.bindings import BINDINGS, HIGHER, Binding, is_low
@@ -86,34 +88,38 @@ def _gains(way: Binding, best: Binding, pci: PciDevice) -> list[str]:
     return gains
 
 
-def lines(device: dict[str, Any]) -> Iterator[str]:
+def lines(device: dict[str, Any], terminal: Terminal) -> Iterator[str]:
     """Yield the lines for people that say what `describe` returned."""
-    known = [f"{device['window'] >> 20} MiB"]
+    known = [size(device["window"])]
     if device["vectors"] is not None:
         known.append(f"{device['vectors']} vectors")
     if device["iv_position"] is not None:
         known.append(f"IVPosition {device['iv_position']}")
     known.append(f"driver {device['driver'] or 'none'}")
-    yield f"{device['address']}  {', '.join(known)}"
+    head = f"{device['address']}  {', '.join(known)}"
+    yield from terminal.wrapped(Styled(head, "name"))
+    for note in _notes(device):
+        yield from terminal.wrapped(note, indent=2)
+    yield from terminal.table(_ways(device["bindings"]), indent=2)
+    if device["better"] is not None:
+        yield from terminal.wrapped(f"better: {device['better']}", indent=2)
+
+
+def _notes(device: dict[str, Any]) -> Iterator[str]:
     # The window may belong to an agent that we may not ask, or to none yet.
     if (device["iv_position"] or 0) >= md.FIRST_WINDOW:
         others = ", ".join(device["window_of"]) or "another device"
-        yield f"  window {device['iv_position']} of {others}"
+        yield f"window {device['iv_position']} of {others}"
     if device["agent"] is not None:
-        yield f"  served by vhostpci-guest (pid {device['agent']})"
+        text = f"served by vhostpci-guest (pid {device['agent']})"
+        yield Styled(text, "good")
     elif device["taken"] is not None:
-        yield f"  {device['taken']}"
-    yield from _ways(device["bindings"])
-    if device["better"] is not None:
-        yield f"  better: {device['better']}"
+        yield Styled(device["taken"], "warn")
 
 
-def _ways(ways: dict[str, dict[str, Any]]) -> Iterator[str]:
-    # One column for all: "uncached (BAR 2 below 4 GiB)" is much longer than the others.
-    width = max(len(way["caching"]) for way in ways.values())
+def _ways(ways: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
+    """Yield a row for each way to bind the device."""
     for name, way in ways.items():
-        how = signals(way["interrupts"])
-        yield (
-            f"  {name:<6} {how:<11} {way['caching']:<{width}}  "
-            f"{way['why_not'] or 'possible'}"
-        )
+        why = way["why_not"]
+        possible = Styled("possible", "good") if why is None else Styled(why, "dim")
+        yield [name, signals(way["interrupts"]), way["caching"], possible]

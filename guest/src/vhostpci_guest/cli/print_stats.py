@@ -6,7 +6,12 @@ the master.  The rings are named from the master's side, so the master's transmi
 has what is rx here.  docs/operations.md explains each counter; a test compares.
 """
 
+import time
+from collections.abc import Iterator
 from typing import Any
+
+from vhostpci_shared import units
+from vhostpci_shared.terminal import Styled, Terminal
 
 from ..errors import Unusable
 
@@ -92,6 +97,41 @@ def _add(total: dict[str, int], more: dict[str, int]) -> None:
 def statistics(link: dict[str, Any]) -> dict[str, Any]:
     """Return the counters of a device, from its entry of the status.
 
+    They are those since they were cleared; `since` says when that was.
+
+    Raises:
+        Unusable: the agent is of an earlier version, and does not send them.
+    """
+    shown = _counted(link)
+    base = link.get("cleared")
+    if base is not None:
+        before = _counted({**link, **base})
+        pairs = {one["pair"]: one["statistics"] for one in before["queue_pairs"]}
+        found = [(shown["statistics"], before["statistics"])]
+        found += [
+            (one["statistics"], pairs.get(one["pair"], {}))
+            for one in shown["queue_pairs"]
+        ]
+        # A data plane that was made again has begun at 0.
+        if not any(_is_below(*one) for one in found):
+            for one, less in found:
+                _subtract(one, less)
+            shown["since"] = base["at"]
+    return shown
+
+
+def _is_below(counters: dict[str, int], before: dict[str, int]) -> bool:
+    return any(counters.get(name, 0) < value for name, value in before.items())
+
+
+def _subtract(counters: dict[str, int], before: dict[str, int]) -> None:
+    for name, value in before.items():
+        counters[name] = counters.get(name, 0) - value
+
+
+def _counted(link: dict[str, Any]) -> dict[str, Any]:
+    """Return the counters of a device since its data plane was made.
+
     Raises:
         Unusable: the agent is of an earlier version, and does not send them.
     """
@@ -116,6 +156,7 @@ def statistics(link: dict[str, Any]) -> dict[str, Any]:
     return {
         **{key: link[key] for key in ("name", "device", "tap", "pid")},
         "not_counted": [name for name in not_counted if _totals_of(name) not in totals],
+        "since": None,
         "statistics": total,
         "queue_pairs": [
             {"pair": n, "not_counted": not_counted, "statistics": one}
@@ -142,13 +183,27 @@ def select(devices: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     return found
 
 
-def print_stats(device: dict[str, Any]) -> None:
-    """Print the counters of one device; most of those that are 0 are left out."""
-    name = device["name"] or "(no name yet)"
-    tap = device["tap"] or "(none yet)"
-    print(f"{device['device']}  {name}  TAP {tap}, pid {device['pid']}")
-    for counter, value in device["statistics"].items():
-        if value or counter in ALWAYS:
-            print(f"  {counter} {value}")
+def stats_text(device: dict[str, Any], terminal: Terminal) -> list[str]:
+    """Return the lines for a device; most counters that are 0 are left out."""
+    name = Styled(device["name"] or "(no name yet)", "name")
+    port = f"TAP {device['tap'] or '(none yet)'}, pid {device['pid']}"
+    if device["since"] is not None:
+        port += f", since {time.strftime('%F %T', time.localtime(device['since']))}"
+    lines = ["  ".join(map(terminal.paint, (device["device"], name, port)))]
+    header = ("COUNTER", "RX", "TX")
+    rows = list(_rows(device["statistics"]))
+    lines += terminal.table(rows, header, indent=2, right=(1, 2))
     if device["not_counted"]:
-        print(f"  not counted, so 0 here: {', '.join(device['not_counted'])}")
+        text = f"not counted, so 0 here: {', '.join(device['not_counted'])}"
+        lines += terminal.wrapped(text, indent=2)
+    return lines
+
+
+def _rows(counters: dict[str, int]) -> Iterator[list[str]]:
+    """Yield a row for each counter of a direction, with both directions."""
+    shown = dict.fromkeys(
+        name[3:] for name, value in counters.items() if value or name in ALWAYS
+    )
+    for name in shown:
+        values = (counters.get(f"{way}_{name}") for way in ("rx", "tx"))
+        yield [name, *("" if one is None else units.count(one) for one in values)]

@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `vhostpci-guest status` prints for people."""
+"""What `vhostpci-guest status` prints for people.
 
-from collections.abc import Container
+An agent of an earlier version sends fewer keys: what it does not say is left out.
+"""
+
+from collections.abc import Container, Iterator
 from typing import Any
+
+from vhostpci_shared.terminal import Styled, Terminal
+from vhostpci_shared.units import count, short, size
 
 from ..pci.binding_names import signals
 
@@ -11,31 +17,57 @@ from ..pci.binding_names import signals
 OWN_WINDOW = 0
 """The number of a device's own window, `metadata.SLAVE_ID`."""
 
+Field = tuple[str, str]
+"""A label and its text."""
+_COLUMN = 9
+_STATES = {"ready": "good", "running": "good", "failed": "bad", "broken": "bad"}
+_STATES |= {"mismatch": "bad", "waiting": "warn", "fenced": "warn"}
 
-def print_link(link: dict[str, Any]) -> None:
-    """Print one device's entry of the status."""
-    how = signals(link["interrupts"])
-    carrier = "on" if link["carrier"] else "off"
-    print(
-        f"{link['device']}  {link['name'] or '(no name yet)'}  {link['state']}"
-        f"  {link['binding']} ({how}), pid {link['pid']}"
-    )
+
+def link_text(link: dict[str, Any], terminal: Terminal) -> list[str]:
+    """Return the lines of one device's entry of the status."""
+    name = Styled(link["name"] or "(no name yet)", "name")
+    head = [link["device"], name, _state(link["state"])]
+    lines = ["  ".join(map(terminal.paint, head))]
+    lines += terminal.fields(_fields(link), column=_COLUMN)
+    rows = list(_rings(link))
+    header = _HEADER if rows else ()
+    lines += terminal.table(rows, header, indent=2, right=range(3, 10))
+    lines += terminal.fields(_ring_notes(link), column=_COLUMN)
+    return lines
+
+
+def _state(word: str) -> str:
+    return Styled(word, _STATES.get(word, "dim"))
+
+
+def _fields(link: dict[str, Any]) -> Iterator[Field]:
     if link["message"]:
-        print(f"  {link['message']}")
+        yield Styled("problem", "bad"), link["message"]
     master = "connected" if link["master"] else "not connected"
-    print(f"  daemon {link['daemon']}, master {master}")
-    if "uid" in link:  # an older agent does not say it, and may still run
-        rights = ", ".join(link["capabilities"]) or "no capability"
-        print(f"  runs as user {link['uid']} with {rights}")
-    print(f"  {_port_text(link)}, carrier {carrier}")
-    print(f"  window {OWN_WINDOW}: {_speed_text(link['speed'])}")
-    for window in link["windows"]:
-        print(f"  window {window['id']}: {_window_text(window)}")
-    if "data_plane" in link:  # an older agent does not say it
+    alive = "good" if link["daemon"] == "alive" else "bad"
+    yield "daemon", Styled(f"{link['daemon']}, master {master}", alive)
+    yield "agent", ", ".join(_agent(link))
+    yield "binding", f"{link['binding']} ({signals(link['interrupts'])})"
+    carrier = "on" if link["carrier"] else "off"
+    yield "port", f"{_port_text(link)}, carrier {carrier}"
+    if "data_plane" in link:
         reason = link.get("data_plane_reason")
-        print(f"  data plane {link['data_plane']}" + (f" ({reason})" if reason else ""))
-    for ring in link["rings"]:
-        _print_ring(ring, link.get("not_counted", ()))
+        yield "plane", f"{link['data_plane']}" + (f" ({reason})" if reason else "")
+    if totals := link.get("totals"):
+        yield "counted", _totals(totals)
+    yield "window", f"{OWN_WINDOW}: {_speed_text(link['speed'])}"
+    for window in link["windows"]:
+        yield "window", f"{window['id']}: {_window_text(window)}"
+
+
+def _agent(link: dict[str, Any]) -> Iterator[str]:
+    yield f"pid {link['pid']}"
+    if "version" in link:
+        yield f"version {link['version']}"
+    if "uid" in link:
+        rights = ", ".join(link["capabilities"]) or "no capability"
+        yield f"user {link['uid']} with {rights}"
 
 
 def _port_text(link: dict[str, Any]) -> str:
@@ -48,32 +80,49 @@ def _port_text(link: dict[str, Any]) -> str:
     return f"socket {link['socket'] or '(none yet)'}, {who}"
 
 
-_COUNTS = {
-    "packets": "packets",
-    "octets": "bytes",
-    "drops": "dropped",
-    "kicks": "kicks",
-    "calls": "calls",
-}
-
-
-def _print_ring(ring: dict[str, Any], not_counted: Container[str]) -> None:
-    # VIRTIO, "Network Device", "Virtqueues": receiveq1, transmitq1, receiveq2, ...
-    # These names are the master's: what it receives is what this machine sends.
-    side = "to the master" if ring["ring"] % 2 == 0 else "from the master"
-    by = f", by {ring['method']}" if ring["method"] else ""
-    # A back-end that is not ours may count for itself: a 0 would be a lie.
-    counts = [
-        f"{ring[n]} {text}" for n, text in _COUNTS.items() if n not in not_counted
-    ]
-    print(
-        f"  ring {ring['ring']} ({side}) {ring['state']} at {ring['index']}: "
-        f"{', '.join(counts) or 'no counts'}{by}"
+def _totals(totals: dict[str, int]) -> str:
+    """Return what a data plane has counted that knows no single ring."""
+    return ", ".join(
+        f"{count(totals[f'{way}_packets'])} packets and "
+        f"{count(totals[f'{way}_bytes'])} bytes {direction} the master"
+        for way, direction in (("rx", "from"), ("tx", "to"))
     )
-    if ring["method_reason"]:
-        print(f"    not by io_uring: {ring['method_reason']}")
-    if ring["reason"]:
-        print(f"    {ring['reason']}")
+
+
+_COUNTS = ("packets", "octets", "drops", "kicks", "calls")
+_HEADER = (
+    *("RING", "MASTER", "STATE", "INDEX", "FILL"),
+    *("PACKETS", "BYTES", "DROPPED", "KICKS", "CALLS"),
+)
+
+
+def _rings(link: dict[str, Any]) -> Iterator[list[str]]:
+    """Yield a row for each ring; what is not counted is no 0."""
+    unknown: Container[str] = link.get("not_counted", ())
+    for ring in link["rings"]:
+        fill = ring.get("fill")
+        yield [
+            str(ring["ring"]),
+            # VIRTIO, "Network Device", "Virtqueues": receiveq1, transmitq1, ...  These
+            # names are the master's: what it receives is what this machine sends.
+            "to" if ring["ring"] % 2 == 0 else "from",
+            _state(ring["state"]),
+            *(str(ring["index"]), "-" if fill is None else str(fill)),
+            *("-" if one in unknown else short(ring[one]) for one in _COUNTS),
+        ]
+
+
+def _ring_notes(link: dict[str, Any]) -> Iterator[Field]:
+    for ring in link["rings"]:
+        notes = [f"by {ring['method']}"] if ring["method"] else []
+        if ring["method_reason"]:
+            notes.append(f"not by io_uring: {ring['method_reason']}")
+        if ring.get("format") == "packed":
+            notes.append("packed")
+        if ring["reason"]:
+            notes.append(ring["reason"])
+        if notes:
+            yield f"ring {ring['ring']}", "; ".join(notes)
 
 
 def _window_text(window: dict[str, Any]) -> str:
@@ -81,7 +130,7 @@ def _window_text(window: dict[str, Any]) -> str:
     if window["device"] is None:
         return "not there yet"
     speed = _speed_text(window["speed"])
-    return f"{window['device']}, {window['size']} bytes, {speed}"
+    return f"{window['device']}, {size(window['size'])}, {speed}"
 
 
 def _speed_text(speed: dict[str, Any] | None) -> str:

@@ -6,10 +6,12 @@ import json
 import logging
 from collections.abc import Sequence
 
+from vhostpci_shared.terminal import Terminal, add_color
+
 from .. import status_socket
 from ..errors import Unusable
-from .print_stats import print_stats, select, statistics
-from .print_status import print_link
+from .print_stats import select, statistics, stats_text
+from .print_status import link_text
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +33,19 @@ def add_stats(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="only this device: its name, its TAP, or its PCI address or socket",
     )
+    parser.add_argument(
+        "--clear",
+        action="store_true",
+        help="count from now on, for all who use this command; status and metrics go "
+        "on as before",
+    )
     _add_json(parser)
     parser.set_defaults(run=_stats)
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-j", "--json", action="store_true", help="as JSON")
+    add_color(parser)
 
 
 def _devices(arguments: argparse.Namespace) -> None:
@@ -50,8 +59,9 @@ def _devices(arguments: argparse.Namespace) -> None:
         return
     if not found:
         print("no ivshmem device")
+    terminal = Terminal.of(color=arguments.color)
     for device in found:
-        print("\n".join(devices.lines(device)))
+        print("\n".join(devices.lines(device, terminal)))
 
 
 def _links() -> status_socket.Status:
@@ -68,6 +78,7 @@ def _links() -> status_socket.Status:
 
 
 def _status(arguments: argparse.Namespace) -> None:
+    terminal = Terminal.of(color=arguments.color)
     links, problems = status_socket.ask()
     # An empty list too: a program that reads JSON gets JSON.
     if arguments.json:
@@ -76,11 +87,15 @@ def _status(arguments: argparse.Namespace) -> None:
         print("no agent is running")
     else:
         for link in links:
-            print_link(link)
+            print("\n".join(link_text(link, terminal)))
     _raise(problems)
 
 
 def _stats(arguments: argparse.Namespace) -> None:
+    if arguments.clear:
+        _clear(arguments.name)
+        return
+    terminal = Terminal.of(color=arguments.color)
     links, problems = status_socket.ask()
     counted = [statistics(link) for link in links]
     # The reason why a device is missing from the list stands in `problems`.
@@ -92,7 +107,20 @@ def _stats(arguments: argparse.Namespace) -> None:
         print("no agent serves a device")
     else:
         for device in counted:
-            print_stats(device)
+            print("\n".join(stats_text(device, terminal)))
+    _raise(problems)
+
+
+def _clear(name: str | None) -> None:
+    links, problems = status_socket.ask()
+    if name is not None and not problems:
+        there = select([statistics(link) for link in links], name)
+        devices = [found["device"] for found in there]
+        links = [link for link in links if link["device"] in devices]
+    for link in links:
+        request = {"command": "clear", "device": link["device"]}
+        status_socket.request(link["pid"], request)
+        print(f"{link['name'] or link['device']}: counts from now on")
     _raise(problems)
 
 

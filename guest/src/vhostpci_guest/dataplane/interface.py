@@ -17,6 +17,7 @@ from vhostpci_shared import metadata as md
 from vhostpci_shared import packed
 from vhostpci_shared.metadata import AgentRingState
 from vhostpci_shared.position import Position
+from vhostpci_shared.virtio import AVAIL_IDX_OFFSET
 
 from ..interfaces import Call, WindowFile
 from ..net_options import NetOptions
@@ -360,6 +361,21 @@ def used_index(device: int, regions: Sequence[MemRegion]) -> int:
     """
     # VIRTIO, "The Virtqueue Used Ring": le16 flags, le16 idx
     return _load16(device + 2, regions, f"its used ring at {device:#x}")
+
+
+def avail_index(driver: int, regions: Sequence[MemRegion]) -> int:
+    """Read a split ring's avail index from the master's memory.
+
+    Args:
+        driver: guest-physical address of the avail ring.
+        regions: the master's memory.
+
+    Raises:
+        RingRefused: the avail ring does not lie in the memory.
+    """
+    # VIRTIO, "The Virtqueue Available Ring": le16 flags, le16 idx
+    at = driver + AVAIL_IDX_OFFSET
+    return _load16(at, regions, f"its avail ring at {driver:#x}")
 
 
 def position(

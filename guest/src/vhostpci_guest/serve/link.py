@@ -37,6 +37,7 @@ from ..interfaces import Device, Window, Windows
 from .about import about
 from .answers import Answers
 from .carrier import Carrier
+from .cleared import cleared
 from .daemon_connection import DaemonConnection
 from .heartbeat import TICK, DaemonHeartbeat
 from .left_positions import LeftPositions
@@ -104,6 +105,7 @@ class Link:
         self._connection = DaemonConnection()
         self._heartbeat = DaemonHeartbeat(self._metadata.heartbeat())
         self._snapshot: md.Snapshot | None = None
+        self._cleared: dict[str, Any] | None = None
         self._suspended = False
         self._suspended_why = ""
         self._plane_was: PlaneState = NO_PLANE
@@ -455,6 +457,10 @@ class Link:
 
     # Status.
 
+    def clear(self) -> None:
+        """Have `vhostpci-guest stats` count from now on."""
+        self._cleared = cleared(self.status())
+
     def status(self) -> dict[str, Any]:
         """Return the device's state as `vhostpci-guest status -j` prints it."""
         snapshot = self._snapshot
@@ -484,6 +490,7 @@ class Link:
             **self.port.status(),
             **self._rings.summary(),
             "rings": self._rings.status(),
+            "cleared": self._cleared,
         }
 
     def _daemon_state(self) -> str:

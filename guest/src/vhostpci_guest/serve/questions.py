@@ -28,6 +28,9 @@ def answer(link: Link, request: dict[str, Any]) -> dict[str, Any]:
             "length": int(length),
         }:
             return _read(link, window, offset, length)
+        case {"command": "clear"}:
+            link.clear()
+            return {}
     raise Refused(f"no command {request.get('command')!r} with these arguments")
 
 

@@ -18,7 +18,7 @@ from vhostpci_shared import metadata as md
 from vhostpci_shared.access import Metadata
 from vhostpci_shared.metadata import AgentRingState, RingFlag
 from vhostpci_shared.position import Position
-from vhostpci_shared.virtio import Feature, lacking
+from vhostpci_shared.virtio import INDEXES, Feature, lacking
 from vhostpci_shared.wire import ProtocolError
 
 from ..dataplane.faults import Fault
@@ -30,6 +30,7 @@ from ..dataplane.interface import (
     RingStatus,
     Stats,
     Stopping,
+    avail_index,
     check_base,
     position,
     used_index,
@@ -500,12 +501,29 @@ class Rings:
             "state": run.state.name.lower(),
             "format": "packed" if is_packed(run) else "split",
             "index": status.index,
+            "fill": self._fill(index, run),
             "reason": status.reason,
             "method": status.method,
             "method_reason": status.method_reason,
             **_counts(status.stats),
             "stats": asdict(status.stats),
         }
+
+    def _fill(self, index: int, run: Run) -> int | None:
+        """Return how many chains the driver offers that are not used yet.
+
+        None of a ring that does not run, of a packed one, which has no such index, and
+        of one whose driver writes what cannot be.
+        """
+        if run.state is not AgentRingState.RUNNING or is_packed(run):
+            return None
+        ring, memory = self.wanted.rings[index], self.wanted.memory
+        try:
+            waiting = avail_index(ring.driver, memory) - used_index(ring.device, memory)
+        except RingRefused:
+            return None
+        waiting %= INDEXES
+        return waiting if waiting <= ring.size else None
 
     def _status(self, index: int, run: Run) -> RingStatus:
         status = self._plane.status(index) if self._plane else RingStatus()

@@ -9,13 +9,14 @@ import pytest
 
 from vhostpci_guest.cli.config_orders import ConfigOrders
 from vhostpci_guest.cli.main import main
-from vhostpci_guest.cli.print_stats import print_stats, statistics
-from vhostpci_guest.cli.print_status import print_link
+from vhostpci_guest.cli.print_stats import statistics, stats_text
+from vhostpci_guest.cli.print_status import link_text
 from vhostpci_guest.cli.separation import local_sockets
 from vhostpci_guest.config.data_plane import parse_data_plane
 from vhostpci_guest.config.settings import make_settings
 from vhostpci_guest.dataplane.kinds import RING
 from vhostpci_guest.privileges.user import NOBODY, User
+from vhostpci_shared.terminal import Terminal
 
 COUNTS = ("packets", "octets", "drops", "kicks", "calls")
 LINK: dict[str, Any] = {
@@ -56,24 +57,23 @@ LINK: dict[str, Any] = {
     ("back_end", "who"), [(None, "no back-end"), ({"pid": 9}, "back-end pid 9")]
 )
 def test_socket_and_back_end_are_printed(
-    capsys: pytest.CaptureFixture[str], back_end: dict[str, int] | None, who: str
+    back_end: dict[str, int] | None, who: str
 ) -> None:
-    print_link({**LINK, "back_end": back_end})
-    printed = capsys.readouterr().out
+    printed = "\n".join(link_text({**LINK, "back_end": back_end}, Terminal()))
     assert f"socket /run/b, {who}, carrier off" in printed
     assert "TAP" not in printed
 
 
-def test_what_is_not_counted_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    print_link(LINK)
-    assert "running at 5: 3 calls\n" in capsys.readouterr().out
-    print_link({**LINK, "not_counted": list(COUNTS)})
-    assert "running at 5: no counts" in capsys.readouterr().out
+def test_what_is_not_counted_is_not_printed() -> None:
+    ring = link_text(LINK, Terminal())[-1].split()
+    assert ring[2:] == ["running", "5", "-", "-", "-", "-", "-", "3"]
+    ring = link_text({**LINK, "not_counted": list(COUNTS)}, Terminal())[-1].split()
+    assert ring[2:] == ["running", "5", "-", "-", "-", "-", "-", "-"]
 
 
-def test_counters_say_which_are_not_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    print_stats(statistics({**LINK, "rings": []}))
-    assert "not counted, so 0 here: packets, octets" in capsys.readouterr().out
+def test_counters_say_which_are_not_counted() -> None:
+    text = "\n".join(stats_text(statistics({**LINK, "rings": []}), Terminal()))
+    assert "not counted, so 0 here: packets, octets" in text
 
 
 @pytest.mark.parametrize(

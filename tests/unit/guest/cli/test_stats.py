@@ -14,6 +14,7 @@ from vhostpci_guest import status_socket
 from vhostpci_guest.cli.main import main
 from vhostpci_guest.cli.print_stats import statistics
 from vhostpci_guest.dataplane.interface import Stats
+from vhostpci_guest.serve.cleared import cleared
 
 Say = pytest.CaptureFixture[str]
 
@@ -121,9 +122,46 @@ def test_stats_of_all_devices_are_printed_without_those_that_are_0(
     out = capsys.readouterr().out
     assert "0000:00:04.0  net0  TAP vp0, pid 77\n" in out
     assert "0000:00:03.0  web  TAP vp1, pid 77\n" in out
-    assert "  tx_packets 5\n" in out
-    assert "  rx_dropped 0\n" in out
-    assert "rx_calls" not in out
+    rows = [line.split() for line in out.splitlines()]
+    assert ["packets", "0", "5"] in rows
+    assert ["dropped", "0", "0"] in rows
+    assert "calls" not in out
+
+
+def test_counters_begin_again_when_they_are_cleared() -> None:
+    device = link(Stats(packets=5, kicks=1), Stats(packets=7)) | {"tap_dropped": 3}
+    device["cleared"] = cleared(device) | {"at": 5.0}
+    device |= link(Stats(packets=8, kicks=1), Stats(packets=7)) | {"tap_dropped": 4}
+    counted = statistics(device)
+    assert counted["since"] == 5.0
+    shown = counted["statistics"]
+    assert (shown["tx_packets"], shown["tx_kicks"], shown["rx_packets"]) == (3, 0, 0)
+    assert shown["tx_tap_dropped"] == 1
+    assert counted["queue_pairs"][0]["statistics"]["tx_packets"] == 3
+
+
+def test_counters_that_began_again_by_themselves_are_cleared_no_more() -> None:
+    device = link(Stats(packets=5, kicks=9))
+    device["cleared"] = cleared(device)
+    counted = statistics(device | link(Stats(packets=7, kicks=1)))
+    assert (counted["since"], counted["statistics"]["tx_packets"]) == (None, 7)
+
+
+def test_one_device_is_cleared_or_all(
+    two: None, monkeypatch: pytest.MonkeyPatch, capsys: Say
+) -> None:
+    asked = []
+
+    def request(pid: int, question: dict[str, Any]) -> dict[str, Any]:
+        asked.append((pid, question["command"], question["device"]))
+        return {}
+
+    monkeypatch.setattr(status_socket, "request", request)
+    assert main(["stats", "web", "--clear"]) == 0
+    assert asked == [(77, "clear", "0000:00:03.0")]
+    assert main(["stats", "--clear"]) == 0
+    assert len(asked) == 3
+    assert "net0: counts from now on" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["web", "vp1", "0000:00:03.0"])

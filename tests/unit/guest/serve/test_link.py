@@ -540,3 +540,15 @@ def test_ring_that_never_stopped_starts_where_the_ring_says(bench: Bench) -> Non
     bench.set_used(1, 77)
     bench.publish(*pair(2))
     assert (1, 77) in bench.plane.starts
+
+
+def test_ring_is_as_full_as_its_driver_says_if_that_can_be(bench: Bench) -> None:
+    assert bench.link is not None
+    bench.publish(*pair(2))
+    ring = bench.link.status()["rings"][0]
+    assert ring["fill"] == 0
+    at = 0x14000 + 2  # where `ring` of the fakes has it; the memory begins at 0
+    bench.device.window.view[at : at + 2] = (5).to_bytes(2, "little")
+    assert bench.link.status()["rings"][0]["fill"] == 5
+    bench.device.window.view[at : at + 2] = (5000).to_bytes(2, "little")
+    assert bench.link.status()["rings"][0]["fill"] is None

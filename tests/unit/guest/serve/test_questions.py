@@ -46,3 +46,17 @@ def test_what_is_not_there_is_refused(
         request_ = {**request_, "offset": bench.device.window.size - 7}
     with pytest.raises(Refused):
         read(bench, **request_)
+
+
+def test_counters_are_cleared_for_all_who_ask_and_go_on_for_the_others(
+    bench: Bench,
+) -> None:
+    assert bench.link is not None
+    bench.publish(*pair(2))
+    bench.plane.move(0, 3, packets=4)
+    assert bench.link.status()["cleared"] is None
+    assert answer(bench.link, {"command": "clear"}) == {}
+    bench.plane.move(0, 4, packets=6)
+    status = bench.link.status()
+    assert status["cleared"]["rings"][0]["stats"]["packets"] == 4
+    assert status["rings"][0]["stats"]["packets"] == 6
