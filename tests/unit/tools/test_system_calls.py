@@ -61,7 +61,7 @@ OTHER_PROCESSES = (
 )
 """Sources of the daemon's package that no daemon runs under its filter."""
 FOR_PEOPLE = (
-    *("terminal.py", "device_tables.py", "dump/", "metrics"),
+    *("terminal.py", "screen.py", "device_tables.py", "dump/", "metrics"),
     *("machine.py", "findings.py", "print_findings.py"),
 )
 """Sources of the shared package that only short commands import."""

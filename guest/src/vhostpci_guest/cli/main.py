@@ -39,6 +39,7 @@ _COMMANDS = {
         "changed",
     ),
     "status": ("show", "show what the running agents do"),
+    "top": ("top", "show what crosses each ring now, until q is pressed"),
     "metrics": ("metrics", "give the counters of all devices to Prometheus"),
     "dump": ("dump", "print a device's metadata and rings, decoded"),
     "stats": ("show", "count packets, drops by reason, kicks, calls and batches"),

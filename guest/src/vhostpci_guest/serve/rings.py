@@ -501,6 +501,7 @@ class Rings:
             "state": run.state.name.lower(),
             "format": "packed" if is_packed(run) else "split",
             "index": status.index,
+            "size": self._size(index),
             "fill": self._fill(index, run),
             "reason": status.reason,
             "method": status.method,
@@ -508,6 +509,11 @@ class Rings:
             **_counts(status.stats),
             "stats": asdict(status.stats),
         }
+
+    def _size(self, index: int) -> int:
+        """Return how many entries a ring has; 0 if the daemon names it no more."""
+        rings = self.wanted.rings
+        return rings[index].size if index < len(rings) else 0
 
     def _fill(self, index: int, run: Run) -> int | None:
         """Return how many chains the driver offers that are not used yet.

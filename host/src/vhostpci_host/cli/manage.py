@@ -204,6 +204,19 @@ def _ask_daemon(args: argparse.Namespace, request: dict[str, Any]) -> Any:
         ) from None
 
 
+def all_names(directory: Path) -> set[str]:
+    """Return the devices of all daemons of a directory that can be found.
+
+    Raises:
+        HostError: this user may not look into the directory.
+    """
+    names = set(_files(directory))
+    # One that hangs is named by the control sockets of its devices.
+    with suppress(HostError):
+        names |= _listed(directory)
+    return names
+
+
 def _listed(run_dir: Path) -> set[str]:
     """Return the devices that the daemon of many devices lists, if there is one.
 
