@@ -76,6 +76,26 @@ HEARTBEAT_OFFSET = HEADER + 0x18
 AGENT_GENERATION_OFFSET = AGENT + 0x10
 
 
+class OtherVersion(ProtocolError):
+    """The daemon's metadata has another version than ours; says which side is older.
+
+    Args:
+        version: that of the metadata.
+    """
+
+    def __init__(self, version: int) -> None:
+        older = (
+            "vhostpci-guest in the slave"
+            if version > VERSION
+            else "vhostpci-host on the hypervisor"
+        )
+        # An agent has 183 bytes for it.
+        super().__init__(
+            f"the daemon's metadata version is {version}, the agent knows version "
+            f"{VERSION}: update {older}"
+        )
+
+
 class RingFlag(IntFlag):
     """State of a ring, as the daemon knows it from the front-end."""
 
@@ -173,10 +193,7 @@ class Header:
                 f"not {MAGIC!r}; is the device served by vhostpci-host?"
             )
         if header.version != VERSION:
-            raise ProtocolError(
-                f"metadata version {header.version}, we know version {VERSION}: "
-                "install the same version of vhostpci-host and vhostpci-guest"
-            )
+            raise OtherVersion(header.version)
         if header.length != SIZE:
             raise ProtocolError(f"metadata length {header.length:#x}, not {SIZE:#x}")
         return header

@@ -121,12 +121,17 @@ def test_memory_with_another_magic_is_no_metadata(magic: bytes) -> None:
         md.Header.parse(bytes(header))
 
 
-@pytest.mark.parametrize("version", [0, 2])
-def test_other_version_is_named_with_ours(version: int) -> None:
+@pytest.mark.parametrize(
+    ("version", "older"),
+    [(0, "vhostpci-host on the"), (2, "vhostpci-guest in"), (2**32 - 1, "vhostpci-g")],
+)
+def test_other_version_says_which_side_to_update(version: int, older: str) -> None:
     header = md.Header(md.MAGIC, version, md.SIZE, 0, 0)
-    expected = f"metadata version {version}, we know version 1"
-    with pytest.raises(ProtocolError, match=expected):
+    expected = f"version is {version}, the agent knows version 1: update {older}"
+    with pytest.raises(md.OtherVersion, match=expected) as why:
         md.Header.parse(bytes(header))
+    # What the agent writes for the daemon has to fit.
+    assert len(str(why.value).encode()) <= 183
 
 
 @pytest.mark.parametrize("length", [0, md.SIZE - 1, md.SIZE + 1])

@@ -35,6 +35,7 @@ from ..errors import Unusable
 from ..eventfds import drain
 from ..interfaces import Device, Window, Windows
 from .about import about
+from .agent_entry import AgentEntry
 from .answers import Answers
 from .carrier import Carrier
 from .cleared import cleared
@@ -97,7 +98,9 @@ class Link:
         self._metadata = Metadata(find(device.window.view))
         try:
             self._metadata.header()
-        except ProtocolError:
+        except ProtocolError as why:
+            if isinstance(why, md.OtherVersion):
+                _tell_daemon(self._metadata, device, str(why))
             self._metadata.release()
             raise
         self._answers = Answers(self._metadata, device, self._rings)
@@ -510,6 +513,17 @@ class Link:
         self._rings.close()
         self._windows.use({})
         self._metadata.release()
+
+
+def _tell_daemon(metadata: Metadata, device: Device, why: str) -> None:
+    """Let a daemon of another version show why no agent serves the device.
+
+    The beginning of the agent's entry is the same in every version.
+    """
+    entry = AgentEntry(metadata, device)
+    entry.set_failed(why)
+    entry.write()
+    device.ring(md.DAEMON_PEER, md.METADATA_VECTOR)
 
 
 def _mismatch(lacking: Feature, kind: str) -> str:

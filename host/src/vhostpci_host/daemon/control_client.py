@@ -96,6 +96,12 @@ def _result(path: Path, line: bytes) -> Any:
     match answer:
         case {"ok": True, "result": result}:
             return result
+        case {"ok": False, "error": str(reason)} if reason.startswith("no command "):
+            # Each of our commands asks the kind of socket that has it.
+            raise HostError(
+                f"the daemon at {path} is of an earlier version than this program: "
+                f"{reason}. Replace it: vhostpci-host restart"
+            )
         case {"ok": False, "error": str(reason)}:
             raise HostError(reason)
     raise HostError(

@@ -42,6 +42,16 @@ def test_what_was_said_is_printed(
         assert second.endswith(".250 -> SET_VRING_NUM index=1 num=256")
 
 
+def test_daemon_of_an_earlier_version_is_to_be_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refusal = {"ok": False, "error": "no command 'conversation'; there are: status"}
+    line = json.dumps(refusal).encode() + b"\n"
+    with ControlDaemon(tmp_path / "web.control", {}, line):
+        assert main(["trace", "web", "--run-dir", str(tmp_path)]) == 1
+    assert "of an earlier version than this program" in capsys.readouterr().err
+
+
 def test_missing_messages_and_another_daemon_are_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
