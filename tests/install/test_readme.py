@@ -89,7 +89,7 @@ def test_master_finds_its_card_by_the_commands(machine: FreshMachine) -> None:
 
 
 def test_demo_is_set_up_once(machine: FreshMachine) -> None:
-    install, demo = readme.commands("README.md", "## See it without VMs of your own")
+    install, demo = readme.commands("README.md", "## Try it, without VMs of your own")
     assert demo == "make demo"
     machine.run(install)
     assert "Need to get" in machine.run("tools/setup demo")
