@@ -8,6 +8,7 @@ import json
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import tarfile
 import tomllib
@@ -78,6 +79,31 @@ def test_wheel_has_its_modules_types_and_licence(project: str, dist: Path) -> No
     assert licence == (CHECKOUT / project / "LICENSE").read_bytes()
     assert "\nLicense-Expression: Apache-2.0\n" in metadata
     assert "\nAuthor: The vhostpci developers\n" in metadata
+
+
+def test_wheels_are_installed_without_a_compiler_or_a_network(
+    tmp_path: Path, dist: Path
+) -> None:
+    """What they need from PyPI is in this environment; test_readme.py has the rest."""
+    found = [str(wheel_of(project, dist)) for project in MODULES]
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps"]
+    environment = {"PATH": str(fake_compiler(tmp_path)), "PYTHONPATH": ""}
+    subprocess.run(
+        [*pip, "--target", str(tmp_path / "installed"), *found],
+        env=environment,
+        check=True,
+        timeout=120,
+    )
+    modules = "vhostpci_shared._relay, vhostpci_shared._memory, vhostpci_guest._ring"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {modules} as ring; print(ring.__file__)"],
+        env=environment | {"PYTHONPATH": str(tmp_path / "installed")},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.startswith(str(tmp_path / "installed"))
 
 
 @pytest.mark.parametrize("project", MODULES)
