@@ -56,7 +56,9 @@ def daemon(slave: Slave) -> Iterator[Seen]:
     for link in slave.links:
         about = link["name"] or link["device"]
         if link["daemon"] == "alive":
-            yield ok(_STATUS, "its heartbeat goes on", about=about)
+            # An agent of an earlier version does not say when.
+            beat = f", {link['daemon_silent']} s ago" if "daemon_silent" in link else ""
+            yield ok(_STATUS, f"it beats{beat}", about=about)
         elif link["daemon"] == "silent":
             yield _silent(about)
         else:

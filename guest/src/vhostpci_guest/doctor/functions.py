@@ -23,6 +23,8 @@ def present(slave: Slave) -> Iterator[Seen]:
         if any("/" in link["device"] for link in slave.links):
             yield ok(looked_at, "none: this slave is a process, which needs none")
             return
+        if slave.forbidden:
+            raise CannotLook(f"there is none, and {slave.forbidden}")
         yield error(
             looked_at,
             "there is no ivshmem device",

@@ -32,6 +32,11 @@ class DaemonHeartbeat:
         """Whether the daemon has beaten within the last `patience` ticks."""
         return self._silent_ticks < self.patience
 
+    @property
+    def silent(self) -> float:
+        """Seconds since its last beat, by our ticks; no more than `SILENT_TICKS`."""
+        return round(self._silent_ticks * TICK, 1)
+
     def look(self, beat: int, *, tick: bool) -> None:
         """Compare the heartbeat with the last value.
 

@@ -476,6 +476,7 @@ class Link:
             "state": self._answers.state.name.lower(),
             "message": self._answers.message,
             "daemon": self._daemon_state(),
+            "daemon_silent": self._heartbeat.silent,
             "master": self._rings.wanted.master,
             "window_size": self.device.window.size,
             "speed": self._speeds.status(md.SLAVE_ID),

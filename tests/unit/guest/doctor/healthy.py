@@ -105,6 +105,7 @@ def link() -> dict[str, Any]:
         "state": "ready",
         "message": "",
         "daemon": "alive",
+        "daemon_silent": 0.2,
         "master": True,
         "speed": {"slow": False},
         "windows": [

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`vhostpci-guest doctor` finds each seeded fault, and complains of nothing else."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.unit.guest.doctor.faults import FAULTS, Fault, Seeded
@@ -41,3 +43,14 @@ def test_a_fault_is_found_by_its_check_alone(fault: Fault) -> None:
 
 def test_every_check_has_a_fault_that_it_finds() -> None:
     assert {fault.check for fault in FAULTS} == {check.name for check in CHECKS}
+
+
+def test_without_root_a_slave_process_may_have_no_device() -> None:
+    slave = replace(healthy(), devices=(), links=(), forbidden="run as root")
+    assert complaints(slave) == []
+
+
+def test_a_slave_that_is_a_process_needs_no_device() -> None:
+    slave = healthy()
+    link = {**slave.links[0], "device": "/run/vhostpci/web.ivshmem"}
+    assert complaints(replace(slave, devices=(), links=(link,))) == []
