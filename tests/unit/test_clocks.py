@@ -18,6 +18,7 @@ FOR_A_REASON = {
     "directories.py": "compares it with the times of directories",
     "state_clock.py": "tells people since when a device is in its state",
     "cleared.py": "tells people since when counters count",
+    "stats.py": "tells people since when counters count",
     "print_stats.py": "tells people since when counters count",
     "vms.py": "tells people when a VM was started",
     "print_status.py": "tells people for how long",

@@ -482,6 +482,7 @@ class Daemon:
             "status": self._on_status,
             "conversation": self._on_conversation,
             "monitor": self._on_monitor,
+            "clear": self._on_clear,
             "pid": pid,
             "restart": self._keeper.restart,
         }
@@ -497,6 +498,7 @@ class Daemon:
         commands: Commands = {
             "status": self._on_status,
             "list": self._on_list,
+            "clear": self._on_clear,
             "monitor": self._on_monitor,
             "pid": pid,
             "restart": self._keeper.restart,
@@ -527,6 +529,9 @@ class Daemon:
 
     async def _on_conversation(self, request: Request) -> Json:
         return self._entry(request).conversation(request.get("since", 0))
+
+    async def _on_clear(self, request: Request) -> None:
+        self._entry(request).clear()
 
     async def _on_monitor(self, request: Request) -> Followed:
         name = self._entry(request).config.name if request.get("name") else None

@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 
 from ..config.device import DeviceConfig
+from ..device.cleared import cleared
 from ..device.status import describe, describe_failed, row
 from ..errors import HostError
 from ..interfaces import Json
@@ -42,6 +43,16 @@ class Entry:
         if self.server is None:
             raise HostError(f"{self.config.name} has failed: {self.failure}")
         return {"pid": os.getpid(), **self.server.conversation.since(since)}
+
+    def clear(self) -> None:
+        """Have `stats` count from now on.
+
+        Raises:
+            HostError: the device failed, and nothing counts.
+        """
+        if self.server is None:
+            raise HostError(f"{self.config.name}: failed: {self.failure}")
+        self.server.device.cleared = cleared(self.describe())
 
     def row(self) -> Json:
         """Return what `list` says of it."""

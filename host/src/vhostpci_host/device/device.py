@@ -34,7 +34,7 @@ from vhostpci_shared.wire import ProtocolError
 from ..config.device import DeviceConfig
 from ..errors import HostError
 from ..fds import Notifier
-from ..interfaces import Loop, MasterPort, never, nothing
+from ..interfaces import Json, Loop, MasterPort, never, nothing
 from ..ivshmem.doorbells import VectorSet
 from ..ivshmem.peers import PeersExhausted
 from ..ivshmem.relays import Relays
@@ -108,6 +108,8 @@ class Device:
         self._kept = kept
         self.publisher = self._new_publisher(left)
         self._stale_slave = StaleSlave(plugged=config.plugged)
+        self.cleared: Json | None = None
+        """What `stats` subtracts, since it was cleared."""
         self.traffic = Traffic(store.metadata, config.rings)
         self._reports = RingReports(config.name, store.metadata, self.publisher)
         self._loop = loop

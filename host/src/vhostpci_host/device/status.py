@@ -69,6 +69,7 @@ def describe(
         "slave_problem": device.slave_problem or None,
         "agent": _agent(device),
         "rates": device.traffic.rates(),
+        "cleared": device.cleared,
         "rings": [_ring(device, index) for index in range(config.rings)],
     }
 

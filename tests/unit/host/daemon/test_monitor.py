@@ -222,3 +222,19 @@ def test_nothing_is_looked_at_without_a_subscriber() -> None:
         raise AssertionError("the devices are looked at")
 
     Monitor(entries).look()
+
+
+def test_counters_are_cleared_for_all_who_ask(play: Callable[[Play], None]) -> None:
+    async def part(scene: Scene) -> None:
+        await scene.add("a")
+        path = str(scene.directory / "control")
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b'{"command": "clear", "name": "a"}\n')
+        writer.write(b'{"command": "status", "name": "a"}\n')
+        assert json.loads(await reader.readline()) == {"ok": True, "result": None}
+        found = json.loads(await reader.readline())["result"]["cleared"]
+        assert len(found["rings"]) == 2
+        writer.close()
+        await writer.wait_closed()
+
+    play(part)
