@@ -27,6 +27,7 @@ _COMMANDS = {
     "restart": ("manage", "replace a daemon by a new process, which goes on"),
     "list": ("manage", "list a daemon's devices"),
     "status": ("manage", "print the state of a device, or of all"),
+    "graph": ("graph.command", "draw the VMs, and the devices that join them"),
     "stats": ("stats", "print what has crossed each device"),
     "top": ("top", "show what crosses each ring now, until q is pressed"),
     "metrics": ("metrics", "give the state of all devices to Prometheus"),
