@@ -4,6 +4,7 @@
 import pytest
 
 from tests.backends import dpdk, openvswitch, passt
+from tests.vm.debian import CODENAME
 from tests.vm.programs import Unpacked
 
 NEWER = "trixie"
@@ -16,10 +17,11 @@ def testpmd() -> tuple[str, ...]:
     return dpdk.of_suite(NEWER)
 
 
-@pytest.fixture(scope="session")
-def switch() -> Unpacked:
-    """Open vSwitch with DPDK."""
-    return openvswitch.packages(NEWER)
+@pytest.fixture(scope="session", params=sorted({CODENAME, NEWER}))
+def switch(request: pytest.FixtureRequest) -> Unpacked:
+    """Open vSwitch with DPDK, of this machine's Debian and of a newer one."""
+    suite: str = request.param
+    return openvswitch.packages(suite)
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,9 @@ User Mode Linux b ── daemon, agent ── v1 ┘
 
 import json
 import signal
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ from tests.waiting import wait_for
 
 pytestmark = pytest.mark.backends
 
+STANDS = 1.5
+"""Seconds for which a switch stands still."""
 ADDRESSES = ("10.9.0.1", "10.9.0.3")
 
 
@@ -71,6 +74,17 @@ class Scene:
             ),
         )
 
+    @contextmanager
+    def flood(self) -> Iterator[None]:
+        """Have packets on their way in both directions while the block runs."""
+        first = self.masters[0]
+        command = f"ping -q -n -i 0.005 -s 1000 {ADDRESSES[1]}"
+        first.run(f"{command} > /dev/null & echo $! > /tmp/flood")
+        try:
+            yield
+        finally:
+            first.run("kill $(cat /tmp/flood)")
+
     def megabits(self) -> float:
         """Return Mbit/s of a second of TCP between the masters."""
         one, other = self.masters
@@ -108,3 +122,28 @@ def test_agent_that_is_killed_leaves_the_other_port_alone(shared: Scene) -> None
     shared.labs[0].start_agent()
     shared.wait_reachable()
     assert "closed the connection" not in shared.labs[1].agent.log[other:]
+
+
+def test_switch_that_stands_still_goes_on_with_the_rings(shared: Scene) -> None:
+    agents = [lab.agent for lab in shared.labs]
+    for agent in agents:
+        agent.start_log_here()
+    with shared.flood():
+        shared.switch.switch.send(signal.SIGSTOP)
+        time.sleep(STANDS)
+        shared.switch.switch.send(signal.SIGCONT)
+        shared.wait_reachable()
+    assert [agent.log for agent in agents] == ["", ""]
+
+
+def test_switch_that_stands_still_delays_the_end_of_no_agent(shared: Scene) -> None:
+    """It is asked to stop the rings, for a bounded time, and finds the next agent."""
+    lab = shared.labs[0]
+    with shared.flood():
+        shared.switch.switch.send(signal.SIGSTOP)
+        lab.agent.start_log_here()
+        assert lab.agent.end_within(5) == 0
+        lab.start_agent()
+        lab.wait_state("agent is waiting")
+        shared.switch.switch.send(signal.SIGCONT)
+        shared.wait_reachable()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.vm import debs, suites
 from tests.vm.cache import cache_dir, entry, one_at_a_time, sums
+from tests.vm.debian import CODENAME
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ class Unpacked:
 
     root: Path
     packages: tuple[debs.Deb, ...]
+    ours: bool
+    """Whether they are of the release of Debian that this machine has."""
 
     def version(self, package: str) -> str:
         """Return the version of one of the packages."""
@@ -44,9 +47,13 @@ class Unpacked:
     def command(self, program: str) -> list[str]:
         """Return the words that run a program, such as ``usr/bin/passt``."""
         libraries = self.root / LIBRARIES
+        # DPDK loads all drivers that this machine has in the same version, and ends if
+        # that loads a library a second time, from another place.
+        first = (f"/{LIBRARIES}",) if self.ours else ()
+        path = ":".join([*first, str(libraries)])
         return [
             *(str(libraries / "ld-linux-x86-64.so.2"), "--argv0", Path(program).name),
-            *("--library-path", str(libraries), str(self.root / program)),
+            *("--library-path", path, str(self.root / program)),
         ]
 
 
@@ -68,4 +75,5 @@ def unpacked(suite: str, *packages: str) -> Unpacked:
             shutil.rmtree(path / name, ignore_errors=True)
 
     inputs = [repr(found), *sums([Path(__file__)])]
-    return Unpacked(entry("programs", inputs, unpack, keep=8), tuple(found))
+    root = entry("programs", inputs, unpack, keep=8)
+    return Unpacked(root, tuple(found), suite == CODENAME)
