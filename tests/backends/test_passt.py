@@ -3,13 +3,15 @@
 
 User Mode Linux          daemon, agent          passt            a server
 10.9.0.1  eth0 ─────────────────────────────── 10.9.0.2 ─ lo ─ 127.0.0.1
+          :5202 ◄───────────────────────────── 127.0.0.1:5202 ◄─── a client
                                          (the slave's namespace)
 """
 
 import json
 import signal
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +27,11 @@ from tests.vm.programs import Unpacked
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.backends
+
+STANDS = 1.5
+"""Seconds for which passt stands still."""
+FORWARDED = 5202
+"""The master's port for which passt takes connections in the slave's namespace."""
 
 
 class Scene:
@@ -56,7 +63,9 @@ class Scene:
 
     def start_passt(self) -> None:
         """Start passt."""
-        self.passt = Passt(self._files, self.lab.back_end, self.lab.slave)
+        self.passt = Passt(
+            self._files, self.lab.back_end, self.lab.slave, ports=str(FORWARDED)
+        )
         self._stack.callback(self.passt.close)
 
     def serve(self, *options: str) -> Program:
@@ -65,6 +74,26 @@ class Scene:
         server = self.lab.start_server([*self.lab.slave.prefix, *command])
         server.wait_log("listening")
         return server
+
+    def measure_forwarded(self, *options: str) -> float:
+        """Return the MB of one TCP stream that a client of the slave's opens."""
+        self.master.run(f"iperf3 -s -1 -D -p {FORWARDED}")
+        listens = f":{FORWARDED:04X} .* 0A "
+        self.master.run(f"until grep -q '{listens}' /proc/net/tcp*; do sleep 0.1; done")
+        client = ("iperf3", "-J", "-p", str(FORWARDED), "-c", "127.0.0.1", "-t", "1")
+        return _megabytes(json.loads(self.lab.run_in_slave(*client, *options).stdout))
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """Have a TCP stream run, for three seconds and those in which nothing moves."""
+        server = self.serve("-i", "0.2")
+        command = f"iperf3 -J -b 40M -n 15M -c {SLAVE_ADDRESS}"
+        self.master.run(f"{command} > /tmp/stream &")
+        wait_for(lambda: "sec" in server.log, lambda: server.log)
+        yield
+        report = json.loads(self.master.run("wait; cat /tmp/stream"))
+        # Of 15, what is under way when the client has sent all of it is not counted.
+        assert _megabytes(report) > 10
 
     def measure(self, *options: str) -> float:
         """Return the MB that went through one TCP stream."""
@@ -101,17 +130,38 @@ def test_tcp_flows(shared: Scene, options: tuple[str, ...]) -> None:
     assert shared.measure("-t", "1", *options) > 0.1
 
 
+@pytest.mark.parametrize("options", [(), ("-R",)], ids=["to it", "from it"])
+def test_tcp_flows_by_a_forwarded_port(shared: Scene, options: tuple[str, ...]) -> None:
+    assert shared.measure_forwarded(*options) > 0.1
+
+
 def test_tcp_stream_survives_the_agent_that_is_killed(shared: Scene) -> None:
-    server = shared.serve("-i", "0.2")
-    # Three seconds and the time for which there is no agent.
-    command = f"iperf3 -J -b 40M -n 15M -c {SLAVE_ADDRESS}"
-    shared.master.run(f"{command} > /tmp/stream &")
-    wait_for(lambda: "sec" in server.log, lambda: server.log)
-    shared.lab.agent.end(signal.SIGKILL)
-    assert shared.master.run("pidof iperf3")
+    with shared.stream():
+        shared.lab.agent.end(signal.SIGKILL)
+        assert shared.master.run("pidof iperf3")
+        shared.lab.start_agent()
+
+
+def test_tcp_stream_survives_a_passt_that_stands_still(shared: Scene) -> None:
+    shared.lab.agent.start_log_here()
+    with shared.stream():
+        shared.passt.send(signal.SIGSTOP)
+        time.sleep(STANDS)
+        assert shared.master.run("pidof iperf3")
+        shared.passt.send(signal.SIGCONT)
+    assert not shared.lab.agent.log
+
+
+def test_passt_that_stands_still_delays_the_end_of_no_agent(shared: Scene) -> None:
+    """It is asked to stop the rings, for a bounded time, and serves the next agent."""
+    # Without traffic: passt ends if it sees a kick together with the request to stop.
+    shared.passt.send(signal.SIGSTOP)
+    assert shared.lab.agent.end_within(5) == 0
     shared.lab.start_agent()
-    report = json.loads(shared.master.run("wait; cat /tmp/stream"))
-    assert _megabytes(report) > 15
+    shared.lab.wait_state("agent is waiting")
+    shared.passt.send(signal.SIGCONT)
+    shared.lab.wait_running()
+    assert shared.measure("-t", "1") > 0.1
 
 
 def test_passt_that_is_killed_can_be_replaced(shared: Scene) -> None:
