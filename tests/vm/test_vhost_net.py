@@ -17,7 +17,8 @@ from tests import daemon_processes
 from tests.vm import dmesg, pair, traffic
 from tests.vm.daemon import Daemon
 from tests.vm.harness import Job
-from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, TAP, Pair
+from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, TAP, Pair, Slave
+from vhostpci_guest.dataplane.workers import thread_name
 
 pytestmark = pytest.mark.vm
 
@@ -42,13 +43,6 @@ def served(link: Pair, bind: str) -> Iterator[Job]:
         link.master.configure()
         link.wait_link()
         yield agent
-
-
-def assert_packets_cross(link: Pair) -> None:
-    link.master.configure()
-    link.wait_link()
-    ping = link.ping_both_ways()
-    assert ping.received == ping.sent, link.counters()
 
 
 def assert_tcp_flows(link: Pair, streams: int = 1) -> None:
@@ -80,18 +74,40 @@ def flow(link: Pair) -> Iterator[Job]:
 
 
 @pytest.mark.parametrize("bind", ["vfio", "uio", "sysfs", "kmod"])
-def test_packets_cross_with_each_binding(link: Pair, bind: str) -> None:
+def test_packets_cross_until_the_device_is_taken_away_with_each_binding(
+    link: Pair, bind: str
+) -> None:
+    """The slave's kernel removes the function under load, as at an unplug."""
+    slave = link.slave
     with served(link, bind):
-        assert_packets_cross(link)
+        link.assert_packets_cross()
         assert_tcp_flows(link)
-        (status,) = link.slave.agents()
+        (status,) = slave.agents()
         assert status["data_plane"] == "vhost-net"
         assert {ring["state"] for ring in status["rings"]} == {"running"}
         # The card has two queue pairs, so the TAP counts for both together.
         assert status["totals"]["rx_packets"] > 100
         assert status["totals"]["tx_packets"] > 100
         assert "packets" in status["not_counted"]
+        # With our module the kernel rings the doorbell.
+        assert has_call_thread(slave) is (bind != "kmod")
+        with flow(link):
+            for module in ("vhost_net", *(["uio_vhostpci"] if bind == "kmod" else [])):
+                tried = slave.run(f"rmmod {module}", check=False)
+                assert f"Module {module} is in use" in tried.stderr
+            place = status["device"]
+            slave.run(f"echo 1 > /sys/bus/pci/devices/{place}/remove", timeout=60)
+            slave.wait_for(NO_CARRIER)
+        slave.run("echo 1 > /sys/bus/pci/rescan", timeout=60)
+        slave.wait_for(f"ip link show {TAP} | grep -q LOWER_UP")
+        link.assert_packets_cross()
     assert_drivers_are_content(link)
+
+
+def has_call_thread(slave: Slave) -> bool:
+    """Whether the agent has a thread that passes calls on."""
+    names = slave.run("cat /proc/[0-9]*/task/*/comm").stdout.splitlines()
+    return thread_name("vhost", "call") in names
 
 
 def test_both_queue_pairs_carry_packets(link: Pair) -> None:
@@ -103,7 +119,7 @@ def test_both_queue_pairs_carry_packets(link: Pair) -> None:
         assert all(old != new for old, new in zip(before, indexes(link), strict=True))
         link.master.run("ethtool -L eth0 combined 1")
         link.slave.wait_until(lambda: len(running(link)) == 2, lambda: running(link))
-        assert_packets_cross(link)
+        link.assert_packets_cross()
     assert_drivers_are_content(link)
 
 
@@ -126,36 +142,28 @@ def test_next_agents_go_on_where_one_was_killed_under_load(link: Pair) -> None:
         assert "vhost-" not in link.slave.run("ps").stdout
     for plane in ("ring", "vhost-net"):
         with link.slave.agent("vfio", "--data-plane", plane):
-            assert_packets_cross(link)
+            link.assert_packets_cross()
     assert_drivers_are_content(link)
 
 
-def test_driver_comes_back_after_a_reload_under_load(link: Pair) -> None:
+def test_driver_comes_back_after_a_reload_and_a_reboot_under_load(link: Pair) -> None:
     with served(link, "vfio"):
         with flow(link):
             link.master.run("modprobe -r virtio_net", timeout=60)
             link.slave.wait_for(NO_CARRIER)
             link.master.run("modprobe virtio_net")
-        assert_packets_cross(link)
+        link.assert_packets_cross()
         link.master.qmp("stop")
         link.master.qmp("cont")
-        assert_packets_cross(link)
-    assert_drivers_are_content(link)
-
-
-def test_device_that_is_taken_away_under_load_comes_back(link: Pair) -> None:
-    """The slave's kernel removes the function, as at an unplug."""
-    slave = link.slave
-    with served(link, "vfio"), flow(link):
-        (status,) = slave.agents()
-        place = status["device"]
-        slave.run(f"echo 1 > /sys/bus/pci/devices/{place}/remove", timeout=60)
-        slave.wait_for(NO_CARRIER)
-        slave.run("echo 1 > /sys/bus/pci/rescan", timeout=60)
-        slave.wait_for(f"ip link show {TAP} | grep -q LOWER_UP")
-        link.wait_link()
-        ping = link.ping_both_ways()
-        assert ping.received == ping.sent
+        link.assert_packets_cross()
+        with traffic.pinging(
+            link.slave, MASTER_ADDRESS, interval=0.01, ends_without_link=True
+        ) as pings:
+            pings.wait_answers(20)
+            link.master.reboot()
+            link.master.configure()
+            pings.wait_answers(20)
+        link.assert_packets_cross()
     assert_drivers_are_content(link)
 
 
