@@ -90,20 +90,32 @@ def collect() -> tuple[str, list[str]]:
     return render([up, carrier, *counters.all(), errors]), problems
 
 
+def _lacks(counted: dict[str, Any], name: str) -> bool:
+    """Whether a device or a queue pair does not count this.
+
+    A zero that is no count would look like one.
+    """
+    words = (_NOT_COUNTED.get(one, one) for one in counted["not_counted"])
+    return any(word in name for word in words)
+
+
 class _Counters:
-    """The counters of `stats`, each queue pair with a label."""
+    """The counters of `stats`: each queue pair with a label, or of the whole device."""
 
     def __init__(self) -> None:
         self._families: dict[str, Family] = {}
 
     def add(self, device: dict[str, Any], labels: dict[str, str]) -> None:
-        # A zero that is no count would look like one.
-        words = tuple(_NOT_COUNTED.get(one, one) for one in device["not_counted"])
+        totals = {_OF_TAP}
         for pair in device["queue_pairs"]:
+            own = {**labels, "pair": str(pair["pair"])}
             for name, value in pair["statistics"].items():
-                if not any(word in name for word in words):
-                    self._add(name, value, {**labels, "pair": str(pair["pair"])})
-        self._add(_OF_TAP, device["statistics"][_OF_TAP], labels)
+                if not _lacks(pair, name):
+                    self._add(name, value, own)
+                elif not _lacks(device, name):
+                    totals.add(name)
+        for name in sorted(totals):
+            self._add(name, device["statistics"][name], labels)
 
     def _add(self, name: str, value: int, labels: dict[str, str]) -> None:
         if batch := _BATCHES.fullmatch(name):

@@ -67,6 +67,18 @@ def test_what_is_not_counted_is_left_out(
     assert not any("rx_drop" in name for name in found)
 
 
+def test_what_is_counted_for_all_queue_pairs_together_has_no_pair(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = {"rx_packets": 70_000, "rx_bytes": 9, "tx_packets": 3, "tx_bytes": 4}
+    lacking = ["packets", "octets"]
+    found = metrics(capsys, monkeypatch, not_counted=lacking, totals=counts)
+    for name, value in counts.items():
+        (sample,) = found[f"vhostpci_agent_{name}"].samples
+        assert sample.value == value
+        assert "pair" not in sample.labels
+
+
 def test_agent_that_does_not_answer_is_counted(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
