@@ -64,6 +64,11 @@ NEEDS = {
         *("readelf", "setpriv", "tar", "unshare"),
         *("gcc", "make", "pahole"),  # the slave has our module
     ),
+    "debs": (
+        *("/dev/net/tun", "apt-get", "checkmodule", "debootstrap", "dh", "dh_apparmor"),
+        *("dh_dkms", "dpkg-buildpackage", "git", "lintian", "qemu-system-x86_64"),
+        *("setpriv", "unshare"),
+    ),
 }
 """The programs and devices that tests with a marker need, and one of MODULES."""
 
@@ -78,6 +83,7 @@ LAST_RESORT = {
     "process": 900,
     "frontends": 900,
     "backends": 900,
+    "debs": 1800,
 }
 """Seconds after which pytest ends a test that has this marker and no timeout.
 

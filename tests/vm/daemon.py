@@ -23,7 +23,9 @@ from tests.waiting import wait_for
 START_TIMEOUT = 60.0
 CARRIER_STAYS = "off"
 """Without KVM, on a loaded machine, an agent in a VM may be silent for seconds."""
-MODULE = [sys.executable, "-m", "vhostpci_host"]
+INSTALLED = os.environ.get("VHOSTPCI_HOST")
+"""A program that is installed, as from a package, in place of the checkout's."""
+COMMAND = [INSTALLED] if INSTALLED else [sys.executable, "-m", "vhostpci_host"]
 # The keeper passes it on to the daemon, which would go on without the keeper.
 DIE_WITH_US = ["setpriv", "--pdeathsig", "TERM"]
 
@@ -88,7 +90,9 @@ class _Program:
 
     def __init__(self, log: Path) -> None:
         self.log = log
-        self._environment = os.environ | {"PYTHONPATH": str(wheels.host_packages())}
+        self._environment = dict(os.environ)
+        if not INSTALLED:
+            self._environment["PYTHONPATH"] = str(wheels.host_packages())
 
     def _start(self) -> tuple[list[str], list[str]]:
         """Return the words after `run`, and the sockets that exist once it serves."""
@@ -110,7 +114,7 @@ class _Program:
         words, sockets = self._start()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*DIE_WITH_US, *MODULE, "run", *words, *more],
+                [*DIE_WITH_US, *COMMAND, "run", *words, *more],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -168,7 +172,7 @@ class _Program:
     def command(self, verb: str, *words: str) -> str:
         """Run a command of `vhostpci-host` to its end; return what it prints."""
         done = subprocess.run(
-            [*MODULE, verb, *words, "--run-dir", str(self.run_dir)],
+            [*COMMAND, verb, *words, "--run-dir", str(self.run_dir)],
             env=self._environment,
             capture_output=True,
             text=True,

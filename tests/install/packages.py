@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our Debian packages as `make debs` builds them, from the cache if there."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.vm.cache import digest, entry, one_at_a_time
+from tests.vm.image import CHECKOUT
+
+SOURCES = ("shared", "host", "guest", "kmod", "debian", "tools")
+
+
+@one_at_a_time("packages.lock")
+def built() -> Path:
+    """The directory with the packages of this checkout, and what lintian said."""
+
+    def make(directory: Path, _: Path) -> None:
+        done = subprocess.run(
+            [str(CHECKOUT / "tools/debs"), str(directory)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=900,
+            env=os.environ | {"VHOSTPCI_PIP": str(Path(sys.executable).parent / "pip")},
+        )
+        assert done.returncode == 0, done.stdout
+        (directory / "log").write_text(done.stdout)
+
+    return entry("packages", _contents(), make, keep=3)
+
+
+def _contents() -> list[str]:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "-co", "--exclude-standard", *SOURCES],
+        cwd=CHECKOUT,
+        check=True,
+        stdout=subprocess.PIPE,
+        timeout=60,
+    ).stdout.split(b"\0")
+    files = [CHECKOUT / os.fsdecode(name) for name in listed if name]
+    return [
+        digest([str(file.relative_to(CHECKOUT)), file.read_bytes().hex()])
+        for file in files
+        if file.is_file()
+    ]
+
+
+def package(name: str) -> Path:
+    """The file of one of our packages."""
+    (found,) = built().glob(f"{name}_*.deb")
+    return found

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VM's Debian with systemd as its init, in which our packages are installed by apt.
+
+debootstrap's smallest system, a few packages and ours: no compiler, no source of ours.
+All of it is one initramfs, so each boot begins with what was installed.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from tests.install import fresh, packages
+from tests.vm import image
+from tests.vm.cache import cache_dir, digest, discard_old, one_at_a_time, sums
+from tests.vm.cache import fresh as fresh_entry
+from tests.vm.cpio import CpioWriter
+from tests.vm.image import Image
+
+PACKAGES = """
+    systemd-sysv udev kmod iproute2 iputils-ping procps apparmor python3
+"""
+OURS = "vhostpci-guest vhostpci-host python3-vhostpci-shared python3-qemu.qmp"
+
+PRUNED = """
+    usr/share/doc usr/share/i18n usr/share/locale usr/share/man
+    var/cache/apt var/lib/apt/lists root/vhostpci tmp
+"""
+
+MOUNTED = ("dev", "proc", "run", "sys")
+
+INIT = """\
+#!/bin/sh
+# systemd gives services a root of their own by pivot_root(), which the kernel refuses
+# while the root is that of the initramfs; on a second mount of it, it does not.
+mount --bind / /mnt
+cd /mnt
+mount --move . /
+exec chroot . /lib/systemd/systemd
+"""
+
+UNIT = """\
+[Unit]
+Description=Commands of the test
+DefaultDependencies=no
+After=systemd-udev-trigger.service
+
+[Service]
+ExecStartPre=-/sbin/modprobe -a virtio_pci virtio_console virtio_net
+ExecStart=/usr/bin/python3 -S -E /usr/lib/vhostpci-test/server.py
+TTYPath=/dev/console
+
+[Install]
+WantedBy=sysinit.target
+"""
+
+FILES = {
+    "init": INIT,
+    "etc/systemd/system/vhostpci-test.service": UNIT,
+    # The agent's TAP has an address from the beginning.
+    "etc/default/vhostpci-guest": "OPTIONS=--tap vp0 --address 10.77.0.2/24\n",
+    "etc/hostname": "slave\n",
+    # A device unit of the serial console would be waited for.
+    "etc/fstab": "",
+}
+
+
+@one_at_a_time("systemd-image.lock")
+def build(codename: str, place: Path) -> Image:
+    """The image, from the cache if nothing that goes into it has changed.
+
+    Args:
+        codename: the release of Debian.
+        place: an empty directory to work in.
+    """
+    kernel = image.build()
+    base = fresh.base(codename)
+    key = digest(
+        [
+            *(codename, str(base), str(kernel.kernel), str(packages.built())),
+            *sums([Path(__file__), image.SERVER]),
+        ]
+    )
+    initrd = cache_dir() / "systemd" / f"{codename}-{key}.cpio"
+    if not initrd.exists():
+        with fresh_entry(initrd) as path, fresh.machine(codename, place) as new:
+            _install(new)
+            root = new.path(Path("/"))
+            _finish(root, kernel)
+            _write(root, path)
+        discard_old(initrd.parent.glob(f"{codename}-*"), keep=1)
+    os.utime(initrd)
+    return Image(kernel=kernel.kernel, initrd=initrd, release=kernel.release)
+
+
+def _install(new: fresh.FreshMachine) -> None:
+    new.run(f"apt-get install --no-install-recommends {' '.join(PACKAGES.split())}")
+    debs = new.path(Path("/tmp/debs"))
+    debs.mkdir()
+    for name in OURS.split():
+        shutil.copy(packages.package(name), debs)
+    new.run("apt-get install --no-install-recommends /tmp/debs/*.deb")
+
+    # An archive has no times of files, by which Python knows its byte code.
+    new.run("python3 -m compileall -qf --invalidation-mode unchecked-hash /usr/lib")
+
+
+def _finish(root: Path, kernel: Image) -> None:
+    for name in PRUNED.split():
+        shutil.rmtree(root / name, ignore_errors=True)
+    modules = kernel.kernel.parent / "modules" / kernel.release
+    shutil.copytree(modules, root / "usr/lib/modules" / kernel.release)
+    for name, text in FILES.items():
+        (root / name).write_text(text)
+    (root / "init").chmod(0o755)
+    (root / "tmp").mkdir(mode=0o1777)
+    tools = root / "usr/lib/vhostpci-test"
+    tools.mkdir()
+    shutil.copy(image.SERVER, tools)
+    wants = root / "etc/systemd/system/sysinit.target.wants"
+    wants.mkdir(exist_ok=True)
+    (wants / "vhostpci-test.service").symlink_to("../vhostpci-test.service")
+    (root / "etc/machine-id").write_text("76686f73747063690000000000000001\n")
+
+
+def _write(root: Path, target: Path) -> None:
+    with target.open("wb") as file:
+        archive = CpioWriter(file)
+        for path in sorted(root.iterdir()):
+            archive.path(path, path.name)
+            # What is mounted there belongs to this machine.
+            if path.name not in MOUNTED and path.is_dir() and not path.is_symlink():
+                for below in sorted(path.rglob("*")):
+                    archive.path(below, str(below.relative_to(root)))
+        archive.device("dev/console", 5, 1)
+        archive.device("dev/null", 1, 3)
+        archive.close()

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our Debian packages: built, checked by lintian, and used under a real systemd.
+
+  master                 hypervisor               slave: Debian, as apt installs it
+10.77.0.1               vhostpci-host           10.77.0.2
+  eth0 ------ vhost-user ----+---- ivshmem ------ vp0
+virtio-net                              udev -> vhostpci-guest.service
+
+The slave has the hypervisor's package, too, with its unit and AppArmor profile.
+"""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.install import packages, systemd_image
+from tests.vm import image
+from tests.vm.daemon import Daemon
+from tests.vm.image import CHECKOUT
+from tests.vm.pair import TAP, Master, Pair, Slave
+
+pytestmark = pytest.mark.debs
+
+AGENT, HOST = "vhostpci-guest", "vhostpci-host"
+BOOT = 300.0
+"""Seconds of the guest's: systemd starts some thirty programs, in an emulated VM."""
+
+FILES = {
+    "vhostpci-host": (
+        "usr/bin/vhostpci-host",
+        "etc/vhostpci.toml",
+        "etc/apparmor.d/vhostpci-host",
+        "usr/lib/tmpfiles.d/vhostpci-host.conf",
+        "usr/share/man/man8/vhostpci-host.8.gz",
+        "usr/share/bash-completion/completions/vhostpci-host",
+        "usr/share/zsh/vendor-completions/_vhostpci-host",
+        "usr/share/fish/vendor_completions.d/vhostpci-host.fish",
+        "usr/share/qemu/vhost-user/50-vhostpci.json",
+    ),
+    "vhostpci-guest": (
+        "usr/bin/vhostpci-guest",
+        "usr/lib/sysusers.d/vhostpci-guest.conf",
+        "usr/share/man/man8/vhostpci-guest.8.gz",
+        "usr/share/bash-completion/completions/vhostpci-guest",
+    ),
+    "vhostpci-dkms": ("usr/src/uio_vhostpci-0.1.0/dkms.conf",),
+}
+
+
+class SystemdSlave(Slave):
+    """A slave VM whose agent is started by udev."""
+
+    def show(self, unit: str, name: str) -> str:
+        """Return a property of a unit's."""
+        return self.run(f"systemctl show --value -p {name} {unit}").stdout.strip()
+
+    def wait_served(self) -> None:
+        """Wait until the agent, which no test starts, has its TAP."""
+        self.wait_until(
+            self._has_tap,
+            lambda: self.run(f"systemctl status {AGENT}", check=False).stdout,
+            BOOT,
+        )
+
+    def wait_successor(self, before: str) -> None:
+        """Wait until another agent than `before` serves."""
+        self.wait_until(
+            lambda: (
+                self.show(AGENT, "MainPID") not in ("0", before)
+                and self.show(AGENT, "SubState") == "running"
+            ),
+            lambda: self.run(f"journalctl -u {AGENT} --no-pager").stdout,
+            BOOT,
+        )
+
+    def index(self) -> str | None:
+        """Return the number of the TAP, which a TAP that is made again has not."""
+        return self.peek(f"/sys/class/net/{TAP}/ifindex")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    logs = CHECKOUT / "logs/packages"
+    guest = systemd_image.build("bookworm", tmp_path_factory.mktemp("image"))
+    with Daemon("web", memory="512M", logs=logs) as daemon:
+        master = Master(
+            "master", image.build(), logs=logs, args=daemon.qemu_args("master")
+        )
+        args = daemon.qemu_args("slave")
+        slave = SystemdSlave(
+            "slave", guest, logs=logs, args=args, memory="1G", iommu=True
+        )
+        with slave, master:
+            master.wait_ready()
+            slave.wait_ready(BOOT)
+            yield Pair(daemon, master, slave)
+
+
+@pytest.fixture
+def slave(pair: Pair) -> SystemdSlave:
+    assert isinstance(pair.slave, SystemdSlave)
+    pair.slave.wait_served()
+    pair.master.configure()
+    pair.wait_link()
+    return pair.slave
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_package_has_its_files(name: str) -> None:
+    argv = ["dpkg-deb", "-c", str(packages.package(name))]
+    listing = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    missing = [file for file in FILES[name] if f" ./{file}\n" not in listing]
+    assert not missing
+
+
+def test_selinux_policy_compiles(tmp_path: Path) -> None:
+    for source in (CHECKOUT / "host/selinux").iterdir():
+        (tmp_path / source.name).write_text(source.read_text())
+    makefile = "/usr/share/selinux/devel/Makefile"
+    done = subprocess.run(
+        ["make", "-C", str(tmp_path), "-f", makefile, "vhostpci.pp"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_udev_starts_the_agent_and_packets_cross(
+    pair: Pair, slave: SystemdSlave
+) -> None:
+    # No link of systemd's starts it at boot.
+    enabled = slave.run(f"systemctl is-enabled {AGENT}", check=False).stdout
+    assert enabled.strip() == "disabled"
+    assert slave.run("systemctl --failed --plain --no-legend").stdout == ""
+    ping = pair.ping_both_ways()
+    assert ping.received == ping.sent
+
+
+def test_watchdog_ends_an_agent_that_hangs(pair: Pair, slave: SystemdSlave) -> None:
+    before, index = slave.show(AGENT, "MainPID"), slave.index()
+    slave.run(f"kill -STOP {before}")
+    slave.wait_successor(before)
+    pair.wait_link()
+    assert slave.index() == index
+
+
+def test_daemon_is_confined_and_lacks_nothing(slave: SystemdSlave) -> None:
+    slave.wait_for(f"systemctl is-active {HOST}", BOOT)
+    pid = slave.show(HOST, "MainPID")
+    assert slave.peek(f"/proc/{pid}/attr/current") == "vhostpci-host (enforce)\n"
+    device = b'[device.net0]\nmemory = "16M"\n'
+    slave.put("/etc/vhostpci.toml", device)
+    slave.run(f"systemctl reload {HOST}", timeout=120)
+    slave.run(f"kill -KILL {pid}")
+    slave.wait_until(
+        lambda: slave.show(HOST, "MainPID") not in ("0", pid),
+        lambda: slave.run(f"journalctl -u {HOST} --no-pager").stdout,
+        BOOT,
+    )
+    slave.wait_for(f"systemctl is-active {HOST}", BOOT)
+    listed = json.loads(slave.run("vhostpci-host list -j", timeout=120).stdout)
+    assert [row["name"] for row in listed] == ["net0"]
+    assert "DENIED" not in slave.run("dmesg").stdout
+
+
+def test_units_are_as_safe_as_the_documents_say(slave: SystemdSlave) -> None:
+    said = [
+        slave.run(f"systemd-analyze security --no-pager {unit}", timeout=120).stdout
+        for unit in (AGENT, HOST)
+    ]
+    levels = [text.partition(".service: ")[2].split()[0] for text in said]
+    assert levels == ["4.4", "0.8"]
