@@ -17,6 +17,7 @@ from importlib import import_module
 from vhostpci_shared import log_options
 from vhostpci_shared.limits import no_descriptors, shortage
 from vhostpci_shared.log_writer import LogWriter
+from vhostpci_shared.short_usage import Parser
 
 from .. import __version__
 from ..errors import FileError, Unusable
@@ -54,7 +55,7 @@ runs it.
 
 def parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """Return the grammar of all commands, with the arguments of those in `words`."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="vhostpci-guest",
         description="Serves another VM's virtio-net card behind a TAP.",
     )

@@ -27,6 +27,7 @@ from ..errors import Unusable
 from ..interfaces import Source
 from ..pci import bindings, search, uevents
 from ..pci.kernel import System
+from ..pci.orders import TUN
 from ..pci.uevents import Uevents
 from ..pci.watch import PciWatch
 from ..socket.source import SocketSource
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
         # Before the source: an agent that can make no TAP must not take a device from
         # its driver.
         if _has_tap(settings):
-            helpers.requests.check_node()
+            check_tun(helpers)
         for name in settings.bridges:
             bridge.Bridge(name).make()
         control = _control(undo, helpers)
@@ -132,6 +133,24 @@ def _of_command_line(given: Mapping[str, Any]) -> Settings:
             f"give it to the bridge: ip address add CIDR dev {rules.bridge}"
         )
     return settings
+
+
+def check_tun(helpers: separation.Helpers) -> None:
+    """Check that TAPs can be made; load the module if not.
+
+    Raises:
+        Unusable: they cannot.
+    """
+    try:
+        helpers.requests.check_node()
+    except Unusable as why:
+        # In a container the module is the machine's affair.
+        if helpers.system is None:
+            raise
+        said = helpers.system.modprobe(TUN)
+        if said is not None:
+            raise Unusable(f"{why}; modprobe {TUN} said: {said}") from None
+        helpers.requests.check_node()
 
 
 def _has_tap(settings: Settings) -> bool:

@@ -51,6 +51,12 @@ def content(path: Path) -> bytes:
             f"cannot read {path}: there is no such file; write it first, or name "
             "another one"
         ) from None
+    except PermissionError as error:
+        # The helper that reads it again is root, without the capability to read what
+        # other users keep to themselves.
+        raise Unusable(
+            f"cannot read {path}: {error.strerror}; make it root's: chown root {path}"
+        ) from error
     except OSError as error:
         raise Unusable(f"cannot read {path}: {error.strerror}") from error
 

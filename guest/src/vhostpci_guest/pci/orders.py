@@ -41,6 +41,7 @@ ALL = "all"
 """In the place of the processes: all of them."""
 
 VHOST_NET = "vhost_net"
+TUN = "tun"
 """The module of the data plane vhost-net."""
 
 _ADDRESS = r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]"
@@ -230,6 +231,6 @@ class PciOrders:
 
 def _module(order: Order) -> str:
     module = order.text(0)
-    if module not in (*SHAREABLE, VHOST_NET):
+    if module not in (*SHAREABLE, VHOST_NET, TUN):
         raise BadOrder(f"{module} is no module that the agent uses")
     return module

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which bridge an interface is in: asked of the kernel by rtnetlink(7).
+"""Which bridge an interface is in, and its kind: asked of the kernel by rtnetlink(7).
 
 pyroute2 would decode all that the kernel says of an interface, which takes
 milliseconds.  The status asks for each device, in the agent's loop, while a daemon may
@@ -48,6 +48,17 @@ def bridge_name(attributes: dict[int, bytes]) -> str | None:
     # A bond, a VRF and a team have interfaces in the same way.
     kind = _parse(attributes.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND, b"")
     return _text(attributes[_IFLA_IFNAME]) if _text(kind) == "bridge" else None
+
+
+def kind_of(index: int) -> str:
+    """Return the kind of an interface, as "tun" or "bridge"; empty for a card.
+
+    Raises:
+        OSError: there is no such interface.
+    """
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as ask:
+        info = _attributes(ask, index).get(_IFLA_LINKINFO, b"")
+    return _text(_parse(info).get(_IFLA_INFO_KIND, b""))
 
 
 def _attributes(ask: socket.socket, index: int) -> dict[int, bytes]:

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import os
 import select
+import socket
 import struct
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -21,6 +22,7 @@ from typing import TypeVar
 
 from ..errors import Unusable
 from ..net_options import Offload
+from .membership import kind_of
 from .requests import (
     IFF_TUN_EXCL,
     NODE,
@@ -139,7 +141,7 @@ class Tap:
         try:
             return *self._requests.attach(name, flags), False
         except OSError as error:
-            why = _attach_failure(error, queues)
+            why = _attach_failure(error, name, queues)
             raise Unusable(f"TAP {name} exists, and {why}") from error
 
     def _attach_further(self, flags: int) -> int:
@@ -444,7 +446,7 @@ def _flags(queues: int) -> int:
     return flags | IFF_MULTI_QUEUE if queues > 1 else flags
 
 
-def _attach_failure(error: OSError, queues: int) -> str:
+def _attach_failure(error: OSError, name: str, queues: int) -> str:
     """Explain why we cannot attach to an interface that exists."""
     # EBUSY: a single queue, which another process has.  E2BIG: as many as there can be.
     if error.errno in (errno.EBUSY, errno.E2BIG):
@@ -453,6 +455,10 @@ def _attach_failure(error: OSError, queues: int) -> str:
     if error.errno == errno.EPERM:
         return "is another user's: run as that user or as root, or choose another --tap"
     if error.errno == errno.EINVAL:
+        with suppress(OSError):  # it is gone, or in another network namespace
+            found = kind_of(socket.if_nametoindex(name))
+            if found != "tun":
+                return f"is no TAP but {found or 'a card'}: choose another --tap"
         kind = "with" if queues > 1 else "without"
         return (
             f"is no TAP {kind} multi_queue, as {queues} queue pair(s) need: choose "

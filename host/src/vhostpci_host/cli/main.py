@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from vhostpci_shared import log_options
+from vhostpci_shared.short_usage import Parser
 
 from .. import __version__
 from ..config.device import ConfigError
@@ -55,7 +56,7 @@ scripts and as a monitoring probe: they must not wait for all modules of the dae
 
 def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     """Return the grammar of all commands, with the arguments of those in `argv`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="vhostpci-host",
         description="Serve a VM's virtio-net card from inside another VM.",
     )

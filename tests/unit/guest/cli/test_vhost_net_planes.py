@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from vhostpci_guest.cli import vhost_net_planes
+from vhostpci_guest.cli.run import check_tun
+from vhostpci_guest.cli.separation import Helpers
 from vhostpci_guest.config.data_plane import parse_data_plane
 from vhostpci_guest.errors import Unusable
 from vhostpci_guest.pci.kernel import System
@@ -62,6 +64,18 @@ def test_kernel_without_the_module_is_explained(node: Path) -> None:
 def test_slave_process_is_told_to_load_the_module(node: Path) -> None:
     with pytest.raises(Unusable, match=r"modprobe vhost_net.*--device"):
         make(node, None)
+
+
+@pytest.mark.parametrize("error", [None, "FATAL: Module tun not found."])
+def test_module_for_taps_is_loaded_if_need_be(node: Path, error: str | None) -> None:
+    system = ModuleSystem(node, error)
+    helpers = Helpers(LocalRequests(node=node), system)
+    if error is None:
+        check_tun(helpers)
+    else:
+        with pytest.raises(Unusable, match=r"modprobe tun.*Module tun not found"):
+            check_tun(helpers)
+    assert system.asked == ["tun"]
 
 
 @pytest.mark.parametrize("option", ["cpus", "poll-us"])

@@ -134,7 +134,8 @@ def test_tap_with_two_queues_has_two_descriptors(network: None) -> None:
     ("name", "queues", "why"),
     [
         ("busy", 1, "another process has it"),
-        ("lo", 1, "is no TAP"),
+        ("lo", 1, "is no TAP but a card"),
+        ("br0", 1, "is no TAP but bridge"),
         ("busy", 2, "is no TAP with multi_queue"),
     ],
 )
@@ -142,6 +143,7 @@ def test_name_in_use_is_explained(
     network: None, name: str, queues: int, why: str
 ) -> None:
     other = Tap("busy", 1)
+    ip("link", "add", "br0", "type", "bridge")
     with pytest.raises(Unusable, match=f"TAP {name} exists, and {why}"):
         Tap(name, queues)
     other.close()
