@@ -27,6 +27,12 @@ from enum import IntEnum, IntFlag
 from struct import Struct
 from typing import ClassVar, Self, TypeVar
 
+from .metadata_numbers import FIRST_KICK_VECTOR as FIRST_KICK_VECTOR
+from .metadata_numbers import FIRST_WINDOW as FIRST_WINDOW
+from .metadata_numbers import LAST_WINDOW as LAST_WINDOW
+from .metadata_numbers import MAX_RINGS as MAX_RINGS
+from .metadata_numbers import SIZE as SIZE
+from .metadata_numbers import SLAVE_ID as SLAVE_ID
 from .virtio import MAX_SPLIT_SIZE
 from .wire import ProtocolError, unpack
 
@@ -37,7 +43,6 @@ from .wire import ProtocolError, unpack
 
 MAGIC = b"VHOSTPCI"
 VERSION = 1
-SIZE = 0x10000
 
 # What the daemon writes and what the agent writes lie in different pages.
 HEADER = 0x0000
@@ -51,15 +56,8 @@ POSITIONS = 0xA000
 ABOUT = 0xB000
 
 MAX_REGIONS = 256
-MAX_RINGS = 64
 MAX_RING_SIZE = MAX_SPLIT_SIZE
 
-# IVPosition of the slave's ivshmem device with window 0; its agent is ivshmem peer 0.
-SLAVE_ID = 0
-# Numbers of the further windows.  A window's number is the IVPosition of the ivshmem
-# device that shows it, and 65535 is the highest one that the ivshmem protocol has.
-# Numbers below 256 are left to window 0 and to the peers that have no window.
-FIRST_WINDOW, LAST_WINDOW = 256, 65535
 # The ivshmem peer whose doorbell tells the daemon that the agent's part has changed.
 DAEMON_PEER = 1
 # The first peer ID for a set of the master's call eventfds.  Each new set gets a new
@@ -67,9 +65,6 @@ DAEMON_PEER = 1
 FIRST_CALL_PEER = 2
 # The slave's interrupt vector for "the metadata has changed".
 METADATA_VECTOR = 0
-# The slave's interrupt vector for a kick of ring 0; ring i has this number plus i.
-FIRST_KICK_VECTOR = 1
-
 # Words that are loaded or stored alone, outside the entry that they belong to.
 GENERATION_OFFSET = HEADER + 0x10
 HEARTBEAT_OFFSET = HEADER + 0x18

@@ -59,7 +59,7 @@ def parser(words: Sequence[str]) -> argparse.ArgumentParser:
         prog="vhostpci-guest",
         description="Serves another VM's virtio-net card behind a TAP.",
     )
-    top.add_argument("--version", action="version", version=__version__)
+    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     log_options.add_to(top)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module, text) in _COMMANDS.items():

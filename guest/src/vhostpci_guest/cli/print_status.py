@@ -7,15 +7,11 @@ An agent of an earlier version sends fewer keys: what it does not say is left ou
 from collections.abc import Container, Iterator
 from typing import Any
 
+from vhostpci_shared.metadata_numbers import SLAVE_ID
 from vhostpci_shared.terminal import Styled, Terminal
 from vhostpci_shared.units import count, short, size
 
 from ..pci.binding_names import signals
-
-# Not imported from vhostpci_shared.metadata: making that module's dataclasses takes
-# longer than all other work of this command.  A unit test compares the two.
-OWN_WINDOW = 0
-"""The number of a device's own window, `metadata.SLAVE_ID`."""
 
 Field = tuple[str, str]
 """A label and its text."""
@@ -56,7 +52,7 @@ def _fields(link: dict[str, Any]) -> Iterator[Field]:
         yield "plane", f"{link['data_plane']}" + (f" ({reason})" if reason else "")
     if totals := link.get("totals"):
         yield "counted", _totals(totals)
-    yield "window", f"{OWN_WINDOW}: {_speed_text(link['speed'])}"
+    yield "window", f"{SLAVE_ID}: {_speed_text(link['speed'])}"
     for window in link["windows"]:
         yield "window", f"{window['id']}: {_window_text(window)}"
 

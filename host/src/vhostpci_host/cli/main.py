@@ -60,7 +60,9 @@ def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         prog="vhostpci-host",
         description="Serve a VM's virtio-net card from inside another VM.",
     )
-    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument(
+        "--version", action="version", version=f"%(prog)s {__version__}"
+    )
     capabilities.add_option(parser)
     log_options.add_to(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 
-from vhostpci_shared import metadata as md
+from vhostpci_shared import metadata_numbers as md
 from vhostpci_shared.virtio import Feature
 
 from ..errors import HostError

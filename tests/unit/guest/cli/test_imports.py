@@ -6,10 +6,8 @@ import sys
 
 import pytest
 
-from vhostpci_guest.cli.print_status import OWN_WINDOW
 from vhostpci_guest.pci.binding_names import NAMES
 from vhostpci_guest.pci.bindings import BINDINGS
-from vhostpci_shared import metadata
 
 HEAVY = {
     "_cffi_backend",
@@ -68,7 +66,3 @@ def test_short_command_imports_no_heavy_module(arguments: list[str]) -> None:
 
 def test_names_of_the_bindings_are_those_of_the_bindings() -> None:
     assert tuple(BINDINGS) == NAMES
-
-
-def test_own_window_of_the_status_is_that_of_the_metadata() -> None:
-    assert OWN_WINDOW == metadata.SLAVE_ID

@@ -55,7 +55,7 @@ def test_version_is_printed(capsys: Say) -> None:
     with pytest.raises(SystemExit) as end:
         main(["--version"])
     assert end.value.code == 0
-    assert capsys.readouterr().out.strip() == __version__
+    assert capsys.readouterr().out == f"vhostpci-guest {__version__}\n"
 
 
 @pytest.mark.parametrize(

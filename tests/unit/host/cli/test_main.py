@@ -47,7 +47,7 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit) as end:
         main(["--version"])
     assert end.value.code == 0
-    assert capsys.readouterr().out.strip() == vhostpci_host.__version__
+    assert capsys.readouterr().out == f"vhostpci-host {vhostpci_host.__version__}\n"
 
 
 @pytest.mark.parametrize("argv", [["web", "--memory", "1G"], ["--config", "FILE"]])
