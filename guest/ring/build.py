@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 HEADERS = ("ring_api.h", "guard_api.h")
 SOURCES = [
     *("mem.c", "vq.c", "split.c", "packed.c", "packed_start.c"),
-    *("net.c", "segment.c", "tx.c", "rx.c", "tap.c", "uring.c"),
+    *("net.c", "segment.c", "tx.c", "rx.c", "tap.c", "uring.c", "capture.c"),
     *("loop.c", "worker.c", "calls.c", "thread.c", "confine.c", "guard.c"),
 ]
 

@@ -47,6 +47,16 @@ static void loop_fail(struct worker *w, struct worker_ring *ring, int error)
 	worker_signal(w->events_fd);
 }
 
+/* Copy packets to where the owner wants them from now on; under the lock. */
+static void loop_take_capture(struct worker *w)
+{
+	w->capture = w->capture_next;
+	for (int i = 0; i < RING_COUNT; i++)
+		w->ring[i].q->capture = w->capture.slots ? &w->capture : NULL;
+	w->capture_asked = false;
+	pthread_cond_broadcast(&w->changed);
+}
+
 /**
  * loop_control() - Do what the owner asks for
  * @w:		Worker
@@ -61,6 +71,8 @@ bool loop_control(struct worker *w)
 	/* Under the lock, so no request can come between this and the rest. */
 	write_once(&w->control, 0);
 	quit = w->quit;
+	if (w->capture_asked)
+		loop_take_capture(w);
 	for (int i = 0; i < RING_COUNT; i++) {
 		struct worker_ring *ring = &w->ring[i];
 

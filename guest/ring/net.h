@@ -21,6 +21,7 @@
 #define NET_H
 
 #include <errno.h>
+#include "capture.h"
 #include "vq.h"
 
 enum {
@@ -61,6 +62,7 @@ struct net_queue {
 	bool segment_udp; /* TX: segment.c is to look at each packet */
 	bool pass_quiet; /* no kick was asked for when the pass began */
 	uint16_t pass_avail; /* next chain to take, when the pass began */
+	struct capture *capture; /* gets copies of packets; NULL: none does */
 	const uint32_t *interrupt; /* not 0: end the pass after this packet */
 	struct ring_stats stats;
 };

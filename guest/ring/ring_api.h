@@ -177,6 +177,16 @@ struct ring_status {
 	struct ring_stats stats;
 };
 
+/* A copy of a packet, with its bytes behind this; see capture.c. */
+struct capture_slot {
+	uint64_t number; /* from 1 on; 0: there is none, or it is being made */
+	uint64_t time_ns; /* CLOCK_REALTIME */
+	uint32_t len; /* of the packet with its net header */
+	uint32_t copied; /* bytes of it that are here */
+	uint32_t ring; /* enum ring_index */
+	uint32_t hdr_len; /* of the net header */
+};
+
 /* One ring whose back-end is not ours: see calls.c. */
 struct calls_conf {
 	int32_t call_fd; /* eventfd that the back-end signals, or -1 */
@@ -215,6 +225,8 @@ int worker_start_ring(struct worker *w, uint32_t index,
 		      const struct ring_conf *conf);
 int worker_stop_ring(struct worker *w, uint32_t index, uint32_t timeout_ms);
 int worker_read_ring(struct worker *w, uint32_t index, struct ring_status *ret);
+int worker_capture(struct worker *w, uint64_t addr, uint32_t n_slots,
+		   uint32_t slot_size, uint32_t timeout_ms);
 int worker_step(struct worker *w);
 int uring_probe(void);
 int confine_thread(void);

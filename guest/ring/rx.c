@@ -345,8 +345,14 @@ static int rx_deliver(struct rx *rx)
 	if (r) {
 		RING_COUNT_ADD(rx->q.stats.drop_no_room, 1);
 	} else {
+		/* rx_finish() forgets the chains, and leaves their vectors. */
+		const struct iovec *iov = rx->iov + rx->iov_first;
+
 		net_count_packet(&rx->q, rx->held);
 		rx_finish(rx);
+		if (rx->q.capture)
+			capture_packet(rx->q.capture, RING_RX, rx->q.hdr_len,
+				       iov, rx->held);
 	}
 	rx->held = 0;
 	rx->held_until = 0;
@@ -493,7 +499,8 @@ static int rx_some(struct rx *rx, uint64_t room, int *n)
 	uint32_t burst = 0;
 	int r = 0;
 
-	if (!rx->held)
+	/* A burst has no step for copies: its loop is to stay short. */
+	if (!rx->held && !rx->q.capture)
 		r = rx_burst(rx, room, NET_BATCH - *n, &burst);
 	*n += burst;
 	if (r || burst)

@@ -66,10 +66,16 @@ static int tx_error(struct net_queue *q, int error)
 	}
 }
 
-static void tx_sent(struct net_queue *q, uint64_t len)
+/* The first packet in hand has been sent. */
+static void tx_sent(struct tx *tx, uint64_t len)
 {
+	struct net_queue *q = &tx->q;
+
 	q->failures = 0;
 	net_count_packet(q, len);
+	if (__builtin_expect(!!q->capture, 0))
+		capture_packet(q->capture, RING_TX, q->hdr_len,
+			       tx->packet[tx->next].iov, len);
 }
 
 /*
@@ -95,7 +101,7 @@ static int tx_write_segments(struct tx *tx, uint64_t len)
 	s->left = 0;
 	if (s->sent) {
 		RING_COUNT_ADD(q->stats.segmented, 1);
-		tx_sent(q, len);
+		tx_sent(tx, len);
 	}
 	return r;
 }
@@ -118,7 +124,7 @@ static int tx_write(struct tx *tx, struct tap_packet *packet, uint64_t len)
 		n = tap_write(q->tap_fd, packet->iov, packet->n);
 	if (n < 0)
 		return tx_error(q, -n);
-	tx_sent(q, len);
+	tx_sent(tx, len);
 	return 0;
 }
 

@@ -340,6 +340,48 @@ int worker_read_ring(struct worker *w, uint32_t index, struct ring_status *ret)
 }
 
 /**
+ * worker_capture() - Copy packets to some memory, or end that
+ * @w:		Worker
+ * @addr:	Pointer to memory for @n_slots copies; 0: end it
+ * @n_slots:	Copies that fit
+ * @slot_size:	Bytes of each, with its struct capture_slot
+ * @timeout_ms:	How long to wait for the thread
+ *
+ * Return: 0: the thread has no other memory for copies than this; -EINVAL: the
+ *	   sizes or the alignment are wrong; -ETIMEDOUT: it may still use the
+ *	   memory before as well, and the caller may try again
+ */
+int worker_capture(struct worker *w, uint64_t addr, uint32_t n_slots,
+		   uint32_t slot_size, uint32_t timeout_ms)
+{
+	struct timespec end = worker_deadline(timeout_ms);
+	int r = 0;
+
+	if (addr && !capture_valid(addr, n_slots, slot_size))
+		return -EINVAL;
+	pthread_mutex_lock(&w->lock);
+	w->capture_next = (struct capture){
+		.slots = (void *)(uintptr_t)addr,
+		.n_slots = n_slots,
+		.slot_size = slot_size,
+	};
+	w->capture_asked = true;
+	worker_poke(w);
+	/* Without a thread we do its part; it takes the lock itself. */
+	if (w->manual) {
+		pthread_mutex_unlock(&w->lock);
+		loop_control(w);
+		pthread_mutex_lock(&w->lock);
+	}
+	while (w->capture_asked && !r)
+		r = pthread_cond_timedwait(&w->changed, &w->lock, &end);
+	if (!w->capture_asked)
+		r = 0;
+	pthread_mutex_unlock(&w->lock);
+	return -r;
+}
+
+/**
  * worker_step() - Run one round of a worker that has no thread; do not sleep
  * @w:		Worker made with conf.manual
  *

@@ -38,6 +38,7 @@ struct worker {
 	uint32_t singles; /* packets in a row that came alone: loop_rx() */
 	bool tap_said; /* poll() has just said that the TAP has a packet */
 	bool spun; /* it has spun since it last had work */
+	struct capture capture; /* without slots: off */
 
 	/* Shared.  control: 1 tells the thread to run loop_control(). */
 	uint32_t control __attribute__((aligned(RING_CACHELINE)));
@@ -49,6 +50,8 @@ struct worker {
 	bool begun; /* the thread runs, or has ended with an error */
 	bool quit;
 	bool gone;
+	bool capture_asked; /* the thread is to take capture_next */
+	struct capture capture_next;
 	int error; /* -errno with which it ended at its start */
 
 	struct mem mem __attribute__((aligned(RING_CACHELINE)));

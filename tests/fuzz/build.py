@@ -17,7 +17,18 @@ FOUND = CORPUS / "found"
 """Inputs that libFuzzer has found: `python -m tests.fuzz.merge`."""
 
 MASTER = ("fuzz", "fuzz_driver", "fuzz_packet")
-CODE = ("mem", "vq", "split", "packed", "packed_start", "net", "rx", "segment", "tx")
+CODE = (
+    "mem",
+    "vq",
+    "split",
+    "packed",
+    "packed_start",
+    "net",
+    "rx",
+    "segment",
+    "tx",
+    "capture",
+)
 OPTIONS = (
     *("-std=gnu11", "-O1", "-g", "-fno-omit-frame-pointer", "-D_GNU_SOURCE"),
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),

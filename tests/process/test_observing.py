@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`dump`, `trace` and `metrics`, beside a daemon and an agent that go on."""
+"""`dump`, `pcap`, `trace` and `metrics`, beside a daemon and an agent that go on."""
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pcapng import FileScanner  # type: ignore[import-untyped]
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakes.netns import private_network
@@ -19,6 +21,8 @@ from tests.process.master import Ram
 from tests.process.program import run
 from tests.waiting import TIMEOUT, wait_for
 
+# python-pcapng warns of its own table of options.
+NO_PCAPNG_WARNINGS = pytest.mark.filterwarnings("ignore:Field type:DeprecationWarning")
 METRICS = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
 
 pytestmark = pytest.mark.process
@@ -119,6 +123,59 @@ def test_metrics_are_served_until_a_signal(shared: Lab, tmp_path: Path) -> None:
         server.terminate()
         assert server.wait(TIMEOUT) == 0
     assert not path.exists()
+
+
+@contextmanager
+def capturing(lab: Lab, file: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Capture the lab's packets in a file, from when the block begins."""
+    name = str(lab.run_dir / "net0.ivshmem")
+    line = [sys.executable, "-m", "vhostpci_guest", "pcap", name, "-w", str(file)]
+    capture = subprocess.Popen([*line, *words], stderr=subprocess.PIPE)
+    try:
+        # Its interfaces are written when the workers have begun to copy.
+        wait_for(lambda: file.exists() and file.stat().st_size > 0, "it captures")
+        yield capture
+    finally:
+        capture.terminate()
+        capture.communicate(timeout=TIMEOUT)
+
+
+def captured(file: Path) -> list[Any]:
+    """Return the blocks of a capture."""
+    with file.open("rb") as data:
+        return list(FileScanner(data))
+
+
+@NO_PCAPNG_WARNINGS
+def test_packets_of_both_rings_are_captured(shared: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "a.pcapng"
+    with capturing(shared, file) as capture:
+        assert shared.ping_from_master() == 5
+        name = str(shared.run_dir / "net0.ivshmem")
+        line = ("-m", "vhostpci_guest", "pcap", name, "-w", str(file))
+        second = run(sys.executable, *line)
+        assert "another capture of this device" in second.stderr
+        capture.send_signal(signal.SIGINT)
+        assert capture.wait(TIMEOUT) == 0
+    blocks = captured(file)
+    names = [one.options["if_name"] for one in blocks[1:3]]
+    assert names == ["net0-rx0", "net0-tx0"]
+    pings = [one for one in blocks[3:-2] if len(one.packet_data) == 98]
+    assert sorted(one.interface_id for one in pings) == [0] * 5 + [1] * 5
+    assert [one.options["isb_ifrecv"] > 4 for one in blocks[-2:]] == [True, True]
+
+
+@NO_PCAPNG_WARNINGS
+def test_capture_of_one_ring_ends_after_its_count(shared: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "a.pcapng"
+    words = ("--ring", "1", "--snaplen", "40", "-c", "3")
+    with capturing(shared, file, *words) as capture:
+        assert shared.ping_from_master() == 5
+        assert capture.wait(TIMEOUT) == 0
+    _section, interface, *packets, end = captured(file)
+    assert interface.options["if_name"] == "net0-tx0"
+    assert [len(one.packet_data) for one in packets] == [40, 40, 40]
+    assert end.options["isb_ifrecv"] == 3
 
 
 def test_memory_of_the_masters_own(tmp_path: Path) -> None:

@@ -152,6 +152,21 @@ class _Lib:
     def worker_read_ring(self, worker: _WorkerPtr, index: int, ret: _RingStatus) -> int:
         """Fill a struct ring_status."""
 
+    def worker_capture(
+        self,
+        worker: _WorkerPtr,
+        addr: int,
+        n_slots: int,
+        slot_size: int,
+        timeout_ms: int,
+    ) -> int:
+        """Copy packets to memory at addr, or end that (0).
+
+        It holds n_slots, each of slot_size bytes: a struct capture_slot and the bytes
+        behind it.  -EINVAL: a size or the alignment is wrong; -ETIMEDOUT: the thread
+        may still use the memory before, call again.
+        """
+
     def worker_step(self, worker: _WorkerPtr) -> int:
         """Run one round of a worker that has no thread, without its sleep.
 

@@ -29,6 +29,7 @@ from vhostpci_shared.wire import ProtocolError
 from . import __version__
 from .dataplane.interface import Port
 from .errors import Refused, Unusable
+from .held import Held
 from .interfaces import Device, Source
 from .privileges import process
 from .serve import questions
@@ -298,7 +299,7 @@ class Agent:
         }
         return [{**link.status(), **may} for link in self._links.values()]
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, request: dict[str, Any]) -> dict[str, Any] | Held:
         """Answer what a client of the status socket asks, of us or of one device.
 
         Raises:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import Refused, Unusable
+from .held import Held
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +41,14 @@ ASKS = "vhostpci-guest.asks."
 """How the abstract name of a client begins that asks for something by a line."""
 LONGEST = 4096
 """Bytes of such a line."""
+_MOST_FDS = 32
+"""Descriptors in an answer: one for each queue pair."""
 MAX_ANSWERS = 16
 """How many answers may be under way; further clients wait in the socket's backlog."""
 
 Status = list[dict[str, Any]]
 Json = dict[str, Any]
-Ask = Callable[[Json], Json]
+Ask = Callable[[Json], Json | Held]
 """Answers a request; raises `Refused` with the reason if it cannot."""
 
 
@@ -139,6 +142,7 @@ class Control:
         self._now = now
         self._answers: list[_Answer] = []
         self._questions: list[_Question] = []
+        self._held: list[tuple[socket.socket, Held]] = []
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Remove the sockets of agents that were killed.
         for path in directory.glob(f"*{_SUFFIX}"):
@@ -164,12 +168,15 @@ class Control:
             yield self._socket.fileno(), select.POLLIN
         for question in self._questions:
             yield question.connection.fileno(), select.POLLIN
+        for connection, _ in self._held:
+            yield connection.fileno(), select.POLLIN
         for answer in self._answers:
             yield answer.connection.fileno(), select.POLLOUT
 
     @property
     def _has_room(self) -> bool:
-        return len(self._answers) + len(self._questions) < MAX_ANSWERS
+        busy = len(self._answers) + len(self._held)
+        return busy + len(self._questions) < MAX_ANSWERS
 
     def look(self, status: Callable[[], Status], ask: Ask = refuse_all) -> None:
         """Answer the connections that have arrived, and go on with earlier answers.
@@ -190,6 +197,10 @@ class Control:
                 self._answer(connection, status())
         for question in list(self._questions):
             self._read(question, ask)
+        for connection, held in list(self._held):
+            if held.is_over() or _has_ended(connection):
+                self._held.remove((connection, held))
+                _let_go(connection, held)
         for answer in list(self._answers):
             if answer.send(self._now()):
                 self._answers.remove(answer)
@@ -210,7 +221,19 @@ class Control:
             return
         if line is not None:
             self._questions.remove(question)
-            self._answer(question.connection, _reply(line, ask))
+            reply = _reply(line, ask)
+            if isinstance(reply, Held):
+                self._hold(question.connection, reply)
+            else:
+                self._answer(question.connection, reply)
+
+    def _hold(self, connection: socket.socket, held: Held) -> None:
+        """Send an answer with descriptors, and wait for the client's end."""
+        self._held.append((connection, held))
+        line = json.dumps({"result": held.result}).encode() + b"\n"
+        # It is short, and the first that this client is sent: it fits.
+        with suppress(OSError):  # the client is gone, which the next look sees
+            socket.send_fds(connection, [line], held.fds, socket.MSG_NOSIGNAL)
 
     def close(self) -> None:
         """Remove the socket, and end all answers."""
@@ -218,10 +241,27 @@ class Control:
             answer.connection.close()
         for question in self._questions:
             question.connection.close()
+        while self._held:
+            _let_go(*self._held.pop())
         self._undo.close()
 
 
-def _reply(line: bytes, ask: Ask) -> Json:
+def _has_ended(connection: socket.socket) -> bool:
+    """Whether a client, which has nothing more to say, has closed its end."""
+    try:
+        return not connection.recv(LONGEST)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def _let_go(connection: socket.socket, held: Held) -> None:
+    connection.close()
+    held.end()
+
+
+def _reply(line: bytes, ask: Ask) -> Json | Held:
     """Return the answer to one line."""
     try:
         request = json.loads(line)
@@ -231,7 +271,8 @@ def _reply(line: bytes, ask: Ask) -> Json:
     if not isinstance(request, dict):
         return {"error": "a request is a line with one JSON object"}
     try:
-        return {"result": ask(request)}
+        answer = ask(request)
+        return answer if isinstance(answer, Held) else {"result": answer}
     except Refused as why:
         return {"error": str(why)}
 
@@ -292,20 +333,63 @@ def request(
     Raises:
         Unusable: it refuses, is of an earlier version, or does not answer.
     """
-    path = path_of(pid, directory)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            # The kernel refuses a name that is taken, so it has a random part.
-            sock.bind(_ASKS + os.urandom(8).hex().encode())
-            if not _connect(sock, path):
-                raise Unusable(f"the agent with pid {pid} has ended")
+            _put(sock, pid, question, directory)
             sock.settimeout(timeout)
-            # An agent of an earlier version may have answered and closed already.
-            with suppress(BrokenPipeError):
-                sock.sendall(json.dumps(question).encode() + b"\n")
-            said: object = _parse(_all(sock))
+            return _result(pid, _parse(_all(sock)))
     except OSError as error:
         raise Unusable(f"agent {pid}: {_reason(error, timeout)}") from None
+
+
+def hold(
+    pid: int, question: Json, directory: Path = RUN_DIR
+) -> tuple[Json, list[int], socket.socket]:
+    """Ask one agent for something that lasts as long as the connection.
+
+    Returns:
+        The result, descriptors, and the connection: all of these are the caller's.
+
+    Raises:
+        Unusable: it refuses, is of an earlier version, or does not answer.
+    """
+    text, fds = bytearray(), list[int]()
+    with ExitStack() as undo:
+        sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        try:
+            _put(sock, pid, question, directory)
+            while not text.endswith(b"\n"):
+                piece, more, _, _ = socket.recv_fds(sock, 65536, _MOST_FDS)
+                for fd in more:
+                    undo.callback(os.close, fd)
+                fds += more
+                if not piece:
+                    break
+                text += piece
+        except OSError as error:
+            raise Unusable(f"agent {pid}: {_reason(error)}") from None
+        result = _result(pid, _parse(text))
+        undo.pop_all()
+    return result, fds, sock
+
+
+def _put(sock: socket.socket, pid: int, question: Json, directory: Path) -> None:
+    """Connect to an agent, and send it a question."""
+    # The kernel refuses a name that is taken, so it has a random part.
+    sock.bind(_ASKS + os.urandom(8).hex().encode())
+    if not _connect(sock, path_of(pid, directory)):
+        raise Unusable(f"the agent with pid {pid} has ended")
+    # An agent of an earlier version may have answered and closed already.
+    with suppress(BrokenPipeError):
+        sock.sendall(json.dumps(question).encode() + b"\n")
+
+
+def _result(pid: int, said: object) -> Json:
+    """Return the result in an answer.
+
+    Raises:
+        Unusable: it is a refusal, or that of an agent of an earlier version.
+    """
     match said:
         case {"result": dict(result)}:
             return result

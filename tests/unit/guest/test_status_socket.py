@@ -20,6 +20,7 @@ from vhostpci_guest import status_socket
 from vhostpci_guest.agent import Agent
 from vhostpci_guest.cli.main import main
 from vhostpci_guest.errors import Refused, Unusable
+from vhostpci_guest.held import Held
 from vhostpci_guest.status_socket import (
     ANSWER_TIME,
     ASKS,
@@ -371,3 +372,73 @@ def test_client_without_a_line_is_dropped(
     control.look(list)
     control.look(list)
     assert len(list(control.events())) == 1
+
+
+class Lasting:
+    """An answer with a descriptor that lasts while its client is there."""
+
+    def __init__(self, fd: int) -> None:
+        self.over = self.ended = False
+        self.held = Held({"a": 1}, (fd,), lambda: self.over, self.end)
+
+    def end(self) -> None:
+        assert not self.ended, "it ends once"
+        self.ended = True
+
+
+def hold(control: Control, directory: Path, lasting: Lasting) -> socket.socket:
+    """Ask for it; return the client's connection."""
+    found: list[socket.socket] = []
+
+    def client() -> None:
+        result, fds, sock = status_socket.hold(os.getpid(), {}, directory)
+        assert result == {"a": 1}
+        assert os.pread(fds[0], 10, 0) == b"memory"
+        os.close(fds[0])
+        found.append(sock)
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    while thread.is_alive():
+        control.look(list, lambda _request: lasting.held)
+        thread.join(0.01)
+    return found[0]
+
+
+@pytest.fixture
+def lasting(tmp_path: Path) -> Iterator[Lasting]:
+    path = tmp_path / "memory"
+    path.write_bytes(b"memory")
+    with path.open() as file:
+        yield Lasting(file.fileno())
+
+
+def test_answer_with_a_descriptor_ends_with_its_client(
+    control: Control, tmp_path: Path, lasting: Lasting
+) -> None:
+    client = hold(control, tmp_path, lasting)
+    control.look(list)
+    assert not lasting.ended
+    client.close()
+    control.look(list)
+    assert lasting.ended
+    assert len(list(control.events())) == 1
+
+
+def test_client_of_an_answer_that_is_over_is_disconnected(
+    control: Control, tmp_path: Path, lasting: Lasting
+) -> None:
+    with hold(control, tmp_path, lasting) as client:
+        lasting.over = True
+        control.look(list)
+        assert lasting.ended
+        assert client.recv(1) == b""
+
+
+def test_answer_ends_with_the_agent(
+    control: Control, tmp_path: Path, lasting: Lasting
+) -> None:
+    with hold(control, tmp_path, lasting) as client:
+        control.close()
+        assert lasting.ended
+        assert client.recv(1) == b""

@@ -41,6 +41,7 @@ _COMMANDS = {
     ),
     "status": ("show", "show what the running agents do"),
     "top": ("top", "show what crosses each ring now, until q is pressed"),
+    "pcap": ("pcap", "capture the packets of a device's rings, with their headers"),
     "metrics": ("metrics", "give the counters of all devices to Prometheus"),
     "dump": ("dump", "print a device's metadata and rings, decoded"),
     "stats": ("show", "count packets, drops by reason, kicks, calls and batches"),

@@ -11,7 +11,7 @@ data planes that are made on it.
 import ctypes
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from vhostpci_shared import metadata as md
 from vhostpci_shared import packed
@@ -308,6 +308,35 @@ class Port(Protocol):
 
     def close(self) -> None:
         """Remove the port, or leave it to the next agent."""
+
+
+class Capturing(Protocol):
+    """Copies of packets, which another process reads, until `close`."""
+
+    open: bool
+    fds: list[int]
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a reader of `fds` has to know."""
+
+    def close(self) -> None:
+        """End the copies; a second time does nothing."""
+
+
+@runtime_checkable
+class Captures(Protocol):
+    """A data plane whose packets can be copied: those that pass through the agent."""
+
+    @property
+    def captures(self) -> bool:
+        """Whether they are copied now."""
+
+    def capture(self, snaplen: int) -> Capturing:
+        """Copy packets, `snaplen` bytes of each with its net header.
+
+        Raises:
+            OSError: the machine has no memory or descriptor for it.
+        """
 
 
 def check_base(base: int, device: int, regions: Sequence[MemRegion]) -> None:

@@ -337,6 +337,20 @@ class Worker:
             stats=Stats(**stats),
         )
 
+    def capture(
+        self, address: int, slots: int, slot_size: int, timeout: float = 0.4
+    ) -> None:
+        """Copy packets to some memory; address 0 ends that.
+
+        After it the worker touches no memory for copies that it had before.
+        """
+        self._require_open()
+        milliseconds = round(timeout * 1000)
+        check(
+            lib.worker_capture(self._worker, address, slots, slot_size, milliseconds),
+            f"capture packets of {self._name}",
+        )
+
     def step(self) -> int:
         """Run one round of a worker made with threaded=False, without its sleep.
 

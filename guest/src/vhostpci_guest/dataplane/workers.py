@@ -12,6 +12,7 @@ from vhostpci_shared.metadata import AgentRingState
 
 from ..eventfds import drain, new_eventfd
 from ..interfaces import Eventfd
+from .capture import Capture
 from .cpus import threads_on
 from .faults import RingError
 from .interface import MemRegion, RingConf, RingRefused, RingStatus
@@ -49,6 +50,7 @@ class Workers:
     ) -> None:
         self._fds: dict[int, list[int]] = {}
         """Calls and kicks, by ring: ours to close once the ring has stopped."""
+        self._capture: Capture | None = None
         self._undo = ExitStack()
         with ExitStack() as undo:
             self._events_fd = new_eventfd()
@@ -134,7 +136,17 @@ class Workers:
     def summary(self) -> dict[str, Any]:
         return {}
 
+    @property
+    def captures(self) -> bool:
+        return self._capture is not None and self._capture.open
+
+    def capture(self, snaplen: int) -> Capture:
+        self._capture = Capture(self._workers, snaplen)
+        return self._capture
+
     def close(self) -> None:
+        if self._capture is not None:
+            self._capture.close()
         # First the threads, last the eventfds that they write to.
         self._undo.close()
         for index in list(self._fds):

@@ -30,7 +30,7 @@ from vhostpci_shared.access import Metadata, find
 from vhostpci_shared.virtio import Feature, names
 from vhostpci_shared.wire import ProtocolError
 
-from ..dataplane.interface import Port, RingStatus
+from ..dataplane.interface import DataPlane, Port, RingStatus
 from ..errors import Unusable
 from ..eventfds import drain
 from ..interfaces import Device, Window, Windows
@@ -457,6 +457,11 @@ class Link:
         if number == self.device.window.id:
             return self.device.window
         return self._windows.used.get(number)
+
+    @property
+    def plane(self) -> DataPlane | None:
+        """What moves the packets; None before a ring was to run."""
+        return self._rings.plane
 
     # Status.
 

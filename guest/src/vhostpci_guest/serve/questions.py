@@ -7,14 +7,16 @@ The agent's loop answers, and every device waits for that: an answer takes littl
 from base64 import b64encode
 from typing import Any
 
+from ..dataplane.interface import Captures
 from ..errors import Refused
+from ..held import Held
 from .link import Link
 
 MOST = 16384
 """Bytes that one request reads: as many as the loop copies for each generation."""
 
 
-def answer(link: Link, request: dict[str, Any]) -> dict[str, Any]:
+def answer(link: Link, request: dict[str, Any]) -> dict[str, Any] | Held:
     """Answer a request; its values may be anything.
 
     Raises:
@@ -31,6 +33,8 @@ def answer(link: Link, request: dict[str, Any]) -> dict[str, Any]:
         case {"command": "clear"}:
             link.clear()
             return {}
+        case {"command": "capture", "snaplen": int(snaplen)} if snaplen > 0:
+            return _capture(link, snaplen)
     raise Refused(f"no command {request.get('command')!r} with these arguments")
 
 
@@ -46,3 +50,24 @@ def _read(link: Link, number: int, offset: int, length: int) -> dict[str, Any]:
         )
     data = bytes(window.view[offset : offset + length])
     return {"data": b64encode(data).decode()}
+
+
+def _capture(link: Link, snaplen: int) -> Held:
+    """Have copies of the packets made, until the client goes or the data plane ends."""
+    plane = link.plane
+    if plane is None:
+        raise Refused("no ring has run yet: try again when the master is there")
+    if not isinstance(plane, Captures):
+        raise Refused(
+            f"the data plane {link.port.kind} moves packets outside of the agent: "
+            f"tcpdump -i {link.port.status().get('tap') or 'TAP'} shows those, without "
+            "their virtio-net headers"
+        )
+    if plane.captures:
+        raise Refused("another capture of this device is running: end it first")
+    try:
+        capture = plane.capture(snaplen)
+    except OSError as error:
+        raise Refused(f"no memory for the capture: {error.strerror}") from None
+    result = capture.describe()
+    return Held(result, tuple(capture.fds), lambda: not capture.open, capture.close)

@@ -100,6 +100,11 @@ class Rings:
                     self._runs[index] = run
 
     @property
+    def plane(self) -> DataPlane | None:
+        """The data plane; None if there is none now."""
+        return self._plane
+
+    @property
     def running(self) -> bool:
         """Whether any ring runs."""
         return any(run.state is AgentRingState.RUNNING for run in self._runs.values())

@@ -255,3 +255,13 @@ def test_threads_have_their_names_and_processors(bench: Bench) -> None:
         assert os.sched_getaffinity(names["web/0"]) == os.sched_getaffinity(0)
     finally:
         plane.close()
+
+
+def test_capture_ends_with_the_data_plane(bench: Bench) -> None:
+    """Its memory goes when no thread can copy into it any more."""
+    capture = bench.plane.capture(100)
+    assert bench.plane.captures
+    bench.plane.close()
+    assert not capture.open
+    assert capture.fds == []
+    assert not bench.plane.captures

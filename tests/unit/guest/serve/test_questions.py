@@ -15,6 +15,7 @@ from vhostpci_shared import metadata as md
 def read(bench: Bench, **request: object) -> bytes:
     assert bench.link is not None
     found = answer(bench.link, {"command": "read", **request})
+    assert isinstance(found, dict)
     return b64decode(found["data"])
 
 
@@ -60,3 +61,21 @@ def test_counters_are_cleared_for_all_who_ask_and_go_on_for_the_others(
     status = bench.link.status()
     assert status["cleared"]["rings"][0]["stats"]["packets"] == 4
     assert status["rings"][0]["stats"]["packets"] == 6
+
+
+@pytest.mark.parametrize(
+    ("snaplen", "why"), [(100, "moves packets outside"), (0, "no command 'capture'")]
+)
+def test_data_plane_outside_of_the_agent_has_no_capture(
+    bench: Bench, snaplen: int, why: str
+) -> None:
+    bench.publish(*pair(2))
+    assert bench.link is not None
+    with pytest.raises(Refused, match=why):
+        answer(bench.link, {"command": "capture", "snaplen": snaplen})
+
+
+def test_nothing_is_captured_before_there_is_a_data_plane(bench: Bench) -> None:
+    assert bench.link is not None
+    with pytest.raises(Refused, match="no ring has run yet"):
+        answer(bench.link, {"command": "capture", "snaplen": 100})
