@@ -11,7 +11,6 @@ HEAVY = {
     "asyncio",
     "qemu.qmp",
     "ssl",
-    "shutil",
     "subprocess",
     "tomllib",
     "vhostpci_host.config.file",
