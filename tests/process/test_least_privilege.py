@@ -76,7 +76,7 @@ def test_status_says_what_the_agent_may_do(shared: Lab) -> None:
     (link,) = [link for link in links if link["pid"] == shared.agent.process.pid]
     # The owner of the daemon's socket: the agent must be able to connect again.
     assert (link["uid"], link["capabilities"]) == (os.geteuid(), [])
-    assert f"runs as user {os.geteuid()} with no capability" in run(*command).stdout
+    assert f"user {os.geteuid()} with no capability" in run(*command).stdout
 
 
 def test_agent_goes_on_without_its_helper_and_ends_in_order(lab: Lab) -> None:

@@ -119,6 +119,7 @@ def test_last_words_have_the_form_of_the_log(
 def test_keepers_lines_have_the_form_of_the_daemons(form: str) -> None:
     assert log_line.form_of(["run", "web", "--log-format", form]) == form
     assert log_line.form_of([f"--log-format={form}", "run", "web"]) == form
+    assert log_line.form_of([]) == "text"
     line = log_line.line("the daemon hangs", form).decode()
     assert line.count("\n") == 1
     said = json.loads(line)["message"] if form == "json" else line.rstrip("\n")

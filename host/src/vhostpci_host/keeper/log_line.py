@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 
 STDERR = 2
 
@@ -20,7 +21,7 @@ def form_of(arguments: Sequence[str]) -> str:
         arguments: the daemon's, which has checked them.
     """
     found = "journal" if _leads_to_journal() else "text"
-    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, after in pairwise([*arguments, ""]):
         name, equals, value = word.partition("=")
         if name == "--log-format":
             found = value if equals else after
