@@ -23,6 +23,7 @@ import pytest
 
 from tests.vm import dmesg, image, memory, qemu, qemus, traffic, wheels
 from tests.vm.daemon import Daemon, Fleet
+from tests.vm.data_planes import RING, VHOST_NET
 from tests.vm.image import Image
 from tests.vm.pair import Master, Slave
 from tests.vm.qemus import Qemu
@@ -116,9 +117,13 @@ def addresses() -> list[str]:
     return [word for value in both for word in ("--address", value)]
 
 
-@pytest.mark.parametrize("bind", ["vfio", "uio", "sysfs"])
-def test_every_ping_comes_back_both_ways(lab: Lab, bind: str) -> None:
-    with lab.slave.waiting_agent("--bind", bind, *addresses()):
+@pytest.mark.parametrize(
+    ("bind", "plane"),
+    [("vfio", RING), ("uio", RING), ("vfio", VHOST_NET), ("sysfs", VHOST_NET)],
+)
+def test_every_ping_comes_back_both_ways(lab: Lab, bind: str, plane: str) -> None:
+    options = ("--bind", bind, "--data-plane", plane)
+    with lab.slave.waiting_agent(*options, *addresses()):
         lab.there.configure()
         ping = lab.ping_both_ways(lab.there, THERE)
         assert ping.received == ping.sent >= 20
@@ -142,9 +147,10 @@ def test_segments_flow_both_ways_and_used_entries_are_batched(lab: Lab) -> None:
 
 
 def test_window_is_plugged_and_unplugged_while_packets_flow(lab: Lab) -> None:
-    device = lab.fleet.device(PLUGGED)
+    """The slave's kernel works the rings; test_hotplug.py has our own threads."""
+    device, options = lab.fleet.device(PLUGGED), ("--data-plane", VHOST_NET)
     with (
-        lab.slave.waiting_agent("--bind", "vfio", *addresses()) as agent,
+        lab.slave.waiting_agent("--bind", "vfio", *options, *addresses()) as agent,
         Master(
             *(PLUGGED, lab.guest),
             logs=lab.logs,
