@@ -157,7 +157,7 @@ def test_driver_comes_back_after_a_reload_and_a_reboot_under_load(link: Pair) ->
         link.master.qmp("cont")
         link.assert_packets_cross()
         with traffic.pinging(
-            link.slave, MASTER_ADDRESS, interval=0.01, ends_without_link=True
+            link.slave, MASTER_ADDRESS, ends_without_link=True
         ) as pings:
             pings.wait_answers(20)
             link.master.reboot()
