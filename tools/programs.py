@@ -114,6 +114,8 @@ GUEST = Program(
     parser=guest.parser(list(guest._COMMANDS)),
     purpose="agent in the slave VM that serves another VM's network card behind a TAP",
     files={
+        "/etc/vhostpci/guest.toml": "The options and devices of "
+        "vhostpci-guest.service.",
         "/etc/default/vhostpci-guest": "Options of `run` for vhostpci-guest.service, "
         "as OPTIONS=--bridge br0.",
         "/run/vhostpci-guest/": "The sockets of the agents that run.",

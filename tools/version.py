@@ -38,6 +38,8 @@ PLACES = (
         Place(f"{name}/src/vhostpci_{name}/__init__.py", "^__version__ = ")
         for name in ("shared", "host", "guest")
     ),
+    Place("debian/changelog", r"\Avhostpci \("),
+    Place("host/selinux/vhostpci.te", r"^policy_module\(vhostpci, "),
     Place("kmod/dkms.conf", "^PACKAGE_VERSION="),
     Place("kmod/README.md", "uio_vhostpci[/-]"),
     Place("tests/kmod/test_dkms.py", "uio_vhostpci/"),

@@ -57,7 +57,7 @@ FILES = {
     "init": INIT,
     "etc/systemd/system/vhostpci-test.service": UNIT,
     # The agent's TAP has an address from the beginning.
-    "etc/default/vhostpci-guest": "OPTIONS=--tap vp0 --address 10.77.0.2/24\n",
+    "etc/vhostpci/guest.toml": 'tap = "vp0"\naddress = "10.77.0.2/24"\n',
     "etc/hostname": "slave\n",
     # A device unit of the serial console would be waited for.
     "etc/fstab": "",

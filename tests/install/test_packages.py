@@ -21,6 +21,7 @@ from tests.vm import image
 from tests.vm.daemon import Daemon
 from tests.vm.image import CHECKOUT
 from tests.vm.pair import TAP, Master, Pair, Slave
+from vhostpci_shared import __version__
 
 pytestmark = pytest.mark.debs
 
@@ -42,11 +43,13 @@ FILES = {
     ),
     "vhostpci-guest": (
         "usr/bin/vhostpci-guest",
+        "etc/vhostpci/guest.toml",
+        "etc/default/vhostpci-guest",
         "usr/lib/sysusers.d/vhostpci-guest.conf",
         "usr/share/man/man8/vhostpci-guest.8.gz",
         "usr/share/bash-completion/completions/vhostpci-guest",
     ),
-    "vhostpci-dkms": ("usr/src/uio_vhostpci-0.1.0/dkms.conf",),
+    "vhostpci-dkms": (f"usr/src/uio_vhostpci-{__version__}/dkms.conf",),
 }
 
 
