@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from vhostpci_shared.limits import raise_descriptor_limit
@@ -19,6 +20,7 @@ from vhostpci_shared.limits import raise_descriptor_limit
 from .. import status_socket
 from ..agent import SIGNALS, Agent, stopped_by_signals
 from ..config import file as config_file
+from ..config import options
 from ..config.settings import PlaneSettings, Settings, contradictions, make_settings
 from ..dataplane import tx_methods
 from ..dataplane.native import confine_error, io_uring_error
@@ -53,12 +55,13 @@ def run(arguments: argparse.Namespace) -> None:
         UsageError: the options do not fit each other.
         Unusable: this machine lacks something, or the only device cannot be used.
     """
-    settings = read_settings(arguments)
+    file = file_of(arguments)
+    settings = read_settings(arguments, file)
     user = separation.choose_user(settings)
     raise_descriptor_limit()
     # Before the helpers, too: the loop must not wait until one has imported pyroute2.
     _read_what_is_roots(settings)
-    config = ConfigOrders(settings, arguments.config)
+    config = ConfigOrders(settings, file)
     with ExitStack() as undo:
         # First: a signal that comes during the steps below must undo them as well, and
         # a second one must not interrupt the end of the helpers.
@@ -86,28 +89,44 @@ def run(arguments: argparse.Namespace) -> None:
         source = _source(settings, helpers.system)
         agent = Agent(
             *(source, ports.make, control),
-            configuration=Configuration(arguments.config, ports, helpers),
+            configuration=Configuration(file, ports, helpers),
         )
         undo.callback(agent.close)
         agent.run(signals)
 
 
-def read_settings(arguments: argparse.Namespace) -> Settings:
+def file_of(arguments: argparse.Namespace) -> Path | None:
+    """Return the file with the settings; None if the command line has them."""
+    if arguments.config is not None:
+        named: Path = arguments.config
+        return named
+    default = options.DEFAULT_FILE
+    if run_options.values(arguments) or not default.exists():
+        return None
+    log.info("the settings are those of %s", default)
+    return default
+
+
+def read_settings(arguments: argparse.Namespace, file: Path | None) -> Settings:
     """Return what the user has set, on the command line or in a file.
+
+    Args:
+        arguments: the command line.
+        file: where the settings are; None: on the command line.
 
     Raises:
         UsageError: the options do not fit each other.
         Unusable: the file cannot be read, or has mistakes.
     """
     given = run_options.values(arguments)
-    if arguments.config is None:
+    if file is None:
         return _of_command_line(given)
     # Options beside the file would have to override it or be overridden, and a reload
     # would have to know them: the file alone says what is served, and how.
     if given:
         more = ", ".join(f"--{name}" for name in given)
         raise UsageError(f"run: with --config leave out {more}")
-    return config_file.load(arguments.config)
+    return config_file.load(file)
 
 
 def _of_command_line(given: Mapping[str, Any]) -> Settings:

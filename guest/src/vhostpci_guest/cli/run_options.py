@@ -27,7 +27,8 @@ def add_run(run: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="the options from this file, in place of all others here, and those of "
-        f"each device; {options.DEFAULT_FILE} for the service",
+        f"each device; default, if no option is given: {options.DEFAULT_FILE}, if it "
+        "is there",
     )
     # A slave process has no PCI devices, and a slave VM has no socket of the daemon's.
     where = run.add_mutually_exclusive_group()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .data_plane import Choice
 
 DEFAULT_FILE = Path("/etc/vhostpci/guest.toml")
-"""Where the unit and the packages have the file."""
+"""The file of an agent that is given no option, as the service is."""
 
 MAX_POLL_US = 1000
 """Less than the longest sleep of a ring without kicks, so that an idle one sleeps."""

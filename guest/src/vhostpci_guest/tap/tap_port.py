@@ -345,7 +345,8 @@ class TapPort:
         What another program has changed stays, where the rules are as before.
         """
         done = TapChange()
-        if self._tap is None:
+        # A device that is away gets its settings when it comes back.
+        if self._tap is None or not self._claims:
             return done
         before = self._config
         try:

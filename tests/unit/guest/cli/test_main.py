@@ -18,6 +18,7 @@ from tests.fakes.uevents import FakeEvents
 from vhostpci_guest import __version__, status_socket
 from vhostpci_guest.cli import run
 from vhostpci_guest.cli.main import main, parser
+from vhostpci_guest.config import options
 from vhostpci_guest.errors import Unusable
 from vhostpci_guest.pci import position as pci_position
 from vhostpci_guest.pci import search, watch
@@ -431,3 +432,20 @@ def test_file_without_mistakes_is_counted(tmp_path: Path, capsys: Say) -> None:
     file.write_text("[device.a]\nmtu = 1500\n")
     assert main(["check-config", str(file)]) == 0
     assert capsys.readouterr().out == f"{file}: 1 device, no errors\n"
+
+
+def test_agent_without_options_takes_the_file_of_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "guest.toml"
+    monkeypatch.setattr(options, "DEFAULT_FILE", file)
+
+    def taken(*words: str) -> Path | None:
+        argv = ["run", *words]
+        return run.file_of(parser(argv).parse_args(argv))
+
+    assert taken() is None
+    file.touch()
+    assert taken() == file
+    assert taken("--mtu", "1500") is None
+    assert taken("--config", "/other") == Path("/other")

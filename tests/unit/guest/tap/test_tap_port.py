@@ -538,3 +538,20 @@ def test_tap_that_the_user_takes_out_stays_out(bridged: TapPort) -> None:
     ip("link", "set", "vp0", "nomaster")
     bridged.follow_bridge()
     assert not state()
+
+
+def test_settings_of_a_device_that_is_away_wait_until_it_is_back(
+    network: None,
+) -> None:
+    ports = Ports(rules(name="vp{n}"), **NO_PACKETS)
+    away, other = ports.make("0000:00:05.0"), ports.make("0000:00:06.0")
+    away.open(1, "net0")
+    away.leave()
+    ports.rules = rules(name="vp{n}", mtu=1300)
+    change = away.change()
+    assert (change.changed, change.problems) == ([], [])
+    # Its number is still free: nothing was reserved for it.
+    other.open(1, "net1")
+    assert other.name == "vp0"
+    other.close()
+    away.close()
