@@ -72,13 +72,17 @@ class Configuration:
         ports = list(self._ports.open_ports())
         replaced = {port.name: self._replaced(port) for port in ports}
         restarted = {name: options for name, options in replaced.items() if options}
+        # Before the helper follows the new settings: by these it would not know the
+        # path of a socket that is to be removed.
+        for port in ports:
+            port.close_for(new.plane_of(port.name))
         self._helpers.use_config()
         for name in new.bridges:
             if name not in old.bridges:
                 self._make_bridge(name)
         self._ports.use(new)
         changed, failed = {}, {}
-        for port in ports:
+        for port in self._ports.open_ports():
             done = port.change()
             if done.changed:
                 changed[port.name] = done.changed

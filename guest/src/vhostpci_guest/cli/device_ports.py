@@ -172,18 +172,16 @@ class DevicePort:
     def change(self) -> TapChange:
         """Follow the user's settings; the data plane is closed if it is another one."""
         wanted = self._ports.settings.plane_of(self.name)
-        if isinstance(self.inner, TapPort) and wanted.data_plane.has_tap:
+        if isinstance(self.inner, TapPort):
             self.inner.plane = self._ports.plane(wanted)
             return self.inner.change()
-        if self.inner is not None and self._has_other_place(wanted):
-            self.close()
         return TapChange()
 
-    def _has_other_place(self, wanted: PlaneSettings) -> bool:
-        """Whether packets are to go where this port cannot send them."""
-        if isinstance(self.inner, SocketPort):
-            return self.inner.place != wanted.data_plane.place
-        return not wanted.data_plane.has_tap
+    def close_for(self, wanted: PlaneSettings) -> None:
+        """Close the port if packets are to go where it cannot send them."""
+        place = self.inner.place if isinstance(self.inner, SocketPort) else None
+        if self.inner is not None and place != wanted.data_plane.place:
+            self.close()
 
     def check(self) -> None:
         if self.inner is not None:
