@@ -124,7 +124,9 @@ def read_settings(arguments: argparse.Namespace, file: Path | None) -> Settings:
     # Options beside the file would have to override it or be overridden, and a reload
     # would have to know them: the file alone says what is served, and how.
     if given:
-        more = ", ".join(f"--{name}" for name in given)
+        # By the name that most people write.
+        names = [options.OPTIONS[name].also or name for name in given]
+        more = ", ".join(f"--{name}" for name in names)
         raise UsageError(f"run: with --config leave out {more}")
     return config_file.load(file)
 

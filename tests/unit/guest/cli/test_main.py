@@ -413,7 +413,7 @@ def test_file_stands_in_place_of_all_other_options(
     file.touch()
     arguments = ["--config", str(file), "--tap", "x", "--device", "00:05.0"]
     assert main(["run", *arguments]) == 2
-    assert "with --config leave out --pci-device, --tap" in caplog.text
+    assert "with --config leave out --device, --tap" in caplog.text
 
 
 @pytest.mark.parametrize("command", [["check-config"], ["run", "--config"]])
