@@ -62,7 +62,7 @@ OTHER_PROCESSES = (
 """Sources of the daemon's package that no daemon runs under its filter."""
 FOR_PEOPLE = (
     *("terminal.py", "screen.py", "device_tables.py", "dump/", "metrics"),
-    *("machine.py", "findings.py", "print_findings.py"),
+    *("machine.py", "findings.py", "print_findings.py", "systemd_unit.py"),
 )
 """Sources of the shared package that only short commands import."""
 

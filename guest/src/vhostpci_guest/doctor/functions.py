@@ -259,16 +259,7 @@ def metadata(slave: Slave, device: Described) -> Iterator[Seen]:
     except ProtocolError as why:
         # The metadata of a later version begins with the same word.
         ours = seen.after.startswith(md.MAGIC)
-        yield (error if ours else warn)(
-            looked_at,
-            str(why),
-            means="the agent cannot serve this daemon"
-            if ours
-            else "the agent leaves this device alone",
-            repair="install the same version of vhostpci-host and vhostpci-guest"
-            if ours
-            else "nothing, if it is not of vhostpci; else start its daemon",
-        )
+        yield _other_version(looked_at, why) if ours else _not_ours(looked_at, why)
         return
     if header.generation % 2:
         yield error(
@@ -279,6 +270,25 @@ def metadata(slave: Slave, device: Described) -> Iterator[Seen]:
         )
         return
     yield ok(looked_at, f"version {header.version}, generation {header.generation}")
+
+
+def _other_version(looked_at: str, why: ProtocolError) -> Seen:
+    return error(
+        looked_at,
+        str(why),
+        means="the agent cannot serve this daemon",
+        repair="update the older one of vhostpci-host and vhostpci-guest, and start it "
+        "again",
+    )
+
+
+def _not_ours(looked_at: str, why: ProtocolError) -> Seen:
+    return warn(
+        looked_at,
+        str(why),
+        means="the agent leaves this device alone",
+        repair="nothing, if it is not of vhostpci; else start its daemon",
+    )
 
 
 def explained(slave: Slave, device: Described) -> bool:

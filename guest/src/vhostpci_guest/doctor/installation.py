@@ -5,20 +5,11 @@ from collections.abc import Iterator
 
 from vhostpci_shared.findings import CannotLook, Seen, error, look_safely, ok, warn
 from vhostpci_shared.machine import Machine
+from vhostpci_shared.systemd_unit import look_at_unit
 
 from .slave import Link, Slave, each_link, possible
 
 _UNIT = "vhostpci-guest.service"
-_UNITS = (
-    "/etc/systemd/system",
-    "/run/systemd/system",
-    "/usr/local/lib/systemd/system",
-    "/lib/systemd/system",
-    "/usr/lib/systemd/system",
-)
-"""Where systemd looks, the first first (systemd.unit(5))."""
-_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
-"""Where systemd looks for a program without a path (systemd.service(5))."""
 _LIBUDEV = "libudev.so.1"
 _LIBRARIES = (
     "/lib/x86_64-linux-gnu",
@@ -78,46 +69,7 @@ def tun(slave: Slave) -> Iterator[Seen]:
 
 def unit(slave: Slave) -> Iterator[Seen]:
     """Look whether systemd finds the program that its unit names."""
-    path, program = _unit_and_program(slave.machine)
-    if program.startswith("/"):
-        there = slave.machine.exists(program)
-    else:
-        there = any(slave.machine.exists(f"{one}/{program}") for one in _PATH)
-    if there:
-        yield ok(path, f"ExecStart={program}")
-        return
-    target = program if program.startswith("/") else f"/usr/local/bin/{program}"
-    yield error(
-        path,
-        f"ExecStart={program}, which is not there",
-        means="systemd does not look into a virtual environment, where pip puts the "
-        "program if the system's Python is managed by the distribution (PEP 668)",
-        repair=f"ln -s {slave.program} {target}",
-    )
-
-
-def _unit_and_program(machine: Machine) -> tuple[str, str]:
-    """Return the unit's file, and the program that it starts.
-
-    Raises:
-        CannotLook: there is no unit.
-    """
-    for directory in _UNITS:
-        path = f"{directory}/{_UNIT}"
-        text = machine.text_if_there(path)
-        if text is None:
-            continue
-        drop_ins = f"/etc/systemd/system/{_UNIT}.d"
-        for name in machine.names_if_there(drop_ins):
-            text += "\n" + machine.text(f"{drop_ins}/{name}")
-        lines = (line.strip() for line in text.splitlines())
-        starts = [
-            one.partition("=")[2] for one in lines if one.startswith("ExecStart=")
-        ]
-        # An empty one clears those before it, so the last is what counts.
-        if starts and starts[-1].split():
-            return path, starts[-1].split()[0].lstrip("@-:+!")
-    raise CannotLook(f"there is no {_UNIT}: the agent is started by other means")
+    yield from look_at_unit(slave.machine, _UNIT, slave.program)
 
 
 def module(slave: Slave) -> Iterator[Seen]:

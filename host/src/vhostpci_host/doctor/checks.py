@@ -11,6 +11,7 @@ CHECKS: tuple[Check[Hypervisor], ...] = (
     Check("kvm", "VMs run by KVM", qemu.kvm),
     Check("qemu-version", "the QEMU, and its version", qemu.version),
     Check("qemu-ivshmem", "that QEMU has `ivshmem-doorbell`", qemu.has_ivshmem),
+    Check("unit", "systemd finds the program and the user of the unit", daemons.unit),
     Check("daemon", "a daemon answers", daemons.answers),
     Check("daemon-version", "the daemon is the installed one", daemons.version),
     Check("device", "no device has failed", daemons.failed),

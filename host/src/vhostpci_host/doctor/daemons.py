@@ -13,6 +13,7 @@ from vhostpci_shared.findings import (
     skipped,
     warn,
 )
+from vhostpci_shared.systemd_unit import look_at_unit
 
 from ..interfaces import FAILED, Json
 from .hypervisor import Hypervisor, each_device, mib, process
@@ -122,6 +123,11 @@ def _own(host: Hypervisor, pid: int) -> Iterator[Seen]:
         means="without descriptors a daemon takes no further master, slave or window",
         repair="LimitNOFILE= in its unit (systemctl edit vhostpci-host), or ulimit -n",
     )
+
+
+def unit(host: Hypervisor) -> Iterator[Seen]:
+    """Look whether systemd finds the program and the user that its unit names."""
+    yield from look_at_unit(host.machine, "vhostpci-host.service", host.program)
 
 
 @each_device

@@ -5,6 +5,7 @@ import asyncio
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def gather(
         machine=Machine(),
         run_dir=str(run_dir),
         version=__version__,
+        program=str(Path(sys.argv[0]).absolute()),
         devices=tuple(devices[one] for one in sorted(devices)),
         silent=tuple(silent),
         qemu=program,

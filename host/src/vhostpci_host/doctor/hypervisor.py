@@ -34,6 +34,8 @@ class Hypervisor:
     run_dir: str
     version: str
     """Of this program."""
+    program: str = "vhostpci-host"
+    """Its path."""
     devices: tuple[Json, ...] = ()
     """The status of each device."""
     silent: tuple[Silent, ...] = ()

@@ -99,6 +99,15 @@ def _hanging_daemon(on: Seeded) -> Hypervisor:
     return replace(on.host, silent=(Silent(f"{RUN}/x.control", "does not answer"),))
 
 
+def _venv(on: Seeded) -> None:
+    del on.machine.files["/usr/bin/vhostpci-host"]
+
+
+def _no_user(on: Seeded) -> None:
+    path = "/etc/passwd"
+    on.machine.files[path] = on.machine.files[path].replace("vhostpci:", "other:")
+
+
 def _failed_device(on: Seeded) -> Hypervisor:
     failed = {"name": "app", "mode": "arena", "state": "failed", "reason": "no space"}
     return replace(on.host, devices=(*on.host.devices, failed))
@@ -362,6 +371,8 @@ FAULTS = (
     Fault("QEMU without ivshmem", "qemu-ivshmem", _without_ivshmem),
     Fault("no KVM", "kvm", _no_kvm),
     Fault("another processor", "architecture", _arm),
+    Fault("unit and virtual environment", "unit", _venv),
+    Fault("unit without its user", "unit", _no_user),
     Fault("no daemon", "daemon", _no_daemon),
     Fault("a daemon was killed", "daemon", _killed_daemon),
     Fault("a daemon hangs", "daemon", _hanging_daemon),

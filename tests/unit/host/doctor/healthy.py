@@ -19,6 +19,7 @@ QEMU = "/usr/bin/qemu-system-x86_64"
 DAEMON, WEB_MASTER, WEB_SLAVE, DB_MASTER, DB_SLAVE = 100, 200, 201, 300, 301
 DAEMON_UID, LIBVIRT_UID = 64100, 64055
 VERSION = "0.1.0"
+UNIT = "/lib/systemd/system/vhostpci-host.service"
 
 _FEATURES = ["NET_F_CSUM", "NET_F_GUEST_TSO4", "F_VERSION_1"]
 _DEVICES_HELP = """\
@@ -54,12 +55,15 @@ def _system(machine: FakeMachine) -> None:
     )
     machine.files |= {
         "/dev/kvm": "",
+        UNIT: "[Service]\nUser=vhostpci\nExecStart=vhostpci-host run --config x\n",
+        "/usr/bin/vhostpci-host": "",
         "/proc/cpuinfo": "vendor_id\t: AuthenticAMD\n"
         "address sizes\t: 48 bits physical, 48 bits virtual\n",
         "/proc/meminfo": "MemTotal: 64 kB\nHugePages_Total: 0\nHugePages_Free: 0\n"
         "Hugepagesize: 2048 kB\n",
         "/proc/sys/fs/file-nr": "2000\t0\t100000\n",
         "/etc/passwd": "root:x:0:0::/root:/bin/sh\n"
+        f"vhostpci:x:{DAEMON_UID}:{DAEMON_UID}::/:/usr/sbin/nologin\n"
         f"libvirt-qemu:x:{LIBVIRT_UID}:108::/var/lib/libvirt:/usr/sbin/nologin\n",
         "/etc/group": f"vhostpci:x:{DAEMON_UID}:libvirt-qemu\nkvm:x:108:\n",
     }
