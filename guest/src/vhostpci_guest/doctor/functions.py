@@ -72,7 +72,7 @@ def place(slave: Slave, device: Described) -> Iterator[Seen]:
     """Look whether Linux has given BAR 2 an address."""
     looked_at = f"{PCI}/{device['address']}/resource"
     if device["window"]:
-        yield ok(looked_at, f"BAR 2 of {device['window'] >> 20} MiB")
+        yield ok(looked_at, f"BAR 2 of {device['window'] >> 10} KiB")
         return
     cpu = slave.machine.text_if_there("/proc/cpuinfo") or ""
     amd = "AuthenticAMD" in cpu and "40 bits physical" in cpu

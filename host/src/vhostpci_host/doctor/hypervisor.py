@@ -111,7 +111,8 @@ def each_device(
 
 def mib(size: int) -> str:
     """Return a size for people."""
-    return f"{size >> 20} MiB"
+    # Window 0 of attach mode has the metadata alone: 64 KiB.
+    return f"{size >> 20} MiB" if size >> 20 or not size else f"{size >> 10} KiB"
 
 
 def process(pid: int) -> str:
