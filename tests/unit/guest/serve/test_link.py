@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests import json_document
 from tests.fakes.bar import (
     FEATURES,
     MEMORY,
@@ -552,3 +553,14 @@ def test_ring_is_as_full_as_its_driver_says_if_that_can_be(bench: Bench) -> None
     assert bench.link.status()["rings"][0]["fill"] == 5
     bench.device.window.view[at : at + 2] = (5000).to_bytes(2, "little")
     assert bench.link.status()["rings"][0]["fill"] is None
+
+
+def test_document_has_each_key_of_the_status_and_no_other(bench: Bench) -> None:
+    assert bench.link is not None
+    bench.publish(*pair(2))
+    known = json_document.documented("vhostpci-guest status")
+    found = set(json_document.keys(bench.link.status(), known))
+    # The agent and the command add the first; the others are a real port's.
+    more = {"pid", "version", "uid", "capabilities", "not_counted"}
+    more |= {"data_plane_reason", "tap", "bridge", "carrier", "uso", "tap_dropped"}
+    assert found | more == known

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a user is told of a device, where the parts of the device say it."""
 
+from tests import json_document
 from tests.fakes.frontend import RingAt
 from tests.fakes.ports import RecordedMaster
 from tests.unit.host.scene import Scene
-from vhostpci_host.cli import print_status
-from vhostpci_host.device.status import describe, state
+from vhostpci_host.cli import print_status, vms
+from vhostpci_host.device.status import describe, row, state
 from vhostpci_host.interfaces import Json
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.about import About, AboutFlag, Uncounted
@@ -160,3 +161,19 @@ def test_ring_is_as_full_as_its_driver_says_if_that_can_be(scene: Scene) -> None
     assert describe(scene.device)["rings"][0]["fill"] == 10
     scene.set_avail(ring, 65529)
     assert describe(scene.device)["rings"][0]["fill"] is None
+
+
+def test_document_has_each_key_of_the_status_and_no_other(scene: Scene) -> None:
+    scene.agent(scene.slave())
+    scene.running()
+    for _ in range(3):
+        scene.settle()
+        scene.device.traffic.sample(scene.loop.time())
+    carrier = {"grace": 3, "off": False, "why_off": None, "waits_for": None}
+    status = describe(scene.device, carrier=carrier | {"lacking": [], "problem": None})
+    known = json_document.documented("vhostpci-host status")
+    found = set(json_document.keys(vms.add_to(status), known))
+    # The daemon itself adds these.
+    assert found | {"keeper", "seccomp", "socket_files"} == known
+    known = json_document.documented("vhostpci-host list")
+    assert set(vms.add_names(row(scene.device.config, scene.device, ""))) == known
