@@ -63,7 +63,7 @@ def _agent(link: dict[str, Any]) -> Iterator[str]:
         yield f"version {link['version']}"
     if "uid" in link:
         rights = ", ".join(link["capabilities"]) or "no capability"
-        yield f"user {link['uid']} with {rights}"
+        yield f"runs as user {link['uid']} with {rights}"
 
 
 def _port_text(link: dict[str, Any]) -> str:
