@@ -37,6 +37,13 @@ class Device(NamedTuple):
     state: str
     about: str
     rings: tuple[Ring, ...] = ()
+    key: str = ""
+    """By what it is known again, if another device may have its name."""
+
+    @property
+    def same(self) -> tuple[str, str]:
+        """What it has in common with the same device at another moment."""
+        return self.key, self.name
 
 
 class Sample(NamedTuple):
@@ -94,9 +101,9 @@ def lines(title: str, before: Sample, after: Sample, terminal: Terminal) -> list
     found = terminal.wrapped(Styled(head, "head"))
     if after.problem:
         found += terminal.wrapped(Styled(after.problem, "bad"))
-    earlier = {device.name: device for device in before.devices}
+    earlier = {device.same: device for device in before.devices}
     for device in after.devices:
-        found += _device(device, earlier.get(device.name), seconds, terminal)
+        found += _device(device, earlier.get(device.same), seconds, terminal)
     return found
 
 

@@ -74,6 +74,19 @@ def test_terminal_without_blocks_has_a_bar_of_ascii() -> None:
     assert "########## 250" in "\n".join(shown)
 
 
+def test_devices_of_one_name_are_not_mixed() -> None:
+    def sample(at: float, one: int, other: int) -> Sample:
+        devices = (
+            Device("net0", "ready", "", (ring("rx0", 0, packets=one),), "one"),
+            Device("net0", "ready", "", (ring("rx0", 0, packets=other),), "other"),
+        )
+        return Sample(at, devices)
+
+    shown = top.lines("x", sample(1.0, 0, 5000), sample(2.0, 7, 5009), Terminal())
+    rates = [line.split()[1] for line in shown if "rx0" in line]
+    assert rates == ["7", "9"]
+
+
 def test_other_side_that_goes_is_shown_and_comes_back() -> None:
     times = iter(range(9))
     there = [Device("web", "running", "")]

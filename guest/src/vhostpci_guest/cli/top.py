@@ -46,7 +46,10 @@ def _devices(name: str | None) -> Iterator[Device]:
     for link in chosen:
         port = link["tap"] or link.get("socket") or "no TAP yet"
         rings = tuple(_ring(one, link) for one in link["rings"])
-        yield Device(link["name"] or link["device"], link["state"], port, rings)
+        # Devices of several daemons may have one name.
+        key = f"{link['pid']} {link['device']}"
+        name = link["name"] or link["device"]
+        yield Device(name, link["state"], port, rings, key)
 
 
 def _ring(ring: dict[str, Any], link: dict[str, Any]) -> Ring:
