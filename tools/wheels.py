@@ -305,7 +305,7 @@ def write_sboms(target: Path) -> None:
                     "--offline",
                 ),
                 *("--format=cyclonedx1.5", "--preview-features=sbom-export"),
-                *("--no-default-groups", "--all-extras", f"--package={program}"),
+                *("--no-default-groups", f"--package={program}"),
                 *("-o", str(target / f"{program}.cdx.json")),
             ],
             dict(os.environ),
