@@ -2,6 +2,7 @@
 """Our Debian packages as `make debs` builds them, from the cache if there."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ from tests.vm.cache import digest, entry, one_at_a_time
 from tests.vm.image import CHECKOUT
 
 SOURCES = ("shared", "host", "guest", "kmod", "debian", "tools")
+
+NEWER = "9.0"
+"""The version of packages that are an upgrade of ours."""
 
 
 @one_at_a_time("packages.lock")
@@ -50,4 +54,18 @@ def _contents() -> list[str]:
 def package(name: str) -> Path:
     """The file of one of our packages."""
     (found,) = built().glob(f"{name}_*.deb")
+    return found
+
+
+def upgraded(name: str, directory: Path) -> Path:
+    """Make the same package with a newer version, in a directory; return its file."""
+    tree = directory / name
+    subprocess.run(["dpkg-deb", "-R", str(package(name)), str(tree)], check=True)
+    control = tree / "DEBIAN/control"
+    # Its own version, and that of the others of ours that it depends on.
+    old = re.search(r"^Version: (.*)", control.read_text(), re.MULTILINE)
+    assert old
+    control.write_text(control.read_text().replace(old[1], NEWER))
+    subprocess.run(["dpkg-deb", "-b", str(tree), str(directory)], check=True)
+    (found,) = directory.glob(f"{name}_{NEWER}_*.deb")
     return found

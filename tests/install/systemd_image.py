@@ -80,16 +80,31 @@ def build(codename: str, place: Path) -> Image:
             *sums([Path(__file__), image.SERVER]),
         ]
     )
-    initrd = cache_dir() / "systemd" / f"{codename}-{key}.cpio"
-    if not initrd.exists():
-        with fresh_entry(initrd) as path, fresh.machine(codename, place) as new:
+    made = cache_dir() / "systemd" / f"{codename}-{key}"
+    if not made.exists():
+        with fresh_entry(made) as path, fresh.machine(codename, place) as new:
             _install(new)
-            root = new.path(Path("/"))
-            _finish(root, kernel)
-            _write(root, path)
-        discard_old(initrd.parent.glob(f"{codename}-*"), keep=1)
-    os.utime(initrd)
-    return Image(kernel=kernel.kernel, initrd=initrd, release=kernel.release)
+            _copy(new.path(Path("/")), path / "root")
+            _finish(path / "root", kernel)
+            _write(path / "root", path / "initrd")
+        discard_old(made.parent.glob(f"{codename}-*"), keep=1)
+    os.utime(made)
+    return Image(kernel=kernel.kernel, initrd=made / "initrd", release=kernel.release)
+
+
+def root_of(made: Image) -> Path:
+    """The file system that an image was made of."""
+    return made.initrd.parent / "root"
+
+
+def _copy(root: Path, target: Path) -> None:
+    """Copy a machine, without what is mounted there, which is the files of this one."""
+    mounted = {root / name for name in MOUNTED}
+
+    def skipped(directory: str, names: list[str]) -> list[str]:
+        return names if Path(directory) in mounted else []
+
+    shutil.copytree(root, target, symlinks=True, ignore=skipped)
 
 
 def _install(new: fresh.FreshMachine) -> None:
@@ -125,12 +140,7 @@ def _finish(root: Path, kernel: Image) -> None:
 def _write(root: Path, target: Path) -> None:
     with target.open("wb") as file:
         archive = CpioWriter(file)
-        for path in sorted(root.iterdir()):
-            archive.path(path, path.name)
-            # What is mounted there belongs to this machine.
-            if path.name not in MOUNTED and path.is_dir() and not path.is_symlink():
-                for below in sorted(path.rglob("*")):
-                    archive.path(below, str(below.relative_to(root)))
+        archive.tree(root)
         archive.device("dev/console", 5, 1)
         archive.device("dev/null", 1, 3)
         archive.close()

@@ -158,18 +158,22 @@ def base(codename: str) -> Path:
 
 
 @contextmanager
-def machine(codename: str, files: Mapping[str, str]) -> Iterator[Machine]:
+def machine(
+    codename: str, files: Mapping[str, str], root: Path | None = None
+) -> Iterator[Machine]:
     """Boot a machine of a Debian release; it ends with the block.
 
     Args:
         codename: the release's.
         files: what is there beside Debian's packages, and ours, by path.
+        root: a file system in which our packages are installed, in place of Debian's
+            packages and what is in `FILES`.
     """
     with TemporaryDirectory(prefix="vhostpci-") as name:
         place = Path(name)
         for path in ("mounts", "files"):
             (place / path).mkdir()
-        for path, text in {**FILES, **files}.items():
+        for path, text in {**({} if root else FILES), **files}.items():
             _write(place / "files" / path.lstrip("/"), text)
         with _cgroup(place.name) as group, (place / "log").open("w+") as log:
             argv = [*DIE_WITH_US, "sh", "-ec", 'echo $$ >"$0/cgroup.procs"; exec "$@"']
@@ -178,7 +182,7 @@ def machine(codename: str, files: Mapping[str, str]) -> Iterator[Machine]:
             argv += ["sh", "-ec", NAMESPACE, str(place / "mounts")]
             ours = [wheels.host_packages(), wheels.guest_packages(), place / "files"]
             with subprocess.Popen(
-                [*argv, *map(str, (base(codename), *ours))],
+                [*argv, *map(str, (root or base(codename), *ours))],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
