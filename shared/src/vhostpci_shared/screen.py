@@ -23,7 +23,8 @@ Frame = Callable[[Terminal], list[str]]
 # ECMA-48 and xterm: the alternate screen, the cursor's visibility, and its place.
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
-_QUIT = (b"q", b"Q", b"\x1b", b"\x03", b"\x04")
+# Not Escape: an arrow key sends it, too.
+_QUIT = (b"q", b"Q", b"\x03", b"\x04")
 _END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _REDRAW = (signal.SIGWINCH, signal.SIGCONT)
 

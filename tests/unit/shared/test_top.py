@@ -169,6 +169,7 @@ def test_screen_is_left_as_it_was(end: str | signal.Signals) -> None:
         assert "frame of 40" in before
         # 10 rows: the rest is named, and the last row stays free, so nothing scrolls.
         assert "... and 44 lines more" in before
+        os.write(other, b"\x1b[A")  # an arrow key does nothing
         fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("4H", 10, 60, 0, 0))
         read_until(other, "frame of 60")
         if isinstance(end, str):
