@@ -75,15 +75,15 @@ def _show(frame: Frame, interval: float, color: str) -> None:
                 lines, due = frame(terminal), now + interval
             _draw(lines, terminal)
             ready, _, _ = select.select([sys.stdin, wake], (), (), due - now)
+            if sys.stdin in ready:
+                key = os.read(sys.stdin.fileno(), 1)
+                if not key or key in _QUIT:
+                    return
             if wake in ready:
                 wake.recv(4096)
                 # The window has another size, or we go on after Ctrl-Z.
                 set_keys()
                 due = 0.0
-            if sys.stdin in ready:
-                key = os.read(sys.stdin.fileno(), 1)
-                if not key or key in _QUIT:
-                    return
 
 
 def _draw(lines: list[str], terminal: Terminal) -> None:
@@ -108,8 +108,9 @@ def _screen() -> Iterator[Callable[[], None]]:
     before = termios.tcgetattr(stdin)
 
     def enter() -> None:
-        # Ctrl-C and Ctrl-Z stay signals.
-        tty.setcbreak(stdin)
+        # Ctrl-C and Ctrl-Z stay signals.  At once, as what was typed is not thrown
+        # away then: the loop may be about to read it.
+        tty.setcbreak(stdin, termios.TCSANOW)
         sys.stdout.write(_ENTER)
         sys.stdout.flush()
 
