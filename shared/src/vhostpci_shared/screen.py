@@ -66,7 +66,7 @@ def _show(frame: Frame, interval: float, color: str) -> None:
     with ExitStack() as undo:
         wake, ended = undo.enter_context(_signals())
         set_keys = undo.enter_context(_screen())
-        due = 0.0
+        due, empty = 0.0, 0
         lines: list[str] = []
         while not ended():
             now = time.monotonic()
@@ -77,7 +77,9 @@ def _show(frame: Frame, interval: float, color: str) -> None:
             ready, _, _ = select.select([sys.stdin, wake], (), (), due - now)
             if sys.stdin in ready:
                 key = os.read(sys.stdin.fileno(), 1)
-                if not key or key in _QUIT:
+                # Nothing, twice: the terminal is gone.
+                empty = 0 if key else empty + 1
+                if empty > 1 or key in _QUIT:
                     return
             if wake in ready:
                 wake.recv(4096)
@@ -111,6 +113,11 @@ def _screen() -> Iterator[Callable[[], None]]:
         # Ctrl-C and Ctrl-Z stay signals.  At once, as what was typed is not thrown
         # away then: the loop may be about to read it.
         tty.setcbreak(stdin, termios.TCSANOW)
+        # Ctrl-C throws away what was typed, behind the back of who is about to read it:
+        # no read may wait.
+        mode = termios.tcgetattr(stdin)
+        mode[6][termios.VMIN] = 0
+        termios.tcsetattr(stdin, termios.TCSANOW, mode)
         sys.stdout.write(_ENTER)
         sys.stdout.flush()
 
