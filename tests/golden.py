@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole outputs of a command, each in a file of its own, which people have looked at.
+"""Whole outputs of a command, each in a separate file, which people have looked at.
 
 After a wanted change, `WRITE_GOLDEN=1 pytest ...` writes the files; look at the
 difference before you commit it.

@@ -148,7 +148,7 @@ class JournalFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         prefix = f"<{_priority(record.levelno)}>"
-        # journald takes each line of a traceback for an entry of its own.
+        # journald takes each line of a traceback for a separate entry.
         lines = super().format(record).splitlines() or [""]
         return "\n".join(prefix + line for line in lines)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Serves metrics by HTTP, on an address of this machine or a Unix socket.
 
-It runs in a process of its own: neither the daemon, which moves all doorbells under a
+It runs in a separate process: neither the daemon, which moves all doorbells under a
 filter of system calls, nor the agent's loop parses what an HTTP client sends.
 """
 

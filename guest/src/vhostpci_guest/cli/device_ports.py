@@ -135,7 +135,7 @@ class DevicePort:
         self._ports = ports
         self._device = device
         self.name = ""
-        """The device's name, as far as it is known."""
+        """The device's name; empty while it is not known."""
         self.inner: Inner | None = None
 
     @property

@@ -129,7 +129,7 @@ class Output:
         if name != "-":
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
             try:
-                # The master's packets are for nobody else's eyes.
+                # No other user may read the master's packets.
                 self._fd = os.open(name, flags, 0o600)
             except OSError as error:
                 raise Unusable(f"cannot write {name}: {error.strerror}") from None

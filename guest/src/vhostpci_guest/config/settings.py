@@ -57,7 +57,7 @@ class Settings:
     rules: Rules = field(default_factory=Rules)
     """For the TAPs."""
     plane: PlaneSettings = field(default_factory=PlaneSettings)
-    """For each device that has none of its own."""
+    """For each device without a value."""
     own_planes: Mapping[str, PlaneSettings] = field(default_factory=dict)
 
     def plane_of(self, name: str) -> PlaneSettings:
@@ -103,7 +103,7 @@ def make_settings(values: Values, own: Mapping[str, Values] | None = None) -> Se
     """Return the settings, given parsed values.
 
     Args:
-        values: for the agent, and for each device that has none of its own.
+        values: for the agent, and for each device without a value.
         own: what devices have in their place, by their names.
     """
     own = own or {}

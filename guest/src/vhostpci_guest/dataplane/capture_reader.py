@@ -20,7 +20,7 @@ _NUMBER = Struct("=Q")
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """A packet, as far as it was copied."""
+    """A packet, or the part of it that was copied."""
 
     time_ns: int
     length: int

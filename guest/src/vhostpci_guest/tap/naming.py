@@ -132,7 +132,7 @@ class Rules:
     mac: Template | None = None
     addresses: tuple[Template, ...] = ()
     own: Mapping[str, Self] = field(default_factory=dict)
-    """All settings of each device that has some of its own."""
+    """All settings of each device that has a table."""
 
     def of(self, name: str) -> Self:
         """Return the rules for the device of that name."""

@@ -138,7 +138,7 @@ def parse_address(text: str) -> Address:
 def _check_host(text: str, address: Address) -> None:
     """Refuse what the kernel takes, and what no packet then comes to."""
     network = address.network
-    # A network of two addresses has no address of its own (RFC 3021, RFC 6164).
+    # A network of two addresses has no address that stands for it (RFC 3021, RFC 6164).
     if network.num_addresses <= 2:
         return
     if address.ip == network.network_address:

@@ -21,7 +21,7 @@ _MAKES_DATAGRAMS = (
 )
 _GOOD = "running"
 _IDLE = ("no master", "no slave", "no agent", "master's driver is not loaded")
-"""States in which nothing is wrong, and somebody has yet to come."""
+"""States in which nothing is wrong, and a peer has yet to come."""
 
 
 def text(status: Json, terminal: Terminal | None = None) -> str:

@@ -46,7 +46,7 @@ def _trace(args: argparse.Namespace) -> None:
 
 
 def _entries(path: Path, name: str, *, once: bool) -> Iterator[Json]:
-    """Yield what is said, the oldest first; for ever unless `once`."""
+    """Yield what is said, the oldest first; without end unless `once`."""
     following, pid = 0, None
     while True:
         request = {"command": "conversation", "name": name, "since": following}

@@ -81,7 +81,7 @@ def view(entry: Entry) -> View | None:
     """Return a device as it is now; None while it is still being added."""
     server = entry.server
     if server is None:
-        # What is being added has no failure of its own: who adds it is told.
+        # A device that is being added fails by no event: who adds it is told.
         if entry.arriving:
             return None
         return View(state=FAILED, reason=entry.failure)

@@ -44,7 +44,7 @@ class Conversation:
         self._second, self._logged = 0, 0
 
     def since(self, number: int) -> Json:
-        """Return what was said from entry `number` on, as far as it is kept.
+        """Return what was said from entry `number` on, and is still kept.
 
         Returns:
             The entries, and the number of the one that comes next.
