@@ -2,7 +2,7 @@
 """Protocols and types that the agent's layers share: devices, windows, sources."""
 
 from collections import deque
-from collections.abc import Iterable, Set
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -54,6 +54,10 @@ Call = Doorbell | Eventfd
 """How to interrupt a peer: what vhost-user calls the call eventfd."""
 
 
+def nothing() -> None:
+    """Do nothing: what is called where there is nothing to do."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class WindowFile:
     """The file behind a window, which another process can map.
@@ -68,6 +72,8 @@ class WindowFile:
     """Where in the file the window begins, in bytes."""
     holders: deque[int] = field(default_factory=lambda: deque(maxlen=16))
     """IDs of the last processes that were given a copy, and may have it mapped."""
+    give: Callable[[], None] = nothing
+    """To be called before another process, or the kernel, works on the window."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,11 @@
 
 The agent maps the memory of a master, and its threads parse rings that the master
 writes.  So it runs as a user without rights, without any capability, and what needs one
-is done by two processes that believe none of its orders::
+is done by two processes that believe none of its orders; a third one outlives it::
 
    agent, as nobody ──┬── helper "bind": PCI functions, their nodes, modules   (root)
-                      └── helper "tap": TAPs                                    (root)
+                      ├── helper "tap": TAPs                                    (root)
+                      └── helper "hold": keeps VFIO devices open  (no capability)
 """
 
 import logging
@@ -27,6 +28,7 @@ from ..dataplane.vhost_user.sockets import (
     orders,
 )
 from ..errors import Unusable
+from ..pci.hold import Holder, HoldOrders
 from ..pci.kernel import System
 from ..pci.orders import PciOrders
 from ..pci.remote import RemoteSystem
@@ -133,12 +135,20 @@ def helpers(
                 },
             )
         )
-        bind = None
+        system = None
         if pci:
             bind = undo.enter_context(
                 Helper("vhostpci-bind", "binds devices", _BIND, _pci_handlers)
             )
-        system = None if bind is None else RemoteSystem(bind.channel)
+            held = HoldOrders()
+            hold = undo.enter_context(
+                Helper(
+                    *("vhostpci-hold", "holds devices", set()),
+                    lambda agent: held.handlers(),
+                    held.linger,
+                )
+            )
+            system = RemoteSystem(bind.channel, Holder(hold.channel))
         yield Helpers(
             RemoteRequests(tap.channel),
             system,

@@ -218,6 +218,9 @@ class VhostNetPlane:
 
     def set_memory(self, regions: Sequence[MemRegion]) -> None:
         self._memory, self._memory_refused = tuple(regions), ""
+        for region in regions:
+            if region.file is not None:
+                region.file.give()
         try:
             for kernel in self._kernels:
                 kernel.set_memory(regions)

@@ -77,6 +77,18 @@ class System:
         """
         return os.open(node, os.O_RDWR | os.O_CLOEXEC)
 
+    def hold(self, name: str, fd: int) -> None:
+        """Have a descriptor stay open for longer than we live, until `let_close`.
+
+        Here it does not: only a helper outlives us (pci/hold.py).
+
+        Raises:
+            Unusable, OSError: it cannot be held.
+        """
+
+    def let_close(self, name: str) -> None:
+        """Have it held no more; raises as `hold` does."""
+
     def open_attribute(self, path: Path, *, write: bool = False) -> int:
         """Open a file of sysfs.
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..privileges.channel import Channel
+from .hold import Holder
 from .kernel import System
 from .orders import (
     ALL,
@@ -21,9 +22,18 @@ from .orders import (
 class RemoteSystem(System):
     """A `System` that orders from a helper what only root may do (pci/orders.py)."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, holder: Holder) -> None:
         super().__init__()
         self._channel = channel
+        self._holder = holder
+
+    def hold(self, name: str, fd: int) -> None:
+        """Have a copy held by the helper that outlives us."""
+        self._holder.hold(name, fd)
+
+    def let_close(self, name: str) -> None:
+        """Have that helper close it."""
+        self._holder.let_close(name)
 
     def write(self, path: Path, text: str, claim: int | None = None) -> None:
         """Have an attribute written, of a device that we have claimed."""

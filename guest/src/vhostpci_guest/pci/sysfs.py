@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing, contextmanager
 
 from ..dataplane.mapping import Mapping
 from ..errors import Unusable
-from ..interfaces import WindowFile
+from ..interfaces import WindowFile, nothing
 from . import holders
 from .binding_names import SYSFS
 from .ivshmem import MappedWindow, PciBound, Registers
@@ -56,7 +56,9 @@ def read_unbound(pci: PciDevice) -> int:
 
 @contextmanager
 def mapped_window(
-    pci: PciDevice, claim: Callable[[], None] | None = None
+    pci: PciDevice,
+    claim: Callable[[], None] | None = None,
+    give: Callable[[], None] = nothing,
 ) -> Iterator[MappedWindow]:
     """Map BAR 2 from its file in sysfs, which stays open: another process can map it.
 
@@ -65,6 +67,7 @@ def mapped_window(
     Args:
         pci: the device.
         claim: claims BAR 2; None if the binding cannot.
+        give: called before another process works on it.
 
     Raises:
         OSError: the kernel does not map it.
@@ -73,7 +76,7 @@ def mapped_window(
     # stores to write-combining memory, and the rings rely on the order of theirs.
     skip = pci.bar_skip(2)
     with opened_resource(pci, 2) as fd:
-        file = WindowFile(fd, skip)
+        file = WindowFile(fd, skip, give=give)
         with closing(Mapping(fd, pci.bar_size(2), skip=skip)) as mapping:
             yield MappedWindow(mapping, file)
         # Our own mapping is gone: the claim takes away all that there are.

@@ -15,6 +15,7 @@ import fcntl
 import logging
 import os
 import struct
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from dataclasses import dataclass
 from ..dataplane.mapping import Mapping
 from ..errors import Unusable
 from ..eventfds import new_eventfd
-from . import holders, sysfs
+from ..interfaces import nothing
+from . import hold, holders, sysfs
 from .binding_names import VFIO
 from .config_space import COMMAND, COMMAND_MASTER, COMMAND_MEMORY
 from .ivshmem import MappedWindow, PciBound, Registers
@@ -31,6 +33,10 @@ from .sysfs_device import PciDevice
 log = logging.getLogger(__name__)
 
 DRIVER = "vfio-pci"
+
+GRACE = 3.0
+"""Seconds beyond `hold.LINGER` for a group: the reset at its end takes one."""
+PAUSE = 0.02
 
 _REFUSED = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOENT)
 """How the kernel refuses a BAR's file in sysfs; with EINVAL if a driver has claimed the
@@ -103,8 +109,10 @@ def bind(pci: PciDevice) -> PciBound:
         _take_back(pci, group)
         device = _open_device(pci, group, stack)
         _switch_on(device)
+        held = Held(pci, device)
+        stack.callback(held.end)
         registers = _map(pci, device, 0, stack)
-        bar = map_window(pci, stack, lambda undo: _map(pci, device, 2, undo))
+        bar = map_window(pci, stack, lambda undo: _map(pci, device, 2, undo), held)
         vectors = _interrupts(device, stack)
         return PciBound(
             place=pci,
@@ -144,6 +152,18 @@ def _open(pci: PciDevice, name: str, stack: ExitStack) -> int:
     return fd
 
 
+def _open_group(pci: PciDevice, group: str, stack: ExitStack) -> int:
+    """Open a group; wait while a helper of a killed agent has a device of it open."""
+    end = time.monotonic() + hold.LINGER + GRACE
+    while True:
+        try:
+            return _open(pci, group, stack)
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() >= end:
+                raise
+        time.sleep(PAUSE)
+
+
 def _open_device(pci: PciDevice, group: str, stack: ExitStack) -> int:
     """Return the device's descriptor, in a new VFIO container."""
     container = _open(pci, "vfio", stack)
@@ -154,7 +174,7 @@ def _open_device(pci: PciDevice, group: str, stack: ExitStack) -> int:
         raise Unusable(
             "the kernel's VFIO has no type 1 IOMMU: modprobe vfio_iommu_type1"
         )
-    group_fd = _open(pci, group, stack)
+    group_fd = _open_group(pci, group, stack)
     status = bytearray(_group_status.pack(_group_status.size, 0))
     fcntl.ioctl(group_fd, GROUP_GET_STATUS, status)
     # A group is viable if each of its devices has a VFIO driver or none: a device of
@@ -193,8 +213,48 @@ def _switch_on(device: int) -> None:
     os.pwrite(device, struct.pack("<H", command), at)
 
 
+class Held:
+    """A device that stays open for a moment if we are killed, once it is called.
+
+    Args:
+        pci: the device.
+        device: its descriptor.
+    """
+
+    def __init__(self, pci: PciDevice, device: int) -> None:
+        self._pci = pci
+        self._device = device
+        self._held = False
+
+    def __call__(self) -> None:
+        """Have it held: another process is about to work on its window."""
+        if self._held:
+            return
+        try:
+            self._pci.system.hold(self._pci.address, self._device)
+            self._held = True
+        except (Unusable, OSError) as error:
+            log.warning(
+                "%s: if this agent is killed, what works the rings may read ones for a "
+                "moment, and break them: %s",
+                *(self._pci.address, error),
+            )
+
+    def end(self) -> None:
+        """Have it held no more: the kernel waits for the copy at an unplug, too."""
+        if not self._held:
+            return
+        try:
+            self._pci.system.let_close(self._pci.address)
+        except (Unusable, OSError) as error:
+            log.warning("%s: a copy of it may stay open: %s", self._pci.address, error)
+
+
 def map_window(
-    pci: PciDevice, stack: ExitStack, by_vfio: Callable[[ExitStack], Mapping]
+    pci: PciDevice,
+    stack: ExitStack,
+    by_vfio: Callable[[ExitStack], Mapping],
+    give: Callable[[], None] = nothing,
 ) -> MappedWindow:
     """Map BAR 2 from sysfs if the kernel allows that, else through VFIO.
 
@@ -209,6 +269,7 @@ def map_window(
         pci: the device, which is open and switched on.
         stack: gets what undoes it.
         by_vfio: maps it through VFIO, until the stack is closed.
+        give: called before another process works on the window.
     """
 
     def claim() -> None:
@@ -217,7 +278,7 @@ def map_window(
 
     try:
         if not pci.system.locked_down:
-            return stack.enter_context(sysfs.mapped_window(pci, claim))
+            return stack.enter_context(sysfs.mapped_window(pci, claim, give))
         why = "kernel lockdown forbids to map BARs from sysfs; take --bind kmod"
     except OSError as error:
         if error.errno not in _REFUSED:

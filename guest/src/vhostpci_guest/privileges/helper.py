@@ -7,7 +7,8 @@ threads or devices.
 
 It holds nothing from one order to the next.  So it does not matter how it ends: with
 the agent, at once, when that is killed (else it could do the rest of an order while a
-successor begins), and otherwise when the agent closes its end.
+successor begins), and otherwise when the agent closes its end.  One helper differs: it
+is there to hold something for longer than the agent lives (pci/hold.py).
 """
 
 import logging
@@ -19,6 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Self
 
 from vhostpci_shared.log_writer import STDERR, LogWriter
@@ -38,6 +40,14 @@ _ENDED_BY_AGENT = (
 """Signals to a whole process group or service: the agent needs us until its end."""
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a helper does."""
+
+    make: Callable[[], Mapping[str, Handler]]
+    outlive: Callable[[], None] | None
+
+
 class Helper:
     """A helper process, as the agent sees it; `close` ends it.
 
@@ -47,6 +57,8 @@ class Helper:
         keep: the capabilities that it keeps, of those that we have.
         make: makes what it does, by the names of the orders; called in the helper,
             with the agent's PID.
+        outlive: what it does when the agent has ended, in whatever way; None: it is
+            killed with the agent.
     """
 
     def __init__(
@@ -55,6 +67,7 @@ class Helper:
         does: str,
         keep: Set[int],
         make: Callable[[int], Mapping[str, Handler]],
+        outlive: Callable[[], None] | None = None,
     ) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         agent = os.getpid()
@@ -62,7 +75,8 @@ class Helper:
         # the log's, the helper uses none.
         self.pid = os.fork()
         if self.pid == 0:
-            _end(lambda: _run(theirs, name, keep, lambda: make(agent), agent))
+            work = Work(lambda: make(agent), outlive)
+            _end(lambda: _run(theirs, name, keep, work, agent))
         theirs.close()
         self.channel = Channel(ours, does)
 
@@ -104,10 +118,11 @@ def _run(
     sock: socket.socket,
     name: str,
     keep: Set[int],
-    make: Callable[[], Mapping[str, Handler]],
+    work: Work,
     agent: int,
 ) -> None:
-    process.end_with_parent(signal.SIGKILL)
+    if work.outlive is None:
+        process.end_with_parent(signal.SIGKILL)
     if os.getppid() != agent:
         return  # it was killed before
     process.set_name(name)
@@ -120,7 +135,9 @@ def _run(
     os.chdir("/")
     _close_all_but(sock.fileno())
     process.limit(keep)
-    serve(sock, make())
+    serve(sock, work.make())
+    if work.outlive is not None:
+        work.outlive()
 
 
 def _close_all_but(kept: int) -> None:

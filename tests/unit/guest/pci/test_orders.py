@@ -16,6 +16,7 @@ import pytest
 from tests.fakes.sysfs import FakeSystem
 from vhostpci_guest.errors import Unusable
 from vhostpci_guest.pci import bindings
+from vhostpci_guest.pci.hold import Holder
 from vhostpci_guest.pci.orders import MAPPED_BY, PciOrders
 from vhostpci_guest.pci.remote import RemoteSystem
 from vhostpci_guest.pci.sysfs_device import PciDevice
@@ -29,7 +30,7 @@ class Remote(RemoteSystem):
     """The agent's view of a machine whose files are the test's."""
 
     def __init__(self, channel: Channel, root: Path) -> None:
-        super().__init__(channel)
+        super().__init__(channel, Holder(channel))
         self.sys, self.dev, self.proc = root / "sys", root / "dev", root / "proc"
 
 

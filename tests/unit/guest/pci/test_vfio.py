@@ -12,7 +12,8 @@ import pytest
 from tests.fakes.sysfs import BAR2, FakeSystem
 from tests.unit.guest.pci.plugged import device
 from vhostpci_guest.dataplane.mapping import Mapping
-from vhostpci_guest.pci import vfio
+from vhostpci_guest.errors import Unusable
+from vhostpci_guest.pci import hold, vfio
 
 
 @pytest.mark.parametrize(
@@ -128,3 +129,81 @@ def test_agent_without_descriptors_does_not_give_the_window_up(
     with ExitStack() as stack, pytest.raises(OSError, match="Too many open files"):
         vfio.map_window(here, stack, by_vfio)
     assert not by_vfio.claimed
+
+
+class Holds(FakeSystem):
+    """A kernel whose helper notes what it is to hold."""
+
+    def __init__(self, root: Path, *modules: str) -> None:
+        super().__init__(root, *modules)
+        self.held: list[tuple[str, int]] = []
+        self.ended = False
+
+    def hold(self, name: str, fd: int) -> None:
+        if self.ended:
+            raise Unusable("the helper process has ended")
+        self.held.append((name, fd))
+
+    def let_close(self, name: str) -> None:
+        self.held = [one for one in self.held if one[0] != name]
+
+
+def test_device_is_held_from_when_its_window_is_given_away(
+    tmp_path: Path, by_vfio: Vfio
+) -> None:
+    system = Holds(tmp_path, "vfio-pci")
+    pci = device(system)
+    held = vfio.Held(pci, 7)
+    with ExitStack() as undo:
+        undo.callback(held.end)
+        window = vfio.map_window(pci, undo, by_vfio, held)
+        assert window.file is not None
+        assert system.held == []
+        window.file.give()
+        window.file.give()
+        assert system.held == [(pci.address, 7)]
+    assert system.held == []
+
+
+def test_device_that_cannot_be_held_is_served_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    system = Holds(tmp_path, "vfio-pci")
+    system.ended = True
+    held = vfio.Held(device(system), 7)
+    held()
+    assert "may read ones for a moment" in caplog.text
+    held.end()
+
+
+def test_group_that_a_killed_agents_helper_has_open_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = FakeSystem(tmp_path, "vfio-pci")
+    pci, times = device(system), iter([errno.EBUSY, errno.EBUSY, 0])
+    monkeypatch.setattr(vfio, "PAUSE", 0.0)
+
+    def open_node(node: Path) -> int:
+        if error := next(times):
+            raise OSError(error, os.strerror(error))
+        return os.open(os.devnull, os.O_RDWR)
+
+    monkeypatch.setattr(system, "open", open_node)
+    with ExitStack() as undo:
+        assert vfio._open_group(pci, "1", undo) >= 0
+    assert next(times, None) is None
+
+
+def test_group_that_another_program_has_open_is_not_waited_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = FakeSystem(tmp_path, "vfio-pci")
+    monkeypatch.setattr(vfio, "GRACE", 0.0)
+    monkeypatch.setattr(hold, "LINGER", 0.1)
+
+    def refuse(node: Path) -> int:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    monkeypatch.setattr(system, "open", refuse)
+    with ExitStack() as undo, pytest.raises(OSError, match="busy"):
+        vfio._open_group(device(system), "1", undo)

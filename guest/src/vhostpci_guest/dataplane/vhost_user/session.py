@@ -119,6 +119,7 @@ class Session:
             self.memory = tuple(regions)
             for region in regions:
                 if region.file is not None:
+                    region.file.give()
                     region.file.holders.append(self.pid)
             for message in memory_table(regions):
                 self._dialogue.tell(message)
