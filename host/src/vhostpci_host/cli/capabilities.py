@@ -1,8 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The option `--print-capabilities`: tools ask with it what this back-end can do."""
+"""QEMU's conventions for back-ends: vhost-user.rst, "Backend program conventions".
+
+Tools ask with `--print-capabilities` what this back-end can do, and start it with
+`--socket-path` or `--fd` and no command.
+"""
 
 import argparse
 import json
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 # QEMU's docs/interop/vhost-user.json: `type` is the kind of device.  The optional
@@ -16,6 +24,30 @@ def add_option(parser: argparse.ArgumentParser) -> None:
         action=_PrintCapabilities,
         help="print what this back-end can do, as JSON, and exit",
     )
+
+
+def with_command(words: Sequence[str]) -> Sequence[str]:
+    """Return the words with the command that they leave out by convention.
+
+    A tool that starts us so names no device: its name is that of the socket, or of the
+    descriptor.  The master is the tool's, and brings its memory.
+    """
+    if not words or not words[0].startswith("-") or "run" in words:
+        return words
+    given = dict(pairwise([*words, ""]))
+    given |= dict(word.split("=", 1) for word in words if "=" in word)
+    name = _name(given.get("--socket-path", ""), given.get("--fd", ""))
+    if not name:
+        return words
+    mode = [] if {"--mode", "--memory"} & given.keys() else ["--mode", "attach"]
+    return ["run", name, *mode, *words]
+
+
+def _name(path: str, fd: str) -> str:
+    """Return the name of a device at a socket, or at a descriptor; "" for neither."""
+    if fd:
+        return f"fd{fd}"
+    return re.sub(r"[^A-Za-z0-9._-]", "-", Path(path).stem).lstrip("._-")[:64]
 
 
 class _PrintCapabilities(argparse.Action):

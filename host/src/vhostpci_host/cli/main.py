@@ -79,7 +79,7 @@ def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    words = sys.argv[1:] if argv is None else argv
+    words = capabilities.with_command(sys.argv[1:] if argv is None else argv)
     args = parser(words).parse_args(words)
     try:
         args.run(args)

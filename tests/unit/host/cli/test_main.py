@@ -8,6 +8,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 import vhostpci_host
+from vhostpci_host.cli.capabilities import with_command
 from vhostpci_host.cli.main import main
 from vhostpci_shared.barriers import NoBarriers
 
@@ -41,6 +42,29 @@ def test_capabilities_are_printed_despite_other_arguments(
         main(argv)
     assert end.value.code == 0
     assert json.loads(capsys.readouterr().out) == {"type": "net", "features": []}
+
+
+@pytest.mark.parametrize(
+    ("words", "more"),
+    [
+        (["--socket-path", "/run/vm 1.sock"], ["run", "vm-1", "--mode", "attach"]),
+        (["--socket-path=/run/_a.b.sock"], ["run", "a.b", "--mode", "attach"]),
+        (["--fd=7"], ["run", "fd7", "--mode", "attach"]),
+        (["-v", "--fd", "7", "--memory", "1G"], ["run", "fd7"]),
+    ],
+)
+def test_tool_that_names_no_command_has_a_device_served(
+    words: list[str], more: list[str]
+) -> None:
+    assert with_command(words) == [*more, *words]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["--version"], ["status"], ["run", "a", "--fd", "3"], ["-v", "run", "--fd=3"]],
+)
+def test_command_line_that_has_a_command_stays(words: list[str]) -> None:
+    assert with_command(words) == words
 
 
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
