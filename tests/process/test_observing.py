@@ -108,12 +108,18 @@ def test_metrics_are_those_of_the_document(shared: Lab) -> None:
     assert [one.labels["queue"] for one in packets] == ["rx0", "tx0"]
 
 
+def is_listened_at(path: Path) -> bool:
+    """Whether a socket takes connections: it has its path a moment before."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
 def test_metrics_are_served_until_a_signal(shared: Lab, tmp_path: Path) -> None:
     path = tmp_path / "socket"
     words = ("metrics", "--run-dir", str(shared.run_dir), "--listen", f"unix:{path}")
     server = subprocess.Popen([sys.executable, "-m", "vhostpci_host", *words])
     try:
-        wait_for(path.exists, "the metrics are served")
+        wait_for(lambda: is_listened_at(path), "the metrics are served")
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
             client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")

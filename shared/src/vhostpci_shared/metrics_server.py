@@ -12,8 +12,8 @@ import socket
 import socketserver
 import stat
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import FrameType
@@ -152,6 +152,20 @@ def serve(text: str, collect: Callable[[], str]) -> None:
         BadAddress: the text names none.
         NotServed: it cannot be listened at.
     """
+    # First: a signal that comes while the socket is made must remove it, too.
+    signal.signal(signal.SIGTERM, _interrupt)
+    with suppress(KeyboardInterrupt), _listening(text, collect) as server:
+        log.info("metrics are at %s", text)
+        server.serve_forever()
+
+
+@contextmanager
+def _listening(text: str, collect: Callable[[], str]) -> Iterator[MetricsServer]:
+    """Listen at an address; remove its socket at the end.
+
+    Raises:
+        BadAddress, NotServed: as `serve` does.
+    """
     address = parse_address(text)
     try:
         server = MetricsServer(address, collect)
@@ -160,13 +174,12 @@ def serve(text: str, collect: Callable[[], str]) -> None:
             f"cannot serve metrics at {text}: {error.strerror or error}; choose "
             "another address, or look which program has it: ss -lxtp"
         ) from None
-    with server:
-        signal.signal(signal.SIGTERM, _interrupt)
-        log.info("metrics are at %s", text)
-        with suppress(KeyboardInterrupt):
-            server.serve_forever()
-    if isinstance(address, str):
-        Path(address).unlink(missing_ok=True)
+    try:
+        with server:
+            yield server
+    finally:
+        if isinstance(address, str):
+            Path(address).unlink(missing_ok=True)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
