@@ -10,7 +10,7 @@ from tests.vm import dmesg, openvswitch, switch
 from tests.vm.data_planes import VHOST_USER
 from tests.vm.show import Progress
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.long]
 
 
 def test_masters_come_and_go_and_the_others_lose_nothing_and_all_outlive_deaths(
