@@ -5,6 +5,7 @@ import gc
 import os
 import re
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -131,6 +132,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if item.get_closest_marker(marker) and (lacks := lacking(marker)):
             stop = pytest.fail if os.environ.get("CI") else pytest.skip
             stop(f"missing: {', '.join(lacks)} (tools/setup installs what it can)")
+
+
+@pytest.fixture(autouse=True)
+def signals_arrive() -> Iterator[None]:
+    """Let the signals arrive that a test has blocked, as a daemon does at its end.
+
+    The next test, and each process that it starts, would have them blocked, too.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @pytest.fixture(autouse=True)
