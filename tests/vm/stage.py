@@ -69,6 +69,7 @@ class Stage(Progress):
     def __call__(self, text: str, why: str = "") -> None:
         """Note that a step begins."""
         self._step = text
+        self._look()  # without a terminal nothing else does
         self.log(text)
         if why:
             self._print(Text(f"          {why}", style="dim"))

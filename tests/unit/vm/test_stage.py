@@ -115,6 +115,13 @@ def test_log_and_narrow_terminal_show_the_steps_alone(
     assert "from memory" not in text
 
 
+def test_log_has_the_packets_of_the_last_step() -> None:
+    stage = Stage(PairScene(facts=FACTS), Console(file=io.StringIO()))
+    stage.follow(lambda: {"up": 21})
+    stage("shutting down")
+    assert "21 packets" in stage.drawing()
+
+
 def test_daemon_that_does_not_answer_leaves_the_counts_as_they_are() -> None:
     def count() -> dict[str, int]:
         raise ConnectionRefusedError
