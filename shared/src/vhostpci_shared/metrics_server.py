@@ -5,6 +5,7 @@ It runs in a separate process: neither the daemon, which moves all doorbells und
 filter of system calls, nor the agent's loop parses what an HTTP client sends.
 """
 
+import argparse
 import logging
 import os
 import signal
@@ -143,6 +144,28 @@ def remove_dead(path: str) -> None:
                 probe.connect(path)
             except ConnectionRefusedError:
                 Path(path).unlink(missing_ok=True)
+
+
+def add_outputs(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where metrics go, and what they mean."""
+    parser.epilog = (
+        "Without --textfile and --listen the metrics are printed.  --listen serves "
+        "until SIGINT or SIGTERM, without encryption or passwords: choose an address "
+        "of 127.0.0.1, or a Unix socket."
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--textfile",
+        type=Path,
+        metavar="FILE",
+        help="write them to FILE, which node_exporter reads meanwhile: its name must "
+        "end in .prom, in the directory of --collector.textfile.directory",
+    )
+    where.add_argument(
+        "--listen",
+        metavar="ADDRESS",
+        help="serve them by HTTP at ADDRESS:PORT or unix:PATH, under /metrics",
+    )
 
 
 def serve(text: str, collect: Callable[[], str]) -> None:

@@ -7,7 +7,6 @@ docs/metrics.md has the names.
 
 import argparse
 import re
-from pathlib import Path
 from typing import Any
 
 from vhostpci_shared import metrics_server
@@ -26,24 +25,7 @@ _OF_TAP = "tx_tap_dropped"
 
 
 def add_metrics(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = (
-        "Without --textfile and --listen the metrics are printed.  --listen serves "
-        "until SIGINT or SIGTERM, without encryption or passwords: choose an address "
-        "of 127.0.0.1, or a Unix socket."
-    )
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--textfile",
-        type=Path,
-        metavar="FILE",
-        help="write them to FILE, which node_exporter reads meanwhile: its name must "
-        "end in .prom, in the directory of --collector.textfile.directory",
-    )
-    where.add_argument(
-        "--listen",
-        metavar="ADDRESS",
-        help="serve them by HTTP at ADDRESS:PORT or unix:PATH, under /metrics",
-    )
+    metrics_server.add_outputs(parser)
     parser.set_defaults(run=_metrics)
 
 

@@ -33,30 +33,9 @@ _OF_DAEMON = {
 
 
 def add_metrics(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = (
-        "Without --textfile and --listen the metrics are printed.  --listen serves "
-        "until SIGINT or SIGTERM, without encryption or passwords: choose an address "
-        "of 127.0.0.1, or a Unix socket."
-    )
     options.add_to(parser, options.RUN_DIR)
-    _add_outputs(parser)
+    metrics_server.add_outputs(parser)
     parser.set_defaults(run=_metrics)
-
-
-def _add_outputs(parser: argparse.ArgumentParser) -> None:
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--textfile",
-        type=Path,
-        metavar="FILE",
-        help="write them to FILE, which node_exporter reads meanwhile: its name must "
-        "end in .prom, in the directory of --collector.textfile.directory",
-    )
-    where.add_argument(
-        "--listen",
-        metavar="ADDRESS",
-        help="serve them by HTTP at ADDRESS:PORT or unix:PATH, under /metrics",
-    )
 
 
 def _metrics(args: argparse.Namespace) -> None:
