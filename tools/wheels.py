@@ -66,7 +66,7 @@ class Surroundings:
 
     folder: str
     mode: int
-    """The permissions of the sources, which come from the umask of whoever got them."""
+    """The permissions of the sources, which come from a user's umask."""
     environment: Mapping[str, str]
 
 

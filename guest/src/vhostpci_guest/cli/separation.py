@@ -135,26 +135,29 @@ def helpers(
                 },
             )
         )
-        system = None
-        if pci:
-            bind = undo.enter_context(
-                Helper("vhostpci-bind", "binds devices", _BIND, _pci_handlers)
-            )
-            held = HoldOrders()
-            hold = undo.enter_context(
-                Helper(
-                    *("vhostpci-hold", "holds devices", set()),
-                    lambda agent: held.handlers(),
-                    held.linger,
-                )
-            )
-            system = RemoteSystem(bind.channel, Holder(hold.channel))
+        system = _pci_helpers(undo) if pci else None
         yield Helpers(
             RemoteRequests(tap.channel),
             system,
             tap.channel,
             None if sockets is None else RemoteSockets(tap.channel),
         )
+
+
+def _pci_helpers(undo: ExitStack) -> RemoteSystem:
+    """Start the helpers for PCI functions."""
+    bind = undo.enter_context(
+        Helper("vhostpci-bind", "binds devices", _BIND, _pci_handlers)
+    )
+    held = HoldOrders()
+    hold = undo.enter_context(
+        Helper(
+            *("vhostpci-hold", "holds devices", set()),
+            lambda agent: held.handlers(),
+            held.linger,
+        )
+    )
+    return RemoteSystem(bind.channel, Holder(hold.channel))
 
 
 def _pci_handlers(agent: int) -> dict[str, Handler]:
