@@ -3,7 +3,6 @@
 
 import argparse
 import json
-import os
 import sys
 import time
 from contextlib import suppress
@@ -15,7 +14,7 @@ from vhostpci_shared.terminal import Terminal, add_color
 from ..config import options
 from ..config.device import daemon_control
 from ..daemon import control_client
-from ..errors import HostError, NoAnswer, NoDaemon, explain
+from ..errors import HostError, NoAnswer, NoDaemon
 from ..interfaces import UNPLUG
 from . import print_status, vms
 from .arguments import add_name, run_dir
@@ -158,7 +157,7 @@ def status_of_all(directory: Path) -> tuple[list[dict[str, Any]], int]:
     hide the devices of the others: it gets a line on stderr.
     """
     found: list[dict[str, Any]] = []
-    names, failed = set(_files(directory)), 0
+    names, failed = set(control_client.devices(directory)), 0
     try:
         names |= _listed(directory)
     except HostError as error:
@@ -210,7 +209,7 @@ def all_names(directory: Path) -> set[str]:
     Raises:
         HostError: this user may not look into the directory.
     """
-    names = set(_files(directory))
+    names = set(control_client.devices(directory))
     # One that hangs is named by the control sockets of its devices.
     with suppress(HostError):
         names |= _listed(directory)
@@ -220,8 +219,8 @@ def all_names(directory: Path) -> set[str]:
 def _listed(run_dir: Path) -> set[str]:
     """Return the devices that the daemon of many devices lists, if there is one.
 
-    A device that a daemon serves has a control socket, see `_files`.  One that failed
-    has none, and only the daemon that lists it knows of it.
+    A device that a daemon serves has a control socket (`control_client.devices`).  One
+    that failed has none, and only the daemon that lists it knows of it.
 
     Raises:
         HostError: the daemon does not answer.
@@ -232,25 +231,6 @@ def _listed(run_dir: Path) -> set[str]:
         # Daemons that serve one device each have no socket `control`.
         return set()
     return {row["name"] for row in rows}
-
-
-def _files(run_dir: Path) -> list[str]:
-    """Return the devices that have a control socket in the directory.
-
-    Raises:
-        HostError: this user may not look into the directory.
-    """
-    # Path.glob() would find nothing in a directory that this user may not read, as if
-    # there were no devices.
-    try:
-        files = os.listdir(run_dir)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise explain("look into", run_dir, error) from error
-    return [
-        name.removesuffix(".control") for name in files if name.endswith(".control")
-    ]
 
 
 def ask_status(run_dir: Path, name: str) -> dict[str, Any]:

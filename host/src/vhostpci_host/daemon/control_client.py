@@ -14,6 +14,8 @@ from ..errors import HostError, NoAnswer, NoDaemon, explain
 
 CONNECT_PAUSE = 0.01
 """Seconds between two attempts to connect while too many others do."""
+_SUFFIX = ".control"
+"""What follows a device's name in that of its control socket."""
 ASK_TIMEOUT = 5.0
 """Seconds for each step: connecting, sending, and waiting for the answer."""
 
@@ -76,6 +78,23 @@ def follow(
                 # The last one may be half a line: the daemon was killed.
                 with suppress(ValueError):
                     yield json.loads(line)
+
+
+def devices(run_dir: Path) -> list[str]:
+    """Return the devices that have a control socket in a directory.
+
+    Raises:
+        HostError: this user may not look into the directory.
+    """
+    # Path.glob() would find nothing in a directory that this user may not read, as if
+    # there were no devices.
+    try:
+        files = os.listdir(run_dir)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise explain("look into", run_dir, error) from error
+    return [name.removesuffix(_SUFFIX) for name in files if name.endswith(_SUFFIX)]
 
 
 def _result(path: Path, line: bytes) -> Any:

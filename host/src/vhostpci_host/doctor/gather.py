@@ -3,7 +3,6 @@
 
 import asyncio
 import logging
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -15,12 +14,11 @@ from vhostpci_shared.machine import Machine
 from .. import __version__
 from ..config.device import daemon_control
 from ..daemon import control_client
-from ..errors import HostError, NoDaemon, explain
+from ..errors import HostError, NoDaemon
 from ..interfaces import FAILED, Json
 from .hypervisor import Hypervisor, Silent
 
 QEMU = "qemu-system-x86_64"
-_SUFFIX = ".control"
 _MONITOR_TIME = 5.0
 """Seconds that a monitor has for each step; another program may use it."""
 
@@ -75,8 +73,8 @@ def _ask_all(run_dir: Path) -> tuple[dict[str, Json], list[Silent]]:
             silent.append(_killed(many))
     except HostError as error:
         silent.append(_silent(many, error))
-    for path in _control_sockets(run_dir):
-        name = path.name.removesuffix(_SUFFIX)
+    for name in sorted(control_client.devices(run_dir)):
+        path = run_dir / f"{name}.control"
         try:
             request = {"command": "status", "name": name}
             devices[name] = control_client.ask(path, request)
@@ -95,21 +93,6 @@ def _killed(path: Path) -> Silent:
 def _silent(path: Path, error: HostError) -> Silent:
     forbidden = isinstance(error.__cause__, PermissionError)
     return Silent(str(path), str(error), forbidden=forbidden)
-
-
-def _control_sockets(run_dir: Path) -> list[Path]:
-    """Return the control sockets of devices.
-
-    Raises:
-        HostError: this user may not look into the directory.
-    """
-    try:
-        names = os.listdir(run_dir)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise explain("look into", run_dir, error) from error
-    return [run_dir / one for one in sorted(names) if one.endswith(_SUFFIX)]
 
 
 def _memdevs_of(monitor: str) -> Callable[[], list[Json]]:
