@@ -23,6 +23,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any, Protocol
 
+from vhostpci_shared.errors import code_of
 from vhostpci_shared.limits import exhausted, no_descriptors, shortage
 from vhostpci_shared.wire import ProtocolError
 
@@ -137,11 +138,13 @@ class Agent:
             Refused: it has mistakes, or there is none; nothing has changed.
         """
         if self._configuration is None:
-            raise Refused("this agent has no configuration that could be read again")
+            raise Refused(
+                "this agent has no configuration that could be read again", code="G001"
+            )
         try:
             ports = self._configuration.read()
         except (Unusable, OSError) as why:
-            raise Refused(str(why)) from why
+            raise Refused(str(why), code=code_of(why)) from why
         for link in self._links.values():
             if link.port in ports:
                 link.pause()
@@ -251,7 +254,7 @@ class Agent:
             )
         except ProtocolError as why:
             if self._source.single:
-                raise Unusable(f"{device.name}: {why}") from None
+                raise Unusable(f"{device.name}: {why}", code=why.code) from None
             log.warning("%s: %s; left alone until it goes", device.name, why)
             self._source.refuse(device)
             self._source.give_back(device)
@@ -311,7 +314,7 @@ class Agent:
         for link in self._links.values():
             if link.device.name == wanted:
                 return questions.answer(link, request)
-        raise Refused(f"no device {wanted!r}")
+        raise Refused(f"no device {wanted!r}", code="G002")
 
     def close(self) -> None:
         """Stop all rings, tell the daemons, and give all devices back."""

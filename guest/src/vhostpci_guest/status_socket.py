@@ -54,7 +54,7 @@ Ask = Callable[[Json], Json | Held]
 
 def refuse_all(request: Json) -> Json:
     """Answer no request: the default of a `Control`."""
-    raise Refused(f"no command {request.get('command')!r}")
+    raise Refused(f"no command {request.get('command')!r}", code="G109")
 
 
 _ASKS = b"\0" + ASKS.encode()
@@ -269,12 +269,13 @@ def _reply(line: bytes, ask: Ask) -> Json | Held:
     except (ValueError, RecursionError):
         request = None
     if not isinstance(request, dict):
-        return {"error": "a request is a line with one JSON object"}
+        why = Refused("a request is a line with one JSON object", code="G110")
+        return {"error": str(why), "code": why.code}
     try:
         answer = ask(request)
         return answer if isinstance(answer, Held) else {"result": answer}
     except Refused as why:
-        return {"error": str(why)}
+        return {"error": str(why), "code": why.code}
 
 
 def path_of(pid: int, directory: Path = RUN_DIR) -> Path:
@@ -339,7 +340,7 @@ def request(
             sock.settimeout(timeout)
             return _result(pid, _parse(_all(sock)))
     except OSError as error:
-        raise Unusable(f"agent {pid}: {_reason(error, timeout)}") from None
+        raise Unusable(f"agent {pid}: {_reason(error, timeout)}", code="G111") from None
 
 
 def hold(
@@ -367,7 +368,7 @@ def hold(
                     break
                 text += piece
         except OSError as error:
-            raise Unusable(f"agent {pid}: {_reason(error)}") from None
+            raise Unusable(f"agent {pid}: {_reason(error)}", code="G112") from None
         result = _result(pid, _parse(text))
         undo.pop_all()
     return result, fds, sock
@@ -378,7 +379,7 @@ def _put(sock: socket.socket, pid: int, question: Json, directory: Path) -> None
     # The kernel refuses a name that is taken, so it has a random part.
     sock.bind(_ASKS + os.urandom(8).hex().encode())
     if not _connect(sock, path_of(pid, directory)):
-        raise Unusable(f"the agent with pid {pid} has ended")
+        raise Unusable(f"the agent with pid {pid} has ended", code="G113")
     # An agent of an earlier version may have answered and closed already.
     with suppress(BrokenPipeError):
         sock.sendall(json.dumps(question).encode() + b"\n")
@@ -393,11 +394,14 @@ def _result(pid: int, said: object) -> Json:
     match said:
         case {"result": dict(result)}:
             return result
-        case {"error": str(why)}:
-            raise Unusable(why)
+        case {"error": str(why), "code": str(code)}:
+            raise Unusable(why, code=code)
+        case {"error": str(why)}:  # of an earlier version
+            raise Unusable(why, code="")
     raise Unusable(
         f"the agent with pid {pid} is of an earlier version, which does not know this "
-        "command: restart it"
+        "command: restart it",
+        code="G114",
     )
 
 
@@ -410,7 +414,7 @@ def _sockets(directory: Path) -> list[Path]:
         return []
     except OSError as error:
         raise Unusable(
-            f"cannot look into {directory}: {error.strerror}; run as root"
+            f"cannot look into {directory}: {error.strerror}; run as root", code="G115"
         ) from None
     return [directory / name for name in sorted(names) if name.endswith(_SUFFIX)]
 
@@ -469,5 +473,6 @@ def _parse(text: bytearray) -> Any:
     except ValueError:
         raise Unusable(
             f"its answer is cut off after {len(text)} bytes, because the "
-            "agent ended or the answer took too long; ask again"
+            "agent ended or the answer took too long; ask again",
+            code="G116",
         ) from None

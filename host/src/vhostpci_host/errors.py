@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vhostpci_shared.errors import Coded
+
 if TYPE_CHECKING:
     from vhostpci_shared.toml_file import Mistake
 
 
-class HostError(Exception):
+class HostError(Coded):
     """This machine or its configuration prevents what the user asked for.
 
     The text names the thing, its value, and what to change: it is all that the
@@ -46,4 +48,6 @@ def explain(what: str, path: Path, error: OSError) -> HostError:
         if what == "read"
         else "; make the directory first",
     }.get(type(error).__name__, "")
-    return HostError(f"cannot {what} {path}: {error.strerror or error}{advice}")
+    return HostError(
+        f"cannot {what} {path}: {error.strerror or error}{advice}", code="H090"
+    )

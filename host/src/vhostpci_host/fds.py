@@ -95,7 +95,8 @@ class Notifier(Fd):
         """
         if not (_is_eventfd(fd) or _is_pipe(fd)):
             raise ProtocolError(
-                "a notifier that is no eventfd, no pipe and no connected Unix socket"
+                "a notifier that is no eventfd, no pipe and no connected Unix socket",
+                code="P027",
             )
         return cls(fd.detach())
 

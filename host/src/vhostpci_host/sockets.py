@@ -78,7 +78,9 @@ def _clear(path: Path) -> None:
     """
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise HostError(f"{path} is there and is no socket: move it away")
+            raise HostError(
+                f"{path} is there and is no socket: move it away", code="H136"
+            )
     except FileNotFoundError:
         return
     except OSError as error:
@@ -94,7 +96,10 @@ def _clear(path: Path) -> None:
             pass  # EAGAIN: its queue is full, so a process listens
         except OSError as error:
             raise explain("look at socket", path, error) from error
-    raise InUse(f"{path} is in use by another program: stop it, or choose another name")
+    raise InUse(
+        f"{path} is in use by another program: stop it, or choose another name",
+        code="H137",
+    )
 
 
 def remove_unused(path: Path) -> None:
@@ -170,10 +175,10 @@ def inherited(number: int) -> socket.socket:
     try:
         ours = socket.socket(fileno=number)
     except OSError as error:
-        raise HostError(f"--fd {number}: {error.strerror}") from error
+        raise HostError(f"--fd {number}: {error.strerror}", code="H138") from error
     if ours.family != socket.AF_UNIX or ours.type != socket.SOCK_STREAM:
         ours.detach()
-        raise HostError(f"--fd {number} is no Unix stream socket")
+        raise HostError(f"--fd {number} is no Unix stream socket", code="H139")
     ours.setblocking(False)
     return ours
 

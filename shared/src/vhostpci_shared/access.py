@@ -257,6 +257,7 @@ def find(window: memoryview) -> memoryview:
     if len(window) < md.SIZE:
         raise ProtocolError(
             f"window of {len(window):#x} bytes is smaller than the metadata "
-            f"({md.SIZE:#x}): not a vhostpci device"
+            f"({md.SIZE:#x}): not a vhostpci device",
+            code="P001",
         )
     return window[len(window) - md.SIZE :]

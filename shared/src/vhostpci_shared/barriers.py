@@ -17,8 +17,10 @@ import os
 from functools import cache
 from typing import Protocol
 
+from .errors import Coded
 
-class NoBarriers(Exception):
+
+class NoBarriers(Coded):
     """This machine needs barriers, and has none; the text says what to do."""
 
 
@@ -64,6 +66,7 @@ def installed_barriers() -> Barriers:
             f"this machine is {machine}, whose processor may show our stores to others "
             "in another order, and vhostpci-shared was installed without the C that "
             "prevents it: install a C compiler and Python's headers (Debian: gcc, "
-            "libc6-dev, python3-dev), then install vhostpci-shared again"
+            "libc6-dev, python3-dev), then install vhostpci-shared again",
+            code="S001",
         ) from None
     return lib

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum, Flag, auto
 from typing import NamedTuple
 
+from .errors import BadValue
 from .toml_file import (
     Document,
     Mistake,
@@ -72,7 +73,7 @@ class DeviceTables:
         rules: its options, by their names.
         program: whose options are those that may stand only at the top: "the daemon".
         check: checks a text that is the value of an option, and stands in a table;
-            raises ValueError.
+            raises BadValue.
     """
 
     def __init__(
@@ -101,7 +102,12 @@ class DeviceTables:
         return [mistake for table in tables for mistake in table.mistakes]
 
     def add_mistake(
-        self, table: Table, text: object, *keys: str, first: bool = False
+        self,
+        table: Table,
+        text: object,
+        *keys: str,
+        code: str,
+        first: bool = False,
     ) -> None:
         """Note what is wrong with a table.
 
@@ -109,10 +115,11 @@ class DeviceTables:
             table: where it is.
             text: what is wrong, and what to write.
             keys: of the option in the table, if it is about one.
+            code: of the mistake.
             first: put it before the table's other mistakes.
         """
         whole = f"{table.heading}: {text}" if table.heading else f"{text}"
-        mistake = Mistake(whole, self._document.line(*table.key, *keys))
+        mistake = Mistake(whole, self._document.line(*table.key, *keys), code)
         table.mistakes.insert(0 if first else len(table.mistakes), mistake)
 
     def _check_top(self, key: str, value: object) -> None:
@@ -125,13 +132,18 @@ class DeviceTables:
             self._only_tables(f"[{quoted(key)}]", key)
         elif rule is not None and Place.TOP not in rule.place:
             self.add_mistake(
-                self.top, f"{key} is for one device: move it to [device.NAME]", key
+                self.top,
+                f"{key} is for one device: move it to [device.NAME]",
+                key,
+                code="S002",
             )
         else:
             self._take(self.top, key, value, Place.TOP)
 
     def _only_tables(self, found: str, key: str) -> None:
-        self.add_mistake(self.top, f"{found}: there are only tables [device.NAME]", key)
+        self.add_mistake(
+            self.top, f"{found}: there are only tables [device.NAME]", key, code="S003"
+        )
 
     def _check_devices(self, devices: object) -> None:
         if not isinstance(devices, dict):
@@ -139,6 +151,7 @@ class DeviceTables:
                 self.top,
                 f"{DEVICE} {shown(devices)}: write a table [device.NAME]",
                 DEVICE,
+                code="S004",
             )
             return
         for name, table in devices.items():
@@ -149,9 +162,13 @@ class DeviceTables:
         table = self.devices[name] = Table(heading, (DEVICE, name))
         table.is_table = isinstance(given, dict)
         if is_array_of_tables(given):
-            self.add_mistake(table, f"write [{heading}], with single brackets")
+            self.add_mistake(
+                table, f"write [{heading}], with single brackets", code="S005"
+            )
         elif not isinstance(given, dict):
-            self.add_mistake(table, f"{shown(given)}: write a table [{heading}]")
+            self.add_mistake(
+                table, f"{shown(given)}: write a table [{heading}]", code="S006"
+            )
         else:
             for key, value in given.items():
                 self._check_option(table, key, value)
@@ -164,12 +181,14 @@ class DeviceTables:
                 f"{key} is for the whole {self._program}: move it to the file's top, "
                 "before the first table",
                 key,
+                code="S007",
             )
         elif isinstance(value, dict):
             self.add_mistake(
                 table,
                 f"{quoted(key)}: a device's table has no tables in it: remove it",
                 key,
+                code="S008",
             )
             # `memory.x = 1` gives memory a wrong value; it is not missing as well.
             table.wrong.add(key)
@@ -181,9 +200,9 @@ class DeviceTables:
         try:
             texts = self._texts(key, value, place)
             self._check(table, key, texts)
-        except ValueError as error:
+        except BadValue as error:
             table.wrong.add(key)
-            self.add_mistake(table, error, key)
+            self.add_mistake(table, error, key, code=error.code)
         else:
             table.texts[key] = texts
 
@@ -191,7 +210,7 @@ class DeviceTables:
         """Return a value as the texts that a user would write on the command line."""
         rule = self._rules.get(key)
         if rule is None:
-            raise ValueError(f"{quoted(key)}: {self._unknown(key, place)}")
+            raise BadValue(f"{quoted(key)}: {self._unknown(key, place)}", code="S009")
         if isinstance(value, str):
             return [value]
         # A number where the command line has one.  A `socket-mode = 660` is refused:
@@ -204,7 +223,7 @@ class DeviceTables:
             texts = [one for one in value if isinstance(one, str)]
             if len(texts) == len(value):
                 return texts
-        raise ValueError(f"{key} {shown(value)}: write {rule.form.value}")
+        raise BadValue(f"{key} {shown(value)}: write {rule.form.value}", code="S010")
 
     def _unknown(self, key: str, place: Place) -> str:
         known = sorted(

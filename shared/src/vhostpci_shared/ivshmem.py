@@ -134,7 +134,8 @@ class Client:
         if fd_present != (self._expect is _Expect.MEMORY):
             raise ProtocolError(
                 f"ivshmem message {message} with{'' if fd_present else 'out'} a "
-                f"descriptor where {self._expect.value} is due"
+                f"descriptor where {self._expect.value} is due",
+                code="P002",
             )
         if self._expect is _Expect.MEMORY:
             return self._memory(message)
@@ -146,11 +147,17 @@ class Client:
 
     def _version(self, message: int) -> None:
         if message == REFUSED:
-            raise Occupied("the server refused us: another slave is connected")
+            raise Occupied(
+                "the server refused us: another slave is connected", code="P003"
+            )
         if message == EXHAUSTED:
-            raise Exhausted("the server refused us: it has no descriptors left")
+            raise Exhausted(
+                "the server refused us: it has no descriptors left", code="P004"
+            )
         if message != VERSION:
-            raise ProtocolError(f"ivshmem protocol version {message}, not {VERSION}")
+            raise ProtocolError(
+                f"ivshmem protocol version {message}, not {VERSION}", code="P005"
+            )
         self._expect = _Expect.ID
 
     def _id(self, message: int) -> None:
@@ -159,7 +166,9 @@ class Client:
 
     def _memory(self, message: int) -> SharedMemory:
         if message != SHARED_MEMORY:
-            raise ProtocolError(f"ivshmem message {message} before the shared memory")
+            raise ProtocolError(
+                f"ivshmem message {message} before the shared memory", code="P006"
+            )
         self._expect = _Expect.PEERS
         return SharedMemory()
 
@@ -178,5 +187,7 @@ class Client:
 def _check_id(message: int) -> int:
     """Return `message` if it is a peer's ID, or raise ProtocolError."""
     if not 0 <= message <= MAX_ID:
-        raise ProtocolError(f"ivshmem message {message} where an ID is due")
+        raise ProtocolError(
+            f"ivshmem message {message} where an ID is due", code="P007"
+        )
     return message

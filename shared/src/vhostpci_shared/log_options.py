@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 
+from .errors import code_of, with_code
 from .log_writer import STDERR
 
 LEVELS = {
@@ -104,19 +105,19 @@ def make(form: str | None, program: str, *, dated: bool) -> logging.Formatter:
     if form == JSON:
         return JsonFormatter(program)
     if dated:
-        return logging.Formatter("%(asctime)s %(levelname).1s %(message)s")
-    return logging.Formatter(f"{program}: %(message)s")
+        return TextFormatter("%(asctime)s %(levelname).1s %(message)s")
+    return TextFormatter(f"{program}: %(message)s")
 
 
-def error_line(words: Sequence[str], program: str, text: str) -> str:
+def error_line(words: Sequence[str], program: str, error: object) -> str:
     """Return the line that says why a program ends, without its line end.
 
     Args:
         words: the command line, which may not be a valid one.
         program: its name.
-        text: the reason.
+        error: the reason, perhaps with a code.
     """
-    record = logging.LogRecord(program, logging.ERROR, "", 0, text, None, None)
+    record = logging.LogRecord(program, logging.ERROR, "", 0, "%s", (error,), None)
     return make(_form(words), program, dated=False).format(record)
 
 
@@ -143,7 +144,20 @@ def leads_to_journal(environment: Mapping[str, str], fd: int = STDERR) -> bool:
     return environment.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
-class JournalFormatter(logging.Formatter):
+class TextFormatter(logging.Formatter):
+    """Lines that end with the code of the error that they tell of, if it has one."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return with_code(super().formatMessage(record), _code(record))
+
+
+def _code(record: logging.LogRecord) -> str:
+    """Return the code of the first error among a record's arguments."""
+    found = record.args if isinstance(record.args, tuple) else ()
+    return next((code for one in found if (code := code_of(one))), "")
+
+
+class JournalFormatter(TextFormatter):
     """Lines for journald: a priority in front of each, and nothing that it adds."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -173,6 +187,8 @@ class JsonFormatter(logging.Formatter):
             "source": record.name,
             "message": record.getMessage(),
         }
+        if code := _code(record):
+            line["code"] = code
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)

@@ -87,7 +87,8 @@ class OtherVersion(ProtocolError):
         # An agent has 183 bytes for it.
         super().__init__(
             f"the daemon's metadata version is {version}, the agent knows version "
-            f"{VERSION}: update {older}"
+            f"{VERSION}: update {older}",
+            code="P008",
         )
 
 
@@ -185,12 +186,15 @@ class Header:
         if header.magic != MAGIC:
             raise ProtocolError(
                 f"no vhostpci metadata: it starts with {header.magic!r}, "
-                f"not {MAGIC!r}; is the device served by vhostpci-host?"
+                f"not {MAGIC!r}; is the device served by vhostpci-host?",
+                code="P009",
             )
         if header.version != VERSION:
             raise OtherVersion(header.version)
         if header.length != SIZE:
-            raise ProtocolError(f"metadata length {header.length:#x}, not {SIZE:#x}")
+            raise ProtocolError(
+                f"metadata length {header.length:#x}, not {SIZE:#x}", code="P010"
+            )
         return header
 
     def __bytes__(self) -> bytes:
@@ -210,7 +214,8 @@ def _state(kind: type[_State], value: int) -> _State:
         known = ", ".join(f"{state.value} {state.name}" for state in kind)
         raise ProtocolError(
             f"{kind.__name__} {value} is none of those in the metadata's version "
-            f"{VERSION}: {known}"
+            f"{VERSION}: {known}",
+            code="P011",
         ) from None
 
 
@@ -259,12 +264,15 @@ class Device:
         if regions > MAX_REGIONS or rings > MAX_RINGS or rings != 2 * pairs:
             raise ProtocolError(
                 f"metadata counts {regions} regions (at most {MAX_REGIONS}) and "
-                f"{rings} rings of {pairs} queue pairs (at most {MAX_RINGS})"
+                f"{rings} rings of {pairs} queue pairs (at most {MAX_RINGS})",
+                code="P012",
             )
         # Each ring has a kick vector behind that of the metadata.  With fewer, the
         # agent would wait for kicks on vectors that its device does not have.
         if vectors < FIRST_KICK_VECTOR + rings:
-            raise ProtocolError(f"metadata has {vectors} vectors for {rings} rings")
+            raise ProtocolError(
+                f"metadata has {vectors} vectors for {rings} rings", code="P013"
+            )
         return cls(
             instance=instance,
             features=features,
@@ -319,7 +327,7 @@ class Region:
         region = cls(*unpack(cls.layout, data))
         # The same `size` follows both starts, so the higher one decides.
         if not 0 < region.size <= 2**64 - max(region.guest_addr, region.offset):
-            raise ProtocolError(f"region is empty or wraps: {region}")
+            raise ProtocolError(f"region is empty or wraps: {region}", code="P014")
         return region
 
     def __bytes__(self) -> bytes:
@@ -371,7 +379,9 @@ class Ring:
         call_peer, call_vector, kick_peer = peers
         # A ring that is not started yet has size 0.
         if flags & RingFlag.STARTED and not 0 < size <= MAX_RING_SIZE:
-            raise ProtocolError(f"ring size {size}, not 1 to {MAX_RING_SIZE}")
+            raise ProtocolError(
+                f"ring size {size}, not 1 to {MAX_RING_SIZE}", code="P015"
+            )
         return cls(
             session=session,
             flags=RingFlag.known(flags),

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from .errors import Coded
 from .metrics import CONTENT_TYPE
 
 log = logging.getLogger(__name__)
@@ -31,11 +32,11 @@ CLIENTS = 16
 """Clients that are served at one time; others wait."""
 
 
-class BadAddress(ValueError):
+class BadAddress(Coded, ValueError):
     """A text names no address to listen at."""
 
 
-class NotServed(Exception):
+class NotServed(Coded):
     """The address cannot be listened at; the text says why, and what to do."""
 
 
@@ -48,11 +49,12 @@ def parse_address(text: str) -> str | tuple[str, int]:
     if text.startswith(UNIX):
         if path := text.removeprefix(UNIX):
             return path
-        raise BadAddress(f"{text!r}: write unix:PATH")
+        raise BadAddress(f"{text!r}: write unix:PATH", code="S019")
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdecimal() or int(port) > 65535:
         raise BadAddress(
-            f"{text!r}: write ADDRESS:PORT, as 127.0.0.1:9700, or unix:PATH"
+            f"{text!r}: write ADDRESS:PORT, as 127.0.0.1:9700, or unix:PATH",
+            code="S020",
         )
     return host.removeprefix("[").removesuffix("]"), int(port)
 
@@ -195,7 +197,8 @@ def _listening(text: str, collect: Callable[[], str]) -> Iterator[MetricsServer]
     except OSError as error:
         raise NotServed(
             f"cannot serve metrics at {text}: {error.strerror or error}; choose "
-            "another address, or look which program has it: ss -lxtp"
+            "another address, or look which program has it: ss -lxtp",
+            code="S021",
         ) from None
     try:
         with server:

@@ -4,6 +4,11 @@
 import argparse
 from typing import NoReturn
 
+from .errors import with_code
+
+_WRONG = "S022"
+"""An option or an argument is unknown, is missing, or has a wrong value."""
+
 
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser`, also for its sub-commands, that says where the list is."""
@@ -12,4 +17,5 @@ class Parser(argparse.ArgumentParser):
         """Print what is wrong, and end with status 2."""
         # argparse prints the usage first: with twenty options it takes eight lines, and
         # the sentence that matters stands below them.
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        text = with_code(f"{message}; see {self.prog} --help", _WRONG)
+        self.exit(2, f"{self.prog}: {text}\n")

@@ -19,6 +19,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .errors import Coded, with_code
+
 LARGEST = 1 << 20
 """Bytes of a file: more than any that a person writes, and read within a moment."""
 _LONGEST = 500
@@ -43,20 +45,21 @@ class Mistake:
 
     text: str
     line: int | None = None
+    code: str = ""
 
     def of(self, path: Path) -> str:
         """Return it as one line that begins with the place, as editors expect it."""
         # A line end in a text of the user's would make two lines of it.
-        text = " ".join(self.text.splitlines())
+        text = with_code(" ".join(self.text.splitlines()), self.code)
         return f"{path}: {text}" if self.line is None else f"{path}:{self.line}: {text}"
 
 
-class BrokenFile(Exception):
+class BrokenFile(Coded):
     """A file is not TOML, or no file that can be read."""
 
-    def __init__(self, text: str, line: int | None = None) -> None:
-        super().__init__(text)
-        self.mistake = Mistake(text, line)
+    def __init__(self, text: str, line: int | None = None, *, code: str = "") -> None:
+        super().__init__(text, code=code)
+        self.mistake = Mistake(text, line, code)
 
 
 # System calls: close, fstat, newfstatat, openat, read.
@@ -74,14 +77,18 @@ def read_bytes(path: Path) -> bytes:
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not stat.S_ISREG(mode):
-            raise BrokenFile("this is no regular file, which can be read again")
+            raise BrokenFile(
+                "this is no regular file, which can be read again", code="S023"
+            )
         with open(fd, "rb", closefd=False) as file:
             # Not the size that fstat() says: the file may grow while it is read.
             data = file.read(LARGEST + 1)
     finally:
         os.close(fd)
     if len(data) > LARGEST:
-        raise BrokenFile(f"more than {LARGEST} bytes: is this the right file?")
+        raise BrokenFile(
+            f"more than {LARGEST} bytes: is this the right file?", code="S024"
+        )
     return data
 
 
@@ -135,6 +142,7 @@ def _decode(data: bytes) -> str:
             f"byte {data[error.start]:#x} in line {line} is not UTF-8: "
             "save the file as UTF-8",
             line,
+            code="S025",
         ) from error
 
 
@@ -143,13 +151,17 @@ def _parse(text: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except RecursionError:
         # tomllib calls itself for each bracket.
-        raise BrokenFile("this is not TOML: too many nested brackets") from None
+        raise BrokenFile(
+            "this is not TOML: too many nested brackets", code="S026"
+        ) from None
     # TOMLDecodeError, and int()'s plain ValueError for more than 4300 digits.
     except ValueError as error:
         place = _PLACE.search(str(error))
         line = int(place[1]) if place else None
         hint = _hint(text.split("\n")[line - 1]) if line else ""
-        raise BrokenFile(f"this is not TOML: {error}{hint}", line) from error
+        raise BrokenFile(
+            f"this is not TOML: {error}{hint}", line, code="S027"
+        ) from error
 
 
 def _hint(statement: str) -> str:

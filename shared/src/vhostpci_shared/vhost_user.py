@@ -137,12 +137,14 @@ class Header:
         # parsed, and a newer front-end may set some.
         if header.flags & 3 != VERSION:
             raise ProtocolError(
-                f"vhost-user message of version {header.flags & 3}, not {VERSION}"
+                f"vhost-user message of version {header.flags & 3}, not {VERSION}",
+                code="P016",
             )
         if header.size > MAX_PAYLOAD:
             raise ProtocolError(
                 f"vhost-user message with {header.size} bytes of payload, "
-                f"more than {MAX_PAYLOAD}"
+                f"more than {MAX_PAYLOAD}",
+                code="P017",
             )
         return header
 
@@ -198,7 +200,7 @@ class Empty:
             ProtocolError: there are some.
         """
         if data:
-            raise ProtocolError(f"{len(data)} bytes where none are needed")
+            raise ProtocolError(f"{len(data)} bytes where none are needed", code="P018")
         return cls()
 
     def __bytes__(self) -> bytes:
@@ -265,7 +267,9 @@ class VringFd:
         # Masking alone would turn index 256 + 1 into index 1, and the descriptor
         # would go to another ring than the front-end meant.
         if value >> 9:
-            raise ProtocolError(f"vring index and flags {value:#x} use unknown bits")
+            raise ProtocolError(
+                f"vring index and flags {value:#x} use unknown bits", code="P019"
+            )
         return cls(value & 0xFF, bool(value & 0x100))
 
     def __bytes__(self) -> bytes:
@@ -327,7 +331,9 @@ class MemRegion:
         # decides.  A range may end exactly at 2^64.
         last = max(region.guest_addr, region.user_addr, region.mmap_offset)
         if not 0 < region.size <= 2**64 - last:
-            raise ProtocolError(f"memory region is empty or wraps: {region}")
+            raise ProtocolError(
+                f"memory region is empty or wraps: {region}", code="P020"
+            )
         return region
 
     def __bytes__(self) -> bytes:
@@ -360,7 +366,8 @@ class MemTable:
         if count > room or room > MAX_TABLE_REGIONS or rest:
             raise ProtocolError(
                 f"memory table of {count} regions in {len(data)} bytes; "
-                f"at most {MAX_TABLE_REGIONS}"
+                f"at most {MAX_TABLE_REGIONS}",
+                code="P021",
             )
         ends = range(start + size, start + (count + 1) * size, size)
         return cls(tuple(MemRegion.parse(data[end - size : end]) for end in ends))
@@ -406,7 +413,7 @@ class Log:
         """
         log = cls(*unpack(cls.layout, data))
         if not 0 < log.size <= 2**64 - log.offset:
-            raise ProtocolError(f"log is empty or wraps: {log}")
+            raise ProtocolError(f"log is empty or wraps: {log}", code="P022")
         return log
 
     def __bytes__(self) -> bytes:
@@ -431,7 +438,8 @@ class Shape:
         # others would only be closed, which hides a front-end's mistake.
         if not self.min_fds <= len(fds) <= self.max_fds:
             raise ProtocolError(
-                f"{len(fds)} descriptors where {self.min_fds} to {self.max_fds} belong"
+                f"{len(fds)} descriptors where {self.min_fds} to {self.max_fds} belong",
+                code="P023",
             )
 
 

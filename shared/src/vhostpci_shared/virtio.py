@@ -115,7 +115,8 @@ def check_split_size(num: int) -> int:
     # A power of two, because an index that wraps at 2^16 is used modulo the size.
     if not 0 < num <= MAX_SPLIT_SIZE or num & (num - 1):
         raise ProtocolError(
-            f"ring size {num}, not a power of two from 1 to {MAX_SPLIT_SIZE}"
+            f"ring size {num}, not a power of two from 1 to {MAX_SPLIT_SIZE}",
+            code="P024",
         )
     return num
 
@@ -127,5 +128,5 @@ def check_packed_size(num: int) -> int:
         ProtocolError: it is not from 1 to 32768.
     """
     if not 0 < num <= MAX_SPLIT_SIZE:
-        raise ProtocolError(f"ring size {num}, not 1 to {MAX_SPLIT_SIZE}")
+        raise ProtocolError(f"ring size {num}, not 1 to {MAX_SPLIT_SIZE}", code="P025")
     return num

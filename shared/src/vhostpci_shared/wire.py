@@ -4,8 +4,10 @@
 from struct import Struct
 from typing import Any
 
+from .errors import Coded
 
-class ProtocolError(Exception):
+
+class ProtocolError(Coded):
     """The peer broke its protocol: what it sent, or wrote, is not allowed.
 
     The code that catches this drops that peer, logs one line, and serves the others.
@@ -20,5 +22,7 @@ def unpack(layout: Struct, data: bytes) -> tuple[Any, ...]:
     """
     # struct would raise its own error, which means a bug of ours, not of the peer.
     if len(data) != layout.size:
-        raise ProtocolError(f"{len(data)} bytes where {layout.size} are needed")
+        raise ProtocolError(
+            f"{len(data)} bytes where {layout.size} are needed", code="P026"
+        )
     return layout.unpack(data)

@@ -41,7 +41,8 @@ class Configuration:
         if self._file is None:
             raise Unusable(
                 "there is no file to read again: this agent was started without "
-                "--config; end it, and start it with other options"
+                "--config; end it, and start it with other options",
+                code="G003",
             )
         new = read(self._file, self._helpers.read_config(self._file))
         self._check(self._file, new)
@@ -52,12 +53,14 @@ class Configuration:
         """Refuse what a running agent cannot do."""
         if names := self._ports.settings.needs_restart(new):
             raise Unusable(
-                f"{file}: {', '.join(names)} changed: restart the agent for that"
+                f"{file}: {', '.join(names)} changed: restart the agent for that",
+                code="G004",
             )
         places = [plane.data_plane.place for plane in new.planes]
         if any(places) and self._helpers.sockets is None:
             raise Unusable(
-                f"{file}: data-plane vhost-user is new: restart the agent for that"
+                f"{file}: data-plane vhost-user is new: restart the agent for that",
+                code="G005",
             )
         self._ports.check(new)
 

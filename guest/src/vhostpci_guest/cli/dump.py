@@ -38,7 +38,7 @@ def _dump(arguments: argparse.Namespace) -> None:
     try:
         found = report.dump(AgentWindows(link), arguments.ring)
     except Unreadable as why:
-        raise Unusable(f"{arguments.name}: {why}") from None
+        raise Unusable(f"{arguments.name}: {why}", code=why.code) from None
     if arguments.json:
         print(json.dumps({"name": link["name"], **found}, indent=2))
     else:
@@ -80,5 +80,7 @@ class AgentWindows:
         answer = status_socket.request(self._pid, question)
         data = b64decode(answer["data"])
         if len(data) != length:
-            raise Unreadable(f"the agent sent {len(data)} bytes instead of {length}")
+            raise Unreadable(
+                f"the agent sent {len(data)} bytes instead of {length}", code="G006"
+            )
         return data

@@ -27,12 +27,14 @@ def check_machine() -> None:
     if machine != MACHINE:
         raise Unusable(
             f"this machine is {machine}; the agent runs on x86-64 only, and was never "
-            "tried on another processor: use an x86-64 slave"
+            "tried on another processor: use an x86-64 slave",
+            code="G007",
         )
     # A 32-bit process has too few addresses for the windows, and writes the metadata's
     # 64-bit words in two halves.
     if sys.maxsize < 2**32:
         raise Unusable(
             "this Python is a 32-bit program; the agent needs a 64-bit Python, which "
-            "stores a 64-bit word at once"
+            "stores a 64-bit word at once",
+            code="G008",
         )

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from vhostpci_shared import log_options
+from vhostpci_shared.errors import code_of
 from vhostpci_shared.limits import no_descriptors, shortage
 from vhostpci_shared.log_writer import LogWriter
 from vhostpci_shared.short_usage import Parser
@@ -97,8 +98,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("%s", error)
         return 2
     except (Unusable, OSError) as error:
-        short = shortage(error)
-        text = no_descriptors(short) if short else error
-        log.error("%s", text, exc_info=log.isEnabledFor(logging.DEBUG))
+        log.error("%s", _coded(error), exc_info=log.isEnabledFor(logging.DEBUG))
         return 1
     return 0
+
+
+def _coded(error: Unusable | OSError) -> Exception:
+    """Return an error with a code, also for one of the kernel's."""
+    if short := shortage(error):
+        return Unusable(no_descriptors(short), code="G009")
+    return error if code_of(error) else Unusable(str(error), code="G010")

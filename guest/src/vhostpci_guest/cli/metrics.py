@@ -34,9 +34,9 @@ def _metrics(arguments: argparse.Namespace) -> None:
         try:
             metrics_server.serve(arguments.listen, lambda: collect()[0])
         except metrics_server.BadAddress as why:
-            raise UsageError(f"--listen {why}") from None
+            raise UsageError(f"--listen {why}", code=why.code) from None
         except metrics_server.NotServed as why:
-            raise Unusable(str(why)) from None
+            raise Unusable(str(why), code=why.code) from None
         return
     text, problems = collect()
     if arguments.textfile is None:
@@ -46,10 +46,10 @@ def _metrics(arguments: argparse.Namespace) -> None:
             write_file(arguments.textfile, text)
         except OSError as error:
             raise Unusable(
-                f"cannot write {arguments.textfile}: {error.strerror}"
+                f"cannot write {arguments.textfile}: {error.strerror}", code="G011"
             ) from None
     if problems:
-        raise Unusable("\nvhostpci-guest: ".join(problems))
+        raise Unusable("\nvhostpci-guest: ".join(problems), code="G012")
 
 
 def collect() -> tuple[str, list[str]]:

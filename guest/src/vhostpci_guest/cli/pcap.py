@@ -86,7 +86,9 @@ def _not_negative(text: str) -> int:
 
 def _pcap(arguments: argparse.Namespace) -> None:
     if arguments.write == "-" and os.isatty(sys.stdout.fileno()):
-        raise UsageError("pcap: -w FILE, or a pipe for the capture, is missing")
+        raise UsageError(
+            "pcap: -w FILE, or a pipe for the capture, is missing", code="G013"
+        )
     link = find(arguments.name)
     question = {
         "command": "capture",
@@ -100,7 +102,8 @@ def _pcap(arguments: argparse.Namespace) -> None:
             undo.callback(os.close, fd)
         if arguments.ring is not None and arguments.ring >= 2 * len(fds):
             raise Unusable(
-                f"no ring {arguments.ring}; there are {2 * len(fds)}, from 0 on"
+                f"no ring {arguments.ring}; there are {2 * len(fds)}, from 0 on",
+                code="G014",
             )
         readers = [Reader(fd, answer["slots"], answer["slot_size"]) for fd in fds]
         for reader in readers:
@@ -132,7 +135,9 @@ class Output:
                 # No other user may read the master's packets.
                 self._fd = os.open(name, flags, 0o600)
             except OSError as error:
-                raise Unusable(f"cannot write {name}: {error.strerror}") from None
+                raise Unusable(
+                    f"cannot write {name}: {error.strerror}", code="G015"
+                ) from None
             undo.callback(os.close, self._fd)
         self._is_file = stat.S_ISREG(os.fstat(self._fd).st_mode)
         self._end = 0
@@ -157,7 +162,8 @@ class Output:
             hint = ": no space" if error.errno == errno.ENOSPC else ""
             raise Unusable(
                 f"cannot write {self._name}{hint}: {error.strerror} after {self._end} "
-                f"bytes{more}"
+                f"bytes{more}",
+                code="G016",
             ) from None
         self._end += len(block)
 
@@ -217,7 +223,9 @@ class _Capture:
             time.sleep(0 if self._stop else _PAUSE)
         self._write_statistics()
         if over and not self._stop:
-            raise Unusable("the capture ends: the agent, or its rings, have ended")
+            raise Unusable(
+                "the capture ends: the agent, or its rings, have ended", code="G017"
+            )
 
     def _end(self, _number: int, _frame: FrameType | None) -> None:
         self._stop = True

@@ -141,7 +141,8 @@ def _counted(link: dict[str, Any]) -> dict[str, Any]:
         if "stats" not in ring:
             raise Unusable(
                 f"the agent with pid {link['pid']} is of an earlier version, and does "
-                "not count what this command shows: restart it"
+                "not count what this command shows: restart it",
+                code="G018",
             )
         counters = _ring(ring)
         _add(total, counters)
@@ -179,7 +180,9 @@ def select(devices: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     found = [one for one in devices if name in (one["name"], one["tap"], one["device"])]
     if not found:
         there = ", ".join(str(one["name"] or one["device"]) for one in devices)
-        raise Unusable(f"no agent serves {name}; served: {there or 'no device'}")
+        raise Unusable(
+            f"no agent serves {name}; served: {there or 'no device'}", code="G019"
+        )
     return found
 
 

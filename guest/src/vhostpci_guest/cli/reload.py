@@ -33,7 +33,7 @@ def _reload(arguments: argparse.Namespace) -> None:
         pids = [pid for pid in pids if pid == arguments.pid]
     if not pids:
         who = "no agent" if arguments.pid is None else f"no agent {arguments.pid}"
-        raise Unusable(f"{who} is running")
+        raise Unusable(f"{who} is running", code="G020")
     answers: dict[int, Any] = {}
     problems = []
     for pid in pids:
@@ -51,7 +51,7 @@ def _reload(arguments: argparse.Namespace) -> None:
         for answer in answers.values():
             _print(answer)
     if problems:
-        raise Unusable("\nvhostpci-guest: ".join(problems))
+        raise Unusable("\nvhostpci-guest: ".join(problems), code="G021")
 
 
 def _failures(answer: dict[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vhostpci_shared.errors import BadValue
 from vhostpci_shared.limits import raise_descriptor_limit
 
 from .. import status_socket
@@ -127,7 +128,7 @@ def read_settings(arguments: argparse.Namespace, file: Path | None) -> Settings:
         # By the name that most people write.
         names = [options.OPTIONS[name].also or name for name in given]
         more = ", ".join(f"--{name}" for name in names)
-        raise UsageError(f"run: with --config leave out {more}")
+        raise UsageError(f"run: with --config leave out {more}", code="G022")
     return config_file.load(file)
 
 
@@ -140,18 +141,19 @@ def _of_command_line(given: Mapping[str, Any]) -> Settings:
             macs=given.get("mac", ()),
             addresses=given.get("address", ()),
         )
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    except BadValue as error:
+        raise UsageError(str(error), code=error.code) from None
     others = {name: value for name, value in given.items() if name not in _RULES}
     settings = replace(make_settings(others), rules=rules)
     # What does nothing, as --poll-us 0, contradicts nothing.
     names = {name for name, value in given.items() if value}
-    for name, why in contradictions(rules, settings.plane, names):
-        raise UsageError(f"--{name}: {why}")
+    for name, why, code in contradictions(rules, settings.plane, names):
+        raise UsageError(f"--{name}: {why}", code=code)
     if rules.bridge and "address" in given:
         raise UsageError(
             "--bridge and --address: a TAP in a bridge has no address; "
-            f"give it to the bridge: ip address add CIDR dev {rules.bridge}"
+            f"give it to the bridge: ip address add CIDR dev {rules.bridge}",
+            code="G023",
         )
     return settings
 
@@ -170,7 +172,9 @@ def check_tun(helpers: separation.Helpers) -> None:
             raise
         said = helpers.system.modprobe(TUN)
         if said is not None:
-            raise Unusable(f"{why}; modprobe {TUN} said: {said}") from None
+            raise Unusable(
+                f"{why}; modprobe {TUN} said: {said}", code=why.code
+            ) from None
         helpers.requests.check_node()
 
 
@@ -238,7 +242,7 @@ def use_io_uring(method: str) -> bool:
         return True
     reason = tx_methods.io_uring_reason(error)
     if method == tx_methods.IO_URING:
-        raise Unusable(f"--tx-method io_uring: {reason}")
+        raise Unusable(f"--tx-method io_uring: {reason}", code="G024")
     log.info("packets go to the TAP one by one (writev): %s", reason)
     return False
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vhostpci_shared.errors import told
+
 from ..config import options
 from ..errors import Unusable
 from .machine import check_machine
@@ -77,7 +79,7 @@ def _argument(parse: Callable[[str], object]) -> Callable[[str], object]:
         try:
             return parse(text)
         except (ValueError, Unusable) as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+            raise argparse.ArgumentTypeError(told(error)) from None
 
     return checked
 

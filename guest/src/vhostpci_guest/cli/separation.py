@@ -75,7 +75,7 @@ class Helpers:
             return content(file)
         answer = self.tap.ask(READ)
         if answer.fd is None:
-            raise Unusable("the helper process has sent no configuration")
+            raise Unusable("the helper process has sent no configuration", code="G025")
         with open(answer.fd, "rb") as copy:
             copy.seek(0)
             return copy.read()
@@ -197,7 +197,9 @@ def choose_user(settings: Settings) -> user.User | None:
             return user.owner(settings.socket)
         return user.default_user()
     if wanted is not None and wanted.uid != os.geteuid():
-        raise Unusable(f"--user {wanted.name}: only root can become another user")
+        raise Unusable(
+            f"--user {wanted.name}: only root can become another user", code="G026"
+        )
     return None
 
 
@@ -223,7 +225,7 @@ def give_up(wanted: user.User | None, *, asked: bool) -> None:
         except OSError as error:
             why = f"cannot become the user {wanted.name}: {error.strerror}"
             if asked:
-                raise Unusable(f"--user {wanted.name}: {why}") from None
+                raise Unusable(f"--user {wanted.name}: {why}", code="G027") from None
             warning = f"{why}; going on as root, without capabilities"
     process.limit(frozenset())
     process.hide_memory()
@@ -239,4 +241,6 @@ def _rest_log() -> None:
     """
     for handler in logging.getLogger().handlers:
         if isinstance(handler, LogWriter) and not handler.rest():
-            raise Unusable("standard error is not read: read it, or send it to a file")
+            raise Unusable(
+                "standard error is not read: read it, or send it to a file", code="G028"
+            )

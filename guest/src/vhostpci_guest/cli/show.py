@@ -127,4 +127,4 @@ def _clear(name: str | None) -> None:
 def _raise(problems: Sequence[str]) -> None:
     # Last, so that it is seen below a long list; each is a line.
     if problems:
-        raise Unusable("\nvhostpci-guest: ".join(problems))
+        raise Unusable("\nvhostpci-guest: ".join(problems), code="G031")

@@ -38,10 +38,11 @@ def _devices(name: str | None) -> Iterator[Device]:
     ]
     # Those that answer are shown, and the others are back when they answer again.
     if problems and not chosen:
-        raise Unusable("; ".join(problems))
+        raise Unusable("; ".join(problems), code="G032")
     if not chosen:
         raise Unusable(
-            f"no agent serves {name}" if name else "no agent serves a device"
+            f"no agent serves {name}" if name else "no agent serves a device",
+            code="G033",
         )
     for link in chosen:
         port = link["tap"] or link.get("socket") or "no TAP yet"

@@ -60,6 +60,7 @@ def _check(requests: Requests, system: System | None) -> None:
             raise Unusable(
                 f"--data-plane vhost-net: the module {_MODULE} can't be loaded for "
                 f"{system.release}: {said}; another kernel package may have it; or use "
-                "--data-plane ring"
+                "--data-plane ring",
+                code="G034",
             ) from None
         os.close(requests.open_vhost_net())

@@ -4,6 +4,8 @@
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from vhostpci_shared.errors import BadValue, Problem
+
 from ..dataplane.kinds import AUTO, RING, VHOST_NET, VHOST_USER, WHY_RING
 from ..dataplane.vhost_user.place import Place, parse_place
 
@@ -35,7 +37,7 @@ class Choice:
         """Whether the kernel's vhost-net moves the packets."""
         return self.kind == VHOST_NET
 
-    def misfits(self, given: Collection[str]) -> Iterator[tuple[str, str]]:
+    def misfits(self, given: Collection[str]) -> Iterator[Problem]:
         """Yield each option that does not fit, and why.
 
         Args:
@@ -43,16 +45,18 @@ class Choice:
         """
         for name in OF_THREADS if self.in_kernel else ():
             if name in given:
-                yield (
+                yield Problem(
                     name,
                     f"the data plane {self.kind} has no threads of ours; leave this "
                     "option out",
+                    code="G035",
                 )
         for name in () if self.has_tap else OF_A_TAP:
             if name in given:
-                yield (
+                yield Problem(
                     name,
                     f"the data plane {self.kind} has no TAP; leave this option out",
+                    code="G036",
                 )
 
 
@@ -63,7 +67,7 @@ def parse_data_plane(text: str) -> Choice:
     """Read the value of --data-plane.
 
     Raises:
-        ValueError: there is no such data plane.
+        BadValue: there is no such data plane.
     """
     kind, colon, rest = text.partition(":")
     if kind == VHOST_USER and colon:
@@ -72,6 +76,6 @@ def parse_data_plane(text: str) -> Choice:
         return AUTOMATIC
     if text in (RING, VHOST_NET):
         return Choice(kind)
-    raise ValueError(
-        f"{text!r}: write {AUTO}, {RING}, {VHOST_NET} or {VHOST_USER}:PATH"
+    raise BadValue(
+        f"{text!r}: write {AUTO}, {RING}, {VHOST_NET} or {VHOST_USER}:PATH", code="G037"
     )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vhostpci_shared.device_tables import DeviceTables, Form, Place, Rule, Table
+from vhostpci_shared.errors import BadValue, code_of
 from vhostpci_shared.toml_file import BrokenFile, Document, read_bytes
 
 from ..errors import FileError, Unusable
@@ -45,20 +46,22 @@ def content(path: Path) -> bytes:
     try:
         return read_bytes(path)
     except BrokenFile as error:
-        raise FileError(error.mistake.of(path)) from error
+        raise FileError(path, [error.mistake]) from error
     except FileNotFoundError:
         raise Unusable(
             f"cannot read {path}: there is no such file; write it first, or name "
-            "another one"
+            "another one",
+            code="G038",
         ) from None
     except PermissionError as error:
         # The helper that reads it again is root, without the capability to read what
         # other users keep to themselves.
         raise Unusable(
-            f"cannot read {path}: {error.strerror}; make it root's: chown root {path}"
+            f"cannot read {path}: {error.strerror}; make it root's: chown root {path}",
+            code="G039",
         ) from error
     except OSError as error:
-        raise Unusable(f"cannot read {path}: {error.strerror}") from error
+        raise Unusable(f"cannot read {path}: {error.strerror}", code="G040") from error
 
 
 def read(path: Path, data: bytes) -> Settings:
@@ -70,10 +73,10 @@ def read(path: Path, data: bytes) -> Settings:
     try:
         document = Document(data)
     except BrokenFile as error:
-        raise FileError(error.mistake.of(path)) from error
+        raise FileError(path, [error.mistake]) from error
     check = _Check(path.absolute().parent, document)
     if mistakes := check.tables.mistakes():
-        raise FileError("\n".join(mistake.of(path) for mistake in mistakes))
+        raise FileError(path, mistakes)
     return check.settings
 
 
@@ -125,19 +128,20 @@ class _Check:
         # This refuses NUL and lone surrogates, for which the calls of the operating
         # system raise ValueError, and line ends, which would break log lines apart.
         if not text.isprintable():
-            raise ValueError(
-                f"{option.name} {text!r}: leave out what cannot be printed"
+            raise BadValue(
+                f"{option.name} {text!r}: leave out what cannot be printed", code="G041"
             )
         if option.absolute is not None:
             text = option.absolute(text, self._base)
         try:
             value = option.parse(text)
         except (ValueError, Unusable) as why:
-            raise ValueError(f"{option.name} {why}") from why
+            raise BadValue(f"{option.name} {why}", code=code_of(why)) from why
         if isinstance(value, Override):
-            raise ValueError(
+            raise BadValue(
                 f"{option.name} {text!r}: in a file write {option.name} = "
-                f'"{value.value}" in the table [device.{value.name}]'
+                f'"{value.value}" in the table [device.{value.name}]',
+                code="G042",
             )
         return value
 
@@ -150,10 +154,11 @@ class _Check:
                 "pci-device and socket exclude each other: a slave process has no PCI "
                 "devices, and a slave VM has no socket of the daemon's",
                 "socket",
+                code="G043",
             )
         settings = self.settings
-        for name, why in contradictions(settings.rules, settings.plane, given):
-            self.tables.add_mistake(top, f"{name}: {why}", name)
+        for name, why, code in contradictions(settings.rules, settings.plane, given):
+            self.tables.add_mistake(top, f"{name}: {why}", name, code=code)
 
     def _check_device(self, name: str, table: Table) -> None:
         """Note which options of a device contradict each other."""
@@ -161,8 +166,8 @@ class _Check:
         found = contradictions(
             settings.rules.of(name), settings.plane_of(name), self._of(table).keys()
         )
-        for option, why in found:
-            self.tables.add_mistake(table, f"{option}: {why}", option)
+        for option, why, code in found:
+            self.tables.add_mistake(table, f"{option}: {why}", option, code=code)
 
     def _check_unique(
         self, option: str, rule_of: Callable[[Rules], Template | None]
@@ -179,4 +184,5 @@ class _Check:
                     table,
                     f"{option} {rule.text} is that of {user} too: give each its own",
                     option,
+                    code="G044",
                 )

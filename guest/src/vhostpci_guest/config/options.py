@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from vhostpci_shared.errors import BadValue
+
 from ..dataplane import tx_methods
 from ..pci import binding_names
 
@@ -30,7 +32,7 @@ class Option(NamedTuple):
 
     name: str
     parse: Callable[[str], object]
-    """Returns the value of a text; raises ValueError or Unusable."""
+    """Returns the value of a text; raises BadValue or Unusable."""
     metavar: str
     help: str
     of_agent: bool = False
@@ -63,7 +65,9 @@ def _pci_address(text: str) -> str:
 
 def _socket(text: str) -> Path:
     if not text:
-        raise ValueError("'' is no path: write that of the daemon's ivshmem socket")
+        raise BadValue(
+            "'' is no path: write that of the daemon's ivshmem socket", code="G045"
+        )
     return Path(text)
 
 
@@ -123,22 +127,23 @@ def _data_plane_from(text: str, base: Path) -> str:
 
 def _poll_us(text: str) -> int:
     if not (text.isascii() and text.isdecimal()) or int(text) > MAX_POLL_US:
-        raise ValueError(
-            f"{text!r} is not a number of microseconds from 0 to {MAX_POLL_US}"
+        raise BadValue(
+            f"{text!r} is not a number of microseconds from 0 to {MAX_POLL_US}",
+            code="G046",
         )
     return int(text)
 
 
 def _yes_no(text: str) -> bool:
     if text not in ("yes", "no"):
-        raise ValueError(f"{text!r}: write true or false")
+        raise BadValue(f"{text!r}: write true or false", code="G047")
     return text == "yes"
 
 
 def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in choices:
-            raise ValueError(f"{text!r}: write one of {', '.join(choices)}")
+            raise BadValue(f"{text!r}: write one of {', '.join(choices)}", code="G048")
         return text
 
     return parse

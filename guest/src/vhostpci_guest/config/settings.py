@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vhostpci_shared.errors import Problem
+
 from ..dataplane import tx_methods
 from ..dataplane.vhost_user.place import Place
 from ..errors import Unusable
@@ -77,7 +79,9 @@ class Settings:
         """
         place = self.plane_of(name).data_plane.place
         if place is None:
-            raise Unusable(f"the device {name!r} has no data plane with a socket")
+            raise Unusable(
+                f"the device {name!r} has no data plane with a socket", code="G049"
+            )
         return place
 
     @property
@@ -144,7 +148,7 @@ def _rules(default: Rules, values: Values) -> Rules:
 
 def contradictions(
     rules: Rules, plane: PlaneSettings, given: Set[str]
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[Problem]:
     """Yield each option that does not fit the others of a device, and why.
 
     Args:
@@ -156,8 +160,9 @@ def contradictions(
     # The kernel would accept both, but gives no packet to an address of such a TAP: the
     # bridge takes each packet that arrives there.
     if rules.bridge and rules.addresses and not given.isdisjoint(("bridge", "address")):
-        yield (
+        yield Problem(
             "address",
             f"not with bridge {rules.bridge}: a TAP in a bridge has no address; give "
             f"it to the bridge: ip address add CIDR dev {rules.bridge}",
+            code="G050",
         )

@@ -5,18 +5,21 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from vhostpci_shared.errors import BadValue
+
 
 def parse_cpus(text: str) -> frozenset[int]:
     """Understand a list of processors as taskset takes it: `0,3`, `2-5`, `0-6:2`.
 
     Raises:
-        ValueError: it is not such a list, or this process may not use one of them.
+        BadValue: it is not such a list, or this process may not use one of them.
     """
     cpus = frozenset(cpu for part in text.split(",") for cpu in _range(part, text))
     if unusable := cpus - os.sched_getaffinity(0):
-        raise ValueError(
+        raise BadValue(
             f"{_list(unusable)} in {text!r}: this process may use only "
-            f"{_list(os.sched_getaffinity(0))}"
+            f"{_list(os.sched_getaffinity(0))}",
+            code="G051",
         )
     return cpus
 
@@ -28,16 +31,19 @@ def _range(part: str, text: str) -> range:
     if not _numbers(first, last if dash else "0", step if colon else "1") or (
         colon and not dash
     ):
-        raise ValueError(
+        raise BadValue(
             f"{part!r} in {text!r} is neither a processor's number nor a range such as "
-            "2-5 or 0-6:2"
+            "2-5 or 0-6:2",
+            code="G052",
         )
     start, end = int(first), int(last or first)
     if end < start or (colon and int(step) == 0):
-        raise ValueError(f"{part!r} in {text!r}: the range is empty")
+        raise BadValue(f"{part!r} in {text!r}: the range is empty", code="G053")
     # Bounded by what there is: a list of a billion numbers would take all memory.
     if end >= _MOST:
-        raise ValueError(f"{part!r} in {text!r}: no machine has that processor")
+        raise BadValue(
+            f"{part!r} in {text!r}: no machine has that processor", code="G054"
+        )
     return range(start, end + 1, int(step or 1))
 
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from vhostpci_shared import metadata as md
 from vhostpci_shared import packed
+from vhostpci_shared.errors import Coded
 from vhostpci_shared.metadata import AgentRingState
 from vhostpci_shared.position import Position
 from vhostpci_shared.virtio import AVAIL_IDX_OFFSET
@@ -152,16 +153,23 @@ class RingStatus:
     stats: Stats = Stats()
 
 
-class RingRefused(Exception):
+class RingRefused(Coded):
     """A ring cannot start, because of what its metadata entry says.
 
     Args:
         why: what is wrong.
         state: the ring's state from now on.
+        code: of the error.
     """
 
-    def __init__(self, why: str, state: AgentRingState = AgentRingState.BROKEN) -> None:
-        super().__init__(why)
+    def __init__(
+        self,
+        why: str,
+        state: AgentRingState = AgentRingState.BROKEN,
+        *,
+        code: str = "",
+    ) -> None:
+        super().__init__(why, code=code)
         self.state = state
 
 
@@ -360,6 +368,7 @@ def check_base(base: int, device: int, regions: Sequence[MemRegion]) -> None:
             f"it is to start at {base}, and its used index is {used}: another back-end "
             "has worked it",
             AgentRingState.FENCED,
+            code="R025",
         )
 
 
@@ -430,7 +439,8 @@ def position(
         # Not FENCED: a new session would not help, as there is no index in memory.
         raise RingRefused(
             f"the descriptor at its position, {start:#x}, is used: another device has "
-            "worked it; reload the master's driver"
+            "worked it; reload the master's driver",
+            code="R026",
         )
     return start
 
@@ -445,7 +455,8 @@ def _check_new(ring: md.Ring, regions: Sequence[MemRegion]) -> None:
     """Refuse a ring that was worked, and whose position is lost."""
     if any(_flags(ring, i, regions) & packed.USED for i in range(ring.size)):
         raise RingRefused(
-            "it has been worked, and its position is lost; reload the master's driver"
+            "it has been worked, and its position is lost; reload the master's driver",
+            code="R027",
         )
 
 
@@ -455,5 +466,5 @@ def _load16(at: int, regions: Sequence[MemRegion], what: str) -> int:
     # index may change while it is read.
     address = locate(at, 2, regions) if at % 2 == 0 else None
     if address is None:
-        raise RingRefused(f"{what} is not in the memory table")
+        raise RingRefused(f"{what} is not in the memory table", code="R028")
     return ctypes.c_uint16.from_address(address).value

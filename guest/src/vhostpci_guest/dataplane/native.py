@@ -154,7 +154,9 @@ class Guard:
             # here.
             if number == -errno.EINVAL:
                 raise RingError(
-                    errno.EINVAL, f"{size} bytes at {address:#x} are no mapping"
+                    errno.EINVAL,
+                    f"{size} bytes at {address:#x} are no mapping",
+                    code="R029",
                 )
             self._number = check(number, "guard a mapping")
         except BaseException:
@@ -248,6 +250,7 @@ class Worker:
                 errno.EINVAL,
                 f"{self._name}: descriptor {tap_fd} is not a non-blocking TAP queue,"
                 f" or polling from {poll_min} to {poll_max} s makes no sense",
+                code="R030",
             )
         check(result, f"start a thread for {self._name}")
 
@@ -284,6 +287,7 @@ class Worker:
                 errno.EINVAL,
                 f"{self._name}: memory regions are empty, wrap or overlap;"
                 " have the daemon start a new session",
+                code="R031",
             )
         check(result, f"replace the memory of {self._name}")
 
@@ -296,7 +300,7 @@ class Worker:
             # cffi refuses a number that does not fit its member.  The numbers come from
             # the metadata, so it is the ring's entry that is wrong, not our code.
             raise RingError(
-                errno.EINVAL, f"cannot start {self._ring(index)}: {error}"
+                errno.EINVAL, f"cannot start {self._ring(index)}: {error}", code="R032"
             ) from None
         check(
             lib.worker_start_ring(self._worker, index, c_conf),

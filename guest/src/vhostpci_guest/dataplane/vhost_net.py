@@ -242,7 +242,7 @@ class VhostNetPlane:
             except OSError as error:
                 if shortage(error):
                     raise
-                raise RingRefused(f"vhost-net: {error.strerror}") from None
+                raise RingRefused(f"vhost-net: {error.strerror}", code="R033") from None
             undo.pop_all()
 
     def _check(self, conf: RingConf) -> tuple[int, int, int]:
@@ -252,11 +252,11 @@ class VhostNetPlane:
             RingRefused: it may not.
         """
         if self._memory_refused:
-            raise RingRefused(self._memory_refused)
+            raise RingRefused(self._memory_refused, code="R034")
         if conf.packed:
-            raise RingRefused("vhost-net serves no packed ring")
+            raise RingRefused("vhost-net serves no packed ring", code="R035")
         if not _session_holds(conf):
-            raise RingRefused(_FENCED, AgentRingState.FENCED)
+            raise RingRefused(_FENCED, AgentRingState.FENCED, code="R036")
         return self._locate(conf)
 
     def _locate(self, conf: RingConf) -> tuple[int, int, int]:
@@ -273,7 +273,8 @@ class VhostNetPlane:
         if found is None:
             raise RingRefused(
                 f"{size} bytes of it at {address:#x} do not lie within one memory "
-                "region"
+                "region",
+                code="R037",
             )
         return found
 

@@ -107,7 +107,7 @@ class Workers:
             # ESTALE: the used index is not the base, or the session is another.
             fenced = error.errno == errno.ESTALE
             state = AgentRingState.FENCED if fenced else AgentRingState.BROKEN
-            raise RingRefused(str(error.strerror), state) from None
+            raise RingRefused(str(error.strerror), state, code=error.code) from None
 
     def stop(self, index: int) -> int:
         pair, ring = _split(index)

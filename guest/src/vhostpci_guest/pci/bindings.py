@@ -131,7 +131,8 @@ def _bind(pci: PciDevice, wanted: str, claim: ExitStack) -> PciBound:
             # Every other way needs root too, so the reasons of the rest say no more.
             raise Unusable(
                 f"{pci.address}: no permission to bind it by {name} "
-                f"({error.filename}): run as root"
+                f"({error.filename}): run as root",
+                code="G068",
             ) from None
         except (Unusable, OSError) as why_not:
             reasons.append(f"not {name}: {why_not}")
@@ -139,13 +140,13 @@ def _bind(pci: PciDevice, wanted: str, claim: ExitStack) -> PciBound:
         device.adopt(claim.pop_all())
         _tell(pci, BINDINGS[name], name, reasons)
         return device
-    raise Unusable(f"{pci.address} can't be bound: {'; '.join(reasons)}")
+    raise Unusable(f"{pci.address} can't be bound: {'; '.join(reasons)}", code="G069")
 
 
 def _bind_by(pci: PciDevice, name: str) -> PciBound:
     binding = BINDINGS[name]
     if why := binding.why_not(pci):
-        raise Unusable(why)
+        raise Unusable(why, code="G070")
     return binding.bind(pci)
 
 

@@ -59,12 +59,13 @@ class Function:
         """
         here, driver = self.pci.address, self.pci.driver
         if not self.pci.complete:
-            raise Unusable(f"{here} has no memory; see dmesg")
+            raise Unusable(f"{here} has no memory; see dmesg", code="G071")
         if self.unbound and driver != self.driver:
             raise Unusable(
                 f"{here} was taken from {self.driver} (its driver now: "
                 f"{driver or 'none'}); to give it back: "
-                f"echo {here} > /sys/bus/pci/drivers/{self.driver}/bind"
+                f"echo {here} > /sys/bus/pci/drivers/{self.driver}/bind",
+                code="G072",
             )
         self.unbound = False
 

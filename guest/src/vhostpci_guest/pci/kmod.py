@@ -49,7 +49,7 @@ def bind(pci: PciDevice) -> PciBound:
         OSError: the kernel refuses.
     """
     if why := pci.system.load(DRIVER):
-        raise Unusable(why)
+        raise Unusable(why, code="G073")
     with ExitStack() as stack:
         stack.enter_context(pci.bound(DRIVER))
         node = stack.enter_context(pci.uio_node())
@@ -90,7 +90,8 @@ def _map(pci: PciDevice, node: int, number: int, stack: ExitStack) -> Mapping:
     except OSError as error:
         raise Unusable(
             f"{pci.address}: {DRIVER} does not map BAR {bar} ({size} bytes): "
-            f"{error.strerror}; see dmesg"
+            f"{error.strerror}; see dmesg",
+            code="G074",
         ) from error
     stack.callback(mapping.close)
     return mapping
@@ -143,7 +144,9 @@ def _interrupts(pci: PciDevice, node: int, stack: ExitStack) -> list[int]:
         try:
             os.write(node, armed(vector, fds[-1]))
         except OSError as error:
-            raise Unusable(_why_no_interrupts(pci, vector, error)) from error
+            raise Unusable(
+                _why_no_interrupts(pci, vector, error), code="G075"
+            ) from error
     return fds
 
 

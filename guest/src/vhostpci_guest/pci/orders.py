@@ -203,7 +203,8 @@ class PciOrders:
                 raise Unusable(
                     f"IOMMU group {group} has {name} in it, which is no ivshmem "
                     "function: put the ivshmem function alone on a PCIe root port or "
-                    "bus"
+                    "bus",
+                    code="G076",
                 )
         if not names:
             raise BadOrder(f"there is no IOMMU group {group}")

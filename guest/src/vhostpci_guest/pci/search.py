@@ -40,11 +40,14 @@ def at(address: str, system: System | None = None) -> PciDevice:
     full = normal_address(address)
     device = PciDevice(full, system or System())
     if not device.path.exists():
-        raise Unusable(f"no PCI device {full}; vhostpci-guest devices lists them")
+        raise Unusable(
+            f"no PCI device {full}; vhostpci-guest devices lists them", code="G077"
+        )
     if not is_ivshmem(device):
         raise Unusable(
             f"{full} is no ivshmem device ({VENDOR[2:]}:{DEVICE[2:]}); "
-            "vhostpci-guest devices lists those that are"
+            "vhostpci-guest devices lists those that are",
+            code="G078",
         )
     return device
 
@@ -57,7 +60,7 @@ def normal_address(address: str) -> str:
     """
     address = address.lower()
     if not _ADDRESS.fullmatch(address):
-        raise Unusable(f"{address!r} is no PCI address, as 0000:00:05.0")
+        raise Unusable(f"{address!r} is no PCI address, as 0000:00:05.0", code="G079")
     return address if address.count(":") == 2 else f"0000:{address}"
 
 

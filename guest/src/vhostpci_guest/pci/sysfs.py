@@ -101,7 +101,8 @@ def mapped(pci: PciDevice, binding: str, stack: ExitStack) -> PciBound:
     except OSError as error:
         raise Unusable(
             f"{pci.address}: its BARs can't be mapped: {error.strerror} "
-            "(kernel lockdown? another driver?)"
+            "(kernel lockdown? another driver?)",
+            code="G080",
         ) from error
     return PciBound(
         place=pci,

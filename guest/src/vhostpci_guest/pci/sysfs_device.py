@@ -161,21 +161,24 @@ class PciDevice:
         node = next(self._uio_nodes(), None)
         if node is None:
             raise Unusable(
-                f"{self.address}: {self.driver} made no UIO device; see dmesg"
+                f"{self.address}: {self.driver} made no UIO device; see dmesg",
+                code="G081",
             )
         try:
             fd = self.system.open(node)
         except FileNotFoundError:
             raise Unusable(
                 f"{self.address}: there is no {node}: mount devtmpfs at /dev, or give "
-                "the node to this container"
+                "the node to this container",
+                code="G082",
             ) from None
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
             users = self.system.users([node]) or [_HIDDEN]
             raise Unusable(
-                f"{self.address} is in use by {', '.join(users)} through {node}"
+                f"{self.address} is in use by {', '.join(users)} through {node}",
+                code="G083",
             ) from None
         try:
             yield fd
@@ -196,11 +199,11 @@ class PciDevice:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise Unusable(
-                    f"{self.address} is in use by another vhostpci-guest"
+                    f"{self.address} is in use by another vhostpci-guest", code="G084"
                 ) from None
             # Under the lock: another agent may have been binding it, or giving it back.
             if why := self.why_taken():
-                raise Unusable(f"{self.address} is {why}")
+                raise Unusable(f"{self.address} is {why}", code="G085")
             self._claim = fd
             try:
                 yield
@@ -262,7 +265,8 @@ class PciDevice:
             raise Unusable(
                 f"{self.address} can't be bound, because {self.system.sys} is "
                 "read-only, as in a container: run the agent outside of it, or with "
-                "--privileged"
+                "--privileged",
+                code="G086",
             ) from None
 
     def _unbind(self) -> None:
@@ -284,7 +288,9 @@ class PciDevice:
         with self._reserved(driver), suppress(OSError):
             self._write(self.system.sys / "bus/pci/drivers_probe", self.address)
         if self.driver != driver:
-            raise Unusable(f"{driver} does not take {self.address}; see dmesg")
+            raise Unusable(
+                f"{driver} does not take {self.address}; see dmesg", code="G087"
+            )
 
     @contextmanager
     def _reserved(self, driver: str) -> Iterator[None]:

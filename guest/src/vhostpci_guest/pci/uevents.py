@@ -73,7 +73,8 @@ class Uevents:
         except (ImportError, OSError) as error:
             raise Unusable(
                 f"cannot receive uevents of PCI devices: {error}; install libudev "
-                "and pyudev (Debian: libudev1, python3-pyudev)"
+                "and pyudev (Debian: libudev1, python3-pyudev)",
+                code="G088",
             ) from None
 
     def fileno(self) -> int:

@@ -30,7 +30,7 @@ def bind(pci: PciDevice) -> PciBound:
         OSError: sysfs refuses.
     """
     if why := pci.system.load(DRIVER):
-        raise Unusable(why)
+        raise Unusable(why, code="G089")
     with ExitStack() as stack:
         # The driver's probe has switched the device's memory on, so `enabled` is not
         # needed; sysfs would refuse it while a driver is bound.

@@ -101,9 +101,9 @@ def bind(pci: PciDevice) -> PciBound:
     """
     group = pci.iommu_group
     if group is None:
-        raise Unusable(f"{pci.address}: {_NO_IOMMU}")
+        raise Unusable(f"{pci.address}: {_NO_IOMMU}", code="G090")
     if why := pci.system.load(DRIVER):
-        raise Unusable(why)
+        raise Unusable(why, code="G091")
     with ExitStack() as stack:
         stack.enter_context(pci.bound(DRIVER))
         _take_back(pci, group)
@@ -172,7 +172,8 @@ def _open_device(pci: PciDevice, group: str, stack: ExitStack) -> int:
         or fcntl.ioctl(container, CHECK_EXTENSION, TYPE1V2_IOMMU) != 1
     ):
         raise Unusable(
-            "the kernel's VFIO has no type 1 IOMMU: modprobe vfio_iommu_type1"
+            "the kernel's VFIO has no type 1 IOMMU: modprobe vfio_iommu_type1",
+            code="G092",
         )
     group_fd = _open_group(pci, group, stack)
     status = bytearray(_group_status.pack(_group_status.size, 0))
@@ -182,7 +183,8 @@ def _open_device(pci: PciDevice, group: str, stack: ExitStack) -> int:
     if not _group_status.unpack(status)[1] & GROUP_VIABLE:
         raise Unusable(
             f"{pci.address} shares IOMMU group {group} with devices of other drivers: "
-            "put it alone on a PCIe root port or bus"
+            "put it alone on a PCIe root port or bus",
+            code="G093",
         )
     # In this order (Linux, "VFIO Usage Example"): a container takes an IOMMU only once
     # it has a group, and a group gives its devices only once it has an IOMMU.
@@ -293,7 +295,8 @@ def _map(pci: PciDevice, device: int, bar: int, stack: ExitStack) -> Mapping:
     if not region.mappable:
         raise Unusable(
             f"{pci.address}: vfio does not map BAR {bar} ({region.size} bytes), "
-            "because it shares a page with another: use --bind uio or sysfs"
+            "because it shares a page with another: use --bind uio or sysfs",
+            code="G094",
         )
     size = min(region.size, Registers.SIZE) if bar == 0 else region.size
     mapping = Mapping(device, size, offset=region.offset, huge=True)

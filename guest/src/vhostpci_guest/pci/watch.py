@@ -104,7 +104,9 @@ class PciWatch:
         self._find_duplicates()
         self._bind_next()
         if self._only is not None and self._only not in self._functions:
-            raise Unusable(f"{self._only} is gone, or was taken from its driver")
+            raise Unusable(
+                f"{self._only} is gone, or was taken from its driver", code="G095"
+            )
 
     def devices(self) -> Iterable[Device]:
         """Return the devices to serve that we hold."""

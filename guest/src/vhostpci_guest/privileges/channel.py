@@ -127,13 +127,14 @@ class Channel:
                 data, fds, flags = b"", [], 0
         if not data:
             raise Unusable(
-                f"the helper process that {self._helper} has ended: restart the agent"
+                f"the helper process that {self._helper} has ended: restart the agent",
+                code="G096",
             )
         if flags & socket.MSG_CTRUNC:  # we have no room for the descriptor
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         said = json.loads(data)
         if "unusable" in said:
-            raise Unusable(said["unusable"])
+            raise Unusable(said["unusable"], code=said["code"])
         if "errno" in said:
             raise OSError(said["errno"], said["text"], said["file"])
         return Answer(said["value"], fds[0] if fds else None)
@@ -176,7 +177,10 @@ def _do(
         return _failure(OSError(errno.EPERM, text)), None
     except Unusable as why:
         short = shortage(why)
-        return ({"unusable": str(why)} if short is None else _failure(short)), None
+        return _failure(short) if short else {
+            "unusable": str(why),
+            "code": why.code,
+        }, None
     except OSError as error:
         return _failure(error), None
     return {"value": answer.value}, answer.fd

@@ -6,6 +6,8 @@ import pwd
 from dataclasses import dataclass
 from pathlib import Path
 
+from vhostpci_shared.errors import BadValue
+
 OWN = "vhostpci-guest"
 """The user for the agent alone, if this machine has it."""
 NOBODY = 65534
@@ -37,13 +39,13 @@ def parse_user(text: str) -> User:
     """Return a user by name or number.
 
     Raises:
-        ValueError: there is no such user.
+        BadValue: there is no such user.
     """
     try:
         number = text.isascii() and text.isdecimal()
         found = pwd.getpwuid(int(text)) if number else pwd.getpwnam(text)
     except (KeyError, OverflowError):
-        raise ValueError(f"this machine has no user {text!r}") from None
+        raise BadValue(f"this machine has no user {text!r}", code="G097") from None
     return _user(found)
 
 

@@ -86,7 +86,8 @@ class Link:
         if device.window.id != md.SLAVE_ID:
             raise Unusable(
                 f"{device.name} has IVPosition {device.window.id}: it only shows "
-                f"memory for the device with IVPosition {md.SLAVE_ID}; serve that one"
+                f"memory for the device with IVPosition {md.SLAVE_ID}; serve that one",
+                code="G098",
             )
         self.device = device
         self.port = port
@@ -356,7 +357,7 @@ class Link:
             # A daemon must not be able to end an agent that serves well: once we were
             # ready, a wish for more vectors is the daemon's mistake.
             if self._answers.served:
-                raise ProtocolError(str(why)) from None
+                raise ProtocolError(str(why), code=why.code) from None
             self._answers.answer_failed(str(why))
             raise
 

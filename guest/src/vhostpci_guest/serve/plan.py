@@ -102,11 +102,14 @@ def check(snapshot: md.Snapshot, windows: Mapping[int, Window], vectors: int) ->
         raise Unusable(
             f"the device has {vectors} MSI-X vectors, and needs {device.vectors} for "
             f"{device.queue_pairs} queue pair(s): start the slave's QEMU with "
-            f"`-device ivshmem-doorbell,vectors={device.vectors},...`"
+            f"`-device ivshmem-doorbell,vectors={device.vectors},...`",
+            code="G099",
         )
     for index, ring in enumerate(snapshot.rings):
         if ring.runs and not ring.kick_peer and ring.kick_vector >= vectors:
-            raise ProtocolError(f"ring {index} kicks vector {ring.kick_vector}")
+            raise ProtocolError(
+                f"ring {index} kicks vector {ring.kick_vector}", code="P068"
+            )
     _check_overlap(snapshot.regions)
     _check_numbers(snapshot)
     want = Want(
@@ -134,7 +137,8 @@ def _check_numbers(snapshot: md.Snapshot) -> None:
         if not md.FIRST_WINDOW <= number <= md.LAST_WINDOW:
             raise ProtocolError(
                 f"the master's memory is in window {number}, which is neither "
-                f"{md.SLAVE_ID} nor from {md.FIRST_WINDOW} to {md.LAST_WINDOW}"
+                f"{md.SLAVE_ID} nor from {md.FIRST_WINDOW} to {md.LAST_WINDOW}",
+                code="P069",
             )
 
 
@@ -143,7 +147,7 @@ def _check_overlap(regions: Sequence[md.Region]) -> None:
     ordered = sorted(regions, key=lambda region: region.guest_addr)
     for low, high in pairwise(ordered):
         if high.guest_addr - low.guest_addr < low.size:
-            raise ProtocolError(f"regions overlap: {low} and {high}")
+            raise ProtocolError(f"regions overlap: {low} and {high}", code="P070")
 
 
 def _locate(region: md.Region, windows: Mapping[int, Window]) -> MemRegion:
@@ -155,7 +159,8 @@ def _locate(region: md.Region, windows: Mapping[int, Window]) -> MemRegion:
     if region.offset > room or region.size > room - region.offset:
         raise ProtocolError(
             f"region of {region.size:#x} bytes at {region.offset:#x} does not fit "
-            f"window {window.id}, which has {room:#x} for it"
+            f"window {window.id}, which has {room:#x} for it",
+            code="P071",
         )
     file = window.file
     return MemRegion(

@@ -475,7 +475,8 @@ class Rings:
             return kick.fd
         raise RingRefused(
             f"its kick is vector {ring.kick_vector} of peer {ring.kick_peer}, and the "
-            "device has no eventfds of its peers"
+            "device has no eventfds of its peers",
+            code="R041",
         )
 
     # Status.

@@ -16,6 +16,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from vhostpci_shared import ivshmem
+from vhostpci_shared.errors import Coded
 from vhostpci_shared.eventfd_signal import signal_eventfd
 from vhostpci_shared.wire import ProtocolError
 
@@ -36,7 +37,7 @@ _SETTLE = 1.0
 say how many there are; the daemon sends them all at once."""
 
 
-class ServerGone(Exception):
+class ServerGone(Coded):
     """The server has closed the connection."""
 
 
@@ -99,7 +100,9 @@ class Client:
         while self._receive_some():
             pass
         if self.lost:
-            raise ServerGone(f"{self.name}: the memory that it shows was cut off")
+            raise ServerGone(
+                f"{self.name}: the memory that it shows was cut off", code="G107"
+            )
 
     def _receive_some(self) -> bool:
         """Read bytes of one message at most; return whether there were any."""
@@ -117,7 +120,9 @@ class Client:
             # Linux had no number left for the next one, and dropped it.
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         if not data:
-            raise ServerGone(f"{self.name}: the server has closed the connection")
+            raise ServerGone(
+                f"{self.name}: the server has closed the connection", code="G108"
+            )
         self._partial += data
         if len(self._partial) == ivshmem.SIZE:
             message, self._partial = ivshmem.decode(self._partial), b""
@@ -148,7 +153,9 @@ class Client:
     def _keep(self, fd: int, fds: list[int]) -> None:
         kept = len(self._vectors) + sum(map(len, self._peers.values()))
         if kept >= MAX_DOORBELLS:
-            raise ProtocolError(f"ivshmem server sends over {MAX_DOORBELLS} vectors")
+            raise ProtocolError(
+                f"ivshmem server sends over {MAX_DOORBELLS} vectors", code="P072"
+            )
         os.set_blocking(fd, False)
         fds.append(fd)
 
@@ -156,11 +163,15 @@ class Client:
         """Map the memory; the descriptor is the window's file from then on."""
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
-            raise ProtocolError("the ivshmem server's shared memory is no memory file")
+            raise ProtocolError(
+                "the ivshmem server's shared memory is no memory file", code="P073"
+            )
         try:
             mapping = Mapping(fd, status.st_size)
         except (OSError, ValueError) as error:
-            raise ProtocolError(f"its shared memory can't be mapped: {error}") from None
+            raise ProtocolError(
+                f"its shared memory can't be mapped: {error}", code="P074"
+            ) from None
         self._undo.callback(mapping.close)
         self._mapping = mapping
         own_id = self._protocol.own_id

@@ -66,18 +66,21 @@ class SocketSource:
                 if not self._client.connected and self.interval == 0:
                     raise ProtocolError(
                         f"{self._path}: no handshake within {HANDSHAKE:g} s; is it the "
-                        "daemon's NAME.ivshmem?"
+                        "daemon's NAME.ivshmem?",
+                        code="P075",
                     )
         except ivshmem.Occupied as why:
-            self._lose(str(why), fatal=self._waited_enough())
+            self._lose(Unusable(str(why), code=why.code), fatal=self._waited_enough())
         except (ServerGone, ivshmem.Exhausted) as why:
-            self._lose(str(why), fatal=False)
+            self._lose(Unusable(str(why), code=why.code), fatal=False)
         except ProtocolError as why:
-            self._lose(str(why), fatal=True)
+            self._lose(Unusable(str(why), code=why.code), fatal=True)
         except OSError as error:
             fatal = error.errno not in _ABSENT
             what = no_descriptors(error) if exhausted(error) else error.strerror
-            self._lose(f"{self._path}: {what or error}", fatal=fatal)
+            self._lose(
+                Unusable(f"{self._path}: {what or error}", code="G151"), fatal=fatal
+            )
         if self._client is not None:  # without a daemon there are no windows either
             self._windows.look()
 
@@ -92,7 +95,7 @@ class SocketSource:
             self._served, self._said = True, ""
             self._occupied_since = None
 
-    def _lose(self, why: str, *, fatal: bool) -> None:
+    def _lose(self, why: Unusable, *, fatal: bool) -> None:
         """Connect again in a second.
 
         Raises:
@@ -102,10 +105,10 @@ class SocketSource:
         if client is not None and not client.connected:
             client.close()  # else the agent has it, and closes it
         if fatal and not self._served:
-            raise Unusable(why)
-        if why != self._said:
+            raise why from None
+        if str(why) != self._said:
             log.warning("%s; trying again every second", why)
-            self._said = why
+            self._said = str(why)
 
     def devices(self) -> Iterable[Device]:
         """Return the device, while the daemon shows it."""

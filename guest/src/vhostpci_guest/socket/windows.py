@@ -124,9 +124,9 @@ class _WindowSocket:
             self._pause, self._said = SOON, ""
         elif client.connected:
             number = client.window.id
-            raise ProtocolError(f"the server shows window {number}")
+            raise ProtocolError(f"the server shows window {number}", code="P076")
         elif self._now() >= self._due:
-            raise ProtocolError(f"no handshake within {HANDSHAKE:g} s")
+            raise ProtocolError(f"no handshake within {HANDSHAKE:g} s", code="P077")
 
     def _lose(self, why: str) -> None:
         """Connect again after a pause."""

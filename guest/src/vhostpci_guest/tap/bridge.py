@@ -10,6 +10,8 @@ user's decision.  When a bridge of that name appears again, the TAPs join it.
 import logging
 import socket
 
+from vhostpci_shared.errors import BadValue
+
 from ..errors import Unusable
 from . import namespace
 from .netlink import netlink
@@ -23,10 +25,12 @@ def parse_bridge(text: str) -> str:
     """Return a bridge's name.
 
     Raises:
-        ValueError: the kernel would refuse the name.
+        BadValue: the kernel would refuse the name.
     """
     if not is_name(text):
-        raise ValueError(f"{text!r} is no name of a bridge: write one as br0")
+        raise BadValue(
+            f"{text!r} is no name of a bridge: write one as br0", code="G117"
+        )
     return text
 
 
@@ -58,7 +62,9 @@ class Bridge:
                 # Another agent, started at the same time, may have made the bridge
                 # after our look: then there is one, and nothing is wrong.
                 if self.index is None:
-                    raise Unusable(f"{why}; modprobe bridge, and run as root") from None
+                    raise Unusable(
+                        f"{why}; modprobe bridge, and run as root", code=why.code
+                    ) from None
         self._check()
 
     def _make(self) -> None:
@@ -89,7 +95,8 @@ class Bridge:
         if kind != "bridge":
             raise Unusable(
                 f"{self.name} is no bridge but {kind or 'a card'}: choose another "
-                "--bridge"
+                "--bridge",
+                code="G118",
             )
 
     def join(self, tap: Tap) -> int:
@@ -103,7 +110,8 @@ class Bridge:
         if index is None:
             raise Unusable(
                 f"bridge {self.name} is gone: make it again (ip link add {self.name} "
-                "type bridge), or restart the agent"
+                "type bridge), or restart the agent",
+                code="G119",
             )
         # Again: since `make`, another interface may have taken the name.
         self._check()
@@ -112,7 +120,8 @@ class Bridge:
             raise Unusable(
                 f"TAP {tap.name} was moved to another network namespace than bridge "
                 f"{self.name}: move it back (ip link set {tap.name} netns ...), or "
-                "leave it out of the bridge"
+                "leave it out of the bridge",
+                code="G120",
             )
         tap.join(self.name, index)
         return index

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
+from vhostpci_shared.errors import BadValue
+
 from ..errors import Unusable
 from .settings import Address, TapConfig, parse_address, parse_mac, parse_name
 
@@ -33,13 +35,13 @@ class Template:
         """Read a template that may contain the `allowed` fields only.
 
         Raises:
-            ValueError: it contains another field, or the braces do not match.
+            BadValue: it contains another field, or the braces do not match.
         """
         wanted = " or ".join(f"{{{field}}}" for field in allowed)
         try:
             parts = list(string.Formatter().parse(text))
         except ValueError as error:
-            raise ValueError(f"{text!r}: {error}: write {wanted}") from None
+            raise BadValue(f"{text!r}: {error}: write {wanted}", code="G121") from None
         fields = set()
         for _literal, name, spec, conversion in parts:
             if name is None:  # the text behind the last field
@@ -47,7 +49,9 @@ class Template:
             # Neither formats as "{n:03}" nor attributes as "{name.x}": whether they
             # work would show only when a device comes.
             if name not in allowed or spec or conversion:
-                raise ValueError(f"{text!r}: {{{name}}} is not known: write {wanted}")
+                raise BadValue(
+                    f"{text!r}: {{{name}}} is not known: write {wanted}", code="G122"
+                )
             fields.add(name)
         return cls(text, frozenset(fields))
 
@@ -82,7 +86,7 @@ def parse_tap(text: str) -> Template:
     """Read the rule for the names of TAPs.
 
     Raises:
-        ValueError: the result would be no interface name, whatever the device's name.
+        BadValue: the result would be no interface name, whatever the device's name.
     """
     template = Template.parse(text, _NAME, _N)
     # The shortest values: what is too long even with them is too long for all devices.
@@ -94,7 +98,7 @@ def parse_mac_rule(text: str) -> Rule:
     """Read the rule for MACs, or the override for one device.
 
     Raises:
-        ValueError: the result would be no MAC.
+        BadValue: the result would be no MAC.
     """
     return _rule(text, parse_mac, "00")
 
@@ -103,7 +107,7 @@ def parse_address_rule(text: str) -> Rule:
     """Read the rule for an address, or the override for one device.
 
     Raises:
-        ValueError: the result would be no address.
+        BadValue: the result would be no address.
     """
     return _rule(text, parse_address, "0")
 
@@ -113,7 +117,7 @@ def _rule(text: str, parse: Callable[[str], object], n: str) -> Rule:
     name, equals, value = text.rpartition("=")
     if equals:
         if not name:
-            raise ValueError(f"{text!r} names no device: write NAME={value}")
+            raise BadValue(f"{text!r} names no device: write NAME={value}", code="G123")
         parse(value)
         return Override(name, value)
     template = Template.parse(text, _N)
@@ -168,7 +172,8 @@ class Rules:
         except ValueError as why:
             raise Unusable(
                 f"{device}: --tap {self.tap}: {why}; shorten the template, write {{n}} "
-                "for {name}, or give the device another name on the hypervisor"
+                "for {name}, or give the device another name on the hypervisor",
+                code="G124",
             ) from None
 
     def _mac(self, device: str, n: int) -> str | None:
@@ -177,7 +182,8 @@ class Rules:
         if _N in self.mac.fields and n > _MAC_N_MAX:
             raise Unusable(
                 f"{device}: --mac {self.mac} is for {_MAC_N_MAX + 1} devices, and this "
-                "is one more: leave --mac out, or start another agent"
+                "is one more: leave --mac out, or start another agent",
+                code="G125",
             )
         # A byte of a MAC has two digits, as `parse_mac` demands.
         return parse_mac(self.mac.fill(n=f"{n:02x}"))
@@ -189,7 +195,8 @@ def _address(device: str, rule: Template, n: int) -> Address:
     except ValueError as why:
         raise Unusable(
             f"{device}: --address {rule}: {why}: leave more room for {{n}}, or start "
-            "another agent"
+            "another agent",
+            code="G126",
         ) from None
 
 
@@ -204,13 +211,14 @@ def make_rules(
     """Separate the rules of the command line from its overrides.
 
     Raises:
-        ValueError: there are two MACs for one device, or two rules for MACs.
+        BadValue: there are two MACs for one device, or two rules for MACs.
     """
     general = [rule for rule in macs if isinstance(rule, Template)]
     if len(general) > 1:
-        raise ValueError(
+        raise BadValue(
             f"--mac {general[0]} and --mac {general[1]}: there is one rule; for one "
-            "device's own write NAME=MAC"
+            "device's own write NAME=MAC",
+            code="G127",
         )
     rules = Rules(
         tap=tap,
@@ -229,7 +237,9 @@ def _own(
     own: dict[str, Rules] = {}
     for override in macs:
         if override.name in own:
-            raise ValueError(f"--mac {override}: {override.name} has one already")
+            raise BadValue(
+                f"--mac {override}: {override.name} has one already", code="G128"
+            )
         own[override.name] = replace(rules, mac=override.template)
     of_device: dict[str, list[Template]] = {}
     for override in addresses:

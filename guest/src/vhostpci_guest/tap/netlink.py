@@ -36,5 +36,5 @@ def netlink(who: str, what: str) -> Iterator[Any]:
         except NetlinkError as error:
             # `args` has the errno and then the text.
             raise Unusable(
-                f"{who}: the kernel refuses {what}: {error.args[-1]}"
+                f"{who}: the kernel refuses {what}: {error.args[-1]}", code="G129"
             ) from error

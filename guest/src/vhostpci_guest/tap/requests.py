@@ -153,12 +153,17 @@ class LocalRequests:
         except FileNotFoundError:
             raise Unusable(
                 f"no {self._node}: modprobe tun, or give the container --device "
-                f"{self._node}"
+                f"{self._node}",
+                code="G130",
             ) from None
         except PermissionError:
-            raise Unusable(f"no permission to open {self._node}: run as root") from None
+            raise Unusable(
+                f"no permission to open {self._node}: run as root", code="G131"
+            ) from None
         except OSError as error:
-            raise Unusable(f"{self._node}: {error.strerror}: modprobe tun") from error
+            raise Unusable(
+                f"{self._node}: {error.strerror}: modprobe tun", code="G132"
+            ) from error
 
     def attach(self, name: str, flags: int) -> tuple[int, str]:
         """Return a new descriptor of a TAP, and its name."""
@@ -242,7 +247,8 @@ class LocalRequests:
             raise Unusable(
                 f"{self._vhost}: {error.strerror}: vhost-net is not there for us: "
                 "modprobe vhost_net, and give a container --device "
-                f"{self._vhost}; or use --data-plane ring"
+                f"{self._vhost}; or use --data-plane ring",
+                code="G133",
             ) from error
 
     def bridge(self, fd: int) -> str | None:
@@ -288,7 +294,8 @@ def index(fd: int) -> int:
 
 def _not_found(fd: int) -> Unusable:
     return Unusable(
-        f"TAP {current_name(fd)} is not found: it is renamed, or moved, now"
+        f"TAP {current_name(fd)} is not found: it is renamed, or moved, now",
+        code="G134",
     )
 
 

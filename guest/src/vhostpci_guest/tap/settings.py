@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vhostpci_shared.errors import BadValue
+
 # The kernel's limits for a TAP: the smallest MTU of IPv4, and 65535 less the 14 bytes
 # of an Ethernet header.
 MTU_MIN, MTU_MAX = 68, 65521
@@ -42,14 +44,15 @@ def parse_name(text: str) -> str:
     """Return an interface name, or a pattern of one with a single ``%d``.
 
     Raises:
-        ValueError: the kernel would refuse the name.
+        BadValue: the kernel would refuse the name.
     """
     # The kernel puts the first free number in the place of "%d".
     plain = text.replace("%d", "", 1)
     if not is_name(plain) or len(text) > NAME_MAX:
-        raise ValueError(
+        raise BadValue(
             f"{text!r} is no interface name: 1 to {NAME_MAX} characters, no slash, "
-            "colon, space or percent sign"
+            "colon, space or percent sign",
+            code="G135",
         )
     return text
 
@@ -64,16 +67,17 @@ def parse_mac(text: str) -> str:
     """Return a unicast MAC address in lower case.
 
     Raises:
-        ValueError: `text` is not a unicast MAC address.
+        BadValue: `text` is not a unicast MAC address.
     """
     mac = text.lower()
     if not re.fullmatch(r"([0-9a-f]{2}:){5}[0-9a-f]{2}", mac):
-        raise ValueError(f"{text!r} is no MAC address, as 02:00:00:00:00:01")
+        raise BadValue(f"{text!r} is no MAC address, as 02:00:00:00:00:01", code="G136")
     # The lowest bit of the first byte marks a group address.  The kernel refuses those
     # and zero for an interface: fail at the start, not when a device comes.
     if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
-        raise ValueError(
-            f"{text!r} is a multicast or the zero address: a card needs a unicast MAC"
+        raise BadValue(
+            f"{text!r} is a multicast or the zero address: a card needs a unicast MAC",
+            code="G137",
         )
     return mac
 
@@ -110,11 +114,11 @@ def parse_mtu(text: str) -> int:
     """Return an MTU in bytes.
 
     Raises:
-        ValueError: `text` is not a number, or the kernel would refuse that MTU.
+        BadValue: `text` is not a number, or the kernel would refuse that MTU.
     """
     mtu = int(text) if text.isdecimal() else 0
     if not MTU_MIN <= mtu <= MTU_MAX:
-        raise ValueError(f"{text!r} is no MTU: {MTU_MIN} to {MTU_MAX} bytes")
+        raise BadValue(f"{text!r} is no MTU: {MTU_MIN} to {MTU_MAX} bytes", code="G138")
     return mtu
 
 
@@ -122,15 +126,17 @@ def parse_address(text: str) -> Address:
     """Return an IPv4 or IPv6 address with its prefix length.
 
     Raises:
-        ValueError: `text` is not an address, or has no prefix length.
+        BadValue: `text` is not an address, or has no prefix length.
     """
     # Without a length, ip_interface() would take /32 or /128: the slave would have no
     # route to the master.
     if "/" not in text:
-        raise ValueError(f"{text!r} has no prefix length, as in 10.0.0.1/24")
+        raise BadValue(f"{text!r} has no prefix length, as in 10.0.0.1/24", code="G139")
     address = ipaddress.ip_interface(text)
     if "%" in text:
-        raise ValueError(f"{text!r} names an interface: leave out what follows the %")
+        raise BadValue(
+            f"{text!r} names an interface: leave out what follows the %", code="G140"
+        )
     _check_host(text, address)
     return address
 
@@ -142,12 +148,14 @@ def _check_host(text: str, address: Address) -> None:
     if network.num_addresses <= 2:
         return
     if address.ip == network.network_address:
-        raise ValueError(
+        raise BadValue(
             f"{text!r} is the network's address, and no host's: write "
-            f"{network.network_address + 1}/{network.prefixlen}"
+            f"{network.network_address + 1}/{network.prefixlen}",
+            code="G141",
         )
     if address.version == 4 and address.ip == network.broadcast_address:
-        raise ValueError(
+        raise BadValue(
             f"{text!r} is the network's broadcast address: write "
-            f"{network.network_address + 1}/{network.prefixlen}"
+            f"{network.network_address + 1}/{network.prefixlen}",
+            code="G142",
         )

@@ -134,15 +134,15 @@ class Tap:
             # user who owns the TAP may attach to it without the capability.
             if error.errno == errno.EPERM:
                 raise Unusable(
-                    "making a TAP needs CAP_NET_ADMIN: run as root"
+                    "making a TAP needs CAP_NET_ADMIN: run as root", code="G143"
                 ) from None
             if error.errno != errno.EBUSY or new:
-                raise Unusable(f"TAP {name}: {error.strerror}") from error
+                raise Unusable(f"TAP {name}: {error.strerror}", code="G144") from error
         try:
             return *self._requests.attach(name, flags), False
         except OSError as error:
             why = _attach_failure(error, name, queues)
-            raise Unusable(f"TAP {name} exists, and {why}") from error
+            raise Unusable(f"TAP {name} exists, and {why}", code="G145") from error
 
     def _attach_further(self, flags: int) -> int:
         """Attach another queue to the TAP of the first one; return its descriptor."""
@@ -154,7 +154,9 @@ class Tap:
                 return fd
             # It was renamed between the two: `fd` has made a TAP with the old name.
             os.close(fd)
-        raise Unusable(f"TAP {self.name} is renamed all the time: try again")
+        raise Unusable(
+            f"TAP {self.name} is renamed all the time: try again", code="G146"
+        )
 
     @property
     def name(self) -> str:
@@ -246,7 +248,8 @@ class Tap:
         except Unusable as why:
             raise Unusable(
                 f"{why}; before Linux 6.2 it renames no TAP that is up: restart the "
-                f"agent, or ip link set {self.name} down, reload, and set it up again"
+                f"agent, or ip link set {self.name} down, reload, and set it up again",
+                code="G147",
             ) from None
 
     def _set(self, what: str, **attributes: str | int) -> None:
@@ -310,7 +313,9 @@ class Tap:
         return bytes(answer)
 
     def _gone(self) -> Unusable:
-        return Unusable(f"TAP {self._name} is gone: another program deleted it")
+        return Unusable(
+            f"TAP {self._name} is gone: another program deleted it", code="G148"
+        )
 
     def discard(self, queue: int) -> None:
         """Throw away the packets that wait in a queue."""

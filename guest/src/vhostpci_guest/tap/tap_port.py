@@ -109,9 +109,14 @@ class Ports:
         rules = self.rules.of(name)
         for other in self._others(device):
             if config.name is not None and config.name == other.name:
-                raise Unusable(_conflict(claim, other, rules.tap, "--tap", config.name))
+                raise Unusable(
+                    _conflict(claim, other, rules.tap, "--tap", config.name),
+                    code="G149",
+                )
             if config.mac is not None and config.mac == other.mac:
-                raise Unusable(_conflict(claim, other, rules.mac, "--mac", config.mac))
+                raise Unusable(
+                    _conflict(claim, other, rules.mac, "--mac", config.mac), code="G150"
+                )
         # After the checks: a device that is refused reserves neither name nor MAC.
         claim.name, claim.mac = config.name, config.mac
         return config

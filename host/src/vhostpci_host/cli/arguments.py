@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vhostpci_shared.errors import told
+
 from ..config.device import RUN_DIR, check_name
 from ..errors import HostError
 
@@ -32,7 +34,7 @@ def _checked(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:
             return parse(text)
         except HostError as error:
             # Of any other exception argparse says only "invalid value".
-            raise argparse.ArgumentTypeError(str(error)) from error
+            raise argparse.ArgumentTypeError(told(error)) from error
 
     return convert
 

@@ -39,7 +39,7 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
 
 def _doctor(args: argparse.Namespace) -> None:
     if args.master_qmp is not None and args.name is None:
-        raise Usage("--master-qmp is for one device: give its NAME")
+        raise Usage("--master-qmp is for one device: give its NAME", code="H001")
     host = gather(run_dir(args), args.name, args.qemu, args.master_qmp)
     findings = list(examine(CHECKS, host))
     if args.json:

@@ -46,13 +46,14 @@ def _dump(args: argparse.Namespace) -> None:
     status = ask_status(run_dir(args), args.name)
     if status["state"] == FAILED:
         raise HostError(
-            f"{args.name} has failed, and has no memory: {status['reason']}"
+            f"{args.name} has failed, and has no memory: {status['reason']}",
+            code="H002",
         )
     with ExitStack() as undo:
         try:
             found = report.dump(_open(status, undo), args.ring)
         except Unreadable as why:
-            raise HostError(f"{args.name}: {why}") from None
+            raise HostError(f"{args.name}: {why}", code=why.code) from None
     if args.json:
         print(json.dumps({"name": args.name, **found}, indent=2))
     else:
@@ -78,7 +79,7 @@ class FileWindows:
         data = os.pread(self._files[window], length, offset)
         if len(data) < length:
             raise Unreadable(
-                f"window {window} was cut to {offset + len(data):#x} bytes"
+                f"window {window} was cut to {offset + len(data):#x} bytes", code="H003"
             )
         return data
 
@@ -93,7 +94,8 @@ def _open(status: Json, undo: ExitStack) -> FileWindows:
     if "file" not in memory:
         raise HostError(
             f"the daemon (pid {pid}) is of version {status['daemon']['version']}, "
-            "which does not name its memory files: restart it"
+            "which does not name its memory files: restart it",
+            code="H004",
         )
     wanted = {0: memory["file"]}
     wanted |= {one["window"]: one["file"] for one in status["windows"]}
@@ -111,7 +113,8 @@ def _open(status: Json, undo: ExitStack) -> FileWindows:
     except PermissionError:
         raise HostError(
             f"this user may not read the memory of the daemon (pid {pid}): run as root "
-            "or as the daemon's user"
+            "or as the daemon's user",
+            code="H005",
         ) from None
     return FileWindows(files)
 

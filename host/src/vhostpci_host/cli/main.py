@@ -105,4 +105,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _say(words: Sequence[str], error: HostError) -> None:
     """Print why the command failed, in the form of the log."""
-    print(log_options.error_line(words, "vhostpci-host", str(error)), file=sys.stderr)
+    print(log_options.error_line(words, "vhostpci-host", error), file=sys.stderr)

@@ -83,7 +83,8 @@ def _restart(args: argparse.Namespace) -> None:
         if time.monotonic() > end:
             raise HostError(
                 f"the daemon (pid {before}) has no successor after {RESTART:g} s; its "
-                "log says why"
+                "log says why",
+                code="H007",
             )
         time.sleep(RESTART_POLL)
     print(f"pid {before} made room for pid {now}")
@@ -117,7 +118,7 @@ def _reload(args: argparse.Namespace) -> None:
             print(f"{what}: {', '.join(names)}")
     if failed := answer["failed"]:
         reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
-        raise HostError(f"cannot be served: {reasons}")
+        raise HostError(f"cannot be served: {reasons}", code="H008")
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -146,7 +147,8 @@ def _status(args: argparse.Namespace) -> None:
         print("\n\n".join(texts) or "no devices")
     if failed:
         raise HostError(
-            f"the status of {failed} of the devices and daemons above is missing"
+            f"the status of {failed} of the devices and daemons above is missing",
+            code="H009",
         )
 
 
@@ -199,7 +201,8 @@ def _ask_daemon(args: argparse.Namespace, request: dict[str, Any]) -> Any:
     except NoDaemon:
         raise HostError(
             f"no daemon at {path}: devices are added, removed and reloaded in one that "
-            "was started by `run --config FILE`; see --run-dir, or `status` for others"
+            "was started by `run --config FILE`; see --run-dir, or `status` for others",
+            code="H010",
         ) from None
 
 

@@ -46,9 +46,9 @@ def _metrics(args: argparse.Namespace) -> None:
         try:
             metrics_server.serve(args.listen, lambda: collect(directory)[0])
         except metrics_server.BadAddress as why:
-            raise Usage(f"--listen {why}") from None
+            raise Usage(f"--listen {why}", code=why.code) from None
         except metrics_server.NotServed as why:
-            raise HostError(str(why)) from None
+            raise HostError(str(why), code=why.code) from None
         return
     text, failed = collect(directory)
     if args.textfile is None:
@@ -59,7 +59,9 @@ def _metrics(args: argparse.Namespace) -> None:
         except OSError as error:
             raise explain("write", args.textfile, error) from error
     if failed:
-        raise HostError(f"the metrics of {failed} devices or daemons are missing")
+        raise HostError(
+            f"the metrics of {failed} devices or daemons are missing", code="H011"
+        )
 
 
 def _log(args: argparse.Namespace) -> None:

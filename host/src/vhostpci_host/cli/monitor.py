@@ -73,7 +73,8 @@ def _events(path: Path, request: Json) -> Iterator[Json]:
     except NoDaemon:
         raise HostError(
             f"no daemon at {path}: start it, or see --run-dir; of a daemon that serves "
-            "one device give the device's NAME"
+            "one device give the device's NAME",
+            code="H012",
         ) from None
     except NoAnswer:
         pass  # it has ended at this moment

@@ -103,7 +103,8 @@ def known(config: DeviceConfig, ram: int | None) -> int:
     if ram is None:
         raise HostError(
             f"{config.name}: in attach mode the master has what memory it likes: give "
-            "its size for an example (--mode attach --memory 4G)"
+            "its size for an example (--mode attach --memory 4G)",
+            code="H013",
         )
     return ram
 
@@ -131,7 +132,8 @@ def slave(config: DeviceConfig, ram: int | None = None, *, windows: int = 1) -> 
         raise HostError(
             f"{config.name}: windows come and go with the master: a slave VM has them "
             "plugged (--slave-qmp SOCKET), one of libvirt's takes no arguments, and a "
-            "slave process needs none (vhostpci-guest run --socket)"
+            "slave process needs none (vhostpci-guest run --socket)",
+            code="H014",
         )
     return [
         # No reconnect= here: with it QEMU connects in the background, and the ivshmem
@@ -225,7 +227,8 @@ def _check_power_of_two(config: DeviceConfig, size: int) -> None:
         raise HostError(
             f"{config.name}: a slave VM cannot have a memory file of {size >> 20}M, as "
             f"its size is no power of two: give the master {below >> 20}M or "
-            f"{2 * below >> 20}M (a slave process takes any)"
+            f"{2 * below >> 20}M (a slave process takes any)",
+            code="H015",
         )
 
 

@@ -68,7 +68,9 @@ def find(name: str | None) -> Qemu:
         return Qemu(ask(program), Path(program).absolute())
     if name is None:
         return Qemu(ASSUMED, None)
-    raise HostError(f"--qemu {name}: there is no such program; give its path")
+    raise HostError(
+        f"--qemu {name}: there is no such program; give its path", code="H016"
+    )
 
 
 def ask(program: str) -> Version:
@@ -88,12 +90,15 @@ def ask(program: str) -> Version:
             timeout=_ANSWER_TIME,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise HostError(f"{command}: {error}; --qemu names the QEMU to ask") from error
+        raise HostError(
+            f"{command}: {error}; --qemu names the QEMU to ask", code="H017"
+        ) from error
     found = re.search(r"QEMU emulator version (\d+)\.(\d+)", done.stdout)
     if done.returncode or found is None:
         said = (done.stdout + done.stderr).strip()[:200]
         raise HostError(
             f"{command}: exit status {done.returncode}, {said!r}; a QEMU says `QEMU "
-            "emulator version ...`: --qemu names the QEMU to ask"
+            "emulator version ...`: --qemu names the QEMU to ask",
+            code="H018",
         )
     return Version(int(found[1]), int(found[2]))

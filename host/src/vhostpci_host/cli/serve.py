@@ -83,12 +83,14 @@ def _run(args: argparse.Namespace) -> None:
         _run_file(args)
         return
     if args.name is None:
-        raise Usage("run: give a device's NAME, or --config FILE")
+        raise Usage("run: give a device's NAME, or --config FILE", code="H019")
     for option in ("socket_path", "connect"):
         # An inherited socket is bound to its path already, or connected.
         if args.fd is not None and getattr(args, option) is not None:
             word = option.replace("_", "-")
-            raise Usage(f"run: --fd and --{word} exclude each other: give one")
+            raise Usage(
+                f"run: --fd and --{word} exclude each other: give one", code="H020"
+            )
     _check_barriers()
     # The configuration is checked before logging is set up: `main` prints its errors.
     device = options.device(args.name, options.texts(args))
@@ -108,7 +110,7 @@ def _run_file(args: argparse.Namespace) -> None:
     more = [f"--{name}" for name in options.texts(args)]
     more += ["NAME"] * bool(args.name) + ["--fd"] * (args.fd is not None)
     if more:
-        raise Usage(f"run: with --config leave out {', '.join(more)}")
+        raise Usage(f"run: with --config leave out {', '.join(more)}", code="H021")
     _check_barriers()
     file = None
     try:
@@ -173,7 +175,8 @@ def _check_given(args: argparse.Namespace) -> None:
         raise HostError(
             f"systemd gives this daemon {count} descriptors (LISTEN_FDS), which only "
             "one that has systemd as its keeper can take: FileDescriptorStoreMax= in "
-            f"its unit, and --keeper {SYSTEMD}"
+            f"its unit, and --keeper {SYSTEMD}",
+            code="H022",
         )
 
 
@@ -230,7 +233,7 @@ def _check_barriers() -> None:
     try:
         installed_barriers()
     except NoBarriers as error:
-        raise HostError(str(error)) from None
+        raise HostError(str(error), code=error.code) from None
 
 
 def _check_config(args: argparse.Namespace) -> None:

@@ -58,7 +58,9 @@ def _stats(args: argparse.Namespace) -> None:
     else:
         _show([statistics(one) for one in statuses], args)
     if failed:
-        raise HostError(f"{failed} of the devices and daemons did not answer")
+        raise HostError(
+            f"{failed} of the devices and daemons did not answer", code="H023"
+        )
 
 
 def _clear(directory: Path, name: str) -> None:
@@ -85,7 +87,7 @@ def statistics(status: Json) -> Json:
         HostError: the device failed, and nothing counts.
     """
     if status["state"] == FAILED:
-        raise HostError(f"{status['name']}: failed: {status['reason']}")
+        raise HostError(f"{status['name']}: failed: {status['reason']}", code="H024")
     agent, base = status["agent"], status.get("cleared")
     rings = [ring["agent"] or {} for ring in status["rings"]]
     before = _before(base, agent, rings)

@@ -35,7 +35,7 @@ def _top(args: argparse.Namespace) -> None:
 def _devices(directory: Path, name: str | None) -> Iterator[Device]:
     names = [name] if name else sorted(all_names(directory))
     if not names:
-        raise HostError(f"no device in {directory}: see --run-dir")
+        raise HostError(f"no device in {directory}: see --run-dir", code="H025")
     for one in names:
         try:
             yield _device(ask_status(directory, one))

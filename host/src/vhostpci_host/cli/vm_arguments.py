@@ -160,7 +160,9 @@ def _qemu_device(args: argparse.Namespace) -> DeviceConfig:
             merged.pop(name, None)
     device = options.device(args.name, merged)
     if args.packed and not qemu_args.offers(device, Feature.F_RING_PACKED):
-        raise HostError("--packed: the device's features are without F_RING_PACKED")
+        raise HostError(
+            "--packed: the device's features are without F_RING_PACKED", code="H026"
+        )
     return device
 
 
@@ -178,7 +180,7 @@ def _running_options(args: argparse.Namespace, *, whole: bool) -> dict[str, str]
         running = ask_status(run_dir(args), args.name)
     except HostError as error:
         if not whole:
-            raise HostError(f"{error}; or give --memory") from error
+            raise HostError(f"{error}; or give --memory", code=error.code) from error
         # A daemon that is not there yet is usual.  Of any other reason the user must
         # know, since the device that runs may have other options than these.
         if not isinstance(error, NoDaemon):
@@ -186,7 +188,7 @@ def _running_options(args: argparse.Namespace, *, whole: bool) -> dict[str, str]
         return {}
     if running["state"] == FAILED:
         if not whole:
-            raise HostError(f"{print_status.text(running)}; give --memory")
+            raise HostError(f"{print_status.text(running)}; give --memory", code="H027")
         return {}
     return _options_of(running)
 

@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from vhostpci_shared import metadata_numbers as md
+from vhostpci_shared.errors import Problem
 from vhostpci_shared.virtio import Feature
 
 from ..errors import HostError
@@ -47,7 +48,8 @@ def check_name(text: str) -> str:
     if not _NAME.fullmatch(text):
         raise HostError(
             f"name {text!r}: use 1 to 64 letters, digits, '.', '_' and '-', "
-            "and start with a letter or digit"
+            "and start with a letter or digit",
+            code="H028",
         )
     return text
 
@@ -60,14 +62,17 @@ def parse_size(text: str) -> int:
     """
     match = _SIZE.fullmatch(text.strip())
     if not match:
-        raise HostError(f"memory {text!r}: write a size such as 512M or 4G")
+        raise HostError(
+            f"memory {text!r}: write a size such as 512M or 4G", code="H029"
+        )
     # "MiB", "MB" and "M" all mean 2**20 bytes, as the "M" of QEMU's options does.
     size = int(match[1]) * _UNITS[match[2].upper()]
     # Whole megabytes: the printed QEMU options and libvirt XML give sizes in them.
     if not 0 < size <= MAX_MEMORY or size % MIB:
         raise HostError(
             f"memory {text!r} is {size} bytes: it must be a multiple of 1M, "
-            f"and at most {MAX_MEMORY // 2**40}T"
+            f"and at most {MAX_MEMORY // 2**40}T",
+            code="H030",
         )
     return size
 
@@ -79,7 +84,7 @@ def parse_yes_no(name: str, text: str) -> bool:
         HostError: it is neither yes nor no.
     """
     if text not in (YES, NO):
-        raise HostError(f"{name} {text!r}: write {YES} or {NO}")
+        raise HostError(f"{name} {text!r}: write {YES} or {NO}", code="H031")
     return text == YES
 
 
@@ -92,7 +97,9 @@ def parse_mode(text: str) -> int:
     """
     # Only those bits mean something for a socket and a memory file.
     if not re.fullmatch(r"0?[0-7]{3}", text) or int(text, 8) & ~0o666:
-        raise HostError(f"socket-mode {text!r}: write octal digits such as 0660")
+        raise HostError(
+            f"socket-mode {text!r}: write octal digits such as 0660", code="H032"
+        )
     return int(text, 8)
 
 
@@ -106,7 +113,8 @@ def parse_queue_pairs(text: str) -> int:
     # ASCII.
     if not _COUNT.fullmatch(text) or not 1 <= int(text) <= MAX_QUEUE_PAIRS:
         raise HostError(
-            f"queue-pairs {text!r}: write a number from 1 to {MAX_QUEUE_PAIRS}"
+            f"queue-pairs {text!r}: write a number from 1 to {MAX_QUEUE_PAIRS}",
+            code="H033",
         )
     return int(text)
 
@@ -122,7 +130,9 @@ def parse_carrier_grace(text: str) -> int | None:
     # An agent that hangs is noticed within a second, and no sooner.
     if not _COUNT.fullmatch(text) or not 1 <= int(text) <= LONGEST_GRACE:
         raise HostError(
-            f"carrier-grace {text!r}: write seconds from 1 to {LONGEST_GRACE}, or {OFF}"
+            f"carrier-grace {text!r}: write seconds from 1 to {LONGEST_GRACE}, "
+            f"or {OFF}",
+            code="H034",
         )
     return int(text)
 
@@ -137,7 +147,8 @@ def parse_domain(text: str) -> str:
     # absolute path: `status` shows either in the same place.
     if not text or text.startswith("-") or "/" in text:
         raise HostError(
-            f"slave-libvirt {text!r}: write a domain's name as `virsh list` has it"
+            f"slave-libvirt {text!r}: write a domain's name as `virsh list` has it",
+            code="H035",
         )
     return text
 
@@ -154,7 +165,8 @@ def group_id(name: str) -> int:
     except KeyError:
         raise HostError(
             f"socket-group {name!r}: there is no such group; make it "
-            f"(groupadd {name}), or name one that exists"
+            f"(groupadd {name}), or name one that exists",
+            code="H036",
         ) from None
 
 
@@ -165,25 +177,20 @@ def window_size(memory: int) -> int:
     return 1 << (memory + md.SIZE - 1).bit_length()
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A reason why a configuration cannot be served, and the option to change."""
-
-    option: str
-    text: str
-
-
 class ConfigError(HostError):
     """The options of a device contradict each other, or one is missing.
 
     Args:
         config: the device's configuration.  It exists although it cannot be served, so
             that a caller can look for further mistakes in it.
-        problems: at least one.
+        problems: at least one; the first one's code is the error's.
     """
 
     def __init__(self, config: "DeviceConfig", problems: Sequence[Problem]) -> None:
-        super().__init__(f"{config.name}: {'; '.join(one.text for one in problems)}")
+        super().__init__(
+            f"{config.name}: {'; '.join(one.text for one in problems)}",
+            code=problems[0].code,
+        )
         self.config = config
         self.problems = problems
 
@@ -256,6 +263,7 @@ class DeviceConfig:
             yield Problem(
                 "memory",
                 "memory is missing: in arena mode give the master's RAM, such as 1G",
+                code="H037",
             )
         # Refuse a size rather than ignore it: its author expects an arena of that size.
         if self.mode is Mode.ATTACH and self.memory:
@@ -263,6 +271,7 @@ class DeviceConfig:
                 "memory",
                 "memory is for arena mode: in attach mode the master brings its own, "
                 "so leave it out",
+                code="H038",
             )
         if self.mode is Mode.ATTACH:
             given = {"prealloc": self.prealloc, "discard-memory": self.discard_memory}
@@ -271,6 +280,7 @@ class DeviceConfig:
                     option,
                     f"{option} is for arena mode: in attach mode the master's memory "
                     "is its own, so leave it out",
+                    code="H039",
                 )
 
     def _other_problems(self) -> Iterator[Problem]:
@@ -280,12 +290,14 @@ class DeviceConfig:
                 "connect",
                 "connect and socket-path exclude each other: either the front-end "
                 "listens on the vhost-user socket, or we do",
+                code="H040",
             )
         if self.slave_qmp is not None and self.slave_libvirt is not None:
             yield Problem(
                 "slave-qmp",
                 "slave-qmp and slave-libvirt exclude each other: a domain's QMP "
                 "socket is libvirt's, so give the domain alone",
+                code="H041",
             )
         most = self.features
         if self.queue_pairs > 1 and most is not None and Feature.NET_F_MQ not in most:
@@ -293,6 +305,7 @@ class DeviceConfig:
                 "features",
                 f"features without NET_F_MQ: a master could not use {self.queue_pairs} "
                 "queue pairs: add NET_F_MQ, or leave out queue-pairs",
+                code="H042",
             )
         # A window's socket is made only when the master has described its memory: check
         # now that the longest path of any window fits.
@@ -305,6 +318,7 @@ class DeviceConfig:
                     self._vhost_user_option if given else "run-dir",
                     f"the {what} socket {path} has {size} bytes, more than "
                     f"{MAX_SUN_PATH}: use a shorter name or directory",
+                    code="H043",
                 )
 
     def _path_problems(self) -> Iterator[Problem]:
@@ -324,6 +338,7 @@ class DeviceConfig:
                     option,
                     f"{path} is both its {first} and its {what}: "
                     f"choose another {option}",
+                    code="H044",
                 )
         # The windows' numbers are random, so no window may have its socket there yet.
         directory, name = os.path.split(os.path.normpath(self.vhost_user))
@@ -334,6 +349,7 @@ class DeviceConfig:
                 option,
                 f"{option} {self.vhost_user}: in {self.run_dir} that is the name of "
                 "a window's socket: choose another",
+                code="H045",
             )
 
     @property
@@ -407,6 +423,10 @@ def daemon_control(run_dir: Path) -> Path:
     """Return the control socket of a daemon that serves many devices."""
     # No device's name leads to this path: its sockets here are NAME.control and so on.
     return run_dir / "control"
+
+
+TWO_USES = "H046"
+"""One device, or two, or a device and the daemon would use one path for two things."""
 
 
 def conflicts(

@@ -59,11 +59,13 @@ def _named(word: str) -> Feature:
         hint = f"; do you mean {near[0]}?" if near else ""
         raise HostError(
             f"features {word!r}: write {', '.join(PROFILES)} or names of features such "
-            f"as NET_F_MRG_RXBUF, joined by commas{hint}"
+            f"as NET_F_MRG_RXBUF, joined by commas{hint}",
+            code="H047",
         )
     if feature not in OFFERED:
         raise HostError(
             f"features {word!r}: we do not offer it "
-            "(docs/interoperability.md, Features, says why)"
+            "(docs/interoperability.md, Features, says why)",
+            code="H048",
         )
     return feature

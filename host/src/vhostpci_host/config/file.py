@@ -21,11 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vhostpci_shared.device_tables import DeviceTables, Form, Place, Rule, Table
+from vhostpci_shared.errors import BadValue
 from vhostpci_shared.toml_file import BrokenFile, Document, Mistake, read_bytes
 
 from ..errors import FileError, HostError, explain
 from . import options
-from .device import RUN_DIR, ConfigError, DeviceConfig, check_name, conflicts
+from .device import RUN_DIR, TWO_USES, ConfigError, DeviceConfig, check_name, conflicts
 
 Values = dict[str, object]
 
@@ -108,7 +109,8 @@ class _Check:
             self._check_device(name, table)
         # After all devices: a conflict may be with one that comes later in the file.
         for device, _, text in conflicts(self._devices):
-            self._tables.add_mistake(self._tables.devices[device.name], text)
+            table = self._tables.devices[device.name]
+            self._tables.add_mistake(table, text, code=TWO_USES)
 
     def mistakes(self) -> list[Mistake]:
         """Return all mistakes: those at the top, then those of each device."""
@@ -132,7 +134,7 @@ class _Check:
         try:
             value = options.value(key, self._absolute(key, texts[0]))
         except HostError as error:
-            raise ValueError(str(error)) from error
+            raise BadValue(str(error), code=error.code) from error
         self._values.setdefault(table.heading, {})[key] = value
 
     def _check_device(self, name: str, table: Table) -> None:
@@ -141,7 +143,7 @@ class _Check:
         except HostError as error:
             # The name's mistake comes before those of the options.  Assemble no
             # configuration: its paths would have that name in them.
-            self._tables.add_mistake(table, error, first=True)
+            self._tables.add_mistake(table, error, code=error.code, first=True)
         else:
             if table.is_table:
                 self._assemble(name, table)
@@ -161,6 +163,8 @@ class _Check:
                 # An option that is there with a wrong value has its mistake
                 # already; do not call it missing too.
                 if problem.option not in wrong:
-                    self._tables.add_mistake(table, problem.text, problem.option)
+                    self._tables.add_mistake(
+                        table, problem.text, problem.option, code=problem.code
+                    )
         # Also a device with problems: `conflicts` can then report its files too.
         self._devices.append(device)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from vhostpci_shared.errors import told
+
 from ..errors import HostError
 from .device import MEMORY_DIR as DEFAULT_MEMORY_DIR
 from .device import (
@@ -64,14 +66,16 @@ def parse_device_mode(text: str) -> Mode:
     try:
         return Mode(text)
     except ValueError:
-        raise HostError(f"mode {text!r}: write {' or '.join(Mode)}") from None
+        raise HostError(
+            f"mode {text!r}: write {' or '.join(Mode)}", code="H049"
+        ) from None
 
 
 def _path(name: str) -> Callable[[str], Path]:
     def parse(text: str) -> Path:
         # Path("") is the working directory.
         if not text:
-            raise HostError(f"{name} {text!r}: write a path")
+            raise HostError(f"{name} {text!r}: write a path", code="H050")
         return Path(text)
 
     return parse
@@ -252,7 +256,7 @@ def _checked(option: Option) -> Callable[[str], str]:
                 value(option.name, text)
             except HostError as error:
                 # argparse prints the text of no other exception.
-                raise argparse.ArgumentTypeError(str(error)) from error
+                raise argparse.ArgumentTypeError(told(error)) from error
         # The text goes to the daemon, whose working directory is another.
         return absolute(option, text, Path.cwd())
 
@@ -285,11 +289,15 @@ def value(name: str, text: str) -> object:
         HostError: there is no such option, or its value is wrong.
     """
     if name not in OPTIONS:
-        raise HostError(f"{name}: no such option; there are: {', '.join(OPTIONS)}")
+        raise HostError(
+            f"{name}: no such option; there are: {', '.join(OPTIONS)}", code="H051"
+        )
     # This refuses NUL and lone surrogates, for which the calls of the operating system
     # raise ValueError, and line ends, which would break log lines apart.
     if not text.isprintable():
-        raise HostError(f"{name} {text!r}: leave out what cannot be printed")
+        raise HostError(
+            f"{name} {text!r}: leave out what cannot be printed", code="H052"
+        )
     return OPTIONS[name].parse(text)
 
 

@@ -93,7 +93,8 @@ def confine(choice: Choice) -> Filter:
         text = f"system calls cannot be filtered: {error}"
         if choice is not Choice.AUTO:
             raise HostError(
-                f"{text}; without --seccomp {choice} the daemon runs unfiltered"
+                f"{text}; without --seccomp {choice} the daemon runs unfiltered",
+                code="H053",
             ) from None
         log.warning("%s; the daemon runs unfiltered", text)
         return Filter(problem=text)

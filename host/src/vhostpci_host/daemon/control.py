@@ -214,12 +214,14 @@ async def _respond(commands: Commands, line: bytes) -> tuple[bytes, Stream | Non
             found, stream = found.result, found.stream
         result = {"ok": True, "result": found}
     except HostError as error:
-        result = {"ok": False, "error": str(error)}
+        result = {"ok": False, "error": str(error), "code": error.code}
     # A bug in one command must not end the daemon, which serves other devices.
     except Exception:
         log.exception("the control command %r failed in the daemon", line[:80])
-        text = "an error in the daemon, whose log says more: please report it"
-        result = {"ok": False, "error": text}
+        bug = HostError(
+            "an error in the daemon, whose log says more: please report it", code="H054"
+        )
+        result = {"ok": False, "error": str(bug), "code": bug.code}
     return json.dumps(result).encode() + b"\n", stream
 
 
@@ -230,11 +232,13 @@ async def _run(commands: Commands, line: bytes) -> Any:
     except (ValueError, RecursionError):
         request = None
     if not isinstance(request, dict):
-        raise HostError("a request is a line with one JSON object")
+        raise HostError("a request is a line with one JSON object", code="H055")
     name = request.get("command")
     command = commands.get(name) if isinstance(name, str) else None
     if command is None:
-        raise HostError(f"no command {name!r}; there are: {', '.join(commands)}")
+        raise HostError(
+            f"no command {name!r}; there are: {', '.join(commands)}", code="H056"
+        )
     return await command(request)
 
 
@@ -245,13 +249,15 @@ def given_options(given: object) -> dict[str, str]:
         HostError: an option is no text, or is not one of a device.
     """
     if not isinstance(given, dict):
-        raise HostError("options: write an object with texts")
+        raise HostError("options: write an object with texts", code="H057")
     for name, text in given.items():
         if not isinstance(text, str):
-            raise HostError(f"{name} {text!r}: write a text")
+            raise HostError(f"{name} {text!r}: write a text", code="H058")
         if name == options.RUN_DIR.name:
-            raise HostError(f"{name} is for the whole daemon, not for a device")
+            raise HostError(
+                f"{name} is for the whole daemon, not for a device", code="H059"
+            )
         option = options.OPTIONS.get(name)
         if option and option.is_path and not text.startswith("/"):
-            raise HostError(f"{name} {text!r}: write an absolute path")
+            raise HostError(f"{name} {text!r}: write an absolute path", code="H060")
     return given

@@ -46,15 +46,17 @@ def _asked(path: Path, timeout: float) -> Iterator[socket.socket]:
         # one that a killed daemon left behind.
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise NoDaemon(
-                f"no daemon at {path}: start it, or see --run-dir"
+                f"no daemon at {path}: start it, or see --run-dir", code="H061"
             ) from error
         except TimeoutError as error:
             raise HostError(
                 f"the daemon at {path} does not answer within {timeout:g} s: it hangs, "
-                "or is stopped, or the machine is overloaded; look at its log"
+                "or is stopped, or the machine is overloaded; look at its log",
+                code="H062",
             ) from error
         except ConnectionError as error:
-            raise NoAnswer(str(explain("ask the daemon at", path, error))) from error
+            text = str(explain("ask the daemon at", path, error))
+            raise NoAnswer(text, code="H063") from error
         except OSError as error:
             raise explain("ask the daemon at", path, error) from error
 
@@ -106,12 +108,15 @@ def _result(path: Path, line: bytes) -> Any:
     if not line:
         raise NoAnswer(
             f"the daemon at {path} closed the connection without an answer: ask again, "
-            "or look at its log"
+            "or look at its log",
+            code="H064",
         )
     try:
         answer = json.loads(line)
     except ValueError as error:
-        raise HostError(f"the daemon at {path} sent no valid JSON: {error}") from error
+        raise HostError(
+            f"the daemon at {path} sent no valid JSON: {error}", code="H065"
+        ) from error
     match answer:
         case {"ok": True, "result": result}:
             return result
@@ -119,14 +124,22 @@ def _result(path: Path, line: bytes) -> Any:
             # Each of our commands asks the kind of socket that has it.
             raise HostError(
                 f"the daemon at {path} is of an earlier version than this program: "
-                f"{reason}. Replace it: vhostpci-host restart"
+                f"{reason}. Replace it: vhostpci-host restart",
+                code="H066",
             )
         case {"ok": False, "error": str(reason)}:
-            raise HostError(reason)
+            raise HostError(reason, code=_code(answer))
     raise HostError(
         f"the program at {path} sent JSON that is no answer of a vhostpci-host: see "
-        "which program it is (ss -xlp), or see --run-dir"
+        "which program it is (ss -xlp), or see --run-dir",
+        code="H067",
     )
+
+
+def _code(answer: dict[str, Any]) -> str:
+    """Return the code of a refusal; a daemon of an earlier version gives none."""
+    code = answer.get("code")
+    return code if isinstance(code, str) else ""
 
 
 def _connect(connection: socket.socket, path: Path, timeout: float) -> None:

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vhostpci_shared.errors import code_of
 from vhostpci_shared.limits import (
     exhausted,
     no_descriptors,
@@ -24,7 +25,14 @@ from vhostpci_shared.limits import (
 from vhostpci_shared.wire import ProtocolError
 
 from ..config import options
-from ..config.device import DeviceConfig, Mode, check_name, conflicts, daemon_control
+from ..config.device import (
+    TWO_USES,
+    DeviceConfig,
+    Mode,
+    check_name,
+    conflicts,
+    daemon_control,
+)
 from ..config.file import ConfigFile
 from ..device.peer_log import PeerLog
 from ..errors import HostError, InUse
@@ -159,7 +167,7 @@ class Daemon:
                 undo.pop_all()
             server = self._new_server(config, added=added, left=left)
             if entry.failure:
-                raise HostError(entry.failure)
+                raise HostError(entry.failure, code=entry.code)
             entry.server = server
             server.serve_control()
         except (StateError, HostError, ProtocolError, OSError) as error:
@@ -226,7 +234,7 @@ class Daemon:
             # It is not there if the daemon was closed meanwhile.
             self._entries.pop(config.name, None)
             if short := shortage(error):
-                raise HostError(no_descriptors(short)) from error
+                raise HostError(no_descriptors(short), code="H068") from error
             raise
         entry.arriving = False
         if config.connect is None:
@@ -251,7 +259,9 @@ class Daemon:
         if entry.config.prealloc:
             await entry.server.reserve_memory(self._ended.done)
         if entry.server is None:
-            raise HostError(entry.failure or "the daemon is ending")
+            if entry.failure:
+                raise HostError(entry.failure, code=entry.code)
+            raise HostError("the daemon is ending", code="H069")
         entry.server.serve_control()
 
     def _new_server(
@@ -299,7 +309,7 @@ class Daemon:
             await self.add(config, added=added)
         except HostError as error:
             log.error("%s: cannot be served: %s", config.name, error)
-            failed = Entry(config, failure=str(error), arriving=False)
+            failed = Entry(config, failure=str(error), code=error.code, arriving=False)
             self._entries[config.name] = failed
 
     def warn_of_shortage(self, *, only_new: bool = False) -> None:
@@ -343,11 +353,13 @@ class Daemon:
         # A HostError is for the user; of any other the type may be all that it says.
         kind = "" if isinstance(error, HostError) else f"{type(error).__name__}: "
         entry.server, entry.failure = None, f"{kind}{error}"
+        entry.code = code_of(error)
         self._pluggers.unplug_soon(name)
         # One that is only being added is reported by `add`.
         alone = self._shared is None and not entry.arriving
         if alone and not self._ended.done():
-            self._ended.set_exception(HostError(f"{name}: failed: {entry.failure}"))
+            text = f"{name}: failed: {entry.failure}"
+            self._ended.set_exception(HostError(text, code=entry.code or "H070"))
 
     def _close(self, entry: Entry) -> None:
         """Close a device; log an error, so that the others are closed, too."""
@@ -388,7 +400,9 @@ class Daemon:
         for name, entry in self._entries.items():
             if entry.arriving or entry.leaving:
                 going = "added" if entry.arriving else "removed"
-                raise HostError(f"device {name!r} is being {going}: try again later")
+                raise HostError(
+                    f"device {name!r} is being {going}: try again later", code="H071"
+                )
 
     def configs(self) -> dict[str, DeviceConfig]:
         """Return the configuration of each device, also of those that failed."""
@@ -513,7 +527,8 @@ class Daemon:
         except InUse:
             raise HostError(
                 f"another daemon serves {run_dir} (it answers at {path}): give it "
-                "devices with `vhostpci-host add`, or choose another run-dir"
+                "devices with `vhostpci-host add`, or choose another run-dir",
+                code="H072",
             ) from None
         self._stack.callback(listener.close)
         self._listener, self._run_dir = listener, run_dir
@@ -545,13 +560,15 @@ class Daemon:
         name = request.get("name")
         check_name(name if isinstance(name, str) else "")
         if name in self._entries:
-            raise HostError(f"device {name!r} is there already: remove it first")
+            raise HostError(
+                f"device {name!r} is there already: remove it first", code="H073"
+            )
         given = {**(self._shared or {}), **given_options(request.get("options", {}))}
         given[options.RUN_DIR.name] = str(self._run_dir)
         device = options.device(str(name), given)
         there = [entry.config for entry in self._entries.values()]
         for *_, text in conflicts([*there, device]):
-            raise HostError(f"{name}: {text}")
+            raise HostError(f"{name}: {text}", code=TWO_USES)
         await self.add(device, added=given)
         self.warn_of_shortage()
 
@@ -559,9 +576,13 @@ class Daemon:
         self._check_goes_on()
         entry = self._entry(request)
         if entry.leaving:
-            raise HostError(f"device {entry.config.name!r} is being removed already")
+            raise HostError(
+                f"device {entry.config.name!r} is being removed already", code="H074"
+            )
         if entry.arriving:
-            raise HostError(f"device {entry.config.name!r} is still being added: wait")
+            raise HostError(
+                f"device {entry.config.name!r} is still being added: wait", code="H075"
+            )
         await self.remove(entry.config.name)
 
     async def _on_reload(self, request: Request) -> Json:
@@ -575,14 +596,16 @@ class Daemon:
             HostError: the daemon is ending, or reads its file again.
         """
         if self._ended.done():
-            raise HostError("the daemon is ending")
+            raise HostError("the daemon is ending", code="H076")
         if self._reload is not None and self._reload.busy:
-            raise HostError("the daemon is reloading its file: try again later")
+            raise HostError(
+                "the daemon is reloading its file: try again later", code="H077"
+            )
 
     def _entry(self, request: Request) -> Entry:
         name = request.get("name")
         entry = self._entries.get(name) if isinstance(name, str) else None
         if entry is None:
             there = ", ".join(self._entries) or "none"
-            raise HostError(f"no device {name!r}; there are: {there}")
+            raise HostError(f"no device {name!r}; there are: {there}", code="H078")
         return entry

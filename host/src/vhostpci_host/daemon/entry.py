@@ -19,6 +19,8 @@ class Entry:
     config: DeviceConfig
     server: Server | None = None
     failure: str = ""
+    code: str = ""
+    """Of the failure, if it has one."""
     arriving: bool = True
     """Whether `Daemon.add` has not come to its end yet."""
     leaving: bool = False
@@ -39,9 +41,12 @@ class Entry:
             HostError: it has failed, or there is no such number.
         """
         if type(since) is not int:
-            raise HostError(f"since {since!r}: write the number of an entry")
+            raise HostError(
+                f"since {since!r}: write the number of an entry", code="H079"
+            )
         if self.server is None:
-            raise HostError(f"{self.config.name} has failed: {self.failure}")
+            text = f"{self.config.name} has failed: {self.failure}"
+            raise HostError(text, code=self.code or "H080")
         return {"pid": os.getpid(), **self.server.conversation.since(since)}
 
     def clear(self) -> None:
@@ -51,7 +56,8 @@ class Entry:
             HostError: the device failed, and nothing counts.
         """
         if self.server is None:
-            raise HostError(f"{self.config.name}: failed: {self.failure}")
+            text = f"{self.config.name}: failed: {self.failure}"
+            raise HostError(text, code=self.code or "H081")
         self.server.device.cleared = cleared(self.describe())
 
     def row(self) -> Json:

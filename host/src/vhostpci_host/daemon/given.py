@@ -134,18 +134,21 @@ def _check_access(place: Place) -> None:
     if info.st_uid not in (0, os.geteuid()):
         raise HostError(
             f"{place.path}, which systemd has made, belongs to uid {info.st_uid}: set "
-            "SocketUser= of its unit to the daemon's user"
+            "SocketUser= of its unit to the daemon's user",
+            code="H082",
         )
     if mode & ~place.mode:
         raise HostError(
             f"{place.path}, which systemd has made, has mode {mode:04o}, and others "
             f"may connect than with {place.mode:04o}: set SocketMode={place.mode:04o} "
-            "in its unit, or socket-mode of the device"
+            "in its unit, or socket-mode of the device",
+            code="H083",
         )
     group = os.getegid() if place.group is None else place.group
     if mode & stat.S_IRWXG and info.st_gid != group:
         raise HostError(
             f"{place.path}, which systemd has made, belongs to group {info.st_gid}, "
             f"and not to {group}: set SocketGroup= of its unit as socket-group of the "
-            "device"
+            "device",
+            code="H084",
         )

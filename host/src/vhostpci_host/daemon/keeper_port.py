@@ -158,7 +158,9 @@ class KeeperPort:
         store = self.store
         if store is None or store.problem:
             why = "none is used" if store is None else store.problem
-            raise HostError(f"there is no keeper to start a successor: {why}")
+            raise HostError(
+                f"there is no keeper to start a successor: {why}", code="H085"
+            )
         if store.systemd:
             asyncio.get_running_loop().call_later(ANSWERED, self.make_room)
             return
@@ -172,7 +174,8 @@ class KeeperPort:
         raise HostError(
             store.problem
             or "the successor does not start, and the log says why: this "
-            f"daemon (pid {os.getpid()}) goes on"
+            f"daemon (pid {os.getpid()}) goes on",
+            code="H086",
         )
 
     def make_room(self, status: int = notices.HANDED_OVER) -> None:

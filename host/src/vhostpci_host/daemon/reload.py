@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..config.device import DeviceConfig, conflicts
+from ..config.device import TWO_USES, DeviceConfig, conflicts
 from ..config.file import ConfigFile, load
 from ..errors import HostError
 from ..interfaces import Json
@@ -76,7 +76,7 @@ def compare(
     names = {device.name for device in wanted}
     stay = [one for one in served.values() if one.name not in names | of_file]
     for device, _, text in conflicts([*stay, *wanted]):
-        raise HostError(f"{device.name}: {text}")
+        raise HostError(f"{device.name}: {text}", code=TWO_USES)
     return Changes(
         removed=tuple(name for name in served if name in of_file - names),
         changed=tuple(
@@ -156,7 +156,8 @@ class Reload:
         if file.run_dir != self._file.run_dir:
             raise HostError(
                 f"{file.path}: run-dir {file.run_dir}: the daemon serves "
-                f"{self._file.run_dir}: restart it to change that"
+                f"{self._file.run_dir}: restart it to change that",
+                code="H087",
             )
         return compare(
             self._devices.configs(),

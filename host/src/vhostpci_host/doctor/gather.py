@@ -40,13 +40,17 @@ def gather(
     """
     program = shutil.which(qemu or QEMU)
     if qemu is not None and program is None:
-        raise HostError(f"--qemu {qemu}: there is no such program; give its path")
+        raise HostError(
+            f"--qemu {qemu}: there is no such program; give its path", code="H088"
+        )
     devices, silent = _ask_all(run_dir)
     if name is not None:
         devices = {key: one for key, one in devices.items() if key == name}
         silent = [one for one in silent if Path(one.path).stem in (name, "control")]
         if not devices and not silent:
-            raise HostError(f"no daemon serves a device {name} in {run_dir}")
+            raise HostError(
+                f"no daemon serves a device {name} in {run_dir}", code="H089"
+            )
     return Hypervisor(
         machine=Machine(),
         run_dir=str(run_dir),

@@ -99,7 +99,7 @@ class LibvirtVm:
         # `_turn` is held for one virsh command, so that many devices do not flood
         # libvirt; `_plugging` for a whole plug, so that no two choose one root port.
         self._turn, self._plugging = asyncio.Lock(), asyncio.Lock()
-        self._away, self._away_until = "", 0.0
+        self._away, self._away_code, self._away_until = "", "", 0.0
         self._run: str | None = None
         self._watch: asyncio.Task[None] | None = None
         self._tcg_eventfds = TcgEventfds()
@@ -126,7 +126,9 @@ class LibvirtVm:
             except VmAway:
                 raise
             except PlugError as error:
-                raise PlugError(self._refusal(plug, str(error))) from error
+                raise PlugError(
+                    self._refusal(plug, str(error)), code=error.code
+                ) from error
 
     async def _bus(self, live: Live, plug: Plug) -> int | None:
         """Return the bus to plug a window into; None leaves the choice to libvirt."""
@@ -146,7 +148,8 @@ class LibvirtVm:
         if root_ports.unset(ports):
             return PlugError(
                 f"the firmware of domain {self._name!r} has not set up its root ports "
-                "yet: waiting for it"
+                "yet: waiting for it",
+                code="H092",
             )
         room = root_ports.size_text(2 * plug.size)
         return PlugError(
@@ -154,7 +157,8 @@ class LibvirtVm:
             f"{root_ports.size_text(plug.size)} of window {plug.window} (free: "
             f"{root_ports.free_text(ports)}): add one with pref64-reserve={room} to "
             f"its XML (virsh edit {self._name}), as `vhostpci-host xml --role slave` "
-            "prints it; then shut the domain down, and start it again"
+            "prints it; then shut the domain down, and start it again",
+            code="H093",
         )
 
     def _refusal(self, plug: Plug, reason: str) -> str:
@@ -204,7 +208,8 @@ class LibvirtVm:
             if "in the process of unplug" not in str(error):
                 raise PlugError(
                     f"libvirt does not unplug window {window} of domain "
-                    f"{self._name!r}: {error}"
+                    f"{self._name!r}: {error}",
+                    code="H094",
                 ) from error
         await self._wait_unplugged(name, window)
 
@@ -216,7 +221,8 @@ class LibvirtVm:
             if self._loop.time() > deadline:
                 raise PlugError(
                     f"the guest of domain {self._name!r} has not released window "
-                    f"{window}: it boots, or has no driver for PCI hot-plug"
+                    f"{window}: it boots, or has no driver for PCI hot-plug",
+                    code="H095",
                 )
             await asyncio.sleep(UNPLUG_LOOK)
 
@@ -260,7 +266,8 @@ class LibvirtVm:
             answer = json.loads(text)
             if "error" in answer:
                 raise PlugError(
-                    f"{self._qemu} refuses {command}: {answer['error']['desc']}"
+                    f"{self._qemu} refuses {command}: {answer['error']['desc']}",
+                    code="H096",
                 )
             return answer["return"]
 
@@ -309,11 +316,12 @@ class LibvirtVm:
             # Many devices look for the same domain every second: ask libvirt once
             # for all of them.
             if self._loop.time() < self._away_until:
-                raise VmAway(self._away)
+                raise VmAway(self._away, code=self._away_code)
             try:
                 live = await self._look()
             except VmAway as error:
-                self._away, self._run = str(error), None
+                self._away, self._away_code = str(error), error.code
+                self._run = None
                 self._away_until = self._loop.time() + AWAY_TIME
                 raise
             self._run = live.run
@@ -330,10 +338,13 @@ class LibvirtVm:
         except (PlugError, ET.ParseError) as error:
             raise VmAway(
                 f"cannot read domain {self._name!r} of libvirt at {self._virsh.uri}: "
-                f"{error}; give a name that `virsh list --all` shows"
+                f"{error}; give a name that `virsh list --all` shows",
+                code="H097",
             ) from error
         if live is None:
-            raise VmAway(f"waiting for domain {self._name!r}, which does not run")
+            raise VmAway(
+                f"waiting for domain {self._name!r}, which does not run", code="H098"
+            )
         return live
 
     async def _ask(

@@ -38,8 +38,8 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 class Refused(PlugError):
     """QEMU refused a command; `reason` is its own text."""
 
-    def __init__(self, text: str, reason: str) -> None:
-        super().__init__(text)
+    def __init__(self, text: str, reason: str, *, code: str = "") -> None:
+        super().__init__(text, code=code)
         self.reason = reason
 
 
@@ -78,11 +78,13 @@ class Monitor:
             raise VmAway(
                 f"the QMP socket {self._path} has not answered in {GREETING_TIME:g} s: "
                 "it serves one client at a time, so give this daemon its own "
-                "(-qmp unix:PATH,server=on,wait=off); else its QEMU hangs"
+                "(-qmp unix:PATH,server=on,wait=off); else its QEMU hangs",
+                code="H099",
             ) from None
         except QMPError as error:
             raise VmAway(
-                f"the QMP socket {self._path} does not answer as one: {error}"
+                f"the QMP socket {self._path} does not answer as one: {error}",
+                code="H100",
             ) from error
         # A task from the start: it must notice the end of a VM that nothing asks.
         self._ended = asyncio.create_task(self._wait_end())
@@ -117,7 +119,10 @@ class Monitor:
                 awaited.set_exception(self._gone())
 
     def _gone(self) -> VmAway:
-        return VmAway(f"the slave VM at {self._path} has ended, or closed its monitor")
+        return VmAway(
+            f"the slave VM at {self._path} has ended, or closed its monitor",
+            code="H101",
+        )
 
     async def execute(self, command: str, **arguments: Any) -> Any:
         """Execute a command; return what QEMU returns.
@@ -134,11 +139,14 @@ class Monitor:
             await self.close()
             raise VmAway(
                 f"the slave VM at {self._path} has not answered {command} in "
-                f"{COMMAND_TIME:g} s: its QEMU hangs, or is stopped"
+                f"{COMMAND_TIME:g} s: its QEMU hangs, or is stopped",
+                code="H102",
             ) from None
         except ExecuteError as error:
             raise Refused(
-                f"the slave VM at {self._path} refuses {command}: {error}", str(error)
+                f"the slave VM at {self._path} refuses {command}: {error}",
+                str(error),
+                code="H103",
             ) from error
         except _CLOSED as error:
             await self.close()
@@ -200,7 +208,9 @@ def _connect(path: Path) -> socket.socket:
         connection.connect(str(path))
     except OSError as error:
         connection.close()
-        raise VmAway(f"waiting for the slave VM at {path}: {_advice(error)}") from error
+        raise VmAway(
+            f"waiting for the slave VM at {path}: {_advice(error)}", code="H104"
+        ) from error
     return connection
 
 

@@ -93,7 +93,8 @@ class QmpVm:
                 raise
             raise PlugError(
                 f"{error}: let the user that this QEMU runs as connect, with "
-                "--socket-group or --socket-mode"
+                "--socket-group or --socket-mode",
+                code="H105",
             ) from error
 
     async def unplug(self, device: str, window: int) -> None:
@@ -200,7 +201,8 @@ class QmpVm:
         if root_ports.unset(ports):
             return PlugError(
                 f"the firmware of {self._vm} has not "
-                "set up its root ports yet: waiting for it"
+                "set up its root ports yet: waiting for it",
+                code="H106",
             )
         size, room = (
             root_ports.size_text(plug.size),
@@ -211,7 +213,8 @@ class QmpVm:
             f"window {plug.window} (free: {root_ports.free_text(ports)}): start it "
             f"with one more -device pcie-root-port,id=vp1,chassis=101,slot=101,"
             f"pref64-reserve={room}, and with other numbers for each further one; it "
-            f"is twice the size since it need not begin at a multiple of {size}"
+            f"is twice the size since it need not begin at a multiple of {size}",
+            code="H107",
         )
 
     async def _eject(self, monitor: Monitor, name: str) -> None:
@@ -238,11 +241,13 @@ class QmpVm:
         raise PlugError(
             f"the guest of {self._vm} does not release {name}: no "
             "new one is plugged until it has; the guest needs a driver for PCI "
-            "hot-plug, and the agent must not be stopped"
+            "hot-plug, and the agent must not be stopped",
+            code="H108",
         )
 
     def _fixed(self, name: str, error: Refused) -> PlugError:
         return PlugError(
             f"{self._vm} cannot unplug {name}: {error.reason}; if "
-            "that is on its QEMU's command line, leave it out: the daemon plugs it"
+            "that is on its QEMU's command line, leave it out: the daemon plugs it",
+            code="H109",
         )

@@ -345,5 +345,6 @@ def _check_size(plug: Plug) -> None:
         raise PlugError(
             f"window {plug.window} cannot be plugged: its {plug.size} bytes are no "
             "power of two, as a VM's BAR has to be; give the master's memory backend "
-            "such a size, or use a process (vhostpci-guest run --socket)"
+            "such a size, or use a process (vhostpci-guest run --socket)",
+            code="H110",
         )

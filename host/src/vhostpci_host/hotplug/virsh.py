@@ -70,12 +70,14 @@ class Virsh:
         except TimeoutError:
             raise VmAway(
                 f"libvirt at {self.uri} does not answer within {limit:g} s: does its "
-                "daemon hang, or the slave's QEMU?"
+                "daemon hang, or the slave's QEMU?",
+                code="H111",
             ) from None
         except OSError as error:
             raise VmAway(
                 f"cannot run virsh: {error.strerror}; install it (libvirt-clients), "
-                "or give the slave's QMP socket if libvirt does not manage it"
+                "or give the slave's QMP socket if libvirt does not manage it",
+                code="H112",
             ) from error
         # A command that failed has nothing of use on stdout.
         if done.status:
@@ -84,10 +86,11 @@ class Virsh:
 
     def _error(self, reason: str) -> PlugError:
         if "failed to connect to the hypervisor" not in reason:
-            return PlugError(reason)
+            return PlugError(reason, code="H113")
         return VmAway(
             f"libvirt at {self.uri} does not answer: {reason}; start libvirtd (or "
-            f"virtqemud), and let uid {os.geteuid()} use it (group libvirt)"
+            f"virtqemud), and let uid {os.geteuid()} use it (group libvirt)",
+            code="H114",
         )
 
 

@@ -76,5 +76,6 @@ def understood(vm: str, command: str) -> Iterator[None]:
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise PlugError(
             f"{vm} answers {command} in a way that we do not understand ({error!r}): "
-            "we know QEMU 7.2 to 11.x"
+            "we know QEMU 7.2 to 11.x",
+            code="H115",
         ) from error

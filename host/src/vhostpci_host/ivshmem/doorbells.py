@@ -96,7 +96,9 @@ class VectorSet:
             # Two rings with each other's kicks would be two relays that signal each
             # other without end.
             if self._direct[number] != ring:
-                raise ProtocolError(f"ring {ring} has the kick of another ring")
+                raise ProtocolError(
+                    f"ring {ring} has the kick of another ring", code="P028"
+                )
             # The slave waits for this very eventfd; a relay would take its signals.
             return None
         return self.notifiers[md.FIRST_KICK_VECTOR + ring]

@@ -292,7 +292,8 @@ def _connect(address: str) -> socket.socket:
         ours.close()
         raise HostError(
             f"cannot reach the service manager at {address} (NOTIFY_SOCKET): "
-            f"{error.strerror}"
+            f"{error.strerror}",
+            code="H116",
         ) from error
     return ours
 

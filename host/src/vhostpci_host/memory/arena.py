@@ -150,7 +150,8 @@ class Arena:
         if self.ram % page:
             raise HostError(
                 f"memory of {self.ram >> 20}M is no multiple of the huge page of "
-                f"{page >> 20}M in {self.path.parent}: choose one"
+                f"{page >> 20}M in {self.path.parent}: choose one",
+                code="H117",
             )
         best = self.size - page
         if self.ram != best:
@@ -226,7 +227,7 @@ class Arena:
             ProtocolError: a master has it that has more RAM than the device.
         """
         if self._region.problem:
-            raise ProtocolError(self._region.problem)
+            raise ProtocolError(self._region.problem, code="P029")
 
     def region_accepted(self) -> None:
         """Note that a region of the front-end's memory ends before the metadata."""
@@ -245,7 +246,9 @@ class Arena:
         at, end = placed.region.mmap_offset, self.size - md.SIZE
         place = placed.window, placed.offset
         if place != (md.SLAVE_ID, at) or at > end or placed.region.size > end - at:
-            raise ProtocolError(f"the memory at {placed} is not in {self.path}")
+            raise ProtocolError(
+                f"the memory at {placed} is not in {self.path}", code="P030"
+            )
         self.check_usable()
         self.region_accepted()
 
@@ -298,7 +301,8 @@ class Arena:
             raise HostError(
                 f"another process has {what} the arena {self.path}, and no master has "
                 "it: the device has to be made again, since a master that starts now "
-                "would have another file"
+                "would have another file",
+                code="H118",
             )
 
     def describe(self) -> dict[str, Any]:
@@ -388,12 +392,14 @@ class ArenaWindows:
             raise ProtocolError(
                 f"the memory at {region.guest_addr:#x} reaches into the metadata, the "
                 f"last {md.SIZE:#x} bytes of {arena.path}; start the master with "
-                f"{self._argument()}"
+                f"{self._argument()}",
+                code="P031",
             )
         if mapped_private(self._pid, ours):
             raise ProtocolError(
                 f"the master (pid {self._pid}) maps the arena {arena.path} privately, "
-                f"so no packet would ever arrive; start it with {self._argument()}"
+                f"so no packet would ever arrive; start it with {self._argument()}",
+                code="P032",
             )
         arena.region_accepted()
         return PlacedRegion(region, window=0, offset=region.mmap_offset)
@@ -408,11 +414,14 @@ class ArenaWindows:
         ):
             return ProtocolError(
                 f"{what} is the file that was {path} before: it was removed, and "
-                "cannot come back; restart the master, which then takes the present one"
+                "cannot come back; restart the master, which then takes the present "
+                "one",
+                code="P033",
             )
         return ProtocolError(
             f"{what} is not the arena {path}; start the master with "
-            f"{self._argument()}, and with no other memory device"
+            f"{self._argument()}, and with no other memory device",
+            code="P034",
         )
 
     def read(self, window: int, offset: int, size: int) -> bytes:

@@ -75,7 +75,9 @@ def open_arena(path: Path, size: int, access: int) -> ArenaFile:
                 _set_size(path, file, size)
                 undo.pop_all()
                 return ArenaFile(file, is_new)
-    raise HostError(f"arena {path} keeps being replaced by another process")
+    raise HostError(
+        f"arena {path} keeps being replaced by another process", code="H119"
+    )
 
 
 def remove_left_behind(path: Path, access: int) -> None:
@@ -91,7 +93,7 @@ def remove_left_behind(path: Path, access: int) -> None:
         info = os.fstat(file.fileno())
         _check_trust(path, info, access)
         if not _has_magic(file, info.st_size):
-            raise HostError(f"{path} is no arena of ours, and stays")
+            raise HostError(f"{path} is no arena of ours, and stays", code="H120")
         if names(path, file):
             path.unlink()
 
@@ -186,7 +188,8 @@ def no_space(path: Path, error: OSError) -> HostError | None:
     return HostError(
         f"no space left in {path.parent}, for {path.name}: remove what fills it (df "
         f"{path.parent}), enlarge it (mount -o remount,size=; vm.nr_hugepages for huge "
-        "pages), or choose another --memory-dir"
+        "pages), or choose another --memory-dir",
+        code="H121",
     )
 
 
@@ -212,7 +215,7 @@ def _open_existing(path: Path) -> Fd:
 
 def _check_regular(path: Path, info: os.stat_result) -> None:
     if not stat.S_ISREG(info.st_mode):
-        raise HostError(f"arena {path} is no regular file: move it away")
+        raise HostError(f"arena {path} is no regular file: move it away", code="H122")
 
 
 def _lock(path: Path, file: Fd) -> None:
@@ -221,7 +224,8 @@ def _lock(path: Path, file: Fd) -> None:
     except OSError:
         raise HostError(
             f"arena {path} is in use by another vhostpci-host: stop it, or choose "
-            "another name or --memory-dir"
+            "another name or --memory-dir",
+            code="H123",
         ) from None
 
 
@@ -257,7 +261,8 @@ def _take_over(path: Path, file: Fd, size: int, access: int) -> bool:
     ):
         raise HostError(
             f"{path} is no arena of ours, as it has no vhostpci metadata (it is used "
-            f"by {_users(path)}): remove it, or choose another name or --memory-dir"
+            f"by {_users(path)}): remove it, or choose another name or --memory-dir",
+            code="H124",
         )
     there = f"it has {info.st_size >> 20} MiB, and this --memory takes {size >> 20} MiB"
     _check_unused(path, file, there)
@@ -271,7 +276,8 @@ def _check_unused(path: Path, file: Fd, why: str) -> None:
         raise HostError(
             f"{path} cannot be the arena, since {why}; and it cannot be replaced, "
             f"since it is used by {_users(path)}: end that program, and remove the "
-            "file, or choose another name or --memory-dir"
+            "file, or choose another name or --memory-dir",
+            code="H125",
         )
 
 
@@ -282,19 +288,22 @@ def _check_trust(path: Path, info: os.stat_result, access: int) -> None:
         raise HostError(
             f"{path} belongs to uid {info.st_uid}, who would have the master's memory: "
             "remove it, and use a directory in which only the daemon's user may make "
-            "files (--memory-dir)"
+            "files (--memory-dir)",
+            code="H126",
         )
     if info.st_nlink != 1:
         raise HostError(
             f"{path} has {info.st_nlink} names, so it may be a file of another kind: "
-            "remove this name, or choose another --memory-dir"
+            "remove this name, or choose another --memory-dir",
+            code="H127",
         )
     if wider := stat.S_IMODE(info.st_mode) & ~access:
         raise HostError(
             f"{path} has mode {stat.S_IMODE(info.st_mode):04o}, which is wider than "
             f"{access:04o} (by {wider:04o}), so users who shall not may have it open: "
             "give the device the --socket-mode or --socket-group that it had, or end "
-            "its VMs and remove the file"
+            "its VMs and remove the file",
+            code="H128",
         )
 
 

@@ -157,7 +157,9 @@ class ArenaMetadata:
     def _suspend(self) -> None:
         """Take the mapping away from the file: a master's RAM is there."""
         if not self._map.replace_with_zeros():
-            raise HostError(f"cannot stop writing into {self._path}, a master's RAM")
+            raise HostError(
+                f"cannot stop writing into {self._path}, a master's RAM", code="H129"
+            )
         self._overlaps, self._intruder = True, self._front_end
         # A QEMU that we may not look at has at least what it has made of the file.
         end = self._mapped_end(self._intruder) or os.fstat(self._file.fileno()).st_size

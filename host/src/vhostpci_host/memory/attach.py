@@ -70,7 +70,9 @@ class WindowIds:
             if number not in self._used:
                 self._used.add(number)
                 return number
-        raise HostError(f"all {len(self._used)} windows are in use: remove a device")
+        raise HostError(
+            f"all {len(self._used)} windows are in use: remove a device", code="H130"
+        )
 
     def take(self, number: int) -> None:
         """Take a number that a daemon before us has given out.
@@ -122,7 +124,7 @@ class AttachedMemory:
                 self._map = mmap.mmap(self.file.fileno(), md.SIZE)
             except OSError as error:
                 text = f"cannot make and map the metadata: {error.strerror}"
-                raise HostError(text) from error
+                raise HostError(text, code="H131") from error
             undo.pop_all()
         self.metadata = access.Metadata(memoryview(self._map))
 
@@ -203,7 +205,7 @@ class AttachedMemory:
         at = placed.region.mmap_offset
         size = 0 if window is None or placed.offset != at else window.size
         if at > size or placed.region.size > size - at:
-            raise ProtocolError(f"the memory at {placed} is in no window")
+            raise ProtocolError(f"the memory at {placed} is in no window", code="P035")
 
     def drop_windows_except(self, numbers: frozenset[int]) -> None:
         """Close the files of all windows except `numbers`, and free their numbers."""
@@ -298,14 +300,15 @@ class AttachedWindows:
         if region.mmap_offset > size or region.size > size - region.mmap_offset:
             raise ProtocolError(
                 f"{_describe(region)} reaches beyond the end of its file, which has "
-                f"{size:#x} bytes"
+                f"{size:#x} bytes",
+                code="P036",
             )
         self._check_bar(region, info)
         if number is None:
             try:
                 number = self._store.add(fd, info)
             except HostError as error:
-                raise ProtocolError(str(error)) from error
+                raise ProtocolError(str(error), code=error.code) from error
         return PlacedRegion(region, window=number, offset=region.mmap_offset)
 
     def _check_new_file(self, region: MemRegion, fd: Fd, info: os.stat_result) -> int:
@@ -316,13 +319,15 @@ class AttachedWindows:
         if fcntl.fcntl(fd.fileno(), fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
             raise ProtocolError(
                 f"{_describe(region)} came with a file that may not be written: the "
-                "slave could put no packet there"
+                "slave could put no packet there",
+                code="P037",
             )
         if mapped_private(self._pid, info):
             raise ProtocolError(
                 f"the master (pid {self._pid}) maps {_describe(region)} privately, so "
                 "no packet would ever arrive; start it with memory that is shared: "
-                "share=on (QEMU), <access mode='shared'/> (libvirt)"
+                "share=on (QEMU), <access mode='shared'/> (libvirt)",
+                code="P038",
             )
         return info.st_size
 
@@ -335,7 +340,8 @@ class AttachedWindows:
                 f"{_describe(region)} is in a file of {size} bytes ({size / 2**20:g} "
                 "MiB), and a slave VM's window is a PCI BAR, which is a power of two: "
                 f"give the master's memory backend size={_round_up(size) >> 20}M, use "
-                "--mode arena, or serve it by a process (vhostpci-guest run --socket)"
+                "--mode arena, or serve it by a process (vhostpci-guest run --socket)",
+                code="P039",
             )
 
     def read(self, window: int, offset: int, size: int) -> bytes:
@@ -357,7 +363,8 @@ def _no_memory_file(region: MemRegion, fd: Fd) -> ProtocolError:
     return ProtocolError(
         f"{_describe(region)} is in no memory file, but in one on {filesystem(fd)}: "
         f"start the master with memory that is {MEMORY_FILES} "
-        "(-object memory-backend-memfd,share=on)"
+        "(-object memory-backend-memfd,share=on)",
+        code="P040",
     )
 
 
@@ -368,7 +375,8 @@ def _sealed_memfd(name: str) -> Fd:
         return sealed_memfd.make(name[:200], md.SIZE)
     except OSError as error:
         raise HostError(
-            f"cannot create the memfd {name} for the metadata: {error.strerror}"
+            f"cannot create the memfd {name} for the metadata: {error.strerror}",
+            code="H132",
         ) from error
 
 

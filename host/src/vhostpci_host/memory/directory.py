@@ -56,7 +56,8 @@ def _check_links(path: Path) -> None:
         if stat.S_ISLNK(info.st_mode) and info.st_uid not in _trusted():
             raise HostError(
                 f"directory {path}: {part} is a symbolic link of uid {info.st_uid}, "
-                "who could lead us anywhere: remove it, or choose another directory"
+                "who could lead us anywhere: remove it, or choose another directory",
+                code="H133",
             )
 
 
@@ -64,7 +65,8 @@ def _check_owner(path: Path, info: os.stat_result) -> None:
     if info.st_uid not in _trusted():
         raise HostError(
             f"directory {path} belongs to uid {info.st_uid}, who could replace the "
-            f"files in it: choose one of root's or of uid {os.geteuid()}"
+            f"files in it: choose one of root's or of uid {os.geteuid()}",
+            code="H134",
         )
 
 
@@ -79,7 +81,8 @@ def _check_writers(path: Path, info: os.stat_result) -> None:
         raise HostError(
             f"directory {path} has mode {stat.S_IMODE(info.st_mode):04o}, so that "
             "other users could replace the files in it: take their right to write "
-            f"away (chmod go-w {path}), or choose another directory"
+            f"away (chmod go-w {path}), or choose another directory",
+            code="H135",
         )
 
 

@@ -178,10 +178,14 @@ class MemoryMap:
         if placed in self.regions:
             return self
         if len(self.regions) >= md.MAX_REGIONS:
-            raise ProtocolError(f"more than {md.MAX_REGIONS} memory regions")
+            raise ProtocolError(
+                f"more than {md.MAX_REGIONS} memory regions", code="P041"
+            )
         for other in self.regions:
             if _regions_overlap(placed.region, other.region):
-                raise ProtocolError(f"memory region {placed} overlaps {other}")
+                raise ProtocolError(
+                    f"memory region {placed} overlaps {other}", code="P042"
+                )
         return MemoryMap((*self.regions, placed))
 
     def remove(self, region: MemRegion) -> "MemoryMap":
@@ -205,7 +209,8 @@ class MemoryMap:
         raise ProtocolError(
             f"address {user_addr:#x} with {size} bytes is in none of the "
             f"{len(self.regions)} memory regions: if a part of the master's memory is "
-            "not shared, share all of it (share=on for each -object of its memory)"
+            "not shared, share all of it (share=on for each -object of its memory)",
+            code="P043",
         )
 
     def locate(self, guest_addr: int, size: int) -> tuple[int, int]:
@@ -219,7 +224,8 @@ class MemoryMap:
             if _range_holds(guest_addr, size, region.guest_addr, region.size):
                 return placed.window, placed.offset + (guest_addr - region.guest_addr)
         raise ProtocolError(
-            f"guest address {guest_addr:#x} with {size} bytes is in no memory region"
+            f"guest address {guest_addr:#x} with {size} bytes is in no memory region",
+            code="P044",
         )
 
     @property

@@ -112,7 +112,7 @@ class Backend:
                 # Without an acknowledgement the front-end would go on as if the request
                 # had worked, so its connection has to end.
                 if not self._wants_ack(header):
-                    raise ProtocolError(text) from error
+                    raise ProtocolError(text, code=error.code) from error
                 return Answer(vu.reply(header.request, vu.U64(1)), text)
         if payload is None and self._wants_ack(header):
             payload = vu.U64(0)
@@ -123,7 +123,7 @@ class Backend:
             request = Request(message.header.request)
             handler = HANDLERS[request]
         except (ValueError, KeyError):
-            raise ProtocolError("a request that we don't offer") from None
+            raise ProtocolError("a request that we don't offer", code="P045") from None
         payload = message.parse(vu.SHAPES[request])
         if request is not Request.SET_VRING_ENABLE:
             yield from self.setup.finish_disabling()

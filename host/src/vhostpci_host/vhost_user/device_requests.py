@@ -41,7 +41,9 @@ def set_backend_req_fd(setup: FrontEndSetup, _: vu.Empty, message: Message) -> N
 
 def net_set_mtu(setup: FrontEndSetup, payload: vu.U64, _: Message) -> None:
     if not MIN_MTU <= payload.value <= MAX_MTU:
-        raise ProtocolError(f"MTU {payload.value}, not {MIN_MTU} to {MAX_MTU}")
+        raise ProtocolError(
+            f"MTU {payload.value}, not {MIN_MTU} to {MAX_MTU}", code="P046"
+        )
     setup.mtu = payload.value
 
 

@@ -214,7 +214,9 @@ class FrontEndSetup:
             ProtocolError: the device has no such ring.
         """
         if index >= len(self.rings):
-            raise ProtocolError(f"vring {index}; there are {len(self.rings)}")
+            raise ProtocolError(
+                f"vring {index}; there are {len(self.rings)}", code="P047"
+            )
         return self.rings[index]
 
     def quiesce(self, indexes: Iterable[int]) -> Wait:

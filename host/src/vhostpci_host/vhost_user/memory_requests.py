@@ -23,7 +23,8 @@ def set_mem_table(
 ) -> Steps:
     if len(message.fds) != len(payload.regions):
         raise ProtocolError(
-            f"{len(message.fds)} descriptors for {len(payload.regions)} regions"
+            f"{len(message.fds)} descriptors for {len(payload.regions)} regions",
+            code="P048",
         )
     # Place every region before a ring is stopped: a refused table changes nothing.
     memory = MemoryMap()

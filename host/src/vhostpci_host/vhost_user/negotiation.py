@@ -42,7 +42,7 @@ def set_features(setup: FrontEndSetup, payload: vu.U64, _: Message) -> Steps:
     # driver what it was offered when it made the card.
     extra = payload.value & ~offered(setup.queue_pairs)
     if extra:
-        raise ProtocolError(f"not offered: {virtio.names(Feature(extra))}")
+        raise ProtocolError(f"not offered: {virtio.names(Feature(extra))}", code="P049")
     # QEMU repeats SET_FEATURES for each queue pair, when the rings of the earlier
     # pairs run already: the same features must not stop them.
     if payload.value != setup.features:
@@ -59,7 +59,9 @@ def get_protocol_features(setup: FrontEndSetup, _: vu.Empty, __: Message) -> vu.
 def set_protocol_features(setup: FrontEndSetup, payload: vu.U64, _: Message) -> None:
     extra = payload.value & ~PROTOCOL_FEATURES
     if extra:
-        raise ProtocolError(f"not offered: {virtio.names(ProtocolFeature(extra))}")
+        raise ProtocolError(
+            f"not offered: {virtio.names(ProtocolFeature(extra))}", code="P050"
+        )
     setup.protocol_features = ProtocolFeature(payload.value)
 
 

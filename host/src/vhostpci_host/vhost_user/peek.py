@@ -117,7 +117,9 @@ class PeekReader:
         self._fds = 0
         self._shelf.set_mark(Mark.IN_PIECES, 0)
         if wrong:
-            raise ProtocolError(f"{came} descriptors with request {self._request}")
+            raise ProtocolError(
+                f"{came} descriptors with request {self._request}", code="P051"
+            )
 
     def skip(self, served: str) -> None:
         """Take the next message out if it is the one that was served already."""

@@ -101,7 +101,7 @@ def _parser(header: vu.Header, size: int) -> Parse | None:
 
 
 def _refuse(_data: bytes) -> object:
-    raise ProtocolError("a request that we do not serve")
+    raise ProtocolError("a request that we do not serve", code="P052")
 
 
 def _shown(request: int, payload: object) -> Json:

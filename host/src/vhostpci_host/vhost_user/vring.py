@@ -63,9 +63,11 @@ def _area(memory: MemoryMap, name: str, user_addr: int, size: int, align: int) -
     try:
         guest_addr = memory.guest_addr(user_addr, size)
     except ProtocolError as error:
-        raise ProtocolError(f"{name}: {error}") from None
+        raise ProtocolError(f"{name}: {error}", code=error.code) from None
     if guest_addr % align:
-        raise ProtocolError(f"{name} at {guest_addr:#x} is not aligned to {align}")
+        raise ProtocolError(
+            f"{name} at {guest_addr:#x} is not aligned to {align}", code="P053"
+        )
     return guest_addr
 
 

@@ -54,7 +54,9 @@ def set_vring_base(setup: FrontEndSetup, payload: vu.VringState, _: Message) -> 
     ring = setup.ring(payload.index)
     # The field has 32 bits, an index of a split ring 16.
     if payload.num >= 2**16 and not ring.packed:
-        raise ProtocolError(f"base {payload.num} of a ring that counts to 65535")
+        raise ProtocolError(
+            f"base {payload.num} of a ring that counts to 65535", code="P054"
+        )
     # The upper half of a packed ring's base says where its used descriptors go.
     # Packets complete in order: that is where the next chain is, as in the lower half.
     # (DPDK leaves it 0.)
@@ -103,7 +105,7 @@ def set_vring_err(setup: FrontEndSetup, payload: vu.VringFd, message: Message) -
 def set_vring_enable(setup: FrontEndSetup, payload: vu.VringState, _: Message) -> None:
     setup.ring(payload.index)
     if payload.num > 1:
-        raise ProtocolError(f"enable {payload.num}, neither 0 nor 1")
+        raise ProtocolError(f"enable {payload.num}, neither 0 nor 1", code="P055")
     # Without a quiesce: a front-end disables several rings one after the other, and
     # from QEMU 10 on it waits for each answer, while its VM stands still.
     setup.enable(payload.index, on=bool(payload.num))
@@ -125,7 +127,8 @@ def _notifier(payload: vu.VringFd, message: Message, useless: int) -> Notifier |
     if len(message.fds) != (not payload.nofd):
         raise ProtocolError(
             f"{len(message.fds)} descriptors and the flag for none "
-            f"{'set' if payload.nofd else 'not set'}"
+            f"{'set' if payload.nofd else 'not set'}",
+            code="P056",
         )
     fd = message.take()
     if fd is None:
@@ -138,5 +141,5 @@ def _notifier(payload: vu.VringFd, message: Message, useless: int) -> Notifier |
     if notifier.access == useless:
         notifier.close()
         use = "read from" if useless == os.O_WRONLY else "write to"
-        raise ProtocolError(f"the end of a pipe that nothing can {use}")
+        raise ProtocolError(f"the end of a pipe that nothing can {use}", code="P057")
     return notifier

@@ -70,7 +70,9 @@ class MessageReader:
         self._data += data
         # `receive` bounds the descriptors of one piece; this bounds their sum.
         if len(self._fds) > vu.MAX_FDS:
-            raise ProtocolError(f"more than {vu.MAX_FDS} descriptors in one message")
+            raise ProtocolError(
+                f"more than {vu.MAX_FDS} descriptors in one message", code="P058"
+            )
 
 
 def receive(
@@ -106,7 +108,9 @@ def receive(
         # With room left in the buffer, Linux had no number to give the next one.
         if len(fds) < vu.MAX_FDS:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        raise ProtocolError(f"more than {vu.MAX_FDS} descriptors in one message")
+        raise ProtocolError(
+            f"more than {vu.MAX_FDS} descriptors in one message", code="P059"
+        )
     return data, fds
 
 
@@ -131,4 +135,4 @@ def send(connection: socket.socket, data: bytes) -> None:
     except ConnectionError as error:
         raise EOFError(str(error)) from error
     if sent < len(data):
-        raise ProtocolError("it does not read our replies")
+        raise ProtocolError("it does not read our replies", code="P060")

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .. import metadata as md
+from ..errors import Coded
 
 
-class Unreadable(Exception):
+class Unreadable(Coded):
     """There is no such memory, or it cannot be read; the text says why."""
 
 
@@ -65,7 +66,8 @@ class GuestMemory:
         if address + length > region.guest_addr + region.size:
             raise Unreadable(
                 f"{_range(address, length)} reaches beyond its region, which ends at "
-                f"{region.guest_addr + region.size:#x}"
+                f"{region.guest_addr + region.size:#x}",
+                code="S011",
             )
         return self._in_window(region, address, length)
 
@@ -76,7 +78,7 @@ class GuestMemory:
             Unreadable: a part of it is in no region, or in no window.
         """
         if not length:
-            raise Unreadable("has no length")
+            raise Unreadable("has no length", code="S012")
         first, at, end = None, address, address + length
         # Each turn passes the end of a region, and there are at most 256 of them.
         while at < end:
@@ -92,17 +94,18 @@ class GuestMemory:
         for region in self._regions:
             if region.guest_addr <= address < region.guest_addr + region.size:
                 return region
-        raise Unreadable(f"{address:#x} is in no region")
+        raise Unreadable(f"{address:#x} is in no region", code="S013")
 
     def _in_window(self, region: md.Region, address: int, length: int) -> Place:
         place = Place(region.window, region.offset + address - region.guest_addr)
         size = self._windows.size(region.window)
         if size is None:
-            raise Unreadable(f"window {region.window} is not there")
+            raise Unreadable(f"window {region.window} is not there", code="S014")
         if place.offset + length > size:
             raise Unreadable(
                 f"{_range(address, length)} lies beyond window {region.window}, which "
-                f"has {size:#x} bytes"
+                f"has {size:#x} bytes",
+                code="S015",
             )
         return place
 

@@ -32,7 +32,9 @@ def dump(windows: Windows, ring: int | None = None) -> Json:
     rings = _rings(data, metadata["device"]["ring_count"])
     wanted: Sequence[int] = range(len(rings)) if ring is None else [ring]
     if ring is not None and not 0 <= ring < len(rings):
-        raise Unreadable(f"no ring {ring}; there are {len(rings)}, from 0 on")
+        raise Unreadable(
+            f"no ring {ring}; there are {len(rings)}, from 0 on", code="S016"
+        )
     memory = GuestMemory(_regions(data, metadata["device"]["region_count"]), windows)
     found = [_ring(n, rings[n], memory, windows) for n in wanted]
     if ring is None:
@@ -45,7 +47,9 @@ def _metadata(windows: Windows) -> tuple[bytes, bool]:
     """Return a copy of the region, and whether no daemon wrote it meanwhile."""
     size = windows.size(md.SLAVE_ID)
     if size is None or size < md.SIZE:
-        raise Unreadable("window 0 is not there, or has no room for the metadata")
+        raise Unreadable(
+            "window 0 is not there, or has no room for the metadata", code="S017"
+        )
     start = size - md.SIZE
     data = b""
     for _ in range(_TRIES):

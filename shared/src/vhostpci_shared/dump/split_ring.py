@@ -24,7 +24,7 @@ def describe(ring: md.Ring, memory: GuestMemory) -> Json:
     """
     num = ring.size
     if num & (num - 1):
-        raise Unreadable(f"a size of {num} is no power of two")
+        raise Unreadable(f"a size of {num} is no power of two", code="S018")
     used = memory.read(ring.device, RING_EXTRA + num * USED_ENTRY)
     avail = memory.read(ring.driver, RING_EXTRA + num * AVAIL_ENTRY)
     table = memory.read(ring.desc, num * DESC_SIZE)

@@ -82,6 +82,6 @@ def test_module_for_taps_is_loaded_if_need_be(node: Path, error: str | None) -> 
 def test_option_for_our_threads_does_not_fit(option: str) -> None:
     choice = parse_data_plane("vhost-net")
     assert list(choice.misfits({"tap"})) == []
-    ((name, why),) = choice.misfits({"tap", option})
+    ((name, why, _),) = choice.misfits({"tap", option})
     assert name == option
     assert "has no threads of ours" in why

@@ -297,8 +297,8 @@ def test_each_mistake_of_a_file_is_a_line_with_status_1(
     assert main([*argv, str(file)]) == 1
     assert capsys.readouterr().err.splitlines() == [
         f"{file}:2: device.a: memory is missing: in arena mode give the master's RAM, "
-        "such as 1G",
-        f"{file}:4: device.b: memory 'x': write a size such as 512M or 4G",
+        "such as 1G [H037]",
+        f"{file}:4: device.b: memory 'x': write a size such as 512M or 4G [H029]",
     ]
     assert not run_dir.exists()
 

@@ -39,7 +39,9 @@ def placed_mistakes(file: Path, text: str) -> list[tuple[int | None, str]]:
     for said in str(error.value).splitlines():
         place = re.match(rf"{re.escape(str(file))}(?::(\d+))?: ", said)
         assert place, said
-        found.append((int(place[1]) if place[1] else None, said[place.end() :]))
+        text, code = said[place.end() :].rsplit(" ", 1)
+        assert re.fullmatch(r"\[[HS]\d{3}\]", code), said
+        found.append((int(place[1]) if place[1] else None, text))
     return found
 
 

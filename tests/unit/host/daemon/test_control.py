@@ -27,7 +27,7 @@ async def echo(request: Request) -> Any:
 
 
 async def refuse(request: Request) -> Any:
-    raise HostError("not now")
+    raise HostError("not now", code="H999")
 
 
 COMMANDS: Commands = {"echo": echo, "refuse": refuse}
@@ -43,12 +43,17 @@ def ask(line: bytes) -> dict[str, Any]:
 
 def test_command_has_a_result_or_an_error() -> None:
     assert ask(b'{"command": "echo", "what": [1]}') == {"ok": True, "result": [1]}
-    assert ask(b'{"command": "refuse"}') == {"ok": False, "error": "not now"}
+    assert ask(b'{"command": "refuse"}') == {
+        "ok": False,
+        "error": "not now",
+        "code": "H999",
+    }
 
 
 def test_unknown_command_is_answered_with_the_known_ones() -> None:
     error = "no command 'dance'; there are: echo, refuse"
-    assert ask(b'{"command": "dance"}') == {"ok": False, "error": error}
+    said = ask(b'{"command": "dance"}')
+    assert said == {"ok": False, "error": error, "code": "H056"}
 
 
 @pytest.mark.parametrize(

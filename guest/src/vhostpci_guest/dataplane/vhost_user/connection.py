@@ -92,7 +92,9 @@ class Connection:
             except ConnectionError as error:
                 raise EOFError(error.strerror) from error
             if flags & socket.MSG_CTRUNC:
-                raise ProtocolError("it sends descriptors, and no reply has any")
+                raise ProtocolError(
+                    "it sends descriptors, and no reply has any", code="P061"
+                )
             if not data:
                 raise EOFError("it has closed the connection")
             self._data += data
@@ -107,7 +109,9 @@ class Connection:
         if self._header is None and len(self._data) == size:
             header = vu.Header.parse(self._data)
             if not header.flags & vu.HeaderFlag.REPLY:
-                raise ProtocolError(f"it sends {header.name}, which is no reply")
+                raise ProtocolError(
+                    f"it sends {header.name}, which is no reply", code="P062"
+                )
             self._header, self._data = header, b""
         wanted = size if self._header is None else self._header.size
         # A header without a payload is a whole message: nothing is missing then.

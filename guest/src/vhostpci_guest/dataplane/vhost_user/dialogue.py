@@ -99,17 +99,22 @@ class Dialogue:
 
     def _take(self, header: vu.Header, payload: bytes) -> None:
         if not self._pending:
-            raise ProtocolError(f"it answers {header.name}, and nothing was asked")
+            raise ProtocolError(
+                f"it answers {header.name}, and nothing was asked", code="P063"
+            )
         waiting = self._pending[0]
         if header.request != waiting.request:
             raise ProtocolError(
-                f"it answers {header.name}, and was asked {waiting.request.name}"
+                f"it answers {header.name}, and was asked {waiting.request.name}",
+                code="P064",
             )
         self._pending.popleft()
         try:
             waiting.take(payload)
         except ProtocolError as why:
-            raise ProtocolError(f"its answer to {header.name}: {why}") from None
+            raise ProtocolError(
+                f"its answer to {header.name}: {why}", code=why.code
+            ) from None
 
     def tick(self) -> None:
         """Count a tick.
@@ -121,7 +126,7 @@ class Dialogue:
             waiting.ticks += 1
             if waiting.ticks >= waiting.limit:
                 raise ProtocolError(
-                    f"it has not answered {waiting.request.name} in time"
+                    f"it has not answered {waiting.request.name} in time", code="P065"
                 )
 
 
@@ -130,6 +135,6 @@ def _check(request: Request) -> Callable[[bytes], None]:
 
     def check(payload: bytes) -> None:
         if vu.U64.parse(payload).value:
-            raise ProtocolError("it refuses that")
+            raise ProtocolError("it refuses that", code="P066")
 
     return check

@@ -97,14 +97,18 @@ def check_areas(conf: RingConf, regions: Sequence[MemRegion]) -> None:
         RingRefused: one does not, or the size is none.
     """
     if not 0 < conf.size <= virtio.MAX_SPLIT_SIZE or conf.size & (conf.size - 1):
-        raise RingRefused(f"its size {conf.size} is no power of two up to 32768")
+        raise RingRefused(
+            f"its size {conf.size} is no power of two up to 32768", code="R038"
+        )
     areas = (
         ("descriptor table", conf.desc, virtio.DESC_SIZE * conf.size),
         *_rings(conf),
     )
     for name, start, size in areas:
         if locate(start, size, regions) is None:
-            raise RingRefused(f"its {name} at {start:#x} is not in the memory table")
+            raise RingRefused(
+                f"its {name} at {start:#x} is not in the memory table", code="R039"
+            )
 
 
 def _rings(conf: RingConf) -> tuple[tuple[str, int, int], ...]:

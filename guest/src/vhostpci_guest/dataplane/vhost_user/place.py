@@ -4,6 +4,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from vhostpci_shared.errors import BadValue
+
 from ...errors import Unusable
 
 _NAME = "{name}"
@@ -29,7 +31,8 @@ class Place:
         if _NAME in self.template and (not name or "/" in name or "\0" in name):
             raise Unusable(
                 f"the device's name {name!r} cannot be a part of the path "
-                f"{self.template}: give its socket a path without {_NAME}"
+                f"{self.template}: give its socket a path without {_NAME}",
+                code="G055",
             )
         return Path(self.template.replace(_NAME, name))
 
@@ -38,19 +41,25 @@ def parse_place(text: str) -> Place:
     """Read ``PATH``, ``PATH,server=on`` or ``PATH,server=off``.
 
     Raises:
-        ValueError: it is none of them.
+        BadValue: it is none of them.
     """
     path, comma, server = text.partition(_SERVER)
     if comma and server not in ("on", "off"):
-        raise ValueError(f"{text!r}: write server=on or server=off behind the path")
+        raise BadValue(
+            f"{text!r}: write server=on or server=off behind the path", code="G056"
+        )
     rest = path.replace(_NAME, "")
     if "{" in rest or "}" in rest:
-        raise ValueError(f"{text!r}: a path may have {_NAME} in it, and no other brace")
+        raise BadValue(
+            f"{text!r}: a path may have {_NAME} in it, and no other brace", code="G057"
+        )
     if not path or path.endswith("/") or "\0" in path:
-        raise ValueError(f"{text!r}: the path of a socket is missing")
+        raise BadValue(f"{text!r}: the path of a socket is missing", code="G058")
     if Path(path).name in (".", ".."):
-        raise ValueError(f"{text!r}: {path} is a directory")
+        raise BadValue(f"{text!r}: {path} is a directory", code="G059")
     # A directory is no name that the hypervisor may choose: "..", for one.
     if _NAME in str(Path(path).parent):
-        raise ValueError(f"{text!r}: {_NAME} may stand in the last part of a path only")
+        raise BadValue(
+            f"{text!r}: {_NAME} may stand in the last part of a path only", code="G060"
+        )
     return Place(str(Path(path).absolute()), listens=server != "off")

@@ -324,7 +324,7 @@ class VhostUserPlane:
         try:
             check_areas(conf, self._regions)
             if waiting:
-                raise RingRefused(waiting, AgentRingState.STOPPED)
+                raise RingRefused(waiting, AgentRingState.STOPPED, code="R040")
         except RingRefused:
             self._calls.remove(index)
             raise

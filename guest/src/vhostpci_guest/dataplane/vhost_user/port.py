@@ -46,7 +46,8 @@ class SocketPorts:
         if other != device:
             raise Unusable(
                 f"{device}: the device {other} has the socket {path}: give each its "
-                "own by {name} in the path"
+                "own by {name} in the path",
+                code="G061",
             )
 
     def release(self, device: str) -> None:

@@ -146,7 +146,7 @@ class Session:
         def take(payload: bytes) -> None:
             state = vu.VringState.parse(payload)
             if state.index != index:
-                raise ProtocolError(f"ring {state.index}, and not {index}")
+                raise ProtocolError(f"ring {state.index}, and not {index}", code="P067")
             self.stopped[index] = state.num
 
         self._dialogue.ask(asked, take, BASE)

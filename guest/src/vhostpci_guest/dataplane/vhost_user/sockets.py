@@ -162,11 +162,15 @@ def _clear(path: Path) -> None:
     """
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise Unusable(f"{path} is there and is no socket: move it away")
+            raise Unusable(
+                f"{path} is there and is no socket: move it away", code="G062"
+            )
     except FileNotFoundError:
         return
     except OSError as error:
-        raise Unusable(f"cannot look at {path}: {error.strerror}") from error
+        raise Unusable(
+            f"cannot look at {path}: {error.strerror}", code="G063"
+        ) from error
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -179,16 +183,21 @@ def _clear(path: Path) -> None:
         except BlockingIOError:
             pass  # its queue is full, so a process listens
         except OSError as error:
-            raise Unusable(f"cannot look at {path}: {error.strerror}") from error
+            raise Unusable(
+                f"cannot look at {path}: {error.strerror}", code="G064"
+            ) from error
     raise Unusable(
         f"another process listens on {path}: end it, give each device its own socket "
-        "by {name} in the path, or write server=off to connect to that process"
+        "by {name} in the path, or write server=off to connect to that process",
+        code="G065",
     )
 
 
 def _listen(path: Path) -> socket.socket:
     if len(os.fsencode(path)) > _PATH_MAX:
-        raise Unusable(f"{path}: the path of a socket has at most {_PATH_MAX} bytes")
+        raise Unusable(
+            f"{path}: the path of a socket has at most {_PATH_MAX} bytes", code="G066"
+        )
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with suppress(FileExistsError):
@@ -202,6 +211,7 @@ def _listen(path: Path) -> socket.socket:
         server.close()
         raise Unusable(
             f"cannot make the socket {path}: {error.strerror}; user {os.geteuid()} "
-            "must be allowed to write into its directory"
+            "must be allowed to write into its directory",
+            code="G067",
         ) from error
     return server

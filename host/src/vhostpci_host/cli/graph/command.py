@@ -41,4 +41,4 @@ def _graph(args: argparse.Namespace) -> None:
     else:
         print("\n".join((dot if args.format == "dot" else svg).lines(found)))
     if failed:
-        raise HostError(f"{failed} of the devices and daemons are missing")
+        raise HostError(f"{failed} of the devices and daemons are missing", code="H006")

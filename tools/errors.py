@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Give each error that a user reads its code, and list them: tools/errors.py
+
+An error's class is a `Coded` of `shared/…/errors.py`, and each place that makes one
+names its code::
+
+    raise HostError(f"cannot read {path}", code="H017")
+
+A new place needs none: `--write` puts one there, a code that was never used before.
+An error that only passes on another one has the code of that: `code=error.code`.
+"NEW" stands for a code that is still to be given, where no error is made: in a table.
+
+docs/errors.md lists the codes.  It also has those that no place uses any more, under
+"Retired": a code never gets another meaning.
+
+    tools/errors.py             say what is wrong (status 1)
+    tools/errors.py --write     give codes, and write docs/errors.md
+"""
+
+import argparse
+import ast
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.error_texts import Texts
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs/errors.md"
+NEW = "NEW"
+
+_CODE = re.compile(r"[A-Z]\d{3}")
+_ROW = re.compile(r"^\| ([A-Z]\d{3}) \| (.*?) \|(?: .* \|)?$", re.MULTILINE)
+
+_TREES = {"shared": "S", "host": "H", "guest": "G"}
+"""The source trees, in their order on the page, with the letter of their errors."""
+_LETTERS = {"ProtocolError": "P", "RingRefused": "R", "RingError": "R", "_Why": "R"}
+"""The letters of classes that have one of their own."""
+_MAKERS = {"Mistake": 0, "Problem": 1, "add_mistake": 1, "_Why": 0}
+"""What makes an error, and is no error: the place of the text in its arguments."""
+_TEXT = {"RingError": 1}
+"""Errors whose first argument is not the text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A place in the code that makes an error, or has the code of one."""
+
+    path: Path
+    line: int
+    maker: str
+    """The error's class, or what else makes it; "" of a constant."""
+    letter: str
+    code: str
+    """"": it lacks one; NEW: it is to be given."""
+    text: str
+    end: tuple[int, int]
+    """Line and column behind the last argument's line; of NEW, where that begins."""
+
+
+class Classes:
+    """The classes of errors in the sources, by their names."""
+
+    def __init__(self, trees: Iterable[ast.Module]) -> None:
+        self._parents: dict[str, set[str]] = {}
+        self._own: dict[str, bool] = {}
+        """Whether a class that has its own __init__() takes a code there."""
+        for tree in trees:
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ClassDef):
+                    self._add(node)
+
+    def _add(self, node: ast.ClassDef) -> None:
+        parents = {one.id for one in node.bases if isinstance(one, ast.Name)}
+        self._parents.setdefault(node.name, set()).update(parents)
+        for one in node.body:
+            if isinstance(one, ast.FunctionDef) and one.name == "__init__":
+                names = {arg.arg for arg in [*one.args.args, *one.args.kwonlyargs]}
+                self._own[node.name] = "code" in names
+
+    def ancestors(self, name: str) -> Iterator[str]:
+        """Yield a class, and those that it comes from."""
+        yield name
+        for parent in sorted(self._parents.get(name, ())):
+            yield from self.ancestors(parent)
+
+    def is_coded(self, name: str) -> bool:
+        """Whether it is a class of errors with codes, of which each has its own."""
+        return "Coded" in self.ancestors(name) and self._own.get(name, True)
+
+    def gives_codes(self, name: str) -> bool:
+        """Whether a class gives its errors their code itself."""
+        return "Coded" in self.ancestors(name) and not self._own.get(name, True)
+
+
+class File:
+    """One source, with its errors."""
+
+    def __init__(self, path: Path, root: Path) -> None:
+        self.path = path
+        self.tree_name = path.relative_to(root).parts[0]
+        self.text = path.read_text()
+        self.tree = ast.parse(self.text)
+
+    def sites(self, classes: Classes) -> Iterator[Site]:
+        """Yield the places that make an error, or have a code, in their order."""
+        texts = Texts(self.tree)
+        found = [*self._constants()]
+        owner = {
+            id(child): node.name
+            for node in ast.walk(self.tree)
+            if isinstance(node, ast.ClassDef)
+            for child in ast.walk(node)
+        }
+        for node in ast.walk(self.tree):
+            if not isinstance(node, ast.Call):
+                continue
+            maker = _name(node.func)
+            if _is_super_init(node) and classes.gives_codes(owner.get(id(node), "")):
+                maker = owner[id(node)]
+                if not _keyword(node):
+                    continue
+            elif not (classes.is_coded(maker) or maker in _MAKERS):
+                continue
+            found.append(self._site(node, maker, classes, texts))
+        yield from sorted((one for one in found if one), key=lambda one: one.line)
+
+    def _site(
+        self, node: ast.Call, maker: str, classes: Classes, texts: Texts
+    ) -> Site | None:
+        keyword = _keyword(node)
+        end = (node.end_lineno or 0, (node.end_col_offset or 0) - 1)
+        code = ""
+        if keyword is not None:
+            there = [*_codes(keyword.value)]
+            if not there:
+                return None  # that of another error
+            code, end = there[0].value, (there[0].lineno, there[0].col_offset)
+        elif len(node.args) > (2 if maker == "Mistake" else 99):
+            return None
+        at = _MAKERS.get(maker, _TEXT.get(maker, 0))
+        text = texts.of(node.args[at], node) if len(node.args) > at else "…"
+        if maker == "_Why":
+            text += f"; {texts.of(node.args[1], node)}"
+        letter = self._letter(maker, classes)
+        return Site(self.path, node.lineno, maker, letter, code, text, end)
+
+    def _letter(self, maker: str, classes: Classes) -> str:
+        for name in classes.ancestors(maker):
+            if name in _LETTERS:
+                return _LETTERS[name]
+        return _TREES[self.tree_name]
+
+    def _constants(self) -> Iterator[Site]:
+        """Yield the codes that are constants of the module, with what each is of."""
+        body = self.tree.body
+        for node, after in zip(body, [*body[1:], None], strict=True):
+            if not isinstance(node, ast.Assign):
+                continue
+            for one in _codes(node.value, inside=False):
+                text = "…"
+                if isinstance(after, ast.Expr) and isinstance(
+                    after.value, ast.Constant
+                ):
+                    text = " ".join(str(after.value.value).split()).rstrip(".")
+                    text = text[0].lower() + text[1:]
+                at = (one.lineno, one.col_offset)
+                letter = _TREES[self.tree_name]
+                yield Site(self.path, node.lineno, "", letter, one.value, text, at)
+
+
+def _name(node: ast.expr) -> str:
+    if isinstance(node, ast.Name):
+        return node.id
+    return node.attr if isinstance(node, ast.Attribute) else ""
+
+
+def _is_super_init(node: ast.Call) -> bool:
+    return ast.unparse(node.func) == "super().__init__"
+
+
+def _keyword(node: ast.Call) -> ast.keyword | None:
+    return next((one for one in node.keywords if one.arg == "code"), None)
+
+
+def _codes(node: ast.expr, *, inside: bool = True) -> Iterator[ast.Constant]:
+    for one in ast.walk(node) if inside else [node]:
+        text = one.value if isinstance(one, ast.Constant) else None
+        if isinstance(text, str) and (text == NEW or _CODE.fullmatch(text)):
+            assert isinstance(one, ast.Constant)
+            yield one
+
+
+def sources(root: Path = ROOT) -> list[File]:
+    """Return the sources of which the programs are made."""
+    return [
+        File(path, root)
+        for tree in _TREES
+        for path in sorted((root / tree / "src").rglob("*.py"))
+    ]
+
+
+def all_sites(root: Path = ROOT) -> list[Site]:
+    """Return all places that make an error."""
+    files = sources(root)
+    classes = Classes(file.tree for file in files)
+    return [site for file in files for site in file.sites(classes)]
+
+
+def listed(page: str) -> dict[str, str]:
+    """Return the codes of a page, those that are retired too, with their texts."""
+    return dict(_ROW.findall(page))
+
+
+def mistakes(sites: Sequence[Site], page: str) -> Iterator[str]:
+    """Yield what is wrong with the codes in the sources."""
+    retired = listed(page.partition("## Retired")[2])
+    count = Counter(site.code for site in sites)
+    for site in sites:
+        where = f"{site.path.relative_to(ROOT)}:{site.line}"
+        if site.code in ("", NEW):
+            yield f"{where}: this {site.maker or 'constant'} has no code"
+        elif count[site.code] > 1:
+            yield f"{where}: {site.code} is in several places: remove it from the new"
+        elif site.code in retired:
+            yield f"{where}: {site.code} was another error's: remove it"
+
+
+def give_codes(sites: Sequence[Site], page: str) -> set[Path]:
+    """Write a code into each place that lacks one; return the files."""
+    used = {*listed(page), *(site.code for site in sites)}
+    last = dict.fromkeys("SHGPR", 0)
+    for code in used - {"", NEW}:
+        last[code[0]] = max(last[code[0]], int(code[1:]))
+    wanted: dict[Path, list[tuple[Site, str]]] = {}
+    for site in sites:
+        if site.code in ("", NEW):
+            last[site.letter] += 1
+            code = f"{site.letter}{last[site.letter]:03}"
+            wanted.setdefault(site.path, []).append((site, code))
+    for path, pairs in wanted.items():
+        path.write_bytes(_with_codes(path.read_bytes(), pairs))
+    return {*wanted}
+
+
+def _with_codes(data: bytes, pairs: Sequence[tuple[Site, str]]) -> bytes:
+    lines = data.splitlines(keepends=True)
+    # From the end, so that each place is still where it was found.
+    for site, code in sorted(pairs, key=lambda pair: pair[0].end, reverse=True):
+        row, column = site.end
+        at = sum(len(line) for line in lines[: row - 1]) + column
+        before, after = data[:at], data[at:]
+        if site.code == NEW:
+            data = before + f'"{code}"'.encode() + after[len(NEW) + 2 :]
+        else:
+            comma = b"" if before.rstrip().endswith((b",", b"(")) else b", "
+            data = before.rstrip() + comma + f'code="{code}"'.encode() + after
+        lines = data.splitlines(keepends=True)
+    return data
+
+
+def page_of(sites: Sequence[Site], before: str) -> str:
+    """Return docs/errors.md, given what it was."""
+    now = {site.code for site in sites}
+    retired = {code: text for code, text in listed(before).items() if code not in now}
+    return "\n".join([_HEAD, *_tables(sites), *_retired(retired), ""])
+
+
+def _tables(sites: Sequence[Site]) -> Iterator[str]:
+    areas: dict[str, list[Site]] = {}
+    for site in sites:
+        areas.setdefault(_area(site.path), []).append(site)
+    classes = Classes(file.tree for file in sources())
+    for area, there in areas.items():
+        yield from ("", f"## {area}", "", "| Code | Text | What follows |")
+        yield "|---|---|---|"
+        for site in sorted(there, key=lambda one: one.code):
+            follows = _follows(site, classes)
+            yield f"| {site.code} | {_cell(site.text)} | {follows} |"
+
+
+def _area(path: Path) -> str:
+    tree, _, _, *folders = path.relative_to(ROOT).parent.parts
+    return " ".join([tree, *(one.replace("_", "-") for one in folders)])
+
+
+def _follows(site: Site, classes: Classes) -> str:
+    for name in classes.ancestors(site.maker):
+        if name in _FOLLOWS:
+            return _FOLLOWS[name]
+    return "status 1"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def _retired(codes: Mapping[str, str]) -> Iterator[str]:
+    yield from ("", "## Retired", "")
+    yield "No error has these codes any more. None of them is used again."
+    if codes:
+        yield from ("", "| Code | Text |", "|---|---|")
+        yield from (f"| {code} | {codes[code]} |" for code in sorted(codes))
+
+
+_FOLLOWS: Mapping[str, str] = {
+    "Usage": "status 2",
+    "UsageError": "status 2",
+    "ConfigError": "status 2",
+}
+
+
+_HEAD = """\
+# Errors
+
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check or write the codes and their page; return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true", help="give codes, write them")
+    args = parser.parse_args(arguments)
+    before = PAGE.read_text() if PAGE.exists() else ""
+    if args.write and (changed := give_codes(all_sites(), before)):
+        subprocess.run(["ruff", "format", "-q", *changed], check=True)
+    sites = all_sites()
+    found = [*mistakes(sites, before)]
+    if not found:
+        page = page_of(sites, before)
+        if args.write:
+            PAGE.write_text(page)
+        elif page != before:
+            found.append(f"{PAGE.relative_to(ROOT)}: out of date")
+    for one in found:
+        print(one, file=sys.stderr)
+    if found:
+        print("run: python -m tools.errors --write", file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
