@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make the list of system calls that the daemon may make: tools/system_calls.py
 
-The list is `confine/allowed.py`, for the filter of `vhostpci-host run --seccomp`.
+The list is `filter/allowed.py`, for the filter of `vhostpci-host run --seccomp`.
 It is made of comments in the sources, each beside the code that needs the calls::
 
     # System calls: connect, socket(AF_UNIX).
 
-A word in brackets is a condition, by its name in `confine/conditions.py`: the call is
+A word in brackets is a condition, by its name in `filter/conditions.py`: the call is
 allowed only with such an argument.  A call of which a comment names no condition is
 allowed with all.
 
@@ -20,8 +20,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFINE = ROOT / "host/src/vhostpci_host/confine"
-LIST = CONFINE / "allowed.py"
+FILTER = ROOT / "host/src/vhostpci_host/filter"
+LIST = FILTER / "allowed.py"
 LINE = 88
 
 _LINE = re.compile(r"^\s*(?:#|\*) System calls: (.+)\.$", re.MULTILINE)

@@ -9,8 +9,8 @@ import pytest
 
 from tools import system_calls
 from tools.system_calls import NoList, declared, joined
-from vhostpci_host.confine.allowed import ALLOWED
-from vhostpci_host.confine.conditions import conditions
+from vhostpci_host.filter.allowed import ALLOWED
+from vhostpci_host.filter.conditions import conditions
 
 CAUSED = {
     "fcntl.flock": "flock",
@@ -54,7 +54,7 @@ PLAIN = {
     # No system call.
     *("fsencode", "fspath", "major", "makedev", "minor", "strerror"),
 }
-"""Functions of `os` that cause only those of `confine/interpreter.py`, or none."""
+"""Functions of `os` that cause only those of `filter/interpreter.py`, or none."""
 OTHER_PROCESSES = (
     *("cli/", "daemon/control_client.py", "doctor/", "hotplug/runner.py"),
     *("keeper/launch.py", "keeper/process.py"),

@@ -17,11 +17,11 @@ from .. import sockets
 from ..config import options
 from ..config.device import DeviceConfig
 from ..config.file import ConfigFile, load, read
-from ..confine.install import Choice
 from ..daemon import left_behind
-from ..daemon.confined import Confined, confine
+from ..daemon.filtered import Filtered, filter_process
 from ..daemon.run import run, run_file
 from ..errors import HostError
+from ..filter.install import Choice
 from ..keeper import notices, signals, store
 from ..keeper.launch import become_keeper
 from ..keeper.store import DescriptorStore
@@ -98,7 +98,7 @@ def _run(args: argparse.Namespace) -> None:
     with _logging(args):
         inherited = None if args.fd is None else sockets.inherited(args.fd)
         _serve(
-            lambda keeper, confined: run(device, inherited, keeper, confined),
+            lambda keeper, filtered: run(device, inherited, keeper, filtered),
             args,
             [device],
         )
@@ -122,8 +122,8 @@ def _run_file(args: argparse.Namespace) -> None:
     _start_keeper(args)
     with _logging(args):
         _serve(
-            lambda left, confined: run_file(
-                _of_now(args.config, file, left), left, confined
+            lambda left, filtered: run_file(
+                _of_now(args.config, file, left), left, filtered
             ),
             args,
         )
@@ -185,7 +185,7 @@ def _systemd(args: argparse.Namespace) -> bool:
 
 
 def _serve(
-    daemon: Callable[[DescriptorStore | None, Confined], Coroutine[None, None, None]],
+    daemon: Callable[[DescriptorStore | None, Filtered], Coroutine[None, None, None]],
     args: argparse.Namespace,
     devices: Sequence[DeviceConfig] | None = None,
 ) -> None:
@@ -200,12 +200,12 @@ def _serve(
     # Until the daemon has its handlers: Python ends itself by a signal that it does not
     # handle, and the filter forbids that.
     signals.block()
-    confined = confine(Choice(args.seccomp), devices)
+    filtered = filter_process(Choice(args.seccomp), devices)
     if args.keeper != NONE and args.fd is None:
         kept = store.from_environment(systemd=_systemd(args))
     try:
-        with contextlib.closing(confined):
-            asyncio.run(_until_end(daemon(kept, confined)))
+        with contextlib.closing(filtered):
+            asyncio.run(_until_end(daemon(kept, filtered)))
     except HostError:
         raise
     except Exception:

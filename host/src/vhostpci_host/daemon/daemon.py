@@ -47,10 +47,10 @@ from ..memory.arena_file import remove_left_behind
 from ..memory.attach import WindowIds
 from ..memory.directory import make_directory
 from ..memory.room import shortages
-from .confined import UNCONFINED, Confined
 from .control import Commands, Control, Followed, Request, given_options
 from .directories import Directories
 from .entry import Entry
+from .filtered import UNFILTERED, Filtered
 from .keeper_port import KeeperPort, pid
 from .left_behind import LeftBehind
 from .listeners import PathListener
@@ -74,14 +74,14 @@ class Daemon:
         shared: options that an added device has unless it says otherwise; None for a
             daemon with one device, which lives and fails with it.
         store: keeps what a successor needs; None without a keeper.
-        confined: what this process may do.
+        filtered: what this process may do.
     """
 
     def __init__(
         self,
         shared: Mapping[str, str] | None = None,
         store: DescriptorStore | None = None,
-        confined: Confined = UNCONFINED,
+        filtered: Filtered = UNFILTERED,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self._keeper = KeeperPort(store)
@@ -101,8 +101,8 @@ class Daemon:
         self._shared = shared
         self._entries: dict[str, Entry] = {}
         self._reload: Reload | None = None
-        self._confined = confined
-        self._pluggers = Pluggers(self.loop, SlavePool(confined.programs))
+        self._filtered = filtered
+        self._pluggers = Pluggers(self.loop, SlavePool(filtered.programs))
         self._control = Control()
         self._listener: PathListener | None = None
         self._log = PeerLog("daemon", self.loop)
@@ -539,7 +539,7 @@ class Daemon:
             found = next(iter(self._entries.values())).describe()
         else:
             found = self._entry(request).describe()
-        seccomp = self._confined.describe()
+        seccomp = self._filtered.describe()
         return {**found, "keeper": self._keeper.describe(), "seccomp": seccomp}
 
     async def _on_conversation(self, request: Request) -> Json:

@@ -12,8 +12,8 @@ from ..config.device import DeviceConfig
 from ..config.file import ConfigFile
 from ..errors import HostError
 from ..keeper.store import DescriptorStore
-from .confined import UNCONFINED, Confined
 from .daemon import Daemon
+from .filtered import UNFILTERED, Filtered
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ async def run(
     config: DeviceConfig,
     inherited: socket.socket | None = None,
     keeper: DescriptorStore | None = None,
-    confined: Confined = UNCONFINED,
+    filtered: Filtered = UNFILTERED,
 ) -> None:
     """Serve one device until a signal ends the daemon.
 
@@ -30,7 +30,7 @@ async def run(
         HostError: it cannot be served, or failed.
     """
     raise_descriptor_limit()
-    async with _ending(Daemon(store=keeper, confined=confined)) as daemon:
+    async with _ending(Daemon(store=keeper, filtered=filtered)) as daemon:
         await daemon.restore([config])
         if config.name not in daemon.configs():
             await daemon.add(config, inherited)
@@ -42,7 +42,7 @@ async def run(
 async def run_file(
     file: ConfigFile,
     keeper: DescriptorStore | None = None,
-    confined: Confined = UNCONFINED,
+    filtered: Filtered = UNFILTERED,
 ) -> None:
     """Serve the devices of a file, and those added later, until a signal ends it.
 
@@ -50,7 +50,7 @@ async def run_file(
         HostError: another daemon serves the run-dir.
     """
     raise_descriptor_limit()
-    async with _ending(Daemon(file.shared, keeper, confined)) as daemon:
+    async with _ending(Daemon(file.shared, keeper, filtered)) as daemon:
         daemon.serve_control(file.run_dir)
         daemon.keep_file(file)
         await daemon.restore(file.devices)

@@ -11,9 +11,9 @@ from importlib.util import find_spec
 import vhostpci_shared
 
 from ..config.device import DeviceConfig
-from ..confine import install
-from ..confine.install import Choice, Filter
 from ..errors import HostError
+from ..filter import install
+from ..filter.install import Choice, Filter
 from ..hotplug.programs import Runner
 from ..interfaces import Json
 
@@ -22,7 +22,7 @@ _LIBVIRT = "vhostpci_host.hotplug.libvirt_vm"
 
 
 @dataclass(frozen=True, slots=True)
-class Confined:
+class Filtered:
     """The filter of this process, and what runs programs where it may not.
 
     Args:
@@ -43,10 +43,10 @@ class Confined:
             self.programs.close()
 
 
-UNCONFINED = Confined(Filter())
+UNFILTERED = Filtered(Filter())
 
 
-def confine(choice: Choice, devices: Sequence[DeviceConfig] | None) -> Confined:
+def filter_process(choice: Choice, devices: Sequence[DeviceConfig] | None) -> Filtered:
     """Filter the system calls of this process, from which there is no way back.
 
     Call it before a first thread runs, and a first descriptor is taken over.
@@ -59,7 +59,7 @@ def confine(choice: Choice, devices: Sequence[DeviceConfig] | None) -> Confined:
         HostError: this machine cannot do what the user wants.
     """
     if choice is Choice.NONE:
-        return UNCONFINED
+        return UNFILTERED
     # A module in C cannot be loaded later, nor a program started.
     for module in _late_modules(devices):
         importlib.import_module(module)
@@ -69,7 +69,7 @@ def confine(choice: Choice, devices: Sequence[DeviceConfig] | None) -> Confined:
             grp.getgrnam("no group has this name")
     runner = Runner() if devices is None or _by_libvirt(devices) else None
     try:
-        filter_ = install.confine(choice)
+        filter_ = install.filter_calls(choice)
     except HostError:
         if runner is not None:
             runner.close()
@@ -77,7 +77,7 @@ def confine(choice: Choice, devices: Sequence[DeviceConfig] | None) -> Confined:
     if filter_.mode is Choice.NONE and runner is not None:
         runner.close()
         runner = None
-    return Confined(filter_, runner)
+    return Filtered(filter_, runner)
 
 
 def _late_modules(devices: Sequence[DeviceConfig] | None) -> Iterable[str]:

@@ -77,7 +77,7 @@ class Filter:
     """Why there is none although the user did not say so."""
 
 
-def confine(choice: Choice) -> Filter:
+def filter_calls(choice: Choice) -> Filter:
     """Install the filter that the user wants; say what has become of that.
 
     Raises:

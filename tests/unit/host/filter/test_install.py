@@ -14,15 +14,15 @@ import textwrap
 
 import pytest
 
-from vhostpci_host.confine import install, libseccomp
-from vhostpci_host.confine.install import Choice, Filter, confine
 from vhostpci_host.errors import HostError
+from vhostpci_host.filter import install, libseccomp
+from vhostpci_host.filter.install import Choice, Filter, filter_calls
 
 HEAD = """
 import ctypes, fcntl, mmap, os, resource, signal, socket, sys, threading
-from vhostpci_host.confine.install import Choice, confine
+from vhostpci_host.filter.install import Choice, filter_calls
 libc = ctypes.CDLL(None, use_errno=True)
-confine(Choice(sys.argv[1]))
+filter_calls(Choice(sys.argv[1]))
 """
 X86_64 = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="only x86-64 has these interfaces"
@@ -71,7 +71,7 @@ def test_forbidden_call_ends_the_process(text: str) -> None:
 
 def test_threads_that_run_already_are_filtered_too() -> None:
     code = HEAD.replace(
-        "confine(Choice(sys.argv[1]))",
+        "filter_calls(Choice(sys.argv[1]))",
         """
 go = threading.Event()
 def late():
@@ -79,7 +79,7 @@ def late():
     socket.socket(socket.AF_INET)
 thread = threading.Thread(target=late)
 thread.start()
-confine(Choice(sys.argv[1]))
+filter_calls(Choice(sys.argv[1]))
 go.set()
 thread.join()
 """,
@@ -109,7 +109,7 @@ def call(code):
     address = ctypes.addressof(ctypes.c_char.from_buffer(page))
     return ctypes.CFUNCTYPE(ctypes.c_int)(address)()
 """
-    code = HEAD.replace("confine(Ch", prepare + "confine(Ch") + call
+    code = HEAD.replace("filter_calls(Ch", prepare + "filter_calls(Ch") + call
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code, "kill"], env=environ)
     assert done.returncode == -signal.SIGSYS
@@ -166,7 +166,7 @@ def test_log_lets_a_forbidden_call_pass() -> None:
 
 
 def test_none_filters_nothing() -> None:
-    assert confine(Choice.NONE) == Filter(Choice.NONE)
+    assert filter_calls(Choice.NONE) == Filter(Choice.NONE)
 
 
 @pytest.fixture
@@ -179,13 +179,13 @@ def test_filter_without_the_library_is_an_error(
     choice: Choice, no_library: None
 ) -> None:
     with pytest.raises(HostError, match=rf"libseccomp2\).* --seccomp {choice}"):
-        confine(choice)
+        filter_calls(choice)
 
 
 def test_auto_without_the_library_filters_nothing_and_says_so(
     no_library: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = confine(Choice.AUTO)
+    found = filter_calls(Choice.AUTO)
     assert found.mode is Choice.NONE
     assert found.problem is not None
     assert "libseccomp2" in found.problem
@@ -200,4 +200,4 @@ def test_kernel_that_takes_no_filter_is_an_error(
 
     monkeypatch.setattr(install, "install", refuse)
     with pytest.raises(HostError, match="Invalid argument"):
-        confine(Choice.KILL)
+        filter_calls(Choice.KILL)
