@@ -41,8 +41,9 @@ DECISIONS = (
     ),
     Decision(
         Feature.F_ACCESS_PLATFORM,
-        False,
-        "ring addresses would be those of the master's IOMMU",
+        True,
+        "to a confined device only: with it, the driver keeps to the shared region; a "
+        "front-end that acknowledges it has an IOMMU, and is refused",
     ),
     Decision(
         Feature.F_RING_PACKED,
@@ -116,8 +117,12 @@ def union(features: list[Feature]) -> Feature:
 
 PAIRS_ONLY = Feature.NET_F_MQ
 """Offered only where the device has several queue pairs."""
+CONFINED_ONLY = Feature.F_ACCESS_PLATFORM
+"""Offered only where the device is confined, and then whatever its agent serves."""
 
 # PROTOCOL_FEATURES is vhost-user's own, and no driver sees it.
-OFFERED = union([one.feature for one in DECISIONS if one.offered]) | (
-    Feature.F_PROTOCOL_FEATURES
+OFFERED = (
+    union([one.feature for one in DECISIONS if one.offered]) & ~CONFINED_ONLY
+    | Feature.F_PROTOCOL_FEATURES
 )
+"""Offered to any device whose agent serves it."""

@@ -33,7 +33,7 @@ def test_each_feature_that_qemu_leaves_to_a_back_end_is_decided_once() -> None:
 
 
 def test_offer_is_what_the_table_says_and_no_more() -> None:
-    offered = negotiation.offered(queue_pairs=2)
+    offered = negotiation.offered(queue_pairs=2, confined=True)
     for one in DECISIONS:
         assert (one.feature in offered) == one.offered, one
     rest = offered & ~sum(one.feature for one in DECISIONS)
@@ -43,6 +43,12 @@ def test_offer_is_what_the_table_says_and_no_more() -> None:
 def test_offer_with_one_queue_pair_lacks_only_multiqueue() -> None:
     one, two = (negotiation.offered(queue_pairs=pairs) for pairs in (1, 2))
     assert one ^ two == Feature.NET_F_MQ
+
+
+def test_access_platform_is_offered_to_a_confined_device_only() -> None:
+    given = [negotiation.offered(1, confined=confined) for confined in (False, True)]
+    assert given[0] ^ given[1] == Feature.F_ACCESS_PLATFORM
+    assert Feature.F_ACCESS_PLATFORM in given[1]
 
 
 def test_table_of_the_docs_is_that_of_the_code() -> None:

@@ -222,7 +222,7 @@ def _interface(config: DeviceConfig, alias: str) -> ET.Element:
 def _static(config: DeviceConfig) -> ET.Element:
     # libvirt would put an ivshmem function without an address behind a bridge to
     # conventional PCI, where it shares one IOMMU group with all other devices.
-    size = window_size(config.memory)
+    size = window_size(config.shared)
     plug = Plug(window=0, socket=config.ivshmem, vectors=config.vectors, size=size)
     return shmem(object_id(config.name, 0), plug, bus=0, slot=STATIC_SLOT)
 

@@ -180,7 +180,7 @@ def room(config: DeviceConfig, ram: int | None, windows: int) -> tuple[int, int]
     # A port reserves twice its window's size: a BAR begins at a multiple of its size,
     # but the range that SeaBIOS gives a port below 4 GiB begins at any megabyte.
     if config.mode is Mode.ARENA:
-        return 2 * window_size(config.memory), 1
+        return 2 * window_size(config.shared), 1
     size = known(config, ram)
     _check_power_of_two(config, size)
     # One port more than files: in attach mode window 0 has the metadata alone.

@@ -14,6 +14,7 @@ from vhostpci_shared.errors import Problem
 from vhostpci_shared.virtio import Feature
 
 from ..errors import HostError
+from . import confined as region
 
 RUN_DIR = Path("/run/vhostpci")
 MEMORY_DIR = Path("/dev/shm/vhostpci")
@@ -22,7 +23,7 @@ OFF = "off"
 MAX_QUEUE_PAIRS = md.MAX_RINGS // 2
 LONGEST_GRACE = 3600
 """Seconds: who wants more wants the carrier to stay."""
-MIB = 2**20
+MIB = region.MIB
 MAX_MEMORY = 2**44
 MAX_SUN_PATH = 107
 """Bytes that `struct sockaddr_un` has for a path (unix(7)), less the NUL."""
@@ -54,8 +55,12 @@ def check_name(text: str) -> str:
     return text
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, option: str = "memory") -> int:
     """Return the number of bytes that a size such as 512M or 4G stands for.
+
+    Args:
+        text: the size.
+        option: the name of the option whose value it is.
 
     Raises:
         HostError: the text is no size, or a VM's memory cannot have that size.
@@ -63,16 +68,33 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if not match:
         raise HostError(
-            f"memory {text!r}: write a size such as 512M or 4G", code="H029"
+            f"{option} {text!r}: write a size such as 512M or 4G", code="H029"
         )
     # "MiB", "MB" and "M" all mean 2**20 bytes, as the "M" of QEMU's options does.
     size = int(match[1]) * _UNITS[match[2].upper()]
     # Whole megabytes: the printed QEMU options and libvirt XML give sizes in them.
     if not 0 < size <= MAX_MEMORY or size % MIB:
         raise HostError(
-            f"memory {text!r} is {size} bytes: it must be a multiple of 1M, "
+            f"{option} {text!r} is {size} bytes: it must be a multiple of 1M, "
             f"and at most {MAX_MEMORY // 2**40}T",
             code="H030",
+        )
+    return size
+
+
+def parse_confined(text: str) -> int:
+    """Return the bytes of a confined device's bounce pool.
+
+    Raises:
+        HostError: the text is no size, or no bounce pool can have that size.
+    """
+    size = parse_size(text, "confined")
+    least, most = region.LEAST_POOL, region.MOST_POOL
+    if not least <= size <= most or size.bit_count() != 1:
+        raise HostError(
+            f"confined {text!r}: the bounce pool's size is a power of two, from "
+            f"{least // MIB}M to {most // MIB}M",
+            code="H140",
         )
     return size
 
@@ -246,12 +268,16 @@ class DeviceConfig:
     features: Feature | None = None
     """The most that a front-end is offered; None: what the agent's data plane serves.
     """
+    confined: int | None = None
+    """Bytes of the bounce pool; None for a slave that has all of the master's memory.
+    """
 
     def __post_init__(self) -> None:
         # All problems at once: the user of a file should not have to correct one
         # mistake to learn of the next.
         problems = [
             *self._memory_problems(),
+            *self._confined_problems(),
             *self._other_problems(),
             *self._path_problems(),
         ]
@@ -282,6 +308,25 @@ class DeviceConfig:
                     "is its own, so leave it out",
                     code="H039",
                 )
+
+    def _confined_problems(self) -> Iterator[Problem]:
+        if self.confined is None:
+            return
+        if self.memory and self.memory <= self.shared:
+            yield Problem(
+                "memory",
+                f"memory {self.memory // MIB}M is all of a confined master's memory, "
+                f"and {self.shared // MIB}M of it are shared: give it more",
+                code="H141",
+            )
+        if self.queue_pairs > 1:
+            yield Problem(
+                "queue-pairs",
+                f"queue-pairs {self.queue_pairs} of a confined device: several need "
+                "the card's control queue, by which a slave could have the master's "
+                "QEMU write anywhere in the master's memory: leave out queue-pairs",
+                code="H142",
+            )
 
     def _other_problems(self) -> Iterator[Problem]:
         # Refuse both rather than use one of them silently.
@@ -402,6 +447,14 @@ class DeviceConfig:
     def arena(self) -> Path:
         """The file that is the master's memory and the slave's window 0."""
         return self.memory_dir / self.name
+
+    @property
+    def shared(self) -> int:
+        """Bytes of the master's memory that the slave has; 0 if we cannot know."""
+        if self.confined is None:
+            return self.memory
+        attached = self.mode is Mode.ATTACH
+        return region.shared_region(self.confined, attached=attached)
 
     @property
     def rings(self) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from vhostpci_shared.errors import told
 
 from ..errors import HostError
+from .confined import MIB, POOL
 from .device import MEMORY_DIR as DEFAULT_MEMORY_DIR
 from .device import (
     NO,
@@ -23,6 +24,7 @@ from .device import (
     Mode,
     group_id,
     parse_carrier_grace,
+    parse_confined,
     parse_domain,
     parse_mode,
     parse_queue_pairs,
@@ -55,6 +57,8 @@ class Option:
     """Whether it is `--NAME` alone on the command line, and true or false in a file."""
     daemon_checks: bool = False
     """Whether only the daemon can check its value."""
+    alone: str | None = None
+    """What `--NAME` without a value stands for; None: it needs one."""
 
 
 def parse_device_mode(text: str) -> Mode:
@@ -97,6 +101,16 @@ MEMORY = Option(
     metavar="SIZE",
     help="the master's memory, such as 1G (arena mode)",
     is_number=True,
+)
+CONFINED = Option(
+    name="confined",
+    field="confined",
+    parse=parse_confined,
+    metavar="SIZE",
+    help="experimental: the slave has no more of the master's memory than its card's "
+    f"rings and a bounce pool of SIZE, {POOL // MIB}M if none is given",
+    is_number=True,
+    alone=f"{POOL // MIB}M",
 )
 PREALLOC = Option(
     name="prealloc",
@@ -212,7 +226,7 @@ FEATURES = Option(
 )
 
 # `--help` lists the options in the order of these tuples.
-WHAT = (MODE, MEMORY, QUEUE_PAIRS, FEATURES, SOCKET_PATH, CONNECT)
+WHAT = (MODE, MEMORY, CONFINED, QUEUE_PAIRS, FEATURES, SOCKET_PATH, CONNECT)
 """The options of the device itself; with PLACES, all that a master's QEMU needs."""
 SLAVE_VM = (SLAVE_QMP, SLAVE_LIBVIRT)
 PLACES = (RUN_DIR, MEMORY_DIR)
@@ -244,6 +258,8 @@ def add_to(parser: argparse.ArgumentParser, *options: Option) -> None:
             type=_checked(option),
             metavar=option.metavar,
             help=option.help,
+            nargs=None if option.alone is None else "?",
+            const=option.alone,
         )
 
 

@@ -199,6 +199,7 @@ class Device:
             self._metadata.position,
             lambda index: self.leases[index].origin,
             lambda: self.offer.to(port.pid),
+            confined=self.config.confined is not None,
         )
 
     def master_gone(self, *, returns: bool = False) -> None:

@@ -12,6 +12,7 @@ from vhostpci_shared.wire import ProtocolError
 from .. import __version__
 from ..config.device import DeviceConfig
 from ..fds import file_number
+from ..features import CONFINED_ONLY
 from ..interfaces import FAILED, Json
 from ..vhost_user.negotiation import offered
 from ..vhost_user.vring import Vring
@@ -148,11 +149,13 @@ def _windows(device: Device) -> list[Json]:
 
 def _features(device: Device) -> Json:
     """Return what the next front-end is offered, and why it is not more."""
-    ours, limit = offered(device.config.queue_pairs), device.offer.limit
+    config = device.config
+    ours = offered(config.queue_pairs, confined=config.confined is not None)
+    limit = device.offer.limit | CONFINED_ONLY
     return {
         "offered": virtio.names(ours & limit),
         "withheld": virtio.names(ours & ~limit),
-        "option": _names(device.config.features),
+        "option": _names(config.features),
         "mismatch": device.mismatch or None,
     }
 

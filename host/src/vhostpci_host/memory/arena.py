@@ -76,8 +76,8 @@ class Arena:
 
     def __init__(self, config: DeviceConfig, left: ArenaFile | None = None) -> None:
         self.path = config.arena
-        self.ram = config.memory
-        self.size = window_size(config.memory)
+        self.ram = config.shared
+        self.size = window_size(self.ram)
         self._name = config.name
         self._discard = config.discard_memory
         self._front_end = 0
@@ -107,7 +107,7 @@ class Arena:
         """
         with ExitStack() as undo:
             file = undo.enter_context(left.fd(state.file))
-            check_left(config.arena, file, window_size(config.memory))
+            check_left(config.arena, file, window_size(config.shared))
             undo.pop_all()
         return cls(config, ArenaFile(file, is_new=not state.had))
 

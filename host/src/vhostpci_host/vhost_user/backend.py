@@ -47,7 +47,7 @@ class Backend:
     Args:
         queue_pairs: how many the device has; with several it offers multiqueue.
         windows: the windows in which the front-end's memory may lie.
-        position, origin, offer: see `FrontEndSetup`.
+        position, origin, offer, confined: see `FrontEndSetup`.
     """
 
     def __init__(
@@ -57,8 +57,12 @@ class Backend:
         position: Callable[[int], Position] = lambda _: Position(),
         origin: Callable[[int], int] = lambda _: 0,
         offer: Callable[[], Feature] = lambda: OFFERED,
+        *,
+        confined: bool = False,
     ) -> None:
-        self.setup = FrontEndSetup(queue_pairs, windows, position, origin, offer)
+        self.setup = FrontEndSetup(
+            queue_pairs, windows, position, origin, offer, confined=confined
+        )
         self._pending: Generator[Quiesce, None, Answer] | None = None
 
     @property

@@ -42,6 +42,7 @@ class FrontEndSetup:
         origin: returns the origin of ring `index`; what the agent has left belongs to
             its present base only if it names that.
         offer: returns the features to offer.
+        confined: whether the device is.
     """
 
     def __init__(
@@ -51,8 +52,11 @@ class FrontEndSetup:
         position: Callable[[int], Position],
         origin: Callable[[int], int],
         offer: Callable[[], Feature],
+        *,
+        confined: bool = False,
     ) -> None:
         self.queue_pairs = queue_pairs
+        self.confined = confined
         self.offer = offer
         self.windows = windows
         self._position = position

@@ -7,7 +7,7 @@ from vhostpci_shared.vhost_user import ProtocolFeature
 from vhostpci_shared.virtio import Feature
 from vhostpci_shared.wire import ProtocolError
 
-from ..features import OFFERED, PAIRS_ONLY
+from ..features import CONFINED_ONLY, OFFERED, PAIRS_ONLY
 from .front_end_setup import FrontEndSetup, Steps
 from .message import Message
 
@@ -28,13 +28,17 @@ PROTOCOL_FEATURES = (
 )
 
 
-def offered(queue_pairs: int) -> Feature:
+def offered(queue_pairs: int, *, confined: bool = False) -> Feature:
     """Return all that a device may offer: with several queue pairs also multiqueue."""
-    return OFFERED if queue_pairs > 1 else OFFERED & ~PAIRS_ONLY
+    found = OFFERED if queue_pairs > 1 else OFFERED & ~PAIRS_ONLY
+    return found | CONFINED_ONLY if confined else found
 
 
 def get_features(setup: FrontEndSetup, _: vu.Empty, __: Message) -> vu.Payload:
-    return vu.U64(offered(setup.queue_pairs) & setup.offer())
+    # A QEMU does not start with a confined master's card whose back-end lacks
+    # CONFINED_ONLY, whatever the slave's data plane is.
+    limit = setup.offer() | CONFINED_ONLY
+    return vu.U64(offered(setup.queue_pairs, confined=setup.confined) & limit)
 
 
 def set_features(setup: FrontEndSetup, payload: vu.U64, _: Message) -> Steps:

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a user may configure, and the errors for everything else."""
 
+import argparse
 import grp
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from vhostpci_host.config import options
 from vhostpci_host.config.device import (
     MAX_SUN_PATH,
     MIB,
@@ -18,6 +20,7 @@ from vhostpci_host.config.device import (
     conflicts,
     group_id,
     parse_carrier_grace,
+    parse_confined,
     parse_domain,
     parse_mode,
     parse_queue_pairs,
@@ -72,6 +75,46 @@ def test_window_is_the_power_of_two_with_room_for_the_metadata(
     memory: int, window: int
 ) -> None:
     assert window_size(memory) == window
+
+
+@pytest.mark.parametrize(("text", "size"), [("16M", 16), ("64M", 64), ("1G", 1024)])
+def test_bounce_pool_is_a_power_of_two(text: str, size: int) -> None:
+    assert parse_confined(text) == size * MIB
+
+
+@pytest.mark.parametrize("text", ["", "8M", "80M", "2G", "x", "0", "yes"])
+def test_size_that_no_bounce_pool_can_have_is_refused(text: str) -> None:
+    with pytest.raises(HostError, match="confined "):
+        parse_confined(text)
+
+
+def test_confined_without_a_size_has_a_pool_of_64_megabytes() -> None:
+    parser = argparse.ArgumentParser()
+    options.add_to(parser, options.CONFINED, options.MEMORY)
+    words = ["--confined", "--memory", "1G"]
+    given = options.texts(parser.parse_args(words))
+    assert options.device("a", given).confined == 64 * MIB
+
+
+def test_slave_of_a_confined_device_has_the_shared_region_only() -> None:
+    config = DeviceConfig(name="a", memory=GIB, confined=64 * MIB)
+    assert (config.shared, window_size(config.shared)) == (80 * MIB, 128 * MIB)
+    assert DeviceConfig(name="a", memory=GIB).shared == GIB
+
+
+def test_shared_region_of_attach_mode_can_be_a_bar() -> None:
+    config = DeviceConfig(name="a", mode=Mode.ATTACH, confined=64 * MIB)
+    assert config.shared == 128 * MIB
+
+
+def test_confined_device_with_less_memory_than_it_shares_is_refused() -> None:
+    with pytest.raises(ConfigError, match="80M of it are shared: give it more"):
+        DeviceConfig(name="a", memory=80 * MIB, confined=64 * MIB)
+
+
+def test_confined_device_with_several_queue_pairs_is_refused() -> None:
+    with pytest.raises(ConfigError, match="leave out queue-pairs"):
+        DeviceConfig(name="a", memory=GIB, confined=64 * MIB, queue_pairs=2)
 
 
 @pytest.mark.parametrize("text", ["0", "33", "-1", "x", "", "²", "1.0"])

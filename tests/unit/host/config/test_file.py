@@ -56,6 +56,16 @@ def test_device_takes_its_options_from_its_table(file: Path) -> None:
     assert (device.access, device.memory_dir) == (0o666, Path("/m"))
 
 
+def test_confined_is_the_size_of_the_bounce_pool(file: Path) -> None:
+    table = '[device.a]\nmemory = "2G"\nconfined = {}'
+    (device,) = load(file, table.format('"64M"')).devices
+    assert device.confined == 64 << 20
+    assert mistakes(file, table.format('"65M"')) == [
+        "device.a: confined '65M': the bounce pool's size is a power of two, from 16M "
+        "to 1024M"
+    ]
+
+
 def test_grace_of_the_carrier_is_a_number_at_the_top_or_off(file: Path) -> None:
     table = '[device.{}]\nmode = "attach"\n'
     devices = load(

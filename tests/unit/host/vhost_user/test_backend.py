@@ -114,6 +114,16 @@ def test_multiqueue_is_offered_with_several_pairs(ram: Ram) -> None:
         assert vu.U64.parse(qemu.ask(Request.GET_QUEUE_NUM)).value == 4
 
 
+def test_card_of_a_confined_master_is_offered_access_platform(ram: Ram) -> None:
+    """Whatever the data plane serves: else its QEMU would not start."""
+    for confined in (False, True):
+        nothing = lambda: Feature(0)  # noqa: E731
+        backend = Backend(1, ram, offer=nothing, confined=confined)
+        with FrontEnd(Direct(backend), []) as qemu:
+            given = vu.U64.parse(qemu.ask(Request.GET_FEATURES)).value
+        assert given == (Feature.F_ACCESS_PLATFORM if confined else 0)
+
+
 def test_message_that_changes_nothing_does_not_quiesce_the_ring(
     ram: Ram, backend: Backend
 ) -> None:

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shared region of a confined device: what its slave has of the master's memory.
+
+    |  bounce pool (swiotlb)  |  ring area (CMA)  |
+
+All other memory of the master is private.
+"""
+
+MIB = 2**20
+POOL = 64 * MIB
+"""The bounce pool, if the user gives no size."""
+LEAST_POOL, MOST_POOL = 16 * MIB, 1024 * MIB
+"""Linux takes a power of two, and has it below 4 GiB."""
+RING_AREA = 16 * MIB
+
+
+def ring_area(pool: int, *, attached: bool) -> int:
+    """Return the size of the ring area beside a bounce pool of `pool` bytes.
+
+    Args:
+        pool: the bounce pool's size.
+        attached: whether the master brings the shared region (attach mode).
+    """
+    # In attach mode the region is a whole file, and the BAR of a slave VM, whose size
+    # is a power of two.  An arena is padded to such a size.
+    return pool if attached else RING_AREA
+
+
+def shared_region(pool: int, *, attached: bool) -> int:
+    """Return the size of the shared region; the arguments are those of `ring_area`."""
+    return pool + ring_area(pool, attached=attached)
