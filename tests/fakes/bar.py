@@ -166,6 +166,7 @@ class FakeDaemon:
         vectors: int | None = None,
         mtu: int = 0,
         name: str = "net0",
+        confined: md.Confined = md.NOT_CONFINED,
     ) -> int:
         """Publish a generation; by default there is one queue pair, not running."""
         rings = rings or (ring(session=1, flags=0), ring(1, session=1, flags=0))
@@ -184,7 +185,7 @@ class FakeDaemon:
             ring_count=0,
             name=name,
         )
-        return self.metadata.publish(device, regions, rings)
+        return self.metadata.publish(device, regions, rings, confined)
 
     def beat(self) -> None:
         """Raise the heartbeat of the daemon."""

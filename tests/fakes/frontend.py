@@ -131,9 +131,16 @@ class RingAt:
     base: int = 0
 
     @classmethod
-    def nth(cls, index: int, *, size: int = 256, base: int = 0) -> Self:
-        """Return a ring in 64 KiB that it shares with no other ring."""
-        start = 0x10000 * (index + 1)
+    def nth(cls, index: int, *, size: int = 256, base: int = 0, above: int = 0) -> Self:
+        """Return a ring in 64 KiB that it shares with no other ring.
+
+        Args:
+            index: the ring's.
+            size: its number of entries.
+            base: where it starts.
+            above: the address above which all rings are.
+        """
+        start = above + 0x10000 * (index + 1)
         return cls(index, size, start, start + 0x4000, start + 0x8000, base)
 
 
@@ -153,6 +160,8 @@ class FrontEnd:
     need_reply: bool = False
     """Whether to ask for a reply to each request, as User Mode Linux does."""
     packed: bool = False
+    has_iommu: bool = False
+    """Whether the VM has one, behind which a confined master's card is."""
     features: Feature = NO_FEATURES
     protocol_features: ProtocolFeature = NO_PROTOCOL_FEATURES
     user_base: int = USER_BASE
@@ -210,6 +219,9 @@ class FrontEnd:
         offered = Feature(vu.U64.parse(self.ask(Request.GET_FEATURES)).value)
         # A card has packed rings only if its option `packed` is on.
         self.features = offered if self.packed else offered & ~Feature.F_RING_PACKED
+        if not self.has_iommu:
+            # A QEMU gives it to its driver, and keeps it from the back-end.
+            self.features &= ~Feature.F_ACCESS_PLATFORM
         if Feature.F_PROTOCOL_FEATURES in offered:
             data = self.ask(Request.GET_PROTOCOL_FEATURES)
             wanted = ProtocolFeature(vu.U64.parse(data).value) & self.acks

@@ -114,6 +114,7 @@ class Metadata:
         device: md.Device,
         regions: tuple[md.Region, ...],
         rings: tuple[md.Ring, ...],
+        confined: md.Confined = md.NOT_CONFINED,
     ) -> int:
         """Write the daemon's part; return the new, even generation."""
         device = replace(device, region_count=len(regions), ring_count=len(rings))
@@ -124,6 +125,7 @@ class Metadata:
         self._set_word(md.GENERATION_OFFSET, self._generation)
         self._barriers.barrier_release()
         self._write(md.DEVICE, bytes(device))
+        self._write(md.CONFINED, bytes(confined))
         self._write(md.REGIONS, b"".join(map(bytes, regions)))
         # The ring driver (C) also reads the `session` of a ring outside the lock, to
         # stop as early as possible.  It compares that word with its own and reads no

@@ -10,6 +10,7 @@ compares them)::
 
     0x0000  Header          magic, version, generation, heartbeat   daemon writes
     0x0040  Device          what holds for the whole device             "
+    0x00a0  Confined        how much of the master's memory there is    "
     0x1000  Region[256]     the master's memory                         "
     0x3000  Ring[64]        the master's virtqueues                     "
     0x8000  Agent           who serves the device, and how far          agent writes
@@ -47,6 +48,7 @@ VERSION = 1
 # What the daemon writes and what the agent writes lie in different pages.
 HEADER = 0x0000
 DEVICE = 0x0040
+CONFINED = 0x00A0
 REGIONS = 0x1000
 RINGS = 0x3000
 DAEMON_END = 0x4000
@@ -301,6 +303,28 @@ class Device:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confined:
+    """How much of a confined master's memory the slave has; the agent only shows it."""
+
+    shared: int = 0  # bytes that the daemon lets be shared; 0: it is not confined
+    memory: int = 0  # the master's whole memory; 0: the daemon does not know it
+
+    layout: ClassVar = Struct("<QQ")
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Parse the entry, which may say anything."""
+        shared, memory = unpack(cls.layout, data)
+        return cls(shared=shared, memory=memory)
+
+    def __bytes__(self) -> bytes:
+        return self.layout.pack(self.shared, self.memory)
+
+
+NOT_CONFINED = Confined()
+
+
 @dataclass(frozen=True, slots=True)
 class Region:
     """One range of the master's memory: its guest address, and its place in a window.
@@ -428,6 +452,7 @@ class Snapshot:
     device: Device
     regions: tuple[Region, ...]
     rings: tuple[Ring, ...]
+    confined: Confined = NOT_CONFINED
 
     @classmethod
     def parse(cls, generation: int, data: bytes) -> Self:
@@ -440,7 +465,9 @@ class Snapshot:
         device = Device.parse(data[DEVICE : DEVICE + Device.layout.size])
         regions = _table(Region, data, REGIONS, device.region_count)
         rings = _table(Ring, data, RINGS, device.ring_count)
-        return cls(generation, device, regions, rings)
+        end = CONFINED + Confined.layout.size
+        confined = Confined.parse(data[CONFINED:end])
+        return cls(generation, device, regions, rings, confined)
 
 
 _Entry = TypeVar("_Entry", Region, Ring)

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Numbers for people: sizes, rates, counts and times with their units."""
 
+from collections.abc import Mapping
+from typing import Any
+
 _SI = ("", "k", "M", "G", "T", "P")
 _BINARY = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -11,6 +14,12 @@ def size(count: int) -> str:
     while value >= 1024 and unit < len(_BINARY) - 1:
         value, unit = value / 1024, unit + 1
     return f"{_digits(value, whole=unit == 0)} {_BINARY[unit]}"
+
+
+def confined(found: Mapping[str, Any]) -> str:
+    """Return what `confined` says in the JSON of a device: 80 MiB of 4 GiB."""
+    whole = f" of {size(found['memory'])}" if found["memory"] else ""
+    return f"{size(found['shared'])}{whole}"
 
 
 def si(value: float, unit: str) -> str:

@@ -37,6 +37,8 @@ from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.virtio import Feature
 
 SETTLED = 0.05
+POOL, SHARED_AT = 16 * MIB, 512 * MIB
+"""Of a confined device: its bounce pool, and where its master has the shared region."""
 
 
 PATIENCE = 60.0
@@ -99,6 +101,7 @@ class Scene:
         queue_pairs: of the device.
         slave_qmp: with a QMP socket, the device's windows are plugged.
         features: the most that a front-end is offered.
+        confined: whether the device is.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class Scene:
         queue_pairs: int = 1,
         slave_qmp: Path | None = None,
         features: Feature | None = None,
+        confined: bool = False,
     ) -> None:
         self.loop = loop
         self.config = DeviceConfig(
@@ -121,6 +125,7 @@ class Scene:
             memory_dir=directory,
             slave_qmp=slave_qmp,
             features=features,
+            confined=POOL if confined else None,
         )
         self.sockets = RecordedSockets()
         self.plugger = RecordedPlugger()
@@ -174,6 +179,16 @@ class Scene:
             slave.close()
         assert not self.loop.watched(), "the device still waits for descriptors"
 
+    @property
+    def above(self) -> int:
+        """The guest address where the memory that the slave has begins."""
+        return 0 if self.config.confined is None else SHARED_AT
+
+    @property
+    def shared(self) -> vu.MemRegion:
+        """That memory of a stock QEMU's."""
+        return region(self.config.shared, guest_addr=self.above)
+
     @staticmethod
     def memory(file: int) -> list[tuple[vu.MemRegion, int]]:
         """Return the memory of a master that is all in one file of 16 MiB."""
@@ -185,7 +200,7 @@ class Scene:
         """Connect a stock QEMU; without `memory`, its memory is the arena."""
         transport = ToDevice(self.device, self.loop)
         if memory is None:
-            memory = [(region(self.config.memory), self.device.store.file.fileno())]
+            memory = [(self.shared, self.device.store.file.fileno())]
         front_end = FrontEnd(transport, memory, self.config.queue_pairs, **options)  # type: ignore[arg-type]
         self._stack.enter_context(front_end)
         front_end.connect()
@@ -201,7 +216,8 @@ class Scene:
 
     def start(self, front_end: FrontEnd) -> None:
         """Load the guest's driver, and let the device settle."""
-        rings = [RingAt.nth(index) for index in range(self.config.rings)]
+        indexes = range(self.config.rings)
+        rings = [RingAt.nth(index, above=self.above) for index in indexes]
         front_end.driver_ok(rings, pairs=self.config.queue_pairs)
         self.settle()
 

@@ -64,6 +64,20 @@ def test_what_is_published_is_read() -> None:
     assert snapshot == md.Snapshot(generation, DEVICE, (REGION,), (RING,) * 4)
 
 
+def test_confined_device_says_how_much_of_the_memory_is_shared() -> None:
+    confined = md.Confined(shared=80 << 20, memory=1 << 30)
+    with region() as (_, metadata):
+        metadata.format()
+        metadata.publish(DEVICE, (), (RING,) * 4, confined)
+        snapshot = metadata.snapshot()
+        assert snapshot is not None
+        assert snapshot.confined == confined
+        metadata.publish(DEVICE, (), (RING,) * 4)
+        snapshot = metadata.snapshot()
+    assert snapshot is not None
+    assert snapshot.confined == md.NOT_CONFINED
+
+
 def test_formatted_region_cannot_be_read_before_it_is_published() -> None:
     with region() as (_, metadata):
         metadata.format()

@@ -271,7 +271,7 @@ def test_publish_has_a_barrier_behind_the_odd_and_before_the_even_generation(
     recorded.publish(*numbered(2))
     assert recorded.taken() == [
         *("store 0x10", "release"),
-        *("write 0x40", "write 0x1000", "write 0x3000"),
+        *("write 0x40", "write 0xa0", "write 0x1000", "write 0x3000"),
         *("release", "store 0x10"),
     ]
 

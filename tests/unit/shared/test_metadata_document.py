@@ -20,6 +20,7 @@ SIZES = {"u16": 2, "u32": 4, "u64": 8}
 ENTRIES: dict[str, Any] = {
     "Header": md.Header,
     "Device": md.Device,
+    "Confined": md.Confined,
     "Region": md.Region,
     "Ring": md.Ring,
     "Agent": md.Agent,
@@ -74,6 +75,7 @@ def test_tables_lie_where_the_document_says_and_do_not_overlap() -> None:
     tables: tuple[tuple[int, int, Any], ...] = (
         (md.HEADER, 1, md.Header),
         (md.DEVICE, 1, md.Device),
+        (md.CONFINED, 1, md.Confined),
         (md.REGIONS, md.MAX_REGIONS, md.Region),
         (md.RINGS, md.MAX_RINGS, md.Ring),
         (md.AGENT, 1, md.Agent),
@@ -86,7 +88,7 @@ def test_tables_lie_where_the_document_says_and_do_not_overlap() -> None:
         assert re.search(rf"\| 0x{offset:04x} \| {size} \|", text)
         assert not ends or ends[-1] <= offset
         ends.append(offset + count * kind.layout.size)
-    assert ends[3] <= md.DAEMON_END <= md.AGENT
+    assert ends[4] <= md.DAEMON_END <= md.AGENT
     assert ends[-1] <= md.SIZE
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from vhostpci_shared import metadata as md
 from vhostpci_shared.terminal import Styled, Terminal
-from vhostpci_shared.units import size
+from vhostpci_shared.units import confined, size
 
 from ..pci.binding_names import signals
 from ..pci.bindings import BINDINGS, HIGHER, Binding, is_low
@@ -22,7 +22,8 @@ def describe(pci: PciDevice, links: Status) -> dict[str, Any]:
         pci: the device.
         links: what the running agents serve.
     """
-    agent = {link["device"]: link["pid"] for link in links}.get(pci.address)
+    served = next((one for one in links if one["device"] == pci.address), {})
+    agent = served.get("pid")
     window_of = {
         link["device"]: window["id"]
         for link in links
@@ -39,6 +40,7 @@ def describe(pci: PciDevice, links: Status) -> dict[str, Any]:
         "window": pci.bar_size(2),
         "vectors": pci.msix_vectors,
         "agent": agent,
+        "confined": served.get("confined"),
         "taken": pci.why_taken(),
         "bindings": {
             name: {
@@ -113,6 +115,8 @@ def _notes(device: dict[str, Any]) -> Iterator[str]:
     if device["agent"] is not None:
         text = f"served by vhostpci-guest (pid {device['agent']})"
         yield Styled(text, "good")
+        if device.get("confined"):
+            yield f"confined: {confined(device['confined'])}"
     elif device["taken"] is not None:
         yield Styled(device["taken"], "warn")
 

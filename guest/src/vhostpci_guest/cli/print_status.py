@@ -9,7 +9,7 @@ from typing import Any
 
 from vhostpci_shared.metadata_numbers import SLAVE_ID
 from vhostpci_shared.terminal import Styled, Terminal
-from vhostpci_shared.units import count, short, size
+from vhostpci_shared.units import confined, count, short, size
 
 from ..pci.binding_names import signals
 
@@ -52,6 +52,9 @@ def _fields(link: dict[str, Any]) -> Iterator[Field]:
         yield "plane", f"{link['data_plane']}" + (f" ({reason})" if reason else "")
     if totals := link.get("totals"):
         yield "counted", _totals(totals)
+    # An agent of an earlier version does not know.
+    if link.get("confined"):
+        yield "confined", confined(link["confined"])
     yield "window", f"{SLAVE_ID}: {_speed_text(link['speed'])}"
     for window in link["windows"]:
         yield "window", f"{window['id']}: {_window_text(window)}"

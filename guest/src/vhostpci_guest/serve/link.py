@@ -484,6 +484,7 @@ class Link:
             "daemon": self._daemon_state(),
             "daemon_silent": self._heartbeat.silent,
             "master": self._rings.wanted.master,
+            "confined": _confined(snapshot),
             "window_size": self.device.window.size,
             "speed": self._speeds.status(md.SLAVE_ID),
             "windows": [
@@ -520,6 +521,14 @@ class Link:
         self._rings.close()
         self._windows.use({})
         self._metadata.release()
+
+
+def _confined(snapshot: md.Snapshot | None) -> dict[str, Any] | None:
+    """Return how much of the master's memory we are said to have; None: all of it."""
+    found = snapshot.confined if snapshot else md.NOT_CONFINED
+    if not found.shared:
+        return None
+    return {"shared": found.shared, "memory": found.memory or None}
 
 
 def _tell_daemon(metadata: Metadata, device: Device, why: str) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 from vhostpci_shared.terminal import Styled, Terminal
-from vhostpci_shared.units import duration, short, si, size
+from vhostpci_shared.units import confined, duration, short, si, size
 
 from ..interfaces import FAILED, Json
 
@@ -61,7 +61,8 @@ def table(rows: list[Json], terminal: Terminal | None = None) -> str:
         found = one["state"] + (f": {one['reason']}" if one["reason"] else "")
         state = Styled(found, "bad") if one["reason"] else _state(found)
         ends = (_who(one.get(f"{end}_pid"), one.get(f"{end}_name")) for end in _ENDS)
-        lines.append((Styled(one["name"], "name"), one["mode"], state, *ends))
+        mode = one["mode"] + (" (confined)" if one.get("confined") else "")
+        lines.append((Styled(one["name"], "name"), mode, state, *ends))
     header = ("NAME", "MODE", "STATE", "MASTER", "SLAVE")
     return "\n".join((terminal or Terminal()).table(lines, header))
 
@@ -102,6 +103,9 @@ def _device(status: Json) -> Iterator[Field]:
         of_size = f" of {size(status['memory']['size'])}"
     text = f"{status['mode']}{of_size}, {pairs} queue pair{'s' * (pairs != 1)}"
     yield "device", text
+    # A daemon of an earlier version has no confined devices.
+    if status.get("confined"):
+        yield "confined", confined(status["confined"])
 
 
 def _master(status: Json) -> Iterator[Field]:

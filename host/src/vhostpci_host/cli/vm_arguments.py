@@ -190,10 +190,10 @@ def _running_options(args: argparse.Namespace, *, whole: bool) -> dict[str, str]
         if not whole:
             raise HostError(f"{print_status.text(running)}; give --memory", code="H027")
         return {}
-    return _options_of(running)
+    return options_of(running)
 
 
-def _options_of(running: dict[str, Any]) -> dict[str, str]:
+def options_of(running: dict[str, Any]) -> dict[str, str]:
     """Return a running device's options, by its status."""
     found = {
         "mode": running["mode"],
@@ -207,7 +207,11 @@ def _options_of(running: dict[str, Any]) -> dict[str, str]:
     if found["mode"] == Mode.ARENA:
         found["memory"] = f"{running['memory']['size'] >> 20}M"
         found["memory-dir"] = str(Path(running["memory"]["path"]).parent)
-    # A daemon of an earlier version has no such option.
+    # A daemon of an earlier version has no confined devices, and no such options.
+    if confined := running.get("confined"):
+        found["confined"] = str(confined["pool"])
+        if confined["memory"]:
+            found["memory"] = str(confined["memory"])
     features = running.get("features", {}).get("option")
     if features is not None:
         found["features"] = ",".join(features)

@@ -115,7 +115,7 @@ class Publisher:
             return False
         before()
         self._content = content
-        self.generation = self._metadata.publish(*content)
+        self.generation = self._metadata.publish(*content, self._confined())
         return True
 
     def reformat(self) -> None:
@@ -142,6 +142,12 @@ class Publisher:
             ring_count=0,
             name=config.name,
         )
+
+    def _confined(self) -> md.Confined:
+        config = self._config
+        if config.confined is None:
+            return md.NOT_CONFINED
+        return md.Confined(shared=config.shared, memory=config.memory)
 
     def _regions(
         self, setup: FrontEndSetup | None, windows: Set[int]

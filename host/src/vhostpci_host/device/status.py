@@ -51,6 +51,7 @@ def describe(
         "daemon": {"pid": os.getpid(), "version": __version__},
         "mode": config.mode.value,
         "memory": device.store.describe(),
+        "confined": confined(config),
         "windows": _windows(device),
         "plugging": plugger.status() if plugger else None,
         "queue_pairs": config.queue_pairs,
@@ -100,6 +101,7 @@ def row(
         "mode": config.mode.value,
         "state": state(device, why_off=why_off) if device else FAILED,
         "reason": reason or None,
+        "confined": confined(config),
         "features": _names(config.features),
         "master_pid": master.pid if master else None,
         "slave_pid": slave.port.pid if slave else None,
@@ -131,6 +133,18 @@ def state(device: Device, *, why_off: str = "") -> str:
         return "agent is silent"
     # The entry of an agent that died before this slave came may say READY as well.
     return "running" if device.agent.present else device.agent.idle or "no agent"
+
+
+def confined(config: DeviceConfig) -> Json | None:
+    """Return how much of the master's memory the slave has; None: all of it."""
+    if config.confined is None:
+        return None
+    # The front-end does not tell how much memory the master has.
+    return {
+        "shared": config.shared,
+        "memory": config.memory or None,
+        "pool": config.confined,
+    }
 
 
 def _windows(device: Device) -> list[Json]:

@@ -20,6 +20,7 @@ Json = dict[str, Any]
 Kind = (
     type[md.Header]
     | type[md.Device]
+    | type[md.Confined]
     | type[md.Region]
     | type[md.Ring]
     | type[md.Agent]
@@ -81,6 +82,7 @@ def describe(data: bytes) -> Json:
     return {
         "header": _checked("header", md.Header, data, md.HEADER, problems),
         "device": device,
+        "confined": _checked("confined", md.Confined, data, md.CONFINED, problems),
         "regions": table("region", md.Region, md.REGIONS, regions),
         "rings": table("ring", md.Ring, md.RINGS, rings),
         "agent": _checked("agent", md.Agent, data, md.AGENT, problems),

@@ -22,6 +22,9 @@ def lines(report: Json) -> Iterator[str]:
         yield "! the daemon wrote the metadata while it was copied: it may be mixed"
     for title in ("header", "device"):
         yield from _fields(title, metadata[title])
+    # A device that is not confined has only zeros there.
+    if metadata["confined"]["shared"]:
+        yield from _fields("confined", metadata["confined"])
     yield from _table("region", metadata["regions"])
     yield from _table("ring", metadata["rings"])
     yield from _fields("agent", metadata["agent"])

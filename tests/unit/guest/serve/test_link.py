@@ -492,6 +492,17 @@ def test_status_has_the_state_of_each_ring(bench: Bench) -> None:
     assert status["rings"][0]["stats"]["packets"] == 4
 
 
+def test_status_says_how_much_of_the_masters_memory_is_shared(bench: Bench) -> None:
+    assert bench.link is not None
+    bench.publish(*pair(2))
+    assert bench.link.status()["confined"] is None
+    bench.publish(*pair(2), confined=md.Confined(shared=80 << 20, memory=1 << 30))
+    found = {"shared": 80 << 20, "memory": 1 << 30}
+    assert bench.link.status()["confined"] == found
+    bench.publish(*pair(2), confined=md.Confined(shared=80 << 20))
+    assert bench.link.status()["confined"] == {**found, "memory": None}
+
+
 def test_agent_tells_people_of_its_version_and_its_port(bench: Bench) -> None:
     assert bench.link is not None
     bench.publish(*pair(2))
@@ -557,7 +568,7 @@ def test_ring_is_as_full_as_its_driver_says_if_that_can_be(bench: Bench) -> None
 
 def test_document_has_each_key_of_the_status_and_no_other(bench: Bench) -> None:
     assert bench.link is not None
-    bench.publish(*pair(2))
+    bench.publish(*pair(2), confined=md.Confined(shared=1, memory=2))
     known = json_document.documented("vhostpci-guest status")
     found = set(json_document.keys(bench.link.status(), known))
     # The agent and the command add the first; the others are a real port's.

@@ -9,6 +9,8 @@ import pytest
 
 from tests.fakes.control_daemon import ControlDaemon
 from vhostpci_host.cli.main import main
+from vhostpci_host.cli.vm_arguments import options_of
+from vhostpci_host.config.options import device
 
 
 def running(directory: Path, mode: str = "arena", **more: Any) -> dict[str, Any]:
@@ -58,6 +60,15 @@ def test_master_listens_for_the_daemon_that_connects(
     status = running(tmp_path, connects=True)
     text = printed(capsys, tmp_path, status, "master")
     assert f"path={tmp_path}/elsewhere.sock,server=on" in text
+
+
+def test_confined_device_that_runs_has_all_of_its_masters_memory(
+    tmp_path: Path,
+) -> None:
+    confined = {"shared": 80 << 20, "memory": 1 << 30, "pool": 64 << 20}
+    status = running(tmp_path, vectors=3, queue_pairs=1, confined=confined)
+    config = device("web", options_of(status))
+    assert (config.memory, config.confined) == (1 << 30, 64 << 20)
 
 
 def test_memory_of_an_attach_device_that_runs_is_the_masters_own(
