@@ -6,8 +6,10 @@ A `FrontEnd` sends through a transport.  `Direct` calls a back-end in this proce
 """
 
 import os
+import re
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
@@ -77,6 +79,14 @@ class Direct:
     def receive(self) -> bytes:
         assert self._replies, "the back-end sent no reply"
         return self._replies.pop(0)
+
+    @contextmanager
+    def refuses(self, match: str) -> Iterator[None]:
+        """Expect a refusal without a reply, after which the connection goes on."""
+        before = len(self.refusals)
+        yield
+        new = self.refusals[before:]
+        assert any(re.search(match, one) for one in new), (match, new)
 
     def close(self) -> None:
         assert not self._replies, (

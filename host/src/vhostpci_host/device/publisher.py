@@ -14,6 +14,7 @@ from vhostpci_shared.access import Metadata
 from vhostpci_shared.metadata import DeviceFlag
 
 from ..config.device import DeviceConfig
+from ..features import CONFINED_ONLY
 from ..interfaces import nothing
 from ..keeper.slots import StateError
 from ..vhost_user.front_end_setup import FrontEndSetup
@@ -132,7 +133,8 @@ class Publisher:
             flags |= DeviceFlag.MASTER | (DeviceFlag.KEPT if kept else DeviceFlag(0))
         return md.Device(
             instance=self._instance,
-            features=int(setup.features) if setup else 0,
+            # CONFINED_ONLY is no matter of the agent's.
+            features=int(setup.features & ~CONFINED_ONLY) if setup else 0,
             flags=flags,
             queue_pairs=config.queue_pairs,
             vectors=config.vectors,

@@ -126,6 +126,8 @@ def state(device: Device, *, why_off: str = "") -> str:
     if not any(ring.running for ring in device.leases):
         if device.backend.setup.memory_problem:
             return "master's memory is refused"
+        if device.backend.setup.unservable:
+            return "master's rings cannot be served"
         return "master's driver is not loaded"
     if device.slave is None:
         return "slave must be plugged again" if device.slave_problem else "no slave"
@@ -183,7 +185,7 @@ def _master(device: Device) -> Json | None:
         "features": virtio.names(setup.features),
         "protocol_features": virtio.names(setup.protocol_features),
         "mtu": setup.mtu,
-        "problem": device.master.hangs or setup.memory_problem or None,
+        "problem": device.master.hangs or setup.problem or None,
         "regions": [
             {
                 "guest_addr": placed.region.guest_addr,

@@ -23,6 +23,10 @@ from .kept import ArenaState, AttachedState
 from .room import Promise
 
 
+class OutsideMemory(ProtocolError):
+    """An address of the front-end's lies in none of its regions."""
+
+
 @dataclass(frozen=True, slots=True)
 class PlacedRegion:
     """A region of the front-end, with the window and the offset where it lies."""
@@ -200,16 +204,15 @@ class MemoryMap:
         """Return the guest physical address of a range at the front-end's address.
 
         Raises:
-            ProtocolError: the range does not lie in one region.
+            OutsideMemory: the range does not lie in one region.
         """
         for placed in self.regions:
             region = placed.region
             if _range_holds(user_addr, size, region.user_addr, region.size):
                 return region.guest_addr + (user_addr - region.user_addr)
-        raise ProtocolError(
+        raise OutsideMemory(
             f"address {user_addr:#x} with {size} bytes is in none of the "
-            f"{len(self.regions)} memory regions: if a part of the master's memory is "
-            "not shared, share all of it (share=on for each -object of its memory)",
+            f"{len(self.regions)} memory regions",
             code="P043",
         )
 

@@ -7,7 +7,8 @@ the slave's agent must stop touching before there is an answer: the caller stops
 agent, and then calls `resume`; until then it must not pass in another message.  A
 message that breaks the protocol raises ProtocolError, and the caller closes the
 connection.  If the front-end asked for an acknowledgement, the message is instead
-answered with a refusal, and the connection goes on.
+answered with a refusal, and the connection goes on.  It goes on, too, if only the rings
+cannot be served: then they do not run.
 
 `HANDLERS` has one handler for each request, which is named like the request.  The
 handlers are in one file for each subject: negotiation, the device as a whole, memory,
@@ -31,6 +32,7 @@ from ..memory.regions import Windows
 from . import device_requests, memory_requests, negotiation, vring_requests
 from .front_end_setup import FrontEndSetup, Quiesce, Steps
 from .message import Message
+from .vring import Unservable
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,8 @@ class Backend:
                 # Without an acknowledgement the front-end would go on as if the request
                 # had worked, so its connection has to end.
                 if not self._wants_ack(header):
+                    if isinstance(error, Unservable):
+                        return Answer(refusal=text)
                     raise ProtocolError(text, code=error.code) from error
                 return Answer(vu.reply(header.request, vu.U64(1)), text)
         if payload is None and self._wants_ack(header):

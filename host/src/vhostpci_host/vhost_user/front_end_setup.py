@@ -17,7 +17,7 @@ from vhostpci_shared.wire import ProtocolError
 from ..fds import Fd
 from ..memory.regions import MemoryMap, Windows
 from . import positions
-from .vring import Areas, Vring
+from .vring import NOT_ALL_SHARED, NOT_IN_SHARED_REGION, Areas, Unservable, Vring
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +67,39 @@ class FrontEndSetup:
         self.memory_problem = ""
         """Why the last request about its memory was refused; empty if it was not."""
         self.mtu = 0
-        self.rings = [Vring() for _ in range(2 * queue_pairs)]
+        outside = NOT_IN_SHARED_REGION if confined else NOT_ALL_SHARED
+        self.rings = [Vring(outside) for _ in range(2 * queue_pairs)]
         self.disabled: set[int] = set()
         """Rings that were disabled and not quiesced since."""
         self.backend_channel: Fd | None = None
 
     def runs(self, index: int) -> bool:
         """Whether ring `index` is ready and enabled."""
-        return self.rings[index].ready and self.enabled(index)
+        # Not one ring of a card that has another which cannot be served: its driver
+        # could send and not receive, or the other way.
+        return self.rings[index].ready and self.enabled(index) and not self.unservable
+
+    @property
+    def driver_problem(self) -> str:
+        """Why no ring of the driver can be served; empty if that is not so."""
+        if Feature.F_ACCESS_PLATFORM not in self.features:
+            return ""
+        return (
+            "the master's driver gives addresses of an IOMMU, which we do not have: "
+            "start a confined master without one (intel-iommu, smmuv3, virtio-iommu)"
+        )
+
+    @property
+    def problem(self) -> str:
+        """Why this front-end cannot be served; of its rings they themselves say it."""
+        return self.memory_problem or self.driver_problem
+
+    @property
+    def unservable(self) -> bool:
+        """Whether the rings of the driver cannot be served as they are."""
+        if self.driver_problem:
+            return any(ring.described for ring in self.rings)
+        return any(ring.problem for ring in self.rings)
 
     @property
     def memoryless(self) -> bool:
@@ -89,9 +114,7 @@ class FrontEndSetup:
     @property
     def useful(self) -> bool:
         """Whether the front-end has come so far that its rings can be served."""
-        # One ring that lies outside of the memory ends the connection, ready as another
-        # ring may be, and QEMU does the same again each second.
-        return self._was_ready and not any(ring.problem for ring in self.rings)
+        return self._was_ready and not self.unservable
 
     @property
     def _was_ready(self) -> bool:
@@ -165,12 +188,18 @@ class FrontEndSetup:
         """Set the format of all rings, which the features decide.
 
         Raises:
-            ProtocolError: a ring that is set up does not fit its memory in that format.
+            Unservable: a ring that is set up does not fit its memory in that format.
         """
+        problem: Unservable | None = None
         for ring in self.rings:
             if ring.packed != packed:
                 ring.packed = packed
-                ring.translate(self.memory)
+                try:
+                    ring.translate(self.memory)
+                except Unservable as error:
+                    problem = problem or error
+        if problem is not None:
+            raise problem
 
     def find_position(self, index: int) -> str:
         """Find where ring `index` starts, if it is packed and its base out of date.

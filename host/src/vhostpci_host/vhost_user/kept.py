@@ -175,7 +175,8 @@ def restore_setup(
     features = Feature(state.features)
     protocol_features = ProtocolFeature(state.protocol_features)
     count = len(setup.rings)
-    if features & ~offered(setup.queue_pairs) or protocol_features & ~PROTOCOL_FEATURES:
+    ours = offered(setup.queue_pairs, confined=setup.confined)
+    if features & ~ours or protocol_features & ~PROTOCOL_FEATURES:
         raise StateError("the front-end has features that we do not offer")
     if len(state.rings) != count or any(one >= count for one in state.disabled):
         raise StateError(f"{len(state.rings)} rings instead of {count}")

@@ -10,6 +10,7 @@ from vhostpci_shared.wire import ProtocolError
 from ..features import CONFINED_ONLY, OFFERED, PAIRS_ONLY
 from .front_end_setup import FrontEndSetup, Steps
 from .message import Message
+from .vring import Unservable
 
 # Not LOG_SHMFD: the agent does not log which pages it writes, and without this feature
 # QEMU refuses to migrate the master.  Not INFLIGHT_SHMFD: QEMU never uses it for a
@@ -44,7 +45,7 @@ def get_features(setup: FrontEndSetup, _: vu.Empty, __: Message) -> vu.Payload:
 def set_features(setup: FrontEndSetup, payload: vu.U64, _: Message) -> Steps:
     # Not what this connection was offered: a QEMU that has connected again gives its
     # driver what it was offered when it made the card.
-    extra = payload.value & ~offered(setup.queue_pairs)
+    extra = payload.value & ~offered(setup.queue_pairs, confined=setup.confined)
     if extra:
         raise ProtocolError(f"not offered: {virtio.names(Feature(extra))}", code="P049")
     # QEMU repeats SET_FEATURES for each queue pair, when the rings of the earlier
@@ -53,6 +54,9 @@ def set_features(setup: FrontEndSetup, payload: vu.U64, _: Message) -> Steps:
         yield from setup.quiesce_all()
     setup.features = Feature(payload.value)
     setup.set_format(packed=Feature.F_RING_PACKED in setup.features)
+    # QEMU acknowledges F_ACCESS_PLATFORM to us only if the VM has an IOMMU.
+    if setup.driver_problem:
+        raise Unservable(setup.driver_problem, code="P078")
     return None
 
 

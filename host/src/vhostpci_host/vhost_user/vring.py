@@ -13,7 +13,26 @@ from vhostpci_shared.vhost_user import VringAddr
 from vhostpci_shared.wire import ProtocolError
 
 from ..fds import Notifier
-from ..memory.regions import MemoryMap
+from ..memory.regions import MemoryMap, OutsideMemory
+
+NOT_ALL_SHARED = (
+    "if a part of the master's memory is not shared, share all of it (share=on for "
+    "each -object of its memory)"
+)
+NOT_IN_SHARED_REGION = (
+    "the card of a confined master has iommu_platform=on, and its kernel has "
+    "CONFIG_DMA_CMA and its rings in the shared region by the word cma=: see "
+    "`vhostpci-host qemu-args --role master`"
+)
+"""What to do about a ring outside of the memory; the latter if that is confined."""
+
+
+class Unservable(ProtocolError):
+    """A driver's rings cannot be served, and its front-end need not go for that.
+
+    It would come again and do the same again, each second.  When its guest is started
+    again, perhaps with other words for its kernel, the rings may be good.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +81,8 @@ class Areas:
 def _area(memory: MemoryMap, name: str, user_addr: int, size: int, align: int) -> int:
     try:
         guest_addr = memory.guest_addr(user_addr, size)
-    except ProtocolError as error:
-        raise ProtocolError(f"{name}: {error}", code=error.code) from None
+    except OutsideMemory as error:
+        raise OutsideMemory(f"{name}: {error}", code=error.code) from None
     if guest_addr % align:
         raise ProtocolError(
             f"{name} at {guest_addr:#x} is not aligned to {align}", code="P053"
@@ -75,6 +94,8 @@ def _area(memory: MemoryMap, name: str, user_addr: int, size: int, align: int) -
 class Vring:
     """What the front-end has said about one ring, and the ring's notifiers."""
 
+    outside: str = NOT_ALL_SHARED
+    """What to do if it lies outside of the memory."""
     size: int = 0
     packed: bool = False
     """Whether its format is that of F_RING_PACKED."""
@@ -118,7 +139,7 @@ class Vring:
         """Translate the addresses, if size, addresses and kick are all known.
 
         Raises:
-            ProtocolError: an area is not aligned, or not wholly in one region.
+            Unservable: an area is not aligned, or not wholly in one region.
         """
         # Not before the kick: a front-end replaces size and addresses one by one, and
         # the new size with the old addresses need not fit in any region.
@@ -130,8 +151,9 @@ class Vring:
         try:
             self.areas = translate(memory, self.addr, self.size)
         except ProtocolError as error:
-            self.problem = str(error)
-            raise
+            advice = f": {self.outside}" if isinstance(error, OutsideMemory) else ""
+            self.problem = f"{error}{advice}"
+            raise Unservable(self.problem, code="P079") from error
         self.was_ready = True
 
     def set_notifier(self, name: str, notifier: Notifier | None) -> None:
