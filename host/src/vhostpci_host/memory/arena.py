@@ -32,6 +32,7 @@ from ..errors import HostError, explain
 from ..fds import Fd, file_number
 from ..keeper.shelf import Left
 from ..keeper.store import Keep
+from . import confined
 from .arena_file import (
     ArenaFile,
     check_left,
@@ -76,6 +77,7 @@ class Arena:
 
     def __init__(self, config: DeviceConfig, left: ArenaFile | None = None) -> None:
         self.path = config.arena
+        self.config = config
         self.ram = config.shared
         self.size = window_size(self.ram)
         self._name = config.name
@@ -147,14 +149,17 @@ class Arena:
         return os.statvfs(self._file.fileno()).f_bsize
 
     def _check_huge_pages(self, page: int) -> None:
+        confined = self.config.confined is not None
         if self.ram % page:
+            what = "a shared region" if confined else "memory"
             raise HostError(
-                f"memory of {self.ram >> 20}M is no multiple of the huge page of "
+                f"{what} of {self.ram >> 20}M is no multiple of the huge page of "
                 f"{page >> 20}M in {self.path.parent}: choose one",
                 code="H117",
             )
         best = self.size - page
-        if self.ram != best:
+        # The size of a shared region is not for the user to choose.
+        if self.ram != best and not confined:
             log.warning(
                 "the slave reserves huge pages for the whole %d MiB of %s, the master "
                 "uses %d MiB: --memory %dM or %dM wastes none",
@@ -170,7 +175,11 @@ class Arena:
         page = self._page() if self.filesystem == "hugetlbfs" else 0
         try:
             return ArenaMetadata(
-                self.path, self._file, size=self.size, ram=self.ram, page=page
+                *(self.path, self._file),
+                size=self.size,
+                ram=self.ram,
+                page=page,
+                confined=self.config.confined is not None,
             )
         except OSError as error:
             raise explain("map the metadata of", self.path, error) from error
@@ -249,6 +258,8 @@ class Arena:
             raise ProtocolError(
                 f"the memory at {placed} is not in {self.path}", code="P030"
             )
+        if self.config.confined is not None:
+            confined.check_region(placed.region, self.config)
         self.check_usable()
         self.region_accepted()
 
@@ -395,6 +406,8 @@ class ArenaWindows:
                 f"{self._argument()}",
                 code="P031",
             )
+        if arena.config.confined is not None:
+            confined.check_region(region, arena.config)
         if mapped_private(self._pid, ours):
             raise ProtocolError(
                 f"the master (pid {self._pid}) maps the arena {arena.path} privately, "
@@ -418,6 +431,12 @@ class ArenaWindows:
                 "one",
                 code="P033",
             )
+        if self._arena.config.confined is not None:
+            return ProtocolError(
+                f"{what} is not the shared region {path}: {confined.PRIVATE}; start "
+                f"the master with {self._argument()}",
+                code="P080",
+            )
         return ProtocolError(
             f"{what} is not the arena {path}; start the master with "
             f"{self._argument()}, and with no other memory device",
@@ -430,6 +449,8 @@ class ArenaWindows:
 
     def _argument(self) -> str:
         arena = self._arena
+        if arena.config.confined is not None:
+            return confined.layout(arena.config)
         return (
             "-machine memory-backend=MEM -object memory-backend-file,id=MEM,"
             f"size={arena.ram >> 20}M,mem-path={arena.path},share=on"

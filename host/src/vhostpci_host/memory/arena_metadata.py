@@ -39,16 +39,27 @@ class ArenaMetadata:
         size: its right size.
         ram: bytes of it that are for the master.
         page: its file system's page.
+        confined: whether the device is.
 
     Raises:
         HostError: there is no space left for it.
         OSError: it cannot be mapped.
     """
 
-    def __init__(self, path: Path, file: Fd, *, size: int, ram: int, page: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        file: Fd,
+        *,
+        size: int,
+        ram: int,
+        page: int,
+        confined: bool = False,
+    ) -> None:
         self.problem = ""
         """Why nothing is written into the file at present; empty if it is."""
         self._path, self._file, self._size, self._ram = path, file, size, ram
+        self._confined = confined
         self._length = max(page, md.SIZE)
         # The page may begin before the metadata, but no page of the master's RAM does.
         self._start = size - md.SIZE
@@ -163,12 +174,21 @@ class ArenaMetadata:
         self._overlaps, self._intruder = True, self._front_end
         # A QEMU that we may not look at has at least what it has made of the file.
         end = self._mapped_end(self._intruder) or os.fstat(self._file.fileno()).st_size
+        more, advice = (
+            "has more RAM than the device",
+            (
+                f"start it with {self._ram >> 20} MiB, or the device with --memory "
+                f"{end >> 20}M"
+            ),
+        )
+        if self._confined:
+            more = "shares more than the shared region of this confined device"
+            advice = "start it with the memory of `vhostpci-host qemu-args`"
         self.problem = (
-            f"the master (pid {self._intruder or 'unknown'}) has more RAM than the "
-            f"device: {end >> 20} MiB instead of {self._ram >> 20} MiB, and it lies "
-            f"where the metadata was in {self._path}; nothing is written there until "
-            f"that master has ended: start it with {self._ram >> 20} MiB, or the "
-            f"device with --memory {end >> 20}M"
+            f"the master (pid {self._intruder or 'unknown'}) {more}: {end >> 20} MiB "
+            f"instead of {self._ram >> 20} MiB, and it lies where the metadata was in "
+            f"{self._path}; nothing is written there until that master has ended: "
+            f"{advice}"
         )
 
     def _try_again(self, front_end: int) -> str:

@@ -39,6 +39,7 @@ from ..fds import Fd, file_number
 from ..keeper.shelf import Left
 from ..keeper.slots import StateError
 from ..keeper.store import Keep
+from . import confined
 from .filesystems import MEMORY_FILES, filesystem, is_memory_file
 from .kept import AttachedState, FileState
 from .process_maps import mapped_private
@@ -114,6 +115,7 @@ class AttachedMemory:
     def __init__(
         self, config: DeviceConfig, ids: WindowIds, left: Fd | None = None
     ) -> None:
+        self.config = config
         self.files: dict[int, WindowFile] = {}
         self._ids = ids
         self._reported_cuts: set[int] = set()
@@ -206,6 +208,8 @@ class AttachedMemory:
         size = 0 if window is None or placed.offset != at else window.size
         if at > size or placed.region.size > size - at:
             raise ProtocolError(f"the memory at {placed} is in no window", code="P035")
+        if self.config.confined is not None:
+            confined.check_file(placed.region, size, self.config)
 
     def drop_windows_except(self, numbers: frozenset[int]) -> None:
         """Close the files of all windows except `numbers`, and free their numbers."""
@@ -292,6 +296,8 @@ class AttachedWindows:
         # Before any other look at the file: fstat() may wait for its file system.
         _check_memory_file(region, fd)
         info = os.fstat(fd.fileno())
+        if self._store.config.confined is not None:
+            confined.check_file(region, info.st_size, self._store.config)
         number = self._store.window(_file_key(info))
         size = (
             self._check_new_file(region, fd, info) if number is None else info.st_size

@@ -9,7 +9,7 @@ from vhostpci_shared.vhost_user import ProtocolFeature
 from vhostpci_shared.wire import ProtocolError
 
 from ..fds import Fd
-from ..memory.regions import MemoryMap, PlacedRegion
+from ..memory.regions import MemoryMap
 from .front_end_setup import FrontEndSetup, Steps, Wait
 from .message import Message
 
@@ -29,7 +29,7 @@ def set_mem_table(
     # Place every region before a ring is stopped: a refused table changes nothing.
     memory = MemoryMap()
     for region, fd in zip(payload.regions, message.fds, strict=True):
-        memory = memory.add(_place(setup, region, fd))
+        memory = _with(setup, memory, region, fd)
     yield from _change_memory(setup, memory)
     return None
 
@@ -37,7 +37,7 @@ def set_mem_table(
 def add_mem_reg(
     setup: FrontEndSetup, payload: vu.SingleRegion, message: Message
 ) -> Steps:
-    memory = setup.memory.add(_place(setup, payload.region, message.fds[0]))
+    memory = _with(setup, setup.memory, payload.region, message.fds[0])
     # QEMU 7.2 adds, and removes, each region once for each queue pair: only the
     # first time may stop rings.
     if memory != setup.memory:
@@ -61,17 +61,32 @@ def _named(setup: FrontEndSetup, region: vu.MemRegion) -> vu.MemRegion:
     return region
 
 
-def _place(setup: FrontEndSetup, region: vu.MemRegion, fd: Fd) -> PlacedRegion:
-    """Find the window of a region, and keep the reason if there is none."""
+def _with(
+    setup: FrontEndSetup, memory: MemoryMap, region: vu.MemRegion, fd: Fd
+) -> MemoryMap:
+    """Return the map with a region more, and keep the reason if it is refused."""
     try:
-        placed = setup.windows.place(_named(setup, region), fd)
+        found = memory.add(setup.windows.place(_named(setup, region), fd))
+        if setup.confined and len(found.regions) > 1:
+            _refuse_second(found)
     except ProtocolError as error:
         # QEMU goes on without us when its memory is refused, and its guest has loaded
         # the driver: without this, the status would say that the driver is missing.
         setup.memory_problem = str(error)
         raise
     setup.memory_problem = ""
-    return placed
+    return found
+
+
+def _refuse_second(memory: MemoryMap) -> None:
+    """Refuse another region of a confined master, which may have come later."""
+    first, second = memory.regions
+    raise ProtocolError(
+        f"the memory at {second} is shared, and so is {first}: a confined master "
+        "shares one region only; give it private memory (memory-backend-ram), also "
+        "what is plugged later",
+        code="P083",
+    )
 
 
 def _change_memory(setup: FrontEndSetup, memory: MemoryMap) -> Wait:

@@ -7,14 +7,18 @@ from pathlib import Path
 import pytest
 
 from tests import json_document
-from tests.fakes.frontend import RingAt
+from tests.fakes.frontend import WITH_SLOTS, FrontEnd, Refused, RingAt, region
 from tests.fakes.loop import ManualLoop
 from tests.fakes.windows import MIB
-from tests.unit.host.scene import POOL, SHARED_AT, Scene
+from tests.unit.host.scene import POOL, SHARED_AT, MakeFile, Scene
 from vhostpci_host.cli import print_status
 from vhostpci_host.device.status import describe, row, state
+from vhostpci_host.memory.regions import PlacedRegion
 from vhostpci_shared import metadata as md
+from vhostpci_shared import vhost_user as vu
+from vhostpci_shared.vhost_user import Request
 from vhostpci_shared.virtio import Feature
+from vhostpci_shared.wire import ProtocolError
 
 SHARED, MEMORY = 32 * MIB, 1024 * MIB
 
@@ -99,3 +103,129 @@ def test_memory_of_attach_mode_is_not_known(tmp_path: Path) -> None:
         status = describe(scene.device)
         assert status["confined"]["memory"] is None
         assert "confined 32 MiB\n" in print_status.text(status)
+
+
+# What its master may show.
+
+
+def refusal(scene: Scene, front_end: FrontEnd) -> str:
+    """Return why its memory is refused, which the slave sees nothing of."""
+    with pytest.raises(Refused, match="SET_MEM_TABLE"):
+        front_end.set_memory()
+    scene.settle()
+    assert state(scene.device) == "master's memory is refused"
+    snapshot = scene.device.store.metadata.snapshot()
+    assert snapshot is not None
+    assert snapshot.regions == ()
+    assert not scene.device.store.files
+    problem: str = describe(scene.device)["master"]["problem"]
+    assert "`vhostpci-host qemu-args dev --role master`" in problem
+    return problem
+
+
+@pytest.mark.parametrize(
+    ("size", "offset"), [(SHARED - MIB, 0), (SHARED + MIB, 0), (MIB, 0), (MIB, MIB)]
+)
+def test_region_of_another_size_is_refused(
+    scene: Scene, size: int, offset: int
+) -> None:
+    front_end = scene.front_end()
+    part = region(size, guest_addr=SHARED_AT, offset=offset)
+    front_end.regions = [(part, scene.device.store.file.fileno())]
+    problem = refusal(scene, front_end)
+    assert f"{size // MIB} MiB from {offset:#x} of its file on" in problem
+    assert "has 32 MiB from 0 on" in problem
+
+
+def test_other_memory_that_is_shared_is_refused(scene: Scene, file: MakeFile) -> None:
+    """Such as a memfd with share=off, of which QEMU sends the file all the same."""
+    front_end = scene.front_end()
+    front_end.regions.insert(0, (region(16 * MIB), file()))
+    problem = refusal(scene, front_end)
+    assert "the memory at 0x0 (0x1000000 bytes) is not the shared region" in problem
+    assert "memory-backend-ram" in problem
+    front_end.regions.pop(0)
+    front_end.set_memory()
+    scene.settle()
+    assert describe(scene.device)["master"]["problem"] is None
+
+
+def test_master_whose_region_would_overwrite_the_metadata_is_refused(
+    scene: Scene,
+) -> None:
+    front_end = scene.front_end()
+    whole = region(scene.device.store.size, guest_addr=SHARED_AT)
+    front_end.regions = [(whole, scene.device.store.file.fileno())]
+    assert "reaches into the metadata" in refusal(scene, front_end)
+
+
+def test_memory_that_is_plugged_later_is_refused_and_rings_go_on(
+    scene: Scene, file: MakeFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene.agent(scene.slave())
+    front_end = scene.running(acks=WITH_SLOTS)
+    before = scene.device.store.metadata.snapshot()
+    dimm = vu.SingleRegion(region(16 * MIB, guest_addr=1 << 32))
+    with pytest.raises(Refused, match="ADD_MEM_REG"):
+        front_end.send(Request.ADD_MEM_REG, dimm, file(), need_reply=True)
+    scene.settle()
+    assert state(scene.device) == "running"
+    assert scene.device.store.metadata.snapshot() == before
+    assert "is not the shared region" in describe(scene.device)["master"]["problem"]
+    assert caplog.text.count("refused ADD_MEM_REG") == 1
+
+
+@pytest.fixture
+def attached(tmp_path: Path) -> Iterator[Scene]:
+    with Scene(tmp_path, ManualLoop(), confined=True) as scene:
+        yield scene
+
+
+def test_attached_file_of_the_shared_region_is_shown(
+    attached: Scene, file: MakeFile
+) -> None:
+    attached.agent(attached.slave())
+    memory = [(attached.shared, file(SHARED))]
+    attached.running(memory)
+    (window,) = attached.shown
+    assert attached.shown == {window: SHARED}
+    snapshot = attached.device.store.metadata.snapshot()
+    assert snapshot is not None
+    assert snapshot.regions == (md.Region(SHARED_AT, SHARED, window, 0),)
+
+
+@pytest.mark.parametrize("size", [SHARED // 2, 2 * SHARED])
+def test_attached_file_of_another_size_is_refused(
+    attached: Scene, file: MakeFile, size: int
+) -> None:
+    """A slave has whole files, so that a region as large as declared is not enough."""
+    shared = region(min(size, SHARED), guest_addr=SHARED_AT)
+    front_end = attached.front_end([(shared, file(size))])
+    assert f"in a file of {size // MIB} MiB" in refusal(attached, front_end)
+
+
+def test_second_attached_file_is_refused(attached: Scene, file: MakeFile) -> None:
+    """Two of the right size: one of them is not the shared region."""
+    front_end = attached.running([(attached.shared, file(SHARED))], acks=WITH_SLOTS)
+    second = vu.SingleRegion(region(SHARED, guest_addr=1 << 32))
+    with pytest.raises(Refused):
+        front_end.send(Request.ADD_MEM_REG, second, file(SHARED), need_reply=True)
+    attached.settle()
+    assert len(attached.shown) == 1
+    assert len(attached.device.store.files) == 1
+    problem = describe(attached.device)["master"]["problem"]
+    assert "shares one region only" in problem
+    assert attached.device.rings_run
+
+
+def test_successor_checks_the_region_again(
+    scene: Scene, attached: Scene, file: MakeFile
+) -> None:
+    attached.running([(attached.shared, file(SHARED))])
+    (window,) = attached.shown
+    for one, number in ((scene, 0), (attached, window)):
+        store = one.device.store
+        store.check(PlacedRegion(one.shared, number, 0))
+        part = region(SHARED // 2, guest_addr=SHARED_AT)
+        with pytest.raises(ProtocolError, match="has 32 MiB from 0 on"):
+            store.check(PlacedRegion(part, number, 0))
