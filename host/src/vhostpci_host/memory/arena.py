@@ -87,7 +87,8 @@ class Arena:
         self._told: frozenset[str] = frozenset()
         make_directory(config.memory_dir)
         with ExitStack() as undo:
-            opened = left or open_arena(self.path, self.size, config.access)
+            shared = self.ram if config.confined is not None else 0
+            opened = left or open_arena(self.path, self.size, config.access, shared)
             self._file = undo.enter_context(opened.file)
             self._had = not opened.is_new
             if opened.is_new:

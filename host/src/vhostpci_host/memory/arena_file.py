@@ -15,6 +15,8 @@ early, may have put a file there as well.  So what lies there is looked at first
 
 "An arena" is a regular file of ours or root's, with no other name, with no wider mode
 than we give it, and with our metadata in it.  A file that is refused stays as it is.
+For a confined device an arena of one that was not is like another size: all memory of a
+master may still be in it.
 
 The file is locked while its daemon lives.
 """
@@ -51,13 +53,14 @@ class ArenaFile:
     """Whether it was made now, so that no VM can have it."""
 
 
-def open_arena(path: Path, size: int, access: int) -> ArenaFile:
+def open_arena(path: Path, size: int, access: int, shared: int = 0) -> ArenaFile:
     """Make the arena, or take over the one that is there.
 
     Args:
         path: where it is.
         size: how many bytes it has to have.
         access: its file mode.
+        shared: bytes of a confined device's shared region; 0: it is not confined.
 
     Raises:
         HostError: another daemon has it, or what is there is not to be trusted.
@@ -70,7 +73,7 @@ def open_arena(path: Path, size: int, access: int) -> ArenaFile:
             # Another daemon may have replaced it between our open() and our lock.
             if not names(path, file):
                 continue
-            if made or _take_over(path, file, size, access):
+            if made or _take_over(path, file, size, access, shared):
                 is_new = made or not os.fstat(file.fileno()).st_size
                 _set_size(path, file, size)
                 undo.pop_all()
@@ -238,7 +241,7 @@ def _set_size(path: Path, file: Fd, size: int) -> None:
         raise explain(f"make {size >> 20} MiB of", path, error) from error
 
 
-def _take_over(path: Path, file: Fd, size: int, access: int) -> bool:
+def _take_over(path: Path, file: Fd, size: int, access: int, shared: int) -> bool:
     """Decide about a file that was there; return whether to use it.
 
     One of an earlier daemon that we cannot use is removed, and False is returned.  One
@@ -246,7 +249,13 @@ def _take_over(path: Path, file: Fd, size: int, access: int) -> bool:
     """
     info = os.fstat(file.fileno())
     _check_trust(path, info, access)
-    if info.st_size == size and _has_magic(file, size):
+    fits = info.st_size == size and _has_magic(file, size)
+    if fits and shared and _shared(file, size) != shared:
+        _check_unused(path, file, "it may have all memory of a master in it")
+        log.info("arena %s was no confined device's; making a new one", path)
+        path.unlink()
+        return False
+    if fits:
         log.info("arena %s was left behind, and is used again", path)
         return True
     if not info.st_blocks:
@@ -312,6 +321,13 @@ def _has_magic(file: Fd, end: int) -> bool:
     if end < md.SIZE:
         return False
     return os.pread(file.fileno(), len(md.MAGIC), end - md.SIZE) == md.MAGIC
+
+
+def _shared(file: Fd, end: int) -> int:
+    """Return the size of the shared region, as the metadata says; 0: none is said."""
+    size = md.Confined.layout.size
+    data = os.pread(file.fileno(), size, end - md.SIZE + md.CONFINED)
+    return md.Confined.parse(data).shared if len(data) == size else 0
 
 
 def _is_used(file: Fd) -> bool:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.fakes import tmpfs
 from tests.fakes.mapping_process import mapped_by_a_process
+from tests.fakes.windows import MIB
 from tests.unit.host.memory.left_behind import WINDOW, leave_behind
 from vhostpci_host.config.device import DeviceConfig
 from vhostpci_host.errors import HostError
@@ -91,6 +92,54 @@ def test_arena_that_a_masters_qemu_lengthened_is_replaced(config: DeviceConfig) 
     with closing(Arena(config)) as arena:
         assert config.arena.stat().st_size == WINDOW
         assert arena.read(0, 6) == bytes(6)
+
+
+# What is left to a confined device.
+
+
+def confined(config: DeviceConfig) -> tuple[DeviceConfig, int]:
+    """Return a confined device's configuration, and the size of its arena."""
+    config = replace(config, memory=1024 * MIB, confined=16 * MIB)
+    return config, 64 * MIB
+
+
+def say_shared(path: Path, shared: int) -> None:
+    """Write into an arena's metadata how much is shared."""
+    at = path.stat().st_size - md.SIZE + md.CONFINED
+    with path.open("r+b") as file:
+        os.pwrite(file.fileno(), bytes(md.Confined(shared=shared)), at)
+
+
+def test_arena_of_a_killed_daemon_is_used_again_for_a_confined_device(
+    config: DeviceConfig,
+) -> None:
+    config, size = confined(config)
+    leave_behind(config.arena, size=size)
+    say_shared(config.arena, config.shared)
+    with closing(Arena(config)) as arena:
+        assert arena.read(0, 6) == b"master"
+
+
+@pytest.mark.parametrize("shared", [0, 16 * MIB])
+def test_arena_that_was_not_that_confined_devices_is_replaced(
+    config: DeviceConfig, shared: int
+) -> None:
+    """All of an ordinary master's memory is still in it, and the size is the same."""
+    config, size = confined(config)
+    leave_behind(config.arena, size=size)
+    say_shared(config.arena, shared)
+    with closing(Arena(config)) as arena:
+        assert arena.read(0, 6) == bytes(6)
+
+
+def test_arena_of_an_ordinary_master_that_runs_is_refused_for_a_confined_device(
+    config: DeviceConfig,
+) -> None:
+    config, size = confined(config)
+    leave_behind(config.arena, size=size)
+    say_shared(config.arena, 0)
+    with mapped_by_a_process(config.arena, "MAP_SHARED") as pid:
+        assert_refused(config, rf"all memory of a master in it.*used by pid {pid} \(")
 
 
 # What is refused.
