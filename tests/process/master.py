@@ -74,14 +74,17 @@ class Ram(Memory):
     """A master's RAM, in one file or several; rings and buffers have fixed places."""
 
     def __init__(self, *regions: FileRegion) -> None:
+        self.above = min(one.guest_addr for one in regions)
+        """Where it begins: above 0 if it is the shared region of a confined master."""
         self.regions: list[Region] = [*regions]
         self.files = [*regions]
         self.start_again()
 
     @classmethod
-    def of_arena(cls, path: Path, size: int) -> Self:
+    def of_arena(cls, path: Path, size: int, guest_addr: int = 0) -> Self:
         """RAM that is the daemon's arena."""
-        return cls(FileRegion(0, size, os.open(path, os.O_RDWR | os.O_CLOEXEC)))
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        return cls(FileRegion(guest_addr, size, file))
 
     @classmethod
     def of_nodes(cls, *sizes: int) -> Self:
@@ -105,8 +108,8 @@ class Ram(Memory):
 
     def start_again(self) -> None:
         """The next driver has its rings where the last one had them, zeroed."""
-        self._next = RINGS
-        self.write(RINGS, bytes(BUFFERS - RINGS))
+        self._next = self.above + RINGS
+        self.write(self._next, bytes(BUFFERS - RINGS))
 
 
 class Master:
@@ -255,7 +258,7 @@ class Lane:
         self._stack.callback(self.rx.close)
         self._stack.callback(self.tx.close)
         self._mergeable = Feature.NET_F_MRG_RXBUF in features
-        start = BUFFERS + number * (RX_AREA + SLOTS * TX_BUFFER)
+        start = memory.above + BUFFERS + number * (RX_AREA + SLOTS * TX_BUFFER)
         self._posted = receive_chains(start, features)
         start += RX_AREA
         self.slots = [start + i * TX_BUFFER for i in range(SLOTS)]
