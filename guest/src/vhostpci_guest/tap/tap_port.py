@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The port of a device: its TAP, which stays when the device is away for a while.
 
-`Ports` knows the ports of one agent.  If the user's rules give two devices the same TAP
-or MAC, `Ports` refuses the second device, and the first goes on.
+`Ports` knows the ports of one agent, and which of them has which name (claims.py).
 """
 
 import logging
 from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,9 +17,10 @@ from ..net_options import NetOptions, Offload
 from . import left
 from .bridge import Bridge
 from .change import TapChange
-from .naming import Rules, Template
+from .claims import Claims
+from .naming import Rules
 from .requests import LocalRequests, Requests
-from .settings import MTU_MAX, MTU_MIN, TapConfig, is_name, stable_mac
+from .settings import MTU_MAX, MTU_MIN, TapConfig, is_name
 from .tap import DEFAULT_NAME, Tap
 
 log = logging.getLogger(__name__)
@@ -45,16 +45,6 @@ class Plane(NamedTuple):
     """Why it is of that kind, if that was not the user's choice."""
 
 
-@dataclass(slots=True)
-class _Claim:
-    """Number, TAP name and MAC of a device, which no other device may have."""
-
-    label: str
-    number: int
-    name: str | None = None
-    mac: str | None = None
-
-
 class Ports:
     """The ports of one agent.
 
@@ -77,7 +67,7 @@ class Ports:
         self.plane = plane
         self.keep = keep
         self.requests = LocalRequests() if requests is None else requests
-        self._claims: dict[str, _Claim] = {}
+        self.claims = Claims()
         self._away: dict[str, TapPort] = {}
         """By their marks: ports whose device was unplugged, with their TAPs."""
 
@@ -89,63 +79,6 @@ class Ports:
             plane: makes its data planes; None: as for other devices.
         """
         return TapPort(self, device, plane or self.plane)
-
-    def claim(self, device: str, name: str) -> TapConfig:
-        """Reserve number, TAP name and MAC for a device; return its TAP's settings.
-
-        Args:
-            device: as for `make`.
-            name: the device's name in the metadata.
-
-        Raises:
-            Unusable: another device has the TAP name or the MAC, or a rule does not fit
-                this device.
-        """
-        # "setdefault": a device that claims again, with other queue pairs, keeps its
-        # number, and with it what the rules make of the number.
-        claim = self._claims.setdefault(device, _Claim("", self._free_number()))
-        claim.label = f"{device} ({name!r})"
-        config = self.rules.config(claim.label, name, claim.number)
-        rules = self.rules.of(name)
-        for other in self._others(device):
-            if config.name is not None and config.name == other.name:
-                raise Unusable(
-                    _conflict(claim, other, rules.tap, "--tap", config.name),
-                    code="G149",
-                )
-            if config.mac is not None and config.mac == other.mac:
-                raise Unusable(
-                    _conflict(claim, other, rules.mac, "--mac", config.mac), code="G150"
-                )
-        # After the checks: a device that is refused reserves neither name nor MAC.
-        claim.name, claim.mac = config.name, config.mac
-        return config
-
-    def _free_number(self) -> int:
-        # The smallest, not the next: numbers stay below the limit of --mac (256)
-        # however often devices are plugged and unplugged.
-        used = {claim.number for claim in self._claims.values()}
-        return next(n for n in range(len(used) + 1) if n not in used)
-
-    def _others(self, device: str) -> list[_Claim]:
-        return [claim for held, claim in self._claims.items() if held != device]
-
-    def set_name(self, device: str, tap: str) -> None:
-        """Record the name that a device's TAP has got."""
-        # In place of a pattern as vp%d, which the rule gives to every device.
-        self._claims[device].name = tap
-
-    def choose_mac(self, device: str, name: str) -> str:
-        """Return a MAC for a device to which the user gives none."""
-        # Without the PCI address: a device that is plugged again may get another one,
-        # and must keep its MAC.  A socket's path does not change, and tells apart the
-        # devices of two daemons that have the same name.
-        mac = stable_mac(device if "/" in device else "", name)
-        # Two PCI devices of one name: the second needs its address after all.
-        if any(mac == other.mac for other in self._others(device)):
-            mac = stable_mac(device, name)
-        self._claims[device].mac = mac
-        return mac
 
     def put_away(self, mark: str, port: "TapPort") -> None:
         """Keep a port whose device was unplugged, for a device that has its mark."""
@@ -166,20 +99,6 @@ class Ports:
     def forget(self, port: "TapPort") -> None:
         """Forget a port that was put away."""
         self._away = {one: held for one, held in self._away.items() if held is not port}
-
-    def release(self, device: str) -> None:
-        """Make a device's number, TAP name and MAC available to other devices."""
-        self._claims.pop(device, None)
-
-
-def _conflict(
-    claim: _Claim, other: _Claim, rule: Template | None, option: str, what: str
-) -> str:
-    example = "--tap vp{n}" if option == "--tap" else "--mac 02:00:00:00:00:{n}"
-    return (
-        f"{claim.label}: {option} {rule or what} gives it {what}, which "
-        f"{other.label} has already: give each its own, as in {example}"
-    )
 
 
 class TapPort:
@@ -280,7 +199,7 @@ class TapPort:
             self._drop_tap()
         if self._tap is None:
             self._claims = True
-            config = self._ports.claim(self._device, name)
+            config = self._ports.claims.take(self._device, name, self._ports.rules)
             self._mark = left.mark(self._device, name)
             self._device_name = name
             self._tap = self._find(config.name, queues) or self._make(
@@ -326,11 +245,13 @@ class TapPort:
 
     def _configure(self, tap: Tap, config: TapConfig, name: str) -> None:
         """Give a TAP its settings, and bring it up."""
-        self._ports.set_name(self._device, tap.name)
+        self._ports.claims.set_name(self._device, tap.name)
         self._config, self._bridge = config, self._wanted_bridge(name)
         # A TAP that the user made, or an earlier agent, keeps the MAC that it has.
         if config.mac is None and tap.made:
-            config = replace(config, mac=self._ports.choose_mac(self._device, name))
+            config = replace(
+                config, mac=self._ports.claims.choose_mac(self._device, name)
+            )
         if tap.ours:
             tap.leave_when_killed(left.alias(self._mark, self._device))
         # Before the TAP is up: a new TAP that the bridge refuses is never up outside of
@@ -355,7 +276,9 @@ class TapPort:
             return done
         before = self._config
         try:
-            now = self._ports.claim(self._device, self._device_name)
+            now = self._ports.claims.take(
+                self._device, self._device_name, self._ports.rules
+            )
         except Unusable as why:
             done.problems.append(str(why))
             return done
@@ -386,7 +309,7 @@ class TapPort:
 
     def _rename(self, tap: Tap, name: str) -> None:
         tap.rename(name)
-        self._ports.set_name(self._device, tap.name)
+        self._ports.claims.set_name(self._device, tap.name)
 
     def _change_bridge(self, tap: Tap, bridge: Bridge | None) -> None:
         if bridge is None:
@@ -398,7 +321,7 @@ class TapPort:
 
     def _change_mac(self, tap: Tap, mac: str | None) -> None:
         if mac is None:
-            mac = self._ports.choose_mac(self._device, self._device_name)
+            mac = self._ports.claims.choose_mac(self._device, self._device_name)
         tap.set_mac(mac)
         self._mac = None  # udev has done what it does with new interfaces
 
@@ -443,7 +366,7 @@ class TapPort:
         if self._tap:
             self._tap.check()
             # Another device may have the old name now.
-            self._ports.set_name(self._device, self._tap.name)
+            self._ports.claims.set_name(self._device, self._tap.name)
 
     def discard(self, pair: int) -> None:
         """Throw away the packets that wait in a pair's queue for an earlier driver.
@@ -585,7 +508,7 @@ class TapPort:
         # Once: another device may be in this slot by the time that `close` is called.
         if self._claims:
             self._claims = False
-            self._ports.release(self._device)
+            self._ports.claims.release(self._device)
 
     def give_tap(self) -> Tap | None:
         """Give the TAP away; this port has none any more."""

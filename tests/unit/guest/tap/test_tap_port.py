@@ -429,8 +429,8 @@ def test_devices_of_two_daemons_with_one_name_have_macs_of_their_own() -> None:
     macs = []
     for device in ("/run/one/net0.ivshmem", "/run/two/net0.ivshmem"):
         ports = Ports(rules(), **NO_PACKETS)
-        ports.claim(device, "net0")
-        macs.append(ports.choose_mac(device, "net0"))
+        ports.claims.take(device, "net0", ports.rules)
+        macs.append(ports.claims.choose_mac(device, "net0"))
     assert macs[0] != macs[1]
 
 
