@@ -84,13 +84,10 @@ class Configuration:
             if name not in old.bridges:
                 self._make_bridge(name)
         self._ports.use(new)
-        changed, failed = {}, {}
-        for port in self._ports.open_ports():
-            done = port.change()
-            if done.changed:
-                changed[port.name] = done.changed
-            if done.problems:
-                failed[port.name] = done.problems
+        self._ports.make_way()
+        done = {port.name: port.change() for port in self._ports.open_ports()}
+        changed = {name: one.changed for name, one in done.items() if one.changed}
+        failed = {name: one.problems for name, one in done.items() if one.problems}
         log.info(
             "read %s again: %d changed, %d started again, %d failed",
             *(self._file, len(changed), len(restarted), len(failed)),

@@ -118,6 +118,11 @@ class DevicePorts:
         self.settings = settings
         self._taps.rules, self._taps.keep = settings.rules, settings.keep_tap
 
+    def make_way(self) -> None:
+        """Prepare TAPs for `change`: they give up what others of them are to get."""
+        inner = [port.inner for port in self._open]
+        self._taps.make_way(port for port in inner if isinstance(port, TapPort))
+
 
 def _no_tap(port: TapPort, device: str) -> DataPlane:
     raise AssertionError(f"{device}: the user wants no TAP such as {port.name}")

@@ -44,7 +44,7 @@ class Claims:
         # number, and with it what the rules make of the number.
         claim = self._held.setdefault(device, _Claim("", self._free_number()))
         claim.label = f"{device} ({name!r})"
-        config = rules.config(claim.label, name, claim.number)
+        config = self.wanted(device, name, rules)
         own = rules.of(name)
         for other in self._others(device):
             if config.name is not None and config.name == other.name:
@@ -59,6 +59,15 @@ class Claims:
         claim.name, claim.mac = config.name, config.mac
         return config
 
+    def wanted(self, device: str, name: str, rules: Rules) -> TapConfig:
+        """Return the settings of a device that has a number; reserve nothing.
+
+        Raises:
+            Unusable: a rule does not fit this device.
+        """
+        claim = self._held[device]
+        return rules.config(claim.label, name, claim.number)
+
     def _free_number(self) -> int:
         # The smallest, not the next: numbers stay below the limit of --mac (256)
         # however often devices are plugged and unplugged.
@@ -68,10 +77,18 @@ class Claims:
     def _others(self, device: str) -> list[_Claim]:
         return [claim for held, claim in self._held.items() if held != device]
 
+    def number(self, device: str) -> int:
+        """Return a device's number."""
+        return self._held[device].number
+
     def set_name(self, device: str, tap: str) -> None:
         """Record the name that a device's TAP has got."""
         # In place of a pattern as vp%d, which the rule gives to every device.
         self._held[device].name = tap
+
+    def give_up_mac(self, device: str) -> None:
+        """Let another device have a device's MAC; the device takes another one next."""
+        self._held[device].mac = None
 
     def choose_mac(self, device: str, name: str) -> str:
         """Return a MAC for a device to which the user gives none."""

@@ -5,7 +5,8 @@
 """
 
 import logging
-from collections.abc import Callable, Sequence, Set
+import os
+from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -96,6 +97,16 @@ class Ports:
         for port in [port for port in self._away.values() if port.name == name]:
             port.close()
 
+    def make_way(self, ports: Iterable["TapPort"]) -> None:
+        """Have devices give up the names and MACs that others of them are to get.
+
+        Two devices can swap theirs by that: in `TapPort.change` each would wait for the
+        other.
+        """
+        wanted = [(port, config) for port in ports if (config := port.wanted())]
+        for port, config in wanted:
+            port.make_way(config, [other for one, other in wanted if one is not port])
+
     def forget(self, port: "TapPort") -> None:
         """Forget a port that was put away."""
         self._away = {one: held for one, held in self._away.items() if held is not port}
@@ -127,6 +138,8 @@ class TapPort:
         """The bridge that the user wants the TAP to join."""
         self._bridge_index: int | None = None
         """The bridge that the TAP has joined, or could not join."""
+        self._name_before: str | None = None
+        """The name that the TAP has given up, while it has got no other."""
         self._carrier = False
         self._options: NetOptions | None = None
         self._unused: Set[int] = frozenset()
@@ -265,6 +278,43 @@ class TapPort:
         wanted = self._ports.rules.of(name).bridge
         return None if wanted is None else Bridge(wanted)
 
+    def wanted(self) -> TapConfig | None:
+        """Return what the user's rules make of the TAP now; None if it cannot be."""
+        if self._tap is None or not self._claims:
+            return None
+        with suppress(Unusable):  # `change` says why
+            return self._ports.claims.wanted(
+                self._device, self._device_name, self._ports.rules
+            )
+        return None
+
+    def make_way(self, own: TapConfig, others: Sequence[TapConfig]) -> None:
+        """Give up name and MAC if others are to get them, and `change` has new ones.
+
+        Args:
+            own: what the user wants of this TAP.
+            others: what the user wants of the other TAPs.
+        """
+        assert self._tap is not None, "its settings are wanted"
+        before = self._config
+        if own.mac != before.mac and before.mac in [other.mac for other in others]:
+            self._ports.claims.give_up_mac(self._device)
+        name = self._tap.name
+        if _renames(before, own) and name in [other.name for other in others]:
+            # With our PID: an agent that is killed here leaves a TAP of such a name.
+            # What the kernel refuses here it refuses in `change` as well, with a text.
+            with suppress(Unusable, OSError):
+                number = self._ports.claims.number(self._device)
+                self._rename(self._tap, f"vp{os.getpid()}-{number}")
+                self._name_before = name
+
+    def _go_back(self) -> None:
+        """Take the name again that the TAP has given up, if it has got no other."""
+        before, self._name_before = self._name_before, None
+        if self._tap is not None and before is not None:
+            with suppress(Unusable, OSError):  # another device has it by now
+                self._rename(self._tap, before)
+
     def change(self) -> TapChange:
         """Bring the TAP to what the user's rules say now; its carrier stays.
 
@@ -281,6 +331,7 @@ class TapPort:
             )
         except Unusable as why:
             done.problems.append(str(why))
+            self._go_back()
             return done
         self._change_all(self._tap, before, now, done)
         if not done.problems:  # else the next `change` tries all again
@@ -294,8 +345,8 @@ class TapPort:
         for address in before.addresses:
             if address not in now.addresses:
                 done.attempt("address", partial(tap.remove_address, address))
-        if now.name not in (None, before.name) and "%d" not in str(now.name):
-            done.attempt("tap", partial(self._rename, tap, str(now.name)))
+        if _renames(before, now):
+            done.attempt("tap", partial(self._change_name, tap, str(now.name)))
         bridge = self._wanted_bridge(self._device_name)
         if (bridge and bridge.name) != (self._bridge and self._bridge.name):
             done.attempt("bridge", partial(self._change_bridge, tap, bridge))
@@ -306,6 +357,14 @@ class TapPort:
         for address in now.addresses:
             if address not in before.addresses:
                 done.attempt("address", partial(tap.add_address, address))
+
+    def _change_name(self, tap: Tap, name: str) -> None:
+        try:
+            self._rename(tap, name)
+        except (Unusable, OSError):
+            self._go_back()
+            raise
+        self._name_before = None
 
     def _rename(self, tap: Tap, name: str) -> None:
         tap.rename(name)
@@ -554,6 +613,11 @@ def _adopt(
         tap.close()
     log.info("TAP %s, left by an earlier agent, is removed: it differs", found.name)
     return None
+
+
+def _renames(before: TapConfig, now: TapConfig) -> bool:
+    """Whether the TAP gets another name when the user's rules change so."""
+    return now.name not in (None, before.name) and "%d" not in str(now.name)
 
 
 def _fits(name: str, wanted: str | None) -> bool:
