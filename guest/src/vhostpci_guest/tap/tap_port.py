@@ -16,6 +16,7 @@ from ..dataplane.interface import DataPlane
 from ..errors import Unusable
 from ..net_options import NetOptions, Offload
 from . import left
+from .adopt import adopt, fits_name
 from .bridge import Bridge
 from .change import TapChange
 from .claims import Claims
@@ -233,14 +234,14 @@ class TapPort:
         """
         tap = self._ports.take_away(self._mark)
         if tap is not None:
-            if _fits(tap.name, wanted) and len(tap.fds) == queues:
+            if fits_name(tap.name, wanted) and len(tap.fds) == queues:
                 tap.made = False  # it keeps the MAC that it has, as an earlier agent's
                 return tap
             tap.close()
         found = left.find(self._mark)
         if found is None:
             return None
-        return _adopt(found, wanted, queues, self._ports.requests)
+        return adopt(found, wanted, queues, self._ports.requests)
 
     def _make(self, wanted: str | None, queues: int, name: str) -> Tap:
         requests = self._ports.requests
@@ -592,35 +593,6 @@ class TapPort:
             self._unused = frozenset()
 
 
-def _adopt(
-    found: left.LeftTap, wanted: str | None, queues: int, requests: Requests
-) -> Tap | None:
-    """Attach to a TAP that an agent has left; remove it if it does not serve."""
-    several = queues > 1
-    fits = _fits(found.name, wanted) and found.several == several
-    if found.several and not fits:
-        requests.remove(found.index)
-    else:
-        try:
-            attached = queues if several and found.several else 1
-            tap = Tap(found.name, attached, requests=requests)
-        except Unusable:
-            return None  # another agent has it open
-        tap.ours = True
-        if fits:
-            log.info("TAP %s was left by an earlier agent", tap.name)
-            return tap
-        tap.close()
-    log.info("TAP %s, left by an earlier agent, is removed: it differs", found.name)
-    return None
-
-
 def _renames(before: TapConfig, now: TapConfig) -> bool:
     """Whether the TAP gets another name when the user's rules change so."""
     return now.name not in (None, before.name) and "%d" not in str(now.name)
-
-
-def _fits(name: str, wanted: str | None) -> bool:
-    """Whether a TAP that is there may have the name that the user wants."""
-    # A pattern fits any: it says that the name does not matter.
-    return wanted is None or "%d" in wanted or name == wanted
