@@ -8,12 +8,13 @@ raises `CannotLook`, or lets the OSError of a file through.  It never counts as 
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import partial
 from typing import Generic, TypeVar
 
 _Machine = TypeVar("_Machine")
+_One = TypeVar("_One")
 
 
 class Level(StrEnum):
@@ -73,12 +74,17 @@ def ok(looked_at: str, found: str, *, about: str = "", means: str = "") -> Seen:
     )
 
 
-def warn(
-    looked_at: str, found: str, *, means: str, repair: str, about: str = ""
+def _bad(
+    level: Level,
+    looked_at: str,
+    found: str,
+    *,
+    means: str,
+    repair: str,
+    about: str = "",
 ) -> Seen:
-    """Return what works and could be better, or could go wrong later."""
     return Seen(
-        level=Level.WARN,
+        level=level,
         looked_at=looked_at,
         found=found,
         means=means,
@@ -87,18 +93,10 @@ def warn(
     )
 
 
-def error(
-    looked_at: str, found: str, *, means: str, repair: str, about: str = ""
-) -> Seen:
-    """Return what is wrong."""
-    return Seen(
-        level=Level.ERROR,
-        looked_at=looked_at,
-        found=found,
-        means=means,
-        repair=repair,
-        about=about,
-    )
+warn = partial(_bad, Level.WARN)
+"""Return what works and could be better, or could go wrong later."""
+error = partial(_bad, Level.ERROR)
+"""Return what is wrong."""
 
 
 def skipped(why: str, *, about: str = "") -> Seen:
@@ -116,6 +114,35 @@ def look_safely(look: Callable[[], Iterable[Seen]], about: str = "") -> Iterator
         yield skipped(f"{why.filename} is not for this user: run as root", about=about)
     except OSError as why:
         yield skipped(f"{why.filename}: {why.strerror}", about=about)
+
+
+def check_of_each(
+    look: Callable[[_Machine, _One], Iterable[Seen]],
+    things: Callable[[_Machine], Sequence[_One]],
+    name: Callable[[_One], str],
+    nothing: Callable[[_Machine], str],
+) -> Callable[[_Machine], Iterator[Seen]]:
+    """Return the check that looks at several things of a machine, one by one.
+
+    What keeps it from looking at one does not keep it from the others.
+
+    Args:
+        look: looks at one of them.
+        things: returns all of them.
+        name: returns what one is called in the findings.
+        nothing: returns why there is none.
+    """
+
+    def look_at_all(machine: _Machine) -> Iterator[Seen]:
+        found = things(machine)
+        if not found:
+            raise CannotLook(nothing(machine))
+        for one in found:
+            about = name(one)
+            for seen in look_safely(partial(look, machine, one), about):
+                yield replace(seen, about=about)
+
+    return look_at_all
 
 
 def examine(checks: Iterable[Check[_Machine]], machine: _Machine) -> Iterator[Finding]:

@@ -2,12 +2,11 @@
 """What the checks of `vhostpci-guest doctor` may look at, and what they share."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 from vhostpci_shared import metadata as md
-from vhostpci_shared.findings import CannotLook, Seen, look_safely
+from vhostpci_shared.findings import Seen, check_of_each
 from vhostpci_shared.machine import Machine
 
 Described = dict[str, Any]
@@ -71,32 +70,24 @@ def each_device(
     look: Callable[[Slave, Described], Iterable[Seen]],
 ) -> Callable[[Slave], Iterator[Seen]]:
     """Return the check that looks at each PCI function."""
-
-    def look_at_all(slave: Slave) -> Iterator[Seen]:
-        if not slave.devices:
-            raise CannotLook("there is no ivshmem device")
-        for device in slave.devices:
-            about = device["address"]
-            for seen in look_safely(partial(look, slave, device), about):
-                yield replace(seen, about=about)
-
-    return look_at_all
+    return check_of_each(
+        look,
+        lambda slave: slave.devices,
+        lambda device: str(device["address"]),
+        lambda _slave: "there is no ivshmem device",
+    )
 
 
 def each_link(
     look: Callable[[Slave, Link], Iterable[Seen]],
 ) -> Callable[[Slave], Iterator[Seen]]:
     """Return the check that looks at each device that an agent serves."""
-
-    def look_at_all(slave: Slave) -> Iterator[Seen]:
-        if not slave.links:
-            raise CannotLook(slave.forbidden or "no agent serves a device")
-        for link in slave.links:
-            about = link["name"] or link["device"]
-            for seen in look_safely(partial(look, slave, link), about):
-                yield replace(seen, about=about)
-
-    return look_at_all
+    return check_of_each(
+        look,
+        lambda slave: slave.links,
+        lambda link: str(link["name"] or link["device"]),
+        lambda slave: slave.forbidden or "no agent serves a device",
+    )
 
 
 def possible(device: Described) -> list[str]:

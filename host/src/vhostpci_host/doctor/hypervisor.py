@@ -2,10 +2,9 @@
 """What the checks of `vhostpci-host doctor` may look at, and what they share."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 
-from vhostpci_shared.findings import CannotLook, Seen, look_safely
+from vhostpci_shared.findings import CannotLook, Seen, check_of_each
 from vhostpci_shared.machine import Machine
 
 from ..interfaces import FAILED, Json
@@ -97,16 +96,12 @@ def each_device(
     look: Callable[[Hypervisor, Json], Iterable[Seen]],
 ) -> Callable[[Hypervisor], Iterator[Seen]]:
     """Return the check that looks at each device that is served."""
-
-    def look_at_all(host: Hypervisor) -> Iterator[Seen]:
-        if not host.served:
-            raise CannotLook("no daemon here has told us of a device")
-        for device in host.served:
-            name = device["name"]
-            for seen in look_safely(partial(look, host, device), name):
-                yield replace(seen, about=name)
-
-    return look_at_all
+    return check_of_each(
+        look,
+        lambda host: host.served,
+        lambda device: str(device["name"]),
+        lambda _host: "no daemon here has told us of a device",
+    )
 
 
 def mib(size: int) -> str:
