@@ -14,6 +14,7 @@ import pytest
 from tests.fakes.keeper import FakeKeeper
 from tests.fakes.ports import RecordedPlugger
 from tests.fakes.windows import MIB
+from tests.unit.host.daemon.play import player
 from tests.waiting import TIMEOUT
 from vhostpci_host import sockets
 from vhostpci_host.config.device import DeviceConfig, Mode
@@ -77,16 +78,7 @@ Play = Callable[[Scene], Awaitable[None]]
 @pytest.fixture
 def play(tmp_path: Path) -> Callable[[Play], None]:
     """Run a test's part in the loop of a daemon that is closed after it."""
-
-    async def run(part: Play) -> None:
-        scene = Scene(tmp_path)
-        try:
-            scene.daemon.serve_control(tmp_path)
-            await part(scene)
-        finally:
-            await scene.daemon.close()
-
-    return lambda part: asyncio.run(asyncio.wait_for(run(part), TIMEOUT))
+    return player(Scene, tmp_path)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.windows import MIB
+from tests.unit.host.daemon.play import player
 from tests.waiting import TIMEOUT, until
 from vhostpci_host.config.device import DeviceConfig, Mode
 from vhostpci_host.daemon import control, monitor
@@ -84,16 +85,7 @@ Play = Callable[[Scene], Awaitable[None]]
 @pytest.fixture
 def play(tmp_path: Path) -> Callable[[Play], None]:
     """Run a test's part in the loop of a daemon that is closed after it."""
-
-    async def run(part: Play) -> None:
-        scene = Scene(tmp_path)
-        try:
-            scene.daemon.serve_control(tmp_path)
-            await part(scene)
-        finally:
-            await scene.daemon.close()
-
-    return lambda part: asyncio.run(asyncio.wait_for(run(part), TIMEOUT))
+    return player(Scene, tmp_path)
 
 
 def test_subscriber_learns_what_is_there_and_what_comes_and_goes(
