@@ -50,6 +50,7 @@ from .offer import Offer
 from .peer_log import PeerLog
 from .publisher import Publisher
 from .quiesce import POLL
+from .restoration import Restoration
 from .ring_handover import RingHandover
 from .ring_lease import Lease
 from .ring_reports import RingReports
@@ -58,9 +59,6 @@ from .traffic import Traffic
 from .windows import ShownWindows
 
 log = logging.getLogger(__name__)
-
-QUIET = 60.0
-"""Seconds between two lines about a file that is cut again and again."""
 
 
 class Device:
@@ -119,7 +117,7 @@ class Device:
         self._debounce = Debounce(loop, self._settle)
         self._handover = self._new_handover()
         self._replacing = False
-        self._quiet_until = 0.0
+        self._restoration = Restoration(config.name, store, loop, self._restored)
         if left is None:
             self._publish()
         else:
@@ -188,7 +186,9 @@ class Device:
             self._log.info(text, kind=text)
         self.master = port
         self.backend = self.new_backend(port)
-        self._restore_memory(sizes=False)  # the master that is gone may have harmed it
+        self._restoration.look(
+            sizes=False
+        )  # the master that is gone may have harmed it
         self._publish()
 
     def new_backend(self, port: MasterPort, *, known: bool = False) -> Backend:
@@ -527,7 +527,7 @@ class Device:
     def go_on(self) -> None:
         """Serve again, when everything is there that was left."""
         self._metadata.beat()
-        self._restore_memory(sizes=False)
+        self._restoration.look(sizes=False)
         self._publish()
         if self.slave is not None:
             self.slave.signal_all()
@@ -548,7 +548,7 @@ class Device:
         # There may be hundreds of devices with nothing to do but this: make no system
         # call here, and read only two places in memory.
         if not self._metadata.formatted():
-            self._restore_memory(sizes=False)
+            self._restoration.look(sizes=False)
         # Each time: an agent that has given the rings to another process takes them
         # back when some beats are missing.
         self._metadata.beat()
@@ -573,7 +573,7 @@ class Device:
         Args:
             names: whether a name in the memory files' directory may have changed.
         """
-        self._restore_memory(sizes=True)
+        self._restoration.look(sizes=True)
         self._look_at_agent()
         self.traffic.sample(self._loop.time())
         features = self.setup.features if self.setup else Feature(0)
@@ -586,16 +586,8 @@ class Device:
         ):
             log.warning("%s: %s", self.config.name, problem)
 
-    def _restore_memory(self, *, sizes: bool) -> None:
-        if what := self.store.restore(sizes=sizes):
-            self._memory_restored(what)
-
-    def _memory_restored(self, what: str) -> None:
-        """Write the metadata again: it was lost by `what`."""
-        now = self._loop.time()
-        if now >= self._quiet_until:
-            self._quiet_until = now + QUIET
-            log.error("%s: %s; the metadata is written again", self.config.name, what)
+    def _restored(self) -> None:
+        """Write the metadata again, which was lost."""
         self.publisher.reformat()
         self._renew_running()
         self._publish()
