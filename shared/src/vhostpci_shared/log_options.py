@@ -36,6 +36,10 @@ _PRIORITIES = (
 )
 
 
+# Else a command's default would replace what was given before the command.
+_NONE = argparse.SUPPRESS
+
+
 def add_to(parser: argparse.ArgumentParser) -> None:
     """Add the options to a parser: of the whole program, and of each command.
 
@@ -43,15 +47,25 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     is logged, the last one holds; behind the command is later.
     """
     group = parser.add_argument_group("log")
-    # SUPPRESS: else the command's default would replace what was given before it.
-    none = argparse.SUPPRESS
+    _add_levels(group)
+    group.add_argument(
+        "--log-format",
+        choices=FORMATS,
+        default=_NONE,
+        help="how lines of the log look: text; json, one object a line; journal, with "
+        "the priority in front as journald reads it (default: journal if standard "
+        "error leads to the journal, else text)",
+    )
+
+
+def _add_levels(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "-v",
         "--verbose",
         dest="log_level",
         action="store_const",
         const="debug",
-        default=none,
+        default=_NONE,
         help="log more: --log-level debug",
     )
     group.add_argument(
@@ -60,22 +74,14 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         dest="log_level",
         action="store_const",
         const="warning",
-        default=none,
+        default=_NONE,
         help="log warnings and errors only: --log-level warning",
     )
     group.add_argument(
         "--log-level",
         choices=tuple(LEVELS),
-        default=none,
+        default=_NONE,
         help="the least important lines that are logged (default: info)",
-    )
-    group.add_argument(
-        "--log-format",
-        choices=FORMATS,
-        default=none,
-        help="how lines of the log look: text; json, one object a line; journal, with "
-        "the priority in front as journald reads it (default: journal if standard "
-        "error leads to the journal, else text)",
     )
 
 

@@ -86,14 +86,27 @@ def run(arguments: argparse.Namespace) -> None:
             bridge.Bridge(name).make()
         control = _control(undo, helpers)
         separation.give_up(user, asked=settings.user is not None)
-        ports = _ports(settings, helpers)
-        source = _source(settings, helpers.system)
-        agent = Agent(
-            *(source, ports.make, control),
-            configuration=Configuration(file, ports, helpers),
-        )
+        agent = _agent(settings, file, helpers, control)
         undo.callback(agent.close)
         agent.run(signals)
+
+
+def _agent(
+    settings: Settings,
+    file: Path | None,
+    helpers: separation.Helpers,
+    control: status_socket.Control | None,
+) -> Agent:
+    """Make the agent, as the user that it is to be.
+
+    Raises:
+        Unusable: this machine lacks something, or has no such device.
+    """
+    ports = _ports(settings, helpers)
+    return Agent(
+        *(_source(settings, helpers.system), ports.make, control),
+        configuration=Configuration(file, ports, helpers),
+    )
 
 
 def file_of(arguments: argparse.Namespace) -> Path | None:
