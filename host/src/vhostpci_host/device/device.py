@@ -118,11 +118,14 @@ class Device:
         self._handover = self._new_handover()
         self._replacing = False
         self._restoration = Restoration(config.name, store, loop, self._restored)
+        self._begin(left)
+
+    def _begin(self, left: DeviceLeft | None) -> None:
         if left is None:
             self._publish()
         else:
             self.agent.offers = left.state.agent.offers
-        loop.add_reader(self.doorbell.fileno(), self._on_doorbell)
+        self._loop.add_reader(self.doorbell.fileno(), self._on_doorbell)
 
     def _new_publisher(self, left: DeviceLeft | None) -> Publisher:
         instance = random.getrandbits(63) | 1
@@ -186,9 +189,8 @@ class Device:
             self._log.info(text, kind=text)
         self.master = port
         self.backend = self.new_backend(port)
-        self._restoration.look(
-            sizes=False
-        )  # the master that is gone may have harmed it
+        # The master that is gone may have harmed it.
+        self._restoration.look(sizes=False)
         self._publish()
 
     def new_backend(self, port: MasterPort, *, known: bool = False) -> Backend:

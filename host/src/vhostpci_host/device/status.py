@@ -56,13 +56,7 @@ def describe(
         "plugging": plugger.status() if plugger else None,
         "queue_pairs": config.queue_pairs,
         "vectors": config.vectors,
-        "sockets": {
-            "vhost_user": str(config.vhost_user),
-            "ivshmem": str(config.ivshmem),
-            "control": str(config.control),
-        },
-        "connects": config.connect is not None,
-        "connect_problem": connect_problem or None,
+        **_sockets(config, connect_problem),
         "carrier": carrier,
         "features": _features(device),
         "generation": device.publisher.generation,
@@ -73,6 +67,18 @@ def describe(
         "rates": device.traffic.rates(),
         "cleared": device.cleared,
         "rings": [_ring(device, index) for index in range(config.rings)],
+    }
+
+
+def _sockets(config: DeviceConfig, connect_problem: str) -> Json:
+    return {
+        "sockets": {
+            "vhost_user": str(config.vhost_user),
+            "ivshmem": str(config.ivshmem),
+            "control": str(config.control),
+        },
+        "connects": config.connect is not None,
+        "connect_problem": connect_problem or None,
     }
 
 
