@@ -3,23 +3,28 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import golden
 from tests.fakes.driver import INDIRECT, NEXT, Desc, Machine
 from tests.fakes.packed_driver import PackedDriver
 from vhostpci_shared import metadata as md
 from vhostpci_shared.dump import report, text
 from vhostpci_shared.dump.guest_memory import Unreadable
 from vhostpci_shared.position import Position
+from vhostpci_shared.terminal import Terminal
 from vhostpci_shared.virtio import Feature
 
 Json = dict[str, Any]
 WINDOW = 256
 NUM = 8
+PIPE = Terminal(None)
+GOLDEN = Path(__file__).parent / "golden"
 
 
 class Windows:
@@ -208,14 +213,14 @@ def test_ring_that_moves_meanwhile_is_said(machine: Machine, windows: Windows) -
     windows.on_read = move
     found = report.dump(windows, 1)
     assert found["rings"][0]["moved"]
-    assert any("! it moved while" in line for line in text.lines(found))
+    assert any("! it moved while" in line for line in text.lines(found, PIPE))
 
 
 def test_daemon_that_writes_all_the_time_is_said(windows: Windows) -> None:
     windows.metadata[md.GENERATION_OFFSET] = 5
     found = report.dump(windows)
     assert not found["consistent"]
-    assert "the daemon wrote" in next(text.lines(found))
+    assert "the daemon wrote" in next(text.lines(found, PIPE))
 
 
 def test_ring_in_a_window_that_is_not_there(machine: Machine, windows: Windows) -> None:
@@ -268,6 +273,32 @@ def test_packed_ring_shows_what_is_available() -> None:
         assert "does not say" in ring_of(windows)["problems"][0]
 
 
+@pytest.mark.parametrize("kind", golden.TERMINALS)
+def test_dump_of_split_rings_looks_like_this(
+    machine: Machine, windows: Windows, kind: str
+) -> None:
+    machine.tx.send(b"head", b"body")
+    machine.tx.send(b"one", b"two", indirect=True)
+    machine.tx.hand_over(Desc(0, 16))
+    windows.put(md.AGENT + 0x18, (77).to_bytes(4, "little"))
+    found = report.dump(windows, 1)
+    shown = list(text.lines(found, golden.TERMINALS[kind]))
+    golden.check(GOLDEN / f"dump-{kind}.txt", shown)
+
+
+def test_dump_of_a_packed_ring_looks_like_this() -> None:
+    with Machine(kind=PackedDriver, num=NUM, start=PackedDriver.FRESH) as machine:
+        entries = [entry_of(one, packed=True) for one in (machine.rx, machine.tx)]
+        windows = Windows(machine, *entries)
+        tx = machine.tx
+        at = {"desc": tx.desc, "driver": tx.avail, "device": tx.used, "size": NUM}
+        where = Position(origin=1, at=1 << 15, next=1 << 15, **at)
+        windows.put(md.POSITIONS + Position.layout.size, where)
+        tx.send(b"one", b"two", indirect=True)
+        found = report.dump(windows, 1)
+    golden.check(GOLDEN / "dump-packed.txt", text.lines(found, Terminal(80)))
+
+
 @given(st.data())
 def test_any_bytes_are_dumped(data: st.DataObject) -> None:
     """Whatever lies in the metadata and the rings, there is a dump, within bounds."""
@@ -286,4 +317,6 @@ def test_any_bytes_are_dumped(data: st.DataObject) -> None:
                 found = report.dump(windows, ring)
             except Unreadable:
                 continue
-            assert all(line.isprintable() for line in text.lines(found))
+            for terminal in golden.TERMINALS["40"], PIPE:
+                shown = text.lines(found, terminal)
+                assert all(line.isprintable() for line in shown)

@@ -13,6 +13,7 @@ from typing import Any
 from vhostpci_shared.dump import report, text
 from vhostpci_shared.dump.guest_memory import Unreadable
 from vhostpci_shared.metadata import SLAVE_ID
+from vhostpci_shared.terminal import Terminal, add_color
 
 from .. import status_socket
 from ..errors import Unusable
@@ -30,6 +31,7 @@ def add_dump(parser: argparse.ArgumentParser) -> None:
         help="only this vring, with all of its descriptors",
     )
     parser.add_argument("-j", "--json", action="store_true", help="as JSON")
+    add_color(parser)
     parser.set_defaults(run=_dump)
 
 
@@ -42,7 +44,8 @@ def _dump(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps({"name": link["name"], **found}, indent=2))
     else:
-        print("\n".join(text.lines(found)))
+        terminal = Terminal.of(color=arguments.color)
+        print("\n".join(text.lines(found, terminal)))
 
 
 class AgentWindows:

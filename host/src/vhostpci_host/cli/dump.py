@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vhostpci_shared.dump import report, text
 from vhostpci_shared.dump.guest_memory import Unreadable
+from vhostpci_shared.terminal import Terminal, add_color
 
 from ..config import options
 from ..errors import HostError
@@ -39,6 +40,7 @@ def add_dump(parser: argparse.ArgumentParser) -> None:
         help="only this vring, with all of its descriptors",
     )
     parser.add_argument("-j", "--json", action="store_true", help="print JSON")
+    add_color(parser)
     parser.set_defaults(run=_dump)
 
 
@@ -57,7 +59,8 @@ def _dump(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps({"name": args.name, **found}, indent=2))
     else:
-        print("\n".join(text.lines(found)))
+        terminal = Terminal.of(color=args.color)
+        print("\n".join(text.lines(found, terminal)))
 
 
 class FileWindows:
