@@ -49,9 +49,6 @@ NOT_SOURCE = shutil.ignore_patterns(
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 """The versions whose dependencies --with-dependencies fetches."""
 
-EXTRAS = "[metrics,top]"
-"""What the host's daemon can do with more from PyPI."""
-
 PLATFORMS = ("manylinux_2_34", "manylinux_2_28", "manylinux_2_17", "manylinux2014")
 """The platforms that a dependency may be for: those of our own wheels or older."""
 
@@ -272,9 +269,7 @@ def fetch_dependencies(published: list[Path], target: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     wheels = [
-        f"{shutil.copy(path, target)}{EXTRAS if 'vhostpci_host' in path.name else ''}"
-        for path in published
-        if path.suffix == ".whl"
+        str(shutil.copy(path, target)) for path in published if path.suffix == ".whl"
     ]
     machine = os.uname().machine
     platforms = [f"--platform={name}_{machine}" for name in PLATFORMS]
