@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from tests.vm.cache import digest, entry, one_at_a_time
@@ -32,12 +33,13 @@ def built() -> Path:
         assert done.returncode == 0, done.stdout
         (directory / "log").write_text(done.stdout)
 
-    return entry("packages", _contents(), make, keep=3)
+    return entry("packages", contents(SOURCES), make, keep=3)
 
 
-def _contents() -> list[str]:
+def contents(names: Iterable[str]) -> list[str]:
+    """Keys for the files of the checkout that have these names, or are below them."""
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "-co", "--exclude-standard", *SOURCES],
+        ["git", "ls-files", "-z", "-co", "--exclude-standard", *names],
         cwd=CHECKOUT,
         check=True,
         stdout=subprocess.PIPE,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.install import fresh, readme
+from tests.install import fresh, offline, readme
 from tests.install.fresh import SOURCES, FreshMachine
 from tests.vm.image import CHECKOUT
 from vhostpci_host.cli import qemu_args
@@ -97,25 +97,15 @@ def test_demo_is_set_up_once(machine: FreshMachine) -> None:
     machine.run("make --dry-run demo")
 
 
-@pytest.fixture(scope="module")
-def offline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that is carried to machines without a compiler, built on Debian 12."""
-    place = tmp_path_factory.mktemp("builder")
-    found = tmp_path_factory.mktemp("carried") / "offline"
-    with fresh.machine(fresh.RELEASES[12], place) as builder:
-        for line in readme.commands("guest/README.md", "Build them, as root"):
-            # There is no git in that machine, to ask for the last commit's time.
-            builder.run(f"export SOURCE_DATE_EPOCH=1700000000; {line}")
-        shutil.copytree(builder.path(SOURCES / "dist" / "offline"), found)
-    return found
-
-
 @pytest.mark.parametrize("release", [*fresh.RELEASES.values(), fresh.NEXT])
 def test_machine_without_compiler_and_network_takes_the_wheels(
-    release: str, offline: Path, tmp_path: Path
+    release: str, tmp_path: Path
 ) -> None:
-    with fresh.machine(release, tmp_path) as slave:
-        shutil.copytree(offline, slave.path(SOURCES / "offline"))
+    for name in ("builder", "slave"):
+        (tmp_path / name).mkdir()
+    carried = offline.build(tmp_path / "builder")
+    with fresh.machine(release, tmp_path / "slave") as slave:
+        shutil.copytree(carried, slave.path(SOURCES / "offline"))
         debian, *rest = readme.commands("guest/README.md", "Install it there, as root")
         slave.run(debian)
         assert slave.attempt("command -v gcc").returncode
