@@ -72,6 +72,9 @@ SURROUNDINGS = (
     Surroundings("another/and-deeper", 0o600, {"TZ": "Pacific/Chatham", "LC_ALL": "C"}),
 )
 
+UNIT = ROOT / "guest/systemd/vhostpci-guest.service"
+"""What a slave without a checkout needs beside the wheels."""
+
 UMASK = 0o022
 """auditwheel writes the permissions of files into the wheel."""
 
@@ -106,7 +109,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--with-dependencies",
         action="store_true",
         help="also make DIRECTORY/offline: the wheels and all that they need from PyPI"
-        f" with Python {PYTHONS[0]} to {PYTHONS[-1]}, for machines without a network",
+        f" with Python {PYTHONS[0]} to {PYTHONS[-1]}, for machines without a network,"
+        " and the agent's unit for systemd",
     )
     parser.add_argument(
         "--sbom",
@@ -271,6 +275,7 @@ def fetch_dependencies(published: list[Path], target: Path) -> None:
     wheels = [
         str(shutil.copy(path, target)) for path in published if path.suffix == ".whl"
     ]
+    shutil.copy(UNIT, target)
     machine = os.uname().machine
     platforms = [f"--platform={name}_{machine}" for name in PLATFORMS]
     for version in PYTHONS:

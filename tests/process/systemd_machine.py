@@ -111,10 +111,14 @@ class Machine:
         """Return where a file of the machine is for us."""
         return self.root / path.lstrip("/")
 
+    def command(self, *argv: str) -> list[str]:
+        """Return the command by which a command runs there."""
+        return [*self._enter, *argv]
+
     def attempt(self, *argv: str) -> subprocess.CompletedProcess[str]:
         """Run a command that may fail."""
         return subprocess.run(
-            [*self._enter, *argv],
+            self.command(*argv),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
