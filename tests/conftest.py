@@ -40,7 +40,9 @@ NEEDS = {
     ),
     "libfuzzer": ("clang", "nice"),
     "atheris": ("atheris", "nice"),
-    "install": ("chroot", "debootstrap", "nsenter", "unshare"),
+    "install": (
+        *("chroot", "debootstrap", "git", "mke2fs", "nsenter", "setpriv", "unshare"),
+    ),
     "libvirt": ("libvirtd", "qemu-system-x86_64", "unshare", "virsh", "xmllint"),
     "process": (
         "/dev/net/tun",

@@ -56,6 +56,7 @@ mkdir "$0/upper" "$0/work" "$0/root"
 mount -t overlay -o "lowerdir=$1,upperdir=$0/upper,workdir=$0/work" vhostpci "$0/root"
 for name in /dev /proc /sys; do mount --rbind "$name" "$0/root$name"; done
 mount -t tmpfs vhostpci "$0/root/run"
+mount -t tmpfs -o mode=1777 vhostpci "$0/root/dev/shm"
 mount --bind "$2" "$0/root/var/cache/apt/archives"
 mkdir -p "$0/root$4"
 cp -r "$3/." "$0/root$4"
@@ -126,12 +127,41 @@ class FreshMachine:
     def __init__(self, root: Path, process: int) -> None:
         # As that process sees it, in whose namespace alone it is mounted.
         self._root = Path(f"/proc/{process}/root{root}")
-        self._enter = ["nsenter", "--mount", "--target", str(process)]
-        self._enter += ["chroot", str(root), "env", "-C", str(SOURCES), "bash", "-ec"]
+        self._mounts = ["nsenter", "--mount", "--target", str(process)]
+        self._place = root
+        self._enter = [*self._mounts, "chroot", str(root), "env", "-C", str(SOURCES)]
+        self._enter += ["bash", "-ec"]
 
     def path(self, path: Path) -> Path:
         """Return where a file of the machine is for us."""
         return self._root / path.relative_to("/")
+
+    def command(self, script: str, *arguments: str) -> list[str]:
+        """Return a command that runs shell text there, with ``$1`` and so on."""
+        return [*self._enter, script, "bash", *arguments]
+
+    def share(self, directory: Path) -> None:
+        """Let the machine have a directory of ours, by the same path."""
+        self._mount(
+            f'mkdir -p "$0{directory}"; mount --bind {directory} "$0{directory}"'
+        )
+
+    def make_disk(self, file: Path, size: str) -> None:
+        """Write all files of the machine to a new disk, but the checkout of ours."""
+        # A bind mount has nothing of what is mounted below: devices, packages.
+        self._mount(
+            f'rm -rf "$0{SOURCES}"/*; cd "$0/.."; '
+            "mkdir plain; mount --bind root plain; "
+            f"mke2fs -q -t ext4 -d plain {file} {size}; umount plain"
+        )
+
+    def _mount(self, script: str) -> None:
+        """Run shell text in the machine's namespace, outside of its root ($0)."""
+        subprocess.run(
+            [*self._mounts, "sh", "-ec", script, str(self._place)],
+            check=True,
+            timeout=300,
+        )
 
     def run(self, command: str) -> str:
         """Run shell text; returns what it wrote, and fails with that."""

@@ -55,7 +55,6 @@ WantedBy=sysinit.target
 
 FILES = {
     "init": INIT,
-    "etc/systemd/system/vhostpci-test.service": UNIT,
     # The agent's TAP has an address from the beginning.
     "etc/vhostpci/guest.toml": 'tap = "vp0"\naddress = "10.77.0.2/24"\n',
     "etc/hostname": "slave\n",
@@ -128,13 +127,20 @@ def _finish(root: Path, kernel: Image) -> None:
         (root / name).write_text(text)
     (root / "init").chmod(0o755)
     (root / "tmp").mkdir(mode=0o1777)
+    add_server(root)
+    (root / "etc/machine-id").write_text("76686f73747063690000000000000001\n")
+
+
+def add_server(root: Path) -> None:
+    """Let systemd start the server that runs the tests' commands."""
     tools = root / "usr/lib/vhostpci-test"
     tools.mkdir()
     shutil.copy(image.SERVER, tools)
-    wants = root / "etc/systemd/system/sysinit.target.wants"
+    units = root / "etc/systemd/system"
+    (units / "vhostpci-test.service").write_text(UNIT)
+    wants = units / "sysinit.target.wants"
     wants.mkdir(exist_ok=True)
     (wants / "vhostpci-test.service").symlink_to("../vhostpci-test.service")
-    (root / "etc/machine-id").write_text("76686f73747063690000000000000001\n")
 
 
 def _write(root: Path, target: Path) -> None:

@@ -142,8 +142,7 @@ class Vm:
         self._qemu_log.parent.mkdir(parents=True, exist_ok=True)
         directory = TemporaryDirectory(prefix="vhostpci-")
         self.run_dir = Path(self._stack.enter_context(directory))
-        argv = [self._program or qemu.binary(), "-name", self.name, *self._options]
-        argv += qemu.lines(self.run_dir, self.serial_log)
+        argv = [*self._command(), *qemu.lines(self.run_dir, self.serial_log)]
         prefix = self._namespace.prefix if self._namespace else []
         with self._qemu_log.open("ab") as log:
             log.write(f"{shlex.join(argv)}\n".encode())
@@ -156,6 +155,10 @@ class Vm:
                 # Ctrl-C must not reach QEMU: the tests end the VMs in order.
                 start_new_session=True,
             )
+
+    def _command(self) -> list[str]:
+        """Return the command that starts QEMU, but for its ways to this harness."""
+        return [self._program or qemu.binary(), "-name", self.name, *self._options]
 
     def close(self) -> None:
         """Kill QEMU if it still runs, and remove its sockets."""
@@ -185,6 +188,10 @@ class Vm:
     def reboot(self, timeout: float = BOOT_TIMEOUT) -> None:
         """Reboot the guest and wait until it takes commands again."""
         self.call("reboot", timeout=5)
+        self.wait_rebooted(timeout)
+
+    def wait_rebooted(self, timeout: float = BOOT_TIMEOUT) -> None:
+        """Wait until the guest, which was told to reboot, takes commands again."""
         self._wait_boot(timeout)
 
     def run(

@@ -155,12 +155,12 @@ def _take_kernel(root: Path, release: str, target: Path) -> None:
     found = [place for place in places if place.exists()]
     if not found:
         raise RuntimeError(f"no kernel: none of {', '.join(map(str, places))} is there")
-    _unpack_kernel(found[0], target)
+    unpack_kernel(found[0], target)
     found[0].unlink()
     shutil.rmtree(root / "boot", ignore_errors=True)
 
 
-def _unpack_kernel(source: Path, target: Path) -> None:
+def unpack_kernel(source: Path, target: Path) -> None:
     """Take the ELF kernel out of Debian's self-extracting one.
 
     QEMU starts either (this one by its PVH entry), but XZ under TCG takes two of
