@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.vm import suites
-from tests.vm.cache import cache_dir, discard_old, fresh, one_at_a_time
+from tests.vm.cache import cache_dir, discard_old, one_at_a_time
+from tests.vm.cache import fresh as fresh_entry
 from tests.vm.image import CHECKOUT
 from tools.wheels import NOT_SOURCE
 
@@ -45,19 +46,22 @@ APT::Get::Assume-Yes "true";
 Dpkg::Use-Pty "false";
 Acquire::https::CaInfo "/etc/trusted.crt";
 Acquire::Check-Valid-Until "false";
+Binary::apt::APT::Keep-Downloaded-Packages "true";
 """
 """A user says yes when apt asks.  A mirror may be some weeks behind Debian testing."""
 
 # No mount of it is seen outside, and all end with this shell, which ends at the end of
 # its input.  $0 is the directory to work in, $1 the base, $2 where packages are kept.
+# APT writes elsewhere, since it takes a lock there, and other machines may run beside.
 MOUNTS = """
 mount -t tmpfs vhostpci "$0"
-mkdir "$0/upper" "$0/work" "$0/root"
+mkdir "$0/upper" "$0/work" "$0/root" "$0/archives" "$0/archives-work"
 mount -t overlay -o "lowerdir=$1,upperdir=$0/upper,workdir=$0/work" vhostpci "$0/root"
 for name in /dev /proc /sys; do mount --rbind "$name" "$0/root$name"; done
 mount -t tmpfs vhostpci "$0/root/run"
 mount -t tmpfs -o mode=1777 vhostpci "$0/root/dev/shm"
-mount --bind "$2" "$0/root/var/cache/apt/archives"
+mount -t overlay -o "lowerdir=$2,upperdir=$0/archives,workdir=$0/archives-work" \
+    vhostpci "$0/root/var/cache/apt/archives"
 mkdir -p "$0/root$4"
 cp -r "$3/." "$0/root$4"
 echo ready
@@ -72,7 +76,7 @@ def base(codename: str) -> Path:
     root = cache_dir() / "fresh" / f"{codename}-{week}"
     if not root.exists():
         log.info("installing the smallest Debian %s, 60 MB", codename)
-        with fresh(root) as path:
+        with fresh_entry(root) as path:
             _debootstrap(codename, path)
         discard_old(root.parent.glob(f"{codename}-*"), keep=1)
     return root
@@ -99,7 +103,6 @@ def _debootstrap(codename: str, root: Path) -> None:
     )
     if done.returncode:
         raise RuntimeError(f"debootstrap {codename} failed:\n{done.stdout[-2000:]}")
-    (root / "etc/apt/apt.conf.d/99vhostpci").write_text(SETTINGS)
     shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
     if CERTIFICATES.exists():
         shutil.copy(CERTIFICATES, root / "etc/trusted.crt")
@@ -154,6 +157,13 @@ class FreshMachine:
             "mkdir plain; mount --bind root plain; "
             f"mke2fs -q -t ext4 -d plain {file} {size}; umount plain"
         )
+
+    def keep_packages(self, directory: Path) -> None:
+        """Copy to a directory the packages that APT has downloaded."""
+        for file in (self._root.parent / "archives").glob("*.deb"):
+            if file.is_file() and not (directory / file.name).exists():
+                with fresh_entry(directory / file.name) as path:
+                    shutil.copy(file, path)
 
     def _mount(self, script: str) -> None:
         """Run shell text in the machine's namespace, outside of its root ($0)."""
@@ -223,5 +233,7 @@ def machine(codename: str, place: Path) -> Iterator[FreshMachine]:
         if process.stdout.readline() != b"ready\n":
             raise RuntimeError(f"no copy of Debian {codename} could be mounted")
         found = FreshMachine(files / "root", process.pid)
+        found.path(Path("/etc/apt/apt.conf.d/99vhostpci")).write_text(SETTINGS)
         found.run("apt-get update -q")
         yield found
+        found.keep_packages(packages(codename))
