@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +29,9 @@ RELEASES = {12: "bookworm", 13: "trixie"}
 
 NEXT = "testing"
 """What will be the next release: another Python, another C library."""
+
+FOLDERS = ("shared", "host", "guest", "tools")
+"""The folders of a checkout that most of its commands need."""
 
 BUILD_FILES = ("Makefile", "pyproject.toml", "tox.ini", "toxfile.py")
 """What a checkout has beside its folders, for `make`."""
@@ -210,10 +213,18 @@ class FreshMachine:
 
 
 @contextmanager
-def machine(codename: str, place: Path) -> Iterator[FreshMachine]:
-    """A machine whose files lie below ``place`` as long as the block runs."""
+def machine(
+    codename: str, place: Path, folders: Sequence[str] = FOLDERS
+) -> Iterator[FreshMachine]:
+    """A machine whose files lie below ``place`` as long as the block runs.
+
+    Args:
+        codename: the release of Debian.
+        place: an empty directory.
+        folders: what of the checkout is there.
+    """
     sources = place / "sources"
-    for name in ("shared", "host", "guest", "tools"):
+    for name in folders:
         shutil.copytree(
             CHECKOUT / name, sources / name, ignore=NOT_SOURCE, symlinks=True
         )
