@@ -96,6 +96,11 @@ def root_of(made: Image) -> Path:
     return made.initrd.parent / "root"
 
 
+def modules_of(made: Image) -> Path:
+    """The directory with the modules of an image's kernel."""
+    return made.kernel.parent / "modules" / made.release
+
+
 def _copy(root: Path, target: Path) -> None:
     """Copy a machine, without what is mounted there, which is the files of this one."""
     mounted = {root / name for name in MOUNTED}
@@ -121,8 +126,7 @@ def _install(new: fresh.FreshMachine) -> None:
 def _finish(root: Path, kernel: Image) -> None:
     for name in PRUNED.split():
         shutil.rmtree(root / name, ignore_errors=True)
-    modules = kernel.kernel.parent / "modules" / kernel.release
-    shutil.copytree(modules, root / "usr/lib/modules" / kernel.release)
+    shutil.copytree(modules_of(kernel), root / "usr/lib/modules" / kernel.release)
     for name, text in FILES.items():
         (root / name).write_text(text)
     (root / "init").chmod(0o755)

@@ -17,17 +17,14 @@ from pathlib import Path
 import pytest
 
 from tests.install import packages, systemd_image
-from tests.vm import image
-from tests.vm.daemon import Daemon
+from tests.install.systemd_slave import AGENT, BOOT, SystemdSlave, booted, served
 from tests.vm.image import CHECKOUT
-from tests.vm.pair import TAP, Master, Pair, Slave
+from tests.vm.pair import Pair
 from vhostpci_shared import __version__
 
 pytestmark = pytest.mark.debs
 
-AGENT, HOST = "vhostpci-guest", "vhostpci-host"
-BOOT = 300.0
-"""Seconds of the guest's: systemd starts some thirty programs, in an emulated VM."""
+HOST = "vhostpci-host"
 
 FILES = {
     "vhostpci-host": (
@@ -53,62 +50,16 @@ FILES = {
 }
 
 
-class SystemdSlave(Slave):
-    """A slave VM whose agent is started by udev."""
-
-    def show(self, unit: str, name: str) -> str:
-        """Return a property of a unit's."""
-        return self.run(f"systemctl show --value -p {name} {unit}").stdout.strip()
-
-    def wait_served(self) -> None:
-        """Wait until the agent, which no test starts, has its TAP."""
-        self.wait_until(
-            self._has_tap,
-            lambda: self.run(f"systemctl status {AGENT}", check=False).stdout,
-            BOOT,
-        )
-
-    def wait_successor(self, before: str) -> None:
-        """Wait until another agent than `before` serves."""
-        self.wait_until(
-            lambda: (
-                self.show(AGENT, "MainPID") not in ("0", before)
-                and self.show(AGENT, "SubState") == "running"
-            ),
-            lambda: self.run(f"journalctl -u {AGENT} --no-pager").stdout,
-            BOOT,
-        )
-
-    def index(self) -> str | None:
-        """Return the number of the TAP, which a TAP that is made again has not."""
-        return self.peek(f"/sys/class/net/{TAP}/ifindex")
-
-
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    logs = CHECKOUT / "logs/packages"
     guest = systemd_image.build("bookworm", tmp_path_factory.mktemp("image"))
-    with Daemon("web", memory="512M", logs=logs) as daemon:
-        master = Master(
-            "master", image.build(), logs=logs, args=daemon.qemu_args("master")
-        )
-        args = daemon.qemu_args("slave")
-        slave = SystemdSlave(
-            "slave", guest, logs=logs, args=args, memory="1G", iommu=True
-        )
-        with slave, master:
-            master.wait_ready()
-            slave.wait_ready(BOOT)
-            yield Pair(daemon, master, slave)
+    with booted(guest, CHECKOUT / "logs/packages", iommu=True) as found:
+        yield found
 
 
 @pytest.fixture
 def slave(pair: Pair) -> SystemdSlave:
-    assert isinstance(pair.slave, SystemdSlave)
-    pair.slave.wait_served()
-    pair.master.configure()
-    pair.wait_link()
-    return pair.slave
+    return served(pair)
 
 
 @pytest.mark.parametrize("name", FILES)

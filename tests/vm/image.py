@@ -87,7 +87,7 @@ def _build(
             _make_overlay(overlay, wheels)
             if extra:
                 rootfs.add_module(overlay, base / "modules" / release, extra)
-            _write_initrd(base / "base.cpio", overlay, path)
+            append(base / "base.cpio", overlay, path)
         discard_old(base.glob("initrd-*.cpio"), keep=6)
     os.utime(initrd)  # in use: the last to be discarded
     return Image(kernel=base / "vmlinuz", initrd=initrd, release=release)
@@ -173,7 +173,8 @@ def unpack_kernel(source: Path, target: Path) -> None:
     target.write_bytes(data)
 
 
-def _write_initrd(base: Path, overlay: Path, target: Path) -> None:
+def append(base: Path, overlay: Path, target: Path) -> None:
+    """Write an archive, and after it all that is below a directory."""
     shutil.copyfile(base, target)
     with target.open("ab") as file:
         archive = CpioWriter(file)
