@@ -198,6 +198,7 @@ class Daemon(_Program, Device):
     With ``connect`` the master listens there, and the daemon connects.
     With ``carrier_grace`` the master's card has no carrier without an agent.
     With ``features`` the master is offered no more than those.
+    With ``confined``, a bounce pool's size, the slave has only the shared region.
     """
 
     def __init__(
@@ -206,6 +207,7 @@ class Daemon(_Program, Device):
         *,
         logs: Path,
         memory: str | None = None,
+        confined: str | None = None,
         queue_pairs: int = 1,
         slave_qmp: Path | None = None,
         connect: Path | None = None,
@@ -216,6 +218,7 @@ class Daemon(_Program, Device):
         _Program.__init__(self, logs / f"{name}.daemon.log")
         Device.__init__(self, name, self.command, program)
         self._options = ["--memory", memory] if memory else ["--mode", "attach"]
+        self._options += ["--confined", confined] if confined else []
         self._options += ["--slave-qmp", str(slave_qmp)] if slave_qmp else []
         self._options += ["--queue-pairs", str(queue_pairs)]
         self._options += ["--connect", str(connect)] if connect else []

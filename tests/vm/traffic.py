@@ -200,9 +200,20 @@ def iperf_server(vm: Vm) -> Iterator[None]:
         job.stop()
 
 
-def tcp(source: Vm, address: str, seconds: int = 5, streams: int = 1) -> float:
-    """Return Mbit/s that arrived at ``address`` by so many TCP streams."""
-    report = _iperf(source, address, seconds, f"-P {streams}")
+def tcp(
+    source: Runner,
+    address: str,
+    seconds: int = 5,
+    streams: int = 1,
+    *,
+    back: bool = False,
+) -> float:
+    """Return Mbit/s that arrived at ``address`` by so many TCP streams.
+
+    With ``back`` that is what sends, and ``source`` receives.
+    """
+    options = f"-P {streams}" + " -R" * back
+    report = _iperf(source, address, seconds, options)
     return float(report["sum_received"]["bits_per_second"]) / 1e6
 
 
@@ -229,7 +240,7 @@ def udp(
 
 
 def _iperf(
-    source: Vm, address: str, seconds: int, options: str
+    source: Runner, address: str, seconds: int, options: str
 ) -> dict[str, dict[str, float]]:
     result = source.run(
         f"iperf3 -J -c {address} -t {seconds} --connect-timeout 5000 {options}",

@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A confined master, secrets in its memory, and a search of all that the slave sees.
+
+  master                      vhostpci-host                 slave
+private memory
+shared region ----- the only file of memory there is ------ window
+  bounce pool
+  ring area
+"""
+
+import hashlib
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.vm import image, process, qemu
+from tests.vm.daemon import Daemon
+from tests.vm.harness import Job, Vm
+from tests.vm.kernels import NEWEST
+from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Master
+from tests.vm.process import Process
+
+MIB = 2**20
+PAGE = 4096
+KERNEL = NEWEST
+"""The only one of Debian's for amd64 that has a ring area: CONFIG_DMA_CMA."""
+MEMORY, POOL, REGION = 1676 * MIB, 64 * MIB, 80 * MIB
+
+CARD = (
+    "iommu_platform=on,disable-legacy=on,ctrl_guest_offloads=off,ctrl_vq=off,"
+    "ctrl_rx=off,ctrl_vlan=off,ctrl_rx_extra=off,ctrl_mac_addr=off,guest_announce=off"
+)
+WORDS = (
+    "numa=off nokaslr swiotlb=32768,force cma=16M@0x24000000-0x25000000 init_on_alloc=1"
+)
+
+Change = tuple[str, str]
+"""A text and what stands in its place: how a test makes a set-up wrong."""
+
+
+def changed(text: str, changes: Sequence[Change]) -> str:
+    """Return a text with all changes made, each of which must apply."""
+    for old, new in changes:
+        if old not in text:
+            raise ValueError(f"no {old!r} in {text!r}")
+        text = text.replace(old, new)
+    return text
+
+
+# Arguments: a name, how many MiB, and a file or nothing.  Each page is full of the
+# name's digest, which is computed here: what comes through the console is not it.
+KEEP = r"""
+import hashlib, mmap, os, signal, sys
+name, mib, *path = sys.argv[1:]
+page = hashlib.sha256(name.encode()).digest() * 128
+size = int(mib) << 20
+if path:
+    with open(path[0], "wb", buffering=0) as file:
+        for _ in range(int(mib)):
+            file.write(page * 256)
+else:
+    kept = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for _ in range(int(mib)):
+        kept.write(page * 256)
+print("kept", flush=True)
+if not path:
+    signal.pause()
+"""
+
+
+def digest(name: str) -> bytes:
+    """Return what each page of a secret is full of."""
+    return hashlib.sha256(name.encode()).digest()
+
+
+# Arguments: a file or a BAR, then what to look for, in hexadecimal.  A regular file is
+# not mapped: that would fill its holes.
+SEARCH = r"""
+import json, mmap, os, stat, sys
+path, *wanted = sys.argv[1:]
+file = os.open(path, os.O_RDONLY)
+size, chunk = os.fstat(file).st_size, 16 << 20
+if "/sys/" in path:
+    view = mmap.mmap(file, size, prot=mmap.PROT_READ)
+    read = lambda length, at: view[at : at + length]
+else:
+    read = lambda length, at: os.pread(file, length, at)
+found, searched, most = dict.fromkeys(wanted, 0), 0, max(map(len, wanted)) // 2
+for at in range(0, size, chunk):
+    data = read(chunk + most - 1, at)
+    searched += min(chunk, len(data))
+    for text in wanted:
+        needle = bytes.fromhex(text)
+        found[text] += data.count(needle, 0, chunk + len(needle) - 1)
+assert searched == size
+print(json.dumps([size, found]))
+"""
+
+
+# It takes what comes and reads none of it, so that each packet takes fresh memory.
+HOLD = r"""
+import signal, socket
+FORCE = 33
+with socket.socket() as server:
+    server.setsockopt(socket.SOL_SOCKET, FORCE, 48 << 20)
+    server.bind(("", 4000))
+    server.listen()
+    print("listens", flush=True)
+    taken, _ = server.accept()
+    signal.pause()
+"""
+SEND = r"""
+import socket, sys
+with socket.create_connection((sys.argv[1], 4000), timeout=60) as connection:
+    connection.sendall(bytes(12 << 20))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """How often each secret was found, and how many bytes were searched."""
+
+    bytes: int
+    times: dict[str, int]
+
+
+def search(path: Path, wanted: dict[str, bytes]) -> Found:
+    """Search every byte of a file for some secrets, by their names."""
+    argv = [sys.executable, "-c", SEARCH, str(path), *_texts(wanted)]
+    return _found(subprocess.check_output(argv, text=True, timeout=120), wanted)
+
+
+def search_in(vm: Vm, path: str, wanted: dict[str, bytes]) -> Found:
+    """Search every byte of a BAR, in the VM that has it."""
+    vm.put("/tmp/search.py", SEARCH.encode())
+    argv = ["python3", "/tmp/search.py", path, *_texts(wanted)]
+    return _found(vm.run(argv, timeout=120).stdout, wanted)
+
+
+def _texts(wanted: dict[str, bytes]) -> list[str]:
+    return [text.hex() for text in wanted.values()]
+
+
+def _found(output: str, wanted: dict[str, bytes]) -> Found:
+    size, times = json.loads(output)
+    return Found(size, {name: times[text.hex()] for name, text in wanted.items()})
+
+
+# Arguments: the first page frame and how many.
+KINDS = r"""
+import collections, json, struct, sys
+first, count = map(int, sys.argv[1:])
+NAMES = {7: "slab", 26: "page table", 12: "anonymous", 5: "file", 11: "file",
+    14: "file", 17: "huge", 23: "offline", 24: "zero", 32: "reserved", 10: "free",
+    20: "no page"}
+with open("/proc/kpageflags", "rb") as file:
+    file.seek(8 * first)
+    flags = struct.unpack(f"{count}Q", file.read(8 * count))
+with open("/proc/kpagecount", "rb") as file:
+    file.seek(8 * first)
+    maps = struct.unpack(f"{count}Q", file.read(8 * count))
+def kind(flag):
+    return next((NAMES[bit] for bit in NAMES if flag >> bit & 1), "allocated")
+print(json.dumps([collections.Counter(map(kind, flags)), sum(map(bool, maps))]))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """The pages of a range of a guest's memory."""
+
+    kinds: dict[str, int]
+    """How many there are of each kind."""
+    mapped: int
+    """How many are mapped by a process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A range of guest addresses."""
+
+    start: int
+    end: int
+
+    @property
+    def pages(self) -> int:
+        """Its size in pages."""
+        return (self.end - self.start) // PAGE
+
+
+class ConfinedMaster(Master):
+    """A master that keeps secrets, and that tells what its memory is used for."""
+
+    def keep(self, name: str, mib: int) -> Job:
+        """Keep a secret in each page of so much anonymous memory."""
+        return self._keep(name, str(mib))
+
+    def write(self, name: str, mib: int, path: str) -> None:
+        """Keep a secret in each page of a file in the page cache."""
+        self._keep(name, str(mib), path).wait(120)
+
+    def _keep(self, *words: str) -> Job:
+        self.put("/tmp/keep.py", KEEP.encode())
+        job = self.spawn(["python3", "/tmp/keep.py", *words])
+        job.wait_said("kept", timeout=120)
+        return job
+
+    def free(self, name: str, mib: int) -> None:
+        """Free memory that was full of a secret."""
+        path = "/tmp/freed"
+        self.run(f"mount -o remount,size={mib + 64}M /tmp")
+        self.write(name, mib, path)
+        self.run(["rm", path])
+
+    def pages(self, place: Range) -> Pages:
+        """Tell the kinds of all pages of a range."""
+        self.put("/tmp/kinds.py", KINDS.encode())
+        numbers = [str(place.start // PAGE), str(place.pages)]
+        output = self.run(["python3", "/tmp/kinds.py", *numbers], timeout=60).stdout
+        return Pages(*json.loads(output))
+
+    def pool(self) -> Range:
+        """Where its kernel has the bounce pool."""
+        said = self.run("dmesg").stdout
+        found = re.search(r"IO TLB: mapped \[mem (0x\w+)-(0x\w+)\]", said)
+        assert found, said
+        return Range(int(found[1], 16), int(found[2], 16))
+
+    def ring_area(self) -> Range:
+        """Where its kernel has the ring area."""
+        said = self.run("dmesg").stdout
+        found = re.search(r"cma: Reserved (\d+) MiB at (0x\w+)", said)
+        assert found, said
+        start = int(found[2], 16)
+        return Range(start, start + int(found[1]) * MIB)
+
+
+def master_args(daemon: Daemon) -> list[str]:
+    """The arguments of a confined master."""
+    args = daemon.qemu_args("master")
+    pairs = [*zip(args[::2], args[1::2], strict=True)]
+    (arena,) = [value for option, value in pairs if option == "-object"]
+    file = re.sub(r"id=[^,]*,size=\w+", f"id=m1,size={REGION // MIB}M", arena)
+    card = [(k, v + f",{CARD}" * (k == "-device")) for k, v in pairs]
+    backends = [
+        "memory-backend-ram,id=m0,size=512M",
+        file,
+        "memory-backend-ram,id=m2,size=60M",
+        "memory-backend-ram,id=m3,size=1G",
+    ]
+    # The guest sees no nodes ("numa=off"): they are how QEMU has several memories.
+    nodes = ["node,nodeid=0,memdev=m0,cpus=0"]
+    nodes += [f"node,nodeid={n},memdev=m{n}" for n in (1, 2, 3)]
+    return [
+        *(word for pair in card if pair[0] not in OF_MEMORY for word in pair),
+        *("-machine", "q35,max-ram-below-4g=652M,sata=off", "-m", f"{MEMORY // MIB}M"),
+        *(word for backend in backends for word in ("-object", backend)),
+        *(word for node in nodes for word in ("-numa", node)),
+    ]
+
+
+OF_MEMORY = ("-m", "-machine", "-object")
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A confined master, its daemon, and its slave, a process."""
+
+    daemon: Daemon
+    master: ConfinedMaster
+    slave: Process
+
+    @property
+    def window(self) -> Path:
+        """The file that is the slave's window: it has all of it mapped."""
+        return self.daemon.memory_dir / self.daemon.name
+
+    def receive(self) -> None:
+        """Have the master receive 12 MB, and keep it."""
+        self.master.put("/tmp/hold.py", HOLD.encode())
+        job = self.master.spawn(["python3", "/tmp/hold.py"])
+        job.wait_said("listens")
+        argv = [sys.executable, "-c", SEND, MASTER_ADDRESS]
+        self.slave.run(shlex.join(argv), timeout=90)
+        job.stop()
+
+    def shared_region(self) -> Range:
+        """The only part of the master's memory that the daemon has."""
+        (one,) = self.daemon.status()["master"]["regions"]
+        return Range(one["guest_addr"], one["guest_addr"] + one["size"])
+
+
+def command_line(words: str = "") -> str:
+    """Return the words of a master's kernel, one of which is a secret."""
+    return f"{qemu.APPEND} {words} secret={COMMAND_LINE}"
+
+
+def make(
+    daemon: Daemon,
+    logs: Path,
+    *,
+    args: Sequence[Change] = (),
+    words: Sequence[Change] = (),
+    more: Sequence[str] = (),
+) -> ConfinedMaster:
+    """Return a confined master, not started.
+
+    Args:
+        daemon: whose device it has.
+        logs: where it writes its logs.
+        args: what is changed in its arguments.
+        words: what is changed in its kernel's words.
+        more: more arguments.
+    """
+    line = command_line(changed(WORDS, words))
+    full = "\0".join(master_args(daemon))
+    own = changed(full, args).split("\0")
+    return ConfinedMaster(
+        *("master", image.build((), KERNEL)),
+        logs=logs,
+        args=[*own, "-append", line, *more],
+    )
+
+
+COMMAND_LINE = "the-word-that-only-the-kernels-command-line-has"
+
+
+def served(logs: Path) -> Daemon:
+    """Return the daemon of a confined device."""
+    memory, pool = (f"{size // MIB}M" for size in (MEMORY, POOL))
+    return Daemon("card", memory=memory, confined=pool, logs=logs)
+
+
+@contextmanager
+def linked(
+    logs: Path, *, args: Sequence[Change] = (), words: Sequence[Change] = ()
+) -> Iterator[Link]:
+    """A confined master and a slave process, with packets crossing."""
+    with served(logs) as daemon:
+        master = make(daemon, logs, args=args, words=words)
+        with master, process.serving(daemon, logs / "agent.log") as slave:
+            master.wait_ready()
+            link = Link(daemon, master, slave)
+            wait_packets(link)
+            yield link
+
+
+def wait_packets(link: Link) -> None:
+    """Give the master's card its address, and wait until packets cross."""
+    link.master.configure()
+    link.daemon.wait_state("running")
+    link.slave.wait_tap()
+    link.master.wait_for(f"ping -n -q -c 1 -W 1 {SLAVE_ADDRESS}")
