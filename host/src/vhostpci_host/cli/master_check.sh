@@ -1,0 +1,395 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Check from inside that a VM is the confined master of the device @NAME@: that the
+# memory which its slave sees holds the card's rings and packets, and nothing else.
+#
+# Run it in the master, as root, after each change of its kernel or its devices:
+#     sh check.sh [MAC of the card]
+# It needs nothing but a POSIX shell with awk, dd, od and sed (those of busybox do), and
+# changes nothing.  Exit status: 0 all is as it should be, 1 something is not.
+
+set -u
+LC_ALL=C
+export LC_ALL
+
+# What `vhostpci-host master-check` filled in.
+MAC=${1:-@MAC@}
+POOL_START=@POOL_START@ POOL_END=@POOL_END@    # the bounce pool (swiotlb)
+RINGS_START=@RINGS_START@ RINGS_END=@RINGS_END@  # the ring area (CMA), right above it
+WORDS='@WORDS@'
+
+# Tests put another machine's /proc, /sys, /boot and the output of dmesg there.
+ROOT=${VHOSTPCI_ROOT-}
+PAGES_OF_A_MIB=256 # x86-64, and the pages of 4 KiB that arm64 kernels of Debian have
+KERNELS="of Debian's kernels these can: sid's for amd64 (7.x), and those of Debian 12 \
+and 13 for arm64"
+
+checks=0 wrongs=0 log=
+
+ok() {
+    checks=$((checks + 1))
+    printf 'ok     %s: %s\n' "$1" "$2"
+}
+
+# Arguments: the check, what was found, what to do.
+wrong() {
+    checks=$((checks + 1)) wrongs=$((wrongs + 1))
+    printf 'wrong  %s: %s\n       repair  %s\n' "$1" "$2" "$3"
+}
+
+# --- what the machine says ------------------------------------------------------------
+
+read_log() {
+    if [ "$ROOT" ]; then
+        log=$(cat "$ROOT/dmesg")
+    else
+        log=$(dmesg)
+        # The kernel's own buffer forgets the oldest lines, and a journal may have them.
+        case $log in
+        *'Command line:'* | *'Kernel command line:'*) ;;
+        *) log=$(journalctl -k -b -q -o cat 2>/dev/null || dmesg) ;;
+        esac
+    fi
+}
+
+# Print the lines of the kernel's log that match, as sed's command makes them.
+log_lines() {
+    printf '%s\n' "$log" | sed -n "$1"
+}
+
+whole_log() {
+    case $log in
+    *'ommand line:'*) return 0 ;;
+    esac
+    return 1
+}
+
+NO_LOG="the kernel's log no longer begins with the boot, so it cannot be told"
+EARLIER="run this soon after the boot, or with log_buf_len=4M among the kernel's words"
+
+# Print the value of an option of the kernel's configuration: y, n, or nothing if no
+# configuration is there.
+config() {
+    release=$(cat "$ROOT/proc/sys/kernel/osrelease")
+    if [ -r "$ROOT/proc/config.gz" ]; then
+        text=$(zcat <"$ROOT/proc/config.gz")
+    elif [ -r "$ROOT/boot/config-$release" ]; then
+        text=$(cat "$ROOT/boot/config-$release")
+    else
+        return 0
+    fi
+    case "
+$text
+" in
+    *"
+$1=y
+"*) echo y ;;
+    *) echo n ;;
+    esac
+}
+
+# --- the checks -----------------------------------------------------------------------
+
+check_kernel() {
+    case $(config CONFIG_DMA_CMA) in
+    y) ok kernel "it has CONFIG_DMA_CMA" ;;
+    n)
+        wrong kernel "it is built without CONFIG_DMA_CMA, so the rings cannot be \
+placed" "boot another kernel: $KERNELS"
+        ;;
+    *)
+        if [ "$(log_lines '/cma: Reserved/p')" ]; then
+            ok kernel "it reserved memory for CMA at its boot"
+        else
+            wrong kernel "neither its configuration nor its log shows CONFIG_DMA_CMA" \
+                "boot a kernel that has it: $KERNELS"
+        fi
+        ;;
+    esac
+}
+
+# Print the kernel's word for the key of one; the last one counts.
+word_like() {
+    key=${1%%=*} found=
+    # shellcheck disable=SC2013  # words, and no lines
+    for given in $(cat "$ROOT/proc/cmdline"); do
+        case $given in
+        --) break ;; # what follows is for init
+        "$key" | "$key="*) found=$given ;;
+        esac
+    done
+    printf '%s' "$found"
+}
+
+check_words() {
+    missing=
+    for word in $WORDS; do
+        [ "$(word_like "$word")" = "$word" ] || missing="$missing $word"
+    done
+    if [ "$missing" ]; then
+        wrong words "the kernel's command line lacks$missing" \
+            "append to it, in place of others that begin alike:$missing"
+    else
+        ok words "the kernel's command line has $WORDS"
+    fi
+}
+
+MEMORY="take the memory arguments and the kernel's words of one and the same \
+vhostpci-host qemu-args @NAME@ --role master"
+
+check_pool() {
+    mapped='software IO TLB: mapped \[mem \(0x[0-9a-f]*\)-\(0x[0-9a-f]*\)\]'
+    found=$(log_lines "s/.*$mapped.*/\1 \2/p")
+    if [ -z "$found" ]; then
+        if whole_log; then
+            wrong pool "the kernel has no bounce pool" "$MEMORY"
+        else
+            wrong pool "$NO_LOG" "$EARLIER"
+        fi
+        return
+    fi
+    # shellcheck disable=SC2086  # two words, or more if there are several pools
+    set -- $found
+    if [ $# = 2 ] && [ $(($1)) = $((POOL_START)) ] && [ $(($2)) = $((POOL_END)) ]; then
+        ok pool "the bounce pool is where it should be, $1-$2"
+    else
+        wrong pool "the bounce pool is at $*, and should be at $POOL_START-$POOL_END" \
+            "$MEMORY"
+    fi
+}
+
+check_rings() {
+    found=$(log_lines 's/.*cma: Reserved \([0-9]*\) MiB at \(0x[0-9a-f]*\).*/\1 \2/p')
+    if [ -z "$found" ]; then
+        if whole_log; then
+            wrong rings "the kernel reserved no memory for CMA" "$MEMORY; $KERNELS"
+        else
+            wrong rings "$NO_LOG" "$EARLIER"
+        fi
+        return
+    fi
+    # shellcheck disable=SC2086
+    set -- $found
+    size=$((RINGS_END - RINGS_START))
+    if [ $# = 2 ] && [ $(($1 << 20)) = $size ] && [ $(($2)) = $((RINGS_START)) ]; then
+        ok rings "the only CMA area is the ring area, $1 MiB at $2"
+    else
+        wrong rings "CMA areas (MiB, address): $*; there should be one, of \
+$((size >> 20)) MiB at $RINGS_START" "$MEMORY, and no other words for CMA"
+    fi
+}
+
+# What has a place of its own in physical memory, such as the kernel's code.
+check_places() {
+    inside=
+    while IFS= read -r line; do
+        range=${line%% : *} what=${line#* : }
+        range=$(echo "$range" | tr -d ' ')
+        start=$((0x${range%-*})) end=$((0x${range#*-}))
+        [ "$end" -ge $((POOL_START)) ] && [ "$start" -lt $((RINGS_END)) ] || continue
+        case $what in
+        # arm64 has a line "reserved" for what is allocated early, as the pool is.
+        'System RAM' | reserved) ;;
+        *) inside="$inside, $what" ;;
+        esac
+    done <"$ROOT/proc/iomem"
+    if ! grep -q 'Kernel code' "$ROOT/proc/iomem"; then
+        wrong places "/proc/iomem does not say where the kernel is" "run this as root"
+    elif [ "$inside" ]; then
+        wrong places "in the shared region there is: ${inside#, }" \
+            "$MEMORY (nokaslr, and no crashkernel= there)"
+    else
+        ok places "the kernel and its reservations are outside"
+    fi
+}
+
+# Print how many pages of a range have which flags.  Arguments: first byte, end.
+# It reads a MiB's flags at once: both ends are whole MiB.
+flags_of() {
+    dd if="$ROOT/proc/kpageflags" bs=$((8 * PAGES_OF_A_MIB)) skip=$(($1 >> 20)) \
+        count=$((($2 - $1) >> 20)) 2>/dev/null | od -An -v -t x8 |
+        awk '{ for (i = 1; i <= NF; i++) n[$i]++ } END { for (f in n) print n[f], f }'
+}
+
+# Print what a page with these flags is (linux/kernel-page-flags.h).
+kind_of() {
+    for pair in 7:slab 26:page-table 12:anonymous 17:huge-page 20:no-memory \
+        23:offline 5:page-cache 11:mapped 32:reserved; do
+        if [ $(($1 >> ${pair%%:*} & 1)) = 1 ]; then
+            echo "${pair#*:}"
+            return
+        fi
+    done
+    echo "flags-$1"
+}
+
+# Print the pages of a range whose flags are none of those named, and count all in
+# `counted`.  Arguments: first byte, end, flags.
+others_in() {
+    flags_of "$1" "$2" | {
+        total=0
+        while read -r count flags; do
+            total=$((total + count))
+            case " $3 " in
+            *" $((0x$flags)) "*) ;;
+            *) printf '%s %s, ' "$count" "$(kind_of $((0x$flags)))" ;;
+            esac
+        done
+        [ $total = $((($2 - $1) / 4096)) ] || printf '%s pages seen, ' $total
+    }
+}
+
+RESERVED=$((1 << 32)) FREE=$((1 << 10))
+
+check_pages() {
+    if [ ! -r "$ROOT/proc/kpageflags" ]; then
+        wrong pages "/proc/kpageflags cannot be read" \
+            "run this as root, with a kernel that has CONFIG_PROC_PAGE_MONITOR"
+        return
+    fi
+    in_pool=$(others_in $((POOL_START)) $((POOL_END)) "$RESERVED")
+    # The rings have no flags, and what is not in use is free.
+    in_rings=$(others_in $((RINGS_START)) $((RINGS_END)) "0 $FREE")
+    if [ "$in_pool" ]; then
+        wrong pages "the bounce pool's pages: ${in_pool%, }" "$MEMORY"
+    elif [ "$in_rings" ]; then
+        wrong pages "in the ring area there is: ${in_rings%, }" "if that is memory of \
+programs, which the kernel puts there when other memory runs out: more memory for the \
+VM, or sysctl vm.lowmem_reserve_ratio='1 1 1 0 0', and reboot"
+    else
+        ok pages "all $(((RINGS_END - POOL_START) / 4096)) pages of the region are the \
+pool's, the rings' or free"
+    fi
+}
+
+check_init_on_alloc() {
+    repair="append init_on_alloc=1 to the kernel's command line, and no page_poison="
+    case $(log_lines 's/.*mem auto-init:.*heap alloc:\([a-z]*\).*/\1/p') in
+    on) ok init-on-alloc "the kernel clears memory before it is used again" ;;
+    off) wrong init-on-alloc "buffers for packets hold what others freed" "$repair" ;;
+    *)
+        if [ "$(word_like init_on_alloc)" = init_on_alloc=1 ]; then
+            ok init-on-alloc "by the kernel's command line; its log says no more"
+        else
+            wrong init-on-alloc "$NO_LOG" "$repair"
+        fi
+        ;;
+    esac
+}
+
+# Print the character of a virtio device's features for a bit: 1 if it is negotiated.
+feature() {
+    cut -c $(($2 + 1)) <"$1/features"
+}
+
+ACCESS_PLATFORM=33 CTRL_VQ=17
+
+check_card() {
+    card=
+    for file in "$ROOT"/sys/bus/virtio/devices/*/net/*/address; do
+        [ -r "$file" ] && [ "$(cat "$file")" = "$MAC" ] && card=${file%/net/*}
+    done
+    if [ -z "$card" ]; then
+        wrong card "no virtio card has the MAC address $MAC" \
+            "give the card's as an argument, if it is another: ip -br link"
+        return
+    fi
+    if [ "$(feature "$card" $ACCESS_PLATFORM)" != 1 ]; then
+        wrong card "the card (${card##*/}) bypasses the bounce pool" \
+            "iommu_platform=on,disable-legacy=on in its -device"
+    else
+        ok card "${card##*/} uses the bounce pool"
+    fi
+    if [ "$(feature "$card" $CTRL_VQ)" = 1 ]; then
+        wrong control-queue "the card has one: through it the slave could have QEMU \
+write anywhere in this VM" "ctrl_vq=off in its -device, with ctrl_rx=off,ctrl_vlan=off,\
+ctrl_rx_extra=off,ctrl_mac_addr=off,guest_announce=off,ctrl_guest_offloads=off"
+    else
+        ok control-queue "the card has none"
+    fi
+}
+
+check_virtio() {
+    others=
+    for device in "$ROOT"/sys/bus/virtio/devices/*; do
+        [ "$device" != "${card:-}" ] && [ -r "$device/features" ] || continue
+        [ "$(feature "$device" $ACCESS_PLATFORM)" = 1 ] || continue
+        others="$others ${device##*/}"
+    done
+    if [ "$others" ]; then
+        wrong virtio "other devices put their rings into the region:$others" \
+            "take iommu_platform=on away from them"
+    else
+        ok virtio "no other virtio device uses the DMA interface"
+    fi
+}
+
+# Drivers that use no memory of the DMA interface: virtio-pci leaves that to the device
+# (above), and the others have only registers.
+check_drivers() {
+    others=
+    for driver in "$ROOT"/sys/bus/pci/devices/*/driver; do
+        [ -e "$driver" ] || continue
+        name=$(readlink "$driver")
+        case ${name##*/} in
+        virtio-pci | pcieport | lpc_ich | i801_smbus) ;;
+        *)
+            device=${driver%/driver}
+            others="$others ${name##*/} (${device##*/})"
+            ;;
+        esac
+    done
+    if [ "$others" ]; then
+        wrong drivers "other drivers may put rings and data into the region:$others" \
+            "take these devices from the VM (AHCI of q35: -machine q35,sata=off)"
+    else
+        ok drivers "no other PCI driver is in use"
+    fi
+}
+
+# Channel 4 is the cascade of the two controllers, and no device's.
+check_isa() {
+    used=
+    [ -r "$ROOT/proc/dma" ] && used=$(sed '/^ *4: cascade/d; s/^ *//' "$ROOT/proc/dma")
+    if [ "$used" ]; then
+        wrong isa-dma "a device on the ISA bus uses DMA: $used" \
+            "take it from the VM (a floppy drive, a parallel port, a sound card)"
+    else
+        ok isa-dma "no device on the ISA bus uses DMA"
+    fi
+}
+
+check_iommu() {
+    found=
+    for one in "$ROOT"/sys/class/iommu/*; do
+        [ -e "$one" ] && found="$found ${one##*/}"
+    done
+    if [ "$found" ]; then
+        wrong iommu "the VM has an IOMMU, with which this was never tried:$found" \
+            "take intel-iommu, amd-iommu or virtio-iommu from its QEMU's arguments"
+    else
+        ok iommu "the VM has none"
+    fi
+}
+
+if [ -z "$ROOT" ] && [ "$(id -u)" != 0 ]; then
+    echo 'run this as root: /proc/iomem and /proc/kpageflags are root'\''s' >&2
+    exit 1
+fi
+read_log
+check_kernel
+check_words
+check_pool
+check_rings
+check_places
+check_pages
+check_init_on_alloc
+check_card
+check_virtio
+check_drivers
+check_isa
+check_iommu
+echo
+echo "$checks checks, $wrongs wrong.  This is how it is now: programs and devices come \
+and go."
+[ $wrongs = 0 ]
