@@ -4,7 +4,44 @@
 import ast
 
 _UNKNOWN = "…"
-_BETTER = {"strerror": "reason", "why": "reason", "error": "reason"}
+_BETTER = {
+    "describe": "region",
+    "error": "reason",
+    "exception": "reason",
+    "getpid": "pid",
+    "geteuid": "uid",
+    "st gid": "gid",
+    "st uid": "uid",
+    "st nlink": "links",
+    "strerror": "reason",
+    "unknown": "hint",
+    "users": "pids",
+    "why": "reason",
+}
+_PLAIN_CALLS = (
+    *("S_IMODE", "_list", "_round_up", "fsdecode", "free_text", "hex", "len", "list"),
+    *("quoted", "repr", "shown", "size_text", "str", "strerror", "type"),
+)
+"""Functions whose result a reader calls as their argument."""
+
+IN_WORDS = {
+    "G010": "{reason} (what the kernel says)",
+    "G014": "no ring {ring}; there are {rings}, from 0 on",
+    "G070": "{reason} (why this binding cannot work with the function)",
+    "G073": "{reason} (why the module uio_vhostpci cannot be loaded)",
+    "G089": "{reason} (why the module uio_pci_generic cannot be loaded)",
+    "G091": "{reason} (why the module vfio-pci cannot be loaded)",
+    "G118": "{name} is no bridge but {kind}: choose another --bridge",
+    "G151": "{path}: {reason} (what the kernel says)",
+    "H063": "cannot ask the daemon at {path}: {reason} (it has ended meanwhile)",
+    "H090": "cannot {what} {path}: {reason}{advice}",
+    "H113": "{reason} (what virsh says)",
+    "R024": "cannot {action}: {reason}; the system's log may say why",
+    "R040": "{reason} (what the data plane vhost-user waits for)",
+    "S021": "cannot serve metrics at {address}: {reason}; choose another address, or "
+    "look which program has it: ss -lxtp",
+}
+"""Texts that the sources do not say in one place, by their codes."""
 
 
 class Texts:
@@ -21,8 +58,8 @@ class Texts:
     def of(self, node: ast.expr, where: ast.expr, depth: int = 0) -> str:
         """Return what an expression says, which stands at `where`."""
         match node:
-            case ast.Constant(value=str(text)):
-                return " ".join(text.split("\n")).replace("  ", " ")
+            case ast.Constant(value=value):
+                return " ".join(str(value).split("\n")).replace("  ", " ")
             case ast.JoinedStr(values=parts):
                 return "".join(self._part(one, where, depth) for one in parts)
             case ast.BinOp(left=left, op=ast.Add(), right=right):
@@ -48,7 +85,10 @@ class Texts:
             case ast.FormattedValue(value=value):
                 if isinstance(value, ast.Name) and depth < 3:
                     found = self._assigned(value.id, where)
-                    if isinstance(found, ast.Constant):
+                    # A number that is no constant begins as it, and may be any later.
+                    if isinstance(found, ast.Constant) and (
+                        value.id.isupper() or isinstance(found.value, str)
+                    ):
                         return self.of(found, where, depth + 1)
                 return f"{{{_name(value)}}}"
         return self.of(node, where, depth)
@@ -106,7 +146,13 @@ def _name(node: ast.expr) -> str:
             return _name(value)
         case ast.Call(func=ast.Attribute(attr="join"), args=[one]):
             return _name(one)
-        case ast.Call(func=ast.Name(id="str" | "len" | "repr" | "shown"), args=[one]):
+        case ast.Call(
+            func=ast.Attribute(attr="get"), args=[ast.Constant(value=key), *_]
+        ):
+            return str(key)
+        case ast.Call(
+            func=ast.Name(id=name) | ast.Attribute(attr=name), args=[one, *_]
+        ) if name in _PLAIN_CALLS:
             return _name(one)
         case ast.Call(func=func):
             return _name(func)

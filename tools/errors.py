@@ -10,8 +10,8 @@ A new place needs none: `--write` puts one there, a code that was never used bef
 An error that only passes on another one has the code of that: `code=error.code`.
 "NEW" stands for a code that is still to be given, where no error is made: in a table.
 
-docs/errors.md lists the codes.  It also has those that no place uses any more, under
-"Retired": a code never gets another meaning.
+docs/errors.md lists the codes, below an introduction that is written by hand.  It also
+has those that no place uses any more, under "Retired": no code gets another meaning.
 
     tools/errors.py             say what is wrong (status 1)
     tools/errors.py --write     give codes, and write docs/errors.md
@@ -27,7 +27,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.error_texts import Texts
+from tools.error_texts import IN_WORDS, Texts
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/errors.md"
@@ -40,8 +40,10 @@ _TREES = {"shared": "S", "host": "H", "guest": "G"}
 """The source trees, in their order on the page, with the letter of their errors."""
 _LETTERS = {"ProtocolError": "P", "RingRefused": "R", "RingError": "R", "_Why": "R"}
 """The letters of classes that have one of their own."""
-_MAKERS = {"Mistake": 0, "Problem": 1, "add_mistake": 1, "_Why": 0}
+_MAKERS = {"Mistake": 0, "Problem": 1, "Said": 0, "add_mistake": 1, "_Why": 0}
 """What makes an error, and is no error: the place of the text in its arguments."""
+_CODE_AT = {"Mistake": 2, "Problem": 2, "Said": 1}
+"""The place of the code, if it is no keyword."""
 _TEXT = {"RingError": 1}
 """Errors whose first argument is not the text."""
 
@@ -109,7 +111,7 @@ class File:
     def sites(self, classes: Classes) -> Iterator[Site]:
         """Yield the places that make an error, or have a code, in their order."""
         texts = Texts(self.tree)
-        found = [*self._constants()]
+        found: list[Site | None] = [*self._constants()]
         owner = {
             id(child): node.name
             for node in ast.walk(self.tree)
@@ -139,8 +141,9 @@ class File:
             there = [*_codes(keyword.value)]
             if not there:
                 return None  # that of another error
-            code, end = there[0].value, (there[0].lineno, there[0].col_offset)
-        elif len(node.args) > (2 if maker == "Mistake" else 99):
+            code, line, column = there[0]
+            end = (line, column)
+        elif maker in _CODE_AT and len(node.args) > _CODE_AT[maker]:
             return None
         at = _MAKERS.get(maker, _TEXT.get(maker, 0))
         text = texts.of(node.args[at], node) if len(node.args) > at else "…"
@@ -153,6 +156,9 @@ class File:
         for name in classes.ancestors(maker):
             if name in _LETTERS:
                 return _LETTERS[name]
+        # What a data plane says of a ring is no exception.
+        if maker == "Said" and "dataplane" in self.path.parts:
+            return "R"
         return _TREES[self.tree_name]
 
     def _constants(self) -> Iterator[Site]:
@@ -161,16 +167,17 @@ class File:
         for node, after in zip(body, [*body[1:], None], strict=True):
             if not isinstance(node, ast.Assign):
                 continue
-            for one in _codes(node.value, inside=False):
+            for code, line, column in _codes(node.value, inside=False):
                 text = "…"
                 if isinstance(after, ast.Expr) and isinstance(
                     after.value, ast.Constant
                 ):
                     text = " ".join(str(after.value.value).split()).rstrip(".")
                     text = text[0].lower() + text[1:]
-                at = (one.lineno, one.col_offset)
                 letter = _TREES[self.tree_name]
-                yield Site(self.path, node.lineno, "", letter, one.value, text, at)
+                yield Site(
+                    self.path, node.lineno, "", letter, code, text, (line, column)
+                )
 
 
 def _name(node: ast.expr) -> str:
@@ -187,12 +194,13 @@ def _keyword(node: ast.Call) -> ast.keyword | None:
     return next((one for one in node.keywords if one.arg == "code"), None)
 
 
-def _codes(node: ast.expr, *, inside: bool = True) -> Iterator[ast.Constant]:
+def _codes(node: ast.expr, *, inside: bool = True) -> Iterator[tuple[str, int, int]]:
+    """Yield the codes in an expression, with their line and column."""
     for one in ast.walk(node) if inside else [node]:
         text = one.value if isinstance(one, ast.Constant) else None
         if isinstance(text, str) and (text == NEW or _CODE.fullmatch(text)):
             assert isinstance(one, ast.Constant)
-            yield one
+            yield text, one.lineno, one.col_offset
 
 
 def sources(root: Path = ROOT) -> list[File]:
@@ -267,57 +275,113 @@ def page_of(sites: Sequence[Site], before: str) -> str:
     """Return docs/errors.md, given what it was."""
     now = {site.code for site in sites}
     retired = {code: text for code, text in listed(before).items() if code not in now}
-    return "\n".join([_HEAD, *_tables(sites), *_retired(retired), ""])
+    # What stands above the tables is written by hand.
+    head = before.partition("\n\n## ")[0]
+    return "\n".join([head, *_tables(sites), *_retired(retired), ""])
 
 
 def _tables(sites: Sequence[Site]) -> Iterator[str]:
-    areas: dict[str, list[Site]] = {}
-    for site in sites:
-        areas.setdefault(_area(site.path), []).append(site)
     classes = Classes(file.tree for file in sources())
+    areas: dict[str, list[Site]] = {area: [] for area in _AREAS}
+    for site in sites:
+        areas[_area(site.path)].append(site)
     for area, there in areas.items():
-        yield from ("", f"## {area}", "", "| Code | Text | What follows |")
-        yield "|---|---|---|"
+        title, follows = _AREAS[area]
+        if there:
+            yield from ("", f"## {title}", "", "| Code | Text | What follows |")
+            yield "|---|---|---|"
         for site in sorted(there, key=lambda one: one.code):
-            follows = _follows(site, classes)
-            yield f"| {site.code} | {_cell(site.text)} | {follows} |"
+            what = _follows(site, classes) or follows
+            yield f"| {site.code} | {_cell(site)} | {what} |"
 
 
 def _area(path: Path) -> str:
+    """Return the narrowest area of the page that a source belongs to."""
     tree, _, _, *folders = path.relative_to(ROOT).parent.parts
-    return " ".join([tree, *(one.replace("_", "-") for one in folders)])
+    while "/".join([tree, *folders]) not in _AREAS:
+        folders.pop()
+    return "/".join([tree, *folders])
 
 
 def _follows(site: Site, classes: Classes) -> str:
+    """Return what follows an error of its class; "" if that is as in its area."""
     for name in classes.ancestors(site.maker):
         if name in _FOLLOWS:
             return _FOLLOWS[name]
-    return "status 1"
+    return ""
 
 
-def _cell(text: str) -> str:
+def _cell(site: Site) -> str:
+    text = IN_WORDS.get(site.code, site.text)
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def _retired(codes: Mapping[str, str]) -> Iterator[str]:
     yield from ("", "## Retired", "")
-    yield "No error has these codes any more. None of them is used again."
-    if codes:
-        yield from ("", "| Code | Text |", "|---|---|")
-        yield from (f"| {code} | {codes[code]} |" for code in sorted(codes))
+    if not codes:
+        yield "There are none yet."
+        return
+    yield "No error has these codes any more, and none will have one of them."
+    yield from ("", "| Code | Text |", "|---|---|")
+    yield from (f"| {code} | {codes[code]} |" for code in sorted(codes))
 
+
+_FAILS = "status 1"
+_WRONG = "status 2"
+_WRONG_VALUE = "status 2; of a file 1"
+_DROPPED = "the peer is dropped"
+_AGAIN = "tried again"
+_RING = "the ring stands still"
 
 _FOLLOWS: Mapping[str, str] = {
-    "Usage": "status 2",
-    "UsageError": "status 2",
-    "ConfigError": "status 2",
+    "BadAddress": _WRONG,
+    "BadValue": _WRONG_VALUE,
+    "BrokenFile": _FAILS,
+    "Mistake": _FAILS,
+    "NoBarriers": _FAILS,
+    "PeersExhausted": "the slave connects again",
+    "PlugError": _AGAIN,
+    "Problem": _WRONG_VALUE,
+    "ProtocolError": _DROPPED,
+    "RingError": _RING,
+    "RingRefused": _RING,
+    "ServerGone": _AGAIN,
+    "Unreadable": _FAILS,
+    "Usage": _WRONG,
+    "UsageError": _WRONG,
+    "_Why": _RING,
+    "add_mistake": _FAILS,
 }
+"""What follows an error of a class, wherever it is."""
 
-
-_HEAD = """\
-# Errors
-
-"""
+_AREAS: Mapping[str, tuple[str, str]] = {
+    "host/cli": ("The host's command line", _FAILS),
+    "host/config": ("The host's options and configuration file", _WRONG_VALUE),
+    "host/daemon": ("The daemon and its commands", _FAILS),
+    "host/keeper": ("The daemon's keeper", _FAILS),
+    "host/confine": ("The filter of system calls", _FAILS),
+    "host/doctor": ("The host's doctor", _FAILS),
+    "host": ("The host's files and sockets", _FAILS),
+    "host/memory": ("The master's memory", _FAILS),
+    "host/vhost_user": ("The front-end: vhost-user", _DROPPED),
+    "host/device": ("The front-end and the slave", _DROPPED),
+    "host/ivshmem": ("The slave: ivshmem", _DROPPED),
+    "host/hotplug": ("The slave VM: hot-plug", _AGAIN),
+    "guest/cli": ("The agent's command line", _FAILS),
+    "guest/config": ("The agent's options and configuration file", _WRONG_VALUE),
+    "guest": ("The agent's status socket", _FAILS),
+    "guest/privileges": ("The agent's helpers", _FAILS),
+    "guest/pci": ("The ivshmem functions", _FAILS),
+    "guest/socket": ("The daemon's sockets, for a slave process", _AGAIN),
+    "guest/serve": ("The devices of an agent", _FAILS),
+    "guest/tap": ("TAPs and bridges", _FAILS),
+    "guest/dataplane": ("Rings and data planes", _RING),
+    "guest/dataplane/vhost_user": ("The data plane vhost-user", _FAILS),
+    "guest/doctor": ("The agent's doctor", _FAILS),
+    "shared": ("Both programs: files, options and formats", _FAILS),
+    "shared/dump": ("Both programs: dump", _FAILS),
+}
+"""The areas of the page, by their folders: title, and what follows an error there."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

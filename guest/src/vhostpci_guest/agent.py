@@ -23,7 +23,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any, Protocol
 
-from vhostpci_shared.errors import code_of
+from vhostpci_shared.errors import code_of, said
 from vhostpci_shared.limits import exhausted, no_descriptors, shortage
 from vhostpci_shared.wire import ProtocolError
 
@@ -219,7 +219,7 @@ class Agent:
             elif self._source.single:
                 raise
             else:
-                link.suspend(str(why))
+                link.suspend(said(why))
 
     def _close_ports(self, now: float) -> None:
         """Close the ports whose device has not come back."""

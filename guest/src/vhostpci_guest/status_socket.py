@@ -18,11 +18,13 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from vhostpci_shared.errors import Said, code_of, with_code
 
 from .errors import Refused, Unusable
 from .held import Held
@@ -289,7 +291,18 @@ class Answers(NamedTuple):
     links: Status
     """The status of all devices of the agents that answered."""
     problems: list[str]
-    """For each agent that gave no status, why."""
+    """For each agent that gave no status, why; with a code (`Said`)."""
+
+
+def missing(problems: Sequence[str]) -> Unusable:
+    """Return the error of a command to which not all agents have answered.
+
+    Args:
+        problems: at least one; each is a line.
+    """
+    *before, last = problems
+    lines = [*(with_code(one, code_of(one)) for one in before), last]
+    return Unusable("\nvhostpci-guest: ".join(lines), code=code_of(last))
 
 
 def ask(directory: Path = RUN_DIR) -> Answers:
@@ -305,7 +318,9 @@ def ask(directory: Path = RUN_DIR) -> Answers:
         try:
             links = _ask(path)
         except (OSError, Unusable) as error:
-            answers.problems.append(f"agent {path.stem}: {_reason(error)}")
+            text = f"agent {path.stem}: {_reason(error)}"
+            code = code_of(error) or "NEW"
+            answers.problems.append(Said(text, code=code))
         else:
             answers.links.extend({"pid": int(path.stem), **link} for link in links)
     return answers

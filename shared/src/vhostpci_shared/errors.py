@@ -7,7 +7,7 @@ the codes.  The text of an error is without its code, which is added where the t
 printed.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 
 class Coded(Exception):
@@ -29,6 +29,18 @@ class BadValue(Coded, ValueError):
     """A user's text is no value of an option; it says what to write."""
 
 
+class Said(str):
+    """What was said of an error that is no exception any more: it keeps the code."""
+
+    __slots__ = ("code",)
+    code: str
+
+    def __new__(cls, text: object, code: str = "") -> Self:
+        made = super().__new__(cls, text)
+        made.code = code
+        return made
+
+
 class Problem(NamedTuple):
     """Why an option cannot be used as it was given, although its value is valid."""
 
@@ -38,8 +50,13 @@ class Problem(NamedTuple):
 
 
 def code_of(error: object) -> str:
-    """Return the code of an error; "" if it has none."""
-    return error.code if isinstance(error, Coded) else ""
+    """Return the code of an error, or of what was said of one; "" if it has none."""
+    return error.code if isinstance(error, Coded | Said) else ""
+
+
+def said(error: object) -> Said:
+    """Return the text of an error, with its code for the one who prints it."""
+    return Said(error, code_of(error))
 
 
 def with_code(text: object, code: str) -> str:

@@ -5,6 +5,8 @@ import contextlib
 import errno
 import resource
 
+from .errors import Said
+
 
 # System calls: prlimit64(OURS).
 def raise_descriptor_limit() -> None:
@@ -31,7 +33,7 @@ def shortage(error: BaseException | None) -> OSError | None:
     return None
 
 
-def no_descriptors(error: OSError) -> str:
+def no_descriptors(error: OSError) -> Said:
     """Return what to tell of a lack of descriptors: which limit, and its value.
 
     Args:
@@ -39,12 +41,14 @@ def no_descriptors(error: OSError) -> str:
     """
     if error.errno == errno.ENFILE:
         # The value is in a file, which cannot be opened now.
-        return (
+        return Said(
             "no descriptors are left on this machine: raise its limit (sysctl "
-            "fs.file-max), or end the program that has so many open"
+            "fs.file-max), or end the program that has so many open",
+            code="S028",
         )
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return (
+    return Said(
         f"no descriptors are left, of the {soft} that this process may have: raise its "
-        "limit (LimitNOFILE= of its unit, or ulimit -n in its shell)"
+        "limit (LimitNOFILE= of its unit, or ulimit -n in its shell)",
+        code="S029",
     )

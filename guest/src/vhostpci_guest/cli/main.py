@@ -106,5 +106,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _coded(error: Unusable | OSError) -> Exception:
     """Return an error with a code, also for one of the kernel's."""
     if short := shortage(error):
-        return Unusable(no_descriptors(short), code="G009")
+        text = no_descriptors(short)
+        return Unusable(text, code=text.code)
     return error if code_of(error) else Unusable(str(error), code="G010")

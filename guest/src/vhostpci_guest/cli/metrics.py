@@ -49,7 +49,7 @@ def _metrics(arguments: argparse.Namespace) -> None:
                 f"cannot write {arguments.textfile}: {error.strerror}", code="G011"
             ) from None
     if problems:
-        raise Unusable("\nvhostpci-guest: ".join(problems), code="G012")
+        raise status_socket.missing(problems)
 
 
 def collect() -> tuple[str, list[str]]:

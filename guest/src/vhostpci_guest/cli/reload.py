@@ -5,6 +5,8 @@ import argparse
 import json
 from typing import Any
 
+from vhostpci_shared.errors import Said
+
 from .. import status_socket
 from ..errors import Unusable
 
@@ -35,14 +37,15 @@ def _reload(arguments: argparse.Namespace) -> None:
         who = "no agent" if arguments.pid is None else f"no agent {arguments.pid}"
         raise Unusable(f"{who} is running", code="G020")
     answers: dict[int, Any] = {}
-    problems = []
+    problems: list[str] = []
     for pid in pids:
         try:
             answers[pid] = status_socket.request(
                 pid, {"command": "reload"}, timeout=status_socket.RELOAD_TIMEOUT
             )
         except Unusable as why:
-            problems.append(f"agent {pid}: nothing has changed: {why}")
+            text = f"agent {pid}: nothing has changed: {why}"
+            problems.append(Said(text, why.code))
         else:
             problems += _failures(answers[pid])
     if arguments.json:
@@ -51,7 +54,7 @@ def _reload(arguments: argparse.Namespace) -> None:
         for answer in answers.values():
             _print(answer)
     if problems:
-        raise Unusable("\nvhostpci-guest: ".join(problems), code="G021")
+        raise status_socket.missing(problems)
 
 
 def _failures(answer: dict[str, Any]) -> list[str]:

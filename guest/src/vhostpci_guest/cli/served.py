@@ -28,7 +28,7 @@ def find(name: str) -> dict[str, Any]:
         if name in (link["name"], link["tap"], link["device"]):
             return link
     if problems:
-        raise Unusable("\nvhostpci-guest: ".join(problems), code="G029")
+        raise status_socket.missing(problems)
     there = ", ".join(str(link["name"] or link["device"]) for link in links)
     raise Unusable(
         f"no agent serves {name}; served: {there or 'no device'}", code="G030"

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 
+from vhostpci_shared.errors import said
 from vhostpci_shared.terminal import Terminal, add_color
 
 from .. import status_socket
@@ -71,7 +72,7 @@ def _links() -> status_socket.Status:
     try:
         links, problems = status_socket.ask()
     except Unusable as why:
-        links, problems = [], [str(why)]
+        links, problems = [], [said(why)]
     for problem in problems:
         log.warning("%s; the list does not say what is served", problem)
     return links
@@ -127,4 +128,4 @@ def _clear(name: str | None) -> None:
 def _raise(problems: Sequence[str]) -> None:
     # Last, so that it is seen below a long list; each is a line.
     if problems:
-        raise Unusable("\nvhostpci-guest: ".join(problems), code="G031")
+        raise status_socket.missing(problems)

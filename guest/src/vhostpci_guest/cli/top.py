@@ -38,7 +38,7 @@ def _devices(name: str | None) -> Iterator[Device]:
     ]
     # Those that answer are shown, and the others are back when they answer again.
     if problems and not chosen:
-        raise Unusable("; ".join(problems), code="G032")
+        raise status_socket.missing(problems)
     if not chosen:
         raise Unusable(
             f"no agent serves {name}" if name else "no agent serves a device",

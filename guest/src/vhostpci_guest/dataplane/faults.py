@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import NamedTuple
 
-from vhostpci_shared.errors import Coded
+from vhostpci_shared.errors import Coded, Said
 
 
 class Fault(IntEnum):
@@ -129,7 +129,7 @@ def reason(fault: Fault, error: int = 0) -> str:
         return ""
     why = _FAULTS[fault]
     detail = f" ({os.strerror(error)})" if error else ""
-    return f"{why.what}{detail}; {why.remedy}"
+    return Said(f"{why.what}{detail}; {why.remedy}", why.code)
 
 
 def check(result: int, action: str) -> int:

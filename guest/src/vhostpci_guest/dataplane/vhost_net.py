@@ -25,6 +25,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from vhostpci_shared.errors import Said, code_of
 from vhostpci_shared.limits import shortage
 from vhostpci_shared.metadata import AgentRingState
 from vhostpci_shared.virtio import (
@@ -38,6 +39,7 @@ from vhostpci_shared.virtio import (
 
 from ..eventfds import drain, new_eventfd, signal
 from .call_thread import CallThread
+from .faults import Fault, reason
 from .interface import (
     MemRegion,
     RingConf,
@@ -74,11 +76,12 @@ _ALWAYS = (
 _SAMPLE_TICKS = 5
 """Ticks between two looks at the TAP's counters, which a helper reads."""
 
-_BROKE = (
+_BROKE = Said(
     "vhost-net reports an error in the ring: the master's driver broke it, or its "
-    "memory is lost; reload that driver"
+    "memory is lost; reload that driver",
+    code="R042",
 )
-_FENCED = "the ring's session is over; wait for the daemon's next session"
+_FENCED = reason(Fault.SESSION)
 
 Counters = Sequence[int]
 """A TAP's counters as in /proc/net/dev: received first, sent from the ninth on."""
@@ -252,11 +255,11 @@ class VhostNetPlane:
             RingRefused: it may not.
         """
         if self._memory_refused:
-            raise RingRefused(self._memory_refused, code="R034")
+            raise RingRefused(self._memory_refused, code=code_of(self._memory_refused))
         if conf.packed:
             raise RingRefused("vhost-net serves no packed ring", code="R035")
         if not _session_holds(conf):
-            raise RingRefused(_FENCED, AgentRingState.FENCED, code="R036")
+            raise RingRefused(_FENCED, AgentRingState.FENCED, code=code_of(_FENCED))
         return self._locate(conf)
 
     def _locate(self, conf: RingConf) -> tuple[int, int, int]:
@@ -428,8 +431,10 @@ def _session_holds(conf: RingConf | None) -> bool:
 
 def _why_not_memory(error: OSError, count: int) -> str:
     if error.errno == errno.E2BIG:
-        return (
+        return Said(
             f"the master's memory has {count} regions, more than vhost-net takes: "
-            "modprobe vhost max_mem_regions=256, or use --data-plane ring"
+            "modprobe vhost max_mem_regions=256, or use --data-plane ring",
+            code="R043",
         )
-    return f"vhost-net refuses the master's memory: {error.strerror}"
+    text = f"vhost-net refuses the master's memory: {error.strerror}"
+    return Said(text, code="R044")

@@ -16,6 +16,7 @@ from typing import Any
 
 from vhostpci_shared import metadata as md
 from vhostpci_shared.access import Metadata
+from vhostpci_shared.errors import code_of, said
 from vhostpci_shared.metadata import AgentRingState, RingFlag
 from vhostpci_shared.position import Position
 from vhostpci_shared.virtio import INDEXES, Feature, lacking
@@ -299,13 +300,13 @@ class Rings:
         # Before a queue is emptied: a packet that comes after that is one that the
         # driver takes, for instance with its checksum.
         self._port.set_options(options)
-        refused = []
+        refused: list[tuple[int, str]] = []
         for index in indexes:
             try:
                 self._start(plane, index, options)
             except RingRefused as why:
                 self._set_state(index, why.state)
-                refused.append((index, str(why)))
+                refused.append((index, said(why)))
         return refused
 
     def tick(self) -> bool:
@@ -510,6 +511,7 @@ class Rings:
             "size": self._size(index),
             "fill": self._fill(index, run),
             "reason": status.reason,
+            "code": code_of(status.reason),
             "method": status.method,
             "method_reason": status.method_reason,
             **_counts(status.stats),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Set
 from contextlib import ExitStack
 from pathlib import Path
 
+from vhostpci_shared.errors import Said, said
 from vhostpci_shared.wire import ProtocolError
 
 from ..interfaces import Window
@@ -108,9 +109,9 @@ class _WindowSocket:
                 self._client.receive()
                 self._check(self._client)
         except ServerGone as why:
-            self._lose(str(why))
+            self._lose(said(why))
         except ProtocolError as why:
-            self._lose(f"{self._path}: {why}")
+            self._lose(Said(f"{self._path}: {why}", why.code))
         except OSError as error:
             self._lose(f"{self._path}: {error.strerror or error}")
 

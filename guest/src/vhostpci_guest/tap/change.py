@@ -4,6 +4,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from vhostpci_shared.errors import told
+
 from ..errors import Unusable
 
 
@@ -23,7 +25,7 @@ class TapChange:
         try:
             action()
         except (Unusable, OSError) as why:
-            self.problems.append(f"{option}: {why}")
+            self.problems.append(f"{option}: {told(why)}")
             return
         if option not in self.changed:
             self.changed.append(option)

@@ -12,6 +12,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
+from vhostpci_shared.errors import told
+
 from ..dataplane.interface import DataPlane
 from ..errors import Unusable
 from ..net_options import NetOptions, Offload
@@ -331,7 +333,7 @@ class TapPort:
                 self._device, self._device_name, self._ports.rules
             )
         except Unusable as why:
-            done.problems.append(str(why))
+            done.problems.append(told(why))
             self._go_back()
             return done
         self._change_all(self._tap, before, now, done)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from vhostpci_shared.errors import told, with_code
 from vhostpci_shared.terminal import Terminal, add_color
 
 from ..config import options
@@ -163,11 +164,8 @@ def status_of_all(directory: Path) -> tuple[list[dict[str, Any]], int]:
     try:
         names |= _listed(directory)
     except HostError as error:
-        print(
-            f"vhostpci-host: {error}; the devices of this daemon that failed are "
-            "missing here",
-            file=sys.stderr,
-        )
+        text = f"{error}; the devices of this daemon that failed are missing here"
+        print(f"vhostpci-host: {with_code(text, error.code)}", file=sys.stderr)
         failed += 1
     for name in sorted(names):
         try:
@@ -184,7 +182,7 @@ def status_of_all(directory: Path) -> tuple[list[dict[str, Any]], int]:
                 file=sys.stderr,
             )
         except HostError as error:
-            print(f"vhostpci-host: {name}: {error}", file=sys.stderr)
+            print(f"vhostpci-host: {name}: {told(error)}", file=sys.stderr)
             failed += 1
     return found, failed
 

@@ -21,7 +21,7 @@ def script(name: str, mac: str, words: str, *, pool: int) -> str:
     """
     found = re.search(r"\bcma=\d+M@(0x[0-9a-f]+)-(0x[0-9a-f]+)", words)
     if found is None:
-        raise HostError(f"{name}: no cma=SIZE@START-END among {words!r}")
+        raise HostError(f"{name}: no cma=SIZE@START-END among {words!r}", code="H145")
     start, end = (int(text, 16) for text in found.groups())
     values = {
         "NAME": name,

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vhostpci_shared.errors import told
 from vhostpci_shared.virtio import Feature
 
 from ..config import options
@@ -184,7 +185,7 @@ def _running_options(args: argparse.Namespace, *, whole: bool) -> dict[str, str]
         # A daemon that is not there yet is usual.  Of any other reason the user must
         # know, since the device that runs may have other options than these.
         if not isinstance(error, NoDaemon):
-            print(f"# by the options alone: {error}", file=sys.stderr)
+            print(f"# by the options alone: {told(error)}", file=sys.stderr)
         return {}
     if running["state"] == FAILED:
         if not whole:

@@ -21,6 +21,7 @@ import logging
 from collections.abc import Callable
 
 from vhostpci_shared import virtio
+from vhostpci_shared.errors import Said
 from vhostpci_shared.virtio import Feature
 
 from ..config.device import DeviceConfig
@@ -250,7 +251,7 @@ class MasterCarrier:
             self._entrance.open()
         except HostError as error:
             text = "the master's card cannot have its carrier back"
-            self._log.warn_once(f"{text}: {error}")
+            self._log.warn_once(Said(f"{text}: {error}", error.code))
             return
         self.off, self._needs = False, Feature(0)
         self._served_at = self._loop.time()

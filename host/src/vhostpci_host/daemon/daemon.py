@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vhostpci_shared.errors import code_of
+from vhostpci_shared.errors import Said, code_of, said
 from vhostpci_shared.limits import (
     exhausted,
     no_descriptors,
@@ -167,7 +167,7 @@ class Daemon:
                 undo.pop_all()
             server = self._new_server(config, added=added, left=left)
             if entry.failure:
-                raise HostError(entry.failure, code=entry.code)
+                raise HostError(entry.failure, code=code_of(entry.failure))
             entry.server = server
             server.serve_control()
         except (StateError, HostError, ProtocolError, OSError) as error:
@@ -234,7 +234,8 @@ class Daemon:
             # It is not there if the daemon was closed meanwhile.
             self._entries.pop(config.name, None)
             if short := shortage(error):
-                raise HostError(no_descriptors(short), code="H068") from error
+                why = no_descriptors(short)
+                raise HostError(why, code=why.code) from error
             raise
         entry.arriving = False
         if config.connect is None:
@@ -260,7 +261,7 @@ class Daemon:
             await entry.server.reserve_memory(self._ended.done)
         if entry.server is None:
             if entry.failure:
-                raise HostError(entry.failure, code=entry.code)
+                raise HostError(entry.failure, code=code_of(entry.failure))
             raise HostError("the daemon is ending", code="H069")
         entry.server.serve_control()
 
@@ -309,7 +310,7 @@ class Daemon:
             await self.add(config, added=added)
         except HostError as error:
             log.error("%s: cannot be served: %s", config.name, error)
-            failed = Entry(config, failure=str(error), code=error.code, arriving=False)
+            failed = Entry(config, failure=said(error), arriving=False)
             self._entries[config.name] = failed
 
     def warn_of_shortage(self, *, only_new: bool = False) -> None:
@@ -352,14 +353,15 @@ class Daemon:
         entry = self._entries[name]
         # A HostError is for the user; of any other the type may be all that it says.
         kind = "" if isinstance(error, HostError) else f"{type(error).__name__}: "
-        entry.server, entry.failure = None, f"{kind}{error}"
-        entry.code = code_of(error)
+        entry.server, entry.failure = None, Said(f"{kind}{error}", code_of(error))
         self._pluggers.unplug_soon(name)
         # One that is only being added is reported by `add`.
         alone = self._shared is None and not entry.arriving
         if alone and not self._ended.done():
             text = f"{name}: failed: {entry.failure}"
-            self._ended.set_exception(HostError(text, code=entry.code or "H070"))
+            self._ended.set_exception(
+                HostError(text, code=code_of(entry.failure) or "H070")
+            )
 
     def _close(self, entry: Entry) -> None:
         """Close a device; log an error, so that the others are closed, too."""

@@ -4,6 +4,8 @@
 import os
 from dataclasses import dataclass
 
+from vhostpci_shared.errors import code_of
+
 from ..config.device import DeviceConfig
 from ..device.cleared import cleared
 from ..device.status import describe, describe_failed, row
@@ -19,8 +21,6 @@ class Entry:
     config: DeviceConfig
     server: Server | None = None
     failure: str = ""
-    code: str = ""
-    """Of the failure, if it has one."""
     arriving: bool = True
     """Whether `Daemon.add` has not come to its end yet."""
     leaving: bool = False
@@ -46,7 +46,7 @@ class Entry:
             )
         if self.server is None:
             text = f"{self.config.name} has failed: {self.failure}"
-            raise HostError(text, code=self.code or "H080")
+            raise HostError(text, code=code_of(self.failure) or "H080")
         return {"pid": os.getpid(), **self.server.conversation.since(since)}
 
     def clear(self) -> None:
@@ -57,7 +57,7 @@ class Entry:
         """
         if self.server is None:
             text = f"{self.config.name}: failed: {self.failure}"
-            raise HostError(text, code=self.code or "H081")
+            raise HostError(text, code=code_of(self.failure) or "H081")
         self.server.device.cleared = cleared(self.describe())
 
     def row(self) -> Json:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vhostpci_shared.errors import Said
 from vhostpci_shared.limits import exhausted, no_descriptors
 
 from .. import sockets
@@ -189,14 +190,14 @@ class PathListener:
             place = self._place
             server = sockets.listen_again(place.path, place.mode, place.group)
         except HostError as error:
-            self._complain(f"cannot listen at {path} again: {error}")
+            self._complain(Said(f"cannot listen at {path} again: {error}", error.code))
             return
         except OSError as error:
             # Not up to the loop, which would end a connection to have a descriptor.
             if not exhausted(error):
                 raise
             why = no_descriptors(error)
-            self._complain(f"cannot listen at {path} again: {why}")
+            self._complain(Said(f"cannot listen at {path} again: {why}", why.code))
             return
         if self._given:
             sockets.turn_away(self.server)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vhostpci_shared.errors import Said, code_of
 from vhostpci_shared.limits import exhausted, no_descriptors
 
 from .. import sockets
@@ -575,7 +576,7 @@ class Server:
         log.error(
             "%s: failed, and is closed%s",
             self._config.name,
-            f": {error}" if expected else "",
+            Said(f": {error}" if expected else "", code_of(error)),
             exc_info=None if expected else error,
         )
         try:

@@ -28,6 +28,7 @@ import random
 from collections.abc import Callable
 from contextlib import ExitStack
 
+from vhostpci_shared.errors import Said, code_of, said
 from vhostpci_shared.virtio import Feature
 from vhostpci_shared.wire import ProtocolError
 
@@ -276,7 +277,8 @@ class Device:
         self._keep_files()
         if outcome.refusal:
             kind = f"refusal of pid {self.master.pid}"
-            self._log.warn(f"refused {outcome.refusal}", kind)
+            text = Said(f"refused {outcome.refusal}", code_of(outcome.refusal))
+            self._log.warn(text, kind)
         self._debounce.on_message()
         if outcome.reply:
             self.master.send(outcome.reply)
@@ -284,7 +286,7 @@ class Device:
     def _drop_master(self, error: ProtocolError | HostError) -> None:
         # The connection closes within this call, and `master_gone` is called.
         assert self.master is not None, "no front-end connected"
-        self.master.drop(str(error))
+        self.master.drop(said(error))
 
     # Stopping rings.
 
@@ -395,9 +397,8 @@ class Device:
         """Replace the slave's ivshmem function: its QEMU can take no other peer."""
         assert self.slave is not None, "no slave connected"
         if self.windows.plugger is None:
-            self.slave.port.drop(
-                f"{error}: unplug the slave's device and plug it again"
-            )
+            text = f"{error}: unplug the slave's device and plug it again"
+            self.slave.port.drop(Said(text, error.code))
         elif not self._replacing:
             log.info(
                 "%s: unplugging the slave's device and plugging it again: %s",

@@ -25,6 +25,8 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from vhostpci_shared.errors import said
+
 from ..interfaces import Plug, nothing
 from .vm import PlugError, SlaveVm, VmAway
 
@@ -199,7 +201,7 @@ class Reconciler:
         except VmAway:
             raise
         except PlugError as error:
-            self._problem(f"plug {plug.window}", str(error))
+            self._problem(f"plug {plug.window}", said(error))
             return False
         else:
             self._plugged(plug)
@@ -242,7 +244,7 @@ class Reconciler:
         except VmAway:
             raise
         except PlugError as error:
-            self._problem(what, str(error))
+            self._problem(what, said(error))
             return False
         log.info("%s: window %d is unplugged", self._device, window)
         return True
@@ -295,7 +297,7 @@ class Reconciler:
     def _on_away(self, error: VmAway) -> None:
         self._connected = False
         self._problems.clear()
-        self._problem("away", str(error))
+        self._problem("away", said(error))
         # A VM that is away has no windows, so `close` need not wait for any.
         self._settled.set()
 

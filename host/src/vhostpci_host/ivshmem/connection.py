@@ -7,6 +7,7 @@ from collections import deque
 from typing import Protocol
 
 from vhostpci_shared import ivshmem
+from vhostpci_shared.errors import Said, code_of
 from vhostpci_shared.limits import exhausted, no_descriptors
 
 from .. import sockets
@@ -150,7 +151,8 @@ class SlaveConnection:
         if self._leaving or self._closed:
             return
         self._leaving = True
-        self._owner.say_once(f"slave (pid {self.pid}) dropped: {reason}")
+        text = f"slave (pid {self.pid}) dropped: {reason}"
+        self._owner.say_once(Said(text, code_of(reason)))
         # A QEMU that has read nothing yet would not stop reading if the connection just
         # ended; a refusal ends its device_add with an error.
         if not self._sent_any and not self._queue:
@@ -227,7 +229,8 @@ class SlaveConnection:
 
     def drop(self, reason: str) -> None:
         """Close the connection for `reason`, once the present callback has returned."""
-        self._owner.say_once(f"slave (pid {self.pid}) dropped: {reason}")
+        text = f"slave (pid {self.pid}) dropped: {reason}"
+        self._owner.say_once(Said(text, code_of(reason)))
         # Not at once: `close` makes the device forget its slave, and the device may
         # have called `send` with that slave in its hands.
         self._loop.call_later(0, self.close)

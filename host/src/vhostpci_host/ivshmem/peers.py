@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from vhostpci_shared import ivshmem
 from vhostpci_shared import metadata as md
+from vhostpci_shared.errors import Coded
 
 from ..fds import Fd, Notifier
 
 
-class PeersExhausted(Exception):
+class PeersExhausted(Coded):
     """The connection can take no further peer; only a new connection can."""
 
 
@@ -69,7 +70,9 @@ class Peers:
         # 2.5 until at least 10.2).  65,534 sets are enough for one connection.
         peer = md.FIRST_CALL_PEER + self.used
         if peer > ivshmem.MAX_ID:
-            raise PeersExhausted(f"all {self.used} IDs of call peers have been used")
+            raise PeersExhausted(
+                f"all {self.used} IDs of call peers have been used", code="H143"
+            )
         self.withdraw()
         self.used += 1
         self.call_peer = peer

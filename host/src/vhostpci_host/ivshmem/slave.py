@@ -198,7 +198,9 @@ class Slave:
             return False
         # A plugged function keeps its old peers (see `retire`), so they are counted.
         if self._plugged and self.peers.kept * len(wanted) >= KEPT_MAX:
-            raise PeersExhausted(f"it keeps the eventfds of {self.peers.kept} peers")
+            raise PeersExhausted(
+                f"it keeps the eventfds of {self.peers.kept} peers", code="H144"
+            )
         self._close_calls()
         self._calls = CallSet(self._relays, calls, kicks if takes_kicks else None)
         # The agent rings the old peer until it acts by the next generation, so the

@@ -24,6 +24,7 @@ from typing import Any, Self
 
 from vhostpci_shared import metadata as md
 from vhostpci_shared.access import Metadata
+from vhostpci_shared.errors import code_of
 from vhostpci_shared.vhost_user import MemRegion
 from vhostpci_shared.wire import ProtocolError
 
@@ -237,7 +238,9 @@ class Arena:
             ProtocolError: a master has it that has more RAM than the device.
         """
         if self._region.problem:
-            raise ProtocolError(self._region.problem, code="P029")
+            raise ProtocolError(
+                self._region.problem, code=code_of(self._region.problem)
+            )
 
     def region_accepted(self) -> None:
         """Note that a region of the front-end's memory ends before the metadata."""

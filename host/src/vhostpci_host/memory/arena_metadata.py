@@ -20,6 +20,7 @@ from pathlib import Path
 
 from vhostpci_shared import access
 from vhostpci_shared import metadata as md
+from vhostpci_shared.errors import Said, said
 
 from ..errors import HostError
 from ..fds import Fd
@@ -155,7 +156,7 @@ class ArenaMetadata:
             self._reserve()
         except HostError as error:
             self._map.replace_with_zeros()
-            self.problem = str(error)
+            self.problem = said(error)
             return ""
         self.problem = ""
         if self._map.lost:
@@ -184,11 +185,12 @@ class ArenaMetadata:
         if self._confined:
             more = "shares more than the shared region of this confined device"
             advice = "start it with the memory of `vhostpci-host qemu-args`"
-        self.problem = (
+        self.problem = Said(
             f"the master (pid {self._intruder or 'unknown'}) {more}: {end >> 20} MiB "
             f"instead of {self._ram >> 20} MiB, and it lies where the metadata was in "
             f"{self._path}; nothing is written there until that master has ended: "
-            f"{advice}"
+            f"{advice}",
+            code="P029",
         )
 
     def _try_again(self, front_end: int) -> str:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vhostpci_shared import vhost_user as vu
+from vhostpci_shared.errors import Said
 from vhostpci_shared.position import Position
 from vhostpci_shared.vhost_user import ProtocolFeature, Request
 from vhostpci_shared.virtio import Feature
@@ -114,7 +115,7 @@ class Backend:
             try:
                 payload = yield from self._dispatch(message)
             except ProtocolError as error:
-                text = f"{header.name}: {error}"
+                text = Said(f"{header.name}: {error}", error.code)
                 # Without an acknowledgement the front-end would go on as if the request
                 # had worked, so its connection has to end.
                 if not self._wants_ack(header):

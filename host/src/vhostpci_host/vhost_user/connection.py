@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 
+from vhostpci_shared.errors import Said, code_of, said
 from vhostpci_shared.vhost_user import Request
 from vhostpci_shared.wire import ProtocolError
 
@@ -109,7 +110,7 @@ class MasterConnection:
         except EOFError:
             self.close()
         except ProtocolError as error:
-            self.drop(str(error))
+            self.drop(said(error))
 
     def _note(self, message: Message | None) -> None:
         """Note whether the front-end owes us something now."""
@@ -166,7 +167,7 @@ class MasterConnection:
         try:
             self._finish(data)
         except (EOFError, ProtocolError) as error:
-            self.drop(str(error))
+            self.drop(said(error))
             return
         finally:
             self._paused = paused
@@ -187,7 +188,7 @@ class MasterConnection:
         except EOFError:
             self.close()
         except ProtocolError as error:
-            self.drop(str(error))
+            self.drop(said(error))
 
     def pause(self) -> None:
         """Read no further message until `resume`."""
@@ -201,7 +202,7 @@ class MasterConnection:
             try:
                 self._finish()
             except (EOFError, ProtocolError) as error:
-                self.drop(str(error))
+                self.drop(said(error))
                 return
             self.start()
 
@@ -250,7 +251,8 @@ class MasterConnection:
         """Log `reason`, and close the connection."""
         self.dropped = True
         self._conversation.note(f"we drop it: {reason}")
-        self._say_once(f"front-end (pid {self.pid}) dropped: {reason}")
+        text = f"front-end (pid {self.pid}) dropped: {reason}"
+        self._say_once(Said(text, code_of(reason)))
         self.close()
 
     def close(self) -> None:

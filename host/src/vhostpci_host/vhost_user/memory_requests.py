@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu
+from vhostpci_shared.errors import said
 from vhostpci_shared.vhost_user import ProtocolFeature
 from vhostpci_shared.wire import ProtocolError
 
@@ -72,7 +73,7 @@ def _with(
     except ProtocolError as error:
         # QEMU goes on without us when its memory is refused, and its guest has loaded
         # the driver: without this, the status would say that the driver is missing.
-        setup.memory_problem = str(error)
+        setup.memory_problem = said(error)
         raise
     setup.memory_problem = ""
     return found

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from vhostpci_shared import virtio
+from vhostpci_shared.errors import Said
 from vhostpci_shared.vhost_user import VringAddr
 from vhostpci_shared.wire import ProtocolError
 
@@ -152,8 +153,8 @@ class Vring:
             self.areas = translate(memory, self.addr, self.size)
         except ProtocolError as error:
             advice = f": {self.outside}" if isinstance(error, OutsideMemory) else ""
-            self.problem = f"{error}{advice}"
-            raise Unservable(self.problem, code="P079") from error
+            self.problem = Said(f"{error}{advice}", error.code)
+            raise Unservable(self.problem, code=error.code) from error
         self.was_ready = True
 
     def set_notifier(self, name: str, notifier: Notifier | None) -> None:

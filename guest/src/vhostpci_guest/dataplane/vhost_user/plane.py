@@ -25,6 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from vhostpci_shared.errors import Said, code_of, said
 from vhostpci_shared.metadata import AgentRingState
 from vhostpci_shared.wire import ProtocolError
 
@@ -149,14 +150,14 @@ class VhostUserPlane:
         except EOFError as why:
             self._lose(session, str(why) or "it is gone", at_fault=False)
         except ProtocolError as why:
-            self._lose(session, str(why), at_fault=True)
+            self._lose(session, said(why), at_fault=True)
         else:
             return False
         return True
 
     def _lose(self, session: Session, why: str, *, at_fault: bool) -> None:
         """End a session; its rings have stopped by themselves."""
-        text = f"the back-end at {self._approach.path}: {why}"
+        text = Said(f"the back-end at {self._approach.path}: {why}", code_of(why))
         # One that leaves does what it was told: its fault, and the pause, are known.
         if not session.leaving:
             self._say(text, session, at_fault=at_fault)
