@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the memory of a confined master lies, and the words that its kernel needs.
+
+    q35    0 | low: private | shared | boot: private, not Linux's | ... | 4 GiB | high
+    virt   1 GiB | low: private | shared | high: private, from below 4 GiB on
+
+The shared region is the highest memory below 4 GiB that Linux can use for a bounce
+pool.  So the pool comes to lie in it, right below the ring area:
+
+  * The ring area is reserved first, at a fixed address (cma=SIZE@START-END: Linux,
+    kernel/dma/contiguous.c, dma_contiguous_reserve()).
+  * The bounce pool comes later, from memblock_alloc_low(): the highest free place below
+    4 GiB (kernel/dma/swiotlb.c, swiotlb_memblock_alloc(); mm/memblock.c,
+    __memblock_find_range_top_down()).  Above the ring area there is none.  The pool
+    fills its part of the region: had anything else been there, it would not fit, it
+    would lie in private memory, and no packet would cross.
+  * What Linux reserves earlier for other purposes (page structures, page tables, an
+    initrd that it moves) takes the highest free place of all, above 4 GiB.  So there
+    must be memory.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ..errors import HostError
+from .confined import MIB, ring_area
+
+GIB = 2**30
+
+
+class Machine(StrEnum):
+    """QEMU's machine of the master."""
+
+    Q35 = "q35"  # x86-64
+    VIRT = "virt"  # aarch64
+
+
+SLOT = 2048
+"""Bytes that Linux's bounce pool is handed out in (IO_TLB_SIZE)."""
+AREA = 128 * SLOT
+"""Bytes that each processor's part of the pool has at least, and a mapping at most."""
+SLOTS_OF_PACKET = 33
+"""Slots of the largest packet, 64 KiB and its headers."""
+
+LEAST_PART = 128 * MIB
+"""What boots: Linux itself at 16 MiB, or its early memory above 4 GiB."""
+LOW = 512 * MIB
+LOW_END = 896 * MIB
+"""Where a q35's memory below 4 GiB ends at the latest.
+
+Loaders take the highest memory below a limit: GRUB's initrd on a BIOS the one below
+896 MiB (GRUB_LINUX_INITRD_MAX_ADDRESS), its patches for EFI 1 GiB, others 2 or 4 GiB.
+So below all of those limits the highest memory is `boot`.
+"""
+VIRT_START = GIB
+VIRT_BELOW = 4 * MIB
+"""How much less than the pool's size lies above a virt's shared region, below 4 GiB."""
+VIRT_LEAST = 3 * GIB + 256 * MIB
+"""With less, a virt has no memory above 4 GiB: all of it lies in one piece from 1 GiB.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of the master's memory: one memory backend and one NUMA node of QEMU's.
+
+    The guest's kernel sees no nodes (numa=off).
+    """
+
+    name: str
+    start: int
+    """Its guest address."""
+    size: int
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the slave has it."""
+        return self.name == SHARED
+
+    @property
+    def end(self) -> int:
+        """The guest address behind it."""
+        return self.start + self.size
+
+
+SHARED = "shared"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The memory of a confined master."""
+
+    machine: Machine
+    pool: int
+    """Bytes of the bounce pool, the lower part of the shared region."""
+    parts: tuple[Part, ...]
+    """All of it, in the order of the addresses."""
+
+    def part(self, name: str) -> Part:
+        """Return the part of this name."""
+        return next(one for one in self.parts if one.name == name)
+
+    @property
+    def below_4g(self) -> int:
+        """Bytes of a q35's memory below 4 GiB."""
+        return self.part("boot").end
+
+    @property
+    def rings(self) -> int:
+        """The guest address of the ring area."""
+        return self.part(SHARED).start + self.pool
+
+    @property
+    def processors(self) -> int:
+        """How many the master may have: for more, Linux makes the pool larger."""
+        # kernel/dma/swiotlb.c, round_up_default_nslabs()
+        return self.pool // AREA
+
+    def kernel_words(self) -> str:
+        """Return the words of the master's kernel."""
+        return " ".join(self._words())
+
+    def _words(self) -> Iterator[str]:
+        shared = self.part(SHARED)
+        # With nodes, Linux would keep each node's own data in it: also in the shared
+        # region.
+        yield "numa=off"
+        # Else a self-extracting kernel, or the loader in it for EFI, may put the kernel
+        # into the shared region.
+        yield "nokaslr"
+        yield f"swiotlb={self.pool // SLOT},force"
+        area = (shared.end - self.rings) // MIB
+        yield f"cma={area}M@{self.rings:#x}-{shared.end:#x}"
+        if self.machine is Machine.Q35:
+            boot = self.part("boot")
+            # From memory (1) to reserved (2).  Not `$`, which a boot loader's script
+            # would expand.
+            yield f"memmap={boot.size // MIB}M%{boot.start:#x}-1+2"
+        # Else what the card's receive buffers held before comes into the pool.
+        yield "init_on_alloc=1"
+
+
+def slots(ring_entries: int) -> int:
+    """Return how many slots a card's transmit ring needs when it is full."""
+    return ring_entries * SLOTS_OF_PACKET
+
+
+def pool_for(ring_entries: int) -> int:
+    """Return the pool that is never too small for a card with such rings.
+
+    A full transmit ring of the largest packets, and a receive ring of pages.
+    """
+    needed = (slots(ring_entries) + 2 * ring_entries) * SLOT
+    return 1 << (needed - 1).bit_length()
+
+
+def layout(memory: int, pool: int, machine: Machine, *, attached: bool) -> Layout:
+    """Return the layout of a master's memory.
+
+    Args:
+        memory: all of the master's memory, in bytes.
+        pool: the bounce pool's size.
+        machine: QEMU's machine.
+        attached: whether the master brings the shared region (attach mode).
+
+    Raises:
+        HostError: there is none for so much memory and such a pool.
+    """
+    make = _q35 if machine is Machine.Q35 else _virt
+    parts = make(memory, pool, ring_area(pool, attached=attached))
+    return Layout(machine, pool, tuple(parts))
+
+
+def _boot(memory: int) -> int:
+    """Return the size of the memory that only firmware and loaders use.
+
+    They have the highest memory below 4 GiB: SeaBIOS its tables and at most 16 MiB
+    (malloc_preinit), QEMU the initrd of -kernel, OVMF 64 MiB and its page tables
+    (GetPeiMemoryCap), GRUB its heap.  It must take all of that, or the rest would come
+    to lie in the shared region.  Linux could use it, but would put its bounce pool
+    there if it did.  On the hypervisor only what was touched takes memory.
+    """
+    return next(size for least, size in _BOOT if memory >= least)
+
+
+_BOOT = ((2 * GIB, 256 * MIB), (GIB, 128 * MIB), (0, 64 * MIB))
+
+
+def _q35(memory: int, pool: int, rings: int) -> Iterator[Part]:
+    shared, boot = pool + rings, _boot(memory)
+    rest = memory - shared - boot
+    # The larger part is above 4 GiB, as soon as there is enough: GRUB 2.06 for EFI has
+    # its heap, a quarter of all, at the end of the largest piece.
+    low = min(LOW, LOW_END - shared - boot, rest // 2 & -4 * MIB)
+    if LOW_END - shared - boot < LEAST_PART:
+        raise HostError(
+            f"a bounce pool of {pool // MIB}M, {shared // MIB}M with its ring area, "
+            f"leaves no room below {LOW_END // MIB}M for the kernel: give less "
+            "(--confined 64M)"
+        )
+    if low < LEAST_PART:
+        least = 2 * LEAST_PART + shared + boot
+        raise HostError(_too_small(memory, shared, least, Machine.Q35))
+    yield Part("low", 0, low)
+    yield Part(SHARED, low, shared)
+    yield Part("boot", low + shared, boot)
+    yield Part("high", 4 * GIB, rest - low)
+
+
+def _virt(memory: int, pool: int, rings: int) -> Iterator[Part]:
+    # Its memory is in one piece, and firmware and loaders use its beginning: QEMU has
+    # kernel, initrd and devicetree within 128 MiB and a little (hw/arm/boot.c).  There
+    # is no memmap= here, so what is above the region must be smaller than the pool.
+    if memory < VIRT_LEAST:
+        raise HostError(_too_small(memory, pool + rings, VIRT_LEAST, Machine.VIRT))
+    end = 4 * GIB - (pool - VIRT_BELOW)
+    start = end - pool - rings
+    yield Part("low", VIRT_START, start - VIRT_START)
+    yield Part(SHARED, start, end - start)
+    yield Part("high", end, VIRT_START + memory - end)
+
+
+def _too_small(memory: int, shared: int, least: int, machine: Machine) -> str:
+    return (
+        f"memory {memory // MIB}M is too small for a confined master on {machine} with "
+        f"a shared region of {shared // MIB}M: give it {least // MIB}M or more"
+    )

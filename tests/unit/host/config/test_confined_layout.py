@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A confined master's memory: what lies where, for all sizes that are taken."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vhostpci_host.config.confined import MIB, POOL, RING_AREA
+from vhostpci_host.config.confined_layout import (
+    AREA,
+    GIB,
+    LOW_END,
+    SLOT,
+    Machine,
+    layout,
+    pool_for,
+)
+from vhostpci_host.errors import HostError
+
+SIZES = [512, 1024, 1676, 2048, 4096, 8192, 1 << 20]
+POOLS = [16, 32, 64, 128, 256]
+
+
+@pytest.mark.parametrize("machine", Machine)
+@pytest.mark.parametrize("attached", [False, True], ids=["arena", "attach"])
+@given(
+    memory=st.integers(400, 1 << 22).map(lambda mib: mib * MIB),
+    pool=st.sampled_from(POOLS).map(lambda mib: mib * MIB),
+)
+def test_parts_are_the_memory_without_holes_or_it_is_refused(
+    machine: Machine, attached: bool, memory: int, pool: int
+) -> None:
+    try:
+        its = layout(memory, pool, machine, attached=attached)
+    except HostError:
+        return
+    assert sum(part.size for part in its.parts) == memory
+    assert [part.name for part in its.parts if part.is_shared] == ["shared"]
+    for part, after in zip(its.parts, its.parts[1:], strict=False):
+        assert after.start in (part.end, 4 * GIB)
+    assert its.parts[-1].end > 4 * GIB
+    # Linux takes a ring area only at a multiple of a page block.
+    assert its.rings % (4 * MIB) == 0
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("size", SIZES)
+def test_nothing_below_4_gib_is_above_a_q35s_region_for_linux(
+    size: int, pool: int
+) -> None:
+    try:
+        its = layout(size * MIB, pool * MIB, Machine.Q35, attached=False)
+    except HostError:
+        assert (size, pool) == (512, 256)
+        return
+    boot = its.part("boot")
+    assert boot.start == its.part("shared").end
+    assert its.below_4g == boot.end <= LOW_END
+    words = its.kernel_words().split()
+    assert f"memmap={boot.size // MIB}M%{boot.start:#x}-1+2" in words
+    assert {"numa=off", "nokaslr", "init_on_alloc=1"} < {*words}
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_no_pool_fits_above_a_virts_region(pool: int) -> None:
+    its = layout(4 * GIB, pool * MIB, Machine.VIRT, attached=False)
+    assert 0 < 4 * GIB - its.part("shared").end < pool * MIB
+    assert "memmap" not in its.kernel_words()
+
+
+def test_words_of_the_lines_that_were_tried() -> None:
+    its = layout(1676 * MIB, POOL, Machine.Q35, attached=False)
+    assert its.part("shared").start == 0x20000000
+    assert its.part("shared").size == POOL + RING_AREA
+    assert its.kernel_words() == (
+        "numa=off nokaslr swiotlb=32768,force cma=16M@0x24000000-0x25000000 "
+        "memmap=128M%0x25000000-1+2 init_on_alloc=1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("machine", "least"), [(Machine.Q35, 400 * MIB), (Machine.VIRT, 3328 * MIB)]
+)
+def test_least_memory_is_named(machine: Machine, least: int) -> None:
+    layout(least, POOL, machine, attached=False)
+    with pytest.raises(HostError, match=f"give it {least // MIB}M or more"):
+        layout(least - MIB, POOL, machine, attached=False)
+
+
+def test_pool_that_leaves_a_kernel_no_room_is_refused() -> None:
+    with pytest.raises(HostError, match="512M, 528M with its ring area"):
+        layout(8 * GIB, 512 * MIB, Machine.Q35, attached=False)
+
+
+def test_pool_holds_full_rings_of_the_largest_packets() -> None:
+    assert [pool_for(entries) // MIB for entries in (256, 1024)] == [32, 128]
+    assert pool_for(256) <= POOL
+
+
+def test_processors_that_a_pool_is_enough_for() -> None:
+    its = layout(GIB, 16 * MIB, Machine.Q35, attached=False)
+    assert its.processors == 64
+    assert AREA == 128 * SLOT == 256 * 1024
