@@ -6,11 +6,12 @@ import zlib
 
 from vhostpci_shared.virtio import Feature
 
+from ..config.confined_layout import Layout, Machine, layout
 from ..config.device import DeviceConfig, Mode, window_size
 from ..errors import HostError
 from ..hotplug import root_ports
 from ..hotplug.ids import DEVICE, object_id
-from .qemu_version import IN_ORDER, RECONNECT_MS, TCG_MSIX, Version
+from .qemu_version import CONFINED, IN_ORDER, RECONNECT_MS, TCG_MSIX, Version
 
 Args = list[tuple[str, str]]
 """Options with their values, in order."""
@@ -23,6 +24,7 @@ def master(
     *,
     vectors: int | None = None,
     packed: bool = False,
+    machine: Machine = Machine.Q35,
 ) -> Args:
     """Return the arguments that make a VM the master of this device.
 
@@ -32,17 +34,14 @@ def master(
         ram: the size of the master's memory in attach mode.
         vectors: MSI-X vectors of the card, where the usual number is not right.
         packed: whether the card offers packed rings to its driver.
+        machine: QEMU's machine, of a confined master.
 
     Raises:
-        HostError: `ram` is needed.
+        HostError: `ram` is needed, or the master cannot be confined.
     """
     name = object_id(config.name)
-    attached = config.mode is Mode.ATTACH
-    size = known(config, ram) if attached else config.memory
     return [
-        # QEMU refuses a machine whose -m differs from its memory backend's size.
-        ("-m", f"{size >> 20}M"),
-        *(_shared_memory(config, size) if attached else arena(config)),
+        *_memory(config, qemu, ram, machine),
         (
             "-chardev",
             f"socket,id={name},path={_escape(config.vhost_user)},"
@@ -51,6 +50,95 @@ def master(
         ("-netdev", f"vhost-user,id={name}-net,chardev={name}{_queues(config)}"),
         ("-device", _card(config, qemu, vectors, packed=packed)),
     ]
+
+
+def _memory(
+    config: DeviceConfig, qemu: Version, ram: int | None, machine: Machine
+) -> Args:
+    """Return the arguments for the master's memory."""
+    attached = config.mode is Mode.ATTACH
+    size = known(config, ram) if attached else config.memory
+    # QEMU refuses a machine whose -m differs from its memory backends' sizes.
+    whole = ("-m", f"{size >> 20}M")
+    if config.confined is not None:
+        if qemu < CONFINED:
+            raise HostError(
+                f"{config.name}: a confined master is known to work from QEMU "
+                f"{CONFINED} on, and this one is {qemu}: name a later one (--qemu PATH)",
+                code="H146",
+            )
+        return [whole, *confined_memory(config, confined_layout(config, ram, machine))]
+    return [whole, *(_shared_memory(config, size) if attached else arena(config))]
+
+
+def confined_layout(config: DeviceConfig, ram: int | None, machine: Machine) -> Layout:
+    """Return where the memory of a confined master lies.
+
+    Raises:
+        HostError: the device is not confined, or there is no layout for its sizes.
+    """
+    if config.confined is None:
+        raise HostError(
+            f"{config.name} is not confined, and its master's kernel needs no words: "
+            "give --confined to describe one that is",
+            code="H147",
+        )
+    attached = config.mode is Mode.ATTACH
+    size = known(config, ram) if attached else config.memory
+    try:
+        return layout(size, config.confined, machine, attached=attached)
+    except HostError as error:
+        raise HostError(f"{config.name}: {error}", code="H148") from error
+
+
+def confined_memory(config: DeviceConfig, its: Layout) -> Args:
+    """Return the arguments that make only one part of a master's memory shared."""
+    # sata=off: a q35 has a controller for disks, whose commands the slave could write.
+    options = (
+        f"q35,max-ram-below-4g={its.below_4g >> 20}M,sata=off"
+        if its.machine is Machine.Q35
+        else "virt"
+    )
+    objects, nodes = [], []
+    for number, part in enumerate(its.parts):
+        name = f"{object_id(config.name)}-{part.name}"
+        # QEMU shows a back-end each memory that has a descriptor, also a memfd with
+        # share=off, and leaves out what has none (vhost_user_mem_section_filter()).
+        kind, where = _shared_kind(config) if part.is_shared else (PRIVATE, "")
+        size = f"size={part.size >> 20}M"
+        objects.append(("-object", f"{kind},id={name},{size}{where}"))
+        # Nodes are how QEMU makes a machine's memory of several pieces.
+        nodes.append(("-numa", f"node,nodeid={number},memdev={name}"))
+    return [("-machine", options), *objects, *nodes]
+
+
+PRIVATE = "memory-backend-ram"
+
+
+def _shared_kind(config: DeviceConfig) -> tuple[str, str]:
+    """Return the memory backend of the shared region, and its last options."""
+    if config.mode is Mode.ATTACH:
+        return "memory-backend-memfd", ",share=on"
+    return "memory-backend-file", f",mem-path={_escape(config.arena)},share=on"
+
+
+CONFINED_CARD = (
+    # Its driver uses the DMA API, and so the bounce pool.  QEMU takes that without an
+    # IOMMU only for a card that is modern only.
+    ("iommu_platform", True),
+    ("disable-legacy", True),
+    ("ctrl_guest_offloads", False),
+    # QEMU itself serves the control queue, and has all memory: a slave could change a
+    # descriptor, and QEMU would write there.  Linux refuses a card with one of the
+    # others but without the queue.
+    ("ctrl_vq", False),
+    ("ctrl_rx", False),
+    ("ctrl_vlan", False),
+    ("ctrl_rx_extra", False),
+    ("ctrl_mac_addr", False),
+    ("guest_announce", False),
+)
+"""The properties of a confined master's card."""
 
 
 LISTEN = "server=on,wait=off"
@@ -211,6 +299,21 @@ _CARD_HINT = """\
 """
 
 
+_CONFINED_HINT = """\
+# Confined (experimental; docs/confined.md has the conditions).  The master's kernel
+# needs CONFIG_DMA_CMA and these words, which --kernel-args prints alone:
+#   {words}
+# It has no crashkernel=, and at most {processors} processors.  Add no device to it but
+# virtio devices without iommu_platform, and root ports.
+"""
+
+
+def confined_hint(its: Layout) -> str:
+    """Return the comment beside a confined master: what its guest needs."""
+    words, processors = its.kernel_words(), its.processors
+    return _CONFINED_HINT.format(words=words, processors=processors)
+
+
 def hint(config: DeviceConfig, role: str, qemu: Version, *, tcg: bool) -> str:
     """Return the comments that go to stderr beside a VM's arguments."""
     if role == "slave":
@@ -263,11 +366,9 @@ def _card(
     config: DeviceConfig, qemu: Version, vectors: int | None, *, packed: bool
 ) -> str:
     """Return the network card, as the value of `-device`."""
-    # ctrl_guest_offloads=off: a guest that may turn offloads off at run time tells QEMU
-    # alone (vhost-user has no message for it), and would still get packets with them.
     card = (
         f"virtio-net-pci,netdev={object_id(config.name)}-net,mac={mac(config.name)},"
-        "ctrl_guest_offloads=off"
+        f"{_own_properties(config)}"
     )
     if qemu >= IN_ORDER and offers(config, Feature.F_IN_ORDER):
         card += ",in_order=on"
@@ -279,6 +380,20 @@ def _card(
         # queue.
         vectors = config.rings + 2 if vectors is None else vectors
     return card if vectors is None else f"{card},vectors={vectors}"
+
+
+def _own_properties(config: DeviceConfig) -> str:
+    """Return the properties of the card that no option changes."""
+    properties = card_properties(config)
+    return ",".join(f"{name}={'on' if on else 'off'}" for name, on in properties)
+
+
+def card_properties(config: DeviceConfig) -> tuple[tuple[str, bool], ...]:
+    """Return the properties of the card that no option changes."""
+    # ctrl_guest_offloads=off: a guest that may turn offloads off at run time tells QEMU
+    # alone (vhost-user has no message for it), and would still get packets with them.
+    ordinary = (("ctrl_guest_offloads", False),)
+    return ordinary if config.confined is None else CONFINED_CARD
 
 
 def _escape(value: object) -> str:

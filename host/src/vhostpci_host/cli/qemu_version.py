@@ -30,6 +30,8 @@ RECONNECT_MS = Version(9, 2)
 """The first with `reconnect-ms=`; `reconnect=` is deprecated there, and gone in 11."""
 IN_ORDER = Version(9, 1)
 """The first whose virtio-net card has the property `in_order`, which is off there."""
+CONFINED = Version(7, 2)
+"""The first that a confined master was tried with."""
 TCG_MSIX = Version(8, 0)
 """The first whose vhost-user card may have MSI-X without KVM."""
 

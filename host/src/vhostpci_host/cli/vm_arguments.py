@@ -11,12 +11,13 @@ from vhostpci_shared.errors import told
 from vhostpci_shared.virtio import Feature
 
 from ..config import options
+from ..config.confined_layout import Machine
 from ..config.device import DeviceConfig, Mode, parse_size
 from ..errors import HostError, NoDaemon
 from ..hotplug import shmem_xml
 from ..interfaces import FAILED
 from . import libvirt_xml, print_status, qemu_args, qemu_version
-from .arguments import add_name, run_dir
+from .arguments import Usage, add_name, run_dir
 from .manage import ask_status
 
 _SLAVE = {option.name for option in options.SLAVE_VM}
@@ -30,6 +31,18 @@ def add_qemu_args(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the VM runs without KVM: a master gets no MSI-X from a QEMU that crashes "
         "with it then (before 8.0), a slave gets one hint more",
+    )
+    parser.add_argument(
+        "--machine",
+        choices=[*Machine],
+        default=Machine.Q35,
+        type=Machine,
+        help="a confined master's machine: virt is for aarch64 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--kernel-args",
+        action="store_true",
+        help="print the words that a confined master's kernel needs, and nothing else",
     )
     parser.set_defaults(run=_qemu_args)
 
@@ -88,11 +101,21 @@ def _qemu_args(args: argparse.Namespace) -> None:
     # Only attach mode uses `ram`; in arena mode the size is in the configuration.
     ram = args.memory and parse_size(args.memory)
     device = _qemu_device(args)
+    if args.kernel_args:
+        if args.role != "master":
+            raise Usage("--kernel-args: the slave's kernel needs no words", code="H149")
+        print(qemu_args.confined_layout(device, ram, args.machine).kernel_words())
+        return
     qemu = qemu_version.find(args.qemu)
     if args.role == "master":
         vectors = _vectors(args, qemu.version, tcg=args.tcg)
         words = qemu_args.master(
-            device, qemu.version, ram, vectors=vectors, packed=args.packed
+            device,
+            qemu.version,
+            ram,
+            vectors=vectors,
+            packed=args.packed,
+            machine=args.machine,
         )
     else:
         words = qemu_args.slave(device, ram, windows=args.windows)
@@ -104,6 +127,16 @@ def _qemu_args(args: argparse.Namespace) -> None:
     print(qemu_args.text(words))
     hint = qemu_args.hint(device, args.role, qemu.version, tcg=args.tcg)
     print(hint, end="", file=sys.stderr)
+    _print_confined_hint(args, device, ram, args.machine)
+
+
+def _print_confined_hint(
+    args: argparse.Namespace, device: DeviceConfig, ram: int | None, machine: Machine
+) -> None:
+    """Print what else a confined master needs, if this is one."""
+    if args.role == "master" and device.confined is not None:
+        its = qemu_args.confined_layout(device, ram, machine)
+        print(qemu_args.confined_hint(its), end="", file=sys.stderr)
 
 
 def _xml(args: argparse.Namespace) -> None:
@@ -129,6 +162,7 @@ def _xml(args: argparse.Namespace) -> None:
     print(f"# {qemu}", file=sys.stderr)
     print(shmem_xml.text(element))
     print(libvirt_xml.hint(device, args.role, tcg=tcg), file=sys.stderr)
+    _print_confined_hint(args, device, ram, Machine.Q35)
 
 
 def _vectors(

@@ -197,11 +197,12 @@ def _q35(memory: int, pool: int, rings: int) -> Iterator[Part]:
         raise HostError(
             f"a bounce pool of {pool // MIB}M, {shared // MIB}M with its ring area, "
             f"leaves no room below {LOW_END // MIB}M for the kernel: give less "
-            "(--confined 64M)"
+            "(--confined 64M)",
+            code="H150",
         )
     if low < LEAST_PART:
         least = 2 * LEAST_PART + shared + boot
-        raise HostError(_too_small(memory, shared, least, Machine.Q35))
+        raise HostError(_too_small(memory, shared, least, Machine.Q35), code="H151")
     yield Part("low", 0, low)
     yield Part(SHARED, low, shared)
     yield Part("boot", low + shared, boot)
@@ -213,7 +214,9 @@ def _virt(memory: int, pool: int, rings: int) -> Iterator[Part]:
     # kernel, initrd and devicetree within 128 MiB and a little (hw/arm/boot.c).  There
     # is no memmap= here, so what is above the region must be smaller than the pool.
     if memory < VIRT_LEAST:
-        raise HostError(_too_small(memory, pool + rings, VIRT_LEAST, Machine.VIRT))
+        raise HostError(
+            _too_small(memory, pool + rings, VIRT_LEAST, Machine.VIRT), code="H152"
+        )
     end = 4 * GIB - (pool - VIRT_BELOW)
     start = end - pool - rings
     yield Part("low", VIRT_START, start - VIRT_START)

@@ -187,6 +187,31 @@ def test_qemu_args_need_a_daemon_or_the_memory(
     assert "intel_iommu=on" in out.err
 
 
+def test_kernel_args_are_the_words_alone(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    argv = ["qemu-args", "a", "--run-dir", str(tmp_path), "--memory", "4G"]
+    words = [*argv, "--confined", "--kernel-args", "--role"]
+    assert main([*words, "master"]) == 0
+    out = capsys.readouterr()
+    assert out.out.startswith("numa=off nokaslr swiotlb=32768,force cma=16M@")
+    assert not out.err
+    assert main([*words, "slave"]) == 2
+    assert "the slave's kernel needs no words" in capsys.readouterr().err
+    ordinary = [*argv, "--kernel-args", "--role", "master"]
+    assert "give --confined" in failure(capsys, *ordinary)
+
+
+def test_hint_of_a_confined_master_has_its_kernels_words(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    argv = ["qemu-args", "a", "--run-dir", str(tmp_path), "--memory", "4G"]
+    assert main([*argv, "--confined", "16M", "--role", "master"]) == 0
+    out = capsys.readouterr()
+    assert "swiotlb=8192,force" in out.err
+    assert "at most 64 processors" in out.err
+
+
 def fake_qemu(directory: Path, version: str) -> Path:
     path = directory / "qemu"
     path.write_text(f"#!/bin/sh\necho QEMU emulator version {version}\n")

@@ -9,7 +9,8 @@ import pytest
 
 from vhostpci_host.cli import qemu_args
 from vhostpci_host.cli.qemu_version import Version
-from vhostpci_host.config.device import DeviceConfig, Mode
+from vhostpci_host.config.confined_layout import Machine
+from vhostpci_host.config.device import MIB, DeviceConfig, Mode
 from vhostpci_host.config.features import PROFILES
 from vhostpci_host.errors import HostError
 
@@ -205,3 +206,59 @@ def test_text_is_one_option_a_line_and_one_command_when_pasted() -> None:
     args = qemu_args.master(DEVICE, QEMU)
     assert len(qemu_args.text(args).splitlines()) == len(args)
     assert pasted(qemu_args.text(args)) == qemu_args.flat(args)
+
+
+CONFINED = DeviceConfig(name="web", memory=2**32, confined=64 * MIB)
+
+
+def test_confined_master_shows_one_part_of_its_memory() -> None:
+    args = qemu_args.master(CONFINED, QEMU)
+    assert values(args, "-m") == ["4096M"]
+    assert values(args, "-machine") == ["q35,max-ram-below-4g=848M,sata=off"]
+    objects = values(args, "-object")
+    assert [one for one in objects if "memory-backend-ram" not in one] == [
+        "memory-backend-file,id=vhostpci-web-shared,size=80M,"
+        "mem-path=/dev/shm/vhostpci/web,share=on"
+    ]
+    assert len(objects) == len(values(args, "-numa")) == 4
+    assert values(args, "-numa")[1] == "node,nodeid=1,memdev=vhostpci-web-shared"
+
+
+def test_confined_master_in_attach_mode_has_a_memfd() -> None:
+    config = DeviceConfig(name="web", mode=Mode.ATTACH, confined=64 * MIB)
+    (shared,) = (
+        one
+        for one in values(qemu_args.master(config, QEMU, 2**32), "-object")
+        if "memory-backend-ram" not in one
+    )
+    assert shared == ("memory-backend-memfd,id=vhostpci-web-shared,size=128M,share=on")
+
+
+def test_confined_masters_card_has_no_control_queue() -> None:
+    (card,) = values(qemu_args.master(CONFINED, QEMU), "-device")
+    assert card.endswith(
+        ",iommu_platform=on,disable-legacy=on,ctrl_guest_offloads=off,ctrl_vq=off,"
+        "ctrl_rx=off,ctrl_vlan=off,ctrl_rx_extra=off,ctrl_mac_addr=off,"
+        "guest_announce=off,in_order=on"
+    )
+
+
+def test_confined_master_on_virt_has_no_chipset_options() -> None:
+    args = qemu_args.master(CONFINED, QEMU, machine=Machine.VIRT)
+    assert values(args, "-machine") == ["virt"]
+    assert len(values(args, "-numa")) == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "qemu", "message"),
+    [
+        (replace(CONFINED, memory=300 * MIB), QEMU, "give it 400M or more"),
+        (CONFINED, Version(7, 1), "from QEMU 7.2 on, and this one is 7.1"),
+    ],
+    ids=["memory", "qemu"],
+)
+def test_confined_master_that_cannot_be_is_refused(
+    config: DeviceConfig, qemu: Version, message: str
+) -> None:
+    with pytest.raises(HostError, match=message):
+        qemu_args.master(config, qemu)
