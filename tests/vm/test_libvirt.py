@@ -9,6 +9,8 @@ virtio-net              |                 vhostpci-guest
    +------------------ libvirtd ---------------+
 """
 
+import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,10 @@ from tests.vm.libvirtd import (
     PluggingDaemon,
 )
 from tests.vm.pair import Pair
+from vhostpci_host.cli import libvirt_xml
+from vhostpci_host.cli.qemu_version import Version
+from vhostpci_host.config.device import MIB, DeviceConfig, Mode
+from vhostpci_host.hotplug import shmem_xml
 
 pytestmark = [pytest.mark.vm, pytest.mark.libvirt]
 
@@ -95,6 +101,25 @@ def test_windows_of_a_domains_own_memory_are_plugged_into_a_running_domain(
                 daemon.wait_plugged([])
                 master.power_on()
                 _assert_packets_cross(pair)
+
+
+def test_one_cell_of_a_confined_domain_is_shared_and_the_others_have_no_file(
+    libvirtd: Libvirtd,
+) -> None:
+    config = DeviceConfig(name="web", mode=Mode.ATTACH, confined=64 * MIB)
+    domain = libvirt_xml.master(config, Version(7, 2), 1024 * MIB, kind="qemu")
+    text = shmem_xml.text(domain)
+    libvirtd.virsh("define", "--validate", "/dev/stdin", text=text)
+    line = shlex.split(
+        libvirtd.virsh("domxml-to-native", "qemu-argv", "--domain", "web-master")
+    )
+    memory = [word for word in line if '"memory-backend-' in word]
+    kinds = [json.loads(word)["qom-type"] for word in memory]
+    private = "memory-backend-ram"
+    assert kinds == [private, "memory-backend-file", private, private]
+    assert json.loads(memory[1])["share"] is True
+    assert [word for word in line if "xhci" in word or "balloon" in word] == []
+    assert "max-ram-below-4g=640M,sata=off" in line
 
 
 def _assert_packets_cross(pair: Pair) -> None:

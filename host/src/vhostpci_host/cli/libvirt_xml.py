@@ -13,7 +13,9 @@ from xml.etree import ElementTree as ET
 
 from vhostpci_shared.virtio import Feature
 
+from ..config.confined_layout import Layout, Machine
 from ..config.device import MIB, DeviceConfig, Mode, window_size
+from ..errors import HostError
 from ..hotplug.ids import object_id
 from ..hotplug.shmem_xml import add_element, shmem
 from ..interfaces import Plug
@@ -23,7 +25,7 @@ from .qemu_version import IN_ORDER, Version
 QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 ET.register_namespace("qemu", QEMU)
 
-Properties = dict[str, bool | int]
+Properties = dict[str, bool | int | str]
 """Values of a device's properties in QEMU, by the properties' names."""
 
 GIB = 2**30
@@ -53,30 +55,72 @@ def master(
         packed: whether the card offers packed rings to its driver.
 
     Raises:
-        HostError: `ram` is needed.
+        HostError: `ram` is needed, or libvirt cannot make this master.
     """
     arena = config.mode is Mode.ARENA
     size = config.memory if arena else qemu_args.known(config, ram)
     domain = _domain(f"{config.name}-master", kind, size)
-    domain.append(_shared_memory())
+    confined = config.confined is not None
+    if not confined:
+        domain.append(_shared_memory())
     # Without the element libvirt turns ACPI off.
     add_element(add_element(domain, "features"), "acpi")
     alias = _alias(config.name)
-    add_element(domain, "devices").append(_interface(config, alias))
-    if arena:
+    devices = add_element(domain, "devices")
+    devices.append(_interface(config, alias))
+    if confined:
+        _confine(domain, devices, _confined_layout(config, ram))
+    elif arena:
         domain.append(_arena(config))
     properties = _card(config, qemu, vectors, packed=packed)
     domain.append(_override({alias: properties}))
     return domain
 
 
+def _confined_layout(config: DeviceConfig, ram: int | None) -> Layout:
+    """Return where the memory of a confined master lies.
+
+    Raises:
+        HostError: libvirt cannot make this master.
+    """
+    if config.mode is Mode.ARENA:
+        raise HostError(
+            f"{config.name}: libvirt chooses the file of shared memory itself where "
+            "other memory is private: a confined master of libvirt's is in attach mode "
+            "(--mode attach --memory 4G)",
+            code="H153",
+        )
+    return qemu_args.confined_layout(config, ram, Machine.Q35)
+
+
+def _confine(domain: ET.Element, devices: ET.Element, its: Layout) -> None:
+    """Make one part of a domain's memory shared, and keep other devices from it."""
+    # Without <memoryBacking> libvirt makes each cell without memAccess of
+    # memory-backend-ram, which QEMU shows to no back-end; a source would be that of all
+    # cells, and QEMU would show all of them.
+    numa = add_element(add_element(domain, "cpu"), "numa")
+    for number, part in enumerate(its.parts):
+        words = {"id": str(number), "memory": str(part.size // MIB), "unit": "MiB"}
+        words |= {"cpus": "0"} if number == 0 else {}
+        add_element(numa, "cell", **words, **SHARED_CELL[part.is_shared])
+    # libvirt adds both if they are not named.  What the USB controller is told would
+    # lie in the shared region.
+    add_element(devices, "controller", type="usb", model="none")
+    add_element(devices, "memballoon", model="none")
+    domain.append(_commandline([("-machine", qemu_args.chipset(its))]))
+
+
+SHARED_CELL = {True: {"memAccess": "shared"}, False: {}}
+
+
 def _card(
     config: DeviceConfig, qemu: Version, vectors: int | None, *, packed: bool
 ) -> Properties:
     """Return the properties of the master's card that a domain overrides."""
-    # As in `qemu_args._card`: the back-end cannot learn that the guest turned offloads
-    # off.
-    properties: Properties = {"ctrl_guest_offloads": False}
+    properties: Properties = dict(qemu_args.card_properties(config))
+    if config.confined is not None:
+        # It is no bool: there is "auto" as well.
+        properties["disable-legacy"] = "on"
     # libvirt has no attribute for it.
     if qemu >= IN_ORDER and qemu_args.offers(config, Feature.F_IN_ORDER):
         properties["in_order"] = True
@@ -142,6 +186,8 @@ def hint(config: DeviceConfig, role: str, *, tcg: bool) -> str:
     if role == "slave":
         also, more = "<features>", SLAVE_HINT
         more += f"\n{qemu_args.TCG_SLAVE_HINT.rstrip()}" if tcg else ""
+    elif config.confined is not None:
+        also, more = "<memory> and <cpu>", CONFINED_HINT
     elif config.mode is Mode.ARENA:
         also, more = "<memory> and <memoryBacking>", ARENA_HINT
     else:
@@ -156,6 +202,10 @@ SLAVE_HINT = """\
 # For interrupts the guest's kernel needs intel_iommu=on; without, the agent polls."""
 ARENA_HINT = """\
 # The arena is all of its RAM: no <numa>, and nothing else in <memoryBacking>."""
+CONFINED_HINT = """\
+# libvirt makes the shared cell a file in memory_backing_dir (/etc/libvirt/qemu.conf),
+# which must be on tmpfs: memory_backing_dir = "/dev/shm/libvirt".
+# Take <memoryBacking> out, and USB and SATA controllers; processors are in cell 0."""
 ATTACH_HINT = """\
 # Where the slave is a VM, each file of the RAM must have a power of two of bytes."""
 
@@ -251,11 +301,14 @@ def _override(devices: dict[str, Properties]) -> ET.Element:
         device = add_element(override, f"{{{QEMU}}}device", alias=alias)
         frontend = add_element(device, f"{{{QEMU}}}frontend")
         for name, value in properties.items():
-            # bool first: in Python it is a kind of int.
-            kind = "bool" if isinstance(value, bool) else "unsigned"
+            kind = _KINDS[type(value)]
             words = {"name": name, "type": kind, "value": str(value).lower()}
             add_element(frontend, f"{{{QEMU}}}property", **words)
     return override
+
+
+_KINDS = {bool: "bool", int: "unsigned", str: "string"}
+"""libvirt's name for a property's type."""
 
 
 def _alias(name: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from vhostpci_host.cli import libvirt_xml, qemu_args
 from vhostpci_host.cli.qemu_version import Version
-from vhostpci_host.config.device import DeviceConfig, Mode
+from vhostpci_host.config.device import MIB, DeviceConfig, Mode
 from vhostpci_host.config.features import PROFILES
 from vhostpci_host.errors import HostError
 from vhostpci_host.hotplug import shmem_xml
@@ -231,3 +231,34 @@ def test_any_path_survives_libvirt_and_qemu() -> None:
     path = str(device.vhost_user)
     assert attributes(master, "devices/interface/source")["path"] == path
     assert f"mem-path={odd}/web".replace(",", ",,") in words(master)[-1]
+
+
+CONFINED = DeviceConfig(name="web", mode=Mode.ATTACH, confined=64 * MIB)
+
+
+def test_confined_master_has_one_shared_cell_and_no_memory_backing() -> None:
+    master = read(libvirt_xml.master(CONFINED, V10_0, 2**32))
+    assert master.find("memoryBacking") is None
+    cells = [cell.attrib for cell in master.iterfind("cpu/numa/cell")]
+    assert [cell.get("memAccess") for cell in cells] == [None, "shared", None, None]
+    assert [cell["memory"] for cell in cells] == ["512", "128", "256", "3200"]
+    assert words(master) == ["-machine", "max-ram-below-4g=896M,sata=off"]
+
+
+def test_confined_masters_card_has_no_control_queue() -> None:
+    master = read(libvirt_xml.master(CONFINED, V10_0, 2**32))
+    card = overridden(master)["ua-vhostpci-web"]
+    assert card["iommu_platform"] == "true"
+    assert card["disable-legacy"] == "on"
+    assert card["ctrl_vq"] == "false"
+
+
+def test_confined_master_has_no_controller_of_libvirts() -> None:
+    master = read(libvirt_xml.master(CONFINED, V10_0, 2**32))
+    assert attributes(master, "devices/controller") == {"type": "usb", "model": "none"}
+    assert attributes(master, "devices/memballoon") == {"model": "none"}
+
+
+def test_confined_master_with_an_arena_is_none_of_libvirts() -> None:
+    with pytest.raises(HostError, match="is in attach mode"):
+        libvirt_xml.master(replace(ARENA, confined=64 * MIB), V10_0)
