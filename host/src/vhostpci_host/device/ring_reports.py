@@ -18,6 +18,13 @@ RENEW_PAUSE = 1.0
 """Seconds until a ring that the agent left as fenced is given to it again."""
 
 
+_NOT_BOUNCED = (
+    ": if its buffers lie outside of the shared region, the master's kernel lacks the "
+    "word swiotlb=, with force, or has its bounce pool elsewhere (`vhostpci-host "
+    "qemu-args --role master`)"
+)
+
+
 class RingReports:
     """Reads the agent's entry of each running ring, and acts on the bad news.
 
@@ -82,9 +89,10 @@ class RingReports:
     def _report_broken(self, lease: Lease, setup: FrontEndSetup) -> None:
         log.warning(
             "%s: the master's driver broke ring %d; it works again when the driver "
-            "is loaded again",
+            "is loaded again%s",
             self._name,
             lease.index,
+            _NOT_BOUNCED if setup.confined else "",
         )
         err = setup.rings[lease.index].err
         if err is not None:

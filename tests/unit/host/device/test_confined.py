@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A confined device: its slave has the shared region of the master's memory only."""
 
+import os
+import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests import json_document
 from tests.fakes.frontend import WITH_SLOTS, FrontEnd, Refused, RingAt, region
@@ -74,6 +79,17 @@ def test_ring_outside_of_the_shared_region_is_not_served(
     front_end.stop_ring(1)
     scene.start(front_end)  # its guest was started again, with other words
     assert scene.device.rings_run
+
+
+def test_buffers_outside_of_the_shared_region_are_told_of(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only the agent sees them: the kernel has no bounce pool, or has it elsewhere."""
+    with scene.agent(scene.slave()) as agent:
+        scene.running()
+        agent.say_ring(0, md.AgentRingState.BROKEN)
+        scene.loop.advance(1.0)
+    assert "the master's kernel lacks the word swiotlb=" in caplog.text
 
 
 def test_master_with_an_iommu_is_refused_and_stays(
@@ -229,3 +245,48 @@ def test_successor_checks_the_region_again(
         part = region(SHARED // 2, guest_addr=SHARED_AT)
         with pytest.raises(ProtocolError, match="has 32 MiB from 0 on"):
             store.check(PlacedRegion(part, number, 0))
+
+
+@given(
+    attach=st.booleans(),
+    table=st.lists(
+        st.tuples(
+            st.sampled_from([0, SHARED_AT, SHARED_AT + SHARED, 1 << 32]),
+            st.sampled_from([0x1000, SHARED // 2, SHARED, SHARED + MIB, 2 * SHARED]),
+            st.sampled_from([0, 0x1000, SHARED // 2, SHARED]),
+            st.sampled_from([0, SHARED, 2 * SHARED]),
+        ),
+        max_size=3,
+    ),
+)
+@settings(max_examples=60, deadline=None)
+def test_slave_is_shown_the_shared_region_or_nothing(
+    table: list[tuple[int, int, int, int]], *, attach: bool
+) -> None:
+    """Whatever the master shows: each region is in the arena, or in another file."""
+    files = [os.memfd_create("memory") for *_, size in table if size]
+    with (
+        tempfile.TemporaryDirectory(dir="/dev/shm") as path,
+        Scene(
+            Path(path), ManualLoop(), memory=0 if attach else MEMORY, confined=True
+        ) as scene,
+    ):
+        left = iter(files)
+        front_end = scene.front_end([], acks=WITH_SLOTS)
+        for at, size, offset, file_size in table:
+            fd = next(left) if file_size else scene.device.store.file.fileno()
+            if file_size:
+                os.ftruncate(fd, file_size)
+            one = vu.SingleRegion(region(size, guest_addr=at, offset=offset))
+            with suppress(Refused):
+                front_end.send(Request.ADD_MEM_REG, one, fd, need_reply=True)
+        scene.settle()
+        snapshot = scene.device.store.metadata.snapshot()
+        assert snapshot is not None
+        assert [(one.size, one.offset) for one in snapshot.regions] in (
+            [],
+            [(SHARED, 0)],
+        )
+        assert set(scene.shown.values()) <= {SHARED}
+    for fd in files:
+        os.close(fd)
