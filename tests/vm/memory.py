@@ -37,6 +37,17 @@ def two_nodes(each: str, total: str) -> Args:
     ]
 
 
+def half_shared(each: str, total: str) -> Args:
+    """Return arguments for two NUMA nodes; that with the processors is private."""
+    return [
+        *("-m", total),
+        *("-object", f"memory-backend-ram,id=ram0,size={each}"),
+        *("-object", f"memory-backend-memfd,id=ram1,size={each},share=on"),
+        *("-numa", "node,nodeid=0,memdev=ram0,cpus=0"),
+        *("-numa", "node,nodeid=1,memdev=ram1"),
+    ]
+
+
 def with_slots(args: Args) -> Args:
     """Return arguments for this memory and room for DIMMs that come later."""
     flag, size, *backend = args

@@ -8,6 +8,7 @@ memfd, file, NUMA, DIMM                      10.77.0.2
 
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,6 +125,24 @@ def test_two_numa_nodes(here: Path) -> None:
                 f"{SLAVE_ADDRESS}"
             )
             assert memory.holds(node, bytes.fromhex(pattern) * 2)
+
+
+def test_master_whose_rings_are_private_is_told_of_and_does_not_come_again(
+    here: Path,
+) -> None:
+    """It is neither dropped, after which it would come back each second, nor served."""
+    ram = memory.half_shared("256M", "512M")
+    with Daemon("private", logs=here) as daemon:
+        args = [*daemon.card(), *ram]
+        with Master("master", image.build(), logs=here, args=args) as master:
+            master.wait_ready()
+            daemon.wait_state("master's rings cannot be served")
+            time.sleep(5)
+            log = daemon.log.read_text()
+    assert "memory regions: if a part of the master's memory is not shared" in log
+    assert log.count("front-end connected") == 1
+    assert log.count("front-end disconnected") <= 1  # at the end of its VM
+    assert "dropped" not in log
 
 
 @pytest.fixture
