@@ -3,7 +3,7 @@
 
 from vhostpci_shared.findings import Check
 
-from . import daemons, files, masters, memory, qemu, slaves
+from . import confined, daemons, files, masters, memory, qemu, slaves
 from .hypervisor import Hypervisor
 
 CHECKS: tuple[Check[Hypervisor], ...] = (
@@ -33,6 +33,10 @@ CHECKS: tuple[Check[Hypervisor], ...] = (
     Check("memory-shared", "the master's memory is shared", memory.shared),
     Check("memory-regions", "all of the master's memory has a file", memory.regions),
     Check("memory-size", "the memory fits the window, BAR 2", memory.size),
+    Check("confined-memory", "a confined master shares no more", confined.memory),
+    Check("confined-card", "its card has no control queue", confined.card),
+    Check("confined-devices", "no other device of it uses DMA", confined.devices),
+    Check("confined-words", "the words of its kernel", confined.words),
     Check("huge-pages", "huge pages, which are not needed", memory.huge_pages),
     Check(
         "qemu-sockets", "QEMUs use the right socket, not as server", masters.chardevs

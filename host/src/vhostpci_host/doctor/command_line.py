@@ -27,23 +27,30 @@ class CommandLine:
 
     program: str
     options: tuple[tuple[str, Values], ...]
+    plain: tuple[tuple[str, str], ...] = ()
+    """The same, each value as it is written."""
 
     @classmethod
     def parse(cls, text: str) -> "CommandLine":
         """Read the text of /proc/PID/cmdline; no text is wrong, as it is foreign."""
         words = text.split("\0")
-        found = []
-        for option, value in pairwise(words[1:]):
-            if option.startswith("-"):
-                name = option.lstrip("-")
-                found.append((name, _values(name, value)))
-        return cls(words[0], tuple(found))
+        plain = [
+            (option.lstrip("-"), value)
+            for option, value in pairwise(words[1:])
+            if option.startswith("-")
+        ]
+        found = ((name, _values(name, value)) for name, value in plain)
+        return cls(words[0], tuple(found), tuple(plain))
 
     def all(self, *names: str) -> Iterator[Values]:
         """Yield the values of each of these options."""
         for name, values in self.options:
             if name in names:
                 yield values
+
+    def texts(self, name: str) -> Iterator[str]:
+        """Yield the values of each option of this name, as they are written."""
+        return (value for one, value in self.plain if one == name)
 
     def devices(self, *drivers: str) -> Iterator[Values]:
         """Yield the devices of these drivers."""
@@ -57,11 +64,9 @@ class CommandLine:
     def memory(self) -> int | None:
         """Bytes of `-m`; None if it is not there or not understood."""
         for values in self.all("m"):
-            size = values.get("size", "")
-            unit = _UNITS.get(size[-1:].upper(), 1 << 20)
-            found = number(size.rstrip("bkmgtBKMGT"))
+            found = size_of(values.get("size", ""), unit=1 << 20)
             if found is not None:
-                return found * unit
+                return found
         return None
 
 
@@ -106,6 +111,17 @@ def number(text: str) -> int | None:
     """Return a decimal number of at most 18 digits; None for any other text."""
     # int() takes a second for a million digits, and refuses more than 4300.
     return int(text) if text.isdecimal() and len(text) <= 18 else None
+
+
+def size_of(text: str, *, unit: int = 1) -> int | None:
+    """Return the bytes of a size; None if it is not understood.
+
+    Args:
+        text: the size, with a letter for its unit or without.
+        unit: what it is in without a letter.
+    """
+    found = number(text.rstrip("bkmgtBKMGT"))
+    return None if found is None else found * _UNITS.get(text[-1:].upper(), unit)
 
 
 def is_on(values: Values, name: str, default: str = "off") -> bool:

@@ -100,7 +100,7 @@ def offloads(host: Hypervisor, device: Json) -> Iterator[Seen]:
     """Look whether the master's guest can switch offloads off behind our back."""
     pid, line = host.peer_line(device, "master")
     looked_at = f"{process(pid)}/cmdline"
-    card = _card_of(device, line)
+    card = card_of(device, line)
     if card is None:
         raise CannotLook(f"{looked_at} has no {_CARD} at the device's socket")
     if is_on(card, "ctrl_guest_offloads", "on"):
@@ -124,7 +124,7 @@ def offloads(host: Hypervisor, device: Json) -> Iterator[Seen]:
         yield ok(looked_at, "no receive offloads: the master may use XDP")
 
 
-def _card_of(device: Json, line: CommandLine) -> Values | None:
+def card_of(device: Json, line: CommandLine) -> Values | None:
     """Return the card whose chardev is at the device's socket."""
     names = {one.get("id") for one in line.sockets(device["sockets"]["vhost_user"])}
     netdevs = {

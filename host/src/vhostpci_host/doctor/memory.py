@@ -13,8 +13,13 @@ from .hypervisor import Hypervisor, each_device, mib, process
 
 _ARGUMENTS = "the memory arguments of vhostpci-host qemu-args NAME --role master"
 
+PRIVATE = "all but the shared region is private, as it should be"
 _PEOPLE = range(1000, 60001)
 """The users who log in and out: UID_MIN and UID_MAX of login.defs(5)."""
+
+
+def _status(device: Json) -> str:
+    return f"vhostpci-host status {device['name']}"
 
 
 def room(host: Hypervisor) -> Iterator[Seen]:
@@ -84,11 +89,14 @@ def shared(host: Hypervisor, device: Json) -> Iterator[Seen]:
     problem = device["master"]["problem"]
     if device["state"].startswith("master's memory is") or problem:
         yield error(
-            f"vhostpci-host status {device['name']}",
+            _status(device),
             f"{device['state']}{f': {problem}' if problem else ''}",
             means="the slave cannot see the master's packets",
             repair=f"start the master with {_ARGUMENTS}",
         )
+        return
+    if device.get("confined"):
+        yield ok(_status(device), f"{PRIVATE} (confined-memory)")
         return
     if host.memdevs is not None:
         yield from _memdevs(host.memdevs())
@@ -159,6 +167,9 @@ def regions(host: Hypervisor, device: Json) -> Iterator[Seen]:
     """Look whether the front-end has sent a file for all of its memory."""
     if device["master"] is None:
         raise CannotLook("no master is connected")
+    if device.get("confined"):
+        yield ok(_status(device), f"{PRIVATE} (confined-memory)")
+        return
     pid, line = host.peer_line(device, "master")
     if line.memory is None:
         raise CannotLook(f"{process(pid)}/cmdline has no -m that we understand")

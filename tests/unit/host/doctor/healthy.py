@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A hypervisor on which all is well: two devices, each with its master and slave VM.
+"""A hypervisor on which all is well: three devices, each with its master and slave VM.
 
 web: arena mode, its slave's device on the command line.
 db: attach mode, its windows plugged by QMP.
+safe: a confined device, arena mode.
 """
 
 import stat
@@ -17,6 +18,7 @@ GIB = 1 << 30
 RUN, MEMORY = "/run/vhostpci", "/dev/shm/vhostpci"
 QEMU = "/usr/bin/qemu-system-x86_64"
 DAEMON, WEB_MASTER, WEB_SLAVE, DB_MASTER, DB_SLAVE = 100, 200, 201, 300, 301
+SAFE_MASTER, SAFE_SLAVE = 400, 401
 DAEMON_UID, LIBVIRT_UID = 64100, 64055
 VERSION = "0.1.0"
 UNIT = "/lib/systemd/system/vhostpci-host.service"
@@ -35,10 +37,11 @@ def healthy() -> Hypervisor:
     """Return the hypervisor; each call makes another one, for a test to change."""
     machine = FakeMachine()
     _system(machine)
-    devices = (_web(), _db())
+    devices = (_web(), _db(), _safe())
     for inode, device in enumerate(devices, start=10):
         _sockets(machine, device, inode * 10)
-    _arena(machine, devices[0])
+    _arena(machine, devices[0], WEB_MASTER)
+    _arena(machine, devices[2], SAFE_MASTER)
     _qemus(machine)
     return Hypervisor(
         machine=machine, run_dir=RUN, version=VERSION, devices=devices, qemu=QEMU
@@ -67,7 +70,10 @@ def _system(machine: FakeMachine) -> None:
         f"libvirt-qemu:x:{LIBVIRT_UID}:108::/var/lib/libvirt:/usr/sbin/nologin\n",
         "/etc/group": f"vhostpci:x:{DAEMON_UID}:libvirt-qemu\nkvm:x:108:\n",
     }
-    for pid in (DAEMON, WEB_MASTER, WEB_SLAVE, DB_MASTER, DB_SLAVE):
+    for pid in (
+        *(DAEMON, WEB_MASTER, WEB_SLAVE, DB_MASTER, DB_SLAVE),
+        *(SAFE_MASTER, SAFE_SLAVE),
+    ):
         _process(machine, pid)
     machine.infos[f"/proc/{DAEMON}"] = FileInfo(
         inode=(9, 9), uid=DAEMON_UID, gid=DAEMON_UID, mode=stat.S_IFDIR | 0o555
@@ -101,7 +107,7 @@ def _sockets(machine: FakeMachine, device: dict[str, Any], inode: int) -> None:
     )
 
 
-def _arena(machine: FakeMachine, device: dict[str, Any]) -> None:
+def _arena(machine: FakeMachine, device: dict[str, Any], master: int) -> None:
     memory = device["memory"]
     machine.infos[memory["path"]] = FileInfo(
         inode=(memory["file"]["device"], memory["file"]["inode"]),
@@ -115,7 +121,7 @@ def _arena(machine: FakeMachine, device: dict[str, Any]) -> None:
     )
     machine.rooms["/dev/shm"] = 8 * GIB
     path = memory["path"]
-    machine.files[f"/proc/{WEB_MASTER}/maps"] = f"7f00-7f40 rw-s 00:1a 77   {path}\n"
+    machine.files[f"/proc/{master}/maps"] = f"7f00-7f40 rw-s 00:1a 77   {path}\n"
 
 
 def _qemus(machine: FakeMachine) -> None:
@@ -142,8 +148,55 @@ def _qemus(machine: FakeMachine) -> None:
         "-device pcie-root-port,id=b,pref64-reserve=2048M "
         "-global x86_64-cpu.phys-bits=39 -qmp unix:/run/db.qmp,server=on,wait=off",
     }
+    lines[SAFE_MASTER] = _safe_master(f"{RUN}/safe")
+    lines[SAFE_SLAVE] = lines[WEB_SLAVE].replace(web, f"{RUN}/safe")
     for pid, line in lines.items():
-        machine.files[f"/proc/{pid}/cmdline"] = "\0".join([QEMU, *line.split()]) + "\0"
+        words = [QEMU, *line.split()]
+        if "-append" in words:
+            words[-1] = (
+                words[-1].replace("_", " ").replace("init on alloc", "init_on_alloc")
+            )
+        machine.files[f"/proc/{pid}/cmdline"] = "\0".join(words) + "\0"
+
+
+def _safe_master(socket: str) -> str:
+    return (
+        "-machine q35,max-ram-below-4g=652M,sata=off -m 1676M "
+        "-object memory-backend-ram,id=m0,size=512M "
+        f"-object memory-backend-file,id=m1,size=80M,mem-path={MEMORY}/safe,share=on "
+        "-object memory-backend-ram,id=m2,size=60M "
+        "-object memory-backend-ram,id=m3,size=1G "
+        f"-chardev socket,id=c,path={socket}.vhost-user,reconnect-ms=1000 "
+        "-netdev vhost-user,id=n,chardev=c "
+        "-device virtio-net-pci,netdev=n,iommu_platform=on,disable-legacy=on,"
+        "ctrl_guest_offloads=off,ctrl_vq=off,ctrl_rx=off,ctrl_vlan=off,"
+        "ctrl_rx_extra=off,ctrl_mac_addr=off,guest_announce=off "
+        "-device virtio-blk-pci,drive=d -device pcie-root-port,id=p "
+        f"-append {SAFE_WORDS}"
+    )
+
+
+SAFE_WORDS = "numa=off_nokaslr_swiotlb=32768,force_cma=16M@0x24000000-0x25000000_\
+init_on_alloc=1"
+"""The words of its kernel, with "_" for each space, since spaces part QEMU's words."""
+
+
+def _safe() -> dict[str, Any]:
+    shared = 80 << 20
+    region = {"guest_addr": 0x20000000, "size": shared, "window": 0, "offset": 0}
+    return {
+        **_device("safe", SAFE_MASTER, SAFE_SLAVE, region),
+        "mode": "arena",
+        "confined": {"shared": shared, "memory": 1676 << 20, "pool": 64 << 20},
+        "memory": {
+            **_web()["memory"],
+            "size": shared,
+            "window": 128 << 20,
+            "path": f"{MEMORY}/safe",
+            "file": {"device": 6, "inode": 78},
+        },
+        "windows": [],
+    }
 
 
 def _web() -> dict[str, Any]:
@@ -192,6 +245,7 @@ def _device(name: str, master: int, slave: int, region: dict[str, Any]) -> Any:
         "state": "running",
         "daemon": {"pid": DAEMON, "version": VERSION},
         "plugging": None,
+        "confined": None,
         "queue_pairs": 1,
         "vectors": 3,
         "sockets": {

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of confined masters' QEMUs, by their command lines.
+
+What the master's kernel does with its memory is not seen from here: for that there is
+the script of `vhostpci-host master-check`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+from vhostpci_shared.findings import CannotLook, Seen, error, ok
+
+from ..interfaces import Json
+from .command_line import CommandLine, Values, is_on, size_of
+from .hypervisor import Hypervisor, each_device, mib, process
+from .masters import card_of
+
+Look = Callable[[Json, str, CommandLine], Iterable[Seen]]
+
+_ON = ("iommu_platform", "disable-legacy")
+_OFF = (
+    *("ctrl_vq", "ctrl_rx", "ctrl_vlan", "ctrl_rx_extra", "ctrl_mac_addr"),
+    *("guest_announce", "ctrl_guest_offloads"),
+)
+_VIOMMUS = ("intel-iommu", "amd-iommu", "virtio-iommu", "virtio-iommu-pci")
+_NO_DMA = frozenset(
+    {
+        *("pcie-root-port", "ioh3420"),
+        *("scsi-hd", "scsi-cd", "scsi-block", "scsi-generic"),  # of virtio-scsi
+        *("virtconsole", "virtserialport", "isa-serial", "isa-debug-exit", "pvpanic"),
+    }
+)
+"""Devices whose drivers put nothing into memory, beside virtio devices."""
+_SHORT = ("nic", "net", "usb", "usbdevice", "audio", "soundhw", "hda", "hdb", "cdrom")
+"""Options that add devices which use DMA."""
+
+
+def _arguments(device: Json) -> str:
+    return f"vhostpci-host qemu-args {device['name']} --role master"
+
+
+def each_confined(look: Look) -> Callable[[Hypervisor], Iterator[Seen]]:
+    """Return the check that looks at the QEMU of each confined device's master."""
+
+    @each_device
+    def look_at(host: Hypervisor, device: Json) -> Iterator[Seen]:
+        pid, line = host.peer_line(device, "master")
+        if any(line.all("readconfig")):
+            raise CannotLook(f"pid {pid} has further options in a file (-readconfig)")
+        yield from look(device, f"{process(pid)}/cmdline", line)
+
+    def look_at_confined(host: Hypervisor) -> Iterator[Seen]:
+        # A daemon of an earlier version has no confined devices, and does not say so.
+        confined = [one for one in host.served if one.get("confined")]
+        if not confined:
+            raise CannotLook("no device is confined")
+        return look_at(replace(host, devices=tuple(confined)))
+
+    return look_at_confined
+
+
+@each_confined
+def card(device: Json, looked_at: str, line: CommandLine) -> Iterator[Seen]:
+    """Look whether the card uses the shared region, and has no control queue."""
+    found = card_of(device, line)
+    if found is None:
+        raise CannotLook(f"{looked_at} has no card at the device's socket")
+    # QEMU: the control queue and its companions are on unless it is said otherwise.
+    lacking = [f"{one}=on" for one in _ON if not is_on(found, one)]
+    lacking += [f"{one}=off" for one in _OFF if is_on(found, one, "on")]
+    if is_on(found, "mq"):
+        lacking.append("mq=off")
+    if lacking:
+        yield error(
+            looked_at,
+            f"its card is without {','.join(lacking)}",
+            means="without iommu_platform no packet crosses; through a control queue "
+            "the slave could have QEMU write anywhere in the master",
+            repair=f"{','.join(lacking)} in its -device, as {_arguments(device)} "
+            "prints it",
+        )
+        return
+    yield ok(looked_at, "its card uses the shared region, and has no control queue")
+
+
+@each_confined
+def devices(device: Json, looked_at: str, line: CommandLine) -> Iterator[Seen]:
+    """Look whether another device could have its rings in the shared region."""
+    others = list(_others(line, card_of(device, line)))
+    if others:
+        yield error(
+            looked_at,
+            f"beside its card the master has {', '.join(others)}",
+            means="such a device has its rings and data in the shared region: the "
+            "slave could have it read and write all of the master's memory",
+            repair="take it from the VM; allowed are virtio devices without "
+            "iommu_platform, and root ports",
+        )
+        return
+    # What is plugged by a monitor is on no command line.
+    yield ok(looked_at, "no other device there uses DMA by the kernel's interface")
+
+
+def _others(line: CommandLine, own: Values | None) -> Iterator[str]:
+    """Yield what is not on the list of what a confined master may have."""
+    for one in line.all("device"):
+        if one is not own and (what := _not_allowed(one)):
+            yield what
+    for values in line.all("global"):
+        if values.get("property") == "iommu_platform" or any(
+            key.endswith(".iommu_platform") for key in values
+        ):
+            yield "-global ...iommu_platform"
+    for option in _SHORT:
+        if any(line.all(option)):
+            yield f"what -{option} adds"
+    yield from _of_machine(
+        {k: v for one in line.all("machine", "M") for k, v in one.items()}
+    )
+
+
+def _not_allowed(device: Values) -> str | None:
+    """Return what a device is that a confined master may not have; None: it may."""
+    driver = device.get("driver", "?")
+    if driver in _VIOMMUS:
+        return f"a vIOMMU ({driver})"
+    if driver.startswith(("virtio-", "vhost-")):
+        on = is_on(device, "iommu_platform")
+        return f"{driver} with iommu_platform=on" if on else None
+    return None if driver in _NO_DMA else driver
+
+
+def _of_machine(machine: Values) -> Iterator[str]:
+    """Yield what the machine itself has that a confined master may not have."""
+    if machine.get("iommu", "none") != "none":
+        yield "a vIOMMU (-machine iommu=)"
+    if is_on(machine, "usb"):
+        yield "USB (-machine usb=on)"
+    # An aarch64's `virt` has no such controller.
+    if not machine.get("type", "").startswith("virt") and is_on(machine, "sata", "on"):
+        yield "an AHCI controller (no sata=off in -machine)"
+
+
+@each_confined
+def memory(device: Json, looked_at: str, line: CommandLine) -> Iterator[Seen]:
+    """Look whether the shared region alone is shared."""
+    wanted, path = device["confined"]["shared"], device["memory"]["path"]
+    backends = [
+        one
+        for one in line.all("object")
+        if one.get("qom-type", "").startswith("memory-backend-")
+    ]
+    # QEMU shows a back-end each memory that has a descriptor, whether shared or not.
+    files = [one for one in backends if not _is_private(one)]
+    wrong = [
+        f"{one.get('id', '?')} ({mib(size_of(one.get('size', '')) or 0)})"
+        for one in files
+        if size_of(one.get("size", "")) != wanted
+        or not is_on(one, "share", "on" if _is_memfd(one) else "off")
+        or (path is not None and one.get("mem-path") != path)
+    ]
+    if any(line.all("mem-path")):
+        wrong.append("what -mem-path shares")
+    if wrong or len(files) != 1:
+        names = ", ".join(wrong) or f"{len(files)} memories with a file"
+        yield error(
+            looked_at,
+            f"{names}, and the shared region is one of {mib(wanted)}",
+            means="a shared piece of ordinary memory holds what the kernel and "
+            "programs put there: a slave that writes it owns the master",
+            repair="one shared memory, and memory-backend-ram without share=on for "
+            f"all others, as {_arguments(device)} prints them",
+        )
+        return
+    yield ok(looked_at, f"one shared memory of {mib(wanted)}, all others are private")
+
+
+def _is_private(backend: Values) -> bool:
+    kind = backend.get("qom-type")
+    return kind == "memory-backend-ram" and not is_on(backend, "share")
+
+
+def _is_memfd(backend: Values) -> bool:
+    return backend.get("qom-type") == "memory-backend-memfd"
+
+
+@each_confined
+def words(device: Json, looked_at: str, line: CommandLine) -> Iterator[Seen]:
+    """Look at the words of the master's kernel, if QEMU gives them."""
+    given = [one for value in line.texts("append") for one in value.split()]
+    script = f"vhostpci-host master-check {device['name']} prints a script that looks"
+    if not given:
+        raise CannotLook(f"the kernel's words are in the master: {script} there")
+    pool = device["confined"]["pool"]
+    wanted = ["numa=off", f"swiotlb={pool // _SLOT},force", "init_on_alloc=1"]
+    lacking = [one for one in wanted if one not in given]
+    if not any(one.startswith("cma=") and "@" in one for one in given):
+        lacking.append("cma=SIZE@START-END")
+    if lacking:
+        yield error(
+            looked_at,
+            f"-append lacks {' '.join(lacking)}",
+            means="rings and packets are not in the shared region, or what was freed "
+            "gets there",
+            repair=f"the kernel's words that {_arguments(device)} prints",
+        )
+        return
+    yield ok(looked_at, "-append has the kernel's words", means=f"{script} at the rest")
+
+
+_SLOT = 2048
+"""Bytes that Linux's bounce pool is counted in (IO_TLB_SIZE)."""
