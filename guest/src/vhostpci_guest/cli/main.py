@@ -45,6 +45,7 @@ _COMMANDS = {
     "pcap": ("pcap", "capture the packets of a device's rings, with their headers"),
     "metrics": ("metrics", "give the counters of all devices to Prometheus"),
     "dump": ("dump", "print a device's metadata and rings, decoded"),
+    "audit": ("audit", "search a device's windows for what should not be there"),
     "stats": ("show", "count packets, drops by reason, kicks, calls and batches"),
 }
 """Each command's module in this package, and its help.
