@@ -16,6 +16,9 @@ SOURCES = ("shared", "host", "guest", "kmod", "debian", "tools")
 NEWER = "9.0"
 """The version of packages that are an upgrade of ours."""
 
+ADDED = "# A newer version says more here.\n"
+"""What each configuration file of such a package ends with."""
+
 
 @one_at_a_time("packages.lock")
 def built() -> Path:
@@ -68,6 +71,10 @@ def upgraded(name: str, directory: Path) -> Path:
     old = re.search(r"^Version: (.*)", control.read_text(), re.MULTILINE)
     assert old
     control.write_text(control.read_text().replace(old[1], NEWER))
+    listed = tree / "DEBIAN/conffiles"
+    for path in listed.read_text().split() if listed.exists() else []:
+        with (tree / path.lstrip("/")).open("a") as file:
+            file.write(ADDED)
     subprocess.run(["dpkg-deb", "-b", str(tree), str(directory)], check=True)
     (found,) = directory.glob(f"{name}_{NEWER}_*.deb")
     return found

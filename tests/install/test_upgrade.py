@@ -42,6 +42,11 @@ FILES = {
     f"/etc/systemd/system/{AGENT}.service.d/groups.conf": DROP_IN,
     f"/etc/systemd/system/{HOST}.service.d/groups.conf": DROP_IN,
 }
+CHANGED = ("/etc/vhostpci.toml", "/etc/vhostpci/guest.toml")
+"""Configuration files of the packages that the administrator has changed."""
+
+UNTOUCHED = "/etc/default/vhostpci-guest"
+"""One that she has not."""
 
 
 @pytest.fixture
@@ -65,13 +70,18 @@ def tap(booted: Machine) -> str:
 def upgrade(served: Machine, place: Path) -> None:
     """Install newer packages, and wait until daemon and agent have successors."""
     pids = [served.show(unit, "MainPID") for unit in (AGENT, HOST)]
+    assert not served.path(UNTOUCHED).read_text().endswith(packages.ADDED)
     names = []
     for name in PACKAGES:
         newer = packages.upgraded(name, place)
         served.path(f"/root/{newer.name}").write_bytes(newer.read_bytes())
         names.append(f"/root/{newer.name}")
-    # The files in /etc that the test has changed stay.
+    # As an administrator answers who wants to keep what she has changed.
     served.run("dpkg", "--force-confold", "-i", *names)
+    for path in CHANGED:
+        assert served.path(path).read_text() == FILES[path]
+        assert served.path(f"{path}.dpkg-dist").read_text().endswith(packages.ADDED)
+    assert served.path(UNTOUCHED).read_text().endswith(packages.ADDED)
     wait_for(lambda: "was left by an earlier agent" in served.journal(), served.journal)
     wait_for(lambda: "goes on where an earlier" in served.journal(), served.journal)
     assert not {served.show(unit, "MainPID") for unit in (AGENT, HOST)} & {*pids}
@@ -146,5 +156,5 @@ def test_upgrade_leaves_all_to_successors_and_purge_leaves_nothing(
     assert tap(served) == before
     served.run("dpkg", "--purge", AGENT, HOST)
     assert "does not exist" in tap(served)
-    for place in ("/dev/shm/vhostpci", "/run/vhostpci", "/etc/vhostpci.toml"):
+    for place in ("/dev/shm/vhostpci", "/run/vhostpci", *CHANGED, UNTOUCHED):
         assert not served.path(place).exists()
