@@ -14,9 +14,21 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+
+HISTORY = "debian/changelog"
+ENTRY = """\
+vhostpci ({version}) unstable; urgency=medium
+
+  * CHANGELOG.md has what changed in the program.
+
+ -- {maintainer}  {date}
+
+"""
 
 VERSION = re.compile(r"\d+\.\d+\.\d+((a|b|rc)\d+)?")
 
@@ -38,7 +50,7 @@ PLACES = (
         Place(f"{name}/src/vhostpci_{name}/__init__.py", "^__version__ = ")
         for name in ("shared", "host", "guest")
     ),
-    Place("debian/changelog", r"\Avhostpci \("),
+    Place(HISTORY, r"\Avhostpci \("),
     Place("host/selinux/vhostpci.te", r"^policy_module\(vhostpci, "),
     Place("kmod/dkms.conf", "^PACKAGE_VERSION="),
     Place("kmod/README.md", "uio_vhostpci[/-]"),
@@ -68,7 +80,25 @@ def write(version: str, root: Path = ROOT) -> None:
     """Write a version wherever it stands."""
     for place in PLACES:
         path = root / place.file
-        path.write_text(_names(place).sub(rf"\g<1>{version}", path.read_text()))
+        if place.file == HISTORY:
+            path.write_text(_with_entry(version, path.read_text()))
+        else:
+            path.write_text(_names(place).sub(rf"\g<1>{version}", path.read_text()))
+
+
+def _with_entry(version: str, text: str) -> str:
+    """Return Debian's changelog with an entry for a version, unless it is the last."""
+    if text.startswith(f"vhostpci ({version})"):
+        return text
+    _, _, maintainer = text.partition("\n -- ")
+    return (
+        ENTRY.format(
+            version=version,
+            maintainer=maintainer.partition("  ")[0],
+            date=format_datetime(datetime.now(UTC)),
+        )
+        + text
+    )
 
 
 def main() -> int:

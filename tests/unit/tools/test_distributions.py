@@ -26,7 +26,24 @@ def test_each_place_gets_a_version_that_is_written(tmp_path: Path) -> None:
     assert {name for _, name in version.found(tmp_path)} == {"2.0.1rc3"}
     for place in version.PLACES:
         (current,) = {name for _, name in version.found()}
-        assert current not in (tmp_path / place.file).read_text(), place.file
+        text = (tmp_path / place.file).read_text()
+        assert (current in text) == (place.file == version.HISTORY), place.file
+
+
+def test_debians_changelog_gets_an_entry_once(tmp_path: Path) -> None:
+    for place in version.PLACES:
+        copy = tmp_path / place.file
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text((ROOT / place.file).read_text())
+    before = (ROOT / version.HISTORY).read_text()
+    for _ in range(2):
+        version.write("2.0.1", tmp_path)
+    added = (tmp_path / version.HISTORY).read_text().removesuffix(f"\n{before}")
+    assert re.fullmatch(
+        r"vhostpci \(2\.0\.1\) unstable; urgency=medium\n\n  \* .*\n\n"
+        r" -- vhostpci maintainers <\S+>  \w{3}, \d\d \w{3} \d{4} [\d:]{8} \+0000\n",
+        added,
+    )
 
 
 def test_place_without_a_version_is_named(tmp_path: Path) -> None:
