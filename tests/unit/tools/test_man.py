@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The man pages: everything that the parsers know is there, and roff-safe.
 
-lintian reads the pages with `man --warnings` when the packages are built.
+lintian reads the pages with `man --warnings`, too, when the packages are built.
 """
 
 import argparse
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,30 @@ def test_page_has_every_command_and_option(program: Program) -> None:
                     rf"\fB{man.escaped(name)}\fR" in page
                     for name in action.option_strings
                 )
+
+
+def warnings(page: Path) -> str:
+    """Return what man has to say of a page, as lintian asks it."""
+    done = subprocess.run(
+        ["man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", str(page)],
+        env=os.environ | {"LC_ALL": "C.UTF-8", "MANROFFSEQ": "", "MANWIDTH": "80"},
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    return done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("man"), reason="missing: man (man-db)")
+@EVERY
+def test_man_has_no_warning(program: Program, tmp_path: Path) -> None:
+    page = tmp_path / f"{program.name}.8"
+    page.write_text(man.page(program))
+    assert warnings(page) == ""
+    page.write_text(f"{man.page(program)}.nosuchmacro\n")
+    assert "nosuchmacro" in warnings(page)
 
 
 @EVERY
