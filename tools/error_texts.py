@@ -2,6 +2,7 @@
 """The text of an error as a reader of the sources sees it: with names in braces."""
 
 import ast
+from collections.abc import Iterable
 
 _UNKNOWN = "…"
 _BETTER = {
@@ -47,10 +48,10 @@ IN_WORDS = {
 class Texts:
     """Finds the texts in one module."""
 
-    def __init__(self, tree: ast.Module) -> None:
+    def __init__(self, tree: ast.Module, nodes: Iterable[ast.AST]) -> None:
         self._functions = [
             one
-            for one in ast.walk(tree)
+            for one in nodes
             if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)
         ]
         self._module = tree

@@ -60,6 +60,8 @@ class Site:
     code: str
     """"": it lacks one; NEW: it is to be given."""
     text: str
+    follows: str
+    """What follows an error of the class; "" if that is as in its area."""
     end: tuple[int, int]
     """Line and column behind the last argument's line; of NEW, where that begins."""
 
@@ -67,14 +69,13 @@ class Site:
 class Classes:
     """The classes of errors in the sources, by their names."""
 
-    def __init__(self, trees: Iterable[ast.Module]) -> None:
+    def __init__(self, files: "Iterable[File]") -> None:
         self._parents: dict[str, set[str]] = {}
         self._own: dict[str, bool] = {}
         """Whether a class that has its own __init__() takes a code there."""
-        for tree in trees:
-            for node in ast.walk(tree):
-                if isinstance(node, ast.ClassDef):
-                    self._add(node)
+        for file in files:
+            for node in file.classes:
+                self._add(node)
 
     def _add(self, node: ast.ClassDef) -> None:
         parents = {one.id for one in node.bases if isinstance(one, ast.Name)}
@@ -107,29 +108,35 @@ class File:
         self.tree_name = path.relative_to(root).parts[0]
         self.text = path.read_text()
         self.tree = ast.parse(self.text)
+        # Walked once: it takes longer than all else.
+        self.nodes = [*ast.walk(self.tree)]
+        self.classes = [one for one in self.nodes if isinstance(one, ast.ClassDef)]
 
     def sites(self, classes: Classes) -> Iterator[Site]:
         """Yield the places that make an error, or have a code, in their order."""
-        texts = Texts(self.tree)
+        texts = Texts(self.tree, self.nodes)
         found: list[Site | None] = [*self._constants()]
-        owner = {
-            id(child): node.name
-            for node in ast.walk(self.tree)
-            if isinstance(node, ast.ClassDef)
-            for child in ast.walk(node)
-        }
-        for node in ast.walk(self.tree):
+        for node in self.nodes:
             if not isinstance(node, ast.Call):
                 continue
             maker = _name(node.func)
-            if _is_super_init(node) and classes.gives_codes(owner.get(id(node), "")):
-                maker = owner[id(node)]
+            if maker == "__init__" and classes.gives_codes(self._owner(node)):
+                maker = self._owner(node)
                 if not _keyword(node):
                     continue
             elif not (classes.is_coded(maker) or maker in _MAKERS):
                 continue
             found.append(self._site(node, maker, classes, texts))
         yield from sorted((one for one in found if one), key=lambda one: one.line)
+
+    def _owner(self, node: ast.expr) -> str:
+        """Return the class that an expression stands in."""
+        around = (
+            one.name
+            for one in self.classes
+            if one.lineno <= node.lineno <= (one.end_lineno or 0)
+        )
+        return next(around, "")
 
     def _site(
         self, node: ast.Call, maker: str, classes: Classes, texts: Texts
@@ -150,7 +157,8 @@ class File:
         if maker == "_Why":
             text += f"; {texts.of(node.args[1], node)}"
         letter = self._letter(maker, classes)
-        return Site(self.path, node.lineno, maker, letter, code, text, end)
+        follows = _follows(maker, classes)
+        return Site(self.path, node.lineno, maker, letter, code, text, follows, end)
 
     def _letter(self, maker: str, classes: Classes) -> str:
         for name in classes.ancestors(maker):
@@ -176,7 +184,7 @@ class File:
                     text = text[0].lower() + text[1:]
                 letter = _TREES[self.tree_name]
                 yield Site(
-                    self.path, node.lineno, "", letter, code, text, (line, column)
+                    self.path, node.lineno, "", letter, code, text, "", (line, column)
                 )
 
 
@@ -184,10 +192,6 @@ def _name(node: ast.expr) -> str:
     if isinstance(node, ast.Name):
         return node.id
     return node.attr if isinstance(node, ast.Attribute) else ""
-
-
-def _is_super_init(node: ast.Call) -> bool:
-    return ast.unparse(node.func) == "super().__init__"
 
 
 def _keyword(node: ast.Call) -> ast.keyword | None:
@@ -215,7 +219,7 @@ def sources(root: Path = ROOT) -> list[File]:
 def all_sites(root: Path = ROOT) -> list[Site]:
     """Return all places that make an error."""
     files = sources(root)
-    classes = Classes(file.tree for file in files)
+    classes = Classes(files)
     return [site for file in files for site in file.sites(classes)]
 
 
@@ -281,7 +285,6 @@ def page_of(sites: Sequence[Site], before: str) -> str:
 
 
 def _tables(sites: Sequence[Site]) -> Iterator[str]:
-    classes = Classes(file.tree for file in sources())
     areas: dict[str, list[Site]] = {area: [] for area in _AREAS}
     for site in sites:
         areas[_area(site.path)].append(site)
@@ -291,7 +294,7 @@ def _tables(sites: Sequence[Site]) -> Iterator[str]:
             yield from ("", f"## {title}", "", "| Code | Text | What follows |")
             yield "|---|---|---|"
         for site in sorted(there, key=lambda one: one.code):
-            what = _follows(site, classes) or follows
+            what = site.follows or follows
             yield f"| {site.code} | {_cell(site)} | {what} |"
 
 
@@ -303,9 +306,9 @@ def _area(path: Path) -> str:
     return "/".join([tree, *folders])
 
 
-def _follows(site: Site, classes: Classes) -> str:
+def _follows(maker: str, classes: Classes) -> str:
     """Return what follows an error of its class; "" if that is as in its area."""
-    for name in classes.ancestors(site.maker):
+    for name in classes.ancestors(maker):
         if name in _FOLLOWS:
             return _FOLLOWS[name]
     return ""

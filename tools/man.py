@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tools.programs import (
+    DIAGNOSTICS,
     EXIT_STATUS,
     PROGRAMS,
     VERSION,
@@ -54,6 +55,7 @@ def _lines(program: Program) -> Iterator[str]:
     for command in commands(parser):
         yield from _command(program, command)
     yield from (".SH EXIT STATUS", *_table(EXIT_STATUS.items()))
+    yield from (".SH DIAGNOSTICS", *_text(DIAGNOSTICS))
     yield from (".SH FILES", *_table(program.files.items(), font="I"))
     yield ".SH SEE ALSO"
     yield ",\n".join(

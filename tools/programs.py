@@ -22,6 +22,12 @@ EXIT_STATUS = {
 }
 
 
+DIAGNOSTICS = (
+    "Each error ends with its code, as in [H061], which never changes its meaning: "
+    "docs/errors.md of the sources says what each means, and what follows it."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Program:
     """One program.

@@ -29,6 +29,7 @@ from vhostpci_guest.status_socket import (
     Json,
     Status,
 )
+from vhostpci_shared.errors import told
 
 LONG: Status = [
     {"device": f"0000:00:05.{n % 8}", "text": "x" * 1000} for n in range(4000)
@@ -301,7 +302,7 @@ def ask_control(
         try:
             found.append(status_socket.request(os.getpid(), question, directory))
         except Unusable as why:
-            found.append(str(why))
+            found.append(told(why))
 
     thread = threading.Thread(target=client)
     thread.start()
@@ -322,9 +323,9 @@ def test_client_with_a_name_is_answered_what_it_asks(
 
 def test_refusal_is_the_clients_error(control: Control, tmp_path: Path) -> None:
     def refuse(_request: Json) -> Json:
-        raise Refused("no device 'x'")
+        raise Refused("no device 'x'", code="G999")
 
-    assert ask_control(control, tmp_path, refuse, {}) == "no device 'x'"
+    assert ask_control(control, tmp_path, refuse, {}) == "no device 'x' [G999]"
 
 
 def test_agent_of_an_earlier_version_is_named(tmp_path: Path) -> None:

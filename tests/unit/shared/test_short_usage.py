@@ -29,4 +29,4 @@ def test_usage_error_is_one_line_that_names_the_help(
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(said)
-    assert re.search(r"--help \[S\d+\]$", line)
+    assert re.search(r"--help \[[GHS]\d+\]$", line)

@@ -7,6 +7,7 @@ An agent of an earlier version sends fewer keys: what it does not say is left ou
 from collections.abc import Container, Iterator
 from typing import Any
 
+from vhostpci_shared.errors import with_code
 from vhostpci_shared.metadata_numbers import SLAVE_ID
 from vhostpci_shared.terminal import Styled, Terminal
 from vhostpci_shared.units import confined, count, short, size
@@ -119,7 +120,7 @@ def _ring_notes(link: dict[str, Any]) -> Iterator[Field]:
         if ring.get("format") == "packed":
             notes.append("packed")
         if ring["reason"]:
-            notes.append(ring["reason"])
+            notes.append(with_code(ring["reason"], ring.get("code", "")))
         if notes:
             yield f"ring {ring['ring']}", "; ".join(notes)
 

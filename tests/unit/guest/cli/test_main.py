@@ -89,7 +89,9 @@ def test_wrong_command_line_is_status_2(arguments: list[str]) -> None:
 def test_refused_argument_says_why(capsys: Say) -> None:
     with pytest.raises(SystemExit):
         main(["run", "--address", "10.0.0.1"])
-    assert "prefix length" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "prefix length" in said
+    assert said.endswith("; see vhostpci-guest run --help [G139]\n")
 
 
 def test_address_may_be_given_more_than_once() -> None:

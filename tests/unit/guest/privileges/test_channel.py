@@ -39,7 +39,7 @@ def lend(order: Order) -> Answer:
 
 
 def lack(order: Order) -> Answer:
-    raise Unusable("no /dev/net/tun")
+    raise Unusable("no /dev/net/tun", code="G999")
 
 
 def miss(order: Order) -> Answer:
@@ -108,8 +108,9 @@ def test_descriptors_go_both_ways(pair: Pair, tmp_path: os.PathLike[str]) -> Non
 
 
 def test_what_is_unusable_is_so_for_the_agent(pair: Pair) -> None:
-    with pytest.raises(Unusable, match="no /dev/net/tun"):
+    with pytest.raises(Unusable, match="no /dev/net/tun") as error:
         pair.channel.ask("lack")
+    assert error.value.code == "G999"
 
 
 def test_refusal_of_the_kernel_keeps_its_number_and_file(pair: Pair) -> None:

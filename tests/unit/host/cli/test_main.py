@@ -329,7 +329,9 @@ def test_each_mistake_of_a_file_is_a_line_with_status_1(
 
 
 def test_missing_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "/nowhere/vms.toml" in failure(capsys, "check-config", "/nowhere/vms.toml")
+    said = failure(capsys, "check-config", "/nowhere/vms.toml")
+    assert "/nowhere/vms.toml" in said
+    assert said.endswith(" [H090]\n")
 
 
 def test_status_of_no_device_is_no_error(
