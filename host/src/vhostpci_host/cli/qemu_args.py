@@ -64,7 +64,8 @@ def _memory(
         if qemu < CONFINED:
             raise HostError(
                 f"{config.name}: a confined master is known to work from QEMU "
-                f"{CONFINED} on, and this one is {qemu}: name a later one (--qemu PATH)",
+                f"{CONFINED} on, and this one is {qemu}: name a later one "
+                "(--qemu PATH)",
                 code="H146",
             )
         return [whole, *confined_memory(config, confined_layout(config, ram, machine))]

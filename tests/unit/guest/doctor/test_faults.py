@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.findings import blind, complaints
+from tests.seeded_faults import blind, complaints
 from tests.unit.guest.doctor.faults import FAULTS, Fault, Seeded
 from tests.unit.guest.doctor.healthy import healthy
 from vhostpci_guest.doctor.checks import CHECKS

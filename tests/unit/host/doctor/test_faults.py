@@ -3,7 +3,7 @@
 
 import pytest
 
-from tests.findings import blind, complaints
+from tests.seeded_faults import blind, complaints
 from tests.unit.host.doctor.faults import FAULTS, Fault, Seeded
 from tests.unit.host.doctor.healthy import healthy
 from vhostpci_host.doctor.checks import CHECKS
