@@ -2,11 +2,14 @@
 """A VM's Debian with systemd as its init, in which our packages are installed by apt.
 
 debootstrap's smallest system, a few packages and ours: no compiler, no source of ours.
+A hypervisor has Debian's libvirt and QEMU, too.
 All of it is one initramfs, so each boot begins with what was installed.
 """
 
 import os
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.install import fresh, packages
@@ -55,21 +58,55 @@ WantedBy=sysinit.target
 
 FILES = {
     "init": INIT,
-    # The agent's TAP has an address from the beginning.
-    "etc/vhostpci/guest.toml": 'tap = "vp0"\naddress = "10.77.0.2/24"\n',
-    "etc/hostname": "slave\n",
     # A device unit of the serial console would be waited for.
     "etc/fstab": "",
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a VM is for, with what it has beside that of all."""
+
+    name: str
+    packages: str
+    files: Mapping[str, str]
+
+
+SLAVE = Kind(
+    "slave",
+    "",
+    {
+        # The agent's TAP has an address from the beginning.
+        "etc/vhostpci/guest.toml": 'tap = "vp0"\naddress = "10.77.0.2/24"\n',
+        "etc/hostname": "slave\n",
+    },
+)
+HYPERVISOR = Kind(
+    "hypervisor",
+    "libvirt-daemon-system libvirt-clients qemu-system-x86",
+    {
+        "etc/vhostpci.toml": """\
+socket-group = "libvirt-qemu"
+[device.net0]
+memory = "64M"
+""",
+        "etc/systemd/system/vhostpci-host.service.d/libvirt.conf": """\
+[Service]
+SupplementaryGroups=libvirt-qemu
+""",
+        "etc/hostname": "hypervisor\n",
+    },
+)
+
+
 @one_at_a_time("systemd-image.lock")
-def build(codename: str, place: Path) -> Image:
+def build(codename: str, place: Path, kind: Kind = SLAVE) -> Image:
     """The image, from the cache if nothing that goes into it has changed.
 
     Args:
         codename: the release of Debian.
         place: an empty directory to work in.
+        kind: what the VM is for.
     """
     kernel = image.build()
     base = fresh.base(codename)
@@ -79,14 +116,14 @@ def build(codename: str, place: Path) -> Image:
             *sums([Path(__file__), image.SERVER]),
         ]
     )
-    made = cache_dir() / "systemd" / f"{codename}-{key}"
+    made = cache_dir() / "systemd" / f"{kind.name}-{codename}-{key}"
     if not made.exists():
         with fresh_entry(made) as path, fresh.machine(codename, place) as new:
-            _install(new)
+            _install(new, kind)
             _copy(new.path(Path("/")), path / "root")
-            _finish(path / "root", kernel)
+            _finish(path / "root", kernel, kind)
             _write(path / "root", path / "initrd")
-        discard_old(made.parent.glob(f"{codename}-*"), keep=1)
+        discard_old(made.parent.glob(f"{kind.name}-{codename}-*"), keep=1)
     os.utime(made)
     return Image(kernel=kernel.kernel, initrd=made / "initrd", release=kernel.release)
 
@@ -111,8 +148,9 @@ def _copy(root: Path, target: Path) -> None:
     shutil.copytree(root, target, symlinks=True, ignore=skipped)
 
 
-def _install(new: fresh.FreshMachine) -> None:
-    new.run(f"apt-get install --no-install-recommends {' '.join(PACKAGES.split())}")
+def _install(new: fresh.FreshMachine, kind: Kind) -> None:
+    names = f"{PACKAGES} {kind.packages}".split()
+    new.run(f"apt-get install --no-install-recommends {' '.join(names)}")
     debs = new.path(Path("/tmp/debs"))
     debs.mkdir()
     for name in OURS.split():
@@ -123,11 +161,12 @@ def _install(new: fresh.FreshMachine) -> None:
     new.run("python3 -m compileall -qf --invalidation-mode unchecked-hash /usr/lib")
 
 
-def _finish(root: Path, kernel: Image) -> None:
+def _finish(root: Path, kernel: Image, kind: Kind) -> None:
     for name in PRUNED.split():
         shutil.rmtree(root / name, ignore_errors=True)
     shutil.copytree(modules_of(kernel), root / "usr/lib/modules" / kernel.release)
-    for name, text in FILES.items():
+    for name, text in {**FILES, **kind.files}.items():
+        (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text(text)
     (root / "init").chmod(0o755)
     (root / "tmp").mkdir(mode=0o1777)
