@@ -19,6 +19,9 @@ NEWER = "9.0"
 ADDED = "# A newer version says more here.\n"
 """What each configuration file of such a package ends with."""
 
+LOST = 2
+"""Pings that an upgrade may cost: what the killed agent had taken and not passed on."""
+
 
 @one_at_a_time("packages.lock")
 def built() -> Path:

@@ -51,6 +51,10 @@ class SystemdSlave(Slave):
         """Return the number of the TAP, which a TAP that is made again has not."""
         return self.peek(f"/sys/class/net/{TAP}/ifindex")
 
+    def received(self) -> int:
+        """Return how many bytes the master's stream has brought so far."""
+        return int(self.peek("/run/received") or 0)
+
 
 @contextmanager
 def booted(guest: Image, logs: Path, *, iommu: bool) -> Iterator[Pair]:

@@ -12,14 +12,16 @@ The slave has the hypervisor's package, too, with its unit and AppArmor profile.
 import json
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.install import packages, systemd_image
 from tests.install.systemd_slave import AGENT, BOOT, SystemdSlave, booted, served
+from tests.vm import traffic
 from tests.vm.image import CHECKOUT
-from tests.vm.pair import Pair
+from tests.vm.pair import SLAVE_ADDRESS, Pair
 from vhostpci_shared import __version__
 
 pytestmark = pytest.mark.debs
@@ -48,6 +50,36 @@ FILES = {
     ),
     "vhostpci-dkms": (f"usr/src/uio_vhostpci-{__version__}/dkms.conf",),
 }
+
+
+# A stream from the master, as long as it is not told to stop; both ends say how many
+# bytes there were.  It leaves an emulated slave time for dpkg.
+SEND = """
+import signal, socket, sys, time
+connection = socket.create_connection((sys.argv[1], 8000), timeout=120)
+sent = stop = 0
+def end(*_):
+    global stop
+    stop = 1
+signal.signal(signal.SIGTERM, end)
+while not stop:
+    connection.sendall(bytes(65536))
+    sent += 65536
+    time.sleep(0.2)
+print("sent", sent)
+"""
+RECEIVE = """
+import socket
+server = socket.create_server(("", 8000))
+print("ready", flush=True)
+connection = server.accept()[0]
+received = 0
+while data := connection.recv(65536):
+    received += len(data)
+    with open("/run/received", "w") as file:
+        file.write(str(received))
+print("received", received)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +162,40 @@ def test_units_are_as_safe_as_the_documents_say(slave: SystemdSlave) -> None:
     ]
     levels = [text.partition(".service: ")[2].split()[0] for text in said]
     assert levels == ["4.4", "0.8"]
+
+
+@contextmanager
+def stream(pair: Pair, slave: SystemdSlave) -> Iterator[None]:
+    """Send by TCP from the master while the block runs; all of it must arrive."""
+    receiver = slave.spawn(["python3", "-c", RECEIVE])
+    receiver.wait_said("ready", timeout=BOOT)
+    sender = pair.master.spawn(["python3", "-c", SEND, SLAVE_ADDRESS])
+    slave.wait_until(slave.received, lambda: "the first bytes", BOOT)
+    yield
+    before = slave.received()
+    slave.wait_until(lambda: slave.received() > before, receiver.output, BOOT)
+    assert sender.stop(BOOT) == 0
+    assert receiver.wait(BOOT) == 0
+    assert receiver.output().split()[-1] == sender.output().split()[-1]
+
+
+def test_upgrade_of_the_agent_under_traffic(
+    pair: Pair, slave: SystemdSlave, tmp_path: Path
+) -> None:
+    before, index = slave.show(AGENT, "MainPID"), slave.index()
+    for name in ("python3-vhostpci-shared", HOST, AGENT):
+        newer = packages.upgraded(name, tmp_path)
+        slave.put(f"/root/{name}.deb", newer.read_bytes())
+    pinging = traffic.pinging(pair.master, SLAVE_ADDRESS)
+    with stream(pair, slave), pinging as ping:
+        ping.wait_answers(5)
+        slave.run("dpkg --force-confold -i /root/*.deb", timeout=BOOT)
+        slave.wait_successor(before)
+        pair.wait_link()
+        ping.wait_answers(5)
+    # ping may have only a dozen under way, and counts what it could not send.
+    unsent = ping.output().count("No buffer space available")
+    lost = ping.result().sent - ping.result().received - unsent
+    assert lost <= packages.LOST, ping.output()
+    assert slave.index() == index
+    assert slave.run("systemctl --failed --plain --no-legend").stdout == ""

@@ -30,8 +30,6 @@ AGENT, HOST = "vhostpci-guest", "vhostpci-host"
 PACKAGES = ("python3-vhostpci-shared", AGENT, HOST)
 
 ARENA = "/dev/shm/vhostpci/net0"
-LOST = 2
-"""Pings that an upgrade may cost: what the killed agent had taken and not passed on."""
 
 # AppArmor is this machine's, and has no profile of ours.
 DROP_IN = "[Service]\nSupplementaryGroups=kvm\nAppArmorProfile=\n"
@@ -106,7 +104,7 @@ def answers() -> bool:
 
 @contextmanager
 def pings_cross() -> Iterator[None]:
-    """Ping the slave fifty times a second while the block runs; see `LOST`."""
+    """Ping the slave fifty times a second while the block runs; see `packages.LOST`."""
     argv = ["ping", "-n", "-q", "-i", "0.02", SLAVE_ADDRESS]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         yield
@@ -116,7 +114,7 @@ def pings_cross() -> Iterator[None]:
         said = process.stdout.read()
     figures = re.search(r"(\d+) packets transmitted, (\d+) received", said)
     assert figures, said
-    assert int(figures[1]) - int(figures[2]) <= LOST, said
+    assert int(figures[1]) - int(figures[2]) <= packages.LOST, said
 
 
 def test_master_runs_on_through_an_upgrade(served: Machine, tmp_path: Path) -> None:
