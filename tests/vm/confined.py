@@ -338,17 +338,33 @@ def served(logs: Path) -> Daemon:
 
 
 @contextmanager
-def linked(
-    logs: Path, *, args: Sequence[Change] = (), words: Sequence[Change] = ()
+def started(
+    logs: Path,
+    *,
+    args: Sequence[Change] = (),
+    words: Sequence[Change] = (),
+    more: Sequence[str] = (),
 ) -> Iterator[Link]:
-    """A confined master and a slave process, with packets crossing."""
+    """A confined master and a slave process; the options are those of `make`."""
     with served(logs) as daemon:
-        master = make(daemon, logs, args=args, words=words)
+        master = make(daemon, logs, args=args, words=words, more=more)
         with master, process.serving(daemon, logs / "agent.log") as slave:
             master.wait_ready()
-            link = Link(daemon, master, slave)
-            wait_packets(link)
-            yield link
+            yield Link(daemon, master, slave)
+
+
+@contextmanager
+def linked(
+    logs: Path,
+    *,
+    args: Sequence[Change] = (),
+    words: Sequence[Change] = (),
+    more: Sequence[str] = (),
+) -> Iterator[Link]:
+    """The same, with packets crossing."""
+    with started(logs, args=args, words=words, more=more) as link:
+        wait_packets(link)
+        yield link
 
 
 def wait_packets(link: Link) -> None:

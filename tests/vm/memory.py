@@ -54,14 +54,18 @@ def with_slots(args: Args) -> Args:
     return [flag, f"{size},slots=2,maxmem=4G", *backend]
 
 
-def plug_dimm(vm: Vm, size: int) -> None:
-    """Plug a DIMM in, and have the guest's kernel use it."""
+def plug_dimm(vm: Vm, size: int, *, share: bool = True) -> None:
+    """Plug a DIMM in, and have the guest's kernel use it.
+
+    Without ``share`` its memory is QEMU's own, and no back-end is told of it.
+    """
     # Debian 13's kernel has the memory online at once, and chooses for what.
     vm.run("echo offline > /sys/devices/system/memory/auto_online_blocks")
+    kind = "memory-backend-memfd" if share else "memory-backend-ram"
     vm.qmp(
         "object-add",
-        **{"qom-type": "memory-backend-memfd", "id": "dimm0", "size": size},
-        share=True,
+        **{"qom-type": kind, "id": "dimm0", "size": size},
+        share=share,
     )
     vm.qmp("device_add", driver="pc-dimm", id="slot0", memdev="dimm0")
     blocks = size >> 27

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Confined masters that live long, that are set up wrong, and with a hostile slave.
+
+  master                      vhostpci-host              namespace, or a slave VM
+private memory: secrets
+shared region ------------------ window ---------------- vhostpci-guest
+"""
+
+import mmap
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.vm import confined, dmesg, image, memory, traffic, wheels
+from tests.vm.channel import GuestError
+from tests.vm.confined import MIB, PAGE, Change, Link, Range
+from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Pair, Slave
+from tests.vm.test_confined import ANONYMOUS, exchange, keep_secrets, secrets
+
+pytestmark = [pytest.mark.vm, pytest.mark.long]
+
+REGION = Range(0x20000000, 0x20000000 + confined.REGION)
+RINGS = confined.POOL
+"""Where the ring area begins in the window."""
+
+
+def assert_nothing_is_found(link: Link) -> None:
+    found = confined.search(link.window, secrets(link.master)).times
+    assert found == dict.fromkeys(found, 0)
+    assert set(link.master.pages(REGION).kinds) == {"reserved", "allocated", "free"}
+
+
+def assert_pings_cross(link: Link) -> None:
+    pings = traffic.ping(link.master, SLAVE_ADDRESS)
+    pings += traffic.ping(link.slave, MASTER_ADDRESS)
+    assert pings.received == pings.sent >= 20
+
+
+@pytest.fixture
+def here(logs: Path, request: pytest.FixtureRequest) -> Path:
+    """The directory for the logs of this test's VMs."""
+    return Path(logs / request.node.name)
+
+
+def test_slave_vm_finds_nothing_in_its_device(here: Path) -> None:
+    """Every byte of the BAR is searched in the VM that has it."""
+    with confined.served(here) as daemon:
+        guest = image.build(wheels.guest_wheels())
+        args = daemon.qemu_args("slave")
+        slave = Slave("slave", guest, logs=here, args=args, iommu=True)
+        master = confined.make(daemon, here)
+        with slave, master:
+            slave.wait_ready()
+            master.wait_ready()
+            with slave.agent("sysfs"):
+                Pair(daemon, master, slave).assert_packets_cross()
+                keep_secrets(master)
+                for back in (False, True):
+                    with traffic.iperf_server(master):
+                        assert traffic.tcp(slave, MASTER_ADDRESS, 2, back=back) > 0
+                find = "grep -l 0x1110 /sys/bus/pci/devices/*/device"
+                device = Path(slave.run(find).stdout.strip()).parent
+                bar = str(device / "resource2")
+                found = confined.search_in(slave, bar, secrets(master))
+    assert found.times == dict.fromkeys(found.times, 0)
+    assert found.bytes > confined.REGION
+
+
+def test_memory_of_every_life_of_the_master_stays_private(here: Path) -> None:
+    """Frames of 9000 bytes, an ordinary card, a DIMM, and a reboot."""
+    changes = [
+        ("1676M", "1676M,slots=2,maxmem=8G"),
+        ("iommu_platform=on", "iommu_platform=on,host_mtu=9000"),
+    ]
+    more = ["-netdev", "user,id=user,restrict=on"]
+    more += ["-device", "virtio-net-pci,netdev=user"]
+    with confined.linked(here, args=changes, more=more) as link:
+        keep_secrets(link.master)
+        exchange(link)
+        link.master.run("ip link set eth0 mtu 9000")
+        link.slave.run("ip link set vp0 mtu 9000")
+        link.master.wait_for(f"ping -n -q -c 1 -W 1 -M do -s 8900 {SLAVE_ADDRESS}")
+        for source, to in ((link.master, SLAVE_ADDRESS), (link.slave, MASTER_ADDRESS)):
+            assert traffic.ping(source, to, options="-M do -s 8900").received >= 10
+        link.master.run("ip addr add 10.0.2.15/24 dev eth1 && ip link set eth1 up")
+        assert traffic.ping(link.master, "10.0.2.2", 2).received
+        assert_nothing_is_found(link)
+        memory.plug_dimm(link.master, 256 * MIB, share=False)
+        assert_pings_cross(link)
+        assert_nothing_is_found(link)
+        link.master.reboot()
+        confined.wait_packets(link)
+        keep_secrets(link.master)
+        exchange(link)
+        assert_nothing_is_found(link)
+        dmesg.check(link.master)
+
+
+def has_rings_elsewhere(link: Link) -> None:
+    assert link.daemon.status()["state"] == "master's rings cannot be served"
+    assert "is in none of the 1 memory regions" in link.daemon.output()
+
+
+def has_buffers_elsewhere(link: Link) -> None:
+    assert "driver broke ring" in link.daemon.output()
+
+
+def shares_more(link: Link) -> None:
+    status = link.daemon.status()
+    assert status["state"] == "master's memory is refused"
+    assert "0x100000000" in status["master"]["problem"]
+
+
+WRONG: dict[str, tuple[list[Change], list[Change], Callable[[Link], None]]] = {
+    "no bounce pool is forced": ([], [("32768,force", "32768")], has_buffers_elsewhere),
+    "a pool that does not fit": ([], [("32768", "65536")], has_buffers_elsewhere),
+    "no ring area": ([], [("cma=16M@0x24000000-0x25000000", "")], has_rings_elsewhere),
+    "NUMA": ([], [("numa=off", "")], has_rings_elsewhere),
+    "no DMA API": ([("platform=on", "platform=off")], [], has_rings_elsewhere),
+    "more is shared": (
+        [("ram,id=m3,size=1G", "memfd,id=m3,size=1G,share=on")],
+        [],
+        shares_more,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_no_packet_crosses_where_the_set_up_is_wrong(here: Path, name: str) -> None:
+    args, words, tells = WRONG[name]
+    with confined.started(here, args=args, words=words) as link:
+        link.master.run(
+            f"ip addr add {MASTER_ADDRESS}/24 dev eth0; ip link set eth0 up"
+        )
+        link.slave.wait_tap()
+        assert traffic.ping(link.master, SLAVE_ADDRESS, 3).received == 0
+        tells(link)
+
+
+def test_pool_that_is_too_small_leaves_the_rest_of_the_region_to_everything(
+    here: Path,
+) -> None:
+    """Packets cross all the same, and the daemon cannot know: see docs/security.md."""
+    with confined.linked(here, words=[("32768", "16384")]) as link:
+        pages = link.master.pages(REGION).kinds
+        assert pages["reserved"] == confined.POOL // PAGE // 2
+        link.master.keep(ANONYMOUS, 1360)
+        found = confined.search(link.window, secrets(link.master)).times
+        assert found[ANONYMOUS] > 1000
+
+
+def test_slave_that_changes_a_flag_stops_the_masters_kernel(here: Path) -> None:
+    """Linux 7.2 follows the flags of a descriptor table that its device can write.
+
+    Where each descriptor has a next one there is no last one.  A slave learns nothing
+    by it.  If this fails, Linux has been repaired, and docs/security.md is to say so.
+    """
+    with confined.linked(here) as link:
+        link.master.spawn(f"exec ping -f {SLAVE_ADDRESS}")
+        time.sleep(1)
+        _chain_all_descriptors(link.window, seconds=3)
+        with pytest.raises(GuestError, match="no answer"):
+            link.master.call("peek", timeout=0, path="/proc/uptime")
+
+
+def _chain_all_descriptors(window: Path, seconds: float) -> None:
+    """Set the flag NEXT in all descriptors of the rings, for so long."""
+    size, flags, next_flag = 16, 12, 1
+    file = os.open(window, os.O_RDWR)
+    with mmap.mmap(file, confined.REGION) as view:
+        os.close(file)
+        tables = [
+            at
+            for at in range(RINGS, RINGS + MIB, PAGE)
+            if REGION.start <= int.from_bytes(view[at : at + 8], "little") < REGION.end
+        ]
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for table in tables:
+                for at in range(table + flags, table + PAGE, size):
+                    view[at] |= next_flag
