@@ -45,6 +45,10 @@ _COMMANDS = {
         "vm_arguments",
         "print a domain for libvirt, with what it needs and no disk",
     ),
+    "master-check": (
+        "vm_arguments",
+        "print a script that looks, in a confined master, at what its slave sees",
+    ),
 }
 """Each command's module in this package, and its help.
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands that print what a VM needs: `qemu-args` for QEMU, `xml` for libvirt."""
+"""The commands that print what a VM needs.
+
+`qemu-args` is for QEMU, `xml` for libvirt, and `master-check` for a confined master.
+"""
 
 import argparse
 import json
@@ -19,6 +22,7 @@ from ..interfaces import FAILED
 from . import libvirt_xml, print_status, qemu_args, qemu_version
 from .arguments import Usage, add_name, run_dir
 from .manage import ask_status
+from .master_check import script
 
 _SLAVE = {option.name for option in options.SLAVE_VM}
 
@@ -32,13 +36,7 @@ def add_qemu_args(parser: argparse.ArgumentParser) -> None:
         help="the VM runs without KVM: a master gets no MSI-X from a QEMU that crashes "
         "with it then (before 8.0), a slave gets one hint more",
     )
-    parser.add_argument(
-        "--machine",
-        choices=[*Machine],
-        default=Machine.Q35,
-        type=Machine,
-        help="a confined master's machine: virt is for aarch64 (default: %(default)s)",
-    )
+    _add_machine(parser)
     parser.add_argument(
         "--kernel-args",
         action="store_true",
@@ -59,10 +57,31 @@ def add_xml(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_xml)
 
 
-def _add_vm(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that describe a VM, to `qemu-args` and `xml` alike."""
+def add_master_check(parser: argparse.ArgumentParser) -> None:
+    _add_device(parser)
+    _add_machine(parser)
+    parser.set_defaults(run=_master_check, packed=False)
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--machine",
+        choices=[*Machine],
+        default=Machine.Q35,
+        type=Machine,
+        help="a confined master's machine: virt is for aarch64 (default: %(default)s)",
+    )
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which device it is, running or described."""
     add_name(parser)
     options.add_to(parser, *options.WHAT, *options.SLAVE_VM, *options.PLACES)
+
+
+def _add_vm(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that describe a VM, to `qemu-args` and `xml` alike."""
+    _add_device(parser)
     parser.add_argument(
         "--role",
         choices=["master", "slave"],
@@ -163,6 +182,14 @@ def _xml(args: argparse.Namespace) -> None:
     print(shmem_xml.text(element))
     print(libvirt_xml.hint(device, args.role, tcg=tcg), file=sys.stderr)
     _print_confined_hint(args, device, ram, Machine.Q35)
+
+
+def _master_check(args: argparse.Namespace) -> None:
+    ram = args.memory and parse_size(args.memory)
+    device = _qemu_device(args)
+    its = qemu_args.confined_layout(device, ram, args.machine)
+    mac = qemu_args.mac(device.name)
+    print(script(device.name, mac, its.kernel_words(), pool=its.pool), end="")
 
 
 def _vectors(

@@ -10,6 +10,7 @@ import pytest
 import vhostpci_host
 from vhostpci_host.cli.capabilities import with_command
 from vhostpci_host.cli.main import main
+from vhostpci_host.cli.qemu_args import mac
 from vhostpci_shared.barriers import NoBarriers
 
 # This process must not become the keeper.
@@ -339,3 +340,25 @@ def test_status_of_no_device_is_no_error(
 ) -> None:
     assert main(["status", "--run-dir", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "no devices\n"
+
+
+def test_prints_the_script_that_checks_a_confined_master(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    described = ["a", "--run-dir", str(tmp_path), "--memory", "4G", "--confined", "32M"]
+    asked = ["qemu-args", *described, "--role", "master", "--kernel-args"]
+    assert main(asked) == 0
+    words = capsys.readouterr().out.strip()
+    assert main(["master-check", *described]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("#!/bin/sh\n")
+    assert f"WORDS='{words}'" in printed
+    assert f"MAC=${{1:-{mac('a')}}}" in printed
+
+
+def test_no_script_for_a_device_that_is_not_confined(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["master-check", "a", "--run-dir", str(tmp_path), "--memory", "4G"]
+    assert main(argv) == 1
+    assert "a is not confined" in capsys.readouterr().err
