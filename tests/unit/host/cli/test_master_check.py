@@ -177,6 +177,11 @@ def _pool(master: FakeMaster) -> None:
     master.change("dmesg", "[mem 0x0000000020", "[mem 0x000000001c")
 
 
+def _smaller_pool(master: FakeMaster) -> None:
+    # Packets cross all the same, and the rest of the region is ordinary memory.
+    master.change("dmesg", "[mem 0x0000000020", "[mem 0x0000000022")
+
+
 def _two_pools(master: FakeMaster) -> None:
     line = "software IO TLB: mapped [mem 0x1000-0x2000] (0MB)\n"
     master.write("dmesg", LOG + line)
@@ -271,6 +276,7 @@ def _iommu(master: FakeMaster) -> None:
         (_last_word, {"words"}),
         (_no_word, {"words"}),
         (_pool, {"pool"}),
+        (_smaller_pool, {"pool"}),
         (_two_pools, {"pool"}),
         (_no_pool, {"pool"}),
         (_other_cma, {"rings"}),
