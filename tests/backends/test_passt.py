@@ -154,14 +154,32 @@ def test_tcp_stream_survives_a_passt_that_stands_still(shared: Scene) -> None:
 
 def test_passt_that_stands_still_delays_the_end_of_no_agent(shared: Scene) -> None:
     """It is asked to stop the rings, for a bounded time, and serves the next agent."""
-    # Without traffic: passt ends if it sees a kick together with the request to stop.
+    tries = 3
+    # passt ends by itself if it sees a kick together with the request to stop, and the
+    # master may send a packet of its own at any time: then another passt has a try.
+    while not handed_over(shared) and (tries := tries - 1):
+        shared.passt.wait()
+        shared.start_passt()
+        shared.lab.wait_running()
+    assert tries, "passt ended each time"
+    assert shared.measure("-t", "1") > 0.1
+
+
+def handed_over(shared: Scene) -> bool:
+    """End the agent while passt stands still; whether passt serves the next one."""
     shared.passt.send(signal.SIGSTOP)
     assert shared.lab.agent.end_within(5) == 0
     shared.lab.start_agent()
     shared.lab.wait_state("agent is waiting")
     shared.passt.send(signal.SIGCONT)
-    shared.lab.wait_running()
-    assert shared.measure("-t", "1") > 0.1
+    wait_for(
+        lambda: (
+            shared.lab.status()["state"] == "running"
+            or shared.passt.exit_status is not None
+        ),
+        lambda: shared.lab.agent.log,
+    )
+    return shared.passt.exit_status is None
 
 
 def test_passt_that_is_killed_can_be_replaced(shared: Scene) -> None:

@@ -69,6 +69,11 @@ class Program:
         """The process that does its work."""
         return self.process.pid
 
+    @property
+    def exit_status(self) -> int | None:
+        """Its exit status; None while it runs."""
+        return self.process.poll()
+
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """End it; return its exit status."""
         self.send(number)
