@@ -367,6 +367,22 @@ def linked(
         yield link
 
 
+@contextmanager
+def ordinary(logs: Path) -> Iterator[Link]:
+    """An ordinary master with the same kernel, its slave, and packets crossing."""
+    with Daemon("card", memory="1G", logs=logs) as daemon:
+        master = ConfinedMaster(
+            *("master", image.build((), KERNEL)),
+            logs=logs,
+            args=[*daemon.qemu_args("master"), "-append", command_line()],
+        )
+        with master, process.serving(daemon, logs / "agent.log") as slave:
+            master.wait_ready()
+            link = Link(daemon, master, slave)
+            wait_packets(link)
+            yield link
+
+
 def wait_packets(link: Link) -> None:
     """Give the master's card its address, and wait until packets cross."""
     link.master.configure()

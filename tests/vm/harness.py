@@ -361,8 +361,16 @@ class Vm:
 
 def processor_time(pid: int) -> float:
     """Seconds of processor time that a process's main thread has taken (proc(5))."""
-    stat = Path(f"/proc/{pid}/task/{pid}/stat").read_text()
-    user, system = stat.rpartition(")")[2].split()[11:13]
+    return _processor_time(Path(f"/proc/{pid}/task/{pid}/stat"))
+
+
+def processor_time_of_all(pid: int) -> float:
+    """Seconds of processor time that all threads of a process have taken."""
+    return _processor_time(Path(f"/proc/{pid}/stat"))
+
+
+def _processor_time(stat: Path) -> float:
+    user, system = stat.read_text().rpartition(")")[2].split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 

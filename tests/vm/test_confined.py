@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm import confined, dmesg, image, process, traffic
+from tests.vm import confined, dmesg, traffic
 from tests.vm.confined import COMMAND_LINE, MIB, PAGE, ConfinedMaster, Link
-from tests.vm.daemon import Daemon
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS
 
 pytestmark = pytest.mark.vm
@@ -75,20 +74,10 @@ def test_no_secret_of_the_master_is_in_the_window(link: Link) -> None:
 
 
 def test_all_of_them_are_in_the_window_of_an_ordinary_device(logs: Path) -> None:
-    here = logs / "ordinary"
-    with Daemon("card", memory="1G", logs=here) as daemon:
-        master = ConfinedMaster(
-            *("master", image.build((), confined.KERNEL)),
-            logs=here,
-            args=[*daemon.qemu_args("master"), "-append", confined.command_line()],
-        )
-        with master, process.serving(daemon, here / "agent.log") as slave:
-            master.wait_ready()
-            link = Link(daemon, master, slave)
-            confined.wait_packets(link)
-            keep_secrets(master)
-            exchange(link)
-            found = confined.search(link.window, secrets(master)).times
+    with confined.ordinary(logs / "ordinary") as link:
+        keep_secrets(link.master)
+        exchange(link)
+        found = confined.search(link.window, secrets(link.master)).times
     for name, mib in KEPT.items():
         assert found[name] >= mib * MIB // len(confined.digest(name))
     assert found[LINE] > 0

@@ -3,6 +3,7 @@
 
 from tests.bench.parts import (
     bulk,
+    confined,
     cost,
     fair,
     latency,
@@ -27,6 +28,7 @@ PARTS = {
             planes.PART,
             fair.PART,
             vm.PART,
+            confined.PART,
         ),
     )
 }
