@@ -32,14 +32,6 @@ KERNEL = NEWEST
 """The only one of Debian's for amd64 that has a ring area: CONFIG_DMA_CMA."""
 MEMORY, POOL, REGION = 1676 * MIB, 64 * MIB, 80 * MIB
 
-CARD = (
-    "iommu_platform=on,disable-legacy=on,ctrl_guest_offloads=off,ctrl_vq=off,"
-    "ctrl_rx=off,ctrl_vlan=off,ctrl_rx_extra=off,ctrl_mac_addr=off,guest_announce=off"
-)
-WORDS = (
-    "numa=off nokaslr swiotlb=32768,force cma=16M@0x24000000-0x25000000 init_on_alloc=1"
-)
-
 Change = tuple[str, str]
 """A text and what stands in its place: how a test makes a set-up wrong."""
 
@@ -241,33 +233,6 @@ class ConfinedMaster(Master):
         return Range(start, start + int(found[1]) * MIB)
 
 
-def master_args(daemon: Daemon) -> list[str]:
-    """The arguments of a confined master."""
-    args = daemon.qemu_args("master")
-    pairs = [*zip(args[::2], args[1::2], strict=True)]
-    (arena,) = [value for option, value in pairs if option == "-object"]
-    file = re.sub(r"id=[^,]*,size=\w+", f"id=m1,size={REGION // MIB}M", arena)
-    card = [(k, v + f",{CARD}" * (k == "-device")) for k, v in pairs]
-    backends = [
-        "memory-backend-ram,id=m0,size=512M",
-        file,
-        "memory-backend-ram,id=m2,size=60M",
-        "memory-backend-ram,id=m3,size=1G",
-    ]
-    # The guest sees no nodes ("numa=off"): they are how QEMU has several memories.
-    nodes = ["node,nodeid=0,memdev=m0,cpus=0"]
-    nodes += [f"node,nodeid={n},memdev=m{n}" for n in (1, 2, 3)]
-    return [
-        *(word for pair in card if pair[0] not in OF_MEMORY for word in pair),
-        *("-machine", "q35,max-ram-below-4g=652M,sata=off", "-m", f"{MEMORY // MIB}M"),
-        *(word for backend in backends for word in ("-object", backend)),
-        *(word for node in nodes for word in ("-numa", node)),
-    ]
-
-
-OF_MEMORY = ("-m", "-machine", "-object")
-
-
 @dataclass(frozen=True, slots=True)
 class Link:
     """A confined master, its daemon, and its slave, a process."""
@@ -318,8 +283,8 @@ def make(
         words: what is changed in its kernel's words.
         more: more arguments.
     """
-    line = command_line(changed(WORDS, words))
-    full = "\0".join(master_args(daemon))
+    line = command_line(changed(daemon.kernel_words(), words))
+    full = "\0".join(daemon.qemu_args("master"))
     own = changed(full, args).split("\0")
     return ConfinedMaster(
         *("master", image.build((), KERNEL)),

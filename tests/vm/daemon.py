@@ -54,6 +54,11 @@ class Device:
         args: list[str] = json.loads(self._ask("qemu-args", self.name, *words))
         return args
 
+    def kernel_words(self) -> str:
+        """The words that ``qemu-args --kernel-args`` prints for a confined master."""
+        words = ["--role", "master", "--kernel-args", *self._how_vms_run()]
+        return self._ask("qemu-args", self.name, *words).strip()
+
     def xml(self, role: str, *options: str) -> str:
         """The domain that ``xml --role ROLE`` prints."""
         kind = "kvm" if qemu.has_kvm() else "qemu"
