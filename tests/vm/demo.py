@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.vm import dpdk, packets, pair, qemus, switch, traffic
+from tests.vm import demo_confined, dpdk, packets, pair, qemus, switch, traffic
 from tests.vm.data_planes import RING, VHOST_NET, VHOST_USER
 from tests.vm.harness import Vm
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Pair, Slave
@@ -70,12 +70,13 @@ class Report(Outcome):
         return table(self.head("slave"), rows, ok=self.ok)
 
 
-AnyReport = Report | switch.Report
+AnyReport = Report | switch.Report | demo_confined.Report
 
 
 TRY_NEXT = (
     ("make demo ARGS=--keep", "leave the VMs running, with a console on each"),
     ("make demo ARGS=--switch", "a switch VM whose cards come and go"),
+    ("make demo ARGS=--confined", "a slave that cannot read its master's memory"),
     ('make demo ARGS="--data-plane vhost-net"', "the slave's kernel moves the packets"),
     ("README.md", "two VMs of your own, in five minutes"),
 )
@@ -136,17 +137,11 @@ def _served(report: Report, slave: Slave) -> AbstractContextManager[object]:
     return slave.agent(report.bind, "--data-plane", report.data_plane)
 
 
-def _crossed(link: Pair) -> dict[str, int]:
-    """Return the packets of each direction; raises OSError if that is not known."""
-    up, down = packets.crossed(link.daemon.control(link.daemon.name))
-    return {"up": up, "down": down}
-
-
 def run(report: Report, progress: Stage, keep: Keep) -> None:
     """Boot the VMs, run the steps, and call ``keep`` before the VMs end."""
     with _booted(report, progress, module=report.bind == "kmod") as link:
         report.kernel = link.slave.kernel
-        progress.follow(lambda: _crossed(link))
+        progress.follow(lambda: packets.by_arrow(link.daemon.control(link.daemon.name)))
         progress(
             f"vhostpci-guest in the slave, bound by {report.bind}",
             "the master's memory is a PCI device there, and its rings are in it",
@@ -178,8 +173,15 @@ def _parse() -> argparse.Namespace:
         help="what moves the packets in the slave; vhost-user: DPDK's testpmd; "
         "default: ring",
     )
-    parser.add_argument(
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument(
         "--switch", action="store_true", help="a switch VM with three masters"
+    )
+    kinds.add_argument(
+        "--confined",
+        action="store_true",
+        help="a slave that cannot read its master's memory, and a search that shows it "
+        "(downloads Debian sid's kernel for the master)",
     )
     parser.add_argument(
         "--qemu",
@@ -195,7 +197,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--keep", action="store_true", help="leave the VMs running until Ctrl-C"
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.confined and (
+        arguments.data_plane != RING or arguments.bind == "kmod"
+    ):
+        parser.error("--confined: only with --data-plane ring, and not with kmod")
+    return arguments
 
 
 def _conclude(stage: Stage, report: AnyReport, arguments: argparse.Namespace) -> None:
@@ -230,6 +237,8 @@ def _attempt(arguments: argparse.Namespace, report: AnyReport, stage: Stage) -> 
     try:
         if isinstance(report, switch.Report):
             switch.run(report, LOGS, stage, keep)
+        elif isinstance(report, demo_confined.Report):
+            demo_confined.run(report, LOGS, stage, keep)
         else:
             run(report, stage, keep)
     except Exception as error:
@@ -239,11 +248,20 @@ def _attempt(arguments: argparse.Namespace, report: AnyReport, stage: Stage) -> 
         _conclude(stage, report, arguments)
 
 
+def _kind(arguments: argparse.Namespace) -> type[AnyReport]:
+    if arguments.confined:
+        return demo_confined.Report
+    return switch.Report if arguments.switch else Report
+
+
 def main() -> int:
     """Run the demo; the exit status says whether all is well."""
     arguments = _parse()
     facts = {"bind": arguments.bind, "data_plane": arguments.data_plane}
-    stage = Stage((SwitchScene if arguments.switch else PairScene)(facts=facts))
+    shared = {"shared": demo_confined.SHARED} if arguments.confined else {}
+    stage = Stage(
+        (SwitchScene if arguments.switch else PairScene)(facts=facts | shared)
+    )
     logging.basicConfig(level=logging.INFO, handlers=[LogLines(stage)])
     # As Ctrl-C: everything is taken down on the way out.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -253,8 +271,7 @@ def main() -> int:
     if arguments.switch and arguments.data_plane == VHOST_USER:
         print("--switch: vhost-user is for two VMs only", file=sys.stderr)
         return 2
-    kind = switch.Report if arguments.switch else Report
-    report = kind(**facts)
+    report = _kind(arguments)(**facts)
     try:
         with stage:
             _attempt(arguments, report, stage)

@@ -123,7 +123,8 @@ class PairScene(Scene):
     def _wire(self) -> list[Line]:
         """Return the way of the packets, below the boxes."""
         link, left = self.style("link"), " " * 12
-        way = " from memory to memory ".center(49, "─")
+        # A confined device has part of the master's memory, which is told here.
+        way = f" {self.facts.get('shared', 'from memory to memory')} ".center(49, "─")
         return [
             [(f"{left}│{' ' * 49}│", link)],
             [(f"{left}╰{way}╯", link)],
