@@ -255,7 +255,7 @@ check_pages() {
     elif [ "$in_rings" ]; then
         wrong pages "in the ring area there is: ${in_rings%, }" "if that is memory of \
 programs, which the kernel puts there when other memory runs out: more memory for the \
-VM, or sysctl vm.lowmem_reserve_ratio='1 1 1 0 0', and reboot"
+VM, or sysctl vm.lowmem_reserve_ratio='1 1 1 1 1', and reboot"
     else
         ok pages "all $(((RINGS_END - POOL_START) / 4096)) pages of the region are the \
 pool's, the rings' or free"

@@ -6,6 +6,7 @@ import zlib
 
 from vhostpci_shared.virtio import Feature
 
+from ..config import confined
 from ..config.confined_layout import Layout, Machine, layout
 from ..config.device import DeviceConfig, Mode, window_size
 from ..errors import HostError
@@ -122,25 +123,6 @@ def _shared_kind(config: DeviceConfig) -> tuple[str, str]:
     if config.mode is Mode.ATTACH:
         return "memory-backend-memfd", ",share=on"
     return "memory-backend-file", f",mem-path={_escape(config.arena)},share=on"
-
-
-CONFINED_CARD = (
-    # Its driver uses the DMA API, and so the bounce pool.  QEMU takes that without an
-    # IOMMU only for a card that is modern only.
-    ("iommu_platform", True),
-    ("disable-legacy", True),
-    ("ctrl_guest_offloads", False),
-    # QEMU itself serves the control queue, and has all memory: a slave could change a
-    # descriptor, and QEMU would write there.  Linux refuses a card with one of the
-    # others but without the queue.
-    ("ctrl_vq", False),
-    ("ctrl_rx", False),
-    ("ctrl_vlan", False),
-    ("ctrl_rx_extra", False),
-    ("ctrl_mac_addr", False),
-    ("guest_announce", False),
-)
-"""The properties of a confined master's card."""
 
 
 LISTEN = "server=on,wait=off"
@@ -395,7 +377,7 @@ def card_properties(config: DeviceConfig) -> tuple[tuple[str, bool], ...]:
     # ctrl_guest_offloads=off: a guest that may turn offloads off at run time tells QEMU
     # alone (vhost-user has no message for it), and would still get packets with them.
     ordinary = (("ctrl_guest_offloads", False),)
-    return ordinary if config.confined is None else CONFINED_CARD
+    return ordinary if config.confined is None else confined.CARD
 
 
 def _escape(value: object) -> str:

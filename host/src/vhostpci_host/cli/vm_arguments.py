@@ -225,6 +225,14 @@ def _qemu_device(args: argparse.Namespace) -> DeviceConfig:
         raise HostError(
             "--packed: the device's features are without F_RING_PACKED", code="H026"
         )
+    if args.packed and device.confined is not None:
+        # Linux has no more than a page for each of its areas, and takes single pages
+        # from anywhere.
+        raise HostError(
+            "--packed: a confined master has packed rings outside of its ring area, "
+            "where the daemon does not serve them: leave out --packed",
+            code="H154",
+        )
     return device
 
 

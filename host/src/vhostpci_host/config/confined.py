@@ -13,6 +13,24 @@ LEAST_POOL, MOST_POOL = 16 * MIB, 1024 * MIB
 """Linux takes a power of two, and has it below 4 GiB."""
 RING_AREA = 16 * MIB
 
+CARD = (
+    # Its driver uses the DMA API, and so the bounce pool.  QEMU takes that without an
+    # IOMMU only for a card that is modern only.
+    ("iommu_platform", True),
+    ("disable-legacy", True),
+    ("ctrl_guest_offloads", False),
+    # QEMU itself serves the control queue, and has all memory: a slave could change a
+    # descriptor, and QEMU would write there.  Linux refuses a card with one of the
+    # others but without the queue.
+    ("ctrl_vq", False),
+    ("ctrl_rx", False),
+    ("ctrl_vlan", False),
+    ("ctrl_rx_extra", False),
+    ("ctrl_mac_addr", False),
+    ("guest_announce", False),
+)
+"""The properties of a confined master's card."""
+
 
 def ring_area(pool: int, *, attached: bool) -> int:
     """Return the size of the ring area beside a bounce pool of `pool` bytes.

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from vhostpci_shared.findings import CannotLook, Seen, error, ok
 
+from ..config.confined import CARD
 from ..interfaces import Json
 from .command_line import CommandLine, Values, is_on, size_of
 from .hypervisor import Hypervisor, each_device, mib, process
@@ -17,11 +18,8 @@ from .masters import card_of
 
 Look = Callable[[Json, str, CommandLine], Iterable[Seen]]
 
-_ON = ("iommu_platform", "disable-legacy")
-_OFF = (
-    *("ctrl_vq", "ctrl_rx", "ctrl_vlan", "ctrl_rx_extra", "ctrl_mac_addr"),
-    *("guest_announce", "ctrl_guest_offloads"),
-)
+_ON = [name for name, on in CARD if on]
+_OFF = [name for name, on in CARD if not on]
 _VIOMMUS = ("intel-iommu", "amd-iommu", "virtio-iommu", "virtio-iommu-pci")
 _NO_DMA = frozenset(
     {

@@ -213,6 +213,14 @@ def test_hint_of_a_confined_master_has_its_kernels_words(
     assert "at most 64 processors" in out.err
 
 
+def test_packed_rings_of_a_confined_master_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    argv = ["qemu-args", "a", "--run-dir", str(tmp_path), "--memory", "4G"]
+    told = failure(capsys, *argv, "--role", "master", "--packed", "--confined")
+    assert "leave out --packed [H154]" in told
+
+
 def fake_qemu(directory: Path, version: str) -> Path:
     path = directory / "qemu"
     path.write_text(f"#!/bin/sh\necho QEMU emulator version {version}\n")
