@@ -124,7 +124,6 @@ def _up(
             master.configure()
             link.wait_link()
             say.set(State.THERE, "link")
-            say.follow(lambda: packets.by_arrow(daemon.control(daemon.name)))
             say(
                 f"writing a secret into {SECRET_MIB} MiB of the master's memory",
                 "as a program there has its keys or its data",
@@ -159,6 +158,7 @@ def run(
         master = _master(daemon, here, daemon.kernel_words())
         with _up(daemon, master, here, report, say) as link:
             report.master_kernel = master.kernel
+            say.follow(lambda: packets.by_arrow(daemon.control(daemon.name)))
             _traffic(link, report, say)
             say(
                 "searching every byte of the slave's window for the secret",
