@@ -156,7 +156,7 @@ def test_passt_that_stands_still_delays_the_end_of_no_agent(shared: Scene) -> No
     """It is asked to stop the rings, for a bounded time, and serves the next agent."""
     tries = 3
     # passt ends by itself if it sees a kick together with the request to stop, and the
-    # master may send a packet of its own at any time: then another passt has a try.
+    # master may send a packet at any time: then another passt has a try.
     while not handed_over(shared) and (tries := tries - 1):
         shared.passt.wait()
         shared.start_passt()

@@ -158,6 +158,20 @@ def run(report: Report, progress: Stage, keep: Keep) -> None:
             progress("shutting down")
 
 
+def _add_kinds(parser: argparse.ArgumentParser) -> None:
+    """Add the options that show something else than two VMs."""
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument(
+        "--switch", action="store_true", help="a switch VM with three masters"
+    )
+    kinds.add_argument(
+        "--confined",
+        action="store_true",
+        help="a slave that cannot read its master's memory, and a search that shows it "
+        "(downloads Debian sid's kernel for the master)",
+    )
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make demo ARGS=...")
     parser.add_argument(
@@ -173,16 +187,7 @@ def _parse() -> argparse.Namespace:
         help="what moves the packets in the slave; vhost-user: DPDK's testpmd; "
         "default: ring",
     )
-    kinds = parser.add_mutually_exclusive_group()
-    kinds.add_argument(
-        "--switch", action="store_true", help="a switch VM with three masters"
-    )
-    kinds.add_argument(
-        "--confined",
-        action="store_true",
-        help="a slave that cannot read its master's memory, and a search that shows it "
-        "(downloads Debian sid's kernel for the master)",
-    )
+    _add_kinds(parser)
     parser.add_argument(
         "--qemu",
         metavar="VERSION",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each error that a user reads has a code of its own, and docs/errors.md lists them."""
+"""Each error that a user reads has its own code, and docs/errors.md lists them."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -179,7 +179,7 @@ $((size >> 20)) MiB at $RINGS_START" "$MEMORY, and no other words for CMA"
     fi
 }
 
-# What has a place of its own in physical memory, such as the kernel's code.
+# What has a place in physical memory, such as the kernel's code.
 check_places() {
     inside=
     while IFS= read -r line; do
