@@ -137,15 +137,20 @@ check_words() {
 MEMORY="take the memory arguments and the kernel's words of one and the same \
 vhostpci-host qemu-args @NAME@ --role master"
 
+# The same arguments, of what the log does not have: it may have forgotten it.
+not_logged() {
+    if whole_log; then
+        wrong "$@"
+    else
+        wrong "$1" "$NO_LOG" "$EARLIER"
+    fi
+}
+
 check_pool() {
     mapped='software IO TLB: mapped \[mem \(0x[0-9a-f]*\)-\(0x[0-9a-f]*\)\]'
     found=$(log_lines "s/.*$mapped.*/\1 \2/p")
     if [ -z "$found" ]; then
-        if whole_log; then
-            wrong pool "the kernel has no bounce pool" "$MEMORY"
-        else
-            wrong pool "$NO_LOG" "$EARLIER"
-        fi
+        not_logged pool "the kernel has no bounce pool" "$MEMORY"
         return
     fi
     # shellcheck disable=SC2086  # two words, or more if there are several pools
@@ -161,11 +166,7 @@ check_pool() {
 check_rings() {
     found=$(log_lines 's/.*cma: Reserved \([0-9]*\) MiB at \(0x[0-9a-f]*\).*/\1 \2/p')
     if [ -z "$found" ]; then
-        if whole_log; then
-            wrong rings "the kernel reserved no memory for CMA" "$MEMORY; $KERNELS"
-        else
-            wrong rings "$NO_LOG" "$EARLIER"
-        fi
+        not_logged rings "the kernel reserved no memory for CMA" "$MEMORY; $KERNELS"
         return
     fi
     # shellcheck disable=SC2086
