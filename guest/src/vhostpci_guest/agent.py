@@ -318,9 +318,9 @@ class Agent:
 
     def close(self) -> None:
         """Stop all rings, tell the daemons, and give all devices back."""
-        self._finish()
-        # Each step runs even if another fails.  The last entry runs first: links, then
-        # devices that have none, then ports; the source waits for the devices.
+        # Each step runs even if another fails.  The last entry runs first: what waits
+        # in the TAPs, links, then devices that have none, then ports; the source waits
+        # for the devices.
         with ExitStack() as undo:
             undo.callback(self._source.close)
             for port in (*self._ports.values(), *self._away):
@@ -330,6 +330,7 @@ class Agent:
                     undo.callback(self._source.give_back, device)
             for device in list(self._links):
                 undo.callback(self._drop, device)
+            undo.callback(self._finish)
 
     def _finish(self) -> None:
         """Send what waits in the TAPs: the kernel drops it when they are closed."""

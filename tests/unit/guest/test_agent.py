@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent's loop: plugged devices, signals, and the status."""
 
+import errno
 import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 import pytest
 
@@ -56,6 +58,29 @@ def test_tap_outlives_its_device() -> None:
         agent.step()
     agent.close()
     assert port.doings == ["open net0", "open net0", "close"]
+
+
+def test_rings_stop_also_where_what_waits_in_the_tap_cannot_be_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their workers would read and write memory that is unmapped when we end."""
+
+    def fail(_: FakePort) -> NoReturn:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    device = FakeDevice()
+    daemon = FakeDaemon(device)
+    daemon.publish(*pair(2))
+    planes = Planes()
+    agent = Agent(FakeSource(device), planes.port)
+    agent.step()
+    beat_and_step(agent, daemon)
+    monkeypatch.setattr(FakePort, "idle", property(fail))
+    with pytest.raises(OSError, match="Input/output error"):
+        agent.close()
+    assert planes.made[0].closed
+    assert device.closed
+    daemon.close()
 
 
 def test_devices_are_served_side_by_side() -> None:
