@@ -31,8 +31,8 @@ def _stop(*_: object) -> None:
 def receive(sock: socket.socket) -> list[int]:
     """Return the numbers of the frames that came."""
     came = []
-    # What is on its way is taken, too.
-    while not _stopping or select.select([sock], [], [], 0.1)[0]:
+    # What is on its way is taken, too, also on a busy machine.
+    while not _stopping or select.select([sock], [], [], 1)[0]:
         if select.select([sock], [], [], 0.05)[0]:
             frame = sock.recv(100)
             came.append(int.from_bytes(frame[14:22], "big"))

@@ -19,7 +19,13 @@ from . import left
 from .bridge import Bridge
 from .requests import IFF_TUN_EXCL, Requests
 from .settings import MTU_MAX, NAME_MAX, is_name, parse_mac
-from .tap import IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR
+from .tap import (
+    IFF_MULTI_QUEUE,
+    IFF_NO_CARRIER,
+    IFF_NO_PI,
+    IFF_TAP,
+    IFF_VNET_HDR,
+)
 
 CHECK = "check the node"
 ATTACH = "attach"
@@ -39,7 +45,9 @@ FORGET = "forget the status socket"
 
 _TUN = os.makedev(10, 200)
 """The device number of /dev/net/tun (Linux, "Linux allocated devices")."""
-_FLAGS = IFF_TAP | IFF_MULTI_QUEUE | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL
+_FLAGS = (
+    IFF_TAP | IFF_NO_CARRIER | IFF_MULTI_QUEUE | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL
+)
 
 
 class TapOrders:

@@ -54,6 +54,7 @@ _SIOCGIFHWADDR = 0x8927  # linux/sockios.h
 _SIOCSIFHWADDR = 0x8924
 
 IFF_TAP = 0x0002
+IFF_NO_CARRIER = 0x0040  # since Linux 6.1; earlier ones ignore it
 IFF_MULTI_QUEUE = 0x0100
 IFF_ATTACH_QUEUE = 0x0200
 IFF_DETACH_QUEUE = 0x0400
@@ -100,8 +101,9 @@ class Tap:
                 self.fds += (self._attach_further(_flags(queues)),)
                 undo.callback(os.close, self.fds[-1])
             self._undo = undo.pop_all()
-        # A new TAP has its carrier.  Without it until the master's rings run, the slave
-        # does not send into queues that no worker reads.
+        # Before Linux 6.1 whoever attaches to a TAP turns its carrier on.  Without it
+        # until the master's rings run, the slave does not send into queues that no
+        # worker reads.
         self.set_carrier(False)
         self.takes_uso = self._takes_uso()
 
@@ -445,7 +447,9 @@ def _flags(queues: int) -> int:
     # NO_PI: no four bytes of flags and protocol before a packet.  VNET_HDR: each read
     # and write begins with a virtio-net header, as each packet in the master's buffers
     # does.  With it checksum and segmentation offload reach the other side.
-    flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
+    # NO_CARRIER: what the kernel would take before we turned the carrier off is thrown
+    # away when the rings start.
+    flags = IFF_TAP | IFF_NO_CARRIER | IFF_NO_PI | IFF_VNET_HDR
     # The flag must be the same as when the TAP was made (else EINVAL).  A TAP that the
     # user made with the defaults of `ip tuntap` is one without multi_queue.
     return flags | IFF_MULTI_QUEUE if queues > 1 else flags

@@ -23,6 +23,8 @@ from vhostpci_guest.tap.settings import TapConfig, parse_address
 from vhostpci_guest.tap.tap import Tap
 from vhostpci_guest.tap.tap_port import Ports
 
+LINUX = tuple(map(int, os.uname().release.split(".")[:2]))
+
 
 @pytest.mark.parametrize(
     ("name", "number"),
@@ -69,6 +71,29 @@ def test_carrier_is_off_until_it_is_set(network: None) -> None:
     made.close()
 
 
+class Attaching(LocalRequests):
+    """It notes whether the TAP has its carrier just after each time we attach to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.carriers: list[bool] = []
+
+    def attach(self, name: str, flags: int) -> tuple[int, str]:
+        """Attach, and look."""
+        attached = super().attach(name, flags)
+        self.carriers.append("NO-CARRIER" not in ip("link", "show", name))
+        return attached
+
+
+def test_tap_that_stayed_has_no_carrier_while_it_is_attached_to(network: None) -> None:
+    """The kernel would take packets, which are thrown away when the rings start."""
+    ip("tuntap", "add", "vp0", "mode", "tap", "multi_queue")
+    ip("link", "set", "vp0", "up")
+    requests = Attaching()
+    Tap("vp0", 2, requests=requests).close()
+    assert requests.carriers == [LINUX < (6, 1)] * 2
+
+
 def test_tap_is_idle_when_it_is_empty_and_the_kernel_has_seen_the_carrier_go(
     network: None,
 ) -> None:
@@ -95,8 +120,7 @@ def test_header_and_offloads_can_be_set(network: None) -> None:
 
 def test_kernel_knows_udp_packets_with_gso_from_linux_6_2_on(network: None) -> None:
     made = Tap("vp0", 1)
-    release = tuple(map(int, os.uname().release.split(".")[:2]))
-    assert made.takes_uso == (release >= (6, 2))
+    assert made.takes_uso == (LINUX >= (6, 2))
     made.close()
 
 
