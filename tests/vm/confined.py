@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -186,6 +187,10 @@ class Range:
         return (self.end - self.start) // PAGE
 
 
+def _keeps(name: str, mib: int) -> str:
+    return shlex.join(["python3", "/tmp/keep.py", name, str(mib)])
+
+
 class ConfinedMaster(Master):
     """A master that keeps secrets, and that tells what its memory is used for."""
 
@@ -202,6 +207,16 @@ class ConfinedMaster(Master):
         job = self.spawn(["python3", "/tmp/keep.py", *words])
         job.wait_said("kept", timeout=120)
         return job
+
+    def exhaust(self, name: str, mib: int) -> None:
+        """Write a secret into more anonymous memory than there is, until it is killed.
+
+        Its pages are free then, and still have the secret in them.
+        """
+        self.put("/tmp/keep.py", KEEP.encode())
+        self.run("echo 1 >/proc/sys/vm/overcommit_memory")
+        job = self.spawn(f"echo 1000 >/proc/self/oom_score_adj; {_keeps(name, mib)}")
+        assert job.wait(120) == 128 + signal.SIGKILL, job.output()
 
     def free(self, name: str, mib: int) -> None:
         """Free memory that was full of a secret."""
@@ -245,6 +260,18 @@ class Link:
     def window(self) -> Path:
         """The file that is the slave's window: it has all of it mapped."""
         return self.daemon.memory_dir / self.daemon.name
+
+    def check(self) -> dict[str, str]:
+        """Run the script for masters in the master; return what is wrong there.
+
+        Each check that finds something, with what it says and what repairs it.
+        """
+        self.master.put("/tmp/check.sh", self.daemon.master_check().encode())
+        said = self.master.run("sh /tmp/check.sh; true", timeout=60).stdout
+        (summary,) = re.findall(r"^\d+ checks, (\d+) wrong", said, re.M)
+        wrong = re.findall(r"^wrong  ([\w-]+): (.*\n.*)$", said, re.M)
+        assert len(wrong) == int(summary), said
+        return dict(wrong)
 
     def receive(self) -> None:
         """Have the master receive 12 MB, and keep it."""

@@ -59,6 +59,10 @@ class Device:
         words = ["--role", "master", "--kernel-args", *self._how_vms_run()]
         return self._ask("qemu-args", self.name, *words).strip()
 
+    def master_check(self) -> str:
+        """The script that ``master-check`` prints."""
+        return self._ask("master-check", self.name)
+
     def xml(self, role: str, *options: str) -> str:
         """The domain that ``xml --role ROLE`` prints."""
         kind = "kvm" if qemu.has_kvm() else "qemu"

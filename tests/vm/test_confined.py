@@ -106,6 +106,11 @@ def test_shared_region_is_the_bounce_pool_and_the_rings_and_nothing_else(
     assert rings.kinds["allocated"] < MIB // PAGE
 
 
+def test_check_in_the_master_finds_nothing_wrong(link: Link) -> None:
+    """With the words of `qemu-args`, and while it keeps secrets and has traffic."""
+    assert link.check() == {}
+
+
 def test_freed_memory_does_not_come_with_receive_buffers(link: Link) -> None:
     assert freed_memory_in_the_window(link) == 0
 

@@ -99,6 +99,23 @@ def test_memory_of_every_life_of_the_master_stays_private(here: Path) -> None:
         dmesg.check(link.master)
 
 
+LENDS = (' sysctl.vm.lowmem_reserve_ratio="1 1"', "")
+"""What makes a master one that lends the ring area to programs."""
+
+
+@pytest.mark.parametrize("lends", [False, True], ids=["kept", "lent"])
+def test_programs_get_the_ring_area_only_where_the_kernel_lends_it(
+    here: Path, lends: bool
+) -> None:
+    """A program takes all memory that there is, until the kernel kills it."""
+    with confined.linked(here, words=[LENDS] if lends else []) as link:
+        link.master.exhaust(ANONYMOUS, 4096)
+        found = confined.search(link.window, secrets(link.master)).times
+        assert_pings_cross(link)
+        assert ("lending" in link.check()) == lends
+    assert found[ANONYMOUS] > 1000 if lends else found == dict.fromkeys(found, 0)
+
+
 def has_rings_elsewhere(link: Link) -> None:
     assert link.daemon.status()["state"] == "master's rings cannot be served"
     assert "is in none of the 1 memory regions" in link.daemon.output()

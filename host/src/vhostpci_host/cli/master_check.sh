@@ -108,29 +108,63 @@ placed" "boot another kernel: $KERNELS"
     esac
 }
 
+# Print words, each in a line and without quotes: a blank between quotes is a part of
+# its word.
+one_a_line() {
+    awk '{
+        n = split($0, part, "\"")
+        for (i = 1; i <= n; i++) {
+            if (i % 2) gsub(/[ \t]+/, "\n", part[i])
+            printf "%s", part[i]
+        }
+        print ""
+    }'
+}
+
 # Print the kernel's word for the key of one; the last one counts.
 word_like() {
-    key=${1%%=*} found=
-    # shellcheck disable=SC2013  # words, and no lines
-    for given in $(cat "$ROOT/proc/cmdline"); do
-        case $given in
-        --) break ;; # what follows is for init
-        "$key" | "$key="*) found=$given ;;
-        esac
-    done
-    printf '%s' "$found"
+    one_a_line <"$ROOT/proc/cmdline" | {
+        key=${1%%=*} found=
+        while IFS= read -r given; do
+            case $given in
+            --) break ;; # what follows is for init
+            "$key" | "$key="*) found=$given ;;
+            esac
+        done
+        printf '%s' "$found"
+    }
+}
+
+# Print a word as it is to be written.
+written() {
+    case $1 in
+    *' '*) printf '%s' "${1%%=*}=\"${1#*=}\"" ;;
+    *) printf '%s' "$1" ;;
+    esac
 }
 
 check_words() {
-    missing=
-    for word in $WORDS; do
-        [ "$(word_like "$word")" = "$word" ] || missing="$missing $word"
-    done
+    missing=$(printf '%s\n' "$WORDS" | one_a_line | while IFS= read -r word; do
+        [ "$(word_like "$word")" = "$word" ] || printf ' %s' "$(written "$word")"
+    done)
     if [ "$missing" ]; then
         wrong words "the kernel's command line lacks$missing" \
             "append to it, in place of others that begin alike:$missing"
     else
         ok words "the kernel's command line has $WORDS"
+    fi
+}
+
+check_crash_kernel() {
+    word=$(word_like crashkernel) reserved=0
+    [ -r "$ROOT/sys/kernel/kexec_crash_size" ] &&
+        reserved=$(cat "$ROOT/sys/kernel/kexec_crash_size")
+    if [ "$word" ] || [ "$reserved" != 0 ]; then
+        wrong crash-kernel "there is ${word:-memory for a crash kernel}: Linux puts \
+the crash kernel where the bounce pool should be" "take ${word:-crashkernel=} from the \
+kernel's command line, and reboot (Debian: remove the package kdump-tools)"
+    else
+        ok crash-kernel "no memory is reserved for one"
     fi
 }
 
@@ -198,7 +232,7 @@ check_places() {
         wrong places "/proc/iomem does not say where the kernel is" "run this as root"
     elif [ "$inside" ]; then
         wrong places "in the shared region there is: ${inside#, }" \
-            "$MEMORY (nokaslr, and no crashkernel= there)"
+            "$MEMORY (nokaslr is one of them)"
     else
         ok places "the kernel and its reservations are outside"
     fi
@@ -254,12 +288,45 @@ check_pages() {
     if [ "$in_pool" ]; then
         wrong pages "the bounce pool's pages: ${in_pool%, }" "$MEMORY"
     elif [ "$in_rings" ]; then
-        wrong pages "in the ring area there is: ${in_rings%, }" "if that is memory of \
-programs, which the kernel puts there when other memory runs out: more memory for the \
-VM, or sysctl vm.lowmem_reserve_ratio='1 1 1 1 1', and reboot"
+        wrong pages "in the ring area there is: ${in_rings%, }" "if the check of \
+lending is wrong as well, do what it says, and reboot: the slave has seen these pages"
     else
         ok pages "all $(((RINGS_END - POOL_START) / 4096)) pages of the region are the \
 pool's, the rings' or free"
+    fi
+}
+
+# Print the ring area's zone: its name, its pages, and how many of them it keeps free of
+# what may lie in the zones above it as well.
+zone_of_rings() {
+    awk -v at=$((RINGS_START / 4096)) '
+        $1 == "Node" { name = $4; spanned = managed = kept = 0 }
+        $1 == "spanned" { spanned = $2 }
+        $1 == "managed" { managed = $2 }
+        $1 == "protection:" {
+            gsub(/[(),]/, " ")
+            for (i = 2; i <= NF && !kept; i++) kept = $i
+        }
+        $1 == "start_pfn:" && $2 <= at && at < $2 + spanned {
+            print name, managed, kept
+        }
+    ' "$ROOT/proc/zoneinfo"
+}
+
+# A zone that keeps all of its pages free lends none: not even when memory runs short.
+check_lending() {
+    # shellcheck disable=SC2046  # three words
+    set -- $(zone_of_rings)
+    if [ $# != 3 ]; then
+        wrong lending "/proc/zoneinfo does not say which zone the ring area is in" \
+            "run this as root; $MEMORY"
+    elif [ "$3" -lt "$2" ]; then
+        wrong lending "the kernel lends the ring area to programs when memory runs \
+short, or is compacted: zone $1 keeps $3 of its $2 pages free of them" "see that \
+nothing else sets vm.lowmem_reserve_ratio, as in /etc/sysctl.d, and $MEMORY"
+    else
+        ok lending "the kernel does not lend the ring area: zone $1 keeps $3 pages \
+free of programs, and has $2"
     fi
 }
 
@@ -380,10 +447,12 @@ fi
 read_log
 check_kernel
 check_words
+check_crash_kernel
 check_pool
 check_rings
 check_places
 check_pages
+check_lending
 check_init_on_alloc
 check_card
 check_virtio

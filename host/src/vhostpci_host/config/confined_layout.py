@@ -25,6 +25,7 @@ from enum import StrEnum
 
 from ..errors import HostError
 from .confined import MIB, ring_area
+from .kernel_words import SLOT, kernel_words
 
 GIB = 2**30
 
@@ -36,8 +37,6 @@ class Machine(StrEnum):
     VIRT = "virt"  # aarch64
 
 
-SLOT = 2048
-"""Bytes that Linux's bounce pool is handed out in (IO_TLB_SIZE)."""
 AREA = 128 * SLOT
 """Bytes that each processor's part of the pool has at least, and a mapping at most."""
 SLOTS_OF_PACKET = 33
@@ -83,6 +82,11 @@ class Part:
         """The guest address behind it."""
         return self.start + self.size
 
+    @property
+    def addresses(self) -> range:
+        """All its guest addresses."""
+        return range(self.start, self.end)
+
 
 SHARED = "shared"
 
@@ -119,26 +123,11 @@ class Layout:
 
     def kernel_words(self) -> str:
         """Return the words of the master's kernel."""
-        return " ".join(self._words())
-
-    def _words(self) -> Iterator[str]:
         shared = self.part(SHARED)
-        # With nodes, Linux would keep each node's own data in it: also in the shared
-        # region.
-        yield "numa=off"
-        # Else a self-extracting kernel, or the loader in it for EFI, may put the kernel
-        # into the shared region.
-        yield "nokaslr"
-        yield f"swiotlb={self.pool // SLOT},force"
-        area = (shared.end - self.rings) // MIB
-        yield f"cma={area}M@{self.rings:#x}-{shared.end:#x}"
-        if self.machine is Machine.Q35:
-            boot = self.part("boot")
-            # From memory (1) to reserved (2).  Not `$`, which a boot loader's script
-            # would expand.
-            yield f"memmap={boot.size // MIB}M%{boot.start:#x}-1+2"
-        # Else what the card's receive buffers held before comes into the pool.
-        yield "init_on_alloc=1"
+        # An aarch64's kernel does not know the word for the memory of loaders.
+        boot = self.part("boot").addresses if self.machine is Machine.Q35 else None
+        pool, rings = (shared.start, self.rings), (self.rings, shared.end)
+        return " ".join(kernel_words(range(*pool), range(*rings), boot))
 
 
 def slots(ring_entries: int) -> int:

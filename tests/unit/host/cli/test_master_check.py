@@ -17,7 +17,8 @@ PAGE = 4096
 POOL_START, RINGS_START, RINGS_END = 0x20000000, 0x24000000, 0x25000000
 MAC = "52:54:00:12:34:56"
 WORDS = (
-    "numa=off nokaslr swiotlb=32768,force cma=16M@0x24000000-0x25000000 init_on_alloc=1"
+    "numa=off nokaslr swiotlb=32768,force cma=16M@0x24000000-0x25000000 "
+    'init_on_alloc=1 sysctl.vm.lowmem_reserve_ratio="1 1"'
 )
 RELEASE = "7.2.13-amd64"
 RESERVED, FREE, SLAB, LRU_ANON = 1 << 32, 1 << 10, 1 << 7, 1 << 5 | 1 << 12
@@ -40,6 +41,36 @@ IOMEM = """\
 28bfe000-28bfffff : Reserved
 100000000-13fffffff : System RAM
 """
+# Linux 7.2, with less in each zone.
+ZONES = """\
+Node 0, zone      DMA
+  per-node stats
+      nr_inactive_anon 0
+  pages free     3840
+        spanned  4095
+        present  3998
+        managed  3840
+        protection: (0, 470, 240332, 240332, 240332)
+      nr_free_pages 3840
+  start_pfn:           1
+Node 0, zone    DMA32
+  pages free     120270
+        spanned  1044480
+        managed  120402
+        cma      4096
+        protection: (0, 0, 236492, 236492, 236492)
+  start_pfn:           4096
+Node 0, zone   Normal
+  pages free     199966
+        spanned  244736
+        managed  236492
+        protection: (0, 0, 0, 0, 0)
+  start_pfn:           1048576
+Node 0, zone  Movable
+  pages free     0
+        managed  0
+        protection: (0, 0, 0, 0, 0)
+"""
 
 
 class FakeMaster:
@@ -50,6 +81,7 @@ class FakeMaster:
         self.write("dmesg", LOG)
         self.write("proc/cmdline", f"console=ttyS0 {WORDS} -- init_on_alloc=0\n")
         self.write("proc/iomem", IOMEM)
+        self.write("proc/zoneinfo", ZONES)
         self.write("proc/dma", " 4: cascade\n")
         self.write("proc/sys/kernel/osrelease", f"{RELEASE}\n")
         self.write(f"boot/config-{RELEASE}", "CONFIG_CMA=y\nCONFIG_DMA_CMA=y\n")
@@ -112,12 +144,14 @@ def shell(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
     return str(applets / "sh"), str(applets)
 
 
-def check(master: FakeMaster, shell: tuple[str, str], *arguments: str) -> set[str]:
-    """Run the script; return the checks that failed."""
+def run(
+    master: FakeMaster, shell: tuple[str, str], *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the script in the master."""
     text = script("web", MAC, WORDS, pool=64 * MIB)
     program, path = shell
     environment = {"PATH": path, "VHOSTPCI_ROOT": str(master.root)}
-    ran = subprocess.run(
+    return subprocess.run(
         [program, "-s", *arguments],
         input=text,
         env=environment,
@@ -125,12 +159,17 @@ def check(master: FakeMaster, shell: tuple[str, str], *arguments: str) -> set[st
         text=True,
         check=False,
     )
+
+
+def check(master: FakeMaster, shell: tuple[str, str], *arguments: str) -> set[str]:
+    """Run the script; return the checks that failed."""
+    ran = run(master, shell, *arguments)
     assert ran.stderr == ""
     lines = ran.stdout.splitlines()
     wrong = {one.split()[1].rstrip(":") for one in lines if one.startswith("wrong ")}
     right = {one.split()[1].rstrip(":") for one in lines if one.startswith("ok ")}
     assert ran.returncode == bool(wrong)
-    assert len(right | wrong) >= 12
+    assert len(right | wrong) >= 14
     assert lines[-1].startswith(f"{len(right | wrong)} checks, {len(wrong)} wrong.")
     assert sum(one.startswith("       repair  ") for one in lines) == len(wrong)
     return wrong
@@ -156,6 +195,23 @@ def test_without_a_configuration_the_log_tells(
     assert check(master, shell) == set()
 
 
+def test_quotes_are_where_the_boot_loader_puts_them(
+    master: FakeMaster, shell: tuple[str, str]
+) -> None:
+    """GRUB puts them around the whole word."""
+    key = "sysctl.vm.lowmem_reserve_ratio="
+    master.change("proc/cmdline", f'{key}"1 1"', f'"{key}1 1"')
+    assert check(master, shell) == set()
+
+
+def test_a_word_that_lacks_is_told_with_its_quotes(
+    master: FakeMaster, shell: tuple[str, str]
+) -> None:
+    _one_number(master)
+    said = run(master, shell).stdout
+    assert 'lacks sysctl.vm.lowmem_reserve_ratio="1 1"\n' in said
+
+
 def _config(master: FakeMaster) -> None:
     master.change(f"boot/config-{RELEASE}", "CONFIG_DMA_CMA=y", "# not set")
 
@@ -171,6 +227,22 @@ def _last_word(master: FakeMaster) -> None:
 
 def _no_word(master: FakeMaster) -> None:
     master.change("proc/cmdline", "numa=off ", "")
+
+
+def _one_number(master: FakeMaster) -> None:
+    master.change("proc/cmdline", '"1 1"', "1")
+
+
+def _no_quotes(master: FakeMaster) -> None:
+    master.change("proc/cmdline", '"1 1"', "1 1")
+
+
+def _crash_kernel_word(master: FakeMaster) -> None:
+    master.change("proc/cmdline", " --", " crashkernel=256M,high --")
+
+
+def _crash_kernel_size(master: FakeMaster) -> None:
+    master.write("sys/kernel/kexec_crash_size", "268435456\n")
 
 
 def _pool(master: FakeMaster) -> None:
@@ -227,6 +299,19 @@ def _lent(master: FakeMaster) -> None:
     master.flag(RINGS_END - PAGE, RINGS_END, LRU_ANON)
 
 
+def _usual_ratio(master: FakeMaster) -> None:
+    # The word may be there: something sets another value later.
+    master.change("proc/zoneinfo", "(0, 0, 236492, 236492,", "(0, 0, 923, 923,")
+
+
+def _little_above(master: FakeMaster) -> None:
+    master.change("proc/zoneinfo", "(0, 0, 236492, 236492,", "(0, 0, 120401, 120401,")
+
+
+def _no_zone(master: FakeMaster) -> None:
+    master.change("proc/zoneinfo", "spanned  1044480", "spanned  1024")
+
+
 def _no_page_flags(master: FakeMaster) -> None:
     (master.root / "proc/kpageflags").unlink()
 
@@ -275,6 +360,10 @@ def _iommu(master: FakeMaster) -> None:
         (_neither, {"kernel", "rings"}),
         (_last_word, {"words"}),
         (_no_word, {"words"}),
+        (_one_number, {"words"}),
+        (_no_quotes, {"words"}),
+        (_crash_kernel_word, {"crash-kernel"}),
+        (_crash_kernel_size, {"crash-kernel"}),
         (_pool, {"pool"}),
         (_smaller_pool, {"pool"}),
         (_two_pools, {"pool"}),
@@ -288,6 +377,9 @@ def _iommu(master: FakeMaster) -> None:
         (_slab, {"pages"}),
         (_unreserved, {"pages"}),
         (_lent, {"pages"}),
+        (_usual_ratio, {"lending"}),
+        (_little_above, {"lending"}),
+        (_no_zone, {"lending"}),
         (_no_page_flags, {"pages"}),
         (_short_page_flags, {"pages"}),
         (_no_clearing, {"init-on-alloc"}),

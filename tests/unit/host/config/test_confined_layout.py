@@ -10,11 +10,11 @@ from vhostpci_host.config.confined_layout import (
     AREA,
     GIB,
     LOW_END,
-    SLOT,
     Machine,
     layout,
     pool_for,
 )
+from vhostpci_host.config.kernel_words import SLOT
 from vhostpci_host.errors import HostError
 
 SIZES = [512, 1024, 1676, 2048, 4096, 8192, 1 << 20]
@@ -59,6 +59,7 @@ def test_nothing_below_4_gib_is_above_a_q35s_region_for_linux(
     words = its.kernel_words().split()
     assert f"memmap={boot.size // MIB}M%{boot.start:#x}-1+2" in words
     assert {"numa=off", "nokaslr", "init_on_alloc=1"} < {*words}
+    assert its.kernel_words().endswith(' sysctl.vm.lowmem_reserve_ratio="1 1"')
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -74,7 +75,8 @@ def test_words_of_the_lines_that_were_tried() -> None:
     assert its.part("shared").size == POOL + RING_AREA
     assert its.kernel_words() == (
         "numa=off nokaslr swiotlb=32768,force cma=16M@0x24000000-0x25000000 "
-        "memmap=128M%0x25000000-1+2 init_on_alloc=1"
+        "memmap=128M%0x25000000-1+2 init_on_alloc=1 "
+        'sysctl.vm.lowmem_reserve_ratio="1 1"'
     )
 
 
