@@ -11,6 +11,7 @@ from dataclasses import replace
 from vhostpci_shared.findings import CannotLook, Seen, error, ok
 
 from ..config.confined import CARD
+from ..config.kernel_words import kernel_words, key, lacking, split
 from ..interfaces import Json
 from .command_line import CommandLine, Values, is_on, size_of
 from .hypervisor import Hypervisor, each_device, mib, process
@@ -112,9 +113,7 @@ def _others(line: CommandLine, own: Values | None) -> Iterator[str]:
     for option in _SHORT:
         if any(line.all(option)):
             yield f"what -{option} adds"
-    yield from _of_machine(
-        {k: v for one in line.all("machine", "M") for k, v in one.items()}
-    )
+    yield from _of_machine(_machine(line))
 
 
 def _not_allowed(device: Values) -> str | None:
@@ -185,26 +184,46 @@ def _is_memfd(backend: Values) -> bool:
 @each_confined
 def words(device: Json, looked_at: str, line: CommandLine) -> Iterator[Seen]:
     """Look at the words of the master's kernel, if QEMU gives them."""
-    given = [one for value in line.texts("append") for one in value.split()]
+    *_, given = ["", *line.texts("append")]
     script = f"vhostpci-host master-check {device['name']} prints a script that looks"
     if not given:
         raise CannotLook(f"the kernel's words are in the master: {script} there")
-    pool = device["confined"]["pool"]
-    wanted = ["numa=off", f"swiotlb={pool // _SLOT},force", "init_on_alloc=1"]
-    lacking = [one for one in wanted if one not in given]
-    if not any(one.startswith("cma=") and "@" in one for one in given):
-        lacking.append("cma=SIZE@START-END")
-    if lacking:
+    missing = lacking(given, list(_wanted(device, line)))
+    crash = [one for one in split(given) if key(one) == "crashkernel"]
+    if missing:
         yield error(
             looked_at,
-            f"-append lacks {' '.join(lacking)}",
-            means="rings and packets are not in the shared region, or what was freed "
-            "gets there",
-            repair=f"the kernel's words that {_arguments(device)} prints",
+            f"-append lacks {' '.join(missing)}",
+            means="rings and packets are not in the shared region, or what else the "
+            "kernel and programs have gets there",
+            repair="the kernel's words, in place of others that begin alike, of the "
+            f"same {_arguments(device)} as the memory arguments",
         )
-        return
-    yield ok(looked_at, "-append has the kernel's words", means=f"{script} at the rest")
+    if crash:
+        yield error(
+            looked_at,
+            f"-append has {' '.join(crash)}",
+            means="Linux puts the crash kernel where the bounce pool should be",
+            repair="take it from there",
+        )
+    if not missing and not crash:
+        means = f"{script} at the rest"
+        yield ok(looked_at, "-append has the kernel's words", means=means)
 
 
-_SLOT = 2048
-"""Bytes that Linux's bounce pool is counted in (IO_TLB_SIZE)."""
+def _wanted(device: Json, line: CommandLine) -> Iterator[str]:
+    """Return the words for the memory that this QEMU has."""
+    if len(device["master"]["regions"]) != 1:
+        raise CannotLook("the master has not shown its shared region")
+    (region,) = device["master"]["regions"]
+    start, end = region["guest_addr"], region["guest_addr"] + region["size"]
+    rings = start + device["confined"]["pool"]
+    below = size_of(_machine(line).get("max-ram-below-4g", "")) or 0
+    # A virt has none, and no other has it at its end of the memory below 4 GiB.
+    boot = range(end, below) if end < below <= 4 << 30 else None
+    return kernel_words(range(start, rings), range(rings, end), boot)
+
+
+def _machine(line: CommandLine) -> Values:
+    """Return the options of the machine, which may be in several places."""
+    return {k: v for one in line.all("machine", "M") for k, v in one.items()}

@@ -53,7 +53,7 @@ class Seeded:
         """Change a word of the confined master's kernel."""
         path = f"/proc/{SAFE_MASTER}/cmdline"
         text = self.machine.files[path]
-        assert f" {old} " in text or f"\0{old} " in text
+        assert old in text.replace("\0", " ").split(" ")
         self.machine.files[path] = text.replace(old, new)
 
     def append(self, pid: int, *words: str) -> None:
@@ -345,6 +345,30 @@ def _no_cma(on: Seeded) -> None:
     on.kernel_word("cma=16M@0x24000000-0x25000000", "cma=16M")
 
 
+def _other_place(on: Seeded) -> None:
+    on.kernel_word("cma=16M@0x24000000-0x25000000", "cma=16M@0x23000000-0x24000000")
+
+
+def _later_word(on: Seeded) -> None:
+    on.kernel_word("init_on_alloc=1", "init_on_alloc=1 swiotlb=1024")
+
+
+def _kaslr(on: Seeded) -> None:
+    on.kernel_word("nokaslr", "")
+
+
+def _no_memmap(on: Seeded) -> None:
+    on.kernel_word("memmap=60M%0x25000000-1+2", "memmap=128M%0x25000000-1+2")
+
+
+def _lends(on: Seeded) -> None:
+    on.kernel_word("init_on_alloc=1", "init_on_alloc=1 --")
+
+
+def _crash_kernel(on: Seeded) -> None:
+    on.kernel_word("init_on_alloc=1", "init_on_alloc=1 crashkernel=256M")
+
+
 def _no_huge_pages(on: Seeded) -> None:
     on.db["memory"]["filesystem"] = "hugetlbfs"
     on.db["slave"] = None
@@ -526,6 +550,12 @@ FAULTS = (
     Fault("no numa=off", "confined-words", _no_numa_off),
     Fault("another pool", "confined-words", _small_pool),
     Fault("no cma=", "confined-words", _no_cma),
+    Fault("cma= of another layout", "confined-words", _other_place),
+    Fault("another pool later", "confined-words", _later_word),
+    Fault("no nokaslr", "confined-words", _kaslr),
+    Fault("memmap= of another layout", "confined-words", _no_memmap),
+    Fault("a ring area that is lent", "confined-words", _lends),
+    Fault("crashkernel=", "confined-words", _crash_kernel),
     Fault("too few huge pages", "huge-pages", _no_huge_pages, also="slave"),
     Fault("master's chardev listens", "qemu-sockets", _server_on),
     Fault("master's chardev listens, old style", "qemu-sockets", _short_server),

@@ -152,10 +152,8 @@ def _qemus(machine: FakeMachine) -> None:
     lines[SAFE_SLAVE] = lines[WEB_SLAVE].replace(web, f"{RUN}/safe")
     for pid, line in lines.items():
         words = [QEMU, *line.split()]
-        if "-append" in words:
-            words[-1] = (
-                words[-1].replace("_", " ").replace("init on alloc", "init_on_alloc")
-            )
+        if pid == SAFE_MASTER:
+            words += ["-append", SAFE_WORDS]
         machine.files[f"/proc/{pid}/cmdline"] = "\0".join(words) + "\0"
 
 
@@ -172,13 +170,15 @@ def _safe_master(socket: str) -> str:
         "ctrl_guest_offloads=off,ctrl_vq=off,ctrl_rx=off,ctrl_vlan=off,"
         "ctrl_rx_extra=off,ctrl_mac_addr=off,guest_announce=off "
         "-device virtio-blk-pci,drive=d -device pcie-root-port,id=p "
-        f"-append {SAFE_WORDS}"
     )
 
 
-SAFE_WORDS = "numa=off_nokaslr_swiotlb=32768,force_cma=16M@0x24000000-0x25000000_\
-init_on_alloc=1"
-"""The words of its kernel, with "_" for each space, since spaces part QEMU's words."""
+SAFE_WORDS = (
+    "numa=off nokaslr swiotlb=32768,force cma=16M@0x24000000-0x25000000 "
+    "memmap=60M%0x25000000-1+2 init_on_alloc=1 "
+    'sysctl.vm.lowmem_reserve_ratio="1 1"'
+)
+"""The words of its kernel."""
 
 
 def _safe() -> dict[str, Any]:
