@@ -27,6 +27,7 @@ The first word of a test's parameters names its lab.
 SECONDS = {
     "tests/vm/test_confined.py": 100,
     "tests/vm/test_confined_layout.py": 40,
+    "tests/vm/test_confined_qemus.py": 35,
     "tests/vm/test_lives.py": 120,
     "tests/vm/test_two_guests.py": 120,
     "tests/vm/test_restarts.py": 95,

@@ -19,11 +19,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from tests.vm import image, process, qemu
 from tests.vm.daemon import Daemon
 from tests.vm.harness import Job, Vm
-from tests.vm.kernels import NEWEST
+from tests.vm.kernels import NEWEST, Kernel
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Master
 from tests.vm.process import Process
 
@@ -293,68 +294,63 @@ def command_line(words: str = "") -> str:
     return f"{qemu.APPEND} {words} secret={COMMAND_LINE}"
 
 
-def make(
-    daemon: Daemon,
-    logs: Path,
-    *,
-    args: Sequence[Change] = (),
-    words: Sequence[Change] = (),
-    more: Sequence[str] = (),
-) -> ConfinedMaster:
+class Options(TypedDict, total=False):
+    """How a confined master differs from the usual one."""
+
+    args: Sequence[Change]
+    """What is changed in its arguments."""
+    words: Sequence[Change]
+    """What is changed in its kernel's words."""
+    more: Sequence[str]
+    """More arguments."""
+    kernel: Kernel
+    """What it boots."""
+    program: str
+    """Its QEMU, which is its daemon's as well."""
+
+
+def make(daemon: Daemon, logs: Path, **options: Unpack[Options]) -> ConfinedMaster:
     """Return a confined master, not started.
 
     Args:
         daemon: whose device it has.
         logs: where it writes its logs.
-        args: what is changed in its arguments.
-        words: what is changed in its kernel's words.
-        more: more arguments.
+        options: how it differs from the usual one.
     """
-    line = command_line(changed(daemon.kernel_words(), words))
+    words = changed(daemon.kernel_words(), options.get("words", ()))
     full = "\0".join(daemon.qemu_args("master"))
-    own = changed(full, args).split("\0")
+    own = changed(full, options.get("args", ())).split("\0")
     return ConfinedMaster(
-        *("master", image.build((), KERNEL)),
+        *("master", image.build((), options.get("kernel", KERNEL))),
         logs=logs,
-        args=[*own, "-append", line, *more],
+        args=[*own, "-append", command_line(words), *options.get("more", ())],
+        program=options.get("program"),
     )
 
 
 COMMAND_LINE = "the-word-that-only-the-kernels-command-line-has"
 
 
-def served(logs: Path) -> Daemon:
+def served(logs: Path, program: str | None = None) -> Daemon:
     """Return the daemon of a confined device."""
     memory, pool = (f"{size // MIB}M" for size in (MEMORY, POOL))
-    return Daemon("card", memory=memory, confined=pool, logs=logs)
+    return Daemon("card", memory=memory, confined=pool, logs=logs, program=program)
 
 
 @contextmanager
-def started(
-    logs: Path,
-    *,
-    args: Sequence[Change] = (),
-    words: Sequence[Change] = (),
-    more: Sequence[str] = (),
-) -> Iterator[Link]:
-    """A confined master and a slave process; the options are those of `make`."""
-    with served(logs) as daemon:
-        master = make(daemon, logs, args=args, words=words, more=more)
+def started(logs: Path, **options: Unpack[Options]) -> Iterator[Link]:
+    """A confined master and a slave process."""
+    with served(logs, options.get("program")) as daemon:
+        master = make(daemon, logs, **options)
         with master, process.serving(daemon, logs / "agent.log") as slave:
             master.wait_ready()
             yield Link(daemon, master, slave)
 
 
 @contextmanager
-def linked(
-    logs: Path,
-    *,
-    args: Sequence[Change] = (),
-    words: Sequence[Change] = (),
-    more: Sequence[str] = (),
-) -> Iterator[Link]:
+def linked(logs: Path, **options: Unpack[Options]) -> Iterator[Link]:
     """The same, with packets crossing."""
-    with started(logs, args=args, words=words, more=more) as link:
+    with started(logs, **options) as link:
         wait_packets(link)
         yield link
 
