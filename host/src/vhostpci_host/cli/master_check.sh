@@ -249,7 +249,7 @@ flags_of() {
 # Print what a page with these flags is (linux/kernel-page-flags.h).
 kind_of() {
     for pair in 7:slab 26:page-table 12:anonymous 17:huge-page 20:no-memory \
-        23:offline 5:page-cache 11:mapped 32:reserved; do
+        23:offline 5:page-cache 11:mapped 32:reserved 10:free; do
         if [ $(($1 >> ${pair%%:*} & 1)) = 1 ]; then
             echo "${pair#*:}"
             return

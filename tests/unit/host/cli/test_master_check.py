@@ -4,7 +4,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -163,6 +163,14 @@ def run(
 
 def check(master: FakeMaster, shell: tuple[str, str], *arguments: str) -> set[str]:
     """Run the script; return the checks that failed."""
+    lines = written(master, shell, *arguments)
+    return {one.split()[1].rstrip(":") for one in lines if one.startswith("wrong ")}
+
+
+def written(
+    master: FakeMaster, shell: tuple[str, str], *arguments: str
+) -> Sequence[str]:
+    """Run the script; return its lines, which go together."""
     ran = run(master, shell, *arguments)
     assert ran.stderr == ""
     lines = ran.stdout.splitlines()
@@ -172,7 +180,7 @@ def check(master: FakeMaster, shell: tuple[str, str], *arguments: str) -> set[st
     assert len(right | wrong) >= 14
     assert lines[-1].startswith(f"{len(right | wrong)} checks, {len(wrong)} wrong.")
     assert sum(one.startswith("       repair  ") for one in lines) == len(wrong)
-    return wrong
+    return lines
 
 
 def test_a_confined_master_has_nothing_wrong(
@@ -400,6 +408,15 @@ def test_a_fault_is_found(
 ) -> None:
     seed(master)
     assert check(master, shell) == checks
+
+
+def test_pages_have_the_names_of_what_they_are_used_for(
+    master: FakeMaster, shell: tuple[str, str]
+) -> None:
+    _slab(master)
+    master.flag(POOL_START, POOL_START + 2 * PAGE, FREE)
+    (line,) = (one for one in written(master, shell) if one.startswith("wrong "))
+    assert {"1 slab", "2 free"} == set(line.rpartition(": ")[2].split(", "))
 
 
 def test_words_without_a_place_are_refused() -> None:
