@@ -23,7 +23,7 @@ from typing import TypedDict, Unpack
 
 from tests.vm import image, process, qemu
 from tests.vm.daemon import Daemon
-from tests.vm.harness import Job, Vm
+from tests.vm.harness import Job, Result, Vm
 from tests.vm.kernels import NEWEST, Kernel
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Master
 from tests.vm.process import Process
@@ -282,6 +282,12 @@ class Link:
         argv = [sys.executable, "-c", SEND, MASTER_ADDRESS]
         self.slave.run(shlex.join(argv), timeout=90)
         job.stop()
+
+    def check(self) -> Result:
+        """Run the script of `master-check` in the master."""
+        script = self.daemon.command("master-check", self.daemon.name)
+        self.master.put("/tmp/check.sh", script.encode())
+        return self.master.run("sh /tmp/check.sh", timeout=60, check=False)
 
     def shared_region(self) -> Range:
         """The only part of the master's memory that the daemon has."""

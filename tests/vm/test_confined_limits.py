@@ -8,6 +8,7 @@ shared region ------------------ window ---------------- vhostpci-guest
 
 import mmap
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from tests.vm import confined, dmesg, image, memory, traffic, wheels
 from tests.vm.channel import GuestError
 from tests.vm.confined import MIB, PAGE, Change, Link, Range
+from tests.vm.kernels import SUPPORTED_KERNELS
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Pair, Slave
 from tests.vm.test_confined import ANONYMOUS, exchange, keep_secrets, secrets
 
@@ -37,6 +39,12 @@ def assert_pings_cross(link: Link) -> None:
     pings = traffic.ping(link.master, SLAVE_ADDRESS)
     pings += traffic.ping(link.slave, MASTER_ADDRESS)
     assert pings.received == pings.sent >= 20
+
+
+def assert_no_packet_crosses(link: Link) -> None:
+    link.master.run(f"ip addr add {MASTER_ADDRESS}/24 dev eth0; ip link set eth0 up")
+    link.slave.wait_tap()
+    assert traffic.ping(link.master, SLAVE_ADDRESS, 3).received == 0
 
 
 @pytest.fixture
@@ -149,12 +157,27 @@ WRONG: dict[str, tuple[list[Change], list[Change], Callable[[Link], None]]] = {
 def test_no_packet_crosses_where_the_set_up_is_wrong(here: Path, name: str) -> None:
     args, words, tells = WRONG[name]
     with confined.started(here, args=args, words=words) as link:
-        link.master.run(
-            f"ip addr add {MASTER_ADDRESS}/24 dev eth0; ip link set eth0 up"
-        )
-        link.slave.wait_tap()
-        assert traffic.ping(link.master, SLAVE_ADDRESS, 3).received == 0
+        assert_no_packet_crosses(link)
         tells(link)
+
+
+@pytest.mark.parametrize("version", ["6.1", "6.12"])
+def test_kernel_without_a_ring_area_has_no_traffic_and_is_told_why(
+    here: Path, version: str
+) -> None:
+    """Those of Debian 12 and 13 for amd64, which are built without CONFIG_DMA_CMA."""
+    with confined.started(here, kernel=SUPPORTED_KERNELS[version]) as link:
+        assert_no_packet_crosses(link)
+        has_rings_elsewhere(link)
+        said = link.master.run("dmesg").stdout
+        assert re.search("Unknown kernel command line parameters .*cma=16M@", said)
+        checked = link.check()
+        # Where the ring area should be there is memory for whatever comes.
+        assert link.master.pages(REGION).kinds["free"] == 16 * MIB // PAGE
+    assert checked.rc == 1
+    assert "wrong  kernel: " in checked.stdout
+    assert "of Debian's kernels these can: sid's for amd64" in checked.stdout
+    assert "wrong  pages: the bounce pool's pages: 4096 free" in checked.stdout
 
 
 def test_pool_that_is_too_small_leaves_the_rest_of_the_region_to_everything(
