@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self, TypeVar
 
 from tests.vm import log_end, qemu
+from tests.vm.architecture import AMD64
 from tests.vm.channel import Channel, GuestError, GuestGoneError
 from tests.vm.image import Image
 from tests.vm.netns import Namespace
@@ -110,12 +111,13 @@ class Vm:
         memory: str = "512M",
         cpus: int = 1,
         iommu: bool = False,
-        chipset: str = "q35",
+        chipset: str | None = None,
         namespace: Namespace | None = None,
         program: str | None = None,
     ) -> None:
         self.name = name
-        self._program = program
+        foreign = image.architecture is not AMD64
+        self._program = program or (image.architecture.program if foreign else None)
         self.kernel = ""
         self.serial_log = logs / f"{name}.serial.log"
         self._qemu_log = logs / f"{name}.qemu.log"

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from tests.vm import debs, kmod, rootfs
 from tests.vm.addons import Addon
+from tests.vm.architecture import AMD64, Architecture
 from tests.vm.cache import cache_dir, digest, discard_old, fresh, one_at_a_time, sums
 from tests.vm.cpio import CpioWriter
 from tests.vm.kernels import THIS_DEBIAN, Kernel
@@ -49,6 +50,7 @@ class Image:
     kernel: Path
     initrd: Path
     release: str
+    architecture: Architecture = AMD64
 
 
 def build(
@@ -62,7 +64,8 @@ def build(
 
     Args:
         wheels: our distributions.
-        kernel: what it boots.
+        kernel: what it boots.  Where it is of another architecture than this
+            machine, the guest is a master: it has nothing of this project.
         module: whether modprobe finds uio_vhostpci; nothing loads it by itself.
         addons: more programs that it has.
     """
@@ -90,7 +93,8 @@ def _build(
             append(base / "base.cpio", overlay, path)
         discard_old(base.glob("initrd-*.cpio"), keep=6)
     os.utime(initrd)  # in use: the last to be discarded
-    return Image(kernel=base / "vmlinuz", initrd=initrd, release=release)
+    vmlinuz, architecture = base / "vmlinuz", kernel.architecture
+    return Image(vmlinuz, initrd, release, architecture)
 
 
 @cache
@@ -98,7 +102,8 @@ def _base(kernel: Kernel) -> Path:
     """The cached directory with the kernel, its modules and the base archive."""
     wanted = _packages(kernel)
     found = {archive: debs.locate(wanted[archive], archive) for archive in wanted}
-    requirements = guest_requirements()
+    ours = kernel.architecture is AMD64
+    requirements = guest_requirements() if ours else []
     all_found = [deb for part in found.values() for deb in part]
     made = kernel.made_here()
     seeds = [repr(all_found), repr(made), repr(requirements)]
@@ -111,14 +116,14 @@ def _base(kernel: Kernel) -> Path:
         with fresh(base) as path:
             files = [cache_dir() / "debs" / deb.filename for deb in all_found]
             _make_base([*files, *made], requirements, path)
-        discard_old(base.parent.glob("*"), keep=6)
+        discard_old(base.parent.glob("*"), keep=8)
     os.utime(base)  # in use: the last to be discarded
     return base
 
 
 def _packages(kernel: Kernel) -> dict[debs.Archive, list[str]]:
     """Return the packages of the base, each with the archive that it comes from."""
-    packages = {debs.MACHINE: rootfs.packages()}
+    packages = {kernel.guest_archive(): rootfs.packages()}
     packages.setdefault(kernel.archive(), []).extend(kernel.image_packages())
     return packages
 
@@ -168,7 +173,8 @@ def unpack_kernel(source: Path, target: Path) -> None:
     """
     data = source.read_bytes()
     start = data.find(b"\xfd7zXZ\0")
-    if start >= 0:
+    # Others than x86's have the bytes, too: in what unpacks an initrd.
+    if start >= 0 and data[0x202:0x206] == b"HdrS":
         data = lzma.LZMADecompressor().decompress(data[start:])
     target.write_bytes(data)
 

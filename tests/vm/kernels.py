@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.vm import debs, suites
+from tests.vm.architecture import AMD64, ARM64, Architecture
 from tests.vm.debian import CODENAME
 
 PARTS = r"linux-(base|binary|modules)-\d"
@@ -18,15 +19,24 @@ HEADERS_NEED = r"linux-headers-.*-common$|linux-kbuild-"
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """What ``linux-image-amd64`` stands for in a suite of Debian's."""
+    """What ``linux-image-amd64``, or another architecture's, stands for in a suite."""
 
     name: str
     suite: str = ""  # none: what this machine's APT has
+    architecture: Architecture = AMD64
 
     def archive(self) -> debs.Archive:
         """Where its packages are."""
+        if self.architecture is not AMD64:
+            return suites.archive(self.suite, self.architecture)
         ours = self.suite in ("", CODENAME)
         return debs.MACHINE if ours else suites.archive(self.suite)
+
+    def guest_archive(self) -> debs.Archive:
+        """Where the packages of a guest are that boots it, but for its own."""
+        if self.architecture is not AMD64:
+            return suites.archive(CODENAME, self.architecture)
+        return debs.MACHINE
 
     def has_our_compiler(self) -> bool:
         """Whether this machine's compiler, or its Debian's, has built it."""
@@ -34,7 +44,8 @@ class Kernel:
 
     def package(self) -> str:
         """The package of its image."""
-        (found,) = debs.depends("linux-image-amd64", r"linux-image-\d", self.archive())
+        newest = f"linux-image-{self.architecture.name}"
+        (found,) = debs.depends(newest, r"linux-image-\d", self.archive())
         return found
 
     def release(self) -> str:
@@ -82,3 +93,6 @@ def is_of(line: str, version: str) -> bool:
 THIS_DEBIAN = Kernel("this-debian")
 BACKPORTS = Kernel("backports", f"{CODENAME}-backports")
 NEWEST = [*SUPPORTED_KERNELS.values()][-1]
+OF_ARM64 = [
+    Kernel(f"{suite}-{ARM64.name}", suite, ARM64) for suite in ("bookworm", "trixie")
+]

@@ -8,12 +8,13 @@ from functools import cache
 from pathlib import Path
 
 from tests.vm import qemus
+from tests.vm.architecture import AMD64, Architecture
 from tests.vm.image import Image
 
 # A kernel that panics resets at once.  Its self-tests of ciphers take half a second
 # under TCG.  On a loaded machine it may miss the ticks of its clock, and would panic
 # ("timer doesn't work through Interrupt-remapped IO-APIC"); with KVM it never checks.
-APPEND = "console=ttyS0 quiet panic=-1 cryptomgr.notests no_timer_check"
+APPEND = f"console={AMD64.console} quiet panic=-1 cryptomgr.notests no_timer_check"
 # The guest's clock goes on while a loaded machine gives its emulated CPU no time, so
 # the kernel would report stalls and lockups that only say how loaded this machine is.
 # A deadlock in the guest ends in the time-out of the test that meets it.
@@ -54,26 +55,33 @@ def has_kvm() -> bool:
     return bool(words & {"vmx", "svm"}) and os.access("/dev/kvm", os.R_OK | os.W_OK)
 
 
-def accelerator() -> list[str]:
+def append(architecture: Architecture) -> str:
+    """Return the words of a guest's kernel."""
+    return APPEND.replace(AMD64.console, architecture.console)
+
+
+def accelerator(architecture: Architecture = AMD64) -> list[str]:
     """The options that choose between KVM and TCG."""
-    if has_kvm():
+    if architecture is AMD64 and has_kvm():
         return ["-accel", "kvm", "-cpu", "host"]
-    # With these two the guest copies by `rep movsb`, which TCG runs byte by byte:
-    # a third of the throughput, whatever the network card is.
-    return ["-accel", "tcg,thread=multi", "-cpu", "max,-erms,-fsrm"]
+    return ["-accel", "tcg,thread=multi", "-cpu", architecture.processor]
 
 
-def machine(image: Image, *, cpus: int, iommu: bool, chipset: str = "q35") -> list[str]:
+def machine(
+    image: Image, *, cpus: int, iommu: bool, chipset: str | None = None
+) -> list[str]:
     """A machine without any default device that boots ``image``."""
+    chipset = chipset or image.architecture.chipset
     # vfio-pci in the guest needs an IOMMU that remaps interrupts as well.
     chipset = f"{chipset},kernel-irqchip=split" if iommu else chipset
     unit = ["-device", "intel-iommu,intremap=on"] if iommu else []
-    append = f"{APPEND} intel_iommu=on" if iommu else APPEND
+    words = append(image.architecture) + (" intel_iommu=on" if iommu else "")
+    how = accelerator(image.architecture)
     return [
         *("-nodefaults", "-no-user-config", "-display", "none"),
-        *("-machine", chipset, *accelerator(), "-smp", str(cpus), *unit),
+        *("-machine", chipset, *how, "-smp", str(cpus), *unit),
         *("-kernel", str(image.kernel), "-initrd", str(image.initrd)),
-        *("-append", append),
+        *("-append", words),
     ]
 
 

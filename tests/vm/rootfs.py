@@ -5,6 +5,7 @@ Hermetic: the packages are unpacked, not installed, and their scripts do not run
 What goes in is listed in ``guest/*.txt``.
 """
 
+import errno
 import lzma
 import re
 import shutil
@@ -112,9 +113,20 @@ def _link_busybox(root: Path) -> None:
     /bin/sh is dash: busybox's own shell prefers its applets, its ping for one, to
     the programs in PATH.
     """
-    for name in _run(str(root / "bin/busybox"), "--list").split():
+    for name in _busybox(root, "--list").split():
         if not (root / "usr/bin" / name).exists() | (root / "usr/sbin" / name).exists():
             (root / "usr/bin" / name).symlink_to("busybox")
+
+
+def _busybox(root: Path, *argv: str) -> str:
+    """Run the guest's busybox, or this machine's, if that one is foreign here."""
+    try:
+        return _run(str(root / "bin/busybox"), *argv)
+    except OSError as error:
+        if error.errno != errno.ENOEXEC:
+            raise
+    # Both are of one release of Debian.
+    return _run("busybox", *argv)
 
 
 def _keep_modules(root: Path, release: str) -> None:
@@ -153,7 +165,9 @@ def _needed_by(root: Path, release: str, name: str) -> list[Path]:
 def _install_python(root: Path, requirements: Sequence[str]) -> None:
     """The dependencies of our wheels, and everything as byte code only."""
     site = root / SITE_PACKAGES
-    pip_install(site, *requirements)
+    site.mkdir(parents=True)
+    if requirements:
+        pip_install(site, *requirements)
     for path in [*site.rglob("tests"), *site.rglob("test"), site / "bin"]:
         shutil.rmtree(path, ignore_errors=True)
     for directory in (root / "usr/lib" / PYTHON.name, site):

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from tests.vm import debs
+from tests.vm.architecture import AMD64, Architecture
 from tests.vm.cache import cache_dir, one_at_a_time
 from tests.vm.debian import CODENAME
 
@@ -23,10 +24,17 @@ LISTS_LAST = 24 * 3600.0
 
 
 @cache
-def archive(suite: str) -> debs.Archive:
+def archive(suite: str, architecture: Architecture = AMD64) -> debs.Archive:
     """Return the archive of ``suite``, with package lists of the last day."""
-    home = cache_dir() / "apt" / suite
-    found = debs.Archive(suite, _options(home))
+    name = suite
+    options: tuple[str, ...] = ()
+    if architecture is not AMD64:
+        name = f"{suite}-{architecture.name}"
+        # Both: the second says of which architectures there are lists.
+        for key in ("APT::Architecture", "APT::Architectures"):
+            options += ("-o", f"{key}={architecture.name}")
+    home = cache_dir() / "apt" / name
+    found = debs.Archive(name, (*options, *_options(home)))
     with one_at_a_time("apt.lock"):
         if not _is_recent(home / "updated"):
             _configure(home, suite)
