@@ -67,6 +67,7 @@ NEEDS = {
         *("readelf", "setpriv", "tar", "unshare"),
         *("gcc", "make", "pahole"),  # the slave has our module
     ),
+    "arm64": ("busybox", "qemu-system-aarch64"),
     "debs": (
         *("/dev/net/tun", "apt-get", "checkmodule", "debootstrap", "dh", "dh_apparmor"),
         *("dh_dkms", "dpkg-buildpackage", "git", "lintian", "qemu-system-x86_64"),

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from tests.vm import image, process, qemu
+from tests.vm.architecture import AMD64, Architecture
 from tests.vm.daemon import Daemon
-from tests.vm.harness import Job, Result, Vm
-from tests.vm.kernels import NEWEST, Kernel
+from tests.vm.harness import Job, Vm
+from tests.vm.kernels import NEWEST, OF_ARM64, Kernel
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Master
 from tests.vm.process import Process
 
@@ -33,6 +34,29 @@ PAGE = 4096
 KERNEL = NEWEST
 """The only one of Debian's for amd64 that has a ring area: CONFIG_DMA_CMA."""
 MEMORY, POOL, REGION = 1676 * MIB, 64 * MIB, 80 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """A machine of QEMU's and a kernel for it."""
+
+    kernel: Kernel
+    memory: int = MEMORY
+    options: tuple[str, ...] = ()
+    """What says so to our commands."""
+    qemu: str | None = None
+    """Another QEMU than the usual one of that architecture."""
+
+    @property
+    def program(self) -> str | None:
+        """The QEMU that has it; None for the usual one."""
+        architecture = self.kernel.architecture
+        return self.qemu or (None if architecture is AMD64 else architecture.program)
+
+
+Q35 = Platform(KERNEL)
+VIRTS = [Platform(kernel, 3328 * MIB, ("--machine", "virt")) for kernel in OF_ARM64]
+"""With as much memory as such a machine needs at least."""
 
 Change = tuple[str, str]
 """A text and what stands in its place: how a test makes a set-up wrong."""
@@ -240,6 +264,12 @@ class ConfinedMaster(Master):
         assert found, said
         return Range(int(found[1], 16), int(found[2], 16))
 
+    def atomic_pools(self) -> int:
+        """How many pages its kernel has in the ring area for DMA without a wait."""
+        said = self.run("dmesg").stdout
+        pools = re.findall(r"DMA: preallocated (\d+) KiB .* atomic allocations", said)
+        return sum(map(int, pools)) * 1024 // PAGE
+
     def ring_area(self) -> Range:
         """Where its kernel has the ring area."""
         said = self.run("dmesg").stdout
@@ -262,13 +292,14 @@ class Link:
         """The file that is the slave's window: it has all of it mapped."""
         return self.daemon.memory_dir / self.daemon.name
 
-    def check(self) -> dict[str, str]:
+    def check(self, on: Platform = Q35) -> dict[str, str]:
         """Run the script for masters in the master; return what is wrong there.
 
         Each check that finds something, with what it says and what repairs it.
         """
-        self.master.put("/tmp/check.sh", self.daemon.master_check().encode())
-        said = self.master.run("sh /tmp/check.sh; true", timeout=60).stdout
+        script = self.daemon.master_check(*on.options)
+        self.master.put("/tmp/check.sh", script.encode())
+        said = self.master.run("busybox sh /tmp/check.sh; true", timeout=90).stdout
         (summary,) = re.findall(r"^\d+ checks, (\d+) wrong", said, re.M)
         wrong = re.findall(r"^wrong  ([\w-]+): (.*\n.*)$", said, re.M)
         assert len(wrong) == int(summary), said
@@ -283,21 +314,15 @@ class Link:
         self.slave.run(shlex.join(argv), timeout=90)
         job.stop()
 
-    def check(self) -> Result:
-        """Run the script of `master-check` in the master."""
-        script = self.daemon.command("master-check", self.daemon.name)
-        self.master.put("/tmp/check.sh", script.encode())
-        return self.master.run("sh /tmp/check.sh", timeout=60, check=False)
-
     def shared_region(self) -> Range:
         """The only part of the master's memory that the daemon has."""
         (one,) = self.daemon.status()["master"]["regions"]
         return Range(one["guest_addr"], one["guest_addr"] + one["size"])
 
 
-def command_line(words: str = "") -> str:
+def command_line(words: str = "", architecture: Architecture = AMD64) -> str:
     """Return the words of a master's kernel, one of which is a secret."""
-    return f"{qemu.APPEND} {words} secret={COMMAND_LINE}"
+    return f"{qemu.append(architecture)} {words} secret={COMMAND_LINE}"
 
 
 class Options(TypedDict, total=False):
@@ -309,10 +334,8 @@ class Options(TypedDict, total=False):
     """What is changed in its kernel's words."""
     more: Sequence[str]
     """More arguments."""
-    kernel: Kernel
-    """What it boots."""
-    program: str
-    """Its QEMU, which is its daemon's as well."""
+    on: Platform
+    """Its machine, its kernel and its QEMU; a q35 if there is none."""
 
 
 def make(daemon: Daemon, logs: Path, **options: Unpack[Options]) -> ConfinedMaster:
@@ -323,30 +346,32 @@ def make(daemon: Daemon, logs: Path, **options: Unpack[Options]) -> ConfinedMast
         logs: where it writes its logs.
         options: how it differs from the usual one.
     """
-    words = changed(daemon.kernel_words(), options.get("words", ()))
-    full = "\0".join(daemon.qemu_args("master"))
+    on = options.get("on", Q35)
+    words = changed(daemon.kernel_words(*on.options), options.get("words", ()))
+    line = command_line(words, on.kernel.architecture)
+    full = "\0".join(daemon.qemu_args("master", *on.options))
     own = changed(full, options.get("args", ())).split("\0")
     return ConfinedMaster(
-        *("master", image.build((), options.get("kernel", KERNEL))),
+        *("master", image.build((), on.kernel)),
         logs=logs,
-        args=[*own, "-append", command_line(words), *options.get("more", ())],
-        program=options.get("program"),
+        args=[*own, "-append", line, *options.get("more", ())],
+        program=on.program,
     )
 
 
 COMMAND_LINE = "the-word-that-only-the-kernels-command-line-has"
 
 
-def served(logs: Path, program: str | None = None) -> Daemon:
+def served(logs: Path, on: Platform = Q35) -> Daemon:
     """Return the daemon of a confined device."""
-    memory, pool = (f"{size // MIB}M" for size in (MEMORY, POOL))
-    return Daemon("card", memory=memory, confined=pool, logs=logs, program=program)
+    memory, pool = (f"{size // MIB}M" for size in (on.memory, POOL))
+    return Daemon("card", memory=memory, confined=pool, logs=logs, program=on.program)
 
 
 @contextmanager
 def started(logs: Path, **options: Unpack[Options]) -> Iterator[Link]:
     """A confined master and a slave process."""
-    with served(logs, options.get("program")) as daemon:
+    with served(logs, options.get("on", Q35)) as daemon:
         master = make(daemon, logs, **options)
         with master, process.serving(daemon, logs / "agent.log") as slave:
             master.wait_ready()
@@ -362,13 +387,14 @@ def linked(logs: Path, **options: Unpack[Options]) -> Iterator[Link]:
 
 
 @contextmanager
-def ordinary(logs: Path) -> Iterator[Link]:
+def ordinary(logs: Path, on: Platform = Q35) -> Iterator[Link]:
     """An ordinary master with the same kernel, its slave, and packets crossing."""
-    with Daemon("card", memory="1G", logs=logs) as daemon:
+    with Daemon("card", memory="1G", logs=logs, program=on.program) as daemon:
+        line = command_line(architecture=on.kernel.architecture)
         master = ConfinedMaster(
-            *("master", image.build((), KERNEL)),
+            *("master", image.build((), on.kernel)),
             logs=logs,
-            args=[*daemon.qemu_args("master"), "-append", command_line()],
+            args=[*daemon.qemu_args("master"), "-append", line],
         )
         with master, process.serving(daemon, logs / "agent.log") as slave:
             master.wait_ready()

@@ -54,14 +54,14 @@ class Device:
         args: list[str] = json.loads(self._ask("qemu-args", self.name, *words))
         return args
 
-    def kernel_words(self) -> str:
+    def kernel_words(self, *options: str) -> str:
         """The words that ``qemu-args --kernel-args`` prints for a confined master."""
-        words = ["--role", "master", "--kernel-args", *self._how_vms_run()]
+        words = ["--role", "master", "--kernel-args", *self._how_vms_run(), *options]
         return self._ask("qemu-args", self.name, *words).strip()
 
-    def master_check(self) -> str:
+    def master_check(self, *options: str) -> str:
         """The script that ``master-check`` prints."""
-        return self._ask("master-check", self.name)
+        return self._ask("master-check", self.name, *options)
 
     def xml(self, role: str, *options: str) -> str:
         """The domain that ``xml --role ROLE`` prints."""

@@ -21,7 +21,8 @@ pytestmark = pytest.mark.vm
 @pytest.mark.parametrize("version", under_test(), ids=lambda qemu: qemu.version)
 def test_slave_has_the_region_and_nothing_else(logs: Path, version: Qemu) -> None:
     here = logs / f"confined-{version.version}"
-    with confined.linked(here, program=version.program()) as link:
+    platform = confined.Platform(confined.KERNEL, qemu=version.program())
+    with confined.linked(here, on=platform) as link:
         keep_secrets(link.master)
         pings = traffic.ping(link.master, SLAVE_ADDRESS)
         pings += traffic.ping(link.slave, MASTER_ADDRESS)
