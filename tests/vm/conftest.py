@@ -29,6 +29,12 @@ def logs(request: pytest.FixtureRequest) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+@pytest.fixture
+def here(logs: Path, request: pytest.FixtureRequest) -> Path:
+    """The directory for the logs of one test's VMs."""
+    return Path(logs / request.node.name)
+
+
 @pytest.fixture(scope="session")
 def booted(logs: Path) -> Iterator[Pair]:
     """Both VMs, up for the whole run, without an agent; each binding is possible."""

@@ -78,12 +78,6 @@ def linked(
             yield Link(daemon, master, slave)
 
 
-@pytest.fixture
-def here(logs: Path, request: pytest.FixtureRequest) -> Path:
-    """The directory for the logs of this test's VMs."""
-    return Path(logs / request.node.name)
-
-
 @pytest.mark.parametrize(
     ("chipset", "below"), [("q35", 2 * GIB), ("pc", 3 * GIB)], ids=["q35", "i440fx"]
 )

@@ -47,12 +47,6 @@ def assert_no_packet_crosses(link: Link) -> None:
     assert traffic.ping(link.master, SLAVE_ADDRESS, 3).received == 0
 
 
-@pytest.fixture
-def here(logs: Path, request: pytest.FixtureRequest) -> Path:
-    """The directory for the logs of this test's VMs."""
-    return Path(logs / request.node.name)
-
-
 def test_slave_vm_finds_nothing_in_its_device(here: Path) -> None:
     """Every byte of the BAR is searched in the VM that has it."""
     with confined.served(here) as daemon:

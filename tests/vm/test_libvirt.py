@@ -35,12 +35,6 @@ pytestmark = [pytest.mark.vm, pytest.mark.libvirt]
 
 
 @pytest.fixture
-def here(logs: Path, request: pytest.FixtureRequest) -> Path:
-    """The directory for this test's logs."""
-    return logs / str(request.node.name)
-
-
-@pytest.fixture
 def libvirtd(here: Path) -> Iterator[Libvirtd]:
     """A libvirtd without any domain."""
     with Libvirtd(here) as libvirtd:
