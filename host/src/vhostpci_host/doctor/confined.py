@@ -5,7 +5,7 @@ What the master's kernel does with its memory is not seen from here: for that th
 the script of `vhostpci-host master-check`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from vhostpci_shared.findings import CannotLook, Seen, error, ok
@@ -84,8 +84,20 @@ def card(device: Json, looked_at: str, line: CommandLine) -> Iterator[Seen]:
 
 @each_confined
 def devices(device: Json, looked_at: str, line: CommandLine) -> Iterator[Seen]:
-    """Look whether another device could have its rings in the shared region."""
-    others = list(_others(line, card_of(device, line)))
+    """Look whether another device, or its back-end, has the shared region."""
+    own = card_of(device, line)
+    backends = [one for one in _of_vhost_user(line) if one is not own]
+    if backends:
+        yield error(
+            looked_at,
+            f"beside its card the master has {', '.join(map(_driver, backends))}, "
+            "whose back-end is another process (vhost-user)",
+            means="QEMU shows the shared region to every such back-end, which "
+            "can then read and change this card's packets",
+            repair="take it from the VM; docs/confined.md has what holds for a second "
+            "confined card",
+        )
+    others = list(_others(line, [own, *backends]))
     if others:
         yield error(
             looked_at,
@@ -95,15 +107,29 @@ def devices(device: Json, looked_at: str, line: CommandLine) -> Iterator[Seen]:
             repair="take it from the VM; allowed are virtio devices without "
             "iommu_platform, and root ports",
         )
-        return
     # What is plugged by a monitor is on no command line.
-    yield ok(looked_at, "no other device there uses DMA by the kernel's interface")
+    if not backends and not others:
+        yield ok(looked_at, "no other device there uses DMA by the kernel's interface")
 
 
-def _others(line: CommandLine, own: Values | None) -> Iterator[str]:
+def _of_vhost_user(line: CommandLine) -> Iterator[Values]:
+    """Yield the devices whose back-end is another process."""
+    netdevs = {
+        one.get("id") for one in line.all("netdev") if one.get("type") == "vhost-user"
+    }
+    for one in line.all("device"):
+        if _driver(one).startswith("vhost-user-") or one.get("netdev") in netdevs:
+            yield one
+
+
+def _driver(device: Values) -> str:
+    return device.get("driver", "?")
+
+
+def _others(line: CommandLine, known: Sequence[Values | None]) -> Iterator[str]:
     """Yield what is not on the list of what a confined master may have."""
     for one in line.all("device"):
-        if one is not own and (what := _not_allowed(one)):
+        if one not in known and (what := _not_allowed(one)):
             yield what
     for values in line.all("global"):
         if values.get("property") == "iommu_platform" or any(
@@ -118,7 +144,7 @@ def _others(line: CommandLine, own: Values | None) -> Iterator[str]:
 
 def _not_allowed(device: Values) -> str | None:
     """Return what a device is that a confined master may not have; None: it may."""
-    driver = device.get("driver", "?")
+    driver = _driver(device)
     if driver in _VIOMMUS:
         return f"a vIOMMU ({driver})"
     if driver.startswith(("virtio-", "vhost-")):

@@ -333,6 +333,19 @@ def _second_nic(on: Seeded) -> None:
     on.append(SAFE_MASTER, "-nic", "user,model=e1000")
 
 
+def _second_confined(on: Seeded) -> None:
+    _vhost_user_card(on, ",iommu_platform=on,disable-legacy=on")
+
+
+def _vhost_user_card(on: Seeded, properties: str = "") -> None:
+    on.append(SAFE_MASTER, "-netdev", "vhost-user,id=more,chardev=more")
+    on.append(SAFE_MASTER, "-device", f"virtio-net-pci,netdev=more{properties}")
+
+
+def _vhost_user_device(on: Seeded) -> None:
+    on.append(SAFE_MASTER, "-device", "vhost-user-fs-pci,chardev=more,tag=data")
+
+
 def _no_numa_off(on: Seeded) -> None:
     on.kernel_word("numa=off", "")
 
@@ -547,6 +560,9 @@ FAULTS = (
     Fault("vIOMMU of a confined master", "confined-devices", _master_viommu),
     Fault("USB beside a confined card", "confined-devices", _usb),
     Fault("-nic beside a confined card", "confined-devices", _second_nic),
+    Fault("another vhost-user card", "confined-devices", _vhost_user_card),
+    Fault("a second confined card", "confined-devices", _second_confined),
+    Fault("vhost-user that is no card", "confined-devices", _vhost_user_device),
     Fault("no numa=off", "confined-words", _no_numa_off),
     Fault("another pool", "confined-words", _small_pool),
     Fault("no cma=", "confined-words", _no_cma),
