@@ -77,7 +77,7 @@ class Device:
         """Return the master's arguments without those for its memory (attach mode)."""
         args = self.qemu_args("master", "--mode", "attach", "--memory", "1G", *options)
         pairs = zip(args[::2], args[1::2], strict=True)
-        of_memory = ("-m", "-machine", "-object")
+        of_memory = ("-m", "-machine", "-object", "-numa")
         return [word for pair in pairs if pair[0] not in of_memory for word in pair]
 
     def status(self) -> Any:
@@ -188,7 +188,7 @@ class _Program:
             timeout=90,
         )
         if done.returncode:
-            raise DaemonError(f"vhostpci-host {verb}: {done.stderr}")
+            raise DaemonError(f"vhostpci-host {verb}: {done.stdout}{done.stderr}")
         return done.stdout
 
     def _wait_serving(self, sockets: Sequence[str]) -> None:

@@ -288,7 +288,7 @@ _CONFINED_HINT = """\
 # needs CONFIG_DMA_CMA and these words, which --kernel-args prints alone:
 #   {words}
 # It has no crashkernel=, and at most {processors} processors.  Add no device to it but
-# virtio devices without iommu_platform, and root ports.
+# root ports, and virtio devices without iommu_platform that are not of vhost-user.
 """
 
 

@@ -437,8 +437,9 @@ class ArenaWindows:
             )
         if self._arena.config.confined is not None:
             return ProtocolError(
-                f"{what} is not the shared region {path}: {confined.PRIVATE}; start "
-                f"the master with {self._argument()}",
+                f"{what} is not the shared region {path}: {confined.PRIVATE}, and a "
+                "master can have one confined device with an arena; start the master "
+                f"with {self._argument()}",
                 code="P080",
             )
         return ProtocolError(
