@@ -440,6 +440,20 @@ check_iommu() {
     fi
 }
 
+# kexec_file_load() puts what is small, such as the code that starts the next kernel, into
+# a CMA area (seen with Linux 7.2).  Its pages look like those of the rings.
+check_kexec() {
+    loaded=
+    [ -r "$ROOT/sys/kernel/kexec_loaded" ] && loaded=$(cat "$ROOT/sys/kernel/kexec_loaded")
+    if [ "$loaded" = 1 ]; then
+        wrong kexec "a kernel is loaded for kexec, parts of which may be in the ring \
+area, where the slave can change them" "unload it (kexec -u), and reboot instead; sysctl \
+kernel.kexec_load_disabled=1 keeps others from loading one"
+    else
+        ok kexec "no kernel is loaded"
+    fi
+}
+
 if [ -z "$ROOT" ] && [ "$(id -u)" != 0 ]; then
     echo 'run this as root: /proc/iomem and /proc/kpageflags are root'\''s' >&2
     exit 1
@@ -459,6 +473,7 @@ check_virtio
 check_drivers
 check_isa
 check_iommu
+check_kexec
 echo
 echo "$checks checks, $wrongs wrong.  This is how it is now: programs and devices come \
 and go."

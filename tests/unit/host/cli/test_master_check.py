@@ -85,6 +85,7 @@ class FakeMaster:
         self.write("proc/dma", " 4: cascade\n")
         self.write("proc/sys/kernel/osrelease", f"{RELEASE}\n")
         self.write(f"boot/config-{RELEASE}", "CONFIG_CMA=y\nCONFIG_DMA_CMA=y\n")
+        self.write("sys/kernel/kexec_loaded", "0\n")
         self.virtio("virtio0", 32, 33, 5)
         self.write("sys/bus/virtio/devices/virtio0/net/eth0/address", f"{MAC}\n")
         self.virtio("virtio1", 32)
@@ -361,6 +362,10 @@ def _iommu(master: FakeMaster) -> None:
     (master.root / "sys/class/iommu/dmar0").mkdir(parents=True)
 
 
+def _kexec(master: FakeMaster) -> None:
+    master.write("sys/kernel/kexec_loaded", "1\n")
+
+
 @pytest.mark.parametrize(
     ("seed", "checks"),
     [
@@ -398,6 +403,7 @@ def _iommu(master: FakeMaster) -> None:
         (_ahci, {"drivers"}),
         (_floppy, {"isa-dma"}),
         (_iommu, {"iommu"}),
+        (_kexec, {"kexec"}),
     ],
 )
 def test_a_fault_is_found(
