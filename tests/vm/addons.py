@@ -118,6 +118,8 @@ DPDK = Addon(
 )
 """testpmd; as a back-end it has `net_vhost`."""
 
+KEXEC = Addon(("kexec-tools",), ("sbin/kexec",))
+
 OPEN_VSWITCH = Addon(
     # The second has the driver of DPDK's memory pools, which the first only recommends.
     ("openvswitch-switch-dpdk", "librte-meta-mempool"),

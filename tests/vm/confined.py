@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from tests.vm import image, process, qemu
+from tests.vm.addons import Addon
 from tests.vm.architecture import AMD64, Architecture
 from tests.vm.daemon import Daemon
 from tests.vm.harness import Job, Vm
@@ -334,6 +335,8 @@ class Options(TypedDict, total=False):
     """What is changed in its kernel's words."""
     more: Sequence[str]
     """More arguments."""
+    addons: Sequence[Addon]
+    """More programs that it has."""
     on: Platform
     """Its machine, its kernel and its QEMU; a q35 if there is none."""
 
@@ -352,7 +355,7 @@ def make(daemon: Daemon, logs: Path, **options: Unpack[Options]) -> ConfinedMast
     full = "\0".join(daemon.qemu_args("master", *on.options))
     own = changed(full, options.get("args", ())).split("\0")
     return ConfinedMaster(
-        *("master", image.build((), on.kernel)),
+        *("master", image.build((), on.kernel, addons=options.get("addons", ()))),
         logs=logs,
         args=[*own, "-append", line, *options.get("more", ())],
         program=on.program,
