@@ -12,6 +12,12 @@ POOL = 64 * MIB
 LEAST_POOL, MOST_POOL = 16 * MIB, 1024 * MIB
 """Linux takes a power of two, and has it below 4 GiB."""
 RING_AREA = 16 * MIB
+"""The ring area, if the master does not bring the region.
+
+A pair of rings takes half a MiB or less.  But Linux takes 1/8192 of its memory, and 4
+MiB at most, from there for each of two other pools (kernel/dma/pool.c): of 4 MiB, none
+were left for the rings with 16 GiB.
+"""
 
 CARD = (
     # Its driver uses the DMA API, and so the bounce pool.  QEMU takes that without an

@@ -42,9 +42,11 @@ AREA = 128 * SLOT
 SLOTS_OF_PACKET = 33
 """Slots of the largest packet, 64 KiB and its headers."""
 
-LEAST_PART = 128 * MIB
-"""What boots: Linux itself at 16 MiB, or its early memory above 4 GiB."""
-LOW = 512 * MIB
+LOW = 128 * MIB
+"""A q35's memory below the shared region, which has the kernel's image at 16 MiB.
+
+Programs get nothing of it (see `kernel_words.LEND_NOTHING`), so it is small.
+"""
 LOW_END = 896 * MIB
 """Where a q35's memory below 4 GiB ends at the latest.
 
@@ -178,24 +180,24 @@ _BOOT = ((2 * GIB, 256 * MIB), (GIB, 128 * MIB), (0, 64 * MIB))
 
 def _q35(memory: int, pool: int, rings: int) -> Iterator[Part]:
     shared, boot = pool + rings, _boot(memory)
-    rest = memory - shared - boot
-    # The larger part is above 4 GiB, as soon as there is enough: GRUB 2.06 for EFI has
-    # its heap, a quarter of all, at the end of the largest piece.
-    low = min(LOW, LOW_END - shared - boot, rest // 2 & -4 * MIB)
-    if LOW_END - shared - boot < LEAST_PART:
+    if LOW_END - shared - boot < LOW:
         raise HostError(
             f"a bounce pool of {pool // MIB}M, {shared // MIB}M with its ring area, "
             f"leaves no room below {LOW_END // MIB}M for the kernel: give less "
             "(--confined 64M)",
             code="H150",
         )
-    if low < LEAST_PART:
-        least = 2 * LEAST_PART + shared + boot
+    high = memory - LOW - shared - boot
+    # What may be used above 4 GiB must be more than what may be below, so that nothing
+    # of that is lent.  GRUB 2.06 for EFI has its heap, a quarter of all, at the end of
+    # the largest piece.
+    if high < LOW + rings:
+        least = 2 * LOW + rings + shared + boot
         raise HostError(_too_small(memory, shared, least, Machine.Q35), code="H151")
-    yield Part("low", 0, low)
-    yield Part(SHARED, low, shared)
-    yield Part("boot", low + shared, boot)
-    yield Part("high", 4 * GIB, rest - low)
+    yield Part("low", 0, LOW)
+    yield Part(SHARED, LOW, shared)
+    yield Part("boot", LOW + shared, boot)
+    yield Part("high", 4 * GIB, high)
 
 
 def _virt(memory: int, pool: int, rings: int) -> Iterator[Part]:

@@ -241,8 +241,8 @@ def test_confined_master_has_one_shared_cell_and_no_memory_backing() -> None:
     assert master.find("memoryBacking") is None
     cells = [cell.attrib for cell in master.iterfind("cpu/numa/cell")]
     assert [cell.get("memAccess") for cell in cells] == [None, "shared", None, None]
-    assert [cell["memory"] for cell in cells] == ["512", "128", "256", "3200"]
-    assert words(master) == ["-machine", "max-ram-below-4g=896M,sata=off"]
+    assert [cell["memory"] for cell in cells] == ["128", "128", "256", "3584"]
+    assert words(master) == ["-machine", "max-ram-below-4g=512M,sata=off"]
 
 
 def test_confined_masters_card_has_no_control_queue() -> None:

@@ -214,7 +214,7 @@ CONFINED = DeviceConfig(name="web", memory=2**32, confined=64 * MIB)
 def test_confined_master_shows_one_part_of_its_memory() -> None:
     args = qemu_args.master(CONFINED, QEMU)
     assert values(args, "-m") == ["4096M"]
-    assert values(args, "-machine") == ["q35,max-ram-below-4g=848M,sata=off"]
+    assert values(args, "-machine") == ["q35,max-ram-below-4g=464M,sata=off"]
     objects = values(args, "-object")
     assert [one for one in objects if "memory-backend-ram" not in one] == [
         "memory-backend-file,id=vhostpci-web-shared,size=80M,"
@@ -252,7 +252,7 @@ def test_confined_master_on_virt_has_no_chipset_options() -> None:
 @pytest.mark.parametrize(
     ("config", "qemu", "message"),
     [
-        (replace(CONFINED, memory=300 * MIB), QEMU, "give it 400M or more"),
+        (replace(CONFINED, memory=300 * MIB), QEMU, "give it 416M or more"),
         (CONFINED, Version(7, 1), "from QEMU 7.2 on, and this one is 7.1"),
     ],
     ids=["memory", "qemu"],
