@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm import confined, dmesg, image, memory, traffic, wheels
+from tests.findings import good
+from tests.vm import confined, dmesg, image, kernel_modules, memory, traffic, wheels
 from tests.vm.channel import GuestError
 from tests.vm.confined import MIB, PAGE, Change, Link, Range
 from tests.vm.kernels import SUPPORTED_KERNELS
@@ -116,6 +117,36 @@ def test_programs_get_the_ring_area_only_where_the_kernel_lends_it(
         assert_pings_cross(link)
         assert ("lending" in link.check()) == lends
     assert found[ANONYMOUS] > 1000 if lends else found == dict.fromkeys(found, 0)
+
+
+SEEN_FROM_OUTSIDE = [
+    f"confined-{one}" for one in ("memory", "card", "devices", "words")
+]
+
+
+def test_check_in_the_master_finds_what_was_plugged_later(here: Path) -> None:
+    """A device that comes by QMP is on no command line, so `doctor` cannot see it."""
+    more = ["-netdev", "user,id=user,restrict=on"]
+    for name in ("one", "two"):
+        more += ["-device", f"pcie-root-port,id={name},chassis={len(more)}"]
+    with confined.linked(here, more=more) as link:
+        master = link.master
+        assert link.check() == {}
+        assert good(link.daemon.doctor(), *SEEN_FROM_OUTSIDE)
+        kernel_modules.load(master, confined.KERNEL, "e1000")
+        master.qmp("device_add", driver="e1000", bus="one", netdev="user", id="a")
+        master.wait_for("test -e /sys/bus/pci/drivers/e1000/0000:*")
+        assert good(link.daemon.doctor(), *SEEN_FROM_OUTSIDE)
+        found = link.check()
+        assert [*found] == ["drivers"]
+        assert "e1000 (0000:" in found["drivers"]
+        master.qmp("device_del", id="a")
+        master.wait_for("! test -e /sys/bus/pci/drivers/e1000/0000:*")
+        card = {"driver": "virtio-net-pci", "disable-legacy": "on"}
+        master.qmp("device_add", **card, bus="two", iommu_platform=True, id="b")
+        master.wait_for("ls -d /sys/class/net/eth1")
+        found = link.check()
+        assert [*found] == ["virtio"]
 
 
 def has_rings_elsewhere(link: Link) -> None:

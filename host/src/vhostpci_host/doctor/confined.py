@@ -38,6 +38,10 @@ def _arguments(device: Json) -> str:
     return f"vhostpci-host qemu-args {device['name']} --role master"
 
 
+def _script(device: Json) -> str:
+    return f"vhostpci-host master-check {device['name']} prints a script that looks"
+
+
 def each_confined(look: Look) -> Callable[[Hypervisor], Iterator[Seen]]:
     """Return the check that looks at the QEMU of each confined device's master."""
 
@@ -109,7 +113,12 @@ def devices(device: Json, looked_at: str, line: CommandLine) -> Iterator[Seen]:
         )
     # What is plugged by a monitor is on no command line.
     if not backends and not others:
-        yield ok(looked_at, "no other device there uses DMA by the kernel's interface")
+        yield ok(
+            looked_at,
+            "no other device there uses DMA by the kernel's interface",
+            means="what was plugged later is not there: "
+            f"{_script(device)} at it in the master",
+        )
 
 
 def _of_vhost_user(line: CommandLine) -> Iterator[Values]:
@@ -211,7 +220,7 @@ def _is_memfd(backend: Values) -> bool:
 def words(device: Json, looked_at: str, line: CommandLine) -> Iterator[Seen]:
     """Look at the words of the master's kernel, if QEMU gives them."""
     *_, given = ["", *line.texts("append")]
-    script = f"vhostpci-host master-check {device['name']} prints a script that looks"
+    script = _script(device)
     if not given:
         raise CannotLook(f"the kernel's words are in the master: {script} there")
     missing = lacking(given, list(_wanted(device, line)))
