@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dump decodes what is there, and follows nothing that is out of bounds."""
 
+import os
+from base64 import b64encode
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,9 @@ from hypothesis import strategies as st
 from tests import golden
 from tests.fakes.driver import INDIRECT, NEXT, Desc, Machine
 from tests.fakes.packed_driver import PackedDriver
+from vhostpci_guest import status_socket
+from vhostpci_guest.cli.dump import AgentWindows
+from vhostpci_host.cli.dump import FileWindows
 from vhostpci_shared import metadata as md
 from vhostpci_shared.dump import report, text
 from vhostpci_shared.dump.guest_memory import Unreadable
@@ -56,6 +62,16 @@ class Windows:
             self.put(md.REGIONS + n * md.Region.layout.size, entry)
         for n, ring in enumerate(rings):
             self.put(md.RINGS + n * md.Ring.layout.size, ring)
+
+    def contents(self) -> dict[int, bytes]:
+        """Return all bytes of all windows."""
+        return {md.SLAVE_ID: bytes(self.metadata)} | {
+            number: bytes(memory) for number, memory in self._memory.items()
+        }
+
+    def show(self, window: int, memory: Any) -> None:
+        """Have this window alone, beside the metadata."""
+        self._memory = {window: memory}
 
     def put(self, at: int, entry: object) -> None:
         data = bytes(entry)  # type: ignore[call-overload]
@@ -320,3 +336,63 @@ def test_any_bytes_are_dumped(data: st.DataObject) -> None:
             for terminal in golden.TERMINALS["40"], PIPE:
                 shown = text.lines(found, terminal)
                 assert all(line.isprintable() for line in shown)
+
+
+CONFINED = md.Confined(shared=4 << 20, memory=1676 << 20)
+
+
+def confine(machine: Machine, windows: Windows) -> None:
+    """Have the device show the one region that has the rings."""
+    windows.put(md.CONFINED, CONFINED)
+    region = next(
+        one
+        for one in machine.memory.regions
+        if one.guest_addr <= machine.tx.desc < one.guest_addr + one.size
+    )
+    windows.put(md.REGIONS, md.Region(region.guest_addr, region.size, WINDOW, 0))
+    windows.show(WINDOW, region.bytes)
+    entry = windows.metadata[md.DEVICE :][: md.Device.layout.size]
+    device = md.Device.parse(bytes(entry))
+    windows.put(md.DEVICE, replace(device, region_count=1))
+
+
+def as_files(windows: Windows, undo: ExitStack) -> FileWindows:
+    """Return what the host's command reads, until `undo` is closed."""
+    files = {}
+    for number, data in windows.contents().items():
+        files[number] = os.memfd_create("window")
+        undo.callback(os.close, files[number])
+        os.write(files[number], data)
+    return FileWindows(files)
+
+
+def as_answers(windows: Windows, monkeypatch: pytest.MonkeyPatch) -> AgentWindows:
+    """Return what the guest's command reads."""
+
+    def answer(pid: int, question: Json) -> Json:
+        assert pid == 7
+        part = windows.read(
+            *(question[name] for name in ("window", "offset", "length"))
+        )
+        return {"data": b64encode(part).decode()}
+
+    monkeypatch.setattr(status_socket, "request", answer)
+    sizes = {number: len(data) for number, data in windows.contents().items()}
+    own = sizes.pop(md.SLAVE_ID)
+    further = [{"id": number, "size": size} for number, size in sizes.items()]
+    link = {"pid": 7, "device": "a", "windows": further, "window_size": own}
+    return AgentWindows(link)
+
+
+@pytest.mark.parametrize("side", ["host", "guest"])
+def test_dump_of_a_confined_device_looks_like_this_on_both_sides(
+    machine: Machine, windows: Windows, side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    confine(machine, windows)
+    machine.tx.send(b"head", b"body")
+    with ExitStack() as undo:
+        if side == "host":
+            found = report.dump(as_files(windows, undo))
+        else:
+            found = report.dump(as_answers(windows, monkeypatch))
+    golden.check(GOLDEN / "dump-confined.txt", text.lines(found, Terminal(80)))
