@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from vhostpci_shared.metadata_numbers import SIZE, SLAVE_ID
+from vhostpci_shared.units import confined, count
 
 from ..errors import Unusable
 from ..serve.questions import MOST
@@ -38,9 +39,9 @@ WHAT = {
 }
 """The marks of a page, and what a page with each of them does."""
 CANNOT = (
-    "What a page is used for is not seen from here: what is searched for and not found "
-    "may be there in another form, and a mark may be in a packet. In the master the "
-    "script of `vhostpci-host master-check` knows more."
+    "This is no proof. The slave does not see what a page is used for: what was not "
+    "found may be there in another form, and what was found may be from a packet. The "
+    "script that `vhostpci-host master-check` prints asks the master's kernel."
 )
 
 
@@ -149,13 +150,14 @@ def _is_page_table(page: bytes) -> bool:
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
     """Yield what was found, for people."""
-    confined = found["confined"]
-    if confined:
-        yield f"{found['name']}: confined, {confined['shared'] >> 20} MiB are shared"
+    if found["confined"]:
+        shared = confined(found["confined"])
+        yield f"{found['name']}: confined, the daemon says: {shared} are shared"
     else:
-        yield f"{found['name']}: not confined: the window is the master's whole memory"
-    yield f"{found['searched']} of {found['pages']} pages were searched"
-    yield f"{found['zero']} are zero, {found['other']} are not; of these"
+        yield f"{found['name']}: not confined: the slave has the master's whole memory"
+    searched, pages = count(found["searched"]), count(found["pages"])
+    yield f"{searched} of the {pages} pages of its windows were searched"
+    yield f"{count(found['zero'])} are zero, {count(found['other'])} are not; of these"
     for mark, does in WHAT.items():
-        yield f"  {found[mark]} {does}"
+        yield f"  {count(found[mark]):>6} {does}"
     yield CANNOT
