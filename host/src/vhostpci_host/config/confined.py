@@ -15,8 +15,8 @@ RING_AREA = 16 * MIB
 """The ring area, if the master does not bring the region.
 
 A pair of rings takes half a MiB or less.  But Linux takes 1/8192 of its memory, and 4
-MiB at most, from there for each of two other pools (kernel/dma/pool.c): of 4 MiB, none
-were left for the rings with 16 GiB.
+MiB at most, from there for each of two other pools, or three on aarch64
+(kernel/dma/pool.c).  With 16 GiB, nothing of 4 MiB was left for the rings.
 """
 
 CARD = (

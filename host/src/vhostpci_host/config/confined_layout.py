@@ -57,8 +57,11 @@ So below all of those limits the highest memory is `boot`.
 VIRT_START = GIB
 VIRT_BELOW = 4 * MIB
 """How much less than the pool's size lies above a virt's shared region, below 4 GiB."""
-VIRT_LEAST = 3 * GIB + 256 * MIB
-"""With less, a virt has no memory above 4 GiB: all of it lies in one piece from 1 GiB.
+VIRT_LEAST = 6 * GIB + 256 * MIB
+"""So much that a virt has more memory above 4 GiB than below, where it has 3 GiB.
+
+Else Linux would lend the ring area (see `kernel_words.LEND_NOTHING`).  A sixty-fourth
+of all memory, for the structures of pages, comes from above.
 """
 
 

@@ -244,7 +244,8 @@ def test_confined_masters_card_has_no_control_queue() -> None:
 
 
 def test_confined_master_on_virt_has_no_chipset_options() -> None:
-    args = qemu_args.master(CONFINED, QEMU, machine=Machine.VIRT)
+    config = replace(CONFINED, memory=2**33)
+    args = qemu_args.master(config, QEMU, machine=Machine.VIRT)
     assert values(args, "-machine") == ["virt"]
     assert len(values(args, "-numa")) == 3
 

@@ -66,7 +66,7 @@ def test_nothing_below_4_gib_is_above_a_q35s_region_for_linux(
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_no_pool_fits_above_a_virts_region(pool: int) -> None:
-    its = layout(4 * GIB, pool * MIB, Machine.VIRT, attached=False)
+    its = layout(8 * GIB, pool * MIB, Machine.VIRT, attached=False)
     assert 0 < 4 * GIB - its.part("shared").end < pool * MIB
     assert "memmap" not in its.kernel_words()
 
@@ -83,7 +83,7 @@ def test_words_of_the_layout_that_vm_tests_have() -> None:
 
 
 @pytest.mark.parametrize(
-    ("machine", "least"), [(Machine.Q35, 416 * MIB), (Machine.VIRT, 3328 * MIB)]
+    ("machine", "least"), [(Machine.Q35, 416 * MIB), (Machine.VIRT, 6400 * MIB)]
 )
 def test_least_memory_is_named(machine: Machine, least: int) -> None:
     layout(least, POOL, machine, attached=False)
