@@ -84,9 +84,9 @@ class Device:
         """What ``status -j`` prints."""
         return json.loads(self._ask("status", self.name, "-j"))
 
-    def doctor(self) -> Findings:
+    def doctor(self, *options: str) -> Findings:
         """What ``doctor`` finds; it must find no error."""
-        words = ("-j", "--qemu", self._program or qemu.binary())
+        words = ("-j", "--qemu", self._program or qemu.binary(), *options)
         return parse(self._ask("doctor", self.name, *words))
 
     def wait_state(self, state: str, timeout: float = 60) -> None:

@@ -19,6 +19,7 @@ from tests.findings import good
 from tests.vm import confined, dmesg, image, kernel_modules, memory, traffic, wheels
 from tests.vm.channel import GuestError
 from tests.vm.confined import MIB, PAGE, Change, Link, Range
+from tests.vm.daemon import DaemonError
 from tests.vm.kernels import SUPPORTED_KERNELS
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Pair, Slave
 from tests.vm.test_confined import ANONYMOUS, exchange, keep_secrets, secrets
@@ -125,7 +126,7 @@ SEEN_FROM_OUTSIDE = [
 
 
 def test_check_in_the_master_finds_what_was_plugged_later(here: Path) -> None:
-    """A device that comes by QMP is on no command line, so `doctor` cannot see it."""
+    """A device that comes by QMP is on no command line: `doctor` asks the monitor."""
     more = ["-netdev", "user,id=user,restrict=on"]
     for name in ("one", "two"):
         more += ["-device", f"pcie-root-port,id={name},chassis={len(more)}"]
@@ -133,10 +134,14 @@ def test_check_in_the_master_finds_what_was_plugged_later(here: Path) -> None:
         master = link.master
         assert link.check() == {}
         assert good(link.daemon.doctor(), *SEEN_FROM_OUTSIDE)
+        by_monitor = ("--master-qmp", str(master.run_dir / "qmp"))
+        assert good(link.daemon.doctor(*by_monitor), "confined-plugged")
         kernel_modules.load(master, confined.KERNEL, "e1000")
         master.qmp("device_add", driver="e1000", bus="one", netdev="user", id="a")
         master.wait_for("test -e /sys/bus/pci/drivers/e1000/0000:*")
         assert good(link.daemon.doctor(), *SEEN_FROM_OUTSIDE)
+        with pytest.raises(DaemonError, match="the master has e1000"):
+            link.daemon.doctor(*by_monitor)
         found = link.check()
         assert [*found] == ["drivers"]
         assert "e1000 (0000:" in found["drivers"]
@@ -145,6 +150,8 @@ def test_check_in_the_master_finds_what_was_plugged_later(here: Path) -> None:
         card = {"driver": "virtio-net-pci", "disable-legacy": "on"}
         master.qmp("device_add", **card, bus="two", iommu_platform=True, id="b")
         master.wait_for("ls -d /sys/class/net/eth1")
+        with pytest.raises(DaemonError, match="has virtio-net-pci with iommu_platform"):
+            link.daemon.doctor(*by_monitor)
         found = link.check()
         assert [*found] == ["virtio"]
 

@@ -29,8 +29,8 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--master-qmp",
         metavar="SOCKET",
-        help="the QMP socket of the master of NAME, which is asked for its memory; "
-        "name one that no other program uses",
+        help="the QMP socket of the master of NAME, which is asked for its memory and "
+        "its devices; name one that no other program uses",
     )
     parser.add_argument("-j", "--json", action="store_true", help="print JSON")
     add_color(parser)

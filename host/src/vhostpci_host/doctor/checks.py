@@ -36,6 +36,7 @@ CHECKS: tuple[Check[Hypervisor], ...] = (
     Check("confined-memory", "a confined master shares no more", confined.memory),
     Check("confined-card", "its card has no control queue", confined.card),
     Check("confined-devices", "no other device of it has the region", confined.devices),
+    Check("confined-plugged", "nor one that was plugged later", confined.plugged),
     Check("confined-words", "the words of its kernel", confined.words),
     Check("huge-pages", "huge pages, which are not needed", memory.huge_pages),
     Check(

@@ -52,14 +52,15 @@ def each_confined(look: Look) -> Callable[[Hypervisor], Iterator[Seen]]:
             raise CannotLook(f"pid {pid} has further options in a file (-readconfig)")
         yield from look(device, f"{process(pid)}/cmdline", line)
 
-    def look_at_confined(host: Hypervisor) -> Iterator[Seen]:
-        # A daemon of an earlier version has no confined devices, and does not say so.
-        confined = [one for one in host.served if one.get("confined")]
-        if not confined:
-            raise CannotLook("no device is confined")
-        return look_at(replace(host, devices=tuple(confined)))
+    return lambda host: look_at(_with_confined_alone(host))
 
-    return look_at_confined
+
+def _with_confined_alone(host: Hypervisor) -> Hypervisor:
+    # A daemon of an earlier version has no confined devices, and does not say so.
+    confined = [one for one in host.served if one.get("confined")]
+    if not confined:
+        raise CannotLook("no device is confined")
+    return replace(host, devices=tuple(confined))
 
 
 @each_confined
@@ -103,22 +104,21 @@ def devices(device: Json, looked_at: str, line: CommandLine) -> Iterator[Seen]:
         )
     others = list(_others(line, [own, *backends]))
     if others:
-        yield error(
-            looked_at,
-            f"beside its card the master has {', '.join(others)}",
-            means="such a device has its rings and data in the shared region: the "
-            "slave could have it read and write all of the master's memory",
-            repair="take it from the VM; allowed are virtio devices without "
-            "iommu_platform, and root ports",
-        )
+        yield _wrong(looked_at, others)
     # What is plugged by a monitor is on no command line.
     if not backends and not others:
-        yield ok(
-            looked_at,
-            "no other device there uses DMA by the kernel's interface",
-            means="what was plugged later is not there: "
-            f"{_script(device)} at it in the master",
-        )
+        yield ok(looked_at, "no other device there uses DMA by the kernel's interface")
+
+
+def _wrong(looked_at: str, others: list[str]) -> Seen:
+    return error(
+        looked_at,
+        f"beside its card the master has {', '.join(others)}",
+        means="such a device has its rings and data in the shared region: the "
+        "slave could have it read and write all of the master's memory",
+        repair="take it from the VM; allowed are virtio devices without "
+        "iommu_platform, and root ports",
+    )
 
 
 def _of_vhost_user(line: CommandLine) -> Iterator[Values]:
@@ -133,6 +133,29 @@ def _of_vhost_user(line: CommandLine) -> Iterator[Values]:
 
 def _driver(device: Values) -> str:
     return device.get("driver", "?")
+
+
+def plugged(host: Hypervisor) -> Iterator[Seen]:
+    """Look at the devices that a confined master has now, by its monitor."""
+    return _plugged(_with_confined_alone(host))
+
+
+@each_device
+def _plugged(host: Hypervisor, device: Json) -> Iterator[Seen]:
+    if host.plugged is None:
+        raise CannotLook(
+            "what was plugged later is on no command line: name the monitor of "
+            f"{device['name']}'s master (--master-qmp), or see what "
+            f"vhostpci-host master-check {device['name']} prints for use in the master"
+        )
+    found = [what for one in host.plugged() if (what := _not_allowed(one))]
+    # One of these is the card itself.
+    if (card := "virtio-net-pci with iommu_platform=on") in found:
+        found.remove(card)
+    if found:
+        yield _wrong("qom-list", found)
+        return
+    yield ok("qom-list", "its monitor knows no other device that uses DMA")
 
 
 def _others(line: CommandLine, known: Sequence[Values | None]) -> Iterator[str]:
@@ -156,6 +179,8 @@ def _not_allowed(device: Values) -> str | None:
     driver = _driver(device)
     if driver in _VIOMMUS:
         return f"a vIOMMU ({driver})"
+    if driver.startswith("vhost-user-"):
+        return f"{driver}, whose back-end has the shared region"
     if driver.startswith(("virtio-", "vhost-")):
         on = is_on(device, "iommu_platform")
         return f"{driver} with iommu_platform=on" if on else None

@@ -5,8 +5,9 @@ import asyncio
 import logging
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from vhostpci_shared.findings import CannotLook
 from vhostpci_shared.machine import Machine
@@ -59,7 +60,8 @@ def gather(
         devices=tuple(devices[one] for one in sorted(devices)),
         silent=tuple(silent),
         qemu=program,
-        memdevs=None if monitor is None else _memdevs_of(monitor),
+        memdevs=None if monitor is None else _asker(monitor, _memdevs),
+        plugged=None if monitor is None else _asker(monitor, _plugged),
     )
 
 
@@ -99,8 +101,14 @@ def _silent(path: Path, error: HostError) -> Silent:
     return Silent(str(path), str(error), forbidden=forbidden)
 
 
-def _memdevs_of(monitor: str) -> Callable[[], list[Json]]:
-    """Return what asks a QEMU for its memory backends."""
+Execute = Callable[..., Awaitable[Any]]
+"""Executes one command of QMP's, with these arguments."""
+
+
+def _asker(
+    monitor: str, questions: Callable[[Execute], Awaitable[list[Json]]]
+) -> Callable[[], list[Json]]:
+    """Return what asks a QEMU by its monitor."""
 
     def ask() -> list[Json]:
         # Imported here: the library takes longer than all other checks.
@@ -108,25 +116,57 @@ def _memdevs_of(monitor: str) -> Callable[[], list[Json]]:
 
         logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
         try:
-            return asyncio.run(_query(monitor))
+            return asyncio.run(_query(monitor, questions))
         except TimeoutError:
             raise CannotLook(
                 f"{monitor} does not answer: another program uses this monitor"
             ) from None
         except (OSError, EOFError, QMPError) as error:
             raise CannotLook(f"{monitor}: {error}") from error
+        except (LookupError, TypeError, AttributeError):
+            raise CannotLook(f"{monitor} does not answer as a QEMU does") from None
 
     return ask
 
 
-async def _query(monitor: str) -> list[Json]:
+async def _query(
+    monitor: str, questions: Callable[[Execute], Awaitable[list[Json]]]
+) -> list[Json]:
     from qemu.qmp import QMPClient
 
     client = QMPClient()
     await asyncio.wait_for(client.connect(monitor), _MONITOR_TIME)
+
+    async def execute(command: str, **arguments: str) -> object:
+        answer = client.execute(command, arguments)
+        return await asyncio.wait_for(answer, _MONITOR_TIME)
+
     try:
-        answer = client.execute("query-memdev")
-        found = await asyncio.wait_for(answer, _MONITOR_TIME)
+        return await questions(execute)
     finally:
         await client.disconnect()
+
+
+async def _memdevs(execute: Execute) -> list[Json]:
+    found = await execute("query-memdev")
     return list(found) if isinstance(found, list) else []
+
+
+async def _plugged(execute: Execute) -> list[Json]:
+    """Return the devices of -device and device_add, each as its values there."""
+    found = []
+    for path in ("/machine/peripheral", "/machine/peripheral-anon"):
+        for one in await execute("qom-list", path=path):
+            kind = one["type"]
+            if not kind.startswith("child<"):
+                continue
+            device = {"driver": kind.removeprefix("child<").removesuffix(">")}
+            if device["driver"].startswith(("virtio-", "vhost-")):
+                where = f"{path}/{one['name']}"
+                on = await execute("qom-get", path=where, property=_PLATFORM)
+                device[_PLATFORM] = "on" if on else "off"
+            found.append(device)
+    return found
+
+
+_PLATFORM = "iommu_platform"

@@ -42,6 +42,8 @@ class Hypervisor:
     """The QEMU that runs the VMs, or will; None: there is none in PATH."""
     memdevs: Callable[[], list[Json]] | None = None
     """Asks a master's QEMU for its memory; None: its monitor is not known."""
+    plugged: Callable[[], list[Json]] | None = None
+    """Asks it for the devices that were plugged, at its start or later."""
     lines: dict[int, CommandLine | None] = field(default_factory=dict)
     """The command lines that were read."""
 

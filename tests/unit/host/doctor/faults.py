@@ -346,6 +346,12 @@ def _vhost_user_device(on: Seeded) -> None:
     on.append(SAFE_MASTER, "-device", "vhost-user-fs-pci,chardev=more,tag=data")
 
 
+def _monitor_says(*devices: dict[str, str]) -> Callable[[Seeded], Hypervisor]:
+    card = {"driver": "virtio-net-pci", "iommu_platform": "on"}
+    harmless = [{"driver": "pcie-root-port"}, {"driver": "virtio-blk-pci"}]
+    return lambda on: replace(on.host, plugged=lambda: [card, *harmless, *devices])
+
+
 def _no_numa_off(on: Seeded) -> None:
     on.kernel_word("numa=off", "")
 
@@ -563,6 +569,17 @@ FAULTS = (
     Fault("another vhost-user card", "confined-devices", _vhost_user_card),
     Fault("a second confined card", "confined-devices", _second_confined),
     Fault("vhost-user that is no card", "confined-devices", _vhost_user_device),
+    Fault("e1000, plugged", "confined-plugged", _monitor_says({"driver": "e1000"})),
+    Fault(
+        "vhost-user, plugged",
+        "confined-plugged",
+        _monitor_says({"driver": "vhost-user-fs-pci"}),
+    ),
+    Fault(
+        "a second iommu_platform, plugged",
+        "confined-plugged",
+        _monitor_says({"driver": "virtio-net-pci", "iommu_platform": "on"}),
+    ),
     Fault("no numa=off", "confined-words", _no_numa_off),
     Fault("another pool", "confined-words", _small_pool),
     Fault("no cma=", "confined-words", _no_cma),

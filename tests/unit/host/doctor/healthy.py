@@ -44,7 +44,12 @@ def healthy() -> Hypervisor:
     _arena(machine, devices[2], SAFE_MASTER)
     _qemus(machine)
     return Hypervisor(
-        machine=machine, run_dir=RUN, version=VERSION, devices=devices, qemu=QEMU
+        machine=machine,
+        run_dir=RUN,
+        version=VERSION,
+        devices=devices,
+        qemu=QEMU,
+        plugged=lambda: [{"driver": "virtio-net-pci", "iommu_platform": "on"}],
     )
 
 

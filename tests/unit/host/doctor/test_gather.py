@@ -62,6 +62,9 @@ def test_a_qemu_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         gather(tmp_path, None, "no-such-qemu", None)
 
 
+ASKED = ("query-memdev", "qom-list", "qom-get")
+
+
 @contextmanager
 def monitor(path: Path, answer: dict[str, Any]) -> Iterator[list[str]]:
     """Be a QEMU's monitor for one client; yield the commands that it was given."""
@@ -78,7 +81,7 @@ def monitor(path: Path, answer: dict[str, Any]) -> Iterator[list[str]]:
             while data := client.recv(4096):
                 request = json.loads(data)
                 commands.append(request["execute"])
-                said = answer if commands[-1] == "query-memdev" else {"return": {}}
+                said = answer if commands[-1] in ASKED else {"return": {}}
                 # The negotiation has no ID.
                 of = {key: request[key] for key in ("id",) if key in request}
                 client.sendall(json.dumps({**said, **of}).encode() + b"\n")
@@ -118,6 +121,40 @@ def test_a_monitor_that_refuses_is_not_looked_at(tmp_path: Path) -> None:
 def test_a_monitor_that_is_not_there_is_not_looked_at(tmp_path: Path) -> None:
     with pytest.raises(CannotLook, match="qmp"):
         ask_monitor(tmp_path)
+
+
+def ask_for_devices(directory: Path) -> list[dict[str, Any]]:
+    """Return which devices a master's QEMU says that it has."""
+    host = gather(directory / "run", None, None, str(directory / "qmp"))
+    assert host.plugged is not None
+    return host.plugged()
+
+
+def test_a_monitor_is_asked_for_all_devices(tmp_path: Path) -> None:
+    there = [
+        {"name": "type", "type": "string"},
+        {"name": "a", "type": "child<e1000>"},
+        {"name": "b", "type": "child<virtio-net-pci>"},
+    ]
+    with monitor(tmp_path / "qmp", {"return": there}) as commands:
+        found = ask_for_devices(tmp_path)
+    # A list that is not empty is true.
+    card = {"driver": "virtio-net-pci", "iommu_platform": "on"}
+    assert found == [{"driver": "e1000"}, card] * 2
+    assert commands[1:] == ["qom-list", "qom-get"] * 2
+
+
+@pytest.mark.parametrize(
+    "said", [7, [7], [{}], [{"type": 7}], [{"type": "child<virtio-x>"}]]
+)
+def test_a_monitor_that_says_anything_is_not_looked_at(
+    tmp_path: Path, said: object
+) -> None:
+    with (
+        monitor(tmp_path / "qmp", {"return": said}),
+        pytest.raises(CannotLook, match="does not answer as a QEMU"),
+    ):
+        ask_for_devices(tmp_path)
 
 
 def test_a_monitor_needs_the_name_of_its_device() -> None:
