@@ -27,6 +27,7 @@ _NO_DMA = frozenset(
         *("pcie-root-port", "ioh3420"),
         *("scsi-hd", "scsi-cd", "scsi-block", "scsi-generic"),  # of virtio-scsi
         *("virtconsole", "virtserialport", "isa-serial", "isa-debug-exit", "pvpanic"),
+        "pc-dimm",  # the daemon refuses a second one that is shared
     }
 )
 """Devices whose drivers put nothing into memory, beside virtio devices."""
@@ -184,7 +185,8 @@ def _not_allowed(device: Values) -> str | None:
     if driver.startswith(("virtio-", "vhost-")):
         on = is_on(device, "iommu_platform")
         return f"{driver} with iommu_platform=on" if on else None
-    return None if driver in _NO_DMA else driver
+    harmless = driver in _NO_DMA or driver.endswith("-cpu")
+    return None if harmless else driver
 
 
 def _of_machine(machine: Values) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.fakes.machine import FakeMachine
 from tests.unit.host.doctor.healthy import (
+    CARD,
     DAEMON,
     DAEMON_UID,
     DB_MASTER,
@@ -346,10 +347,8 @@ def _vhost_user_device(on: Seeded) -> None:
     on.append(SAFE_MASTER, "-device", "vhost-user-fs-pci,chardev=more,tag=data")
 
 
-def _monitor_says(*devices: dict[str, str]) -> Callable[[Seeded], Hypervisor]:
-    card = {"driver": "virtio-net-pci", "iommu_platform": "on"}
-    harmless = [{"driver": "pcie-root-port"}, {"driver": "virtio-blk-pci"}]
-    return lambda on: replace(on.host, plugged=lambda: [card, *harmless, *devices])
+def _monitor_says(**device: str) -> Callable[[Seeded], Hypervisor]:
+    return lambda on: replace(on.host, plugged=lambda: [CARD, device])
 
 
 def _no_numa_off(on: Seeded) -> None:
@@ -569,16 +568,16 @@ FAULTS = (
     Fault("another vhost-user card", "confined-devices", _vhost_user_card),
     Fault("a second confined card", "confined-devices", _second_confined),
     Fault("vhost-user that is no card", "confined-devices", _vhost_user_device),
-    Fault("e1000, plugged", "confined-plugged", _monitor_says({"driver": "e1000"})),
+    Fault("e1000, plugged", "confined-plugged", _monitor_says(driver="e1000")),
     Fault(
         "vhost-user, plugged",
         "confined-plugged",
-        _monitor_says({"driver": "vhost-user-fs-pci"}),
+        _monitor_says(driver="vhost-user-fs-pci"),
     ),
     Fault(
         "a second iommu_platform, plugged",
         "confined-plugged",
-        _monitor_says({"driver": "virtio-net-pci", "iommu_platform": "on"}),
+        _monitor_says(**CARD),
     ),
     Fault("no numa=off", "confined-words", _no_numa_off),
     Fault("another pool", "confined-words", _small_pool),
