@@ -339,6 +339,8 @@ class Options(TypedDict, total=False):
     """More programs that it has."""
     on: Platform
     """Its machine, its kernel and its QEMU; a q35 if there is none."""
+    pool: int
+    """Bytes of its bounce pool."""
 
 
 def make(daemon: Daemon, logs: Path, **options: Unpack[Options]) -> ConfinedMaster:
@@ -365,16 +367,18 @@ def make(daemon: Daemon, logs: Path, **options: Unpack[Options]) -> ConfinedMast
 COMMAND_LINE = "the-word-that-only-the-kernels-command-line-has"
 
 
-def served(logs: Path, on: Platform = Q35) -> Daemon:
+def served(logs: Path, on: Platform = Q35, pool: int = POOL) -> Daemon:
     """Return the daemon of a confined device."""
-    memory, pool = (f"{size // MIB}M" for size in (on.memory, POOL))
-    return Daemon("card", memory=memory, confined=pool, logs=logs, program=on.program)
+    memory, confined = (f"{size // MIB}M" for size in (on.memory, pool))
+    return Daemon(
+        "card", memory=memory, confined=confined, logs=logs, program=on.program
+    )
 
 
 @contextmanager
 def started(logs: Path, **options: Unpack[Options]) -> Iterator[Link]:
     """A confined master and a slave process."""
-    with served(logs, options.get("on", Q35)) as daemon:
+    with served(logs, options.get("on", Q35), options.get("pool", POOL)) as daemon:
         master = make(daemon, logs, **options)
         with master, process.serving(daemon, logs / "agent.log") as slave:
             master.wait_ready()

@@ -223,6 +223,23 @@ def test_pool_that_is_too_small_leaves_the_rest_of_the_region_to_everything(
         assert found[ANONYMOUS] > 1000
 
 
+def test_pool_that_is_full_drops_packets_and_tcp_goes_on(here: Path) -> None:
+    """The least pool, with rings that are four times as long as usual."""
+    queues = "rx_queue_size=1024,tx_queue_size=1024"
+    args = [("guest_announce=off", f"guest_announce=off,{queues}")]
+    with confined.linked(here, args=args, pool=16 * MIB) as link:
+        for back in (True, False, True, False):
+            with traffic.iperf_server(link.master):
+                rate = traffic.tcp(link.slave, MASTER_ADDRESS, 4, 8, back=back)
+            assert rate > 0
+        said = link.master.run("dmesg").stdout
+        assert "swiotlb buffer is full" in said
+        assert "eth0: Unexpected TXQ (0) queue failure: -12" in said
+        dropped = link.master.run("cat /sys/class/net/eth0/statistics/tx_dropped")
+        assert int(dropped.stdout) > 0
+        assert_pings_cross(link)
+
+
 def test_slave_that_changes_a_flag_stops_the_masters_kernel(here: Path) -> None:
     """Linux 7.2 follows the flags of a descriptor table that its device can write.
 
