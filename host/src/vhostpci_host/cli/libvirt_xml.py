@@ -25,7 +25,7 @@ from .qemu_version import IN_ORDER, Version
 QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 ET.register_namespace("qemu", QEMU)
 
-Properties = dict[str, bool | int | str]
+Properties = dict[str, bool | int]
 """Values of a device's properties in QEMU, by the properties' names."""
 
 GIB = 2**30
@@ -65,12 +65,16 @@ def master(
         domain.append(_shared_memory())
     # Without the element libvirt turns ACPI off.
     add_element(add_element(domain, "features"), "acpi")
-    alias = _alias(config.name)
     devices = add_element(domain, "devices")
-    devices.append(_interface(config, alias))
     if confined:
-        _confine(domain, devices, _confined_layout(config, ram))
-    elif arena:
+        its = _confined_layout(config, ram)
+        _confine(domain, devices, its)
+        card = _plain_card(config, qemu, vectors, packed=packed)
+        domain.append(_commandline([("-machine", qemu_args.chipset(its)), *card]))
+        return domain
+    alias = _alias(config.name)
+    devices.append(_interface(config, alias))
+    if arena:
         domain.append(_arena(config))
     properties = _card(config, qemu, vectors, packed=packed)
     domain.append(_override({alias: properties}))
@@ -107,7 +111,15 @@ def _confine(domain: ET.Element, devices: ET.Element, its: Layout) -> None:
     # lie in the shared region.
     add_element(devices, "controller", type="usb", model="none")
     add_element(devices, "memballoon", model="none")
-    domain.append(_commandline([("-machine", qemu_args.chipset(its))]))
+
+
+def _plain_card(
+    config: DeviceConfig, qemu: Version, vectors: int | None, *, packed: bool
+) -> qemu_args.Args:
+    """Return a confined master's card as arguments, in a slot of libvirt's bus 0."""
+    # libvirt 11 takes no <interface> of vhost-user if a cell of the memory is private.
+    *others, (option, card) = qemu_args.card(config, qemu, vectors, packed=packed)
+    return [*others, (option, f"{card},addr={STATIC_SLOT:#x}")]
 
 
 SHARED_CELL = {True: {"memAccess": "shared"}, False: {}}
@@ -118,9 +130,6 @@ def _card(
 ) -> Properties:
     """Return the properties of the master's card that a domain overrides."""
     properties: Properties = dict(qemu_args.card_properties(config))
-    if config.confined is not None:
-        # It is no bool: there is "auto" as well.
-        properties["disable-legacy"] = "on"
     # libvirt has no attribute for it.
     if qemu >= IN_ORDER and qemu_args.offers(config, Feature.F_IN_ORDER):
         properties["in_order"] = True
@@ -205,7 +214,9 @@ ARENA_HINT = """\
 CONFINED_HINT = """\
 # libvirt makes the shared cell a file in memory_backing_dir (/etc/libvirt/qemu.conf),
 # which must be on tmpfs: memory_backing_dir = "/dev/shm/libvirt".
-# Take <memoryBacking> out, and USB and SATA controllers; processors are in cell 0."""
+# Take <memoryBacking> out, the card's <interface> (the card is in qemu:commandline, as
+# libvirt 11 wants all memory shared for one), and USB and SATA controllers; processors
+# are in cell 0."""
 ATTACH_HINT = """\
 # Where the slave is a VM, each file of the RAM must have a power of two of bytes."""
 
@@ -307,7 +318,7 @@ def _override(devices: dict[str, Properties]) -> ET.Element:
     return override
 
 
-_KINDS = {bool: "bool", int: "unsigned", str: "string"}
+_KINDS = {bool: "bool", int: "unsigned"}
 """libvirt's name for a property's type."""
 
 

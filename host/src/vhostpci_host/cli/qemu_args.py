@@ -40,9 +40,18 @@ def master(
     Raises:
         HostError: `ram` is needed, or the master cannot be confined.
     """
-    name = object_id(config.name)
     return [
         *_memory(config, qemu, ram, machine),
+        *card(config, qemu, vectors, packed=packed),
+    ]
+
+
+def card(
+    config: DeviceConfig, qemu: Version, vectors: int | None, *, packed: bool
+) -> Args:
+    """Return the arguments for the master's card; the last one is its `-device`."""
+    name = object_id(config.name)
+    return [
         (
             "-chardev",
             f"socket,id={name},path={_escape(config.vhost_user)},"
