@@ -293,12 +293,12 @@ class Link:
         """The file that is the slave's window: it has all of it mapped."""
         return self.daemon.memory_dir / self.daemon.name
 
-    def check(self, on: Platform = Q35) -> dict[str, str]:
+    def check(self, *options: str) -> dict[str, str]:
         """Run the script for masters in the master; return what is wrong there.
 
         Each check that finds something, with what it says and what repairs it.
         """
-        script = self.daemon.master_check(*on.options)
+        script = self.daemon.master_check(*options)
         self.master.put("/tmp/check.sh", script.encode())
         said = self.master.run("busybox sh /tmp/check.sh; true", timeout=90).stdout
         (summary,) = re.findall(r"^\d+ checks, (\d+) wrong", said, re.M)
@@ -321,9 +321,14 @@ class Link:
         return Range(one["guest_addr"], one["guest_addr"] + one["size"])
 
 
+def secret_words(words: str) -> str:
+    """Return some words of a master's kernel, and one that is a secret."""
+    return f"{words} secret={COMMAND_LINE}"
+
+
 def command_line(words: str = "", architecture: Architecture = AMD64) -> str:
     """Return the words of a master's kernel, one of which is a secret."""
-    return f"{qemu.append(architecture)} {words} secret={COMMAND_LINE}"
+    return f"{qemu.append(architecture)} {secret_words(words)}"
 
 
 class Options(TypedDict, total=False):

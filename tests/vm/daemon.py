@@ -66,7 +66,8 @@ class Device:
     def xml(self, role: str, *options: str) -> str:
         """The domain that ``xml --role ROLE`` prints."""
         kind = "kvm" if qemu.has_kvm() else "qemu"
-        words = ["--role", role, "--type", kind, "--qemu", qemu.binary(), *options]
+        program = self._program or qemu.binary()
+        words = ["--role", role, "--type", kind, "--qemu", program, *options]
         return self._ask("xml", self.name, *words)
 
     def _how_vms_run(self) -> list[str]:

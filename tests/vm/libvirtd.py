@@ -1,23 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Debian's libvirtd, for as long as a ``with`` block takes, and VMs that it manages.
+"""A libvirtd of Debian's, for as long as a ``with`` block takes, and its VMs.
 
 It runs in separate namespaces (mounts, processes, network): its state lies in a
 temporary directory, it touches no network of the machine, and whatever it has
 started ends with it, however that ends.
 """
 
+import shlex
 import subprocess
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
 from xml.etree import ElementTree as ET
 
-from tests.vm import qemu
+from tests.vm import programs, qemu
+from tests.vm.confined import ConfinedMaster
 from tests.vm.daemon import Daemon
 from tests.vm.harness import DIE_WITH_US, Vm
 from tests.vm.image import Image
 from tests.vm.pair import Master, Slave
+from tests.vm.qemus import SUPPORTED
 from tests.waiting import wait_for
 
 START_TIMEOUT = 90.0
@@ -30,6 +34,15 @@ DIRECTORIES = {
     "cache": "/var/cache/libvirt",
 }
 """For each of our directories, libvirtd's directory that it is mounted over."""
+OWN_FILES = (f"/{programs.LIBRARIES}/libvirt", "/usr/share/libvirt")
+"""Where a libvirtd looks for what belongs to it: drivers, processors, schemas."""
+MODULES = f"/{programs.LIBRARIES}/qemu"
+"""Where a QEMU looks for those of its modules that are not beside it.
+
+libvirt has each QEMU load all modules that it knows, and one that meets those of
+another build crashes (10.0: module_load_dso).
+"""
+PACKAGES = ("libvirt-daemon", "libvirt-daemon-driver-qemu")
 ACCOUNTS = {
     "passwd": ("/etc/passwd", "libvirt-qemu:x:64055:64055::/:/usr/sbin/nologin"),
     "group": ("/etc/group", "libvirt-qemu:x:64055:"),
@@ -46,6 +59,7 @@ security_driver = "none"
 cgroup_controllers = []
 namespaces = []
 stdio_handler = "file"
+memory_backing_dir = "{memory}"
 """
 LIBVIRTD_CONF = """\
 unix_sock_dir = "{directory}"
@@ -60,7 +74,7 @@ while [ $# -gt 0 ]; do
     [ -e "$2" ] || mkdir -p "$2"
     mount --bind "$1" "$2" && shift 2 || exit 1
 done
-libvirtd -f "$PWD/libvirtd.conf" -p "$PWD/pid" &
+sh program -f "$PWD/libvirtd.conf" -p "$PWD/pid" &
 wait $!
 """
 ISOLATED = (
@@ -74,32 +88,58 @@ class LibvirtError(Exception):
 
 
 class Libvirtd:
-    """A libvirtd for one test, apart from the machine's own."""
+    """A libvirtd for one test, apart from the machine's own.
 
-    def __init__(self, logs: Path) -> None:
+    With ``suite`` it is that of another suite of Debian's, and runs `qemu`, not this
+    machine's QEMU.
+    """
+
+    def __init__(self, logs: Path, suite: str = "") -> None:
         self.log = logs / "libvirtd.log"
+        self.suite = suite
 
     def __enter__(self) -> Self:
-        self._temporary = TemporaryDirectory(prefix="vhostpci-")
-        directory = Path(self._temporary.name)
-        for name in DIRECTORIES:
+        self._stack = ExitStack()
+        directory, self.memory_dir = (
+            Path(self._stack.enter_context(TemporaryDirectory("", "vhostpci-", where)))
+            for where in (None, "/dev/shm")
+        )
+        for name in (*DIRECTORIES, "no-modules"):
             (directory / name).mkdir()
         for name, (path, line) in ACCOUNTS.items():
             (directory / name).write_text(f"{Path(path).read_text()}{line}\n")
-        (directory / "etc/qemu.conf").write_text(QEMU_CONF)
+        (directory / "etc/qemu.conf").write_text(
+            QEMU_CONF.format(memory=self.memory_dir)
+        )
         (directory / "libvirtd.conf").write_text(
             LIBVIRTD_CONF.format(directory=directory)
         )
         self._socket = directory / "libvirt-sock"
         self.uri = f"qemu+unix:///system?socket={self._socket}"
         self.qemu_logs = directory / "log/qemu"
-        self._start(directory)
+        program, mounts = self._program()
+        (directory / "program").write_text(f'exec {shlex.join(program)} "$@"\n')
+        self._start(directory, mounts)
         return self
 
-    def _start(self, directory: Path) -> None:
+    def qemu(self) -> str | None:
+        """Return the QEMU of its suite; None for this machine's."""
+        found = (one.program() for one in SUPPORTED.values() if one.suite == self.suite)
+        return next(found, None)
+
+    def _program(self) -> tuple[list[str], dict[str, str]]:
+        """Return its command, and what is mounted where for it."""
+        if not self.suite:
+            return ["libvirtd"], {}
+        found = programs.unpacked(self.suite, *PACKAGES)
+        mounts = {f"{found.root}{path}": path for path in OWN_FILES}
+        return found.command("usr/sbin/libvirtd"), {"no-modules": MODULES, **mounts}
+
+    def _start(self, directory: Path, more: dict[str, str]) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         accounts = {name: path for name, (path, _) in ACCOUNTS.items()}
-        mounts = [word for pair in (DIRECTORIES | accounts).items() for word in pair]
+        places = DIRECTORIES | accounts | more
+        mounts = [word for pair in places.items() for word in pair]
         init = ["sh", "-c", INIT, "init", str(directory), *mounts]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -120,7 +160,7 @@ class Libvirtd:
         self._process.kill()  # --kill-child, and with the first process all the others
         self._process.wait()
         self._keep_logs()
-        self._temporary.cleanup()
+        self._stack.close()
 
     def _answers(self) -> bool:
         try:
@@ -165,7 +205,10 @@ class PluggingDaemon(Daemon):
 
 
 class Managed(Vm):
-    """A VM that libvirt starts; a kernel to boot is added to its XML."""
+    """A VM that libvirt starts; a kernel to boot is added to its XML.
+
+    ``words`` are added to those that each kernel has.
+    """
 
     def __init__(
         self,
@@ -175,8 +218,10 @@ class Managed(Vm):
         logs: Path,
         libvirtd: Libvirtd,
         xml: str,
+        words: str = "",
     ) -> None:
         super().__init__(name, image, logs=logs)
+        self._words = words
         self._image = image
         self._libvirtd = libvirtd
         self._xml = xml
@@ -217,13 +262,15 @@ class Managed(Vm):
     def _bootable(self) -> ET.Element:
         """Return the domain with a guest in it that takes our commands."""
         domain = ET.fromstring(self._xml)
-        cpu = "host-passthrough" if qemu.has_kvm() else "maximum"
-        ET.SubElement(domain, "cpu", mode=cpu)
+        # A confined master has the element for its memory.
+        cpu = domain.find("cpu")
+        cpu = ET.SubElement(domain, "cpu") if cpu is None else cpu
+        cpu.set("mode", "host-passthrough" if qemu.has_kvm() else "maximum")
         system, iommu = _find(domain, "os"), domain.find("devices/iommu") is not None
         ET.SubElement(system, "kernel").text = str(self._image.kernel)
         ET.SubElement(system, "initrd").text = str(self._image.initrd)
-        append = f"{qemu.APPEND} intel_iommu=on" if iommu else qemu.APPEND
-        ET.SubElement(system, "cmdline").text = append
+        words = [qemu.APPEND, *(["intel_iommu=on"] if iommu else []), self._words]
+        ET.SubElement(system, "cmdline").text = " ".join(words).strip()
         devices = _find(domain, "devices")
         serial = ET.SubElement(devices, "serial", type="file")
         ET.SubElement(serial, "source", path=str(self.serial_log))
@@ -231,6 +278,10 @@ class Managed(Vm):
         ET.SubElement(channel, "source", mode="bind", path=str(self.run_dir / "test"))
         ET.SubElement(channel, "target", type="virtio", name="vhostpci.test")
         return domain
+
+
+class ManagedConfinedMaster(Managed, ConfinedMaster):
+    """A confined master."""
 
 
 class ManagedMaster(Managed, Master):

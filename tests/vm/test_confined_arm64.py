@@ -58,7 +58,7 @@ def test_shared_region_is_the_bounce_pool_and_the_rings_and_nothing_else(
 def test_check_in_the_master_finds_nothing_wrong(
     link: Link, platform: Platform
 ) -> None:
-    assert link.check(platform) == {}
+    assert link.check(*platform.options) == {}
 
 
 def test_freed_memory_does_not_come_with_receive_buffers(link: Link) -> None:

@@ -35,9 +35,9 @@ pytestmark = [pytest.mark.vm, pytest.mark.libvirt]
 
 
 @pytest.fixture
-def libvirtd(here: Path) -> Iterator[Libvirtd]:
-    """A libvirtd without any domain."""
-    with Libvirtd(here) as libvirtd:
+def libvirtd(here: Path, request: pytest.FixtureRequest) -> Iterator[Libvirtd]:
+    """A libvirtd without any domain; the parameter is a suite that has another one."""
+    with Libvirtd(here, getattr(request, "param", "")) as libvirtd:
         yield libvirtd
 
 
@@ -97,11 +97,16 @@ def test_windows_of_a_domains_own_memory_are_plugged_into_a_running_domain(
                 _assert_packets_cross(pair)
 
 
+@pytest.mark.parametrize(
+    "libvirtd", ["", "trixie"], ids=["this-debian", "trixie"], indirect=True
+)
 def test_one_cell_of_a_confined_domain_is_shared_and_the_others_have_no_file(
     libvirtd: Libvirtd,
 ) -> None:
     config = DeviceConfig(name="web", mode=Mode.ATTACH, confined=64 * MIB)
     domain = libvirt_xml.master(config, Version(7, 2), 1024 * MIB, kind="qemu")
+    if program := libvirtd.qemu():
+        libvirt_xml.set_emulator(domain, Path(program))
     text = shmem_xml.text(domain)
     libvirtd.virsh("define", "--validate", "/dev/stdin", text=text)
     line = shlex.split(
@@ -114,6 +119,7 @@ def test_one_cell_of_a_confined_domain_is_shared_and_the_others_have_no_file(
     assert json.loads(memory[1])["share"] is True
     assert [word for word in line if "xhci" in word or "balloon" in word] == []
     assert "max-ram-below-4g=640M,sata=off" in line
+    assert ["virtio-net-pci" in word for word in line].count(True) == 1
 
 
 def _assert_packets_cross(pair: Pair) -> None:
