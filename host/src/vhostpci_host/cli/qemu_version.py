@@ -7,9 +7,12 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config.confined_layout import Machine
 from ..errors import HostError
 
 PROGRAM = "qemu-system-x86_64"
+PROGRAMS = {Machine.Q35: PROGRAM, Machine.VIRT: "qemu-system-aarch64"}
+"""The QEMU that has a machine."""
 
 _ANSWER_TIME = 20.0
 """Seconds that `PATH -version` may take."""
@@ -46,30 +49,35 @@ class Qemu:
     version: Version
     program: Path | None
     """None: there was none to ask, and the version is assumed."""
+    usual: str = PROGRAM
+    """The name by which it was looked for, if the user named none."""
 
     def __str__(self) -> str:
         """Return the line that tells a user which version the arguments are for."""
         if self.program is None:
             return (
-                f"no {PROGRAM} is in PATH: version {self.version} is assumed (--qemu)"
+                f"no {self.usual} is in PATH: version {self.version} is assumed "
+                "(--qemu)"
             )
         return f"{self.program} is QEMU {self.version}"
 
 
-def find(name: str | None) -> Qemu:
+def find(name: str | None, machine: Machine = Machine.Q35) -> Qemu:
     """Ask the QEMU that will be used for its version.
 
     Args:
-        name: the program, or its path; None for the usual name.
+        name: the program, or its path; None for the one that has the machine.
+        machine: QEMU's machine.
 
     Raises:
         HostError: it is not there, or does not say that it is a QEMU.
     """
-    program = shutil.which(name or PROGRAM)
+    usual = PROGRAMS[machine]
+    program = shutil.which(name or usual)
     if program is not None:
         return Qemu(ask(program), Path(program).absolute())
     if name is None:
-        return Qemu(ASSUMED, None)
+        return Qemu(ASSUMED, None, usual)
     raise HostError(
         f"--qemu {name}: there is no such program; give its path", code="H016"
     )

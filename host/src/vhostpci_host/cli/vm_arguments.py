@@ -69,7 +69,8 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         choices=[*Machine],
         default=Machine.Q35,
         type=Machine,
-        help="a confined master's machine: virt is for aarch64 (default: %(default)s)",
+        help="a confined master's machine: virt is for aarch64, and is the one of "
+        "qemu-system-aarch64 (default: %(default)s)",
     )
 
 
@@ -125,7 +126,7 @@ def _qemu_args(args: argparse.Namespace) -> None:
             raise Usage("--kernel-args: the slave's kernel needs no words", code="H149")
         print(qemu_args.confined_layout(device, ram, args.machine).kernel_words())
         return
-    qemu = qemu_version.find(args.qemu)
+    qemu = qemu_version.find(args.qemu, args.machine)
     if args.role == "master":
         vectors = _vectors(args, qemu.version, tcg=args.tcg)
         words = qemu_args.master(

@@ -203,6 +203,16 @@ def test_kernel_args_are_the_words_alone(
     assert "give --confined" in failure(capsys, *ordinary)
 
 
+def test_arguments_of_a_virt_are_for_the_qemu_that_has_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    argv = ["qemu-args", "a", "--run-dir", str(tmp_path), "--memory", "4G"]
+    argv += ["--confined", "--machine", "virt", "--role", "master"]
+    assert main(argv) == 0
+    assert "no qemu-system-aarch64 is in PATH" in capsys.readouterr().err
+
+
 def test_hint_of_a_confined_master_has_its_kernels_words(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from vhostpci_host.cli import qemu_version
 from vhostpci_host.cli.qemu_version import Version
+from vhostpci_host.config.confined_layout import Machine
 from vhostpci_host.errors import HostError
 
 
@@ -59,6 +60,18 @@ def test_without_a_qemu_a_version_is_assumed_and_named(
     qemu = qemu_version.find(None)
     assert qemu.version == Version(10, 0)
     assert "no qemu-system-x86_64 is in PATH: version 10.0 is assumed" in str(qemu)
+
+
+def test_qemu_that_has_the_machine_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saying(tmp_path, "11.1.3", qemu_version.PROGRAM)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    missing = str(qemu_version.find(None, Machine.VIRT))
+    assert missing.startswith("no qemu-system-aarch64 is in PATH")
+    saying(tmp_path, "7.2.22", "qemu-system-aarch64")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert qemu_version.find(None, Machine.VIRT).version == Version(7, 2)
 
 
 def test_program_that_is_not_there_is_named(tmp_path: Path) -> None:
