@@ -89,6 +89,9 @@ HYPERVISOR = Kind(
 socket-group = "libvirt-qemu"
 [device.net0]
 memory = "64M"
+[device.net1]
+mode = "attach"
+confined = "16M"
 """,
         "etc/systemd/system/vhostpci-host.service.d/libvirt.conf": """\
 [Service]

@@ -22,6 +22,7 @@ from tests.vm.image import CHECKOUT
 pytestmark = [pytest.mark.debs, pytest.mark.install]
 
 ABSTRACTION = "/etc/apparmor.d/local/abstractions/libvirt-qemu"
+LOG = "journalctl -u vhostpci-host --no-pager -o cat"
 START = 300.0
 """Seconds of the VM's, whose processor is emulated, for a command of virsh."""
 
@@ -46,20 +47,20 @@ def hypervisor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vm]:
         yield vm
 
 
-def define(vm: Vm, role: str) -> None:
+def define(vm: Vm, role: str, name: str = "net0", options: str = "") -> None:
     """Define the domain that `vhostpci-host xml` prints, with less memory."""
-    options = "--type qemu --qemu /usr/bin/qemu-system-x86_64"
+    options += " --type qemu --qemu /usr/bin/qemu-system-x86_64"
     vm.run(
-        f"vhostpci-host xml net0 --role {role} {options} >/root/{role}.xml && "
+        f"vhostpci-host xml {name} --role {role} {options} >/root/{role}.xml && "
         f"sed -i 's|>1024</memory>|>64</memory>|' /root/{role}.xml && "
         f"virsh define /root/{role}.xml",
         timeout=START,
     )
 
 
-def start(vm: Vm, role: str) -> Result:
+def start(vm: Vm, role: str, name: str = "net0") -> Result:
     """Start a domain, which may fail."""
-    return vm.run(f"virsh start net0-{role}", timeout=START, check=False)
+    return vm.run(f"virsh start {name}-{role}", timeout=START, check=False)
 
 
 def denials(vm: Vm) -> list[str]:
@@ -96,7 +97,24 @@ def test_confined_domains_start_with_the_lines_of_the_documents(hypervisor: Vm) 
     ).stdout.splitlines()
     assert len(shown) == 2
     assert all(re.fullmatch(r"libvirt-[-0-9a-f]{36} \(enforce\)", it) for it in shown)
-    log = "journalctl -u vhostpci-host --no-pager -o cat"
     for said in ("front-end connected", "slave connected"):
-        hypervisor.wait_for(f"{log} | grep -q '^net0: {said}'", START)
+        hypervisor.wait_for(f"{LOG} | grep -q '^net0: {said}'", START)
     assert denials(hypervisor) == [denied]
+
+
+def test_master_of_a_confined_device_starts_with_them(hypervisor: Vm) -> None:
+    """Its shared memory is a file of libvirt's, and its card plain arguments."""
+    hypervisor.put(ABSTRACTION, documented().encode())
+    hypervisor.run(
+        "echo 'memory_backing_dir = \"/dev/shm/libvirt\"' >>/etc/libvirt/qemu.conf && "
+        "systemctl restart libvirtd",
+        timeout=START,
+    )
+    define(hypervisor, "master", "net1", "--mode attach --memory 400M")
+    before = denials(hypervisor)
+    done = start(hypervisor, "master", "net1")
+    assert done.rc == 0, done.stderr
+    hypervisor.wait_for(f"{LOG} | grep -q '^net1: front-end connected'", START)
+    profile = hypervisor.run("cat /etc/apparmor.d/libvirt/*.files").stdout
+    assert re.search(r'"/dev/shm/libvirt/libvirt/qemu/\d+-net1-master/', profile)
+    assert denials(hypervisor) == before
