@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +19,7 @@ from tests.process.attach import AttachLab
 from tests.process.kept import replace, serving
 from tests.process.lab import ATTACH, Lab
 from tests.process.program import DaemonProgram
-from tests.waiting import TIMEOUT, wait_for
+from tests.waiting import PROCESS_TIMEOUT, TIMEOUT, wait_for
 from vhostpci_host.daemon.control_client import ask
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import Request
@@ -297,3 +298,21 @@ def test_keeper_that_dies_is_reported_and_the_daemon_goes_on(lab: Lab) -> None:
     pid = serving(lab)
     os.kill(pid, signal.SIGTERM)
     wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the daemon has ended")
+
+
+def test_reload_replaces_an_arena_when_a_slow_keeper_has_closed_it(
+    lab: Lab, tmp_path: Path
+) -> None:
+    daemon = lab.start_fleet("net0")
+    lab.start_master().close()  # which has the arena stay
+    lab.wait_state("no master")
+    size, file = lab.arena.stat().st_size, tmp_path / "vms.toml"
+    file.write_text(file.read_text().replace('memory = "', 'memory = "64M" # '))
+    keeper = daemon.process.pid
+    os.kill(keeper, signal.SIGSTOP)
+    goes_on = threading.Timer(0.3, os.kill, (keeper, signal.SIGCONT))
+    goes_on.start()
+    done = ask(lab.run_dir / "control", {"command": "reload"}, PROCESS_TIMEOUT)
+    goes_on.join()
+    assert not done["failed"]
+    assert lab.arena.stat().st_size != size

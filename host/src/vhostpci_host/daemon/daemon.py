@@ -256,8 +256,12 @@ class Daemon:
         Raises:
             HostError: it cannot be served, or has failed or was closed meanwhile.
         """
-        entry.server = self._new_server(entry.config, inherited, added=added)
-        if entry.config.prealloc:
+        # An arena of this name that a device has just left can be replaced only when
+        # the keeper has closed it, too.
+        await self._keeper.settle()
+        if self._entries.get(entry.config.name) is entry:
+            entry.server = self._new_server(entry.config, inherited, added=added)
+        if entry.server is not None and entry.config.prealloc:
             await entry.server.reserve_memory(self._ended.done)
         if entry.server is None:
             if entry.failure:

@@ -107,6 +107,11 @@ class KeeperPort:
         if before:
             store.release(before)
 
+    async def settle(self) -> None:
+        """Wait until the keeper has nothing more of devices that were closed."""
+        if self.store is not None:
+            await self.store.settle()
+
     def finish_start(self) -> None:
         """Close what no device has taken."""
         if self.store is not None:

@@ -7,6 +7,7 @@ however many the daemon has: systemd ignores a second one.
 """
 
 import array
+import asyncio
 import errno
 import fcntl
 import logging
@@ -85,6 +86,7 @@ class DescriptorStore:
         self._known: WeakKeyDictionary[HasNumber, str] = WeakKeyDictionary()
         numbers = (int(name[1:], 36) for name in self.left)
         self._last = max(numbers, default=0)
+        self._forgotten = self._settled = 0
 
     def take(self) -> list[Fd]:
         """Return what the keeper has given us beside what was kept: the caller's."""
@@ -134,6 +136,7 @@ class DescriptorStore:
         # What was left may have two names for one open file.
         if self._names.get(who) == name:
             del self._names[who]
+        self._forgotten += 1
         self.say(notices.forget(name))
 
     def drop_left(self) -> None:
@@ -154,18 +157,33 @@ class DescriptorStore:
         if unused:
             self._wait_taken()
 
+    async def settle(self) -> None:
+        """Wait until the keeper has closed all that it was told to forget.
+
+        Until then a file that was forgotten is still in use.
+        """
+        forgotten = self._forgotten
+        if forgotten == self._settled:
+            return
+        with self._barrier() as taken:
+            if not self.problem:
+                # In another thread: a keeper that is slow must stop no master.
+                await asyncio.to_thread(_wait_hangup, taken)
+        self._settled = max(self._settled, forgotten)
+
     def _wait_taken(self) -> None:
         """Wait until the keeper has acted on all notices."""
+        with self._barrier() as taken:
+            if not self.problem:
+                _wait_hangup(taken)
+
+    def _barrier(self) -> Fd:
+        """Return a pipe that hangs up when the keeper has acted on all notices."""
         # It closes what comes with a notice that asks for nothing to be kept.
         ours, theirs = map(Fd, os.pipe2(os.O_CLOEXEC))
-        with ours:
-            with theirs:
-                self.say(notices.BARRIER, theirs)
-            if not self.problem:
-                # Not select(), which takes no number above 1023.
-                poll = select.poll()
-                poll.register(ours.fileno(), select.POLLIN)
-                poll.poll(1000 * PATIENCE)
+        with theirs:
+            self.say(notices.BARRIER, theirs)
+        return ours
 
     def say(self, notice: str, fd: HasNumber | None = None) -> None:
         """Send a notice to the keeper; if that is not possible, keep nothing more."""
@@ -234,6 +252,13 @@ class DescriptorStore:
         while self._given:
             self._given.popitem()[1].close()
         self._channel.close()
+
+
+def _wait_hangup(pipe: Fd) -> None:
+    # Not select(), which takes no number above 1023.
+    poll = select.poll()
+    poll.register(pipe.fileno(), select.POLLIN)
+    poll.poll(1000 * PATIENCE)
 
 
 def has_keeper(systemd: bool) -> bool:
