@@ -128,6 +128,13 @@ def test_wrong_arguments_are_named_with_status_2(
             ["run", "a", "--memory", "1M", "--fd", "3", "--connect", "/x"],
             "--fd and --connect exclude each other",
         ),
+        *(
+            (
+                f"{command} a --memory 1G --confined --queue-pairs 2{more}".split(),
+                "queue-pairs 2 of a confined device: several need the card's control",
+            )
+            for command, more in (("run", ""), ("qemu-args", " --role master"))
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

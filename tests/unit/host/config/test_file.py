@@ -66,6 +66,17 @@ def test_confined_is_the_size_of_the_bounce_pool(file: Path) -> None:
     ]
 
 
+def test_confined_device_with_several_queue_pairs_is_refused(file: Path) -> None:
+    table = '[device.a]\nmemory = "2G"\nconfined = "64M"\n'
+    (said,) = placed_mistakes(file, table + "queue-pairs = 2")
+    assert said == (
+        4,
+        "device.a: queue-pairs 2 of a confined device: several need the card's control "
+        "queue, by which a slave could have the master's QEMU write anywhere in the "
+        "master's memory: leave out queue-pairs",
+    )
+
+
 def test_grace_of_the_carrier_is_a_number_at_the_top_or_off(file: Path) -> None:
     table = '[device.{}]\nmode = "attach"\n'
     devices = load(
