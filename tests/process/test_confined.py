@@ -48,6 +48,8 @@ def test_packets_cross_and_go_on_with_a_successor(lab: Lab, *, packed: bool) -> 
     assert lab.status()["confined"] == {**found, "pool": POOL}
     assert lab.status()["memory"]["window"] == 2 * (POOL + AREA)
     assert "confined 32 MiB of 1 GiB" in lab.run_host("status", "net0").stdout
+    sample = 'vhostpci_device_confined_shared_bytes{device="net0"}'
+    assert f"{sample} {POOL + AREA}\n" in lab.run_host("metrics").stdout
     lab.daemon.start_log_here()
     replace(lab)
     crosses(lab)

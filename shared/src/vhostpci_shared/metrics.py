@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 COUNTER, GAUGE = "counter", "gauge"
@@ -42,6 +43,38 @@ class Family:
         for labels, value in self._samples:
             pairs = ",".join(f'{k}="{_escape(v)}"' for k, v in labels.items())
             yield f"{self.name}{{{pairs}}} {value}" if pairs else f"{self.name} {value}"
+
+
+class ConfinedFamilies:
+    """The metrics of confined devices, which both sides have.
+
+    Args:
+        prefix: what the names of this side's metrics of devices begin with.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._is = Family(
+            f"{prefix}_confined", "1: the slave has only a part of the master's memory."
+        )
+        self._shared = Family(
+            f"{prefix}_confined_shared_bytes", "What it has of a confined master's."
+        )
+        self._memory = Family(
+            f"{prefix}_confined_memory_bytes", "A confined master's whole memory."
+        )
+
+    def add(self, found: Mapping[str, Any] | None, **labels: str) -> None:
+        """Add a device by the value of `confined` in the JSON of its status."""
+        self._is.add(bool(found), **labels)
+        if not found:
+            return
+        self._shared.add(found["shared"], **labels)
+        # In attach mode the daemon does not know it: a zero would look like a size.
+        if found["memory"]:
+            self._memory.add(found["memory"], **labels)
+
+    def all(self) -> list[Family]:
+        return [self._is, self._shared, self._memory]
 
 
 def _escape(text: str, *, quote: bool = True) -> str:

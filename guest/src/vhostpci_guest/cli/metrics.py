@@ -10,7 +10,13 @@ import re
 from typing import Any
 
 from vhostpci_shared import metrics_server
-from vhostpci_shared.metrics import COUNTER, Family, render, write_file
+from vhostpci_shared.metrics import (
+    COUNTER,
+    ConfinedFamilies,
+    Family,
+    render,
+    write_file,
+)
 
 from .. import status_socket
 from ..errors import Unusable
@@ -63,13 +69,17 @@ def collect() -> tuple[str, list[str]]:
     carrier = Family("vhostpci_agent_carrier", "1: the TAP has its carrier.")
     errors = Family("vhostpci_agent_scrape_errors", "Agents that did not answer.")
     errors.add(len(problems))
+    confined = ConfinedFamilies("vhostpci_agent")
     counters = _Counters()
     for link in links:
         labels = {"device": link["name"] or "", "tap": link["tap"] or ""}
         up.add(int(link["state"] == "ready"), **labels)
         carrier.add(int(bool(link["carrier"])), **labels)
+        # An agent of an earlier version does not say it.
+        confined.add(link.get("confined"), **labels)
         counters.add(statistics(link), labels)
-    return render([up, carrier, *counters.all(), errors]), problems
+    families = [up, carrier, *confined.all(), *counters.all(), errors]
+    return render(families), problems
 
 
 def _lacks(counted: dict[str, Any], name: str) -> bool:

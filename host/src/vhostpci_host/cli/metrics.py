@@ -9,7 +9,13 @@ import logging
 from pathlib import Path
 
 from vhostpci_shared import log_options, metrics_server
-from vhostpci_shared.metrics import COUNTER, Family, render, write_file
+from vhostpci_shared.metrics import (
+    COUNTER,
+    ConfinedFamilies,
+    Family,
+    render,
+    write_file,
+)
 
 from ..config import options
 from ..errors import HostError, explain
@@ -97,6 +103,7 @@ def _families(found: list[Json]) -> list[Family]:
         "slave": Family("vhostpci_device_slave", "1: a slave is connected."),
         "agent": Family("vhostpci_device_agent", "1: an agent serves it."),
     }
+    confined = ConfinedFamilies("vhostpci_device")
     rings = _RingFamilies()
     for status in found:
         name = status["name"]
@@ -110,9 +117,11 @@ def _families(found: list[Json]) -> list[Family]:
         parts["master"].add(status["master"] is not None, device=name)
         parts["slave"].add(status["slave"] is not None, device=name)
         parts["agent"].add(bool(status["agent"]["present"]), device=name)
+        # A daemon of an earlier version has no confined devices.
+        confined.add(status.get("confined"), device=name)
         for ring in status["rings"]:
             rings.add(name, ring)
-    return [up, failed, info, *parts.values(), *rings.all()]
+    return [up, failed, info, *parts.values(), *confined.all(), *rings.all()]
 
 
 class _RingFamilies:

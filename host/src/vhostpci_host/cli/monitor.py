@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vhostpci_shared.terminal import Styled, Terminal, add_color
+from vhostpci_shared.units import confined
 
 from ..config import options
 from ..config.device import daemon_control
@@ -132,5 +133,8 @@ def _values(event: Json) -> Iterator[str]:
     for key, value in event.items():
         if key in ("time", "event", "device") or value in (None, "", []):
             continue
-        text = " ".join(value) if isinstance(value, list) else str(value)
+        if key == "confined":
+            text = confined(value)
+        else:
+            text = " ".join(value) if isinstance(value, list) else str(value)
         yield f"{key}={text}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vhostpci_shared import top
 from vhostpci_shared.top import COUNTS, Device, Ring
+from vhostpci_shared.units import confined
 
 from ..config import options
 from ..errors import HostError
@@ -52,10 +53,13 @@ def _device(status: Json) -> Device:
         vms.look(end["pid"]).name or str(end["pid"]) if end else "-"
         for end in (status.get("master"), status.get("slave"))
     ]
+    about = f"master {ends[0]}, slave {ends[1]}"
+    if found := status.get("confined"):
+        about = f"confined {confined(found)}, {about}"
     return Device(
         status["name"],
         status["state"],
-        status.get("reason") or f"master {ends[0]}, slave {ends[1]}",
+        status.get("reason") or about,
         tuple(_ring(ring, unknown) for ring in status.get("rings", ())),
     )
 

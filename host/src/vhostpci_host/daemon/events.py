@@ -10,15 +10,20 @@ from dataclasses import dataclass
 
 from ..device.agent_view import AgentView
 from ..device.device import Device
-from ..device.status import state
+from ..device.status import confined, state
 from ..interfaces import FAILED, Json
 from .entry import Entry
 
+_WHAT_IT_IS = (
+    *("state", "reason", "confined"),
+    *("master_pid", "slave_pid", "agent", "rings"),
+)
+
 EVENTS = {
     "daemon": ("pid", "version"),
-    "present": ("state", "reason", "master_pid", "slave_pid", "agent", "rings"),
+    "present": _WHAT_IT_IS,
     "listening": ("devices",),
-    "device-added": ("state", "reason", "master_pid", "slave_pid", "agent", "rings"),
+    "device-added": _WHAT_IT_IS,
     "device-removed": (),
     "device-failed": ("reason",),
     "master-connected": ("pid",),
@@ -51,6 +56,8 @@ class View:
     state: str
     reason: str = ""
     """Why it failed."""
+    confined: Json | None = None
+    """How much of the master's memory the slave has; None: all of it."""
     master: int | None = None
     slave: int | None = None
     agent: str = "none"
@@ -66,6 +73,7 @@ class View:
         return {
             "state": self.state,
             "reason": self.reason or None,
+            "confined": self.confined,
             "master_pid": self.master,
             "slave_pid": self.slave,
             "agent": self.agent,
@@ -84,10 +92,11 @@ def view(entry: Entry) -> View | None:
         # A device that is being added fails by no event: who adds it is told.
         if entry.arriving:
             return None
-        return View(state=FAILED, reason=entry.failure)
+        return View(state=FAILED, reason=entry.failure, confined=confined(entry.config))
     device, why_off = server.device, server.carrier.why_off
     return View(
         state="leaving" if entry.leaving else state(device, why_off=why_off),
+        confined=confined(entry.config),
         master=device.master.pid if device.master else None,
         slave=device.slave.port.pid if device.slave else None,
         agent=agent(device.agent),

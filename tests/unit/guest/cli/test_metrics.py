@@ -15,6 +15,7 @@ from vhostpci_guest.dataplane.interface import Stats
 
 DOCUMENT = (Path(__file__).parents[4] / "docs/metrics.md").read_text()
 COUNTS = {f.name: 7 for f in fields(Stats) if f.name != "batches"}
+CONFINED = {"shared": 80 << 20, "memory": 1 << 30}
 STATS = Stats(**COUNTS, batches=(3,) * 11)
 
 
@@ -52,10 +53,27 @@ def test_each_counter_of_stats_is_there(
 def test_gauges_are_those_of_the_document(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = metrics(capsys, monkeypatch)
+    found = metrics(capsys, monkeypatch, confined=CONFINED)
     gauges = {name for name, one in found.items() if one.type == "gauge"}
     rows = [line.split("`")[1] for line in DOCUMENT.splitlines() if "| gauge" in line]
     assert gauges == {name for name in rows if name.startswith("vhostpci_agent_")}
+
+
+def test_memory_of_a_confined_device_is_there(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = metrics(capsys, monkeypatch, confined=CONFINED)
+    for name, value in {
+        "confined": 1,
+        "confined_shared_bytes": 80 << 20,
+        "confined_memory_bytes": 1 << 30,
+    }.items():
+        (sample,) = found[f"vhostpci_agent_{name}"].samples
+        assert (sample.labels["device"], sample.value) == ("web", value)
+    found = metrics(capsys, monkeypatch, confined=None)
+    (sample,) = found["vhostpci_agent_confined"].samples
+    assert sample.value == 0
+    assert not any("confined_" in name for name in found)
 
 
 def test_what_is_not_counted_is_left_out(

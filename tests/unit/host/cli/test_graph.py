@@ -22,7 +22,11 @@ from vhostpci_shared.terminal import Terminal
 
 HERE = Path(__file__).parent / "golden"
 WEB: dict[str, Any] = json.loads((HERE / "status.json").read_text())
+CONFINED = {"shared": 80 << 20, "memory": 4 << 30, "pool": 64 << 20}
 FAILED = {"name": "mail", "mode": "arena", "state": "failed", "reason": "no space left"}
+
+
+UPLINK = "uplink (confined)"
 
 
 def fleet() -> list[dict[str, Any]]:
@@ -33,7 +37,7 @@ def fleet() -> list[dict[str, Any]]:
     db["agent"]["present"] = False
     spare |= {"name": "spare", "state": "no master", "master": None, "slave": None}
     spare["agent"]["present"] = False
-    up |= {"name": "uplink", "rates": None}
+    up |= {"name": "uplink", "rates": None, "confined": CONFINED}
     up["master"] = {**WEB["slave"], "mac": None}
     up["slave"] = {"pid": 99, "name": None}
     return [WEB, spare, db, up, FAILED]
@@ -55,7 +59,7 @@ def test_svg() -> None:
 
 def test_vm_with_several_devices_is_drawn_once() -> None:
     found = links(fleet())
-    assert [one.name for one in found] == ["web", "db", "spare", "uplink", "mail"]
+    assert [one.name for one in found] == ["web", "db", "spare", UPLINK, "mail"]
     assert [vm.pid for vm in vms(found)].count(17605) == 1
 
 

@@ -26,6 +26,18 @@ def test_one_look_is_printed_and_a_dead_daemon_is_named(
     assert lines[4].split()[:3] == ["rx0", "0", "0"]
 
 
+def test_confined_device_is_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    confined = {"shared": 80 << 20, "memory": 4 << 30, "pool": 64 << 20}
+    status = STATUS | {"confined": confined}
+    with ControlDaemon(tmp_path / "web.control", {"status": status}):
+        words = ["top", "--once", "-d", "0.2", "--run-dir", str(tmp_path)]
+        assert main(words) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.startswith("web  running  confined 80 MiB of 4 GiB, master ")
+
+
 def test_top_without_a_daemon_is_status_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,7 @@ PIDS = st.none() | st.integers(0, 3)
 VIEWS = st.builds(
     View,
     state=st.sampled_from(["running", "no master", FAILED]),
+    confined=st.sampled_from([None, {"shared": 1, "memory": 2, "pool": 1}]),
     reason=st.sampled_from(["", "it broke"]),
     master=PIDS,
     slave=PIDS,

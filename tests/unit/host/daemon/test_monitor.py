@@ -28,11 +28,12 @@ class Scene:
         self.directory = directory
         self.daemon = Daemon({})
 
-    async def add(self, name: str) -> None:
+    async def add(self, name: str, confined: int | None = None) -> None:
         config = DeviceConfig(
             name=name,
             mode=Mode.ARENA,
-            memory=16 * MIB,
+            memory=16 * MIB if confined is None else 1024 * MIB,
+            confined=confined,
             run_dir=self.directory,
             memory_dir=self.directory,
         )
@@ -96,10 +97,11 @@ def test_subscriber_learns_what_is_there_and_what_comes_and_goes(
         async with scene.subscriber() as reader, scene.subscriber(name="a") as other:
             assert await reader.present() == ["a"]
             assert await other.present() == ["a"]
-            await scene.add("b")
+            await scene.add("b", confined=16 * MIB)
             added = await reader.next()
             assert (added["event"], added["device"]) == ("device-added", "b")
             assert added["state"] == "no master"
+            assert added["confined"]["shared"] == 32 * MIB
             await scene.daemon.remove("a")
             await scene.daemon.remove("b")
             gone = [await reader.next() for _ in "ab"]

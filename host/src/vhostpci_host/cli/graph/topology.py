@@ -34,6 +34,7 @@ class Link(NamedTuple):
     """One device."""
 
     name: str
+    """With a word if it is confined: its slave has a part of the master's memory."""
     state: str
     kind: str
     """GOOD, WAITS or BAD."""
@@ -67,7 +68,7 @@ def _link(number: int, status: Json) -> Link:
     runs = status["state"] == "running"
     show = runs and "bytes" not in agent.get("not_counted", ())
     return Link(
-        status["name"],
+        status["name"] + (" (confined)" if status.get("confined") else ""),
         state,
         _kind(status),
         _end(status, "master", number),
