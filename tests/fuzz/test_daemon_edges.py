@@ -37,6 +37,8 @@ from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import Request
 
 MEMORY = 2 * MIB
+SHARED, WHOLE = 32 * MIB, 1024 * MIB
+"""Of a confined device: its shared region, and all of its master's memory."""
 fuzz = settings(max_examples=int(os.environ.get("VHOSTPCI_FUZZ_EXAMPLES", "200")))
 
 NUMBERS = st.sampled_from(
@@ -73,10 +75,13 @@ Sent = tuple[int, int, bytes, list[str]]
 # within the long one, the daemon publishes.
 PAUSES = st.sampled_from([0.002, 0.2])
 INDEXES = st.integers(0, 2)
-STARTS = st.sampled_from([0, 0x1000, MEMORY // 2, MEMORY - 0x1000])
+STARTS = st.sampled_from([0, 0x1000, MEMORY // 2, MEMORY - 0x1000, SHARED])
 ARENA_END = 4 * MIB - md.SIZE  # of an arena for MEMORY: the metadata begins there
 SIZES = st.sampled_from(
-    [0x1000, MEMORY, MEMORY + 0x1000, ARENA_END, ARENA_END + 0x1000, 4 * MIB]
+    [
+        *(0x1000, MEMORY, MEMORY + 0x1000, ARENA_END, ARENA_END + 0x1000, 4 * MIB),
+        *(SHARED, SHARED + 0x1000),
+    ]
 )
 AREAS = st.sampled_from(
     [USER_BASE + start for start in (0, 0x4000, 0x8000, MEMORY - 0x1000, MEMORY - 64)]
@@ -162,11 +167,12 @@ class Files:
 
 
 @contextmanager
-def scene(*, attach: bool = False) -> Iterator[Scene]:
+def scene(*, attach: bool = False, confined: bool = False) -> Iterator[Scene]:
     before = len(open_descriptors())
+    memory = 0 if attach else WHOLE if confined else MEMORY
     with (
         tempfile.TemporaryDirectory(dir="/dev/shm") as name,
-        Scene(Path(name), ManualLoop(), memory=0 if attach else MEMORY) as made,
+        Scene(Path(name), ManualLoop(), memory=memory, confined=confined) as made,
     ):
         yield made
     assert len(open_descriptors()) == before
@@ -180,7 +186,7 @@ def ram(made: Scene) -> Iterator[int]:
         yield made.device.store.file.fileno()
         return
     fd = os.memfd_create("ram")
-    os.ftruncate(fd, MEMORY)
+    os.ftruncate(fd, made.config.shared or MEMORY)
     try:
         yield fd
     finally:
@@ -194,6 +200,10 @@ def check_published(scene: Scene) -> None:
     sizes = scene.shown | {0: scene.device.store.size - md.SIZE}
     for one in snapshot.regions:
         assert one.offset + one.size <= sizes[one.window]
+    if scene.config.confined is not None:
+        found = [(one.size, one.offset) for one in snapshot.regions]
+        assert found in ([], [(SHARED, 0)])
+        assert set(scene.shown.values()) <= {SHARED}
     for ring in snapshot.rings:
         if ring.runs:
             # The three areas of a split virtqueue, each in one region (VIRTIO).
@@ -209,13 +219,18 @@ def check_published(scene: Scene) -> None:
 
 
 @fuzz
-@given(st.lists(st.tuples(MESSAGES, PAUSES), max_size=25), st.booleans(), st.booleans())
+@given(
+    messages=st.lists(st.tuples(MESSAGES, PAUSES), max_size=25),
+    started=st.booleans(),
+    attach=st.booleans(),
+    confined=st.booleans(),
+)
 def test_any_messages_are_taken_or_end_the_connection(
-    messages: list[tuple[Sent, float]], started: bool, attach: bool
+    messages: list[tuple[Sent, float]], *, started: bool, attach: bool, confined: bool
 ) -> None:
-    with scene(attach=attach) as made, ram(made) as fd:
+    with scene(attach=attach, confined=confined) as made, ram(made) as fd:
         files = Files(fd)
-        memory = [(region(MEMORY), fd)]
+        memory = [(made.shared if confined else region(MEMORY), fd)]
         try:
             made.slave()
             begin = made.running if started else made.front_end

@@ -5,6 +5,7 @@ An input is a list of doings.  `run` does them, and then checks that the agent s
 serves a daemon that behaves.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from vhostpci_guest.dataplane.faults import Fault
 from vhostpci_guest.errors import Unusable
 from vhostpci_shared import metadata as md
 from vhostpci_shared.metadata import AgentRingState
+from vhostpci_shared.units import confined
 
 MOST = 60
 PLACES = (0, 0x1000, 0x10000, 0x14000, 0x18000, SIZE - md.SIZE, SIZE - 0x1000, SIZE)
@@ -85,7 +87,11 @@ class Play:
             name=choices.raw(choices.below(4)).decode("latin-1"),
         )
         regions = tuple(self._region() for _ in range(choices.below(4)))
-        self.bench.daemon.metadata.publish(device, regions, rings)
+        # Only shown: a daemon may say that anything is shared of any memory.
+        confined = md.Confined(
+            shared=choices.number(0, SIZE), memory=choices.number(0, 2 * SIZE)
+        )
+        self.bench.daemon.metadata.publish(device, regions, rings, confined)
 
     def _region(self) -> md.Region:
         choices = self.choices
@@ -192,9 +198,13 @@ class Play:
             self.bench.link.suspend("no descriptors are left")
 
     def ask_status(self) -> None:
-        """Ask for the status."""
-        if self.bench.link is not None:
-            self.bench.link.status()
+        """Ask for the status, which is sent as JSON and shown as text."""
+        if self.bench.link is None:
+            return
+        status = self.bench.link.status()
+        json.dumps(status)
+        if status["confined"] is not None:
+            assert confined(status["confined"])
 
     def end(self) -> None:
         """Check that a daemon that behaves is served, and close everything."""

@@ -14,7 +14,16 @@ from tests.fakes.frontend import USER_BASE, Dropped, FrontEnd, Refused
 from tests.fakes.keeper import FakeKeeper
 from tests.fuzz.edges.choices import Choices
 from tests.fuzz.edges.files import KINDS, Files
-from tests.fuzz.edges.host import MEMORY, SETTLED, Host, Slave, ToHost, Trial, World
+from tests.fuzz.edges.host import (
+    MEMORY,
+    SETTLED,
+    SHARED,
+    Host,
+    Slave,
+    ToHost,
+    Trial,
+    World,
+)
 from vhostpci_host.features import OFFERED
 from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu
@@ -25,7 +34,10 @@ MOST = 40
 """Doings of one input: more only take time."""
 PAUSES = (0.0, 0.002, 0.006, 0.03, 0.3, 1.1, 2.5, 6.0)
 PLACES = (0, 0x1000, 0x4000, 0x8000, 0x10000, 0x14000, 0x18000, MEMORY // 2)
-SIZES = (MEMORY, 0x1000, 0x10000, MEMORY - 0x1000, MEMORY + 0x1000, 2 * MEMORY)
+SIZES = (
+    *(MEMORY, 0x1000, 0x10000, MEMORY - 0x1000, MEMORY + 0x1000, 2 * MEMORY),
+    *(SHARED, SHARED + 0x1000),
+)
 ADDRESSES = tuple(USER_BASE + place for place in (*PLACES, MEMORY - 64, MEMORY))
 FLAGS = (1, 9, 9, 9, 5, 13, 0, 2, 0xFFFF_FFFD)
 """Of a message's header: NEED_REPLY often, so that a refusal ends no connection."""
@@ -47,11 +59,13 @@ class Play:
         # It takes more time than most inputs.
         self.checks_good_ones = mode < 128
         keeper = FakeKeeper() if mode & 6 == 6 else None
+        confined = mode & 0x30 == 0x30
         self.host = Host(
             world,
             attach=bool(mode & 1),
             keeper=keeper,
-            queue_pairs=2 if mode & 8 else 1,
+            queue_pairs=2 if mode & 8 and not confined else 1,
+            confined=confined,
         )
         undo.callback(self.host.close)
         self.files = Files(self.host.memory.fileno(), world.directory)
@@ -81,7 +95,7 @@ class Play:
 
     def _memory_size(self) -> int:
         attach = self.host.config.memory == 0
-        return MEMORY if attach else self.host.server.device.store.size
+        return self.host.size if attach else self.host.server.device.store.size
 
     # A front-end.
 
@@ -94,7 +108,8 @@ class Play:
     def connect_front_end(self) -> None:
         """Connect a front-end that has said nothing yet."""
         if len(self.front_ends) < MOST_CONNECTIONS:
-            memory = [(vu.MemRegion(0, MEMORY, USER_BASE, 0), self.files.get("ram"))]
+            whole = vu.MemRegion(0, self.host.size, USER_BASE, 0)
+            memory = [(whole, self.files.get("ram"))]
             pairs = self.host.config.queue_pairs
             self.front_ends.append(FrontEnd(ToHost(self.host), memory, pairs))
 
@@ -188,7 +203,8 @@ class Play:
 
     def cut_memory(self) -> None:
         """Cut the master's memory, or make it longer."""
-        size = self.choices.of((0, 0x1000, MEMORY // 2, MEMORY, 4 * MEMORY))
+        whole = self.host.size
+        size = self.choices.of((0, 0x1000, whole // 2, whole, 4 * whole))
         os.ftruncate(self.host.memory.fileno(), size)
         self.host.pass_time()
 
@@ -433,6 +449,7 @@ def run(world: World, data: bytes) -> None:
             # What a front-end that behaves says may be refused after what came before.
             with suppress(Dropped, Refused):
                 choices.of(DOINGS)(play)
+            play.host.check_shown()
         play.end()
 
 

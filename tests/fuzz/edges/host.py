@@ -41,6 +41,8 @@ from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import Request
 
 MEMORY = 2 * MIB
+POOL, SHARED, WHOLE = 16 * MIB, 32 * MIB, 1024 * MIB
+"""Of a confined device: the smallest bounce pool, the shared region, all memory."""
 SETTLED = 0.05
 _numbers = itertools.count()
 PATIENCE = 12.0
@@ -154,6 +156,7 @@ class Host:
         attach: whether the master brings its memory.
         keeper: whether what a successor needs is kept.
         queue_pairs: of the device.
+        confined: whether its slave has the shared region only.
     """
 
     def __init__(
@@ -164,6 +167,7 @@ class Host:
         attach: bool = False,
         keeper: FakeKeeper | None = None,
         queue_pairs: int = 1,
+        confined: bool = False,
         left: LeftBehind | None = None,
     ) -> None:
         self.world = world
@@ -171,7 +175,10 @@ class Host:
         self.keeper = keeper
         self.failures: list[Exception] = []
         self.clients: list[socket.socket] = []
-        self.config = self.configuration(world, name, attach=attach, pairs=queue_pairs)
+        self.config = self.configuration(
+            world, name, attach=attach, pairs=queue_pairs, confined=confined
+        )
+        self.size = SHARED if confined else MEMORY
         self.server = Server(
             world.common(keeper.store if keeper else None),
             self.config,
@@ -185,13 +192,14 @@ class Host:
 
     @staticmethod
     def configuration(
-        world: World, name: str, *, attach: bool, pairs: int = 1
+        world: World, name: str, *, attach: bool, pairs: int = 1, confined: bool = False
     ) -> DeviceConfig:
         """Return the configuration of a device."""
         return DeviceConfig(
             name=name,
             mode=Mode.ATTACH if attach else Mode.ARENA,
-            memory=0 if attach else MEMORY,
+            memory=0 if attach else WHOLE if confined else MEMORY,
+            confined=POOL if confined else None,
             queue_pairs=pairs,
             run_dir=world.directory,
             memory_dir=world.directory,
@@ -202,7 +210,7 @@ class Host:
         if self.config.mode is Mode.ARENA:
             return Fd(os.open(self.config.arena, os.O_RDWR))
         memory = os.memfd_create("master")
-        os.ftruncate(memory, MEMORY)
+        os.ftruncate(memory, self.size)
         return Fd(memory)
 
     def _tick(self) -> None:
@@ -218,6 +226,18 @@ class Host:
             self.keeper.take()
         if self.failures:
             raise self.failures[0]
+
+    def check_shown(self) -> None:
+        """Check that a confined device shows the shared region or nothing."""
+        if self.config.confined is None:
+            return
+        device = self.server.device
+        # A file of a front-end that has gone may still be shown for a moment.
+        assert {file.size for file in device.store.files.values()} <= {SHARED}
+        # Not by the metadata: the slave may have written anything there.
+        placed = device.setup.memory.regions if device.setup else ()
+        found = [(one.region.size, one.offset) for one in placed]
+        assert found in ([], [(SHARED, 0)]), "a confined device shows other memory"
 
     def show(self) -> None:
         """Show the status, as its user may ask for it at any time."""
@@ -254,7 +274,7 @@ class Host:
 
     def front_end(self) -> FrontEnd:
         """Connect a stock QEMU."""
-        memory = [(region(MEMORY), self.memory.fileno())]
+        memory = [(region(self.size), self.memory.fileno())]
         front_end = FrontEnd(ToHost(self), memory, self.config.queue_pairs)
         try:
             front_end.connect()
