@@ -58,7 +58,7 @@ def master(
         HostError: `ram` is needed, or libvirt cannot make this master.
     """
     arena = config.mode is Mode.ARENA
-    size = config.memory if arena else qemu_args.known(config, ram)
+    size = qemu_args.whole_memory(config, ram)
     domain = _domain(f"{config.name}-master", kind, size)
     confined = config.confined is not None
     if not confined:

@@ -66,8 +66,7 @@ def _memory(
     config: DeviceConfig, qemu: Version, ram: int | None, machine: Machine
 ) -> Args:
     """Return the arguments for the master's memory."""
-    attached = config.mode is Mode.ATTACH
-    size = known(config, ram) if attached else config.memory
+    size, attached = whole_memory(config, ram), config.mode is Mode.ATTACH
     # QEMU refuses a machine whose -m differs from its memory backends' sizes.
     whole = ("-m", f"{size >> 20}M")
     if config.confined is not None:
@@ -94,8 +93,7 @@ def confined_layout(config: DeviceConfig, ram: int | None, machine: Machine) -> 
             "give --confined to describe one that is",
             code="H147",
         )
-    attached = config.mode is Mode.ATTACH
-    size = known(config, ram) if attached else config.memory
+    size, attached = whole_memory(config, ram), config.mode is Mode.ATTACH
     try:
         return layout(size, config.confined, machine, attached=attached)
     except HostError as error:
@@ -173,6 +171,19 @@ def _backend(config: DeviceConfig, kind: str, size: int, where: str) -> Args:
         ("-machine", f"memory-backend={name}"),
         ("-object", f"{kind},id={name},size={size >> 20}M,{where}"),
     ]
+
+
+def whole_memory(config: DeviceConfig, ram: int | None) -> int:
+    """Return the size of the master's whole memory.
+
+    Args:
+        config: the device's.
+        ram: the size of the master's memory in attach mode.
+
+    Raises:
+        HostError: `ram` is needed.
+    """
+    return known(config, ram) if config.mode is Mode.ATTACH else config.memory
 
 
 def known(config: DeviceConfig, ram: int | None) -> int:
