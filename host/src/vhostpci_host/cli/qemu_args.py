@@ -7,7 +7,7 @@ import zlib
 from vhostpci_shared.virtio import Feature
 
 from ..config import confined
-from ..config.confined_layout import Layout, Machine, layout
+from ..config.confined_layout import Layout, Machine, layout, pool_for
 from ..config.device import DeviceConfig, Mode, window_size
 from ..errors import HostError
 from ..hotplug import root_ports
@@ -312,10 +312,24 @@ _CONFINED_HINT = """\
 """
 
 
+RING_ENTRIES = 256
+"""Of QEMU's card, unless the user adds rx_queue_size or tx_queue_size to it."""
+_SMALL_POOL_HINT = """\
+# A bounce pool of {pool}M may be too small for the rings of {entries} entries that this
+# card has: when it is full, the master's kernel says "swiotlb buffer is full" and drops
+# packets.  {enough}M are enough (--confined {enough}M).
+"""
+
+
 def confined_hint(its: Layout) -> str:
     """Return the comment beside a confined master: what its guest needs."""
     words, processors = its.kernel_words(), its.processors
-    return _CONFINED_HINT.format(words=words, processors=processors)
+    text = _CONFINED_HINT.format(words=words, processors=processors)
+    enough = pool_for(RING_ENTRIES)
+    if its.pool >= enough:
+        return text
+    small = {"pool": its.pool >> 20, "enough": enough >> 20}
+    return text + _SMALL_POOL_HINT.format(entries=RING_ENTRIES, **small)
 
 
 def hint(config: DeviceConfig, role: str, qemu: Version, *, tcg: bool) -> str:

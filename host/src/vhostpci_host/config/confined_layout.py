@@ -135,17 +135,12 @@ class Layout:
         return " ".join(kernel_words(range(*pool), range(*rings), boot))
 
 
-def slots(ring_entries: int) -> int:
-    """Return how many slots a card's transmit ring needs when it is full."""
-    return ring_entries * SLOTS_OF_PACKET
-
-
 def pool_for(ring_entries: int) -> int:
     """Return the pool that is never too small for a card with such rings.
 
     A full transmit ring of the largest packets, and a receive ring of pages.
     """
-    needed = (slots(ring_entries) + 2 * ring_entries) * SLOT
+    needed = ring_entries * (SLOTS_OF_PACKET + 2) * SLOT
     return 1 << (needed - 1).bit_length()
 
 

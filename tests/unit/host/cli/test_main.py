@@ -228,6 +228,9 @@ def test_hint_of_a_confined_master_has_its_kernels_words(
     out = capsys.readouterr()
     assert "swiotlb=8192,force" in out.err
     assert "at most 64 processors" in out.err
+    assert "32M are enough (--confined 32M)" in out.err
+    assert main([*argv, "--confined", "32M", "--role", "master"]) == 0
+    assert "too small" not in capsys.readouterr().err
 
 
 def test_packed_rings_of_a_confined_master_are_refused(
