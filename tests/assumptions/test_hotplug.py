@@ -54,7 +54,7 @@ def test_root_ports_with_a_reserve_take_large_windows(slave: Slave) -> None:
 def test_large_window_in_a_root_port_without_reserve_has_no_address(
     slave: Slave,
 ) -> None:
-    """So operations.md asks for a reserve, and the daemon looks at the result."""
+    """So plugging.md asks for a reserve, and the daemon looks at the result."""
     slave.plug(300, 512 * MIB, "small")
     assert slave.wait_windows(300)[300][1] == 0
 

@@ -33,7 +33,7 @@ def machine(tmp_path: Path) -> Iterator[FreshMachine]:
 def test_lintian_likes_what_is_built_and_apt_installs_it(machine: FreshMachine) -> None:
     said = machine.run("make debs")
     assert "python3-vhostpci-shared_" in said
-    for command in readme.commands("docs/operations.md", "`make debs` builds packages"):
+    for command in readme.commands("docs/services.md", "`make debs` builds packages"):
         machine.run(command)
     for name in ("vhostpci-host", "vhostpci-guest"):
         assert machine.run(f"{name} --version") == f"{name} {__version__}\n"

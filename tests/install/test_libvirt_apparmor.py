@@ -28,8 +28,8 @@ START = 300.0
 
 
 def documented() -> str:
-    """Return the lines that docs/operations.md has for that file."""
-    text = (CHECKOUT / "docs/operations.md").read_text()
+    """Return the lines that docs/plugging.md has for that file."""
+    text = (CHECKOUT / "docs/plugging.md").read_text()
     found = re.search(rf"`{ABSTRACTION}`.*?```\n(.*?)```", text, re.DOTALL)
     assert found
     return found[1]

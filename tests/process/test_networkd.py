@@ -14,7 +14,7 @@ from tests.waiting import wait_for
 pytestmark = pytest.mark.process
 
 NETWORKD = Path("/usr/lib/systemd/systemd-networkd")
-OPERATIONS = Path(__file__).parents[2] / "docs/operations.md"
+TAPS = Path(__file__).parents[2] / "docs/taps.md"
 
 # With a /sys that is read-only it waits for no udev, as in a container.
 START = """
@@ -31,7 +31,7 @@ exec "$1"
 
 def example() -> str:
     """Return the file of the document, for the lab's TAP and address."""
-    text = OPERATIONS.read_text().split("### Who has the TAP's addresses")[1]
+    text = TAPS.read_text().split("## Who has the TAP's addresses")[1]
     file = text.split("```ini\n")[1].split("```")[0]
     return file.replace("net0", SLAVE_TAP).replace("10.0.0.2", SLAVE_ADDRESS)
 

@@ -26,7 +26,7 @@ from vhostpci_shared.vhost_user import Request
 
 pytestmark = pytest.mark.process
 
-OPERATIONS = "docs/operations.md"
+SERVICES = "docs/services.md"
 UNIT, AGENT = "vhostpci-host.service", "vhostpci-guest.service"
 OPTIONS = ("--socket", "/run/vhostpci/net0.ivshmem", "--tap", "vp0")
 """The agent is a slave process here: a machine in namespaces has no PCI devices."""
@@ -122,7 +122,7 @@ class Service:
 def installed() -> dict[str, str]:
     """Return the files that the commands of our documentation install, by place."""
     names = ("**Install.**", "**Install the agent's.**")
-    lines = [line for name in names for line in readme.commands(OPERATIONS, name)]
+    lines = [line for name in names for line in readme.commands(SERVICES, name)]
     pairs = (line.split()[-2:] for line in lines if line.startswith("install "))
     return {place: (CHECKOUT / source).read_text() for source, place in pairs}
 

@@ -5,7 +5,7 @@
 virtio-net ------ vhost-user, windows ------ vhostpci-guest --socket -- TAP
 a tick of 10 ms    killed, stopped            stopped
 
-docs/operations.md has the times, also those without a keeper.
+docs/restarts.md has the times, also those without a keeper.
 """
 
 import os

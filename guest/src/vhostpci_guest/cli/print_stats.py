@@ -3,7 +3,7 @@
 
 rx and tx are seen from this slave, as in `ip -s link show TAP`: rx is what comes from
 the master.  The rings are named from the master's side, so the master's transmit ring
-has what is rx here.  docs/operations.md explains each counter; a test compares.
+has what is rx here.  docs/agent.md explains each counter; a test compares.
 """
 
 import time

@@ -159,5 +159,5 @@ def speed(slave: Slave, link: Link) -> Iterator[Seen]:
         f"window {', '.join(map(str, slow))} looks uncached",
         means="each read of the master's memory goes over the bus",
         repair="uio_vhostpci (kmod/README.md), and a window above 4 GiB: "
-        'docs/operations.md, "Cached or not"',
+        'docs/agent.md, "Cached or not"',
     )

@@ -39,7 +39,7 @@ _TIME_LIMIT = 4_000_000
 
 _MODULE = (
     "load the module uio_vhostpci and take --bind kmod, which maps it cached "
-    "(docs/operations.md)"
+    "(docs/agent.md)"
 )
 _REMEDIES = {
     "kmod": "its BAR is likely below 4 GiB, where firmware lets nothing be cached: a "

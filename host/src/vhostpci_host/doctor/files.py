@@ -195,7 +195,7 @@ def denials(host: Hypervisor) -> Iterator[Seen]:
         f"{len(found)} denials; the last: {last[start : start + 4 * _WIDTH]}",
         means="the profile of a QEMU or of the daemon forbids what it needs, whatever "
         "the file's mode says",
-        repair='docs/operations.md, "With libvirt", has the lines for AppArmor '
+        repair='docs/plugging.md, "With libvirt", has the lines for AppArmor '
         "(/etc/apparmor.d/local/abstractions/libvirt-qemu); for SELinux see "
         "ausearch -m avc | audit2why",
     )

@@ -18,7 +18,7 @@ from vhostpci_guest.serve.cleared import cleared
 
 Say = pytest.CaptureFixture[str]
 
-OPERATIONS = Path(__file__).parents[4] / "docs/operations.md"
+DOCUMENT = Path(__file__).parents[4] / "docs/agent.md"
 NUMBERS = {
     field.name: 1 << n
     for n, field in enumerate(fields(Stats))
@@ -104,7 +104,7 @@ def test_queue_pairs_are_counted_apart_and_together() -> None:
 
 
 def test_each_counter_is_explained_in_the_docs_and_no_other() -> None:
-    text = OPERATIONS.read_text().split("\n### Counters\n")[1].split("\n### ")[0]
+    text = DOCUMENT.read_text().split("\n## Counters\n")[1].split("\n## ")[0]
     first = "\n".join(row.split("|")[1] for row in text.split("\n") if row[:3] == "| `")
     told = set(re.findall("`(.*?)`", first))
     told |= {

@@ -15,7 +15,7 @@ from vhostpci_guest.config.settings import Settings
 from vhostpci_guest.errors import FileError, Unusable
 from vhostpci_guest.tap.settings import TapConfig, parse_address
 
-OPERATIONS = Path(__file__).parents[4] / "docs/operations.md"
+DOCUMENT = Path(__file__).parents[4] / "docs/agent.md"
 Patch = pytest.MonkeyPatch
 
 
@@ -205,7 +205,7 @@ def test_change_of_what_is_the_agents_needs_a_restart(file: Path) -> None:
 
 def test_example_of_the_document_is_a_file(file: Path, monkeypatch: Patch) -> None:
     """Its user and its processors need not be there on this machine."""
-    text = OPERATIONS.read_text().split("### The agent's file")[1]
+    text = DOCUMENT.read_text().split("## The agent's file")[1]
     example = text.split("```toml\n")[1].split("```")[0]
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
     monkeypatch.setattr(pwd, "getpwnam", lambda _name: pwd.getpwuid(0))
