@@ -4,6 +4,7 @@
 
     tools/version.py            prints it, or says which files disagree
     tools/version.py 0.2.0      writes it wherever it stands
+    tools/version.py --debian   prints it as the Debian packages have it
 
 Each distribution, the kernel module and the READMEs name it, as each is also used
 without the others.  A test fails while one of them names another.
@@ -31,6 +32,13 @@ vhostpci ({version}) unstable; urgency=medium
 """
 
 VERSION = re.compile(r"\d+\.\d+\.\d+((a|b|rc)\d+)?")
+
+
+def debian(version: str) -> str:
+    """Return a version for dpkg, for which 0.2.0rc1 would be newer than 0.2.0."""
+    # Two: the packages of a release of Debian end in ~deb13, and ~rc1 would be newer
+    # than that.
+    return re.sub(r"(a|b|rc)(?=\d+$)", r"~~\1", version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +113,11 @@ def main() -> int:
     """Print the version, or write the one of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("version", nargs="?", help="the version to write, as 0.2.0")
-    wanted = parser.parse_args().version
+    parser.add_argument(
+        "--debian", action="store_true", help="print it as the Debian packages have it"
+    )
+    arguments = parser.parse_args()
+    wanted = arguments.version
     if wanted is not None:
         if not VERSION.fullmatch(wanted):
             parser.error(f"{wanted!r} is no version; write one as 0.2.0 or 0.2.0rc1")
@@ -117,7 +129,8 @@ def main() -> int:
         for file, version in places:
             print(f"  {version}  {file}", file=sys.stderr)
         return 1
-    print(versions.pop())
+    version = versions.pop()
+    print(debian(version) if arguments.debian else version)
     return 0
 
 

@@ -13,6 +13,7 @@ import pytest
 from tests.install import fresh, packages, readme
 from tests.install.fresh import SOURCES, FreshMachine
 from tests.vm.image import CHECKOUT
+from tools.version import debian
 from vhostpci_shared import __version__
 
 pytestmark = [pytest.mark.debs, pytest.mark.install]
@@ -39,5 +40,5 @@ def test_lintian_likes_what_is_built_and_apt_installs_it(machine: FreshMachine) 
         assert machine.run(f"{name} --version") == f"{name} {__version__}\n"
         # The version of a newer Debian's package is higher than that of an older one's.
         version = machine.run(f"dpkg-query -W -f '${{Version}}' {name}")
-        assert version == f"{__version__}~deb13"
+        assert version == f"{debian(__version__)}~deb13"
     assert machine.run("dkms status").startswith(f"uio_vhostpci/{__version__}")

@@ -2,11 +2,15 @@
 """The folder debian/ agrees with what it packages."""
 
 import re
+import shutil
 import subprocess
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+
+from tools import version
 
 ROOT = Path(__file__).parents[3]
 DEBIAN = ROOT / "debian"
@@ -24,6 +28,18 @@ def project(name: str) -> dict[str, str]:
 def test_version_of_the_packages_is_that_of_the_distributions(name: str) -> None:
     changelog = (DEBIAN / "changelog").read_text()
     assert re.match(rf"vhostpci \({re.escape(project(name)['version'])}\) ", changelog)
+
+
+def test_release_candidate_is_older_than_its_release_for_dpkg() -> None:
+    if shutil.which("dpkg") is None:
+        pytest.skip("no dpkg")
+    versions = ("0.1.9", "0.2.0a1", "0.2.0b2", "0.2.0rc1", "0.2.0rc2", "0.2.0", "0.2.1")
+    assert [version.debian(one) for one in versions[3:6:2]] == ["0.2.0~~rc1", "0.2.0"]
+    # As tools/debs builds them, also where a candidate is that of a later Debian.
+    built = [f"{version.debian(one)}~deb{n}" for one in versions for n in (12, 13)]
+    for older, newer in pairwise(built):
+        words = ("dpkg", "--compare-versions", older, "lt", newer)
+        assert subprocess.run(words, check=False, timeout=60).returncode == 0, words
 
 
 def test_links_lead_to_files() -> None:
