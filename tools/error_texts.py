@@ -37,6 +37,10 @@ IN_WORDS = {
     "H063": "cannot ask the daemon at {path}: {reason} (it has ended meanwhile)",
     "H090": "cannot {what} {path}: {reason}{advice}",
     "H113": "{reason} (what virsh says)",
+    "P029": "the master (pid {pid}) has more RAM than the device, or shares more than "
+    "the shared region of a confined one: {end} MiB instead of {ram} MiB, and it lies "
+    "where the metadata was in {path}; nothing is written there until that master has "
+    "ended: {advice}",
     "R024": "cannot {action}: {reason}; the system's log may say why",
     "R040": "{reason} (what the data plane vhost-user waits for)",
     "S021": "cannot serve metrics at {address}: {reason}; choose another address, or "

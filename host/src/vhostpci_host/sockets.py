@@ -178,7 +178,11 @@ def inherited(number: int) -> socket.socket:
         raise HostError(f"--fd {number}: {error.strerror}", code="H138") from error
     if ours.family != socket.AF_UNIX or ours.type != socket.SOCK_STREAM:
         ours.detach()
-        raise HostError(f"--fd {number} is no Unix stream socket", code="H139")
+        raise HostError(
+            f"--fd {number} is no Unix stream socket: give the number of one that the "
+            "program which starts this one has made and passes on",
+            code="H139",
+        )
     ours.setblocking(False)
     return ours
 

@@ -210,7 +210,10 @@ class DeviceTables:
         """Return a value as the texts that a user would write on the command line."""
         rule = self._rules.get(key)
         if rule is None:
-            raise BadValue(f"{quoted(key)}: {self._unknown(key, place)}", code="S009")
+            hint = self._other_name(key, place)
+            raise BadValue(
+                f"{quoted(key)}: there is no such option; {hint}", code="S009"
+            )
         if isinstance(value, str):
             return [value]
         # A number where the command line has one.  A `socket-mode = 660` is refused:
@@ -225,11 +228,10 @@ class DeviceTables:
                 return texts
         raise BadValue(f"{key} {shown(value)}: write {rule.form.value}", code="S010")
 
-    def _unknown(self, key: str, place: Place) -> str:
+    def _other_name(self, key: str, place: Place) -> str:
+        """Return what a user may have meant by a key that is no option."""
         known = sorted(
             name for name, rule in self._rules.items() if place in rule.place
         )
         near = difflib.get_close_matches(key, known, n=1)
-        names = f"there are {', '.join(known)}"
-        hint = f"do you mean {near[0]}?" if near else names
-        return f"there is no such option; {hint}"
+        return f"do you mean {near[0]}?" if near else f"there are {', '.join(known)}"

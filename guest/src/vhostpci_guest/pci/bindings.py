@@ -140,7 +140,11 @@ def _bind(pci: PciDevice, wanted: str, claim: ExitStack) -> PciBound:
         device.adopt(claim.pop_all())
         _tell(pci, BINDINGS[name], name, reasons)
         return device
-    raise Unusable(f"{pci.address} can't be bound: {'; '.join(reasons)}", code="G069")
+    raise Unusable(
+        f"{pci.address}: no way to bind it works: {'; '.join(reasons)}; make one of "
+        "them work (`vhostpci-guest doctor` has commands for it)",
+        code="G069",
+    )
 
 
 def _bind_by(pci: PciDevice, name: str) -> PciBound:

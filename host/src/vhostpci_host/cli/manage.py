@@ -119,7 +119,11 @@ def _reload(args: argparse.Namespace) -> None:
             print(f"{what}: {', '.join(names)}")
     if failed := answer["failed"]:
         reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
-        raise HostError(f"cannot be served: {reasons}", code="H008")
+        raise HostError(
+            f"these devices cannot be served: {reasons}; the others are. Do what their "
+            "reasons say, and reload again",
+            code="H008",
+        )
 
 
 def _list(args: argparse.Namespace) -> None:

@@ -266,7 +266,9 @@ class Daemon:
         if entry.server is None:
             if entry.failure:
                 raise HostError(entry.failure, code=code_of(entry.failure))
-            raise HostError("the daemon is ending", code="H069")
+            raise HostError(
+                "the daemon is ending: try again when the next one runs", code="H069"
+            )
         entry.server.serve_control()
 
     def _new_server(
@@ -602,7 +604,9 @@ class Daemon:
             HostError: the daemon is ending, or reads its file again.
         """
         if self._ended.done():
-            raise HostError("the daemon is ending", code="H076")
+            raise HostError(
+                "the daemon is ending: try again when the next one runs", code="H076"
+            )
         if self._reload is not None and self._reload.busy:
             raise HostError(
                 "the daemon is reloading its file: try again later", code="H077"

@@ -96,7 +96,11 @@ def remove_left_behind(path: Path, access: int) -> None:
         info = os.fstat(file.fileno())
         _check_trust(path, info, access)
         if not _has_magic(file, info.st_size):
-            raise HostError(f"{path} is no arena of ours, and stays", code="H120")
+            raise HostError(
+                f"{path} is no arena of ours, and stays: it has no vhostpci metadata; "
+                "remove it yourself if it is not needed",
+                code="H120",
+            )
         if names(path, file):
             path.unlink()
 

@@ -184,7 +184,8 @@ class ArenaMetadata:
         )
         if self._confined:
             more = "shares more than the shared region of this confined device"
-            advice = "start it with the memory of `vhostpci-host qemu-args`"
+            words = f"qemu-args {self._path.name} --role master"
+            advice = f"start it with the memory of `vhostpci-host {words}`"
         self.problem = Said(
             f"the master (pid {self._intruder or 'unknown'}) {more}: {end >> 20} MiB "
             f"instead of {self._ram >> 20} MiB, and it lies where the metadata was in "

@@ -54,9 +54,14 @@ def parse_place(text: str) -> Place:
             f"{text!r}: a path may have {_NAME} in it, and no other brace", code="G057"
         )
     if not path or path.endswith("/") or "\0" in path:
-        raise BadValue(f"{text!r}: the path of a socket is missing", code="G058")
+        raise BadValue(
+            f"{text!r}: the path of a socket is missing: write vhost-user:PATH",
+            code="G058",
+        )
     if Path(path).name in (".", ".."):
-        raise BadValue(f"{text!r}: {path} is a directory", code="G059")
+        raise BadValue(
+            f"{text!r}: {path} is a directory: name a socket in it", code="G059"
+        )
     # A directory is no name that the hypervisor may choose: "..", for one.
     if _NAME in str(Path(path).parent):
         raise BadValue(
