@@ -17,22 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from vhostpci_shared.errors import Said, code_of, said
-from vhostpci_shared.limits import (
-    exhausted,
-    no_descriptors,
-    shortage,
-)
+from vhostpci_shared.limits import exhausted, no_descriptors, shortage
 from vhostpci_shared.wire import ProtocolError
 
 from ..config import options
-from ..config.device import (
-    TWO_USES,
-    DeviceConfig,
-    Mode,
-    check_name,
-    conflicts,
-    daemon_control,
-)
+from ..config.device import DeviceConfig, Mode, daemon_control
 from ..config.file import ConfigFile
 from ..device.peer_log import PeerLog
 from ..errors import HostError, InUse
@@ -47,16 +36,17 @@ from ..memory.arena_file import remove_left_behind
 from ..memory.attach import WindowIds
 from ..memory.directory import make_directory
 from ..memory.room import shortages
-from .control import Commands, Control, Followed, Request, given_options
+from .control import Control
 from .directories import Directories
 from .entry import Entry
 from .filtered import UNFILTERED, Filtered
-from .keeper_port import KeeperPort, pid
+from .keeper_port import KeeperPort
 from .left_behind import LeftBehind
 from .listeners import PathListener
 from .monitor import Monitor
 from .pluggers import Pluggers
 from .reload import Changes, Reload
+from .requests import Requests
 from .server import SLOW_TICKS, Common, Server
 
 log = logging.getLogger(__name__)
@@ -101,9 +91,11 @@ class Daemon:
         self._shared = shared
         self._entries: dict[str, Entry] = {}
         self._reload: Reload | None = None
-        self._filtered = filtered
         self._pluggers = Pluggers(self.loop, SlavePool(filtered.programs))
         self._control = Control()
+        self.requests = Requests(
+            self, self._entries, self._monitor, self._keeper, filtered
+        )
         self._listener: PathListener | None = None
         self._log = PeerLog("daemon", self.loop)
         self._ticks = 0
@@ -404,7 +396,7 @@ class Daemon:
         Raises:
             HostError: a device is being added or removed, or the daemon is ending.
         """
-        self._check_goes_on()
+        self.check_goes_on()
         for name, entry in self._entries.items():
             if entry.arriving or entry.leaving:
                 going = "added" if entry.arriving else "removed"
@@ -500,15 +492,7 @@ class Daemon:
 
     def _serve_device_control(self, connection: socket.socket) -> None:
         """Answer the lines of one connection to a device's control socket."""
-        commands: Commands = {
-            "status": self._on_status,
-            "conversation": self._on_conversation,
-            "monitor": self._on_monitor,
-            "clear": self._on_clear,
-            "pid": pid,
-            "restart": self._keeper.restart,
-        }
-        self._control.take(commands, connection)
+        self._control.take(self.requests.of_device(), connection)
 
     def serve_control(self, run_dir: Path) -> None:
         """Serve the daemon's control socket: `add`, `remove`, `reload` and so on.
@@ -517,19 +501,8 @@ class Daemon:
             HostError: another daemon serves this directory.
         """
         make_directory(run_dir)
-        commands: Commands = {
-            "status": self._on_status,
-            "list": self._on_list,
-            "clear": self._on_clear,
-            "monitor": self._on_monitor,
-            "pid": pid,
-            "restart": self._keeper.restart,
-            "add": self._on_add,
-            "remove": self._on_remove,
-            "reload": self._on_reload,
-        }
         path = daemon_control(run_dir)
-        take = partial(self._control.take, commands)
+        take = partial(self._control.take, self.requests.of_daemon(run_dir))
         try:
             listener = self._keeper.listen(path, self.loop, take, self._log.warn_once)
         except InUse:
@@ -539,65 +512,19 @@ class Daemon:
                 code="H072",
             ) from None
         self._stack.callback(listener.close)
-        self._listener, self._run_dir = listener, run_dir
+        self._listener = listener
 
-    async def _on_status(self, request: Request) -> Json:
-        """Describe the device that the request names, or the only one."""
-        if request.get("name") is None and len(self._entries) == 1:
-            found = next(iter(self._entries.values())).describe()
-        else:
-            found = self._entry(request).describe()
-        seccomp = self._filtered.describe()
-        return {**found, "keeper": self._keeper.describe(), "seccomp": seccomp}
+    @property
+    def shared(self) -> Mapping[str, str] | None:
+        """Options that an added device has unless it says otherwise."""
+        return self._shared
 
-    async def _on_conversation(self, request: Request) -> Json:
-        return self._entry(request).conversation(request.get("since", 0))
-
-    async def _on_clear(self, request: Request) -> None:
-        self._entry(request).clear()
-
-    async def _on_monitor(self, request: Request) -> Followed:
-        name = self._entry(request).config.name if request.get("name") else None
-        return Followed({"events": 1}, self._monitor.subscribe(name))
-
-    async def _on_list(self, request: Request) -> list[Json]:
-        return [entry.row() for entry in self._entries.values()]
-
-    async def _on_add(self, request: Request) -> None:
-        self._check_goes_on()
-        name = request.get("name")
-        check_name(name if isinstance(name, str) else "")
-        if name in self._entries:
-            raise HostError(
-                f"device {name!r} is there already: remove it first", code="H073"
-            )
-        given = {**(self._shared or {}), **given_options(request.get("options", {}))}
-        given[options.RUN_DIR.name] = str(self._run_dir)
-        device = options.device(str(name), given)
-        there = [entry.config for entry in self._entries.values()]
-        for *_, text in conflicts([*there, device]):
-            raise HostError(f"{name}: {text}", code=TWO_USES)
-        await self.add(device, added=given)
-        self.warn_of_shortage()
-
-    async def _on_remove(self, request: Request) -> None:
-        self._check_goes_on()
-        entry = self._entry(request)
-        if entry.leaving:
-            raise HostError(
-                f"device {entry.config.name!r} is being removed already", code="H074"
-            )
-        if entry.arriving:
-            raise HostError(
-                f"device {entry.config.name!r} is still being added: wait", code="H075"
-            )
-        await self.remove(entry.config.name)
-
-    async def _on_reload(self, request: Request) -> Json:
+    async def reload(self) -> Json:
+        """Read the file again, and return what has changed."""
         assert self._reload is not None, "a control socket without a file"
         return await self._reload.now()
 
-    def _check_goes_on(self) -> None:
+    def check_goes_on(self) -> None:
         """Refuse to change devices that are being closed, or changed otherwise.
 
         Raises:
@@ -611,11 +538,3 @@ class Daemon:
             raise HostError(
                 "the daemon is reloading its file: try again later", code="H077"
             )
-
-    def _entry(self, request: Request) -> Entry:
-        name = request.get("name")
-        entry = self._entries.get(name) if isinstance(name, str) else None
-        if entry is None:
-            there = ", ".join(self._entries) or "none"
-            raise HostError(f"no device {name!r}; there are: {there}", code="H078")
-        return entry

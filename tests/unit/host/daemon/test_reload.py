@@ -75,7 +75,7 @@ class Scene:
         await self.daemon.serve_file(load(self._path))
 
     async def reload(self) -> Any:
-        return await self.daemon._on_reload({})
+        return await self.daemon.requests.reload({})
 
 
 Play = Callable[[Scene], Awaitable[None]]
@@ -143,7 +143,7 @@ def test_defaults_of_devices_that_are_added_later_follow_the_file(
         (scene.directory / "vms.toml").write_text(f'socket-mode = "0666"\n{text}')
         assert (await scene.reload())["changed"] == ["a", "b"]
         options = {"mode": "attach"}
-        await scene.daemon._on_add({"name": "c", "options": options})
+        await scene.daemon.requests.add({"name": "c", "options": options})
         assert scene.daemon.configs()["c"].access == 0o666
 
     play(part)
@@ -164,7 +164,10 @@ def test_nothing_else_is_changed_meanwhile(
             patched.setattr(Pluggers, "unplug", wait)
             reloading = asyncio.create_task(scene.reload())
             await begun.wait()
-            for request in (scene.reload(), scene.daemon._on_remove({"name": "a"})):
+            for request in (
+                scene.reload(),
+                scene.daemon.requests.remove({"name": "a"}),
+            ):
                 with pytest.raises(HostError, match="reloading its file: try again"):
                     await request
             end.set()
