@@ -25,10 +25,11 @@ from tests.fakes.ports import RecordedSlave
 from tests.fakes.windows import MIB
 from vhostpci_host import sockets
 from vhostpci_host.config.device import DeviceConfig, Mode
+from vhostpci_host.daemon.common import Common
 from vhostpci_host.daemon.daemon import TICK
 from vhostpci_host.daemon.directories import Directories
 from vhostpci_host.daemon.left_behind import LeftBehind
-from vhostpci_host.daemon.server import Common, Server
+from vhostpci_host.daemon.server import Server
 from vhostpci_host.device.status import describe, row
 from vhostpci_host.fds import Fd
 from vhostpci_host.ivshmem.linger import LINGER, Linger

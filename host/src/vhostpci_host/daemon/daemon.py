@@ -36,6 +36,7 @@ from ..memory.arena_file import remove_left_behind
 from ..memory.attach import WindowIds
 from ..memory.directory import make_directory
 from ..memory.room import shortages
+from .common import Common
 from .control import Control
 from .directories import Directories
 from .entry import Entry
@@ -47,7 +48,7 @@ from .monitor import Monitor
 from .pluggers import Pluggers
 from .reload import Changes, Reload
 from .requests import Requests
-from .server import SLOW_TICKS, Common, Server
+from .server import SLOW_TICKS, Server
 
 log = logging.getLogger(__name__)
 

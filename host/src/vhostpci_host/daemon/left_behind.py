@@ -173,3 +173,14 @@ def file_text(store: DescriptorStore) -> bytes | None:
     newest = max(names, key=lambda name: int(name[1:], 36))
     number = store.left[newest].fileno()
     return os.pread(number, os.fstat(number).st_size, 0)
+
+
+def remove_left_windows(config: DeviceConfig) -> None:
+    """Remove the windows' sockets of a daemon that was killed.
+
+    Its windows had other numbers than ours, so nothing would replace them.
+    """
+    ivshmem = config.ivshmem
+    for path in ivshmem.parent.glob(f"{ivshmem.name}.*"):
+        if path.name.removeprefix(f"{ivshmem.name}.").isdecimal():
+            sockets.remove_unused(path)

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from vhostpci_shared.errors import Said, code_of
@@ -26,25 +25,24 @@ from ..device.succession import (
 )
 from ..device.windows import ShownWindows
 from ..errors import HostError
-from ..interfaces import Json, Plugger, nothing
+from ..interfaces import Json, Plugger
 from ..ivshmem.connection import SlaveConnection
-from ..ivshmem.linger import Linger
-from ..ivshmem.relays import LoopRelays, ThreadRelays
+from ..ivshmem.relays import LoopRelays
 from ..keeper.shelf import Shelf
-from ..keeper.store import DescriptorStore, Keep
+from ..keeper.store import Keep
 from ..memory.arena import Arena
-from ..memory.attach import AttachedMemory, WindowIds
+from ..memory.attach import AttachedMemory
 from ..memory.directory import make_directory
 from ..memory.regions import Store
 from ..vhost_user.connection import MasterConnection
 from ..vhost_user.conversation import Conversation
 from .admission import Admission
 from .carrier import MasterCarrier
-from .directories import Directories, NameWatch
+from .common import Common
+from .directories import NameWatch
 from .entrance import Entrance, entrance_of
-from .given import GivenSockets
 from .isolated_loop import IsolatedLoop
-from .left_behind import LeftBehind
+from .left_behind import LeftBehind, remove_left_windows
 from .listeners import Listener, PathListener, Place
 from .listening import Listening
 from .seats import slave_hangs
@@ -58,27 +56,6 @@ SUSPICION = 0.5
 """Seconds for which a process that was no slave has time to show that it is none."""
 PUZZLING = 3
 """Visits of a front-end that rejects us, after which the log says what to look at."""
-
-
-@dataclass(frozen=True, slots=True)
-class Common:
-    """What all devices of one daemon have in common."""
-
-    loop: asyncio.AbstractEventLoop
-    window_ids: WindowIds
-    """Gives out the windows' numbers."""
-    linger: Linger
-    directories: Directories
-    control: Callable[[socket.socket], None]
-    """Answers the lines of one control connection."""
-    relays: ThreadRelays | None = None
-    """None: each device's loop passes kicks and calls on."""
-    keeper: DescriptorStore | None = None
-    """Keeps for a successor what the devices need; None without a keeper."""
-    given: GivenSockets = field(default_factory=GivenSockets)
-    """The sockets that systemd has made."""
-    changed: Callable[[], None] = nothing
-    """Called when a front-end or a slave has come or gone."""
 
 
 class Server:
@@ -218,7 +195,7 @@ class Server:
             place, self._common.control, stack, start=False
         )
         if left is None:
-            self._remove_left_windows()
+            remove_left_windows(config)
         self.device = self._new_device(config, left)
         stack.callback(self.device.close)
         self._entrance = entrance_of(
@@ -236,16 +213,6 @@ class Server:
         self.loop.call_later(0, self._check_entrance)
         if inherited is not None and config.connect is None:
             self._take_inherited(inherited, stack)
-
-    def _remove_left_windows(self) -> None:
-        """Remove the windows' sockets of a daemon that was killed.
-
-        Its windows had other numbers than ours, so nothing would replace them.
-        """
-        ivshmem = self._config.ivshmem
-        for path in ivshmem.parent.glob(f"{ivshmem.name}.*"):
-            if path.name.removeprefix(f"{ivshmem.name}.").isdecimal():
-                sockets.remove_unused(path)
 
     def _new_carrier(self, entrance: Entrance) -> MasterCarrier:
         return MasterCarrier(

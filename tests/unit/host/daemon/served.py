@@ -16,9 +16,10 @@ from tests.fakes.frontend import Dropped
 from tests.fakes.loop import ManualLoop
 from tests.fakes.windows import MIB
 from vhostpci_host.config.device import DeviceConfig, Mode
+from vhostpci_host.daemon.common import Common
 from vhostpci_host.daemon.daemon import TICK
 from vhostpci_host.daemon.directories import Directories
-from vhostpci_host.daemon.server import Common, Server
+from vhostpci_host.daemon.server import Server
 from vhostpci_host.ivshmem.linger import Linger
 from vhostpci_host.memory.attach import WindowIds
 from vhostpci_shared import ivshmem

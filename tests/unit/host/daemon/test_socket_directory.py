@@ -9,8 +9,9 @@ import pytest
 from tests.fakes.loop import ManualLoop
 from tests.fakes.windows import MIB
 from vhostpci_host.config.device import DeviceConfig
+from vhostpci_host.daemon.common import Common
 from vhostpci_host.daemon.directories import Directories
-from vhostpci_host.daemon.server import Common, Server
+from vhostpci_host.daemon.server import Server
 from vhostpci_host.errors import HostError
 from vhostpci_host.ivshmem.linger import Linger
 from vhostpci_host.memory.attach import WindowIds

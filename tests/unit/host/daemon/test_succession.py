@@ -30,9 +30,10 @@ from tests.fakes.ports import RecordedSlave
 from tests.fakes.windows import MIB
 from vhostpci_host.config.device import DeviceConfig, Mode
 from vhostpci_host.daemon import left_behind
+from vhostpci_host.daemon.common import Common
 from vhostpci_host.daemon.daemon import TICK
 from vhostpci_host.daemon.directories import Directories
-from vhostpci_host.daemon.server import Common, Server
+from vhostpci_host.daemon.server import Server
 from vhostpci_host.fds import Fd, Notifier
 from vhostpci_host.ivshmem import wire as ivshmem_wire
 from vhostpci_host.ivshmem.linger import Linger
