@@ -214,7 +214,7 @@ def test_arguments_of_a_virt_are_for_the_qemu_that_has_it(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    argv = ["qemu-args", "a", "--run-dir", str(tmp_path), "--memory", "4G"]
+    argv = ["qemu-args", "a", "--run-dir", str(tmp_path), "--memory", "6400M"]
     argv += ["--confined", "--machine", "virt", "--role", "master"]
     assert main(argv) == 0
     assert "no qemu-system-aarch64 is in PATH" in capsys.readouterr().err
