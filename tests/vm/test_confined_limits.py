@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -238,6 +239,28 @@ def test_pool_that_is_full_drops_packets_and_tcp_goes_on(here: Path) -> None:
         dropped = link.master.run("cat /sys/class/net/eth0/statistics/tx_dropped")
         assert int(dropped.stdout) > 0
         assert_pings_cross(link)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+def test_garbage_over_the_region_costs_the_master_no_more_than_a_reset(
+    here: Path, seed: int
+) -> None:
+    """Its kernel may hang or crash (docs/security.md says what was seen)."""
+    with confined.linked(here) as link:
+        link.master.spawn(f"exec ping -f {SLAVE_ADDRESS}")
+        time.sleep(1)
+        random = Random(seed)
+        with link.window.open("r+b", buffering=0) as window:
+            for at in range(0, confined.REGION, MIB):
+                os.pwrite(window.fileno(), random.randbytes(MIB), at)
+        time.sleep(3)
+        assert link.master.is_running()
+        link.master.qmp("system_reset")
+        link.master.wait_rebooted()
+        confined.wait_packets(link)
+        keep_secrets(link.master)
+        exchange(link)
+        assert_nothing_is_found(link)
 
 
 def test_slave_that_changes_a_flag_stops_the_masters_kernel(here: Path) -> None:
