@@ -16,6 +16,8 @@ export LC_ALL
 MAC=${1:-@MAC@}
 POOL_START=@POOL_START@ POOL_END=@POOL_END@    # the bounce pool (swiotlb)
 RINGS_START=@RINGS_START@ RINGS_END=@RINGS_END@  # the ring area (CMA), right above it
+# MiB that an initrd may have; nothing on a machine that loads it far away.
+BIOS_INITRD=@BIOS_INITRD@ EFI_INITRD=@EFI_INITRD@
 WORDS='@WORDS@'
 
 # Tests put another machine's /proc, /sys, /boot and the output of dmesg there.
@@ -236,6 +238,38 @@ check_places() {
     else
         ok places "the kernel and its reservations are outside"
     fi
+}
+
+# The boot loader comes before Linux, and knows nothing of the region: what it put there
+# may still be there.
+check_initrd() {
+    [ "$BIOS_INITRD" ] || return 0
+    found=$(log_lines 's/.*RAMDISK: \[mem \(0x[0-9a-f]*\)-\(0x[0-9a-f]*\)\].*/\1 \2/p')
+    if [ -z "$found" ]; then
+        if whole_log; then
+            ok initrd "there is none"
+        else
+            wrong initrd "$NO_LOG" "$EARLIER"
+        fi
+        return
+    fi
+    limit=$BIOS_INITRD firmware=BIOS
+    [ -d "$ROOT/sys/firmware/efi" ] && limit=$EFI_INITRD firmware=EFI
+    # shellcheck disable=SC2086
+    set -- $found
+    size=$((($2 - $1 >> 20) + 1))
+    if [ $(($2)) -ge $((POOL_START)) ] && [ $(($1)) -lt $((RINGS_END)) ]; then
+        where="it was loaded at $1-$2, in the shared region"
+    elif [ $size -gt "$limit" ]; then
+        where="it has $size MiB, and with $firmware only one of $limit MiB is certain \
+not to be loaded into the shared region"
+    else
+        ok initrd "it has $size MiB, and $limit are possible with $firmware"
+        return
+    fi
+    wrong initrd "$where" "make it smaller (Debian: MODULES=dep in \
+/etc/initramfs-tools/initramfs.conf, update-initramfs -u), or give the VM more memory \
+(from 1G, and from 8G on, more is possible); what was in it is known to the slave"
 }
 
 # Print how many pages of a range have which flags.  Arguments: first byte, end.
@@ -465,6 +499,7 @@ check_crash_kernel
 check_pool
 check_rings
 check_places
+check_initrd
 check_pages
 check_lending
 check_init_on_alloc

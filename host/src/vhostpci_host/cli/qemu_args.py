@@ -319,17 +319,29 @@ _SMALL_POOL_HINT = """\
 # card has: when it is full, the master's kernel says "swiotlb buffer is full" and drops
 # packets.  {enough}M are enough (--confined {enough}M).
 """
+_INITRD_HINT = """\
+# A larger initrd than {bios} MiB, {efi} comes to lie where the
+# slave can read it (docs/confined.md, "Booting").
+"""
 
 
 def confined_hint(its: Layout) -> str:
     """Return the comment beside a confined master: what its guest needs."""
     words, processors = its.kernel_words(), its.processors
     text = _CONFINED_HINT.format(words=words, processors=processors)
+    if its.machine is Machine.Q35:
+        text += _initrd_hint(its)
     enough = pool_for(RING_ENTRIES)
     if its.pool >= enough:
         return text
     small = {"pool": its.pool >> 20, "enough": enough >> 20}
     return text + _SMALL_POOL_HINT.format(entries=RING_ENTRIES, **small)
+
+
+def _initrd_hint(its: Layout) -> str:
+    bios, efi = (limit // confined.MIB for limit in its.initrd_limits())
+    with_efi = f"with EFI than {efi} MiB," if efi else "and any with EFI,"
+    return _INITRD_HINT.format(bios=bios, efi=with_efi)
 
 
 def hint(config: DeviceConfig, role: str, qemu: Version, *, tcg: bool) -> str:

@@ -190,7 +190,7 @@ def _master_check(args: argparse.Namespace) -> None:
     device = _qemu_device(args)
     its = qemu_args.confined_layout(device, ram, args.machine)
     mac = qemu_args.mac(device.name)
-    print(script(device.name, mac, its.kernel_words(), pool=its.pool), end="")
+    print(script(device.name, mac, its), end="")
 
 
 def _vectors(

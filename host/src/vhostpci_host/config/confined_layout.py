@@ -54,6 +54,11 @@ Loaders take the highest memory below a limit: GRUB's initrd on a BIOS the one b
 896 MiB (GRUB_LINUX_INITRD_MAX_ADDRESS), its patches for EFI 1 GiB, others 2 or 4 GiB.
 So below all of those limits the highest memory is `boot`.
 """
+BIOS_NEEDS = 48 * MIB
+"""What SeaBIOS and GRUB's cache of the disk take beside an initrd."""
+EFI_NEEDS = 128 * MIB
+"""What OVMF, GRUB and the kernel take: 96 to 111 MiB above the initrd were seen, and
+5 MiB of GRUB's cache of the disk below it."""
 VIRT_START = GIB
 VIRT_BELOW = 4 * MIB
 """How much less than the pool's size lies above a virt's shared region, below 4 GiB."""
@@ -126,6 +131,18 @@ class Layout:
         # kernel/dma/swiotlb.c, round_up_default_nslabs()
         return self.pool // AREA
 
+    def initrd_limits(self) -> tuple[int, int]:
+        """Return how large a q35's initrd may be, with a BIOS and with EFI.
+
+        A larger one comes to lie in the shared region.  Both are a little less than
+        what was seen with GRUB 2.12 and 2.14 (docs/confined.md, "Booting").
+        """
+        boot = self.part("boot")
+        # GRUB's highest address for it is LOW_END less twice its size
+        # (grub_cmd_initrd() takes it away, grub_relocator_alloc_chunk_align() again).
+        twice = (LOW_END - boot.start) // 2
+        return min(twice, boot.size - BIOS_NEEDS), max(0, boot.size - EFI_NEEDS)
+
     def kernel_words(self) -> str:
         """Return the words of the master's kernel."""
         shared = self.part(SHARED)
@@ -161,23 +178,31 @@ def layout(memory: int, pool: int, machine: Machine, *, attached: bool) -> Layou
     return Layout(machine, pool, tuple(parts))
 
 
-def _boot(memory: int) -> int:
+def _boot(memory: int, shared: int) -> int:
     """Return the size of the memory that only firmware and loaders use.
 
     They have the highest memory below 4 GiB: SeaBIOS its tables and at most 16 MiB
     (malloc_preinit), QEMU the initrd of -kernel, OVMF 64 MiB and its page tables
-    (GetPeiMemoryCap), GRUB its heap.  It must take all of that, or the rest would come
-    to lie in the shared region.  Linux could use it, but would put its bounce pool
-    there if it did.  On the hypervisor only what was touched takes memory.
+    (GetPeiMemoryCap), GRUB its heap.  It must take all of that, or the rest comes to
+    lie in the shared region (see `Layout.initrd_limits`).  Linux could use it, but
+    would put its bounce pool there if it did.  On the hypervisor only what was touched
+    takes memory.
     """
-    return next(size for least, size in _BOOT if memory >= least)
+    sizes = (size for least, size in _BOOT if memory >= least)
+    largest = next(sizes)
+    if largest > _BOOT_OF_MOST and LOW + shared + largest > LOW_END:
+        return _BOOT_OF_MOST
+    return largest
 
 
-_BOOT = ((2 * GIB, 256 * MIB), (GIB, 128 * MIB), (0, 64 * MIB))
+_BOOT_OF_MOST = 256 * MIB
+"""With 128 MiB, GRUB had an initrd of 60 MB partly in the shared region (OVMF)."""
+_BOOT = ((8 * GIB, 512 * MIB), (GIB, _BOOT_OF_MOST), (0, 64 * MIB))
 
 
 def _q35(memory: int, pool: int, rings: int) -> Iterator[Part]:
-    shared, boot = pool + rings, _boot(memory)
+    shared = pool + rings
+    boot = _boot(memory, shared)
     if LOW_END - shared - boot < LOW:
         raise HostError(
             f"a bounce pool of {pool // MIB}M, {shared // MIB}M with its ring area, "
@@ -190,7 +215,8 @@ def _q35(memory: int, pool: int, rings: int) -> Iterator[Part]:
     # of that is lent.  GRUB 2.06 for EFI has its heap, a quarter of all, at the end of
     # the largest piece.
     if high < LOW + rings:
-        least = 2 * LOW + rings + shared + boot
+        least = 2 * LOW + rings + shared
+        least += _boot(least + boot, shared)
         raise HostError(_too_small(memory, shared, least, Machine.Q35), code="H151")
     yield Part("low", 0, LOW)
     yield Part(SHARED, LOW, shared)

@@ -10,35 +10,34 @@ from pathlib import Path
 import pytest
 
 from vhostpci_host.cli.master_check import script
-from vhostpci_host.errors import HostError
+from vhostpci_host.config.confined import MIB
+from vhostpci_host.config.confined_layout import GIB, Layout, Machine, layout
 
-MIB = 1 << 20
 PAGE = 4096
-POOL_START, RINGS_START, RINGS_END = 0x20000000, 0x24000000, 0x25000000
+POOL_START, RINGS_START, RINGS_END = 0x8000000, 0xC000000, 0xD000000
 MAC = "52:54:00:12:34:56"
-WORDS = (
-    "numa=off nokaslr swiotlb=32768,force cma=16M@0x24000000-0x25000000 "
-    'init_on_alloc=1 sysctl.vm.lowmem_reserve_ratio="1 1"'
-)
+Q35 = layout(2 * GIB, 64 * MIB, Machine.Q35, attached=False)
+WORDS = Q35.kernel_words()
 RELEASE = "7.2.13-amd64"
 RESERVED, FREE, SLAB, LRU_ANON = 1 << 32, 1 << 10, 1 << 7, 1 << 5 | 1 << 12
 
 LOG = f"""\
 [    0.000000] Linux version {RELEASE} (debian-kernel@lists.debian.org)
 [    0.000000] Command line: console=ttyS0 {WORDS}
-[    0.001000] cma: Reserved 16 MiB at 0x0000000024000000
+[    0.000500] RAMDISK: [mem 0x0ee54000-0x12aa3fff]
+[    0.001000] cma: Reserved 16 MiB at 0x000000000c000000
 [    0.020000] mem auto-init: stack:all(zero), heap alloc:on, heap free:off
-[    0.500000] software IO TLB: mapped [mem 0x0000000020000000-0x0000000024000000] \
+[    0.500000] software IO TLB: mapped [mem 0x0000000008000000-0x000000000c000000] \
 (64MB)
 """
 IOMEM = """\
 00000000-00000fff : Reserved
 00001000-0009fbff : System RAM
 000f0000-000fffff : System ROM
-00100000-28bfdfff : System RAM
+00100000-0cffffff : System RAM
   01000000-020fffff : Kernel code
   02200000-02bfffff : Kernel rodata
-28bfe000-28bfffff : Reserved
+0d000000-1cffffff : Reserved
 100000000-13fffffff : System RAM
 """
 # Linux 7.2, with less in each zone.
@@ -146,10 +145,10 @@ def shell(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
 
 
 def run(
-    master: FakeMaster, shell: tuple[str, str], *arguments: str
+    master: FakeMaster, shell: tuple[str, str], *arguments: str, its: Layout = Q35
 ) -> subprocess.CompletedProcess[str]:
     """Run the script in the master."""
-    text = script("web", MAC, WORDS, pool=64 * MIB)
+    text = script("web", MAC, its)
     program, path = shell
     environment = {"PATH": path, "VHOSTPCI_ROOT": str(master.root)}
     return subprocess.run(
@@ -255,12 +254,12 @@ def _crash_kernel_size(master: FakeMaster) -> None:
 
 
 def _pool(master: FakeMaster) -> None:
-    master.change("dmesg", "[mem 0x0000000020", "[mem 0x000000001c")
+    master.change("dmesg", "[mem 0x0000000008", "[mem 0x0000000004")
 
 
 def _smaller_pool(master: FakeMaster) -> None:
     # Packets cross all the same, and the rest of the region is ordinary memory.
-    master.change("dmesg", "[mem 0x0000000020", "[mem 0x0000000022")
+    master.change("dmesg", "[mem 0x0000000008", "[mem 0x000000000a")
 
 
 def _two_pools(master: FakeMaster) -> None:
@@ -273,11 +272,27 @@ def _no_pool(master: FakeMaster) -> None:
 
 
 def _other_cma(master: FakeMaster) -> None:
-    master.change("dmesg", "16 MiB at 0x0000000024", "16 MiB at 0x0000000014")
+    master.change("dmesg", "16 MiB at 0x000000000c", "16 MiB at 0x0000000006")
 
 
 def _more_cma(master: FakeMaster) -> None:
-    master.write("dmesg", LOG + "cma: Reserved 8 MiB at 0x0000000008000000\n")
+    master.write("dmesg", LOG + "cma: Reserved 8 MiB at 0x0000000002000000\n")
+
+
+INITRD = "0x0ee54000-0x12aa3fff"
+
+
+def _initrd_inside(master: FakeMaster) -> None:
+    master.change("dmesg", INITRD, "0x0cd1c000-0x16f6bfff")
+
+
+def _large_initrd(master: FakeMaster) -> None:
+    master.change("dmesg", INITRD, "0x0e000000-0x1b0fffff")
+
+
+def _large_initrd_for_efi(master: FakeMaster) -> None:
+    (master.root / "sys/firmware/efi").mkdir(parents=True)
+    master.change("dmesg", INITRD, "0x0e000000-0x160fffff")
 
 
 def _short_log(master: FakeMaster) -> None:
@@ -285,11 +300,11 @@ def _short_log(master: FakeMaster) -> None:
 
 
 def _kernel_inside(master: FakeMaster) -> None:
-    master.change("proc/iomem", "01000000-020fffff", "20000000-210fffff")
+    master.change("proc/iomem", "01000000-020fffff", "08000000-090fffff")
 
 
 def _crash_kernel(master: FakeMaster) -> None:
-    master.write("proc/iomem", f"{IOMEM}  24f00000-26ffffff : Crash kernel\n")
+    master.write("proc/iomem", f"{IOMEM}  0cf00000-0effffff : Crash kernel\n")
 
 
 def _hidden(master: FakeMaster) -> None:
@@ -383,7 +398,10 @@ def _kexec(master: FakeMaster) -> None:
         (_no_pool, {"pool"}),
         (_other_cma, {"rings"}),
         (_more_cma, {"rings"}),
-        (_short_log, {"pool", "rings"}),
+        (_initrd_inside, {"initrd"}),
+        (_large_initrd, {"initrd"}),
+        (_large_initrd_for_efi, {"initrd"}),
+        (_short_log, {"pool", "rings", "initrd"}),
         (_kernel_inside, {"places"}),
         (_crash_kernel, {"places"}),
         (_hidden, {"places"}),
@@ -425,6 +443,17 @@ def test_pages_have_the_names_of_what_they_are_used_for(
     assert {"1 slab", "2 free"} == set(line.rpartition(": ")[2].split(", "))
 
 
-def test_words_without_a_place_are_refused() -> None:
-    with pytest.raises(HostError, match="no cma="):
-        script("web", MAC, "numa=off", pool=64 * MIB)
+def test_kernel_without_an_initrd_is_well(
+    master: FakeMaster, shell: tuple[str, str]
+) -> None:
+    master.change("dmesg", "RAMDISK", "x")
+    assert check(master, shell) == set()
+
+
+def test_initrd_of_a_virt_is_far_away(
+    master: FakeMaster, shell: tuple[str, str]
+) -> None:
+    virt = layout(8 * GIB, 64 * MIB, Machine.VIRT, attached=False)
+    _initrd_inside(master)
+    assert "ok     initrd" not in run(master, shell, its=virt).stdout
+    assert "wrong  initrd" not in run(master, shell, its=virt).stdout

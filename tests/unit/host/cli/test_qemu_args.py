@@ -9,7 +9,7 @@ import pytest
 
 from vhostpci_host.cli import qemu_args
 from vhostpci_host.cli.qemu_version import Version
-from vhostpci_host.config.confined_layout import Machine
+from vhostpci_host.config.confined_layout import GIB, Machine, layout
 from vhostpci_host.config.device import MIB, DeviceConfig, Mode
 from vhostpci_host.config.features import PROFILES
 from vhostpci_host.errors import HostError
@@ -100,6 +100,18 @@ def test_only_an_old_qemu_without_kvm_crashes_with_msix() -> None:
     assert qemu_args.needs_intx(Version(7, 2), tcg=True)
     assert not qemu_args.needs_intx(Version(7, 2), tcg=False)
     assert not qemu_args.needs_intx(Version(8, 0), tcg=True)
+
+
+def test_hint_of_a_confined_master_says_how_large_its_initrd_may_be() -> None:
+    def hint(memory: int, machine: Machine) -> str:
+        its = layout(memory, 64 * MIB, machine, attached=False)
+        return " ".join(qemu_args.confined_hint(its).replace("\n#", "").split())
+
+    found = hint(8 * GIB, Machine.Q35)
+    assert "A larger initrd than 344 MiB, with EFI than 384 MiB, comes to" in found
+    found = hint(GIB // 2, Machine.Q35)
+    assert "A larger initrd than 16 MiB, and any with EFI, comes to lie" in found
+    assert "initrd" not in hint(8 * GIB, Machine.VIRT)
 
 
 def test_hints_are_for_what_the_vm_is() -> None:

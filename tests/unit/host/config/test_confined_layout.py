@@ -64,6 +64,24 @@ def test_nothing_below_4_gib_is_above_a_q35s_region_for_linux(
     assert its.kernel_words().endswith(' sysctl.vm.lowmem_reserve_ratio="1 1"')
 
 
+@pytest.mark.parametrize(
+    ("memory", "pool", "limits"),
+    [
+        (512, 64, (16, 0)),
+        (1024, 64, (208, 128)),
+        (4096, 64, (208, 128)),
+        (8192, 64, (344, 384)),
+        (8192, 256, (208, 128)),
+    ],
+)
+def test_initrd_has_room_above_a_q35s_region(
+    memory: int, pool: int, limits: tuple[int, int]
+) -> None:
+    """See docs/confined.md, "Booting", for what was tried."""
+    its = layout(memory * MIB, pool * MIB, Machine.Q35, attached=False)
+    assert its.initrd_limits() == tuple(limit * MIB for limit in limits)
+
+
 @pytest.mark.parametrize("pool", POOLS)
 def test_no_pool_fits_above_a_virts_region(pool: int) -> None:
     its = layout(8 * GIB, pool * MIB, Machine.VIRT, attached=False)
@@ -77,7 +95,7 @@ def test_words_of_the_layout_that_vm_tests_have() -> None:
     assert its.part("shared").size == POOL + RING_AREA
     assert its.kernel_words() == (
         "numa=off nokaslr swiotlb=32768,force cma=16M@0xc000000-0xd000000 "
-        "memmap=128M%0xd000000-1+2 init_on_alloc=1 "
+        "memmap=256M%0xd000000-1+2 init_on_alloc=1 "
         'sysctl.vm.lowmem_reserve_ratio="1 1"'
     )
 
@@ -89,6 +107,13 @@ def test_least_memory_is_named(machine: Machine, least: int) -> None:
     layout(least, POOL, machine, attached=False)
     with pytest.raises(HostError, match=f"give it {least // MIB}M or more"):
         layout(least - MIB, POOL, machine, attached=False)
+
+
+def test_least_memory_is_that_with_its_own_boot_part() -> None:
+    """From 1 GiB on, the boot part is larger."""
+    with pytest.raises(HostError, match="give it 1280M or more"):
+        layout(1000 * MIB, 256 * MIB, Machine.Q35, attached=True)
+    layout(1280 * MIB, 256 * MIB, Machine.Q35, attached=True)
 
 
 def test_pool_that_leaves_a_kernel_no_room_is_refused() -> None:
