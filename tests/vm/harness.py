@@ -104,7 +104,7 @@ class Vm:
     def __init__(
         self,
         name: str,
-        image: Image,
+        image: Image | None,  # none: it boots from a disk
         *,
         logs: Path,
         args: Sequence[str] = (),
@@ -116,8 +116,9 @@ class Vm:
         program: str | None = None,
     ) -> None:
         self.name = name
-        foreign = image.architecture is not AMD64
-        self._program = program or (image.architecture.program if foreign else None)
+        architecture = image.architecture if image else AMD64
+        foreign = architecture is not AMD64
+        self._program = program or (architecture.program if foreign else None)
         self.kernel = ""
         self.serial_log = logs / f"{name}.serial.log"
         self._qemu_log = logs / f"{name}.qemu.log"

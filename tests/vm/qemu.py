@@ -68,21 +68,26 @@ def accelerator(architecture: Architecture = AMD64) -> list[str]:
 
 
 def machine(
-    image: Image, *, cpus: int, iommu: bool, chipset: str | None = None
+    image: Image | None, *, cpus: int, iommu: bool, chipset: str | None = None
 ) -> list[str]:
-    """A machine without any default device that boots ``image``."""
-    chipset = chipset or image.architecture.chipset
+    """A machine without any default device that boots ``image``, or else a disk."""
+    architecture = image.architecture if image else AMD64
+    chipset = chipset or architecture.chipset
     # vfio-pci in the guest needs an IOMMU that remaps interrupts as well.
     chipset = f"{chipset},kernel-irqchip=split" if iommu else chipset
     unit = ["-device", "intel-iommu,intremap=on"] if iommu else []
-    words = append(image.architecture) + (" intel_iommu=on" if iommu else "")
-    how = accelerator(image.architecture)
+    words = append(architecture) + (" intel_iommu=on" if iommu else "")
+    how = accelerator(architecture)
     return [
         *("-nodefaults", "-no-user-config", "-display", "none"),
         *("-machine", chipset, *how, "-smp", str(cpus), *unit),
-        *("-kernel", str(image.kernel), "-initrd", str(image.initrd)),
-        *("-append", words),
+        *(_direct(image, words) if image else ()),
     ]
+
+
+def _direct(image: Image, words: str) -> list[str]:
+    files = ["-kernel", str(image.kernel), "-initrd", str(image.initrd)]
+    return [*files, "-append", words]
 
 
 def ports(count: int, share: str = "1G") -> list[str]:
