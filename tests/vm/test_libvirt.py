@@ -118,7 +118,7 @@ def test_one_cell_of_a_confined_domain_is_shared_and_the_others_have_no_file(
     assert kinds == [private, "memory-backend-file", private, private]
     assert json.loads(memory[1])["share"] is True
     assert [word for word in line if "xhci" in word or "balloon" in word] == []
-    assert "max-ram-below-4g=640M,sata=off" in line
+    assert "max-ram-below-4g=512M,sata=off" in line
     assert ["virtio-net-pci" in word for word in line].count(True) == 1
 
 
