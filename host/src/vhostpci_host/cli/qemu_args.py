@@ -321,7 +321,8 @@ _SMALL_POOL_HINT = """\
 """
 _INITRD_HINT = """\
 # A larger initrd than {bios} MiB, {efi} comes to lie where the
-# slave can read it (docs/confined.md, "Booting").
+# slave can read it, and with EFI GRUB 2.06 (Debian 12's) puts Linux itself there:
+# docs/confined.md, "Booting".
 """
 
 

@@ -109,6 +109,7 @@ def test_hint_of_a_confined_master_says_how_large_its_initrd_may_be() -> None:
 
     found = hint(8 * GIB, Machine.Q35)
     assert "A larger initrd than 344 MiB, with EFI than 384 MiB, comes to" in found
+    assert "with EFI GRUB 2.06 (Debian 12's) puts Linux itself there" in found
     found = hint(GIB // 2, Machine.Q35)
     assert "A larger initrd than 16 MiB, and any with EFI, comes to lie" in found
     assert "initrd" not in hint(8 * GIB, Machine.VIRT)
