@@ -6,6 +6,9 @@ import select
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 TIMEOUT = 60.0
 """Seconds that another thread or task may take: under ThreadSanitizer, beside four busy
@@ -51,6 +54,23 @@ def wait_for(
             raise AssertionError(f"not within {timeout:g} s: {told}")
         time.sleep(max(now - looked, 0.01))
         looked = time.monotonic()
+
+
+def when_listening(connect: Callable[[], T], timeout: float = PROCESS_TIMEOUT) -> T:
+    """Connect to a process that starts: its socket is there before it listens.
+
+    Args:
+        connect: connects, and returns the connection.
+        timeout: seconds until it is an error that nothing listens.
+    """
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            return connect()
+        except (FileNotFoundError, ConnectionRefusedError):
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 def eventually(condition: Callable[[], bool], timeout: float = TIMEOUT) -> bool:

@@ -14,7 +14,7 @@ import pytest
 from tests.vm import qemu
 from tests.vm.daemon import Daemon
 from tests.vm.qmp import Qmp, QmpError
-from tests.waiting import PROCESS_TIMEOUT, wait_for
+from tests.waiting import when_listening
 
 pytestmark = pytest.mark.vm
 
@@ -30,8 +30,7 @@ def started(directory: Path, *args: str) -> Iterator[Qmp]:
     ]
     with subprocess.Popen(command) as process:
         try:
-            wait_for(monitor.exists, "QEMU's monitor is there", PROCESS_TIMEOUT)
-            with Qmp(monitor) as qmp:
+            with when_listening(lambda: Qmp(monitor)) as qmp:
                 yield qmp
         finally:
             process.kill()

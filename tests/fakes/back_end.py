@@ -59,7 +59,11 @@ class FakeBackEnd:
     def connect(cls, path: Path) -> "FakeBackEnd":
         """Return one that has connected to a socket."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.connect(os.fspath(path))
+        try:
+            connection.connect(os.fspath(path))
+        except OSError:
+            connection.close()
+            raise
         return cls(connection)
 
     def serve(self) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests.fakes.back_end import FakeBackEnd
 from tests.process.lab import Lab
 from tests.process.program import Program
-from tests.waiting import wait_for
+from tests.waiting import wait_for, when_listening
 from vhostpci_host.config.features import ALWAYS, parse_features
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import Request
@@ -34,8 +34,7 @@ def start_agent(lab: Lab, socket: Path) -> Program:
 
 
 def connect(socket: Path) -> FakeBackEnd:
-    wait_for(socket.exists, "the agent listens")
-    back_end = FakeBackEnd.connect(socket)
+    back_end = when_listening(lambda: FakeBackEnd.connect(socket))
     back_end.features = int(SERVES)
     return back_end
 

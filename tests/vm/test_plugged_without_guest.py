@@ -19,7 +19,7 @@ from tests.fakes.netns import private_network
 from tests.process.lab import ATTACH, Lab
 from tests.process.master import Ram
 from tests.vm.qmp import Qmp
-from tests.waiting import PROCESS_TIMEOUT, wait_for
+from tests.waiting import wait_for, when_listening
 from vhostpci_host.errors import HostError
 
 pytestmark = pytest.mark.vm
@@ -80,19 +80,11 @@ class Slave:
 @contextmanager
 def running(directory: Path) -> Iterator[Slave]:
     (directory / "test").unlink(missing_ok=True)
-    with started(directory, *ROOT_PORTS), connected(directory / "test") as monitor:
+    with (
+        started(directory, *ROOT_PORTS),
+        when_listening(lambda: Qmp(directory / "test")) as monitor,
+    ):
         yield Slave(monitor)
-
-
-def connected(path: Path) -> Qmp:
-    """Connect to a QEMU's monitor once it listens, which is later than its file."""
-    deadline = time.monotonic() + PROCESS_TIMEOUT
-    while True:
-        try:
-            return Qmp(path)
-        except (FileNotFoundError, ConnectionRefusedError):
-            assert time.monotonic() < deadline, "QEMU does not listen"
-            time.sleep(0.05)
 
 
 @pytest.fixture
