@@ -10,12 +10,21 @@ freed memory, in that of a master whose kernel does not clear it.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.vm import confined, dmesg, traffic
-from tests.vm.confined import COMMAND_LINE, MIB, PAGE, ConfinedMaster, Link
+from tests.vm.confined import (
+    COMMAND_LINE,
+    MIB,
+    PAGE,
+    Q35,
+    ConfinedMaster,
+    Link,
+    Platform,
+)
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS
 
 pytestmark = pytest.mark.vm
@@ -55,14 +64,20 @@ def exchange(link: Link) -> None:
     assert pings.received == pings.sent >= 20
 
 
-@pytest.fixture(scope="module")
-def link(logs: Path) -> Iterator[Link]:
+@contextmanager
+def exchanged(logs: Path, on: Platform = Q35) -> Iterator[Link]:
     """A confined master that keeps secrets, and has sent and received."""
-    with confined.linked(logs / "confined") as link:
+    with confined.linked(logs, on=on) as link:
         keep_secrets(link.master)
         exchange(link)
         yield link
         dmesg.check(link.master)
+
+
+@pytest.fixture(scope="module")
+def link(logs: Path) -> Iterator[Link]:
+    with exchanged(logs / "confined") as link:
+        yield link
 
 
 def test_no_secret_of_the_master_is_in_the_window(link: Link) -> None:

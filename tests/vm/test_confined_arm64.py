@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm import confined, dmesg
+from tests.vm import confined
 from tests.vm.confined import VIRTS, Link, Platform
 from tests.vm.test_confined import (
     assert_all_is_found,
     assert_nothing_is_found,
     assert_region_has_nothing_else,
     exchange,
+    exchanged,
     freed_memory_in_the_window,
     keep_secrets,
 )
@@ -37,12 +38,8 @@ def platform(request: pytest.FixtureRequest) -> Platform:
 
 @pytest.fixture(scope="module")
 def link(platform: Platform, logs: Path) -> Iterator[Link]:
-    """A confined master that keeps secrets, and has sent and received."""
-    with confined.linked(logs / platform.kernel.name, on=platform) as link:
-        keep_secrets(link.master)
-        exchange(link)
+    with exchanged(logs / platform.kernel.name, platform) as link:
         yield link
-        dmesg.check(link.master)
 
 
 def test_no_secret_of_the_master_is_in_the_window(link: Link) -> None:

@@ -101,8 +101,8 @@ class Tap:
                 self.fds += (self._attach_further(_flags(queues)),)
                 undo.callback(os.close, self.fds[-1])
             self._undo = undo.pop_all()
-        # Before Linux 6.1 whoever attaches to a TAP turns its carrier on.  Without it
-        # until the master's rings run, the slave does not send into queues that no
+        # Before Linux 6.1, to attach to a TAP turns its carrier on.  It stays off until
+        # the master's rings run, so that the slave does not send into queues that no
         # worker reads.
         self.set_carrier(False)
         self.takes_uso = self._takes_uso()
