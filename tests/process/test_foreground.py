@@ -131,7 +131,7 @@ def test_ctrl_c_at_any_moment_of_the_end_changes_nothing(
             foreground.press(CTRL_C)
             assert time.monotonic() < end
             time.sleep(0.001)
-        assert foreground.wait() == 0
+        assert foreground.wait() == 0, foreground.output
         assert "Traceback" not in foreground.output
         assert list(foreground.run_dir.iterdir()) == []
 

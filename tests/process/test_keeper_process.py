@@ -20,6 +20,7 @@ import pytest
 from tests.process.program import Program
 from tests.waiting import wait_for
 from vhostpci_host.keeper import notices
+from vhostpci_host.keeper.process import ASKED_AGAIN
 
 pytestmark = pytest.mark.process
 
@@ -29,6 +30,7 @@ from vhostpci_host.keeper import process
 from vhostpci_host.keeper.process import Keeper, Upstream
 import os
 process.STARTING = process.PATIENCE
+exec(os.environ.get("CHANGE", ""))
 command = [sys.executable, "-c", os.environ["CHILD"]]
 upstream = Upstream(os.environ.get("NOTIFY_SOCKET"))
 sys.exit(Keeper(command, upstream, standby="STANDBY" in os.environ).run())
@@ -169,15 +171,80 @@ time.sleep(20)
         assert len(pids(program)) == 1
 
 
-def test_daemon_that_hangs_before_it_has_handlers_is_killed_at_the_second_signal(
+def test_daemon_that_hangs_before_it_has_handlers_is_killed_at_a_later_signal(
     tmp_path: Path,
 ) -> None:
+    """One that comes at once may be the same key, and the daemon about to start."""
     with keeper(tmp_path, "time.sleep(60)") as program:
         program.wait_log("pid ")
-        program.send(signal.SIGINT)
-        time.sleep(0.2)
+        for _ in range(3):
+            program.send(signal.SIGINT)
+            time.sleep(0.1)
         assert program.process.poll() is None
+        time.sleep(ASKED_AGAIN)
         assert program.end(signal.SIGINT) == 128 + signal.SIGKILL
+
+
+def test_signal_that_comes_when_the_daemon_has_just_ended_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    change = """
+import signal
+status = process._status
+def status_and_signal(pid):
+    found = status(pid)
+    if found is not None:
+        print("a signal", flush=True)
+        os.kill(os.getpid(), signal.SIGINT)
+    return found
+process._status = status_and_signal
+"""
+    with keeper(tmp_path, "sys.exit(0)", CHANGE=change) as program:
+        assert program.wait() == 0
+        assert program.said("a signal") == 1
+
+
+def test_keeper_that_reads_late_does_not_kill_a_daemon_that_serves(
+    tmp_path: Path,
+) -> None:
+    """It has said that it lives; the keeper has yet to read it."""
+    child = """
+signal.signal(signal.SIGINT, lambda *_: None)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+take_signals()
+above = os.getppid()
+os.kill(above, signal.SIGSTOP)
+while open(f"/proc/{above}/stat").read().rsplit(")")[1].split()[0] != "T":
+    time.sleep(0.001)
+say("WATCHDOG=1")
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
+    os.kill(above, number)
+time.sleep(20)
+"""
+    change = "process.ASKED_AGAIN = 0.0"
+    with keeper(tmp_path, child, CHANGE=change) as program:
+        assert program.wait() == 0
+
+
+def test_daemon_that_makes_room_while_it_is_to_end_has_a_successor_that_ends(
+    tmp_path: Path,
+) -> None:
+    """What the first one has not closed would stay: its sockets, a plugged device."""
+    child = f"""
+if kept:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    take_signals()
+    time.sleep(20)
+say("READY=1")
+keep("state", "x")
+os.kill(os.getppid(), signal.SIGTERM)
+while signal.SIGTERM not in signal.sigpending():
+    time.sleep(0.001)
+os._exit({notices.HANDED_OVER})
+"""
+    with keeper(tmp_path, child) as program:
+        assert program.wait() == 0
+        assert len(pids(program)) == 2
 
 
 @pytest.mark.parametrize("status", [notices.FAILED, notices.HANDED_OVER])

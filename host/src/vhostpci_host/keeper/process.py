@@ -40,6 +40,7 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -65,6 +66,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds before a child is started again after a short life: then twice as long."""
 HEIR_PATIENCE = 120
 """Ticks for an heir to start: a minute."""
+ASKED_AGAIN = 1.0
+"""Seconds after a first signal to end; a second one may kill the child from then on."""
 USELESS = 2
 """Children that failed before they were ready, after which nothing is kept any more."""
 
@@ -188,9 +191,12 @@ class Keeper:
         self._upstream = upstream
         self._kept: dict[str, list[int]] = {}
         self._stopping = False
+        self._asked_to_end: float | None = None
+        """When the daemon was first told to end."""
         self._watched = False
         """Whether a daemon says that it is alive: then each of its successors does."""
-        self._missed: set[int] = set()
+        self._signals: deque[int] = deque()
+        """What has come for the daemon, and is not yet passed on."""
         self._first = first
         self._any_ready = False
         self._short_lives = 0
@@ -211,18 +217,20 @@ class Keeper:
         child = self._first or self._start()
         while True:
             self._child = child
-            while self._missed:
-                # They came when there was no child to pass them on to.
-                os.kill(child.pid, self._missed.pop())
             status = self._serve(child)
             self._child = None
             self._take_notices(child)
             child.channel.close()
-            if self._stopping or self._is_end(child, status):
+            # One that makes room has closed nothing: its successor is to end instead.
+            ends = self._stopping and status != notices.HANDED_OVER
+            if ends or self._is_end(child, status):
                 self._end_heir()
                 return _exit_status(status)
             self._before_next(child, status)
-            if self._stopping:
+            if self._stopping and status == notices.HANDED_OVER:
+                self._signals.append(signal.SIGTERM)
+                self._asked_to_end = None
+            elif self._stopping:
                 self._end_heir()
                 return 0
             child = self._next()
@@ -282,20 +290,29 @@ class Keeper:
             _kill(heir)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        """Pass a signal on to the daemon; remember that it is to end."""
+        """Note a signal.
+
+        It may come at any line of ours: only `_pass_signals_on` knows whether there is
+        a child, and what it has said of itself.
+        """
         if number == signal.SIGUSR2:
             self._wants_heir = True
             return
-        child = self._child
-        if number in (signal.SIGTERM, signal.SIGINT):
-            if self._stopping and child is not None and not child.watched:
-                # It has not come to its handlers, and may hang: the user asks again.
-                number = signal.SIGKILL
-            self._stopping = True
-        if child is not None:
+        self._stopping |= number in signals.ENDING
+        self._signals.append(number)
+
+    def _pass_signals_on(self, child: Child) -> None:
+        """Tell a daemon, which may have ended but is still our child, what has come."""
+        while self._signals:
+            number = self._signals.popleft()
+            if number in signals.ENDING:
+                now = time.monotonic()
+                if self._asked_to_end is None:
+                    self._asked_to_end = now
+                elif not child.watched and now - self._asked_to_end > ASKED_AGAIN:
+                    # It has not come to its handlers, and may hang.
+                    number = signal.SIGKILL
             os.kill(child.pid, number)
-        else:
-            self._missed.add(number)
 
     # Starting a daemon.
 
@@ -358,6 +375,7 @@ class Keeper:
                 # is about to end, which SIGCHLD says, or has given us up.
                 poll.unregister(child.channel.fileno())
                 child.deaf = 1
+            self._pass_signals_on(child)
             status = _status(child.pid)
             if status is not None:
                 return status

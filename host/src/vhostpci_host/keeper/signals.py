@@ -10,7 +10,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+ENDING = (signal.SIGTERM, signal.SIGINT)
+FORWARDED = (*ENDING, signal.SIGHUP, signal.SIGUSR1)
 """What the keeper passes on to the daemon."""
 ALL = frozenset({*FORWARDED, signal.SIGUSR2})
 
