@@ -20,7 +20,6 @@ import pytest
 from tests.process.program import Program
 from tests.waiting import wait_for
 from vhostpci_host.keeper import notices
-from vhostpci_host.keeper.process import ASKED_AGAIN
 
 pytestmark = pytest.mark.process
 
@@ -174,15 +173,30 @@ time.sleep(20)
 def test_daemon_that_hangs_before_it_has_handlers_is_killed_at_a_later_signal(
     tmp_path: Path,
 ) -> None:
-    """One that comes at once may be the same key, and the daemon about to start."""
     with keeper(tmp_path, "time.sleep(60)") as program:
         program.wait_log("pid ")
-        for _ in range(3):
+        program.send(signal.SIGINT)
+        time.sleep(0.2)
+        assert program.process.poll() is None
+        while program.process.poll() is None:
             program.send(signal.SIGINT)
             time.sleep(0.1)
-        assert program.process.poll() is None
-        time.sleep(ASKED_AGAIN)
-        assert program.end(signal.SIGINT) == 128 + signal.SIGKILL
+        assert program.wait() == 128 + signal.SIGKILL
+
+
+def test_signals_at_once_do_not_kill_a_daemon_that_starts(tmp_path: Path) -> None:
+    """A key repeats itself, and the daemon may be about to take its signals."""
+    child = """
+for _ in range(3):
+    os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(0.1)
+signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+take_signals()
+time.sleep(20)
+"""
+    change = "process.ASKED_AGAIN = 60.0"
+    with keeper(tmp_path, child, CHANGE=change) as program:
+        assert program.wait() == 0
 
 
 def test_signal_that_comes_when_the_daemon_has_just_ended_changes_nothing(
