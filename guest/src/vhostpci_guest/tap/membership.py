@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which bridge an interface is in, and its kind: asked of the kernel by rtnetlink(7).
+"""What the kernel says of an interface by rtnetlink(7): its bridge, kind and state.
 
 pyroute2 would decode all that the kernel says of an interface, which takes
 milliseconds.  The status asks for each device, in the agent's loop, while a daemon may
@@ -16,6 +16,7 @@ _NLMSG_ERROR = 2
 _RTM_GETLINK = 18
 _IFLA_IFNAME, _IFLA_MASTER, _IFLA_LINKINFO = 3, 10, 18
 _IFLA_INFO_KIND = 1
+_IFF_RUNNING = 0x40
 _NESTED = 0x8000
 """The flag of an attribute that holds others; old kernels do not set it."""
 
@@ -61,8 +62,27 @@ def kind_of(index: int) -> str:
     return _text(_parse(info).get(_IFLA_INFO_KIND, b""))
 
 
+def runs(index: int) -> bool:
+    """Whether the kernel sends packets to an interface.
+
+    Linux turns its queues off up to a second after its carrier has gone; since 6.8 it
+    does so before it answers this (SIOCGIFFLAGS does not wait for that).
+
+    Raises:
+        OSError: there is no such interface.
+    """
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as ask:
+        _, _, _, flags, _ = _ifinfomsg.unpack_from(_link(ask, index))
+    return bool(flags & _IFF_RUNNING)
+
+
 def _attributes(ask: socket.socket, index: int) -> dict[int, bytes]:
     """Return what the kernel says of an interface, by the number of the attribute."""
+    return _parse(_link(ask, index)[_ifinfomsg.size :])
+
+
+def _link(ask: socket.socket, index: int) -> bytes:
+    """Return what the kernel says of an interface: `_ifinfomsg` and attributes."""
     request = _ifinfomsg.pack(socket.AF_UNSPEC, 0, index, 0, 0)
     size = _nlmsghdr.size + len(request)
     ask.send(_nlmsghdr.pack(size, _RTM_GETLINK, _NLM_F_REQUEST, 0, 0) + request)
@@ -71,7 +91,7 @@ def _attributes(ask: socket.socket, index: int) -> dict[int, bytes]:
     if kind == _NLMSG_ERROR:
         number = -struct.unpack_from("=i", answer, _nlmsghdr.size)[0]
         raise OSError(number or errno.EIO, os.strerror(number or errno.EIO))
-    return _parse(answer[_nlmsghdr.size + _ifinfomsg.size : size])
+    return answer[_nlmsghdr.size : size]
 
 
 def _parse(data: bytes) -> dict[int, bytes]:

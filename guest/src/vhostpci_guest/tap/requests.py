@@ -20,7 +20,7 @@ from typing import Protocol, TypeVar
 
 from ..errors import Unusable
 from . import left, namespace
-from .membership import bridge_of
+from .membership import bridge_of, runs
 from .netlink import netlink
 
 T = TypeVar("T")
@@ -39,11 +39,9 @@ TUNSETIFF = ioc(WRITE, 202, 4)
 TUNSETOWNER = ioc(WRITE, 204, 4)
 TUNGETIFF = ioc(READ, 210, 4)
 TUNGETDEVNETNS = ioc(NONE, 227, 0)
-_SIOCGIFFLAGS = 0x8913  # linux/sockios.h
-_SIOCGIFMTU = 0x8921
+_SIOCGIFMTU = 0x8921  # linux/sockios.h
 
 IFF_TUN_EXCL = 0x8000
-_IFF_RUNNING = 0x40
 
 # struct ifreq has 40 bytes: the name, and a union that begins with the flags.
 ifreq = struct.Struct("=16sH22x")
@@ -227,8 +225,7 @@ class LocalRequests:
 
     def sends(self, fd: int) -> bool:
         """Whether the kernel may put packets into the TAP."""
-        flags: int = ifreq.unpack(_ask_by_name(fd, _SIOCGIFFLAGS))[1]
-        return bool(flags & _IFF_RUNNING)
+        return _where_it_is(fd, lambda: runs(index(fd)))
 
     def dropped(self, fd: int) -> int:
         """Return how many packets the kernel has dropped because queues were full."""

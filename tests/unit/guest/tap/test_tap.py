@@ -110,6 +110,21 @@ def test_tap_is_idle_when_it_is_empty_and_the_kernel_has_seen_the_carrier_go(
     made.close()
 
 
+def test_kernel_sends_nothing_more_once_it_has_said_so(network: None) -> None:
+    """It turns queues off once a second, and Linux 6.8 also when it is asked."""
+    made = Tap("vp0", 1)
+    made.configure(TapConfig())
+    requests = LocalRequests()
+    for _ in range(3):
+        made.set_carrier(True)
+        assert eventually(lambda: requests.sends(made.fds[0]))
+        made.set_carrier(False)
+        if LINUX < (6, 8):
+            assert eventually(lambda: not requests.sends(made.fds[0]))
+        assert not requests.sends(made.fds[0])
+    made.close()
+
+
 def test_header_and_offloads_can_be_set(network: None) -> None:
     made = Tap("vp0", 1)
     made.check()
