@@ -40,13 +40,20 @@ class LogWriter(logging.Handler):
         """Have the thread write a record, or count it if too many wait already."""
         if self._lines.qsize() >= MOST:
             self._left_out += 1
-            return
+        else:
+            self._report_left_out()
+            self._lines.put(self._encode(record))
         if self._thread is None:
-            # A daemon thread: one that is stuck in write() must not keep the program.
-            self._thread = threading.Thread(target=self._write_all, daemon=True)
-            quiet_thread.start(self._thread)
-        self._report_left_out()
-        self._lines.put(self._encode(record))
+            self._start()
+
+    def _start(self) -> None:
+        # A daemon thread: one that is stuck in write() must not keep the program.
+        thread = threading.Thread(target=self._write_all, daemon=True)
+        try:
+            quiet_thread.start(thread)
+        except RuntimeError:
+            return  # there is no room for a thread now: the next line tries again
+        self._thread = thread
 
     def _encode(self, record: logging.LogRecord) -> bytes:
         return (self.format(record) + "\n").encode(errors="backslashreplace")
@@ -92,6 +99,8 @@ class LogWriter(logging.Handler):
         If that is not enough, nothing that the program writes there later will block.
         """
         super().close()
+        if self._thread is None and not self._lines.empty():
+            self._start()
         self.rest()
         # Not only if the thread is stuck: it may never have had anything to write.
         if not _writable(self._fd):

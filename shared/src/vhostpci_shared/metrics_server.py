@@ -124,7 +124,12 @@ class MetricsServer(socketserver.ThreadingMixIn, HTTPServer):
 
     def process_request(self, request: object, client_address: object) -> None:
         self._room.acquire()
-        super().process_request(request, client_address)  # type: ignore[arg-type]
+        try:
+            super().process_request(request, client_address)  # type: ignore[arg-type]
+        except RuntimeError:
+            # There is no room for a thread now: this client gets no answer.
+            self._room.release()
+            raise
 
     def process_request_thread(self, request: object, client_address: object) -> None:
         try:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.fakes import threads
 from tests.waiting import TIMEOUT, eventually, returns
 from vhostpci_shared.log_writer import LAST, MOST, LogWriter
 
@@ -155,3 +156,24 @@ def test_thread_that_is_stuck_cannot_rest(pipe: Pipe) -> None:
     while not found.endswith(b"a line\n"):
         found += os.read(pipe.read_end, 65536)
     pipe.writer.close()
+
+
+def test_line_waits_while_there_is_no_room_for_a_thread(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as full:
+        threads.allow_none(full)
+        pipe.log.warning("first")
+    pipe.log.warning("second")
+    pipe.writer.close()
+    assert os.read(pipe.read_end, 4096) == b"first\nsecond\n"
+
+
+def test_end_writes_what_has_found_no_thread(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as full:
+        threads.allow_none(full)
+        pipe.log.warning("only one")
+    pipe.writer.close()
+    assert os.read(pipe.read_end, 4096) == b"only one\n"

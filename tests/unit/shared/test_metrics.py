@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.fakes import threads
 from tests.waiting import TIMEOUT
 from vhostpci_shared.metrics import COUNTER, Family, render, write_file
 from vhostpci_shared.metrics_server import (
+    CLIENTS,
     BadAddress,
     MetricsServer,
     NotServed,
@@ -103,9 +105,11 @@ def served(path: Path, text: str | Exception) -> Iterator[None]:
     with MetricsServer(str(path), collect) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield
-        server.shutdown()
-        thread.join()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def get(path: Path, target: str) -> tuple[int, str]:
@@ -133,6 +137,19 @@ def test_scrape_that_fails_says_why_and_the_next_is_answered(tmp_path: Path) -> 
             status, text = get(path, "/metrics")
             assert status == 500
             assert "the daemon hangs" in text
+
+
+def test_clients_without_a_thread_leave_room_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.sock"
+    with served(path, "up 1\n"):
+        with monkeypatch.context() as full:
+            threads.allow_none(full)
+            for _ in range(CLIENTS):
+                with pytest.raises(ConnectionError):
+                    get(path, "/metrics")
+        assert get(path, "/metrics") == (200, "up 1\n")
 
 
 def test_port_that_is_taken_is_said() -> None:
