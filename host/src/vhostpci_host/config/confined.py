@@ -9,8 +9,12 @@ All other memory of the master is private.
 MIB = 2**20
 POOL = 64 * MIB
 """The bounce pool, if the user gives no size."""
-LEAST_POOL, MOST_POOL = 16 * MIB, 1024 * MIB
-"""Linux takes a power of two, and has it below 4 GiB."""
+LEAST_POOL, MOST_POOL = 16 * MIB, 256 * MIB
+"""Linux takes a power of two.
+
+A larger one, with a ring area as large (attach mode), leaves the kernel too little of
+the memory below: on a virt QEMU would put kernel, initrd and devicetree into it.
+"""
 RING_AREA = 16 * MIB
 """The ring area, if the master does not bring the region.
 

@@ -203,13 +203,6 @@ _BOOT = ((8 * GIB, 512 * MIB), (GIB, _BOOT_OF_MOST), (0, 64 * MIB))
 def _q35(memory: int, pool: int, rings: int) -> Iterator[Part]:
     shared = pool + rings
     boot = _boot(memory, shared)
-    if LOW_END - shared - boot < LOW:
-        raise HostError(
-            f"a bounce pool of {pool // MIB}M, {shared // MIB}M with its ring area, "
-            f"leaves no room below {LOW_END // MIB}M for the kernel: give less "
-            "(--confined 64M)",
-            code="H150",
-        )
     high = memory - LOW - shared - boot
     # What may be used above 4 GiB must be more than what may be below, so that nothing
     # of that is lent.  GRUB 2.06 for EFI has its heap, a quarter of all, at the end of
@@ -226,8 +219,9 @@ def _q35(memory: int, pool: int, rings: int) -> Iterator[Part]:
 
 def _virt(memory: int, pool: int, rings: int) -> Iterator[Part]:
     # Its memory is in one piece, and firmware and loaders use its beginning: QEMU has
-    # kernel, initrd and devicetree within 128 MiB and a little (hw/arm/boot.c).  There
-    # is no memmap= here, so what is above the region must be smaller than the pool.
+    # kernel, initrd and devicetree within 128 MiB and a little (hw/arm/boot.c).  With
+    # MOST_POOL it has 2.25 GiB.  There is no memmap= here, so what is above the region
+    # must be smaller than the pool.
     if memory < VIRT_LEAST:
         raise HostError(
             _too_small(memory, pool + rings, VIRT_LEAST, Machine.VIRT), code="H152"

@@ -77,12 +77,12 @@ def test_window_is_the_power_of_two_with_room_for_the_metadata(
     assert window_size(memory) == window
 
 
-@pytest.mark.parametrize(("text", "size"), [("16M", 16), ("64M", 64), ("1G", 1024)])
+@pytest.mark.parametrize(("text", "size"), [("16M", 16), ("64M", 64), ("256M", 256)])
 def test_bounce_pool_is_a_power_of_two(text: str, size: int) -> None:
     assert parse_confined(text) == size * MIB
 
 
-@pytest.mark.parametrize("text", ["", "8M", "80M", "2G", "x", "0", "yes"])
+@pytest.mark.parametrize("text", ["", "8M", "80M", "512M", "1G", "x", "0", "yes"])
 def test_size_that_no_bounce_pool_can_have_is_refused(text: str) -> None:
     with pytest.raises(HostError, match="confined "):
         parse_confined(text)

@@ -62,7 +62,7 @@ def test_confined_is_the_size_of_the_bounce_pool(file: Path) -> None:
     assert device.confined == 64 << 20
     assert mistakes(file, table.format('"65M"')) == [
         "device.a: confined '65M': the bounce pool's size is a power of two, from 16M "
-        "to 1024M"
+        "to 256M"
     ]
 
 
