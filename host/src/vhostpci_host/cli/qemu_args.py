@@ -273,7 +273,8 @@ def room(config: DeviceConfig, ram: int | None, windows: int) -> tuple[int, int]
     # but the range that SeaBIOS gives a port below 4 GiB begins at any megabyte.
     if config.mode is Mode.ARENA:
         return 2 * window_size(config.shared), 1
-    size = known(config, ram)
+    # Of a confined master the window is the shared region, which is a power of two.
+    size = config.shared or known(config, ram)
     _check_power_of_two(config, size)
     # One port more than files: in attach mode window 0 has the metadata alone.
     return 2 * size, windows + 1

@@ -262,6 +262,11 @@ def test_confined_master_has_no_controller_of_libvirts() -> None:
     assert attributes(master, "devices/memballoon") == {"model": "none"}
 
 
+def test_slave_of_a_confined_master_has_ports_for_the_shared_region() -> None:
+    slave = read(libvirt_xml.slave(CONFINED, 6 * 2**30))
+    assert list(ports(slave).values()) == [256 * MIB] * 2
+
+
 def test_confined_master_with_an_arena_is_none_of_libvirts() -> None:
     with pytest.raises(HostError, match="is in attach mode"):
         libvirt_xml.master(replace(ARENA, confined=64 * MIB), V10_0)

@@ -247,6 +247,16 @@ def test_confined_master_in_attach_mode_has_a_memfd() -> None:
     assert shared == ("memory-backend-memfd,id=vhostpci-web-shared,size=128M,share=on")
 
 
+@pytest.mark.parametrize("ram", [1676 * MIB, None], ids=["given", "not-given"])
+def test_slave_of_a_confined_master_has_ports_for_the_shared_region(
+    ram: int | None,
+) -> None:
+    """However much memory the master has: the slave gets no more of it."""
+    config = replace(ATTACHED, confined=64 * MIB, slave_qmp=Path("/q"))
+    ports = values(qemu_args.slave(config, ram), "-device")
+    assert [port.split(",")[-1] for port in ports] == ["pref64-reserve=256M"] * 2
+
+
 def test_confined_masters_card_has_no_control_queue() -> None:
     (card,) = values(qemu_args.master(CONFINED, QEMU), "-device")
     assert card.endswith(
