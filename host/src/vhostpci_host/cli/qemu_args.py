@@ -12,6 +12,7 @@ from ..config.device import DeviceConfig, Mode, window_size
 from ..errors import HostError
 from ..hotplug import root_ports
 from ..hotplug.ids import DEVICE, object_id
+from .arguments import Usage
 from .qemu_version import CONFINED, IN_ORDER, RECONNECT_MS, TCG_MSIX, Version
 
 Args = list[tuple[str, str]]
@@ -85,7 +86,8 @@ def confined_layout(config: DeviceConfig, ram: int | None, machine: Machine) -> 
     """Return where the memory of a confined master lies.
 
     Raises:
-        HostError: the device is not confined, or there is no layout for its sizes.
+        HostError: the device is not confined, or its memory is not known.
+        Usage: there is no layout for its sizes.
     """
     if config.confined is None:
         raise HostError(
@@ -97,7 +99,7 @@ def confined_layout(config: DeviceConfig, ram: int | None, machine: Machine) -> 
     try:
         return layout(size, config.confined, machine, attached=attached)
     except HostError as error:
-        raise HostError(f"{config.name}: {error}", code="H148") from error
+        raise Usage(f"{config.name}: {error}", code=error.code) from error
 
 
 def confined_memory(config: DeviceConfig, its: Layout) -> Args:

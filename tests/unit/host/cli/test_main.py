@@ -210,6 +210,29 @@ def test_kernel_args_are_the_words_alone(
     assert "give --confined" in failure(capsys, *ordinary)
 
 
+@pytest.mark.parametrize("command", ["qemu-args a --role master", "master-check a"])
+@pytest.mark.parametrize(
+    ("machine", "size", "told", "code"),
+    [
+        ("q35", "300M", "with a shared region of 128M: give it 512M or more", "H151"),
+        ("virt", "4G", "with a shared region of 128M: give it 6400M or more", "H152"),
+    ],
+)
+def test_memory_that_no_confined_master_can_have_is_wrong_usage(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    *,
+    command: str,
+    machine: str,
+    size: str,
+    told: str,
+    code: str,
+) -> None:
+    argv = [*command.split(), "--run-dir", str(tmp_path), "--machine", machine]
+    assert main([*argv, "--mode", "attach", "--memory", size, "--confined"]) == 2
+    assert f"on {machine} {told} [{code}]" in capsys.readouterr().err
+
+
 def test_arguments_of_a_virt_are_for_the_qemu_that_has_it(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
