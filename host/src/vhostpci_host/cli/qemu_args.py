@@ -315,13 +315,17 @@ _CONFINED_HINT = """\
 """
 
 
-RING_ENTRIES = 256
-"""Of QEMU's card, unless the user adds rx_queue_size or tx_queue_size to it."""
-_SMALL_POOL_HINT = """\
-# A bounce pool of {pool}M may be too small for the rings of {entries} entries that this
-# card has: when it is full, the master's kernel says "swiotlb buffer is full" and drops
-# packets.  {enough}M are enough (--confined {enough}M).
+RING_ENTRIES, MOST_RING_ENTRIES = 256, 1024
+"""Of QEMU's card, unless the user adds rx_queue_size or tx_queue_size to it; at most.
 """
+_POOL_HINT = """\
+# A bounce pool of {pool}M may be too small for rings of {entries} entries,
+# {whose}: when it is full, the master's
+# kernel says "swiotlb buffer is full" and drops packets.  {enough}M are enough
+# (--confined {enough}M).
+"""
+_USUAL_CARD = "as this card has"
+_LARGE_RINGS = "if you give it such (rx_queue_size, tx_queue_size)"
 _INITRD_HINT = """\
 # A larger initrd than {bios} MiB, {efi} comes to lie where the
 # slave can read it, and with EFI GRUB 2.06 (Debian 12's) puts Linux itself there:
@@ -335,11 +339,19 @@ def confined_hint(its: Layout) -> str:
     text = _CONFINED_HINT.format(words=words, processors=processors)
     if its.machine is Machine.Q35:
         text += _initrd_hint(its)
-    enough = pool_for(RING_ENTRIES)
-    if its.pool >= enough:
-        return text
-    small = {"pool": its.pool >> 20, "enough": enough >> 20}
-    return text + _SMALL_POOL_HINT.format(entries=RING_ENTRIES, **small)
+    return text + _pool_hint(its.pool)
+
+
+def _pool_hint(pool: int) -> str:
+    """Return for which rings a bounce pool may be too small, if there are any."""
+    for entries, whose in (
+        (RING_ENTRIES, _USUAL_CARD),
+        (MOST_RING_ENTRIES, _LARGE_RINGS),
+    ):
+        if pool < (enough := pool_for(entries)):
+            sizes = {"pool": pool >> 20, "enough": enough >> 20}
+            return _POOL_HINT.format(entries=entries, whose=whose, **sizes)
+    return ""
 
 
 def _initrd_hint(its: Layout) -> str:

@@ -251,9 +251,31 @@ def test_hint_of_a_confined_master_has_its_kernels_words(
     out = capsys.readouterr()
     assert "swiotlb=8192,force" in out.err
     assert "at most 64 processors" in out.err
-    assert "32M are enough (--confined 32M)" in out.err
-    assert main([*argv, "--confined", "32M", "--role", "master"]) == 0
-    assert "too small" not in capsys.readouterr().err
+
+
+SIZES = "rx_queue_size, tx_queue_size"
+
+
+@pytest.mark.parametrize(
+    ("pool", "told"),
+    [
+        ("16M", "of 256 entries, as this card has: 32M"),
+        ("32M", f"of 1024 entries, if you give it such ({SIZES}): 128M"),
+        ("64M", f"of 1024 entries, if you give it such ({SIZES}): 128M"),
+        ("128M", ""),
+    ],
+)
+def test_hint_of_a_confined_master_says_for_which_rings_its_pool_is_small(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, pool: str, told: str
+) -> None:
+    argv = ["qemu-args", "a", "--run-dir", str(tmp_path), "--memory", "4G"]
+    assert main([*argv, "--confined", pool, "--role", "master"]) == 0
+    found = " ".join(capsys.readouterr().err.replace("#", " ").split())
+    rings, _, enough = told.partition(": ")
+    small = f"A bounce pool of {pool} may be too small for rings {rings}: when it is"
+    assert (small in found) is bool(told)
+    assert (f"{enough} are enough (--confined {enough})" in found) is bool(told)
+    assert ("too small" in found) is bool(told)
 
 
 def test_packed_rings_of_a_confined_master_are_refused(
