@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,41 @@ def test_ring_outside_of_the_shared_region_is_not_served(
     front_end.stop_ring(0)
     front_end.stop_ring(1)
     scene.start(front_end)  # its guest was started again, with other words
+    assert scene.device.rings_run
+
+
+SHARED_END = SHARED_AT + SHARED
+LAST_USED = SHARED_END - 2056
+"""The last place for a used ring of 256 entries: 6 bytes and 8 for each, aligned."""
+NO_ROOM = {
+    "descriptor table": {"desc": SHARED_END - 0x800},
+    "avail ring": {"avail": SHARED_END - 0x100},
+    "used ring": {"used": LAST_USED + 4},
+    "below": {"desc": SHARED_AT - 16},
+}
+AREAS = {"desc": "descriptor table", "avail": "avail ring", "used": "used ring"}
+
+
+@pytest.mark.parametrize("part", NO_ROOM.values(), ids=[*NO_ROOM])
+def test_rings_that_the_shared_region_has_no_room_for_are_not_served(
+    scene: Scene, caplog: pytest.LogCaptureFixture, part: dict[str, int]
+) -> None:
+    """Such as those of a master whose ring area is used up: a part of them is there."""
+    front_end = scene.front_end()
+    good = [RingAt.nth(index, above=SHARED_AT) for index in range(2)]
+    front_end.driver_ok([good[0], replace(good[1], **part)])
+    scene.settle()
+    assert state(scene.device) == "master's rings cannot be served"
+    assert not scene.device.rings_run
+    (area,) = part
+    text = print_status.text(describe(scene.device))
+    for told in (caplog.text, text):
+        assert f"{AREAS[area]}: address 0x7f" in told
+        assert "its rings in the shared region by the word cma=" in told
+    front_end.stop_ring(0)
+    front_end.stop_ring(1)
+    front_end.driver_ok([good[0], replace(good[1], used=LAST_USED)])
+    scene.settle()
     assert scene.device.rings_run
 
 
