@@ -32,6 +32,7 @@ from vhostpci_shared.errors import Said, code_of, said
 from vhostpci_shared.virtio import Feature
 from vhostpci_shared.wire import ProtocolError
 
+from ..config.commands import master_arguments
 from ..config.device import DeviceConfig
 from ..errors import HostError
 from ..fds import Notifier
@@ -44,6 +45,7 @@ from ..memory.regions import Store
 from ..vhost_user.backend import Answer, Backend
 from ..vhost_user.front_end_setup import FrontEndSetup, Quiesce
 from ..vhost_user.message import Message
+from ..vhost_user.vring import what_to_do_outside
 from .agent_view import AgentView
 from .debounce import Debounce
 from .kept import DeviceLeft
@@ -110,7 +112,7 @@ class Device:
         self.cleared: Json | None = None
         """What `stats` subtracts, since it was cleared."""
         self.traffic = Traffic(store.metadata, config.rings)
-        self._reports = RingReports(config.name, store.metadata, self.publisher)
+        self._reports = RingReports(config, store.metadata, self.publisher)
         self._loop = loop
         self._log = peer_log
         self._relays = relays
@@ -203,6 +205,7 @@ class Device:
             lambda index: self.leases[index].origin,
             lambda: self.offer.to(port.pid),
             confined=self.config.confined is not None,
+            outside=what_to_do_outside(self.config),
         )
 
     def master_gone(self, *, returns: bool = False) -> None:
@@ -360,11 +363,12 @@ class Device:
 
     def _say_memoryless(self) -> None:
         assert self.master is not None, "no front-end connected"
+        arguments = master_arguments(self.config.name, self.config.mode)
         self._log.warn_once(
             f"front-end (pid {self.master.pid}) shows no memory: its driver is loaded, "
             "and no packet can cross, because its memory is not shared. Start it with "
-            f"the memory arguments of `vhostpci-host qemu-args {self.config.name} "
-            "--role master` (share=on; for libvirt <access mode='shared'/>)"
+            f"the memory arguments of `{arguments}` (share=on; for libvirt <access "
+            "mode='shared'/>)"
         )
 
     def _show_windows(self, setup: FrontEndSetup) -> bool:

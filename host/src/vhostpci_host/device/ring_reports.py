@@ -8,6 +8,8 @@ from vhostpci_shared.access import Metadata
 from vhostpci_shared.metadata import AgentRingState
 from vhostpci_shared.wire import ProtocolError
 
+from ..config.commands import master_arguments
+from ..config.device import DeviceConfig
 from ..vhost_user.front_end_setup import FrontEndSetup
 from .publisher import Publisher
 from .ring_lease import Lease
@@ -20,8 +22,7 @@ RENEW_PAUSE = 1.0
 
 _NOT_BOUNCED = (
     ": if its buffers lie outside of the shared region, the master's kernel lacks the "
-    "word swiotlb=, with force, or has its bounce pool elsewhere (`vhostpci-host "
-    "qemu-args --role master`)"
+    "word swiotlb=, with force, or has its bounce pool elsewhere (`%s`)"
 )
 
 
@@ -29,13 +30,16 @@ class RingReports:
     """Reads the agent's entry of each running ring, and acts on the bad news.
 
     Args:
-        name: of the device, for the log.
+        config: the device's, for the log.
         metadata: the region that the agent writes its entries in.
         publisher: has the leases.
     """
 
-    def __init__(self, name: str, metadata: Metadata, publisher: Publisher) -> None:
-        self._name = name
+    def __init__(
+        self, config: DeviceConfig, metadata: Metadata, publisher: Publisher
+    ) -> None:
+        self._name = config.name
+        self._arguments = master_arguments(config.name, config.mode)
         self._metadata = metadata
         self._publisher = publisher
         self._seen: tuple[bytes, int] | None = None
@@ -92,7 +96,7 @@ class RingReports:
             "is loaded again%s",
             self._name,
             lease.index,
-            _NOT_BOUNCED if setup.confined else "",
+            _NOT_BOUNCED % self._arguments if setup.confined else "",
         )
         err = setup.rings[lease.index].err
         if err is not None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from vhostpci_shared.findings import CannotLook, Seen, error, ok
 
+from ..config.commands import master_arguments, master_check
 from ..config.confined import CARD
 from ..config.kernel_words import kernel_words, key, lacking, split
 from ..interfaces import Json
@@ -35,12 +36,19 @@ _SHORT = ("nic", "net", "usb", "usbdevice", "audio", "soundhw", "hda", "hdb", "c
 """Options that add devices which use DMA."""
 
 
-def _arguments(device: Json) -> str:
-    return f"vhostpci-host qemu-args {device['name']} --role master"
+def _arguments(device: Json, line: CommandLine) -> str:
+    """Return the command that prints the arguments of this master's QEMU."""
+    return f"{master_arguments(device['name'], device['mode'])}{_machine_option(line)}"
 
 
-def _script(device: Json) -> str:
-    return f"vhostpci-host master-check {device['name']} prints a script that looks"
+def _script(device: Json, line: CommandLine) -> str:
+    command = f"{master_check(device['name'], device['mode'])}{_machine_option(line)}"
+    return f"{command} prints a script that looks"
+
+
+def _machine_option(line: CommandLine) -> str:
+    """Return the option by which our commands mean the machine that it has."""
+    return " --machine virt" if _is_virt(_machine(line)) else ""
 
 
 def each_confined(look: Look) -> Callable[[Hypervisor], Iterator[Seen]]:
@@ -81,8 +89,8 @@ def card(device: Json, looked_at: str, line: CommandLine) -> Iterator[Seen]:
             f"its card is without {','.join(lacking)}",
             means="without iommu_platform no packet crosses; through a control queue "
             "the slave could have QEMU write anywhere in the master",
-            repair=f"{','.join(lacking)} in its -device, as {_arguments(device)} "
-            "prints it",
+            repair=f"{','.join(lacking)} in its -device, as "
+            f"{_arguments(device, line)} prints it",
         )
         return
     yield ok(looked_at, "its card uses the shared region, and has no control queue")
@@ -147,7 +155,8 @@ def _plugged(host: Hypervisor, device: Json) -> Iterator[Seen]:
         raise CannotLook(
             "what was plugged later is on no command line: name the monitor of "
             f"{device['name']}'s master (--master-qmp), or see what "
-            f"vhostpci-host master-check {device['name']} prints for use in the master"
+            f"{master_check(device['name'], device['mode'])} prints for use in the "
+            "master"
         )
     found = [what for one in host.plugged() if (what := _not_allowed(one))]
     # One of these is the card itself.
@@ -196,7 +205,7 @@ def _of_machine(machine: Values) -> Iterator[str]:
     if is_on(machine, "usb"):
         yield "USB (-machine usb=on)"
     # An aarch64's `virt` has no such controller.
-    if not machine.get("type", "").startswith("virt") and is_on(machine, "sata", "on"):
+    if not _is_virt(machine) and is_on(machine, "sata", "on"):
         yield "an AHCI controller (no sata=off in -machine)"
 
 
@@ -228,7 +237,7 @@ def memory(device: Json, looked_at: str, line: CommandLine) -> Iterator[Seen]:
             means="a shared piece of ordinary memory holds what the kernel and "
             "programs put there: a slave that writes it owns the master",
             repair="one shared memory, and memory-backend-ram without share=on for "
-            f"all others, as {_arguments(device)} prints them",
+            f"all others, as {_arguments(device, line)} prints them",
         )
         return
     yield ok(looked_at, f"one shared memory of {mib(wanted)}, all others are private")
@@ -247,7 +256,7 @@ def _is_memfd(backend: Values) -> bool:
 def words(device: Json, looked_at: str, line: CommandLine) -> Iterator[Seen]:
     """Look at the words of the master's kernel, if QEMU gives them."""
     *_, given = ["", *line.texts("append")]
-    script = _script(device)
+    script = _script(device, line)
     if not given:
         raise CannotLook(f"the kernel's words are in the master: {script} there")
     missing = lacking(given, list(_wanted(device, line)))
@@ -259,7 +268,7 @@ def words(device: Json, looked_at: str, line: CommandLine) -> Iterator[Seen]:
             means="rings and packets are not in the shared region, or what else the "
             "kernel and programs have gets there",
             repair="the kernel's words, in place of others that begin alike, of the "
-            f"same {_arguments(device)} as the memory arguments",
+            f"same {_arguments(device, line)} as the memory arguments",
         )
     if crash:
         yield error(
@@ -284,6 +293,10 @@ def _wanted(device: Json, line: CommandLine) -> Iterator[str]:
     # A virt has none, and no other has it at its end of the memory below 4 GiB.
     boot = range(end, below) if end < below <= 4 << 30 else None
     return kernel_words(range(start, rings), range(rings, end), boot)
+
+
+def _is_virt(machine: Values) -> bool:
+    return machine.get("type", "").startswith("virt")
 
 
 def _machine(line: CommandLine) -> Values:

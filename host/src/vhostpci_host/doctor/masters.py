@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from vhostpci_shared.findings import CannotLook, Seen, error, ok, warn
 
+from ..config.commands import master_arguments
 from ..interfaces import Json
 from .command_line import CommandLine, Values, is_on
 from .hypervisor import Hypervisor, each_device, process
@@ -91,7 +92,7 @@ def reconnects(host: Hypervisor, device: Json) -> Iterator[Seen]:
             means="when the daemon ends without a keeper, the master's card stays "
             "without a link until the VM is started again",
             repair="reconnect-ms=1000 (before QEMU 9.2 reconnect=1) in its -chardev, "
-            f"as vhostpci-host qemu-args {device['name']} --role master prints it",
+            f"as {master_arguments(device['name'], device['mode'])} prints it",
         )
 
 
@@ -165,8 +166,8 @@ def front_end(host: Hypervisor, device: Json) -> Iterator[Seen]:
             _status(device),
             f"{state}{f': {problem}' if problem else ''}",
             means="there is no master: no packet crosses",
-            repair="start the master; vhostpci-host qemu-args "
-            f"{device['name']} --role master prints its arguments",
+            repair="start the master; "
+            f"{master_arguments(device['name'], device['mode'])} prints its arguments",
         )
     elif state == "front-end hangs":
         yield error(

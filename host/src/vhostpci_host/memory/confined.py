@@ -8,6 +8,7 @@ it.  It goes no further: the slave is given what was declared, or nothing.
 from vhostpci_shared.vhost_user import MemRegion
 from vhostpci_shared.wire import ProtocolError
 
+from ..config.commands import master_arguments
 from ..config.device import MIB, DeviceConfig
 
 PRIVATE = (
@@ -19,8 +20,8 @@ PRIVATE = (
 def layout(config: DeviceConfig) -> str:
     """Return what to start a confined master with."""
     return (
-        f"the memory of `vhostpci-host qemu-args {config.name} --role master` (for "
-        "libvirt `xml`)"
+        f"the memory of `{master_arguments(config.name, config.mode)}` (for libvirt "
+        "`xml`, for aarch64 with --machine virt)"
     )
 
 

@@ -33,7 +33,7 @@ from ..memory.regions import Windows
 from . import device_requests, memory_requests, negotiation, vring_requests
 from .front_end_setup import FrontEndSetup, Quiesce, Steps
 from .message import Message
-from .vring import Unservable
+from .vring import NOT_ALL_SHARED, Unservable
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Backend:
     Args:
         queue_pairs: how many the device has; with several it offers multiqueue.
         windows: the windows in which the front-end's memory may lie.
-        position, origin, offer, confined: see `FrontEndSetup`.
+        position, origin, offer, confined, outside: see `FrontEndSetup`.
     """
 
     def __init__(
@@ -62,9 +62,12 @@ class Backend:
         offer: Callable[[], Feature] = lambda: OFFERED,
         *,
         confined: bool = False,
+        outside: str = NOT_ALL_SHARED,
     ) -> None:
         self.setup = FrontEndSetup(
-            queue_pairs, windows, position, origin, offer, confined=confined
+            *(queue_pairs, windows, position, origin, offer),
+            confined=confined,
+            outside=outside,
         )
         self._pending: Generator[Quiesce, None, Answer] | None = None
 

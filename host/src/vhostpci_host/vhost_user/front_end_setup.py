@@ -17,7 +17,7 @@ from vhostpci_shared.wire import ProtocolError
 from ..fds import Fd
 from ..memory.regions import MemoryMap, Windows
 from . import positions
-from .vring import NOT_ALL_SHARED, NOT_IN_SHARED_REGION, Areas, Unservable, Vring
+from .vring import NOT_ALL_SHARED, Areas, Unservable, Vring
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class FrontEndSetup:
             its present base only if it names that.
         offer: returns the features to offer.
         confined: whether the device is.
+        outside: what to do about a ring that lies outside of the memory.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class FrontEndSetup:
         offer: Callable[[], Feature],
         *,
         confined: bool = False,
+        outside: str = NOT_ALL_SHARED,
     ) -> None:
         self.queue_pairs = queue_pairs
         self.confined = confined
@@ -67,7 +69,6 @@ class FrontEndSetup:
         self.memory_problem = ""
         """Why the last request about its memory was refused; empty if it was not."""
         self.mtu = 0
-        outside = NOT_IN_SHARED_REGION if confined else NOT_ALL_SHARED
         self.rings = [Vring(outside) for _ in range(2 * queue_pairs)]
         self.disabled: set[int] = set()
         """Rings that were disabled and not quiesced since."""

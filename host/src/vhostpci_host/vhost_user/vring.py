@@ -13,6 +13,8 @@ from vhostpci_shared.errors import Said
 from vhostpci_shared.vhost_user import VringAddr
 from vhostpci_shared.wire import ProtocolError
 
+from ..config.commands import master_arguments
+from ..config.device import DeviceConfig
 from ..fds import Notifier
 from ..memory.regions import MemoryMap, OutsideMemory
 
@@ -20,12 +22,18 @@ NOT_ALL_SHARED = (
     "if a part of the master's memory is not shared, share all of it (share=on for "
     "each -object of its memory)"
 )
-NOT_IN_SHARED_REGION = (
-    "the card of a confined master has iommu_platform=on, and its kernel has "
-    "CONFIG_DMA_CMA and its rings in the shared region by the word cma=: see "
-    "`vhostpci-host qemu-args --role master`"
-)
-"""What to do about a ring outside of the memory; the latter if that is confined."""
+"""What to do about a ring outside of an ordinary master's memory."""
+
+
+def what_to_do_outside(config: DeviceConfig) -> str:
+    """Return what to do about a ring outside of the memory of a device's master."""
+    if config.confined is None:
+        return NOT_ALL_SHARED
+    return (
+        "the card of a confined master has iommu_platform=on, and its kernel has "
+        "CONFIG_DMA_CMA and its rings in the shared region by the word cma=: see "
+        f"`{master_arguments(config.name, config.mode)}`"
+    )
 
 
 class Unservable(ProtocolError):

@@ -4,10 +4,13 @@
 Of memory that is not shared at all QEMU sends no region, but rings.
 """
 
+from pathlib import Path
+
 import pytest
 
 from tests.fakes.frontend import WITH_SLOTS, FrontEnd, Refused, RingAt, region
-from tests.fakes.windows import Ram
+from tests.fakes.loop import ManualLoop
+from tests.fakes.windows import MIB, Ram
 from tests.unit.host.scene import MakeFile, Scene
 from vhostpci_host.cli import print_status
 from vhostpci_host.device.status import describe, state
@@ -24,20 +27,24 @@ def start_rings(front_end: FrontEnd) -> None:
         front_end.start_ring(RingAt.nth(index))
 
 
+@pytest.mark.parametrize("memory", [16 * MIB, 0], ids=["arena", "attach"])
 def test_it_is_told_how_to_share_its_memory(
-    scene: Scene, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, memory: int
 ) -> None:
     """QEMU with a plain -m 512M says nothing about it."""
-    front_end = scene.front_end([], acks=WITH_SLOTS)
-    for _ in range(2):
-        start_rings(front_end)
-        scene.settle()
-    assert state(scene.device) == "master's memory is not shared"
-    assert caplog.text.count("shows no memory") == 1
-    assert "share=on" in caplog.text
-    front_end.stop_ring(0)
-    front_end.stop_ring(1)
-    assert state(scene.device) == "master's driver is not loaded"
+    with Scene(tmp_path, ManualLoop(), memory=memory) as scene:
+        front_end = scene.front_end([], acks=WITH_SLOTS)
+        for _ in range(2):
+            start_rings(front_end)
+            scene.settle()
+        assert state(scene.device) == "master's memory is not shared"
+        assert caplog.text.count("shows no memory") == 1
+        assert "share=on" in caplog.text
+        size = "" if memory else " --memory SIZE"
+        assert f"`vhostpci-host qemu-args dev --role master{size}`" in caplog.text
+        front_end.stop_ring(0)
+        front_end.stop_ring(1)
+        assert state(scene.device) == "master's driver is not loaded"
 
 
 def test_memory_that_comes_after_the_rings_is_no_reason_to_warn(
