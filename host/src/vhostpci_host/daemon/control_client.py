@@ -124,7 +124,7 @@ def _result(path: Path, line: bytes) -> Any:
             # Each of our commands asks the kind of socket that has it.
             raise HostError(
                 f"the daemon at {path} is of an earlier version than this program: "
-                f"{reason}. Replace it: vhostpci-host restart",
+                f"{reason}. Replace it: vhostpci-host restart{_name(path)}",
                 code="H066",
             )
         case {"ok": False, "error": str(reason)}:
@@ -134,6 +134,12 @@ def _result(path: Path, line: bytes) -> Any:
         "which program it is (ss -xlp), or see --run-dir",
         code="H067",
     )
+
+
+def _name(path: Path) -> str:
+    """Return the argument by which `restart` finds a control socket."""
+    # That of the daemon of a file is found without one.
+    return f" {path.name.removesuffix(_SUFFIX)}" if path.suffix == _SUFFIX else ""
 
 
 def _code(answer: dict[str, Any]) -> str:

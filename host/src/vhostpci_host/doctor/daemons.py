@@ -70,9 +70,12 @@ def failed(host: Hypervisor) -> Iterator[Seen]:
 
 def version(host: Hypervisor) -> Iterator[Seen]:
     """Look whether the daemons are those that are installed."""
-    for pid, running in sorted(
-        {(one["daemon"]["pid"], one["daemon"]["version"]) for one in host.served}
-    ):
+    # Any of its devices, whose socket takes `restart` whichever daemon that is.
+    daemons = {
+        (one["daemon"]["pid"], one["daemon"]["version"]): one["name"]
+        for one in host.served
+    }
+    for (pid, running), name in sorted(daemons.items()):
         looked_at, about = "vhostpci-host status", f"pid {pid}"
         if running == host.version:
             yield ok(looked_at, f"{running}, as installed", about=about)
@@ -82,7 +85,8 @@ def version(host: Hypervisor) -> Iterator[Seen]:
                 f"it runs {running}, and {host.version} is installed",
                 about=about,
                 means="it was not restarted since the last upgrade",
-                repair="vhostpci-host restart (masters and slaves notice nothing)",
+                repair=f"vhostpci-host restart {name} (masters and slaves "
+                "notice nothing)",
             )
 
 

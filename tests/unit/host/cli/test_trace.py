@@ -42,14 +42,22 @@ def test_what_was_said_is_printed(
         assert second.endswith(".250 -> SET_VRING_NUM index=1 num=256")
 
 
+@pytest.mark.parametrize(
+    ("argv", "restart"),
+    [(["trace", "web"], "restart web"), (["reload"], "restart")],
+    ids=["of a device", "of a file"],
+)
 def test_daemon_of_an_earlier_version_is_to_be_replaced(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], restart: str
 ) -> None:
     refusal = {"ok": False, "error": "no command 'conversation'; there are: status"}
     line = json.dumps(refusal).encode() + b"\n"
-    with ControlDaemon(tmp_path / "web.control", {}, line):
-        assert main(["trace", "web", "--run-dir", str(tmp_path)]) == 1
-    assert "of an earlier version than this program" in capsys.readouterr().err
+    socket = "web.control" if "web" in argv else "control"
+    with ControlDaemon(tmp_path / socket, {}, line):
+        assert main([*argv, "--run-dir", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "of an earlier version than this program" in said
+    assert f"Replace it: vhostpci-host {restart} [H066]" in said
 
 
 def test_missing_messages_and_another_daemon_are_said(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands that `doctor` names for a confined master print what that one needs."""
+"""The commands that `doctor` names are whole: they can be run as they stand."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -67,3 +67,11 @@ def test_command_for_the_master_of_an_attach_device_has_its_memory() -> None:
     on.db.update(master=None, state="no master")
     repairs = {one.about: one.repair for one in examine(CHECKS, on.host) if one.repair}
     assert "qemu-args db --role master --memory SIZE prints" in repairs["db"]
+
+
+def test_daemon_is_replaced_by_the_name_of_a_device_of_its() -> None:
+    """Without a name it would be the daemon of `run --config`, if there is one."""
+    on = Seeded()
+    on.db["daemon"] = {"pid": 101, "version": "0.0.9"}
+    (repair,) = (one.repair for one in examine(CHECKS, on.host) if "0.0.9" in one.found)
+    assert repair.startswith("vhostpci-host restart db (")
