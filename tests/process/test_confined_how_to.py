@@ -16,6 +16,7 @@ import pytest
 
 from tests.install import readme
 from tests.process.lab import Lab
+from tests.vm.image import CHECKOUT
 
 pytestmark = pytest.mark.process
 
@@ -25,6 +26,8 @@ PROGRAMS = {
 [ "$*" = -version ] && echo "QEMU emulator version 7.2.0" && exit
 exec {python} -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$@"
 """,
+    "virsh": 'cat "$2"\n',
+    "scp": 'cp "$1" copied.sh\n',
     "vhostpci-host": 'exec {python} -m vhostpci_host "$@" --run-dir {run_dir}\n',
 }
 
@@ -81,3 +84,34 @@ def test_qemu_is_given_the_memory_the_card_and_the_words(shell: Shell) -> None:
         *("-append", f"root=… {words.strip()}"),
     ]
     assert 'sysctl.vm.lowmem_reserve_ratio="1 1"' in given[-1]
+
+
+def test_libvirt_is_given_a_domain_with_one_shared_cell(shell: Shell) -> None:
+    (serve,) = readme.commands(TEXT, "### With libvirt")
+    shell.serve(serve)
+    domain = shell.run(readme.script(TEXT, "systemctl restart libvirtd"))
+    assert "<name>net0-master</name>" in domain
+    assert 'memory="128" unit="MiB" memAccess="shared"' in domain
+
+
+@pytest.mark.parametrize(
+    ("serve", "option"),
+    [("## How to", ""), ("### With libvirt", " --memory 4G")],
+    ids=["arena", "attach"],
+)
+def test_script_that_is_copied_looks(shell: Shell, serve: str, option: str) -> None:
+    """An attach device's needs what the table has for that mode."""
+    shell.serve(*readme.commands(TEXT, serve))
+    assert option.strip() in (CHECKOUT / TEXT).read_text()
+    script = readme.script(TEXT, "**Check the master from inside**")
+    shell.run(script.replace("net0", f"net0{option}"))
+    words = shell.run(
+        f"vhostpci-host qemu-args net0{option} --role master --kernel-args"
+    )
+    assert f"WORDS='{words.strip()}'" in shell.run("cat copied.sh")
+
+
+def test_script_of_a_command_that_failed_is_not_copied(shell: Shell) -> None:
+    shell.serve(*readme.commands(TEXT, "### With libvirt"))
+    (command,) = readme.commands(TEXT, "**Check the master from inside**")
+    shell.run(f"if {command}; then exit 1; fi; test ! -e copied.sh")

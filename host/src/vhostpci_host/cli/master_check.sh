@@ -171,7 +171,7 @@ kernel's command line, and reboot (Debian: remove the package kdump-tools)"
 }
 
 MEMORY="take the memory arguments and the kernel's words of one and the same \
-vhostpci-host qemu-args @NAME@ --role master"
+@ARGUMENTS@"
 
 # The same arguments, of what the log does not have: it may have forgotten it.
 not_logged() {

@@ -14,15 +14,15 @@ from vhostpci_shared.errors import told
 from vhostpci_shared.virtio import Feature
 
 from ..config import options
+from ..config.commands import master_arguments
 from ..config.confined_layout import Machine
 from ..config.device import DeviceConfig, Mode, parse_size
 from ..errors import HostError, NoDaemon
 from ..hotplug import shmem_xml
 from ..interfaces import FAILED
-from . import libvirt_xml, print_status, qemu_args, qemu_version
+from . import libvirt_xml, master_check, print_status, qemu_args, qemu_version
 from .arguments import Usage, add_name, run_dir
 from .manage import ask_status
-from .master_check import script
 
 _SLAVE = {option.name for option in options.SLAVE_VM}
 
@@ -186,11 +186,25 @@ def _xml(args: argparse.Namespace) -> None:
 
 
 def _master_check(args: argparse.Namespace) -> None:
+    try:
+        text = _script(args)
+    except HostError:
+        # By `> check.sh` there is a file already, which may be run all the same.
+        if not sys.stdout.isatty():
+            print(master_check.NONE, end="")
+        raise
+    print(text, end="")
+
+
+def _script(args: argparse.Namespace) -> str:
     ram = args.memory and parse_size(args.memory)
     device = _qemu_device(args)
     its = qemu_args.confined_layout(device, ram, args.machine)
+    arguments = master_arguments(device.name, device.mode)
+    if its.machine is not Machine.Q35:
+        arguments += f" --machine {its.machine}"
     mac = qemu_args.mac(device.name)
-    print(script(device.name, mac, its), end="")
+    return master_check.script(device.name, mac, its, arguments)
 
 
 def _vectors(

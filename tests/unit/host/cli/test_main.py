@@ -2,6 +2,7 @@
 """The command line: QEMU's conventions, and errors of one line."""
 
 import json
+import subprocess
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -434,4 +435,21 @@ def test_no_script_for_a_device_that_is_not_confined(
 ) -> None:
     argv = ["master-check", "a", "--run-dir", str(tmp_path), "--memory", "4G"]
     assert main(argv) == 1
-    assert "a is not confined" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "a is not confined" in printed.err
+    # What `> check.sh` has kept of it may be run all the same.
+    ran = subprocess.run(
+        ["sh"], input=printed.out, capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert "this looks at nothing" in ran.stderr
+
+
+def test_script_names_the_arguments_of_that_master(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["master-check", "a", "--run-dir", str(tmp_path), "--confined"]
+    argv += ["--mode", "attach", "--memory", "8G", "--machine", "virt"]
+    assert main(argv) == 0
+    wanted = "qemu-args a --role master --memory SIZE --machine virt"
+    assert wanted in capsys.readouterr().out

@@ -148,7 +148,7 @@ def run(
     master: FakeMaster, shell: tuple[str, str], *arguments: str, its: Layout = Q35
 ) -> subprocess.CompletedProcess[str]:
     """Run the script in the master."""
-    text = script("web", MAC, its)
+    text = script("web", MAC, its, "vhostpci-host qemu-args web --role master")
     program, path = shell
     environment = {"PATH": path, "VHOSTPCI_ROOT": str(master.root)}
     return subprocess.run(
