@@ -48,7 +48,8 @@ CANNOT = (
 def add_audit(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Each page is copied once, and nothing is changed.  Exit status: 1 if pages of "
-        "a confined device have marks of what should not be there."
+        "a confined device have marks of what should not be there, or if not all pages "
+        "were searched."
     )
     one_device(parser)
     parser.add_argument(
@@ -56,7 +57,8 @@ def add_audit(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=_SECONDS,
         metavar="N",
-        help="end after so long, and say how much was searched (default: %(default)s)",
+        help="end after so long, with what was found by then and exit status 1 "
+        "(default: %(default)s)",
     )
     parser.add_argument("-j", "--json", action="store_true", help="as JSON")
     parser.set_defaults(run=_audit)
@@ -76,6 +78,13 @@ def _audit(arguments: argparse.Namespace) -> None:
         print(json.dumps(found, indent=2))
     else:
         print("\n".join(lines(found)))
+    if found["searched"] < found["pages"]:
+        raise Unusable(
+            f"{link['name']}: {count(found['searched'])} of the "
+            f"{count(found['pages'])} pages were searched in {arguments.seconds:g} s: "
+            "give it more time, with --seconds N",
+            code="G153",
+        )
     if found["confined"] and any(found[one] for one in WHAT if one != "text"):
         raise SystemExit(1)
 

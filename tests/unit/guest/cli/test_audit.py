@@ -131,6 +131,25 @@ def test_what_should_not_be_there_is_status_1(
     assert (found["searched"], found[mark], found["zero"]) == (48, 48, 0)
 
 
+@pytest.mark.parametrize("mark", [None, "kernel"])
+def test_search_of_a_part_is_status_1_whatever_it_has_found(
+    agent: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    mark: str | None,
+) -> None:
+    """What it has found by then is printed all the same."""
+    agent["window_size"] = 16 * PAGE + 2 * MOST
+    monkeypatch.setitem(LINK, "window_size", agent["window_size"])
+    monkeypatch.setattr(Windows, "data", PAGES[mark] if mark else b"")
+    assert main(["audit", "web", "-j", "--seconds", "0"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["searched"] == found["pages"] // 2 == MOST // PAGE
+    assert not mark or found[mark] == found["searched"]
+    assert "web: 4 of the 8 pages were searched in 0 s: give it more" in caplog.text
+
+
 def test_an_ordinary_device_has_the_whole_memory(
     agent: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
