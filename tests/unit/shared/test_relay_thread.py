@@ -10,16 +10,17 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from pathlib import Path
 
 import pytest
 
+from tests.threads import only_thread, processor_time
 from tests.waiting import TIMEOUT, eventually, returns
 
 pytest.importorskip("vhostpci_shared._relay", reason="shared/relay is not built here")
 
 from vhostpci_shared.relay_thread import MAX_RELAYS, RelayThread
 
+NAME = "vhostpci-relay"
 FULL = 2**64 - 2
 """The highest value of an eventfd, at which a write waits."""
 
@@ -81,17 +82,6 @@ def passes_on(thread: RelayThread, fds: ExitStack) -> bool:
     return found
 
 
-def processor_time(name: str = "vhostpci-relay") -> float:
-    """Return the seconds that threads of this name have run."""
-    tasks = Path("/proc/self/task").iterdir()
-    found = [task for task in tasks if (task / "comm").read_text().strip() == name]
-    ticks = 0
-    for task in found:
-        fields = (task / "stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
 def test_signal_is_passed_on_and_counted(thread: RelayThread, fds: ExitStack) -> None:
     source, target, number = relay(thread, fds)
     for count in range(1, 4):
@@ -113,9 +103,9 @@ def test_signals_that_came_before_the_relay_are_passed_on(
 def test_idle_thread_sleeps(thread: RelayThread, fds: ExitStack) -> None:
     for _ in range(100):
         relay(thread, fds)
-    before = processor_time()
+    before = processor_time(NAME)
     time.sleep(0.3)
-    assert processor_time() - before < 0.1
+    assert processor_time(NAME) - before < 0.1
 
 
 def test_what_has_come_is_passed_on_before_the_relay_ends(
@@ -242,9 +232,9 @@ def test_pipe_is_relayed_until_its_other_end_is_closed(
     assert arrives(target)
     os.close(write)
     time.sleep(0.05)
-    before = processor_time()
+    before = processor_time(NAME)
     time.sleep(0.3)
-    assert processor_time() - before < 0.1, "it reads the end again and again"
+    assert processor_time(NAME) - before < 0.1, "it reads the end again and again"
     assert thread.remove(number) == (1, errno.EPIPE)
 
 
@@ -412,12 +402,8 @@ def test_thread_leaves_signals_to_the_others(
     thread: RelayThread, fds: ExitStack
 ) -> None:
     assert passes_on(thread, fds), "until it runs, the C library has its mask"
-    tasks = Path("/proc/self/task").iterdir()
-    ours = [t for t in tasks if (t / "comm").read_text() == "vhostpci-relay\n"]
-    assert len(ours) == 1
-    fields = dict(
-        line.split(":\t", 1) for line in (ours[0] / "status").read_text().splitlines()
-    )
+    status = (only_thread(NAME) / "status").read_text()
+    fields = dict(line.split(":\t", 1) for line in status.splitlines())
     blocked = int(fields["SigBlk"], 16)
     open_to = {number for number in range(1, 32) if not blocked >> (number - 1) & 1}
     # SIGILL, SIGBUS, SIGFPE, SIGSEGV; SIGKILL and SIGSTOP cannot be blocked.

@@ -14,14 +14,13 @@ import pytest
 
 from tests.fakes.pair import CAN_CONFINE
 from tests.ringtest.build import ADDRESS, THREAD, build_calls, run
+from tests.threads import is_gone, only_thread
 from tests.waiting import eventually
 from vhostpci_guest.dataplane.call_thread import CallThread
 from vhostpci_guest.dataplane.faults import RingError
 from vhostpci_guest.dataplane.native import Calls, CallsConf
 from vhostpci_guest.eventfds import drain, new_eventfd, signal
 from vhostpci_guest.interfaces import Doorbell, Eventfd, Ties
-
-TASKS = Path("/proc/self/task")
 
 
 class Register:
@@ -84,10 +83,6 @@ def kick_fd() -> Iterator[int]:
     os.close(fd)
 
 
-def names() -> set[str]:
-    return {(task / "comm").read_text().strip() for task in TASKS.iterdir()}
-
-
 def test_signal_of_the_back_end_rings_the_masters_doorbell(
     calls: CallThread, kick_fd: int
 ) -> None:
@@ -101,7 +96,7 @@ def test_signal_of_the_back_end_rings_the_masters_doorbell(
         signal(given.call_fd)
         assert eventually(register.is_rung)
         assert eventually(partial(counted, calls, count))
-    assert "web/call" in names()
+    assert only_thread("web/call")
 
 
 def counted(calls: CallThread, count: int) -> bool:
@@ -127,7 +122,7 @@ def test_back_end_has_the_masters_own_eventfd_if_there_is_one(
     given = calls.add(0, kick_fd=kick_fd, call=Eventfd(call))
     assert given.call_fd == call
     assert not given.counted
-    assert "web/call" not in names()
+    assert is_gone("web/call")
     calls.remove(0)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(call)
@@ -140,7 +135,7 @@ def test_kernel_that_can_ring_the_doorbell_needs_no_thread(
     given = calls.add(0, kick_fd=kick_fd, call=Register().doorbell(ties))
     assert ties.tied == [(given.call_fd, 5, 3)]
     assert not given.counted
-    assert "web/call" not in names()
+    assert is_gone("web/call")
     calls.remove(0)
     assert ties.tied == []
 

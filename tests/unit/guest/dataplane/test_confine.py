@@ -12,10 +12,10 @@ import pytest
 
 from tests.fakes.driver import Desc
 from tests.fakes.pair import CAN_CONFINE, HDR, RX, TX, Pair
+from tests.threads import only_thread
 from tests.waiting import eventually
 from vhostpci_shared.metadata import AgentRingState
 
-TASKS = Path("/proc/self/task")
 pytestmark = pytest.mark.skipif(not CAN_CONFINE, reason="no filter can be set here")
 
 # A thread of a separate process, with the filter; each line is tried in it.
@@ -98,15 +98,12 @@ def filters(thread: Path) -> int:
 
 
 def test_only_the_thread_of_the_worker_is_confined() -> None:
-    before = set(TASKS.iterdir())
     ours = filters(Path("/proc/thread-self"))
     with Pair(threaded=True, confine=True):
-        (thread,) = set(TASKS.iterdir()) - before
-        assert filters(thread) == ours + 1
+        assert filters(only_thread("vhostpci-0")) == ours + 1
     assert filters(Path("/proc/thread-self")) == ours
     with Pair(threaded=True):
-        (thread,) = set(TASKS.iterdir()) - before
-        assert filters(thread) == ours
+        assert filters(only_thread("vhostpci-0")) == ours
 
 
 @pytest.mark.parametrize("io_uring", [False, True], ids=["writev", "io_uring"])

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many system calls the worker's thread makes: one costs as much as a packet."""
 
-from pathlib import Path
-
 from tests.fakes.pair import HDR, RX, Pair, wait_for
+from tests.threads import only_thread
 from tests.waiting import eventually
 
 ROUND_TRIPS = 200
@@ -12,11 +11,8 @@ BURST = 64
 
 def reads() -> int:
     """Return how many reads the worker's thread has made, also those that failed."""
-    for task in Path("/proc/self/task").iterdir():
-        if (task / "comm").read_text().startswith("vhostpci-"):
-            io = (task / "io").read_text()
-            return int(io.partition("syscr: ")[2].split()[0])
-    raise AssertionError("there is no worker")
+    io = (only_thread("vhostpci-0") / "io").read_text()
+    return int(io.partition("syscr: ")[2].split()[0])
 
 
 def round_trips(pair: Pair) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.fakes.driver import Desc
 from tests.fakes.pair import HDR, RX, TX, Background, Pair, RingOptions, wait_for
+from tests.threads import is_gone, only_thread, processor_time
 from tests.waiting import TIMEOUT, eventually
 from vhostpci_guest.dataplane.faults import Fault, RingError
 from vhostpci_guest.dataplane.interface import Stats
@@ -100,10 +101,10 @@ def test_a_ring_stops_at_once_under_load(start: int, event_idx: bool) -> None:
             for _ in range(20):
                 time.sleep(0.005)
                 for index in (TX, RX):
-                    ran = cpu_time("vhostpci-0")
+                    ran = processor_time("vhostpci-0")
                     base = pair.worker.stop(index, timeout=TIMEOUT)
                     # Its own time: it may wait long for a processor.
-                    assert cpu_time("vhostpci-0") - ran < 0.2
+                    assert processor_time("vhostpci-0") - ran < 0.2
                     assert base == pair.driver(index).used_idx()
                     pair.start(index, base=base)
         for index in (TX, RX):
@@ -204,9 +205,9 @@ def test_an_idle_worker_sleeps(start: int, spin: float) -> None:
         pair.rx.post(100)
         pair.rx.kick()
         time.sleep(0.05)
-        before = cpu_time("vhostpci-0")
+        before = processor_time("vhostpci-0")
         time.sleep(0.2)
-        assert cpu_time("vhostpci-0") - before < 0.01
+        assert processor_time("vhostpci-0") - before < 0.01
 
 
 def test_a_worker_that_polls_needs_no_kick_for_the_next_packet(start: int) -> None:
@@ -236,13 +237,13 @@ def test_a_worker_that_polls_sees_a_packet_in_the_tap(start: int) -> None:
 def test_a_worker_does_not_poll_when_packets_come_seldom(start: int) -> None:
     with Pair(start=start, event_idx=True, threaded=True, spin=0.01) as pair:
         buffer = Desc(pair.memory.allocate(64), 64)
-        before = cpu_time("vhostpci-0")
+        before = processor_time("vhostpci-0")
         for _ in range(10):
             time.sleep(0.03)
             pair.tx.offer(buffer)
             pair.tx.kick()
             assert wait_for(pair.tx.collect)
-        assert cpu_time("vhostpci-0") - before < 0.04
+        assert processor_time("vhostpci-0") - before < 0.04
 
 
 def test_a_worker_without_buffers_sleeps_though_the_tap_has_packets(
@@ -251,9 +252,9 @@ def test_a_worker_without_buffers_sleeps_though_the_tap_has_packets(
     with Pair(start=start, threaded=True) as pair:
         pair.tap.send(HDR + b"x")
         time.sleep(0.05)
-        before = cpu_time("vhostpci-0")
+        before = processor_time("vhostpci-0")
         time.sleep(0.2)
-        assert cpu_time("vhostpci-0") - before < 0.01
+        assert processor_time("vhostpci-0") - before < 0.01
 
 
 def test_a_worker_whose_tap_is_full_sleeps(start: int) -> None:
@@ -263,9 +264,9 @@ def test_a_worker_whose_tap_is_full_sleeps(start: int) -> None:
         pair.tx.kick()
         assert eventually(lambda: pair.status(TX).stats.tap_full > 0)
         time.sleep(0.05)
-        before = cpu_time("vhostpci-0")
+        before = processor_time("vhostpci-0")
         time.sleep(0.2)
-        assert cpu_time("vhostpci-0") - before < 0.01
+        assert processor_time("vhostpci-0") - before < 0.01
         got = 0
         while got < 200:
             got += len(pair.packets())
@@ -278,9 +279,9 @@ def test_a_worker_that_waits_for_kicks_sleeps_though_the_tap_is_gone(
     with Pair(start=start, threaded=True) as pair:
         pair.tap.close()
         time.sleep(0.05)
-        before = cpu_time("vhostpci-0")
+        before = processor_time("vhostpci-0")
         time.sleep(0.2)
-        assert cpu_time("vhostpci-0") - before < 0.01
+        assert processor_time("vhostpci-0") - before < 0.01
 
 
 def test_polling_backs_off(start: int) -> None:
@@ -397,13 +398,13 @@ def test_close_ends_the_thread_with_rings_running(start: int) -> None:
         with Background(traffic.step):
             time.sleep(0.02)
             pair.worker.close()
-        assert eventually(lambda: "vhostpci-0" not in thread_names())
+        assert is_gone("vhostpci-0")
 
 
 def test_a_timeout_may_end_in_the_next_second(start: int) -> None:
     with Pair(start=start, threaded=True) as pair:
         pair.worker.close(timeout=0.999)
-    assert eventually(lambda: "vhostpci-0" not in thread_names())
+    assert is_gone("vhostpci-0")
 
 
 def test_the_owner_may_read_stats_all_the_time(start: int) -> None:
@@ -428,9 +429,8 @@ def test_rings_can_be_started_and_stopped_in_quick_succession(start: int) -> Non
 
 def test_signals_do_not_reach_the_thread(start: int) -> None:
     with Pair(start=start, threaded=True):
-        task = thread_names()["vhostpci-0"]
-        with open(f"/proc/self/task/{task}/status") as status:
-            blocked = int(status.read().split("SigBlk:")[1].split()[0], 16)
+        status = (only_thread("vhostpci-0") / "status").read_text()
+        blocked = int(status.split("SigBlk:")[1].split()[0], 16)
         assert blocked & 1 << 14  # SIGTERM
         assert threading.active_count() == 1
 
@@ -448,20 +448,3 @@ def test_stats_are_those_of_c_in_the_same_order(start: int) -> None:
 def test_a_worker_without_a_tap_is_refused(start: int, fd: int) -> None:
     with pytest.raises(RingError, match="not a non-blocking TAP queue"):
         Worker(fd, pair=start)
-
-
-def thread_names() -> dict[str, str]:
-    names = {}
-    for task in os.listdir("/proc/self/task"):
-        with (
-            suppress(FileNotFoundError, ProcessLookupError),
-            open(f"/proc/self/task/{task}/comm") as comm,
-        ):
-            names[comm.read().strip()] = task
-    return names
-
-
-def cpu_time(name: str) -> float:
-    """Return for how many seconds a thread of this process has run."""
-    with open(f"/proc/self/task/{thread_names()[name]}/schedstat") as stat:
-        return int(stat.read().split()[0]) / 1e9

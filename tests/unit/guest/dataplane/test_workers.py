@@ -7,12 +7,12 @@ The rings are a fake master's, the TAP is a socket pair.
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from tests.fakes.driver import Driver, Machine
 from tests.fakes.pair import HDR
+from tests.threads import only_thread
 from tests.waiting import eventually
 from vhostpci_guest.dataplane.interface import (
     RingConf,
@@ -246,13 +246,9 @@ def test_threads_have_their_names_and_processors(bench: Bench) -> None:
     cpu = min(os.sched_getaffinity(0))
     plane = Workers([bench.ours.fileno()], "db", cpus=frozenset({cpu}))
     try:
-        names = {
-            path.read_text().strip(): int(path.parent.name)
-            for path in Path("/proc/self/task").glob("*/comm")
-        }
-        assert {"web/0", "db/0"} <= set(names)
-        assert os.sched_getaffinity(names["db/0"]) == {cpu}
-        assert os.sched_getaffinity(names["web/0"]) == os.sched_getaffinity(0)
+        web, db = (int(only_thread(name).name) for name in ("web/0", "db/0"))
+        assert os.sched_getaffinity(db) == {cpu}
+        assert os.sched_getaffinity(web) == os.sched_getaffinity(0)
     finally:
         plane.close()
 
