@@ -100,8 +100,9 @@ class Program:
         The time that it waits for a processor does not count, so that the limit says
         the same on a loaded machine.
         """
-        serving = self.serving
-        patience = Patience(seconds, lambda: serving)
+        serving, started = self.serving, self.process.pid
+        more = [lambda: started] if started != serving else []
+        patience = Patience(seconds, lambda: serving, *more)
         wait_for(
             lambda: self.process.poll() is not None or patience.is_over(),
             f"it ends within {seconds:g} s",

@@ -18,14 +18,17 @@ LAST_RESORT = 10
 class Patience:
     """A limit of so many seconds of a process's own time; it starts now.
 
-    `pid` returns the process to watch; None means that only the test's clock counts.
+    Each of `pids` returns a process to watch; None means that there is none now.
+    Without any, only the test's clock counts.
     """
 
-    def __init__(self, seconds: float, pid: Callable[[], int | None]) -> None:
+    def __init__(self, seconds: float, *pids: Callable[[], int | None]) -> None:
         self.seconds = seconds
-        self._pid = pid
+        self._pids = pids
         self._start = time.monotonic()
-        self._before = self._delays()
+        self._waited: list[dict[str, float]] = [{} for _ in pids]
+        """For each process how long each of its threads has waited, as last seen."""
+        self._before = [_delays(pid()) for pid in pids]
 
     def is_over(self) -> bool:
         """Return whether the process has used up its time."""
@@ -48,24 +51,28 @@ class Patience:
     def _own(self) -> float:
         """Return the time by our clock, less the longest wait of one thread.
 
-        The longest, not the sum: several threads may wait at the same time.
+        The longest, not the sum: several threads may wait at the same time.  Processes
+        are taken to wait one after the other, as each waits for the next one's end.
         """
-        waited = (
-            delay - self._before.get(thread, 0.0)
-            for thread, delay in self._delays().items()
-        )
-        return self._wall() - max(waited, default=0.0)
+        for pid, waited, before in zip(
+            self._pids, self._waited, self._before, strict=True
+        ):
+            # What a thread that has ended meanwhile had waited still counts.
+            for thread, delay in _delays(pid()).items():
+                waited[thread] = delay - before.get(thread, 0.0)
+        longest = (max(waited.values(), default=0.0) for waited in self._waited)
+        return self._wall() - sum(longest)
 
-    def _delays(self) -> dict[str, float]:
-        """Return the seconds that each thread has waited for a processor."""
-        pid = self._pid()
-        found = {}
-        for thread in Path(f"/proc/{pid}/task").glob("*") if pid else ():
-            try:
-                words = (thread / "schedstat").read_text().split()
-            except (FileNotFoundError, ProcessLookupError):
-                if not thread.exists():
-                    continue  # the thread has ended
-                raise  # a kernel without CONFIG_SCHED_INFO: no limit could be counted
-            found[thread.name] = int(words[1]) / 1e9
-        return found
+
+def _delays(pid: int | None) -> dict[str, float]:
+    """Return the seconds that each thread has waited for a processor."""
+    found = {}
+    for thread in Path(f"/proc/{pid}/task").glob("*") if pid else ():
+        try:
+            words = (thread / "schedstat").read_text().split()
+        except (FileNotFoundError, ProcessLookupError):
+            if not thread.exists():
+                continue  # the thread has ended
+            raise  # a kernel without CONFIG_SCHED_INFO: no limit could be counted
+        found[thread.name] = int(words[1]) / 1e9
+    return found
