@@ -29,7 +29,10 @@ PRINTED = {
     "plugged arena": "--role slave --memory 1G --slave-libvirt switch",
     "listening master": "--role master --memory 1G --connect /run/web",
     "queue pairs": "--role master --memory 1G --queue-pairs 8 --vectors 0",
+    "confined master": "--role master --mode attach --memory 4G --confined",
+    "confined slave": "--role slave --mode attach --confined",
 }
+VIRT = "--role master --mode attach --memory 6400M --confined --machine virt"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,10 @@ def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Libvirtd]:
         yield libvirtd
 
 
-@pytest.fixture(params=list(PRINTED.values()), ids=list(PRINTED))
+@pytest.fixture(
+    params=[*PRINTED.values(), pytest.param(VIRT, marks=pytest.mark.arm64)],
+    ids=[*PRINTED, "confined virt"],
+)
 def printed(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A file with a domain that we print."""
     file = tmp_path / "domain.xml"

@@ -262,14 +262,16 @@ class Managed(Vm):
     def _bootable(self) -> ET.Element:
         """Return the domain with a guest in it that takes our commands."""
         domain = ET.fromstring(self._xml)
-        # A confined master has the element for its memory.
+        # A confined master has the element for its memory, and on a virt with a mode.
         cpu = domain.find("cpu")
         cpu = ET.SubElement(domain, "cpu") if cpu is None else cpu
-        cpu.set("mode", "host-passthrough" if qemu.has_kvm() else "maximum")
+        mode = "host-passthrough" if qemu.has_kvm() else "maximum"
+        cpu.set("mode", cpu.get("mode", mode))
         system, iommu = _find(domain, "os"), domain.find("devices/iommu") is not None
         ET.SubElement(system, "kernel").text = str(self._image.kernel)
         ET.SubElement(system, "initrd").text = str(self._image.initrd)
-        words = [qemu.APPEND, *(["intel_iommu=on"] if iommu else []), self._words]
+        own = qemu.append(self._image.architecture)
+        words = [own, *(["intel_iommu=on"] if iommu else []), self._words]
         ET.SubElement(system, "cmdline").text = " ".join(words).strip()
         devices = _find(domain, "devices")
         serial = ET.SubElement(devices, "serial", type="file")

@@ -20,7 +20,7 @@ import pytest
 
 from tests.findings import good
 from tests.vm import confined, dmesg, image, process
-from tests.vm.confined import Link
+from tests.vm.confined import Q35, VIRTS, Link, Platform
 from tests.vm.daemon import Daemon
 from tests.vm.libvirtd import Libvirtd, ManagedConfinedMaster
 from tests.vm.test_confined import (
@@ -33,7 +33,40 @@ from tests.vm.test_confined import (
 
 pytestmark = [pytest.mark.vm, pytest.mark.libvirt, pytest.mark.long]
 
-MEMORY = ("--mode", "attach", "--memory", f"{confined.MEMORY >> 20}M")
+
+@dataclass(frozen=True, slots=True)
+class SetUp:
+    """A libvirtd, and the machine of its domain."""
+
+    name: str
+    suite: str = ""
+    """The libvirtd's, if it is not this machine's."""
+    on: Platform = Q35
+    kind: tuple[str, ...] = ()
+    """The type of the domain, if it is not the usual one."""
+    words: str = ""
+    """More words of its kernel."""
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What describes the master to our commands."""
+        memory = f"{self.on.memory >> 20}M"
+        return ("--mode", "attach", "--memory", memory, *self.on.options)
+
+
+THIS_DEBIAN = SetUp("this-debian")
+VIRT = SetUp(
+    "virt",
+    on=VIRTS[0],
+    kind=("--type", "qemu"),
+    # TCG takes long for the usual cipher, at each call.
+    words=" arm64.nopauth",
+)
+SET_UPS = [
+    THIS_DEBIAN,
+    SetUp("trixie", "trixie"),
+    pytest.param(VIRT, marks=pytest.mark.arm64),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +84,28 @@ class Domain(Link):
         return file
 
 
-@pytest.fixture(scope="module", params=["", "trixie"], ids=["this-debian", "trixie"])
-def link(logs: Path, request: pytest.FixtureRequest) -> Iterator[Domain]:
+@pytest.fixture(scope="module", params=SET_UPS, ids=lambda one: one.name)
+def how(request: pytest.FixtureRequest) -> SetUp:
+    """Whose libvirt it is, and which machine."""
+    assert isinstance(request.param, SetUp)
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def link(logs: Path, how: SetUp) -> Iterator[Domain]:
     """A confined domain that keeps secrets, and has sent and received."""
-    here = logs / f"libvirt-{request.param}"
-    libvirtd = Libvirtd(here, request.param)
-    device = Daemon("card", logs=here, confined="64M", program=libvirtd.qemu())
+    here = logs / f"libvirt-{how.name}"
+    libvirtd = Libvirtd(here, how.suite)
+    program = libvirtd.qemu() or how.on.program
+    device = Daemon("card", logs=here, confined="64M", program=program)
     with libvirtd, device as daemon:
+        words = confined.secret_words(daemon.kernel_words(*how.options))
         master = ManagedConfinedMaster(
-            *("master", image.build((), confined.KERNEL)),
+            *("master", image.build((), how.on.kernel)),
             logs=here,
             libvirtd=libvirtd,
-            xml=daemon.xml("master", *MEMORY),
-            words=confined.secret_words(daemon.kernel_words(*MEMORY)),
+            xml=daemon.xml("master", *how.options, *how.kind),
+            words=words + how.words,
         )
         with master, process.serving(daemon, here / "agent.log") as slave:
             master.wait_ready()
@@ -90,12 +132,12 @@ def test_shared_region_is_the_bounce_pool_and_the_rings_and_nothing_else(
     assert_region_has_nothing_else(link)
 
 
-def test_check_in_the_master_finds_nothing_wrong(link: Domain) -> None:
-    assert link.check(*MEMORY) == {}
+def test_check_in_the_master_finds_nothing_wrong(link: Domain, how: SetUp) -> None:
+    assert link.check(*how.options) == {}
 
 
 # The other QEMU is run by a dynamic linker, so doctor does not see that it is one.
-@pytest.mark.parametrize("link", [""], ids=["this-debian"], indirect=True)
+@pytest.mark.parametrize("how", [THIS_DEBIAN], ids=["this-debian"], indirect=True)
 def test_doctor_finds_nothing_wrong_on_the_hypervisor(link: Domain) -> None:
     names = ("memory", "card", "devices", "words")
     assert good(link.daemon.doctor(), *(f"confined-{name}" for name in names))

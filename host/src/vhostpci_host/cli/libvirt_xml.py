@@ -43,6 +43,7 @@ def master(
     kind: str = "kvm",
     vectors: int | None = None,
     packed: bool = False,
+    machine: Machine = Machine.Q35,
 ) -> ET.Element:
     """Return the domain of this device's master.
 
@@ -53,25 +54,22 @@ def master(
         kind: the domain's type, `kvm` or `qemu`.
         vectors: MSI-X vectors of the card, where libvirt's number is not right.
         packed: whether the card offers packed rings to its driver.
+        machine: QEMU's machine, of a confined master.
 
     Raises:
         HostError: `ram` is needed, or libvirt cannot make this master.
     """
     arena = config.mode is Mode.ARENA
     size = qemu_args.whole_memory(config, ram)
-    domain = _domain(f"{config.name}-master", kind, size)
-    confined = config.confined is not None
-    if not confined:
-        domain.append(_shared_memory())
-    # Without the element libvirt turns ACPI off.
-    add_element(add_element(domain, "features"), "acpi")
-    devices = add_element(domain, "devices")
-    if confined:
-        its = _confined_layout(config, ram)
-        _confine(domain, devices, its)
+    domain = _domain(f"{config.name}-master", kind, size, machine)
+    if config.confined is not None:
+        its = _confined_layout(config, ram, machine)
         card = _plain_card(config, qemu, vectors, packed=packed)
-        domain.append(_commandline([("-machine", qemu_args.chipset(its)), *card]))
+        _confine(domain, its, card)
         return domain
+    domain.append(_shared_memory())
+    _add_acpi(domain)
+    devices = add_element(domain, "devices")
     alias = _alias(config.name)
     devices.append(_interface(config, alias))
     if arena:
@@ -81,7 +79,12 @@ def master(
     return domain
 
 
-def _confined_layout(config: DeviceConfig, ram: int | None) -> Layout:
+def _add_acpi(domain: ET.Element) -> None:
+    # Without the element libvirt turns ACPI off.
+    add_element(add_element(domain, "features"), "acpi")
+
+
+def _confined_layout(config: DeviceConfig, ram: int | None, machine: Machine) -> Layout:
     """Return where the memory of a confined master lies.
 
     Raises:
@@ -94,23 +97,33 @@ def _confined_layout(config: DeviceConfig, ram: int | None) -> Layout:
             "(--mode attach --memory 4G)",
             code="H153",
         )
-    return qemu_args.confined_layout(config, ram, Machine.Q35)
+    return qemu_args.confined_layout(config, ram, machine)
 
 
-def _confine(domain: ET.Element, devices: ET.Element, its: Layout) -> None:
+def _confine(domain: ET.Element, its: Layout, card: qemu_args.Args) -> None:
     """Make one part of a domain's memory shared, and keep other devices from it."""
+    cpu: dict[str, str] = {}
+    if its.machine is Machine.Q35:
+        _add_acpi(domain)
+    else:
+        # libvirt takes <acpi> on a virt with EFI only.  QEMU's usual processor has 32
+        # bits there, and libvirt would choose that one.
+        cpu["mode"] = "host-passthrough" if domain.get("type") == "kvm" else "maximum"
     # Without <memoryBacking> libvirt makes each cell without memAccess of
     # memory-backend-ram, which QEMU shows to no back-end; a source would be that of all
     # cells, and QEMU would show all of them.
-    numa = add_element(add_element(domain, "cpu"), "numa")
+    numa = add_element(add_element(domain, "cpu", **cpu), "numa")
     for number, part in enumerate(its.parts):
         words = {"id": str(number), "memory": str(part.size // MIB), "unit": "MiB"}
         words |= {"cpus": "0"} if number == 0 else {}
         add_element(numa, "cell", **words, **SHARED_CELL[part.is_shared])
+    devices = add_element(domain, "devices")
     # libvirt adds both if they are not named.  What the USB controller is told would
     # lie in the shared region.
     add_element(devices, "controller", type="usb", model="none")
     add_element(devices, "memballoon", model="none")
+    options = ",".join(qemu_args.chipset(its))
+    domain.append(_commandline([*([("-machine", options)] if options else []), *card]))
 
 
 def _plain_card(
@@ -221,15 +234,22 @@ ATTACH_HINT = """\
 # Where the slave is a VM, each file of the RAM must have a power of two of bytes."""
 
 
-def _domain(name: str, kind: str, memory: int) -> ET.Element:
+def _domain(
+    name: str, kind: str, memory: int, machine: Machine = Machine.Q35
+) -> ET.Element:
     domain = ET.Element("domain", type=kind)
     add_element(domain, "name").text = name
     add_element(domain, "memory", unit="MiB").text = str(memory // MIB)
     add_element(domain, "vcpu").text = "1"
+    arch = ARCHITECTURES[machine]
     add_element(
-        add_element(domain, "os"), "type", arch="x86_64", machine="q35"
+        add_element(domain, "os"), "type", arch=arch, machine=str(machine)
     ).text = "hvm"
     return domain
+
+
+ARCHITECTURES = {Machine.Q35: "x86_64", Machine.VIRT: "aarch64"}
+"""libvirt's name for a machine's processor."""
 
 
 def _shared_memory() -> ET.Element:

@@ -104,7 +104,7 @@ def confined_layout(config: DeviceConfig, ram: int | None, machine: Machine) -> 
 
 def confined_memory(config: DeviceConfig, its: Layout) -> Args:
     """Return the arguments that make only one part of a master's memory shared."""
-    options = f",{chipset(its)}" if its.machine is Machine.Q35 else ""
+    machine = ",".join([its.machine, *chipset(its)])
     objects, nodes = [], []
     for number, part in enumerate(its.parts):
         name = f"{object_id(config.name)}-{part.name}"
@@ -115,13 +115,15 @@ def confined_memory(config: DeviceConfig, its: Layout) -> Args:
         objects.append(("-object", f"{kind},id={name},{size}{where}"))
         # Nodes are how QEMU makes a machine's memory of several pieces.
         nodes.append(("-numa", f"node,nodeid={number},memdev={name}"))
-    return [("-machine", f"{its.machine}{options}"), *objects, *nodes]
+    return [("-machine", machine), *objects, *nodes]
 
 
-def chipset(its: Layout) -> str:
-    """Return the options of a confined master's q35."""
+def chipset(its: Layout) -> list[str]:
+    """Return the options of a confined master's machine."""
+    if its.machine is not Machine.Q35:
+        return []
     # sata=off: a q35 has a controller for disks, whose commands the slave could write.
-    return f"max-ram-below-4g={its.below_4g >> 20}M,sata=off"
+    return [f"max-ram-below-4g={its.below_4g >> 20}M", "sata=off"]
 
 
 PRIVATE = "memory-backend-ram"

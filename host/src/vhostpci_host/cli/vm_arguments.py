@@ -54,6 +54,7 @@ def add_xml(parser: argparse.ArgumentParser) -> None:
         help="the domain's type: qemu is for a machine without KVM "
         "(default: %(default)s)",
     )
+    _add_machine(parser)
     parser.set_defaults(run=_xml)
 
 
@@ -147,22 +148,29 @@ def _qemu_args(args: argparse.Namespace) -> None:
     print(qemu_args.text(words))
     hint = qemu_args.hint(device, args.role, qemu.version, tcg=args.tcg)
     print(hint, end="", file=sys.stderr)
-    _print_confined_hint(args, device, ram, args.machine)
+    _print_confined_hint(args, device, ram)
 
 
 def _print_confined_hint(
-    args: argparse.Namespace, device: DeviceConfig, ram: int | None, machine: Machine
+    args: argparse.Namespace, device: DeviceConfig, ram: int | None
 ) -> None:
     """Print what else a confined master needs, if this is one."""
     if args.role == "master" and device.confined is not None:
-        its = qemu_args.confined_layout(device, ram, machine)
+        its = qemu_args.confined_layout(device, ram, args.machine)
         print(qemu_args.confined_hint(its), end="", file=sys.stderr)
 
 
 def _xml(args: argparse.Namespace) -> None:
     ram = args.memory and parse_size(args.memory)
     device = _qemu_device(args)
-    qemu = qemu_version.find(args.qemu)
+    confined_master = args.role == "master" and device.confined is not None
+    if args.machine is not Machine.Q35 and not confined_master:
+        raise Usage(
+            f"--machine {args.machine}: xml has it for a confined master only: leave "
+            "it out",
+            code="H155",
+        )
+    qemu = qemu_version.find(args.qemu, args.machine)
     tcg = args.type == "qemu"
     if args.role == "master":
         vectors = _vectors(args, qemu.version, tcg=tcg)
@@ -173,6 +181,7 @@ def _xml(args: argparse.Namespace) -> None:
             kind=args.type,
             vectors=vectors,
             packed=args.packed,
+            machine=args.machine,
         )
     else:
         element = libvirt_xml.slave(device, ram, kind=args.type, windows=args.windows)
@@ -182,7 +191,7 @@ def _xml(args: argparse.Namespace) -> None:
     print(f"# {qemu}", file=sys.stderr)
     print(shmem_xml.text(element))
     print(libvirt_xml.hint(device, args.role, tcg=tcg), file=sys.stderr)
-    _print_confined_hint(args, device, ram, Machine.Q35)
+    _print_confined_hint(args, device, ram)
 
 
 def _master_check(args: argparse.Namespace) -> None:

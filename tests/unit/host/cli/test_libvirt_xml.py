@@ -9,6 +9,7 @@ import pytest
 
 from vhostpci_host.cli import libvirt_xml, qemu_args
 from vhostpci_host.cli.qemu_version import Version
+from vhostpci_host.config.confined_layout import Machine
 from vhostpci_host.config.device import MIB, DeviceConfig, Mode
 from vhostpci_host.config.features import PROFILES
 from vhostpci_host.errors import HostError
@@ -260,6 +261,30 @@ def test_confined_master_has_no_controller_of_libvirts() -> None:
     master = read(libvirt_xml.master(CONFINED, V10_0, 2**32))
     assert attributes(master, "devices/controller") == {"type": "usb", "model": "none"}
     assert attributes(master, "devices/memballoon") == {"model": "none"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("kvm", "host-passthrough"), ("qemu", "maximum")]
+)
+def test_confined_master_on_a_virt_is_of_its_architecture(kind: str, mode: str) -> None:
+    size = 6400 * MIB
+    made = libvirt_xml.master(CONFINED, V10_0, size, kind=kind, machine=Machine.VIRT)
+    master = read(made)
+    assert attributes(master, "os/type") == {"arch": "aarch64", "machine": "virt"}
+    # QEMU's usual processor for a virt has 32 bits.
+    assert attributes(master, "cpu") == {"mode": mode}
+    assert master.find("features/acpi") is None  # libvirt takes it with EFI only
+    cells = [cell.attrib for cell in master.iterfind("cpu/numa/cell")]
+    assert [cell.get("memAccess") for cell in cells] == [None, "shared", None]
+    assert [cell["memory"] for cell in cells] == ["2884", "128", "3388"]
+    assert "-machine" not in words(master)
+
+
+def test_confined_master_on_a_q35_has_libvirts_processor_and_acpi() -> None:
+    master = read(libvirt_xml.master(CONFINED, V10_0, 2**32))
+    assert attributes(master, "os/type") == {"arch": "x86_64", "machine": "q35"}
+    assert attributes(master, "cpu") == {}
+    assert master.find("features/acpi") is not None
 
 
 def test_slave_of_a_confined_master_has_ports_for_the_shared_region() -> None:

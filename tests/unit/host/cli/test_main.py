@@ -211,7 +211,9 @@ def test_kernel_args_are_the_words_alone(
     assert "give --confined" in failure(capsys, *ordinary)
 
 
-@pytest.mark.parametrize("command", ["qemu-args a --role master", "master-check a"])
+@pytest.mark.parametrize(
+    "command", ["qemu-args a --role master", "xml a --role master", "master-check a"]
+)
 @pytest.mark.parametrize(
     ("machine", "size", "told", "code"),
     [
@@ -358,6 +360,28 @@ def test_xml_hints_name_the_elements_to_copy(
 ) -> None:
     assert main(["xml", "a", "--role", role, "--mode", mode, "--memory", "1G"]) == 0
     assert text in capsys.readouterr().err
+
+
+VIRT = ["xml", "a", "--mode", "attach", "--memory", "8G", "--machine", "virt"]
+
+
+def test_xml_of_a_virt_is_for_the_qemu_that_has_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main([*VIRT, "--role", "master", "--confined"]) == 0
+    out = capsys.readouterr()
+    assert "no qemu-system-aarch64 is in PATH" in out.err
+    assert "memmap=" not in out.err  # of a q35's kernel
+    assert 'arch="aarch64" machine="virt"' in out.out
+
+
+@pytest.mark.parametrize("words", ["master", "slave", "slave --confined"])
+def test_xml_has_a_virt_for_a_confined_master_only(
+    capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    assert main([*VIRT, "--role", *words.split()]) == 2
+    assert "for a confined master only: leave it out" in capsys.readouterr().err
 
 
 def test_xml_has_no_port_for_a_window_that_no_vm_can_have(
