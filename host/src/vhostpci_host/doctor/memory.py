@@ -13,7 +13,7 @@ from .hypervisor import Hypervisor, each_device, mib, process
 
 _ARGUMENTS = "the memory arguments of vhostpci-host qemu-args NAME --role master"
 
-PRIVATE = "all but the shared region is private, as it should be"
+_CONFINED = "a confined master shares a part of it alone: confined-memory looks at that"
 _PEOPLE = range(1000, 60001)
 """The users who log in and out: UID_MIN and UID_MAX of login.defs(5)."""
 
@@ -96,8 +96,7 @@ def shared(host: Hypervisor, device: Json) -> Iterator[Seen]:
         )
         return
     if device.get("confined"):
-        yield ok(_status(device), f"{PRIVATE} (confined-memory)")
-        return
+        raise CannotLook(_CONFINED)
     if host.memdevs is not None:
         yield from _memdevs(host.memdevs())
         return
@@ -168,8 +167,7 @@ def regions(host: Hypervisor, device: Json) -> Iterator[Seen]:
     if device["master"] is None:
         raise CannotLook("no master is connected")
     if device.get("confined"):
-        yield ok(_status(device), f"{PRIVATE} (confined-memory)")
-        return
+        raise CannotLook(_CONFINED)
     pid, line = host.peer_line(device, "master")
     if line.memory is None:
         raise CannotLook(f"{process(pid)}/cmdline has no -m that we understand")

@@ -7,6 +7,7 @@ from tests.seeded_faults import blind, complaints
 from tests.unit.host.doctor.faults import FAULTS, Fault, Seeded
 from tests.unit.host.doctor.healthy import healthy
 from vhostpci_host.doctor.checks import CHECKS
+from vhostpci_shared.findings import Level, examine
 
 
 def test_a_healthy_machine_has_no_complaint() -> None:
@@ -15,6 +16,14 @@ def test_a_healthy_machine_has_no_complaint() -> None:
 
 def test_every_check_can_look_at_a_healthy_machine() -> None:
     assert blind(CHECKS, healthy()) == set()
+
+
+def test_what_is_not_looked_at_is_not_called_good() -> None:
+    """A confined master's memory is `confined-memory`'s, whatever that has found."""
+    others = ("memory-shared", "memory-regions")
+    found = [one for one in examine(CHECKS, healthy()) if one.about == "safe"]
+    levels = {one.check: one.level for one in found if one.check in others}
+    assert levels == dict.fromkeys(others, Level.SKIPPED)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
