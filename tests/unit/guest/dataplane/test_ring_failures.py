@@ -11,6 +11,7 @@ import pytest
 
 from tests.fakes.driver import Desc
 from tests.fakes.pair import HDR, RX, TX, Pair
+from tests.threads import processor_time
 from tests.waiting import eventually
 from vhostpci_guest.dataplane.faults import Fault
 from vhostpci_guest.dataplane.native import RingIndex
@@ -124,7 +125,7 @@ def test_a_tap_that_cannot_be_read_ends_the_ring_after_several_attempts(
     bad_tap: int, error: int
 ) -> None:
     with Pair(threaded=True, tap_fd=bad_tap) as pair:
-        began, used = time.monotonic(), time.process_time()
+        began, used = time.monotonic(), processor_time("vhostpci-0")
         pair.rx.post(2000)
         pair.rx.kick()
         assert eventually(lambda: pair.state(RX) == AgentRingState.BROKEN)
@@ -133,4 +134,4 @@ def test_a_tap_that_cannot_be_read_ends_the_ring_after_several_attempts(
         assert status.stats.drop_read == 12
         # Pauses lie between the attempts, and cost no processor time.
         assert time.monotonic() - began > 0.4
-        assert time.process_time() - used < 0.3
+        assert processor_time("vhostpci-0") - used < 0.3

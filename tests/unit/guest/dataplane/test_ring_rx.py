@@ -315,10 +315,11 @@ def test_a_packet_waits_for_the_buffers_that_the_same_pass_gives_back(
 
 
 def test_a_packet_for_which_no_buffers_come_is_dropped_in_time(start: int) -> None:
-    with Pair(start=start, num=16, hold=0.02) as pair:
+    # Longer than this thread waits for a processor between two steps.
+    with Pair(start=start, num=16, hold=0.3) as pair:
         pair.rx.post(100)
         assert receive(pair, 1000, 50) == []
-        time.sleep(0.03)
+        time.sleep(0.4)
         pair.settle()
         delivered(pair.rx.collect(), 50)
         assert pair.status(RX).stats.drop_no_room == 1

@@ -227,11 +227,15 @@ def test_a_worker_that_polls_sees_a_packet_in_the_tap(start: int) -> None:
         for _ in range(8):
             pair.rx.post(100)
         pair.rx.kick()
+        late = []
         for _ in range(5):
-            pair.tap.send(HDR + b"x")
             began = time.monotonic()
+            pair.tap.send(HDR + b"x")
             assert wait_for(pair.rx.collect)
-        assert time.monotonic() - began < 0.25
+            late.append(time.monotonic() - began)
+        # It sleeps before the first one.  A worker that did not look would be late
+        # each time; one that does, only where it waited for a processor.
+        assert min(late[1:]) < 0.25
 
 
 def test_a_worker_does_not_poll_when_packets_come_seldom(start: int) -> None:
@@ -286,10 +290,12 @@ def test_a_worker_that_waits_for_kicks_sleeps_though_the_tap_is_gone(
 
 def test_polling_backs_off(start: int) -> None:
     with Pair(start=start, threaded=True, kicks=False, poll_max=0.005) as pair:
-        time.sleep(0.1)
-        before = pair.status(TX).stats.polls
+        # As many as never come if the pauses grow without end.
+        assert eventually(lambda: pair.status(TX).stats.polls >= 30, 20)
+        began, before = time.monotonic(), pair.status(TX).stats.polls
         time.sleep(0.5)
-        assert 5 <= pair.status(TX).stats.polls - before <= 105
+        polls = pair.status(TX).stats.polls - before
+        assert polls <= 1 + 1.05 * (time.monotonic() - began) / 0.005
 
 
 def test_a_sleeping_worker_drops_a_held_packet_in_time(start: int) -> None:
@@ -297,7 +303,7 @@ def test_a_sleeping_worker_drops_a_held_packet_in_time(start: int) -> None:
         pair.rx.post(100)
         pair.rx.kick()
         pair.tap.send(HDR + bytes(500))
-        assert eventually(lambda: pair.status(RX).stats.drop_no_room == 1, 0.5)
+        assert eventually(lambda: pair.status(RX).stats.drop_no_room == 1, 20)
 
 
 def test_a_ring_starts_once(start: int) -> None:
