@@ -26,6 +26,14 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(reconciler, pause, getattr(reconciler, pause) / 100)
 
 
+@pytest.fixture
+def time_to_close(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Give `close` longer than a loaded machine needs; return so many seconds."""
+    seconds = 20.0
+    monkeypatch.setattr(reconciler, "CLOSE_TIME", seconds)
+    return seconds
+
+
 def plug(window: int, *, vectors: int = 1, size: int = 1 << 30) -> Plug:
     return Plug(
         window=window,
@@ -328,6 +336,7 @@ def test_reason_for_a_window_without_an_address_is_told_once() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.usefixtures("time_to_close")
 def test_close_unplugs_all_windows() -> None:
     async def scenario() -> None:
         vm = FakeVm()
@@ -339,7 +348,7 @@ def test_close_unplugs_all_windows() -> None:
     asyncio.run(scenario())
 
 
-def test_close_with_nothing_plugged_returns_at_once() -> None:
+def test_close_with_nothing_plugged_returns_at_once(time_to_close: float) -> None:
     async def scenario() -> None:
         vm = FakeVm()
         async with hotplugged(vm) as plugger:
@@ -349,7 +358,7 @@ def test_close_with_nothing_plugged_returns_at_once() -> None:
             await until(lambda: vm.windows == set())
             await asyncio.sleep(0.05)
             start = time.monotonic()
-        assert time.monotonic() - start < reconciler.CLOSE_TIME / 2
+        assert time.monotonic() - start < time_to_close / 2
 
     asyncio.run(scenario())
 
@@ -368,7 +377,7 @@ def test_close_ends_in_time_even_if_the_vm_does_not_answer(trouble: str) -> None
             else:
                 vm.die()
             start = time.monotonic()
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 10
 
     asyncio.run(scenario())
 
