@@ -276,6 +276,30 @@ os._exit({status})
         assert len(pids(program)) == 2
 
 
+@pytest.mark.parametrize("output", ["/dev/full", "a pipe that no one reads"])
+def test_daemon_has_a_successor_although_the_keeper_cannot_say_so(
+    tmp_path: Path, output: str
+) -> None:
+    """Neither a full disk nor a log that was closed costs the masters anything."""
+    child = """
+if kept: sys.exit(0)
+say("READY=1")
+keep("state", "x")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    change = {
+        "/dev/full": "os.dup2(os.open('/dev/full', os.O_WRONLY), 2)",
+        "a pipe that no one reads": """
+read, write = os.pipe()
+os.dup2(write, 2)
+os.close(read)
+""",
+    }
+    with keeper(tmp_path, child, CHANGE=change[output]) as program:
+        assert program.wait() == 0
+        assert len(pids(program)) == 2
+
+
 def test_clean_end_is_passed_on_and_has_no_successor(tmp_path: Path) -> None:
     child = """
 def end(*_):

@@ -107,9 +107,12 @@ def _raise_descriptor_limit() -> None:
 
 def _say(text: str) -> None:
     """Write a line to stderr, without waiting for what reads it."""
-    # The daemon's log goes there, too, and nothing may make the keeper wait.
-    if select.select([], [2], [], 0)[1]:
-        os.write(2, log_line.line(text, log_line.form_of(sys.argv[1:])))
+    line = log_line.line(text, log_line.form_of(sys.argv[1:]))
+    # The daemon's log goes there, too.  Nothing may make the keeper wait, or end it:
+    # the disk may be full, and the reader of a pipe may have ended.
+    with suppress(OSError):
+        if select.select([], [2], [], 0)[1]:
+            os.write(2, line)
 
 
 class Upstream:
