@@ -57,7 +57,8 @@ PLAIN = {
 """Functions of `os` that cause only those of `filter/interpreter.py`, or none."""
 OTHER_PROCESSES = (
     *("cli/", "daemon/control_client.py", "doctor/", "hotplug/runner.py"),
-    *("keeper/launch.py", "keeper/process.py"),
+    *("keeper/launch.py", "keeper/log_line.py", "keeper/process.py"),
+    "keeper/upstream.py",
 )
 """Sources of the daemon's package that no daemon runs under its filter."""
 FOR_PEOPLE = (

@@ -7,8 +7,11 @@ log, since what the keeper imports stays as it was when it was started.
 
 import json
 import os
+import select
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 
 STDERR = 2
@@ -51,3 +54,13 @@ def line(text: str, form: str) -> bytes:
         return (json.dumps(entry) + "\n").encode()
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     return f"{now} W keeper: {text}\n".encode()
+
+
+def say(text: str) -> None:
+    """Write a warning to stderr, without waiting for what reads it."""
+    data = line(text, form_of(sys.argv[1:]))
+    # The daemon's log goes there, too.  Nothing may make the keeper wait, or end it:
+    # the disk may be full, and the reader of a pipe may have ended.
+    with suppress(OSError):
+        if select.select([], [STDERR], [], 0)[1]:
+            os.write(STDERR, data)

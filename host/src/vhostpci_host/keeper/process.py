@@ -27,8 +27,8 @@ What the daemon's end means::
     anything else      it was killed, or failed: start its successor, after a pause if
                        that happens again and again
 
-This file must import nothing of ours but `notices`, `signals` and `log_line`: what it
-imports stays as it was when the keeper was started.
+This file must import nothing of ours but `notices`, `signals`, `log_line` and
+`upstream`: what it imports stays as it was when the keeper was started.
 """
 
 import array
@@ -47,6 +47,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from . import log_line, notices, signals
+from .upstream import Upstream
 
 FIRST_FD = 3
 """The first descriptor that a child gets, as with systemd (SD_LISTEN_FDS_START)."""
@@ -103,40 +104,6 @@ def _first() -> "Child | None":
 def _raise_descriptor_limit() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _say(text: str) -> None:
-    """Write a line to stderr, without waiting for what reads it."""
-    line = log_line.line(text, log_line.form_of(sys.argv[1:]))
-    # The daemon's log goes there, too.  Nothing may make the keeper wait, or end it:
-    # the disk may be full, and the reader of a pipe may have ended.
-    with suppress(OSError):
-        if select.select([], [2], [], 0)[1]:
-            os.write(2, line)
-
-
-class Upstream:
-    """The manager that started the keeper, if it wants to be told of the daemon.
-
-    Args:
-        address: of its socket, as in NOTIFY_SOCKET; None without such a manager.
-    """
-
-    def __init__(self, address: str | None) -> None:
-        self._address = address and address.replace("@", "\0", 1)
-
-    def pass_on(self, said: Mapping[str, str]) -> None:
-        """Tell the manager what the daemon has said of itself."""
-        names = ("READY", "STATUS", "STOPPING", "WATCHDOG")
-        lines = [f"{name}={said[name]}" for name in names if name in said]
-        if self._address is None or not lines:
-            return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ours:
-            ours.setblocking(False)
-            try:
-                ours.sendto("\n".join(lines).encode(), self._address)
-            except OSError as error:
-                _say(f"cannot tell the service manager {lines}: {error.strerror}")
 
 
 @dataclass(slots=True)
@@ -263,7 +230,9 @@ class Keeper:
         try:
             self._give_all(heir)
         except OSError as error:
-            _say(f"the next daemon (pid {heir.pid}) takes nothing: {error.strerror}")
+            log_line.say(
+                f"the next daemon (pid {heir.pid}) takes nothing: {error.strerror}"
+            )
             _kill(heir)
             return self._start()
         return heir
@@ -412,7 +381,9 @@ class Keeper:
             poll.unregister(heir.channel.fileno())
             heir.channel.close()
             self._heir = None
-            _say(f"the next daemon has not started (status {status}): this one goes on")
+            log_line.say(
+                f"the next daemon has not started (status {status}): this one goes on"
+            )
             with suppress(OSError):
                 child.channel.send(notices.NO_HEIR)
 
@@ -442,7 +413,7 @@ class Keeper:
                 os.kill(heir.pid, signal.SIGKILL)
         if child.hangs and not child.killed:
             child.killed = True
-            _say(f"the daemon (pid {child.pid}) hangs: its successor goes on")
+            log_line.say(f"the daemon (pid {child.pid}) hangs: its successor goes on")
             os.kill(child.pid, signal.SIGKILL)
 
     def _on_deaf(self, child: Child) -> None:
@@ -453,7 +424,9 @@ class Keeper:
             return  # it has closed everything, and may take a while to end
         child.deaf += 1
         if child.deaf > DEAF and self._kept:
-            _say(f"the daemon (pid {child.pid}) goes on alone: nothing is kept of it")
+            log_line.say(
+                f"the daemon (pid {child.pid}) goes on alone: nothing is kept of it"
+            )
             self._forget_all()
 
     def _forget_all(self) -> None:
@@ -502,7 +475,7 @@ class Keeper:
             )
         if status == notices.HANDED_OVER:
             how = "makes room"
-        _say(f"the daemon (pid {child.pid}) {how}: its successor goes on")
+        log_line.say(f"the daemon (pid {child.pid}) {how}: its successor goes on")
         if status == notices.HANDED_OVER:
             return
         if status != -signal.SIGKILL or child.killed:
@@ -520,7 +493,9 @@ class Keeper:
         """
         self._useless = 0 if child.ready else self._useless + 1
         if self._useless >= notices.USELESS and self._kept:
-            _say("what was kept seems to end the daemon: it starts without that")
+            log_line.say(
+                "what was kept seems to end the daemon: it starts without that"
+            )
             self._forget_all()
 
     def _pause(self, seconds: float) -> None:
