@@ -92,6 +92,7 @@ class Daemon:
         self._shared = shared
         self._entries: dict[str, Entry] = {}
         self._reload: Reload | None = None
+        self._restored = asyncio.Event()
         self._pluggers = Pluggers(self.loop, SlavePool(filtered.programs))
         self._control = Control()
         self.requests = Requests(
@@ -125,6 +126,7 @@ class Daemon:
         """Go on with what a daemon before us has served of these devices.
 
         Those that it has added go on as well.  What it has left of any other is closed.
+        Who asks about devices waits until those that go on are there.
         """
         for config in configs:
             self._restore(config)
@@ -135,6 +137,8 @@ class Daemon:
             log.info("%s: is not served any more: it is closed", name)
             self._unplug_left(left)
             left.file.close()
+        # Those who ask cannot wait for a slave VM's guest.
+        self._restored.set()
         # Of those that could not go on: their next pluggers must find nothing.
         await self._pluggers.wait()
         self._keeper.finish_start()
@@ -377,12 +381,21 @@ class Daemon:
         """Keep what the file says for a successor that finds mistakes in it."""
         self._keeper.keep_file(file.text)
 
+    def begin_file(self, file: ConfigFile) -> None:
+        """Keep what the file says, and have it read again when that is asked for.
+
+        Who asks before `serve_file` has served its devices has to wait.
+        """
+        self.keep_file(file)
+        self._reload = Reload(self, file)
+
     async def serve_file(self, file: ConfigFile) -> None:
         """Serve the devices of a file; those that cannot be served are failed ones."""
-        self._reload = Reload(self, file)
+        assert self._reload is not None, "serve_file() without begin_file()"
         for device in file.devices:
             if device.name not in self._entries:
                 await self.add_or_list(device)
+        self._reload.begin()
 
     def _on_hangup(self) -> None:
         """Read the file again, because a signal asks for it."""
@@ -514,6 +527,16 @@ class Daemon:
             ) from None
         self._stack.callback(listener.close)
         self._listener = listener
+
+    async def wait_restored(self) -> None:
+        """Wait until all devices go on that an earlier daemon has left."""
+        await self._restored.wait()
+
+    async def wait_begun(self) -> None:
+        """Wait until the devices that the file named first are served."""
+        await self.wait_restored()
+        if self._reload is not None:
+            await self._reload.wait_begun()
 
     @property
     def shared(self) -> Mapping[str, str] | None:

@@ -119,11 +119,25 @@ class Reload:
         """Whether devices are being changed."""
         self._devices = devices
         self._file = file
+        self._begun = asyncio.Event()
         # asyncio itself keeps only a weak reference to a task.
         self._task: asyncio.Task[None] | None = None
 
+    def begin(self) -> None:
+        """Note that the devices are served that the file named when it was read first.
+
+        Until then all who want them changed wait.
+        """
+        self._begun.set()
+
+    async def wait_begun(self) -> None:
+        """Wait for `begin`."""
+        await self._begun.wait()
+
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Read the file again in a task of the loop; an error is logged."""
+        if self._task is not None and not self._begun.is_set():
+            return  # that task has not read it yet
         self._task = loop.create_task(self._now_or_log())
 
     async def _now_or_log(self) -> None:
@@ -138,6 +152,7 @@ class Reload:
         Raises:
             HostError: the file has mistakes, or this is not the time; nothing changes.
         """
+        await self.wait_begun()
         # In another thread, since the file system and the groups may be slow.
         file = await asyncio.to_thread(load, self._file.path)
         # Only now: devices may have come and gone, and the daemon may be ending.

@@ -2,12 +2,14 @@
 """What the daemon does for each request at its control sockets (control.py).
 
 A device's socket takes those about one device, the daemon's socket also those that add,
-remove and reload.
+remove and reload.  The daemon's socket is there before the devices are.  While a daemon
+goes on with the devices of an earlier one, a request about devices waits until they are
+there; one that changes devices waits for those of the file, too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..config import options
 from ..config.device import TWO_USES, DeviceConfig, check_name, conflicts
@@ -37,6 +39,12 @@ class Changeable(Protocol):
 
     async def reload(self) -> Json:
         """Read the file again."""
+
+    async def wait_restored(self) -> None:
+        """Wait until all devices go on that an earlier daemon has left."""
+
+    async def wait_begun(self) -> None:
+        """Wait until the devices that the file named first are served."""
 
     def check_goes_on(self) -> None:
         """Refuse to change devices that are being closed, or changed otherwise."""
@@ -88,16 +96,22 @@ class Requests:
             run_dir: where it is; added devices have their sockets there, too.
         """
         self._run_dir = run_dir
-        return {
+        about: Commands = {
             "status": self._status,
             "list": self._list,
             "clear": self._clear,
             "monitor": self._follow,
-            "pid": pid,
-            "restart": self._keeper.restart,
+        }
+        changing: Commands = {
             "add": self.add,
             "remove": self.remove,
             "reload": self.reload,
+        }
+        return {
+            **_after(self._daemon.wait_restored, about),
+            "pid": pid,
+            "restart": self._keeper.restart,
+            **_after(self._daemon.wait_begun, changing),
         }
 
     async def _status(self, request: Request) -> Json:
@@ -174,3 +188,16 @@ class Requests:
             there = ", ".join(self._entries) or "none"
             raise HostError(f"no device {name!r}; there are: {there}", code="H078")
         return entry
+
+
+def _after(wait: Callable[[], Awaitable[None]], commands: Commands) -> Commands:
+    """Return commands that wait first."""
+
+    def made(command: Callable[[Request], Awaitable[Any]]) -> Any:
+        async def run(request: Request) -> Any:
+            await wait()
+            return await command(request)
+
+        return run
+
+    return {name: made(command) for name, command in commands.items()}

@@ -52,7 +52,7 @@ async def run_file(
     raise_descriptor_limit()
     async with _ending(Daemon(file.shared, keeper, filtered)) as daemon:
         daemon.serve_control(file.run_dir)
-        daemon.keep_file(file)
+        daemon.begin_file(file)
         await daemon.restore(file.devices)
         await daemon.serve_file(file)
         daemon.ready()

@@ -33,6 +33,7 @@ def player(
         scene = make(directory)
         try:
             scene.daemon.serve_control(directory)
+            await scene.daemon.restore([])
             await part(scene)
         finally:
             await scene.daemon.close()

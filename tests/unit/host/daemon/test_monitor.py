@@ -133,6 +133,7 @@ def test_subscriber_is_told_that_the_daemon_ends(tmp_path: Path) -> None:
     async def run() -> None:
         scene = Scene(tmp_path)
         scene.daemon.serve_control(tmp_path)
+        await scene.daemon.restore([])
         async with scene.subscriber() as reader:
             await reader.present()
             await scene.daemon.close()

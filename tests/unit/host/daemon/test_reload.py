@@ -72,7 +72,9 @@ class Scene:
         )
 
     async def start(self) -> None:
-        await self.daemon.serve_file(load(self._path))
+        file = load(self._path)
+        self.daemon.begin_file(file)
+        await self.daemon.serve_file(file)
 
     async def reload(self) -> Any:
         return await self.daemon.requests.reload({})
