@@ -56,6 +56,19 @@ def wait_for(
         looked = time.monotonic()
 
 
+def when_still(read: Callable[[], T], seconds: float) -> T:
+    """Return what `read` returns once it has returned the same `seconds` before."""
+    seen = [read()]
+
+    def same() -> bool:
+        time.sleep(seconds)
+        seen.append(read())
+        return seen[-1] == seen[-2]
+
+    wait_for(same, lambda: f"it stands still: {seen}")
+    return seen[-1]
+
+
 def when_listening(connect: Callable[[], T], timeout: float = PROCESS_TIMEOUT) -> T:
     """Connect to a process that starts: its socket is there before it listens.
 

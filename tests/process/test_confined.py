@@ -81,6 +81,7 @@ def test_master_that_shares_more_is_refused_once_and_served_when_it_does_not(
         master.load()
     lab.wait_state("master's memory is refused")
     assert "memory-backend-ram" in lab.status()["master"]["problem"]
+    lab.daemon.wait_log("is not the shared region")
     assert lab.daemon.log.count("is not the shared region") == 1
     low.close()
     master.frontend.regions = memory.memory_table()
@@ -101,7 +102,7 @@ def test_master_whose_rings_lie_elsewhere_is_served_when_its_guest_starts_again(
     master.memory = elsewhere
     master.load()
     lab.wait_state("master's rings cannot be served")
-    assert "iommu_platform=on" in lab.daemon.log
+    lab.daemon.wait_log("iommu_platform=on")
     assert master.unload() == [0, 0]
     private.close()
     master.memory = memory

@@ -135,6 +135,7 @@ def test_daemon_waits_only_once_for_an_agent_that_hangs(lab: Lab) -> None:
     agent.send(signal.SIGSTOP)
     master.unload()
     # Two rings are asked for, one after the other; the second needs no wait.
+    daemon.wait_log(LATE)
     assert daemon.said(LATE) == 1
     before = master.memory.read(0, master.memory.size)
     agent.send(signal.SIGCONT)

@@ -3,7 +3,6 @@
 
 import json
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from tests.fakes.udp_bursts import DATAGRAMS, receive, send
 from tests.process.lab import MASTER_ADDRESS, PING, SLAVE_ADDRESS, Lab
 from tests.process.program import run
 from tests.process.shared import Shared
-from tests.waiting import wait_for
+from tests.waiting import wait_for, when_still
 from vhostpci_guest.serve.heartbeat import TICK
 from vhostpci_shared.virtio import Feature
 
@@ -138,15 +137,7 @@ def counted(lab: Lab) -> list[int]:
 
 def all_counted(lab: Lab) -> int:
     """Return how many packets it moved in all, once it has told of all of them."""
-    seen = [-1]
-
-    def settled() -> bool:
-        seen.append(sum(counted(lab)))
-        time.sleep(3 * TICK)
-        return sum(counted(lab)) == seen[-1]
-
-    wait_for(settled, lambda: f"the counts stand still: {seen}")
-    return seen[-1]
+    return when_still(lambda: sum(counted(lab)), 3 * TICK)
 
 
 def test_no_packet_is_lost_while_another_device_is_removed_and_added(lab: Lab) -> None:

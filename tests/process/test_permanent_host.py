@@ -18,7 +18,7 @@ from tests.fakes.slave_client import SlaveClient
 from tests.install import readme
 from tests.process.systemd_machine import Machine, machine
 from tests.vm.image import CHECKOUT
-from tests.waiting import wait_for
+from tests.waiting import wait_for, when_listening
 from vhostpci_shared.vhost_user import Request
 
 pytestmark = pytest.mark.process
@@ -41,7 +41,8 @@ def booted(request: pytest.FixtureRequest) -> Iterator[Machine]:
 @contextmanager
 def master_connected(booted: Machine, memory: int) -> Iterator[FrontEnd]:
     """A master whose RAM is this file."""
-    transport = Socket(booted.path(f"{RUN_DIR}/net0.vhost-user"))
+    path = booted.path(f"{RUN_DIR}/net0.vhost-user")
+    transport = when_listening(lambda: Socket(path))
     with FrontEnd(transport, [(region(RAM), memory)]) as master:
         master.connect()
         master.driver_ok([RingAt.nth(0), RingAt.nth(1)])
