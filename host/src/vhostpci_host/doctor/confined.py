@@ -15,8 +15,11 @@ from ..config.confined import CARD
 from ..config.kernel_words import kernel_words, key, lacking, split
 from ..interfaces import Json
 from .command_line import CommandLine, Values, is_on, size_of
-from .hypervisor import Hypervisor, each_device, mib, process
+from .hypervisor import BACKEND, VHOST_USER, Hypervisor, each_device, mib, process
 from .masters import card_of
+
+_MONITOR = "qom-list, info network"
+"""What the master's QEMU was asked."""
 
 Look = Callable[[Json, str, CommandLine], Iterable[Seen]]
 
@@ -102,21 +105,25 @@ def devices(device: Json, looked_at: str, line: CommandLine) -> Iterator[Seen]:
     own = card_of(device, line)
     backends = [one for one in _of_vhost_user(line) if one is not own]
     if backends:
-        yield error(
-            looked_at,
-            f"beside its card the master has {', '.join(map(_driver, backends))}, "
-            "whose back-end is another process (vhost-user)",
-            means="QEMU shows the shared region to every such back-end, which "
-            "can then read and change this card's packets",
-            repair="take it from the VM; docs/confined.md has what holds for a second "
-            "confined card",
-        )
+        yield _shown_to_others(looked_at, backends)
     others = list(_others(line, [own, *backends]))
     if others:
         yield _wrong(looked_at, others)
     # What is plugged by a monitor is on no command line.
     if not backends and not others:
         yield ok(looked_at, "no other device there uses DMA by the kernel's interface")
+
+
+def _shown_to_others(looked_at: str, backends: Sequence[Values]) -> Seen:
+    return error(
+        looked_at,
+        f"beside its card the master has {', '.join(map(_driver, backends))}, "
+        "whose back-end is another process (vhost-user)",
+        means="QEMU shows the shared region to every such back-end, which "
+        "can then read and change this card's packets",
+        repair="take it from the VM; docs/confined.md has what holds for a second "
+        "confined card",
+    )
 
 
 def _wrong(looked_at: str, others: list[str]) -> Seen:
@@ -158,14 +165,18 @@ def _plugged(host: Hypervisor, device: Json) -> Iterator[Seen]:
             f"{master_check(device['name'], device['mode'])} prints for use in the "
             "master"
         )
-    found = [what for one in host.plugged() if (what := _not_allowed(one))]
-    # One of these is the card itself.
-    if (card := "virtio-net-pci with iommu_platform=on") in found:
-        found.remove(card)
-    if found:
-        yield _wrong("qom-list", found)
-        return
-    yield ok("qom-list", "its monitor knows no other device that uses DMA")
+    there = host.plugged()
+    cards = [one for one in there if one.get(BACKEND) == VHOST_USER]
+    # One of these is the card itself; confined-card looks at its properties.
+    own = max(cards, key=lambda one: is_on(one, "iommu_platform"), default=None)
+    backends = [one for one in cards if one is not own]
+    others = [what for one in there if one not in cards and (what := _not_allowed(one))]
+    if backends:
+        yield _shown_to_others(_MONITOR, backends)
+    if others:
+        yield _wrong(_MONITOR, others)
+    if not backends and not others:
+        yield ok(_MONITOR, "no other device uses DMA, and none has the region")
 
 
 def _others(line: CommandLine, known: Sequence[Values | None]) -> Iterator[str]:

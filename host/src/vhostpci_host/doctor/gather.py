@@ -3,6 +3,7 @@
 
 import asyncio
 import logging
+import re
 import shutil
 import sys
 from collections.abc import Awaitable, Callable
@@ -17,7 +18,7 @@ from ..config.device import daemon_control
 from ..daemon import control_client
 from ..errors import HostError, NoDaemon
 from ..interfaces import FAILED, Json
-from .hypervisor import Hypervisor, Silent
+from .hypervisor import BACKEND, VHOST_USER, Hypervisor, Silent
 
 QEMU = "qemu-system-x86_64"
 _MONITOR_TIME = 5.0
@@ -154,7 +155,7 @@ async def _memdevs(execute: Execute) -> list[Json]:
 
 async def _plugged(execute: Execute) -> list[Json]:
     """Return the devices of -device and device_add, each as its values there."""
-    found = []
+    found, of_vhost_user = [], await _of_vhost_user(execute)
     for path in ("/machine/peripheral", "/machine/peripheral-anon"):
         for one in await execute("qom-list", path=path):
             kind = one["type"]
@@ -165,8 +166,19 @@ async def _plugged(execute: Execute) -> list[Json]:
                 where = f"{path}/{one['name']}"
                 on = await execute("qom-get", path=where, property=_PLATFORM)
                 device[_PLATFORM] = "on" if on else "off"
+                if device["driver"].startswith("virtio-net"):
+                    netdev = await execute("qom-get", path=where, property="netdev")
+                    device[BACKEND] = VHOST_USER if netdev in of_vhost_user else ""
             found.append(device)
     return found
+
+
+async def _of_vhost_user(execute: Execute) -> set[str]:
+    """Return the names of the -netdev and netdev_add whose type is vhost-user."""
+    # No command of QMP's says which type a netdev has.
+    line = {"command-line": "info network"}
+    said = await execute("human-monitor-command", **line)
+    return set(re.findall(rf"^[ \\]*(\S+): index=0,type={VHOST_USER},", said, re.M))
 
 
 _PLATFORM = "iommu_platform"

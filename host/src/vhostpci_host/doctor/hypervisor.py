@@ -11,6 +11,8 @@ from ..interfaces import FAILED, Json
 from .command_line import CommandLine
 
 ROLES = ("master", "slave")
+BACKEND, VHOST_USER = "backend", "vhost-user"
+"""What says of a card that was asked for that its back-end is another process."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -577,7 +577,17 @@ FAULTS = (
     Fault(
         "a second iommu_platform, plugged",
         "confined-plugged",
+        _monitor_says(**CARD | {"backend": ""}),
+    ),
+    Fault(
+        "a second confined card, plugged",
+        "confined-plugged",
         _monitor_says(**CARD),
+    ),
+    Fault(
+        "another vhost-user card, plugged",
+        "confined-plugged",
+        _monitor_says(**CARD | {"iommu_platform": "off"}),
     ),
     Fault("no numa=off", "confined-words", _no_numa_off),
     Fault("another pool", "confined-words", _small_pool),

@@ -62,12 +62,14 @@ def test_a_qemu_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         gather(tmp_path, None, "no-such-qemu", None)
 
 
-ASKED = ("query-memdev", "qom-list", "qom-get")
-
-
 @contextmanager
-def monitor(path: Path, answer: dict[str, Any]) -> Iterator[list[str]]:
-    """Be a QEMU's monitor for one client; yield the commands that it was given."""
+def monitor(path: Path, **answers: dict[str, Any]) -> Iterator[list[str]]:
+    """Be a QEMU's monitor for one client; yield the commands that it was given.
+
+    Args:
+        path: where it listens.
+        answers: to commands, or to the properties that `qom-get` asks for.
+    """
     commands: list[str] = []
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     server.bind(os.fspath(path))
@@ -81,7 +83,8 @@ def monitor(path: Path, answer: dict[str, Any]) -> Iterator[list[str]]:
             while data := client.recv(4096):
                 request = json.loads(data)
                 commands.append(request["execute"])
-                said = answer if commands[-1] in ASKED else {"return": {}}
+                asked = request.get("arguments", {}).get("property", commands[-1])
+                said = answers.get(asked.replace("-", "_"), {"return": {}})
                 # The negotiation has no ID.
                 of = {key: request[key] for key in ("id",) if key in request}
                 client.sendall(json.dumps({**said, **of}).encode() + b"\n")
@@ -104,7 +107,7 @@ def ask_monitor(directory: Path) -> list[dict[str, Any]]:
 
 def test_a_monitor_is_asked_for_the_memory_alone(tmp_path: Path) -> None:
     devices = [{"id": "ram", "share": False}]
-    with monitor(tmp_path / "qmp", {"return": devices}) as commands:
+    with monitor(tmp_path / "qmp", query_memdev={"return": devices}) as commands:
         assert ask_monitor(tmp_path) == devices
     assert commands == ["qmp_capabilities", "query-memdev"]
 
@@ -112,7 +115,7 @@ def test_a_monitor_is_asked_for_the_memory_alone(tmp_path: Path) -> None:
 def test_a_monitor_that_refuses_is_not_looked_at(tmp_path: Path) -> None:
     refusal = {"error": {"class": "CommandNotFound", "desc": "never heard of it"}}
     with (
-        monitor(tmp_path / "qmp", refusal),
+        monitor(tmp_path / "qmp", query_memdev=refusal),
         pytest.raises(CannotLook, match="never heard of it"),
     ):
         ask_monitor(tmp_path)
@@ -130,28 +133,71 @@ def ask_for_devices(directory: Path) -> list[dict[str, Any]]:
     return host.plugged()
 
 
-def test_a_monitor_is_asked_for_all_devices(tmp_path: Path) -> None:
+NETWORK = """\
+hub 0
+ \\ hub0port1: user.0: index=0,type=user,net=10.0.2.0,restrict=off\r
+virtio-net-pci.0: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:12:34:56\r
+ \\ mine: index=0,type=vhost-user,vhost-user0 to chardev\r
+other: index=0,type=vhost-user,vhost-user0 to more\r
+"""
+"""What `info network` prints."""
+
+
+@pytest.mark.parametrize(
+    ("netdev", "backend"),
+    [("mine", "vhost-user"), ("other", "vhost-user"), ("user.0", ""), ("", "")],
+)
+def test_a_monitor_is_asked_for_all_devices(
+    tmp_path: Path, netdev: str, backend: str
+) -> None:
     there = [
         {"name": "type", "type": "string"},
         {"name": "a", "type": "child<e1000>"},
         {"name": "b", "type": "child<virtio-net-pci>"},
+        {"name": "c", "type": "child<virtio-blk-pci>"},
     ]
-    with monitor(tmp_path / "qmp", {"return": there}) as commands:
+    answers = {
+        "human_monitor_command": NETWORK,
+        "qom_list": there,
+        "iommu_platform": True,
+        "netdev": netdev,
+    }
+    returned = {name: {"return": answer} for name, answer in answers.items()}
+    with monitor(tmp_path / "qmp", **returned) as commands:
         found = ask_for_devices(tmp_path)
-    # A list that is not empty is true.
-    card = {"driver": "virtio-net-pci", "iommu_platform": "on"}
-    assert found == [{"driver": "e1000"}, card] * 2
-    assert commands[1:] == ["qom-list", "qom-get"] * 2
+    disk = {"driver": "virtio-blk-pci", "iommu_platform": "on"}
+    card = {**disk, "driver": "virtio-net-pci", "backend": backend}
+    assert found == [{"driver": "e1000"}, card, disk] * 2
+    assert commands[1:] == [
+        "human-monitor-command",
+        *(["qom-list", "qom-get", "qom-get", "qom-get"] * 2),
+    ]
 
 
 @pytest.mark.parametrize(
-    "said", [7, [7], [{}], [{"type": 7}], [{"type": "child<virtio-x>"}]]
+    "said",
+    [7, [7], [{}], [{"type": 7}], [{"type": "child<virtio-x>"}]],
 )
 def test_a_monitor_that_says_anything_is_not_looked_at(
     tmp_path: Path, said: object
 ) -> None:
+    answers: dict[str, Any] = {
+        "human_monitor_command": {"return": ""},
+        "qom_list": {"return": said},
+    }
     with (
-        monitor(tmp_path / "qmp", {"return": said}),
+        monitor(tmp_path / "qmp", **answers),
+        pytest.raises(CannotLook, match="does not answer as a QEMU"),
+    ):
+        ask_for_devices(tmp_path)
+
+
+@pytest.mark.parametrize("said", [7, {}, []])
+def test_a_monitor_that_does_not_tell_its_network_is_not_looked_at(
+    tmp_path: Path, said: object
+) -> None:
+    with (
+        monitor(tmp_path / "qmp", human_monitor_command={"return": said}),
         pytest.raises(CannotLook, match="does not answer as a QEMU"),
     ):
         ask_for_devices(tmp_path)
