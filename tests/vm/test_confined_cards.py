@@ -20,6 +20,7 @@ from tests.vm.daemon import Daemon, DaemonError
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS
 from tests.vm.process import Process
 from tests.vm.test_confined import PATTERN
+from tests.vm.test_confined_limits import REFUSED
 
 pytestmark = [pytest.mark.vm, pytest.mark.long]
 
@@ -117,7 +118,7 @@ def up(logs: Path, first: Kind, second: Kind) -> Iterator[Cards]:
 def test_second_arena_of_a_master_is_refused(here: Path) -> None:
     with up(here, ARENA, ARENA) as cards:
         assert cards.answers_of_second() == 0
-        assert cards.second.status()["state"] == "master's memory is refused"
+        assert cards.second.status()["state"] == REFUSED
         assert "one confined device with an arena" in cards.second.output()
         pings = cards.ping_first()
         assert pings.received == pings.sent >= 20

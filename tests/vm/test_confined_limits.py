@@ -17,10 +17,19 @@ from random import Random
 import pytest
 
 from tests.findings import good
-from tests.vm import confined, dmesg, image, kernel_modules, memory, traffic, wheels
+from tests.vm import (
+    confined,
+    dmesg,
+    image,
+    kernel_modules,
+    memory,
+    process,
+    traffic,
+    wheels,
+)
 from tests.vm.channel import GuestError
-from tests.vm.confined import MIB, PAGE, Change, Link, Range
-from tests.vm.daemon import DaemonError
+from tests.vm.confined import MIB, PAGE, Change, ConfinedMaster, Link, Range
+from tests.vm.daemon import Daemon, DaemonError
 from tests.vm.kernels import SUPPORTED_KERNELS
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Pair, Slave
 from tests.vm.test_confined import ANONYMOUS, exchange, keep_secrets, secrets
@@ -104,6 +113,13 @@ def test_memory_of_every_life_of_the_master_stays_private(here: Path) -> None:
         dmesg.check(link.master)
 
 
+REFUSED = "master's memory is refused: the master has no carrier"
+NET = "virtio-net"
+SHARES_MORE = (
+    "ram,id=vhostpci-card-high",
+    "memfd,share=on,id=vhostpci-card-high",
+)
+"""What makes a master one that is refused."""
 LENDS = (' sysctl.vm.lowmem_reserve_ratio="1 1"', "")
 """What makes a master one that lends the ring area to programs."""
 
@@ -168,8 +184,8 @@ def has_buffers_elsewhere(link: Link) -> None:
 
 def shares_more(link: Link) -> None:
     status = link.daemon.status()
-    assert status["state"] == "master's memory is refused"
-    assert "0x100000000" in status["master"]["problem"]
+    assert status["state"] == REFUSED
+    assert "0x100000000" in status["carrier"]["refused"]
 
 
 WRONG: dict[str, tuple[list[Change], list[Change], Callable[[Link], None]]] = {
@@ -178,11 +194,7 @@ WRONG: dict[str, tuple[list[Change], list[Change], Callable[[Link], None]]] = {
     "no ring area": ([], [("cma=16M@0xc000000-0xd000000", "")], has_rings_elsewhere),
     "NUMA": ([], [("numa=off", "")], has_rings_elsewhere),
     "no DMA API": ([("platform=on", "platform=off")], [], has_rings_elsewhere),
-    "more is shared": (
-        [("ram,id=vhostpci-card-high", "memfd,share=on,id=vhostpci-card-high")],
-        [],
-        shares_more,
-    ),
+    "more is shared": ([SHARES_MORE], [], shares_more),
 }
 
 
@@ -192,6 +204,66 @@ def test_no_packet_crosses_where_the_set_up_is_wrong(here: Path, name: str) -> N
     with confined.started(here, args=args, words=words) as link:
         assert_no_packet_crosses(link)
         tells(link)
+
+
+def test_refused_masters_rings_are_not_served_by_its_qemu_either(here: Path) -> None:
+    """QEMU's own back-end reads all of its guest's memory, and the slave these rings.
+
+    It would serve them with the link up, after "falling back on userspace virtio".
+    """
+    with confined.served(here) as daemon, process.serving(daemon, here / "agent.log"):
+        with confined.make(daemon, here / "refused", args=[SHARES_MORE]) as master:
+            master.wait_ready()
+            assert_stays_without_carrier(daemon, master)
+            assert "falling back on userspace virtio" in master.qemu_said()
+            master.reboot()
+            assert_stays_without_carrier(daemon, master)
+            assert master.qemu_said().count("falling back") == 1
+        for text in ("front-end connected", "dropped", "is not the shared region"):
+            assert daemon.output().count(text) == 1
+        # As the line says: start it with other memory.
+        with confined.make(daemon, here / "right") as master:
+            master.wait_ready()
+            master.configure()
+            daemon.wait_state("running")
+            assert traffic.ping(master, SLAVE_ADDRESS, 3).received
+
+
+def assert_stays_without_carrier(daemon: Daemon, master: ConfinedMaster) -> None:
+    """Check that nothing moves in the rings, whatever the guest sends."""
+    master.run(f"ip addr add {MASTER_ADDRESS}/24 dev eth0; ip link set eth0 up")
+    daemon.wait_state(REFUSED)
+    assert daemon.status()["carrier"]["waits_for"] == master.pid
+    # It says once that the socket is not there, and then goes on trying.
+    master.wait_until(lambda: "No such file" in master.qemu_said(), master.qemu_said)
+    said = master.qemu_said()
+    (card,) = [one for one in master.qmp("x-query-virtio") if one["name"] == NET]
+    for _ in range(2):
+        master.run(f"ping -n -q -c 3 -W 1 {SLAVE_ADDRESS}", check=False)
+        assert not master.has_carrier("eth0")
+        for queue in range(2):
+            ring = master.qmp(
+                "x-query-virtio-queue-status", path=card["path"], queue=queue
+            )
+            assert (ring["used-idx"], ring["last-avail-idx"]) == (0, 0)
+    assert master.qemu_said() == said
+
+
+def test_shared_memory_that_is_plugged_later_takes_the_card_at_the_next_start(
+    here: Path,
+) -> None:
+    """While its rings are served, QEMU takes them not back: nothing changes."""
+    more = [("1676M", "1676M,slots=2,maxmem=8G")]
+    with confined.linked(here, args=more) as link:
+        memory.plug_dimm(link.master, 256 * MIB, share=True)
+        link.master.wait_until(
+            lambda: "refused ADD_MEM_REG" in link.daemon.output(), link.daemon.output
+        )
+        assert_pings_cross(link)
+        assert "falling back" not in link.master.qemu_said()
+        assert len(link.daemon.status()["master"]["regions"]) == 1
+        link.master.reboot()
+        assert_stays_without_carrier(link.daemon, link.master)
 
 
 @pytest.mark.parametrize("version", ["6.1", "6.12"])

@@ -202,6 +202,10 @@ def _carrier(carrier: Json | None) -> Iterator[Field]:
         return
     if carrier["off"]:
         pid, lacking = carrier["waits_for"], ", ".join(carrier.get("lacking", ()))
+        if refused := carrier.get("refused"):
+            yield "carrier", f"off until pid {pid} ends"
+            yield _problem(refused)
+            return
         what = f"an agent serves {lacking}" if lacking else "an agent serves"
         yield "carrier", f"off until {what}{f' (pid {pid})' if pid else ''}"
     elif carrier["problem"]:

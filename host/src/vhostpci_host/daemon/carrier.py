@@ -11,6 +11,11 @@ boot without an agent as well, so the period begins no earlier than rings run.
     on ──(no agent for the grace period)──► off ──(an agent serves)──► on
                                              └──(the process has ended)──► on
 
+A confined master whose memory was refused is disconnected as well, by the back-end.  It
+may not come back at all: each time its QEMU would serve the rings itself for a moment.
+
+    on ──(memory refused)──► off ──(the process has ended)──► on
+
 A front-end that would not come back keeps its carrier, although it lies: without one
 the master would need a restart.
 What the slave was shown of the memory of one that comes back stays shown, since a slave
@@ -29,6 +34,7 @@ from ..device.agent_view import MISMATCH
 from ..device.device import Device
 from ..device.kept import DroppedState
 from ..device.peer_log import PeerLog
+from ..device.status import REFUSED
 from ..errors import HostError
 from ..interfaces import Json, Loop, MasterPort, Timer
 from .entrance import Entrance
@@ -66,7 +72,8 @@ class MasterCarrier:
         save: Callable[[], None],
     ) -> None:
         self.off = False
-        """Whether the front-end was disconnected because no agent serves."""
+        """Whether a front-end was disconnected, and may not come back yet."""
+        self._refused = ""  # why the memory of the one that is kept out was refused
         self._problem = ""  # why it is on all the same; empty before that is known
         self._config = config
         self._device = device
@@ -90,7 +97,7 @@ class MasterCarrier:
         """Return for whom the entrance is shut; None if it is not."""
         if not self.off or self._process is None:
             return None
-        return DroppedState(self._process.state, int(self._needs))
+        return DroppedState(self._process.state, int(self._needs), self._refused)
 
     def begin(self, dropped: DroppedState | None) -> None:
         """Open the entrance, unless a daemon before us has shut it.
@@ -108,7 +115,7 @@ class MasterCarrier:
                 pass  # it has ended, or nothing would tell us when it does
             else:
                 self._process, self._needs = watched, Feature(dropped.features)
-                self.off = True
+                self.off, self._refused = True, dropped.refused
                 return
         self._entrance.open()
 
@@ -149,7 +156,7 @@ class MasterCarrier:
         self._served_at += max(0.0, now - self._looked_at - PUNCTUAL)
         self._looked_at = now
         if self.off:
-            if self._process is None or (agent.serves and not self._lacking):
+            if self._process is None or self._may_return:
                 self._put_on()
         elif agent.serves:
             self._served_at, self._problem = agent.silent_since(0.0), ""
@@ -159,6 +166,21 @@ class MasterCarrier:
             self._end_grace(master)
 
     # Off.
+
+    def refuse(self, pid: int, problem: str) -> None:
+        """Keep out a front-end that was disconnected for good.
+
+        Args:
+            pid: its process.
+            problem: why its memory was refused.
+        """
+        if self.off or self._why_open(pid) or self._watch(pid):
+            return
+        self.off, self._refused = True, problem
+        self._entrance.shut()
+        self._save()
+        text = f"pid {pid} may not come back, and its card has no carrier until it ends"
+        self._log.info(text, text)
 
     def _is_over(self) -> bool:
         """Whether the grace period has ended just now."""
@@ -186,10 +208,17 @@ class MasterCarrier:
         agent = self._device.agent
         if not self.off:
             return ""
+        if self._refused:
+            return REFUSED
         # While it is not connected, its features do not show in the agent's state.
         if agent.serves and self._lacking:
             return MISMATCH
         return agent.idle or "no agent"
+
+    @property
+    def _may_return(self) -> bool:
+        """Whether the front-end that was disconnected would be served again."""
+        return self._device.agent.serves and not self._lacking and not self._refused
 
     @property
     def _lacking(self) -> Feature:
@@ -213,26 +242,34 @@ class MasterCarrier:
 
     def _why_it_stays(self, pid: int) -> str:
         """Return why a front-end stays; empty if it may go, and is watched."""
-        why = self._why_not(pid)
-        if not why:
-            self._expect_no_more()
-            try:
-                self._process = WatchedProcess.of(pid, self._loop, self._on_end)
-            except OSError as error:
-                why = f"nothing would tell when pid {pid} ends ({error.strerror})"
+        why = self._why_open(pid) or self._why_not(pid) or self._watch(pid)
         idle = self._device.agent.idle
         reason = f"the {idle}" if idle else "there is no agent"
         start = f"the master's card keeps its carrier although {reason}"
         return f"{start}: {why}" if why else ""
 
-    def _why_not(self, pid: int) -> str:
-        setup = self._device.setup
+    def _watch(self, pid: int) -> str:
+        """Have it told when a front-end ends; return why that cannot be."""
+        self._expect_no_more()
+        try:
+            self._process = WatchedProcess.of(pid, self._loop, self._on_end)
+        except OSError as error:
+            return f"nothing would tell when pid {pid} ends ({error.strerror})"
+        return ""
+
+    def _why_open(self, pid: int) -> str:
+        """Return why a front-end cannot be kept out; empty if it can."""
         if not self._entrance.can_shut:
             return "the daemon was given its socket, and cannot remove it"
         if not pid:
             return "its process is of another PID namespace"
         if is_hidden(pid):
             return f"the daemon cannot see pid {pid} in /proc (ProtectProc=, hidepid=)"
+        return ""
+
+    def _why_not(self, pid: int) -> str:
+        """Return why a front-end would not come back; empty if it would."""
+        setup = self._device.setup
         if setup is not None and any(ring.packed for ring in setup.rings):
             return "its rings are packed, and QEMU would not know where they stand"
         if is_cloud_hypervisor(pid):
@@ -253,7 +290,7 @@ class MasterCarrier:
             text = "the master's card cannot have its carrier back"
             self._log.warn_once(Said(f"{text}: {error}", error.code))
             return
-        self.off, self._needs = False, Feature(0)
+        self.off, self._needs, self._refused = False, Feature(0), ""
         self._served_at = self._loop.time()
         if self._process is not None:
             self._timer = self._loop.call_later(RETURN, self._give_up)
@@ -286,6 +323,7 @@ class MasterCarrier:
             "why_off": self.why_off or None,
             "waits_for": state.process.pid if state else None,
             "lacking": virtio.names(self._lacking) if self.off else [],
+            "refused": self._refused or None,
             "problem": self._problem or None,
         }
 

@@ -458,7 +458,12 @@ class Server:
         assert self._master is not None, "no front-end connected"
         master, self._master = self._master, None
         self._note_visit(master)
+        setup = self.device.setup
+        refused = master.dropped and setup is not None and setup.has_to_go
+        problem = setup.memory_problem if setup is not None and refused else ""
         self.device.master_gone(returns=self.carrier.off)
+        if problem:
+            self.carrier.refuse(master.pid, problem)
         self._common.changed()
         if self._alone:
             self._ended()

@@ -83,11 +83,13 @@ class ProcessState:
 
 @dataclass(frozen=True, slots=True)
 class DroppedState:
-    """A front-end that was disconnected because no agent served it."""
+    """A front-end that was disconnected because no agent served it, or for good."""
 
     process: ProcessState
     features: int
     """What its driver had acknowledged, and the agent's data plane must serve."""
+    refused: str
+    """Why its memory was refused; empty if it was not, and it may come back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ class DeviceState:
     agent: AgentLeft
     master: MasterState | None
     dropped: DroppedState | None
-    """The front-end that may not come back before an agent serves it."""
+    """The front-end that may not come back, or not before an agent serves it."""
     slave: SlaveState | None
 
 

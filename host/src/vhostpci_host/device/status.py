@@ -28,6 +28,10 @@ _COUNT_NAMES = {
 """What the status calls the counts of a ring that an agent may not have."""
 
 
+REFUSED = "master's memory is refused"
+"""The state of a device whose master shows memory that it may not show."""
+
+
 def describe(
     device: Device,
     connect_problem: str = "",
@@ -131,7 +135,7 @@ def state(device: Device, *, why_off: str = "") -> str:
         return "master's memory is not shared"
     if not any(ring.running for ring in device.leases):
         if device.backend.setup.memory_problem:
-            return "master's memory is refused"
+            return REFUSED
         if device.backend.setup.unservable:
             return "master's rings cannot be served"
         return "master's driver is not loaded"

@@ -195,6 +195,14 @@ def carrier(host: Hypervisor, device: Json) -> Iterator[Seen]:
             means="the master sends to a card behind which there is no agent",
             repair="reconnect-ms=1000 (before QEMU 9.2 reconnect=1) in its -chardev",
         )
+    elif found.get("refused"):
+        yield error(
+            _status(device),
+            f"{found['why_off']}: {found['refused']}",
+            means="its QEMU is kept out until it ends, and its card has no carrier",
+            repair="end the master's QEMU, and start it with the memory of "
+            f"`vhostpci-host qemu-args {device['name']} --role master`",
+        )
     elif found["off"]:
         yield warn(
             _status(device),

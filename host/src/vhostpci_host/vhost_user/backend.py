@@ -7,8 +7,9 @@ the slave's agent must stop touching before there is an answer: the caller stops
 agent, and then calls `resume`; until then it must not pass in another message.  A
 message that breaks the protocol raises ProtocolError, and the caller closes the
 connection.  If the front-end asked for an acknowledgement, the message is instead
-answered with a refusal, and the connection goes on.  It goes on, too, if only the rings
-cannot be served: then they do not run.
+answered with a refusal, and the connection goes on, unless it is a confined master's
+and its memory was refused.  It goes on, too, if only the rings cannot be served: then
+they do not run.
 
 `HANDLERS` has one handler for each request, which is named like the request.  The
 handlers are in one file for each subject: negotiation, the device as a whole, memory,
@@ -119,16 +120,22 @@ class Backend:
                 payload = yield from self._dispatch(message)
             except ProtocolError as error:
                 text = Said(f"{header.name}: {error}", error.code)
-                # Without an acknowledgement the front-end would go on as if the request
-                # had worked, so its connection has to end.
-                if not self._wants_ack(header):
-                    if isinstance(error, Unservable):
-                        return Answer(refusal=text)
+                if self._must_end(header, error):
                     raise ProtocolError(text, code=error.code) from error
+                if not self._wants_ack(header):
+                    return Answer(refusal=text)
                 return Answer(vu.reply(header.request, vu.U64(1)), text)
         if payload is None and self._wants_ack(header):
             payload = vu.U64(0)
         return Answer(b"" if payload is None else vu.reply(header.request, payload))
+
+    def _must_end(self, header: vu.Header, error: ProtocolError) -> bool:
+        """Whether the connection ends because of a request that is refused."""
+        if isinstance(error, Unservable):
+            return False
+        # Without an acknowledgement the front-end would go on as if the request had
+        # worked.
+        return not self._wants_ack(header) or self.setup.has_to_go
 
     def _dispatch(self, message: Message) -> Steps:
         try:

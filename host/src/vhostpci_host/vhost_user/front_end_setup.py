@@ -103,6 +103,15 @@ class FrontEndSetup:
         return any(ring.problem for ring in self.rings)
 
     @property
+    def has_to_go(self) -> bool:
+        """Whether a front-end must not stay, and see that its memory was refused."""
+        # A QEMU whose memory we refuse serves the rings itself, with the link up, until
+        # it is disconnected.  It can reach all of its guest's memory, and the slave of
+        # a confined master writes in these rings.  While they run it has begun with us.
+        started = any(ring.kicked for ring in self.rings)
+        return self.confined and bool(self.memory_problem) and not started
+
+    @property
     def memoryless(self) -> bool:
         """Whether a ring lacks only the memory, of which the front-end showed none.
 

@@ -38,6 +38,7 @@ class Served:
         directory: Path,
         caplog: pytest.LogCaptureFixture,
         clock: Callable[[], int] = time.time_ns,
+        memory: int = 16 * MIB,
         **options: Any,
     ) -> None:
         self.loop = loop = ManualLoop()
@@ -45,7 +46,7 @@ class Served:
         self.config = DeviceConfig(
             name="dev",
             mode=Mode.ARENA,
-            memory=16 * MIB,
+            memory=memory,
             run_dir=directory,
             memory_dir=directory,
             **options,

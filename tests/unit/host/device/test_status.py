@@ -169,8 +169,9 @@ def test_document_has_each_key_of_the_status_and_no_other(scene: Scene) -> None:
     for _ in range(3):
         scene.settle()
         scene.device.traffic.sample(scene.loop.time())
-    carrier = {"grace": 3, "off": False, "why_off": None, "waits_for": None}
-    status = describe(scene.device, carrier=carrier | {"lacking": [], "problem": None})
+    carrier: Json = {"grace": 3, "off": False, "why_off": None, "waits_for": None}
+    carrier |= {"lacking": [], "refused": None, "problem": None}
+    status = describe(scene.device, carrier=carrier)
     known = json_document.documented("vhostpci-host status")
     found = set(json_document.keys(vms.add_to(status), known))
     # The daemon itself adds these; the others are a confined device's.

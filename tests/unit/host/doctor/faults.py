@@ -432,6 +432,11 @@ def _keeps_carrier(on: Seeded) -> None:
     on.web["carrier"]["problem"] = "the master's card keeps its carrier"
 
 
+def _refused_for_good(on: Seeded) -> None:
+    on.web["carrier"] |= {"off": True, "why_off": "master's memory is refused"}
+    on.web["carrier"]["refused"] = "the memory at 0x0 is not the shared region"
+
+
 def _lost_ring(on: Seeded) -> None:
     on.web["rings"][0]["problem"] = "nothing says where it stands"
 
@@ -609,6 +614,7 @@ FAULTS = (
     Fault("guest may switch offloads", "master-offloads", _guest_offloads),
     Fault("features do not match", "master-features", _mismatch),
     Fault("carrier stays without an agent", "master-carrier", _keeps_carrier),
+    Fault("memory is refused for good", "master-carrier", _refused_for_good),
     Fault("a ring's place is lost", "rings", _lost_ring),
     Fault("kicks are relayed", "kicks", _relayed_kicks),
     Fault("slave of an earlier daemon", "slave", _stale_slave),

@@ -273,7 +273,7 @@ def _device(name: str, master: int, slave: int, region: dict[str, Any]) -> Any:
         },
         "connects": False,
         "connect_problem": None,
-        "carrier": {"off": False, "why_off": None, "problem": None},
+        "carrier": {"off": False, "why_off": None, "refused": None, "problem": None},
         "features": {"withheld": [], "mismatch": None},
         "master": {
             "pid": master,
