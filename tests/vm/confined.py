@@ -346,6 +346,10 @@ class Options(TypedDict, total=False):
     """Its machine, its kernel and its QEMU; a q35 if there is none."""
     pool: int
     """Bytes of its bounce pool."""
+    cpus: int
+    """How many processors it has."""
+    defaults: bool
+    """Whether it has QEMU's default devices."""
 
 
 def make(daemon: Daemon, logs: Path, **options: Unpack[Options]) -> ConfinedMaster:
@@ -365,6 +369,8 @@ def make(daemon: Daemon, logs: Path, **options: Unpack[Options]) -> ConfinedMast
         *("master", image.build((), on.kernel, addons=options.get("addons", ()))),
         logs=logs,
         args=[*own, "-append", line, *options.get("more", ())],
+        cpus=options.get("cpus", 1),
+        defaults=options.get("defaults", False),
         program=on.program,
     )
 

@@ -112,6 +112,7 @@ class Vm:
         cpus: int = 1,
         iommu: bool = False,
         chipset: str | None = None,
+        defaults: bool = False,
         namespace: Namespace | None = None,
         program: str | None = None,
     ) -> None:
@@ -124,7 +125,9 @@ class Vm:
         self._qemu_log = logs / f"{name}.qemu.log"
         self._namespace = namespace
         self._options = [
-            *qemu.machine(image, cpus=cpus, iommu=iommu, chipset=chipset),
+            *qemu.machine(
+                image, cpus=cpus, iommu=iommu, chipset=chipset, defaults=defaults
+            ),
             *(() if "-m" in args else ("-m", memory)),
             *args,
         ]

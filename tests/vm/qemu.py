@@ -68,9 +68,17 @@ def accelerator(architecture: Architecture = AMD64) -> list[str]:
 
 
 def machine(
-    image: Image | None, *, cpus: int, iommu: bool, chipset: str | None = None
+    image: Image | None,
+    *,
+    cpus: int,
+    iommu: bool,
+    chipset: str | None = None,
+    defaults: bool = False,
 ) -> list[str]:
-    """A machine without any default device that boots ``image``, or else a disk."""
+    """A machine that boots ``image``, or else a disk.
+
+    It has QEMU's default devices only with ``defaults``.
+    """
     architecture = image.architecture if image else AMD64
     chipset = chipset or architecture.chipset
     # vfio-pci in the guest needs an IOMMU that remaps interrupts as well.
@@ -79,7 +87,8 @@ def machine(
     words = append(architecture) + (" intel_iommu=on" if iommu else "")
     how = accelerator(architecture)
     return [
-        *("-nodefaults", "-no-user-config", "-display", "none"),
+        *(() if defaults else ("-nodefaults",)),
+        *("-no-user-config", "-display", "none"),
         *("-machine", chipset, *how, "-smp", str(cpus), *unit),
         *(_direct(image, words) if image else ()),
     ]

@@ -140,6 +140,22 @@ def test_programs_get_the_ring_area_only_where_the_kernel_lends_it(
 SEEN_FROM_OUTSIDE = [
     f"confined-{one}" for one in ("memory", "card", "devices", "words")
 ]
+SCREEN = ("drm", "drm_kms_helper", "drm_shmem_helper", "drm_client_lib", "bochs")
+"""The driver of QEMU's usual screen, after what it needs."""
+
+
+def test_default_devices_of_qemu_put_nothing_into_the_region(here: Path) -> None:
+    """The command of docs/confined.md has them; other tests have -nodefaults."""
+    with confined.linked(here, defaults=True) as link:
+        for name in SCREEN:
+            kernel_modules.load(link.master, confined.KERNEL, name)
+        link.master.wait_for("test -e /sys/bus/pci/drivers/bochs-drm/0000:*")
+        keep_secrets(link.master)
+        link.master.run("head -c 1048576 /root/secret >/dev/fb0")
+        exchange(link)
+        assert_nothing_is_found(link)
+        assert link.check() == {}
+        assert good(link.daemon.doctor(), *SEEN_FROM_OUTSIDE)
 
 
 def test_check_in_the_master_finds_what_was_plugged_later(here: Path) -> None:

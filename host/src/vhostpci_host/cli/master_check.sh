@@ -427,14 +427,15 @@ check_virtio() {
 }
 
 # Drivers that use no memory of the DMA interface: virtio-pci leaves that to the device
-# (above), and the others have only registers.
+# (above), bochs-drm (QEMU's usual screen) writes into the device's own memory, and the
+# others have only registers.
 check_drivers() {
     others=
     for driver in "$ROOT"/sys/bus/pci/devices/*/driver; do
         [ -e "$driver" ] || continue
         name=$(readlink "$driver")
         case ${name##*/} in
-        virtio-pci | pcieport | lpc_ich | i801_smbus) ;;
+        virtio-pci | pcieport | lpc_ich | i801_smbus | bochs-drm) ;;
         *)
             device=${driver%/driver}
             others="$others ${name##*/} (${device##*/})"

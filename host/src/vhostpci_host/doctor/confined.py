@@ -31,6 +31,7 @@ _NO_DMA = frozenset(
         *("pcie-root-port", "ioh3420"),
         *("scsi-hd", "scsi-cd", "scsi-block", "scsi-generic"),  # of virtio-scsi
         *("virtconsole", "virtserialport", "isa-serial", "isa-debug-exit", "pvpanic"),
+        *("VGA", "bochs-display"),  # their memory is their own
         "pc-dimm",  # the daemon refuses a second one that is shared
     }
 )

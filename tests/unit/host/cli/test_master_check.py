@@ -90,6 +90,7 @@ class FakeMaster:
         self.virtio("virtio1", 32)
         self.driver("0000:00:02.0", "virtio-pci")
         self.driver("0000:00:03.0", "pcieport")
+        self.driver("0000:00:01.0", "bochs-drm")
         self.write("proc/kpageflags", "")
         os.truncate(root / "proc/kpageflags", RINGS_END // PAGE * 8)
         self.flag(POOL_START, RINGS_START, RESERVED)
