@@ -189,6 +189,26 @@ def test_check_in_the_master_finds_what_was_plugged_later(here: Path) -> None:
         assert [*found] == ["virtio"]
 
 
+def test_doctor_finds_a_vhost_user_card_that_was_plugged_later(here: Path) -> None:
+    """The master's kernel cannot see whose card it is: only QEMU can."""
+    more = ["-device", "pcie-root-port,id=one,chassis=1"]
+    with confined.linked(here, more=more) as link, Daemon("more", logs=here) as other:
+        master = link.master
+        path = str(other.run_dir / "more.vhost-user")
+        address = {"type": "unix", "data": {"path": path}}
+        backend = {"type": "socket", "data": {"addr": address, "server": False}}
+        master.qmp("chardev-add", id="more", backend=backend)
+        master.qmp("netdev_add", type="vhost-user", id="more", chardev="more")
+        by_monitor = ("--master-qmp", str(master.run_dir / "qmp"))
+        assert good(link.daemon.doctor(*by_monitor), "confined-plugged")
+        card = {"driver": "virtio-net-pci", "vectors": 0}  # 0: see --tcg
+        master.qmp("device_add", **card, bus="one", netdev="more")
+        master.wait_for("ls -d /sys/class/net/eth1")
+        with pytest.raises(DaemonError, match="has virtio-net-pci, whose back-end is"):
+            link.daemon.doctor(*by_monitor)
+        assert link.check() == {}
+
+
 def has_rings_elsewhere(link: Link) -> None:
     assert link.daemon.status()["state"] == "master's rings cannot be served"
     assert "is in none of the 1 memory regions" in link.daemon.output()
