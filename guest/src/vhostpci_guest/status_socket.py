@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vhostpci_shared.errors import Said, code_of, with_code
+from vhostpci_shared.listening_socket import listen
 
 from .errors import Refused, Unusable
 from .held import Held
@@ -45,6 +46,7 @@ LONGEST = 4096
 """Bytes of such a line."""
 _MOST_FDS = 32
 """Descriptors in an answer: one for each queue pair."""
+_BACKLOG = 128
 MAX_ANSWERS = 16
 """How many answers may be under way; further clients wait in the socket's backlog."""
 
@@ -153,14 +155,12 @@ class Control:
         self._path = path_of(os.getpid(), directory)
         self._undo = ExitStack()
         with ExitStack() as undo:
+            unlink = partial(self._path.unlink, missing_ok=True)
+            # Cleared: that of an earlier process with our PID.
             self._socket = undo.enter_context(
-                socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+                listen(self._path, unlink, mode=0o600, backlog=_BACKLOG)
             )
-            self._path.unlink(missing_ok=True)  # of an earlier process with our PID
-            self._socket.bind(str(self._path))
-            undo.callback(remove or partial(self._path.unlink, missing_ok=True))
-            self._path.chmod(0o600)
-            self._socket.listen()
+            undo.callback(remove or unlink)
             self._undo = undo.pop_all()
 
     def events(self) -> Iterator[tuple[int, int]]:

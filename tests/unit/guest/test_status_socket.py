@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.clock import Clock
+from tests.fakes.listening import before_listen
 from tests.fakes.source import FakeSource
 from tests.unit.guest.loop import in_loop
 from tests.waiting import TIMEOUT, returns
@@ -272,6 +273,29 @@ def test_socket_of_an_agent_that_is_busy_stays(tmp_path: Path) -> None:
                 client.connect(str(path))
         Control(tmp_path).close()
     assert path.exists()
+
+
+@pytest.mark.parametrize("look", [status_socket.ask, lambda path: Control(path)])
+def test_agent_that_is_starting_is_not_taken_for_a_killed_one(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    look: Callable[[Path], object],
+) -> None:
+    """A client, or another agent, looks while the socket does not listen yet."""
+    with monkeypatch.context() as patch, ExitStack() as undo:
+
+        def look_once() -> None:
+            patch.undo()
+            # An agent with a number of its own.
+            patch.setattr(os, "getpid", lambda: 1)
+            found = look(tmp_path)
+            patch.undo()
+            if isinstance(found, Control):
+                undo.callback(found.close)
+
+        before_listen(patch, look_once)
+        undo.callback(Control(tmp_path).close)
+        assert status_socket.path_of(os.getpid(), tmp_path).exists()
 
 
 def test_socket_is_for_no_other_user(control: Control, tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "readv": (),
     "recvfrom": (),
     "recvmsg": (),
+    "rename": (),
     "restart_syscall": (),
     "rseq": (),
     "rt_sigaction": (),
