@@ -16,6 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from vhostpci_shared import listening_socket
+from vhostpci_shared.limits import exhausted
+
 from ...errors import Unusable
 from ...privileges.channel import Answer, Channel, Handler, Order
 
@@ -81,7 +84,6 @@ class LocalSockets:
     def listen(self, name: str) -> socket.socket:
         """Return a new socket, in place of one where no process listens."""
         path = self._place.path(name)
-        _clear(path)
         server = _listen(path)
         if self._owner is not None:
             try:
@@ -176,7 +178,7 @@ def _clear(path: Path) -> None:
         try:
             probe.connect(os.fspath(path))
         except ConnectionRefusedError:
-            # What cannot be removed is reported by `bind`.
+            # What cannot be removed is reported by rename() or bind().
             with suppress(OSError):
                 path.unlink()
             return
@@ -198,20 +200,17 @@ def _listen(path: Path) -> socket.socket:
         raise Unusable(
             f"{path}: the path of a socket has at most {_PATH_MAX} bytes", code="G066"
         )
-    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with suppress(FileExistsError):
             path.parent.mkdir(mode=0o755)
-        server.setblocking(False)
-        os.fchmod(server.fileno(), MODE)  # bind() makes the file with this mode
-        server.bind(os.fspath(path))
-        os.chmod(path, MODE)
-        server.listen(_BACKLOG)
+        return listening_socket.listen(
+            path, lambda: _clear(path), mode=MODE, backlog=_BACKLOG
+        )
     except OSError as error:
-        server.close()
+        if exhausted(error):
+            raise
         raise Unusable(
             f"cannot make the socket {path}: {error.strerror}; user {os.geteuid()} "
             "must be allowed to write into its directory",
             code="G067",
         ) from error
-    return server

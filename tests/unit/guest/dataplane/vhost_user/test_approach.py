@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.listening import before_listen
 from vhostpci_guest.dataplane.vhost_user.approach import RETRY, Connector, Listener
 from vhostpci_guest.dataplane.vhost_user.place import Place
 from vhostpci_guest.dataplane.vhost_user.sockets import (
@@ -94,6 +95,17 @@ def test_path_where_another_process_listens_is_refused(
         with pytest.raises(Unusable, match="another process listens"):
             Listener(path, "s", sockets)
         assert path.exists()
+
+
+def test_socket_that_does_not_listen_yet_is_not_taken_for_a_dead_one(
+    path: Path, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second agent looks at that moment."""
+    other = LocalSockets(Place(f"{path.parent}/{{name}}", listens=True))
+    before_listen(monkeypatch, lambda: other.remove("s"))
+    listener = Listener(path, "s", sockets)
+    assert path.exists()
+    listener.close()
 
 
 def test_process_that_is_too_busy_to_accept_keeps_its_socket(
