@@ -6,6 +6,7 @@ filter of system calls, nor the agent's loop parses what an HTTP client sends.
 """
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from . import listening_socket
 from .errors import Coded
 from .metrics import CONTENT_TYPE
 
@@ -118,9 +120,18 @@ class MetricsServer(socketserver.ThreadingMixIn, HTTPServer):
         super().__init__(address, _Handler)  # type: ignore[arg-type]
 
     def server_bind(self) -> None:
-        if self.address_family == socket.AF_UNIX:
-            remove_dead(str(self.server_address))
-        socketserver.TCPServer.server_bind(self)
+        if self.address_family != socket.AF_UNIX:
+            socketserver.TCPServer.server_bind(self)
+
+    def server_activate(self) -> None:
+        if self.address_family != socket.AF_UNIX:
+            super().server_activate()
+            return
+        path = Path(str(self.server_address))
+        self.socket.close()
+        self.socket = listening_socket.listen(
+            path, lambda: remove_dead(path), backlog=self.request_queue_size
+        )
 
     def process_request(self, request: object, client_address: object) -> None:
         self._room.acquire()
@@ -141,16 +152,21 @@ class MetricsServer(socketserver.ThreadingMixIn, HTTPServer):
         log.debug("a client of the metrics is gone", exc_info=True)
 
 
-def remove_dead(path: str) -> None:
-    """Remove the socket of a process that was killed; leave all else alone."""
+def remove_dead(path: Path) -> None:
+    """Remove the socket of a process that was killed; leave all else alone.
+
+    Raises:
+        OSError: something else is there, or the process of the socket lives.
+    """
     with suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            return
-        with socket.socket(socket.AF_UNIX) as probe:
-            try:
-                probe.connect(path)
-            except ConnectionRefusedError:
-                Path(path).unlink(missing_ok=True)
+        if stat.S_ISSOCK(os.stat(path).st_mode):
+            with socket.socket(socket.AF_UNIX) as probe:
+                try:
+                    probe.connect(os.fspath(path))
+                except ConnectionRefusedError:
+                    path.unlink(missing_ok=True)
+                    return
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
 def add_outputs(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakes import threads
+from tests.fakes.listening import before_listen
 from tests.waiting import TIMEOUT
 from vhostpci_shared.metrics import COUNTER, Family, render, write_file
 from vhostpci_shared.metrics_server import (
@@ -22,6 +23,7 @@ from vhostpci_shared.metrics_server import (
     MetricsServer,
     NotServed,
     parse_address,
+    remove_dead,
     serve,
 )
 
@@ -168,6 +170,16 @@ def test_socket_of_a_living_program_stays_and_a_dead_one_goes(tmp_path: Path) ->
             serve(f"unix:{path}", str)
     with served(path, "a 1\n"):
         assert get(path, "/metrics")[0] == 200
+
+
+def test_server_that_is_starting_is_not_taken_for_a_dead_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "socket"
+    before_listen(monkeypatch, lambda: remove_dead(path))
+    with served(path, "a 1\n"):
+        assert get(path, "/metrics")[0] == 200
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_file_in_the_place_of_a_socket_stays(tmp_path: Path) -> None:
