@@ -46,6 +46,8 @@ class Work:
 
     make: Callable[[], Mapping[str, Handler]]
     outlive: Callable[[], None] | None
+    blocked: Set[int]
+    """The signals that it blocks, as the agent does."""
 
 
 class Helper:
@@ -71,12 +73,17 @@ class Helper:
     ) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         agent = os.getpid()
-        # A warning of Python's is not meant for us: of the threads that may exist, as
-        # the log's, the helper uses none.
-        self.pid = os.fork()
-        if self.pid == 0:
-            work = Work(lambda: make(agent), outlive)
-            _end(lambda: _run(theirs, name, keep, work, agent))
+        # Until the helper ignores them: one that comes before would end it.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDED_BY_AGENT)
+        try:
+            # A warning of Python's is not meant for us: of the threads that may exist,
+            # as the log's, the helper uses none.
+            self.pid = os.fork()
+            if self.pid == 0:
+                work = Work(lambda: make(agent), outlive, blocked)
+                _end(lambda: _run(theirs, name, keep, work, agent))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()
         self.channel = Channel(ours, does)
 
@@ -128,6 +135,7 @@ def _run(
     process.set_name(name)
     for number in _ENDED_BY_AGENT:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, work.blocked)
     # The agent's log has a thread, which is not here.  Its form stays.
     writer = LogWriter()
     writer.setFormatter(next((h.formatter for h in logging.getLogger().handlers), None))

@@ -3,7 +3,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -112,17 +111,39 @@ def sleeps(pid: int) -> bool:
     return "nanosleep" in Path(f"/proc/{pid}/wchan").read_text()
 
 
-def test_signals_to_the_whole_group_leave_the_helper_to_the_agent(
-    agent: tuple[subprocess.Popen[str], int],
-) -> None:
+def test_signals_to_the_whole_group_leave_the_helper_to_the_agent() -> None:
     """The agent needs it until it has given its devices back."""
-    running, helper = agent
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        os.kill(helper, number)
-    out, _ = running.communicate("\n")
-    assert out == "closed\n"
-    assert running.returncode == 0
-    assert gone(helper)
+    program = """
+helper.channel.ask("status")
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    os.kill(helper.pid, number)
+print(json.dumps(helper.channel.ask("status").value))
+helper.close()
+"""
+    pid, status = run(f"import signal\n{AGENT}{program}").splitlines()
+    assert fields(json.loads(status))["Pid"] == pid
+    assert gone(int(pid))
+
+
+def test_signals_that_come_when_the_helper_is_forked_do_not_end_it() -> None:
+    before = """
+import os, signal
+fork = os.fork
+def fork_and_signal():
+    pid = fork()
+    if pid == 0:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+    return pid
+os.fork = fork_and_signal
+"""
+    after = """
+print(json.dumps(helper.channel.ask("status").value))
+print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+"""
+    _, status, blocked_by_agent = run(f"{before}{AGENT}{after}").splitlines()
+    assert int(fields(json.loads(status))["SigBlk"], 16) == 0
+    assert blocked_by_agent == "set()"
 
 
 def test_helper_that_hangs_does_not_keep_the_agent() -> None:
