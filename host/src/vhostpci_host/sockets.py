@@ -14,8 +14,12 @@ import socket
 import stat
 import struct
 import termios
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+from vhostpci_shared import listening_socket
+from vhostpci_shared.limits import exhausted
 
 from .errors import HostError, InUse, explain
 
@@ -31,8 +35,7 @@ def listen(path: Path, mode: int, group: int | None) -> socket.socket:
     Raises:
         HostError: it is in use, or cannot be made.
     """
-    _clear(path)
-    return _bind(path, mode, group)
+    return _listen(path, lambda: _clear(path), mode, group)
 
 
 def listen_again(path: Path, mode: int, group: int | None) -> socket.socket:
@@ -41,31 +44,37 @@ def listen_again(path: Path, mode: int, group: int | None) -> socket.socket:
     Raises:
         HostError: something else is there, or a socket cannot be made.
     """
+    return _listen(path, lambda: _remove_socket(path), mode, group)
+
+
+def _listen(
+    path: Path, clear: Callable[[], None], mode: int, group: int | None
+) -> socket.socket:
+    try:
+        return listening_socket.listen(
+            path, clear, mode=mode, group=group, backlog=_BACKLOG
+        )
+    except OSError as error:
+        if exhausted(error):
+            raise  # the caller says that there are no descriptors left
+        raise explain("make socket", path, error) from error
+
+
+def _remove_socket(path: Path) -> None:
+    """Remove a socket, whoever listens on it.
+
+    Raises:
+        HostError: something else is there, or it cannot be removed.
+    """
     try:
         if stat.S_ISSOCK(path.lstat().st_mode):
             path.unlink()
+            return
     except FileNotFoundError:
-        pass
+        return
     except OSError as error:
         raise explain("replace", path, error) from error
-    return _bind(path, mode, group)
-
-
-def _bind(path: Path, mode: int, group: int | None) -> socket.socket:
-    # System calls: bind, chmod, chown, fchmod, listen, socket(AF_UNIX).
-    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        os.fchmod(server.fileno(), mode)  # bind() makes the file with this mode
-        server.bind(os.fspath(path))
-        os.chmod(path, mode)
-        if group is not None:
-            os.chown(path, -1, group)
-        server.listen(_BACKLOG)
-    except OSError as error:
-        server.close()
-        raise explain("make socket", path, error) from error
-    server.setblocking(False)
-    return server
+    raise _no_socket(path)
 
 
 # System calls: lstat, unlink.
@@ -78,9 +87,7 @@ def _clear(path: Path) -> None:
     """
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise HostError(
-                f"{path} is there and is no socket: move it away", code="H136"
-            )
+            raise _no_socket(path)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -100,6 +107,10 @@ def _clear(path: Path) -> None:
         f"{path} is in use by another program: stop it, or choose another name",
         code="H137",
     )
+
+
+def _no_socket(path: Path) -> HostError:
+    return HostError(f"{path} is there and is no socket: move it away", code="H136")
 
 
 def remove_unused(path: Path) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vhostpci_shared.listening_socket import is_bound_for
+
 from .. import sockets
 from ..config.device import ConfigError, DeviceConfig, Mode, describe
 from ..device.kept import DeviceLeft, DeviceState
@@ -104,7 +106,7 @@ class LeftBehind:
 
 
 def _check_bound(server: socket.socket, path: str) -> None:
-    if server.getsockname() != path:
+    if not is_bound_for(Path(path), server.getsockname()):
         raise StateError(f"a socket is bound to {server.getsockname()!r}, not {path}")
 
 
@@ -128,7 +130,7 @@ def _socket_at(left: dict[str, Fd], path: Path, kind: str) -> LeftSocket | None:
             server = kept.socket(name, listening=True)
         except StateError:
             continue
-        if server.getsockname() == str(path) and inode is not None:
+        if is_bound_for(path, server.getsockname()) and inode is not None:
             return LeftSocket(server, inode)
         server.close()
     return None

@@ -28,7 +28,10 @@ def place(tmp_path: Path) -> Place:
 @pytest.fixture
 def made(place: Place) -> Iterator[socket.socket]:
     """The socket as systemd makes it, which has it open all the time."""
-    with sockets.listen(place.path, 0o600, None) as made:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(os.fspath(place.path))
+        place.path.chmod(0o600)
+        made.listen()
         yield made
 
 
