@@ -10,9 +10,16 @@ So another thread reads, and only so many bytes, and the loop waits for it.  The
 stock of time for reads that are not quick: it holds at most `STOCK` seconds, and a
 hundredth of the time that goes by flows into it.  When it is used up, nothing is read.
 So no number of such processes can take more than a hundredth of the loop's time for
-long, and one read that is slow because the machine is busy does no harm.
+long.
+
+What a busy machine costs is no fault of the file: else the stock would be used up
+there, and nothing be read for minutes.  A read costs what the other process can cause.
+That is the thread's processor time; or if the thread was blocked, as by that lock, all
+the time from its first step to its last one.  A thread that only waits for a processor
+is not blocked.
 """
 
+import resource
 import threading
 import time
 from pathlib import Path
@@ -22,7 +29,7 @@ from vhostpci_shared import quiet_thread
 LIMIT = 0.5
 """Seconds to wait at most; a QEMU with hundreds of mappings takes a millisecond."""
 QUICK = 0.01
-"""A read of so many seconds costs nothing of the stock."""
+"""A read that costs so many seconds takes nothing of the stock."""
 STOCK = 1.0
 REFILL = 0.01
 """Seconds that flow into the stock in each second."""
@@ -61,22 +68,55 @@ def read_with_limit(path: Path) -> str | None:
     limit = min(LIMIT, stock.left())
     if limit <= QUICK:
         return None
-    found: list[str] = []
+    reader = _Reader(path)
     # A daemon thread: one that is stuck in the kernel must not keep our process from
     # ending.  The kernel lets it go when the process that it asks about ends.
-    thread = threading.Thread(target=_read, args=(path, found), daemon=True)
-    began = time.monotonic()
+    thread = threading.Thread(target=reader.run, daemon=True)
     quiet_thread.start(thread)
     thread.join(limit)
-    stock.spend(time.monotonic() - began)
-    return found[0] if found else None
+    stock.spend(reader.cost())
+    return reader.text
 
 
-def _read(path: Path, found: list[str]) -> None:
+class _Reader:
+    """Reads a file in another thread, and tells what that has cost."""
+
+    def __init__(self, path: Path) -> None:
+        self.text: str | None = None
+        """None if there is none, or none yet."""
+        self._path = path
+        self._began: float | None = None
+        self._cost: float | None = None
+
+    def run(self) -> None:
+        """Read the file."""
+        self._began = time.monotonic()
+        used, blocked = time.thread_time(), _times_blocked()
+        self.text = _read(self._path)
+        if _times_blocked() > blocked:
+            self._cost = time.monotonic() - self._began
+        else:
+            self._cost = time.thread_time() - used
+
+    def cost(self) -> float:
+        """Return how many seconds of the stock the read has cost until now."""
+        if self._began is None:
+            return 0.0  # the thread has had no processor
+        if self._cost is None:
+            return time.monotonic() - self._began
+        return self._cost
+
+
+def _times_blocked() -> int:
+    """Return how often this thread has given its processor up to wait for something."""
+    # System calls: getrusage.
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+
+
+def _read(path: Path) -> str | None:
     try:
         with path.open("rb") as file:
             data = file.read(LONGEST)
     except OSError:
-        return
-    if len(data) < LONGEST:
-        found.append(data.decode(errors="replace"))
+        return None
+    return data.decode(errors="replace") if len(data) < LONGEST else None

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file that another process makes slow to read does not stop the daemon's loop."""
 
+import itertools
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +20,7 @@ from vhostpci_host.memory.limited_read import (
     STOCK,
     read_with_limit,
 )
+from vhostpci_shared import quiet_thread
 
 
 @pytest.fixture
@@ -83,3 +86,73 @@ def test_quick_reads_use_up_nothing(tmp_path: Path) -> None:
     path.write_text("text")
     limited_read.stock.spend(QUICK)
     assert limited_read.stock.left() == STOCK
+
+
+CMDLINE = Path("/proc/self/cmdline")
+"""A file for which the kernel waits for no other process."""
+
+
+def test_thread_that_starts_late_uses_up_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The machine is busy, which is no fault of the file."""
+    start = quiet_thread.start
+
+    def start_late(thread: threading.Thread) -> None:
+        time.sleep(3 * QUICK)
+        start(thread)
+
+    monkeypatch.setattr(quiet_thread, "start", start_late)
+    assert read_with_limit(CMDLINE) == CMDLINE.read_text()
+    assert limited_read.stock.left() == STOCK
+
+
+def test_thread_that_has_not_started_uses_up_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Late(threading.Thread):
+        def join(self, timeout: float | None = None) -> None:
+            """Do not wait: the machine was busy until the time was over."""
+
+    def never_start(thread: threading.Thread) -> None:
+        """Leave it waiting for a processor."""
+
+    monkeypatch.setattr(threading, "Thread", Late)
+    monkeypatch.setattr(quiet_thread, "start", never_start)
+    assert read_with_limit(CMDLINE) is None
+    assert limited_read.stock.left() == STOCK
+
+
+def test_thread_that_waits_for_a_processor_uses_up_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between any two looks at the clock another process has the processor."""
+    seconds = itertools.count(time.monotonic())
+    clocks = SimpleNamespace(
+        monotonic=lambda: next(seconds), thread_time=time.thread_time
+    )
+    monkeypatch.setattr(limited_read, "time", clocks)
+    limited_read.stock.refill()
+    assert read_with_limit(CMDLINE) == CMDLINE.read_text()
+    assert limited_read.stock.left() == STOCK
+
+
+def use_a_processor() -> None:
+    until = time.thread_time() + 3 * QUICK
+    while time.thread_time() < until:
+        pass
+
+
+@pytest.mark.parametrize("hold_up", [use_a_processor, lambda: time.sleep(3 * QUICK)])
+def test_read_that_another_process_makes_slow_uses_up_the_stock(
+    monkeypatch: pytest.MonkeyPatch, hold_up: Callable[[], None]
+) -> None:
+    read = limited_read._read
+
+    def read_slowly(path: Path) -> str | None:
+        hold_up()
+        return read(path)
+
+    monkeypatch.setattr(limited_read, "_read", read_slowly)
+    assert read_with_limit(CMDLINE) == CMDLINE.read_text()
+    assert limited_read.stock.left() <= STOCK - 2 * QUICK
