@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.threads import thread_statuses
 from tests.waiting import PROCESS_TIMEOUT, wait_for
 from vhostpci_host.daemon.control_client import ask
 from vhostpci_host.errors import HostError
@@ -146,18 +147,17 @@ def test_only_the_main_thread_of_the_daemon_takes_signals(
 ) -> None:
     """Else one is taken while the main thread blocks it, at the start and the end."""
     daemon = foreground.daemon()
-    masks = {
-        int(task.name): blocked(task) for task in Path(f"/proc/{daemon}/task").iterdir()
-    }
+    statuses = thread_statuses(daemon)
+    masks = {int(task.name): blocked(status) for task, status in statuses.items()}
     assert not masks.pop(daemon) & set(FORWARDED)
     assert masks
     assert all(mask >= set(FORWARDED) for mask in masks.values())
 
 
-def blocked(task: Path) -> set[int]:
-    """Return the signals that a thread blocks."""
-    text = (task / "status").read_text().split("SigBlk:")[1].split()[0]
-    return {number for number in range(1, 65) if int(text, 16) >> (number - 1) & 1}
+def blocked(status: dict[str, str]) -> set[int]:
+    """Return the signals that a thread blocks, of its status."""
+    mask = int(status["SigBlk"], 16)
+    return {number for number in range(1, 65) if mask >> (number - 1) & 1}
 
 
 def test_ctrl_backslash_kills_both(foreground: Foreground) -> None:

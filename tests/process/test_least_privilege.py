@@ -14,6 +14,7 @@ import pytest
 
 from tests.process.lab import SLAVE_TAP, Lab
 from tests.process.program import run
+from tests.threads import thread_statuses
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.process
@@ -44,9 +45,9 @@ def helpers(lab: Lab) -> list[int]:
 
 def check_threads(lab: Lab) -> None:
     """Check that no thread of the agent may do anything that another user may not."""
-    threads = list(Path(f"/proc/{lab.agent.process.pid}/task").iterdir())
+    threads = thread_statuses(lab.agent.process.pid).values()
     assert len(threads) > 1
-    for thread in map(status, threads):
+    for thread in threads:
         for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
             assert thread[name] == "0" * 16, (thread["Name"], name)
         assert thread["NoNewPrivs"] == "1"

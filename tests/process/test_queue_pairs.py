@@ -17,6 +17,7 @@ from tests.process.echo import Flows
 from tests.process.lab import SLAVE_ADDRESS, SLAVE_TAP, Lab
 from tests.process.master import Master
 from tests.process.program import Program
+from tests.threads import only_thread, thread_names
 from tests.waiting import wait_for, when_still
 
 pytestmark = pytest.mark.process
@@ -53,20 +54,13 @@ def channels(shared: Lab) -> Iterator[Master]:
 
 def workers(agent: Program) -> list[str]:
     """The names of an agent's worker threads."""
-    tasks = Path(f"/proc/{agent.process.pid}/task").glob("*/comm")
-    names = [path.read_text().strip() for path in tasks]
+    names = thread_names(agent.process.pid).values()
     return sorted(name for name in names if name.startswith(f"{NAME}/"))
 
 
 def wake_ups(agent: Program, worker: str) -> int:
     """How often a worker has gone to sleep, and so has woken."""
-    tasks = Path(f"/proc/{agent.process.pid}/task")
-    [task] = [
-        task
-        for task in tasks.iterdir()
-        if (task / "comm").read_text().strip() == worker
-    ]
-    status = (task / "status").read_text()
+    status = (only_thread(worker, agent.process.pid) / "status").read_text()
     return int(status.split("\nvoluntary_ctxt_switches:")[1].split()[0])
 
 

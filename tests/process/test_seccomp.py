@@ -14,6 +14,7 @@ import pytest
 from tests.fakes.libvirt import FakeLibvirt
 from tests.process.lab import Lab
 from tests.process.program import ask_status
+from tests.threads import thread_statuses
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.process
@@ -33,12 +34,8 @@ os.register_at_fork(after_in_child=threading.Thread(target=act, daemon=True).sta
 
 def tasks(pid: int) -> dict[str, str]:
     """Return the filter of each thread of a process, by the thread's name."""
-    found = {}
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        lines = (task / "status").read_text().splitlines()
-        fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-        found[fields["Name"]] = fields["Seccomp"]
-    return found
+    statuses = thread_statuses(pid).values()
+    return {status["Name"]: status["Seccomp"] for status in statuses}
 
 
 def test_each_thread_is_filtered_and_status_says_so(lab: Lab) -> None:

@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from tests.threads import only_thread, processor_time
+from tests.threads import only_thread, processor_time, thread_statuses
 from tests.waiting import TIMEOUT, eventually, returns
 
 pytest.importorskip("vhostpci_shared._relay", reason="shared/relay is not built here")
@@ -402,9 +402,7 @@ def test_thread_leaves_signals_to_the_others(
     thread: RelayThread, fds: ExitStack
 ) -> None:
     assert passes_on(thread, fds), "until it runs, the C library has its mask"
-    status = (only_thread(NAME) / "status").read_text()
-    fields = dict(line.split(":\t", 1) for line in status.splitlines())
-    blocked = int(fields["SigBlk"], 16)
+    blocked = int(thread_statuses()[only_thread(NAME)]["SigBlk"], 16)
     open_to = {number for number in range(1, 32) if not blocked >> (number - 1) & 1}
     # SIGILL, SIGBUS, SIGFPE, SIGSEGV; SIGKILL and SIGSTOP cannot be blocked.
     assert open_to == {4, 7, 8, 9, 11, 19}

@@ -13,7 +13,7 @@ import pytest
 
 from tests.fakes.driver import Desc
 from tests.fakes.pair import HDR, RX, TX, Background, Pair, RingOptions, wait_for
-from tests.threads import is_gone, only_thread, processor_time
+from tests.threads import is_gone, only_thread, processor_time, thread_statuses
 from tests.waiting import TIMEOUT, eventually
 from vhostpci_guest.dataplane.faults import Fault, RingError
 from vhostpci_guest.dataplane.interface import Stats
@@ -435,8 +435,8 @@ def test_rings_can_be_started_and_stopped_in_quick_succession(start: int) -> Non
 
 def test_signals_do_not_reach_the_thread(start: int) -> None:
     with Pair(start=start, threaded=True):
-        status = (only_thread("vhostpci-0") / "status").read_text()
-        blocked = int(status.split("SigBlk:")[1].split()[0], 16)
+        status = thread_statuses()[only_thread("vhostpci-0")]
+        blocked = int(status["SigBlk"], 16)
         assert blocked & 1 << 14  # SIGTERM
         assert threading.active_count() == 1
 
