@@ -4,12 +4,13 @@
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from tests.fakes.bar import FakeDaemon
 from tests.fakes.pair import Background
 from tests.fakes.plane import FakePlane, FakePort
+from tests.waiting import eventually
 from vhostpci_guest.agent import Agent, Signals
 from vhostpci_guest.interfaces import Source
 from vhostpci_guest.tap.tap_port import TapPort
@@ -40,7 +41,7 @@ def running(source: Source, *daemons: FakeDaemon) -> Iterator[None]:
     """Run an agent that serves the first daemon, and the heartbeats of all."""
     agent = Agent(source, Planes().port)
     with in_loop(agent), Background(lambda: _beat(daemons)):
-        _wait_for(lambda: _serves(daemons[0]))
+        assert eventually(lambda: _serves(daemons[0]))
         yield
 
 
@@ -74,17 +75,8 @@ def _serves(daemon: FakeDaemon) -> bool:
     return agent.state is AgentState.READY and agent.generation > 0
 
 
-def _wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 def answer_time(daemon: FakeDaemon, generation: int) -> float:
     """Return the seconds until the agent has answered a generation."""
     start = time.monotonic()
-    while daemon.agent().generation != generation:
-        assert time.monotonic() < start + 2
-        time.sleep(0.0002)
+    assert eventually(lambda: daemon.agent().generation == generation)
     return time.monotonic() - start

@@ -2,7 +2,7 @@
 """A device that is slow to bind, or to give back, delays no other device."""
 
 import threading
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import pytest
@@ -11,11 +11,14 @@ from tests.fakes.bar import FakeDaemon, FakeDevice, pair
 from tests.fakes.sysfs import FakeSystem
 from tests.fakes.uevents import FakeEvents
 from tests.unit.guest.loop import answer_time, running
+from tests.waiting import TIMEOUT, eventually
 from vhostpci_guest.pci.sysfs_device import PciDevice
 from vhostpci_guest.pci.watch import PciWatch
 from vhostpci_shared import metadata as md
 
 A, B = "0000:00:05.0", "0000:00:06.0"
+GIVES_UP = 10.0
+"""Seconds that the slow device waits for the test."""
 
 
 class SlowDevice(FakeDevice):
@@ -28,7 +31,7 @@ class SlowDevice(FakeDevice):
 
     def close(self) -> None:
         self.closing.set()
-        assert self.may_close.wait(10)
+        assert self.may_close.wait(GIVES_UP)
         super().close()
 
 
@@ -55,7 +58,7 @@ class Slave:
         if pci.address == A:
             return 0, self.first
         self.binding.set()
-        assert self.may_bind.wait(10)
+        assert self.may_bind.wait(GIVES_UP)
         return 0, self.second
 
     def slowest_answer(self) -> float:
@@ -81,38 +84,29 @@ def slave(tmp_path: Path) -> Iterator[Slave]:
     slave.close()
 
 
-def within(seconds: float, condition: Callable[[], bool]) -> bool:
-    """Whether a condition comes true in time."""
-    end = threading.Event()
-    for _ in range(int(seconds / 0.01)):
-        if condition():
-            return True
-        end.wait(0.01)
-    return False
-
-
-# A loop that waits for the binder would answer never here: the test goes on only once
-# the answers have come.  Half a second is for a loaded machine.
+# A loop that waits for the binder would not answer here until the binder gives up: the
+# test goes on only once the answers have come.  A loaded machine needs less than half
+# of that time.
 
 
 def test_quiesce_is_answered_while_another_device_is_bound(slave: Slave) -> None:
     with running(slave.watch, *slave.daemons):
         slave.events.plug(B)
-        assert slave.binding.wait(5)
+        assert slave.binding.wait(TIMEOUT)
         slowest = slave.slowest_answer()
         slave.may_bind.set()
-        assert within(5, lambda: slave.daemons[1].agent().generation > 0)
+        assert eventually(lambda: slave.daemons[1].agent().generation > 0)
         slave.second.may_close.set()
-    assert slowest < 0.5
+    assert slowest < GIVES_UP / 2
 
 
 def test_quiesce_is_answered_while_another_device_is_given_back(slave: Slave) -> None:
     slave.may_bind.set()
     with running(slave.watch, *slave.daemons):
         slave.events.plug(B)
-        assert within(5, lambda: slave.daemons[1].agent().generation > 0)
+        assert eventually(lambda: slave.daemons[1].agent().generation > 0)
         slave.events.unplug(B)
-        assert slave.second.closing.wait(5)
+        assert slave.second.closing.wait(TIMEOUT)
         slowest = slave.slowest_answer()
         slave.second.may_close.set()
-    assert slowest < 0.5
+    assert slowest < GIVES_UP / 2
