@@ -235,13 +235,13 @@ def main(directory: Path, words: list[str]) -> int:
         request, passed = options["--cmd"], options.get("--pass-fds", "")
         print(Domain(directory).monitor(request, passed))
     elif command == "event":
-        return wait_event(directory / "event")
+        return wait_event(directory / "event", int(options["--timeout"]))
     return 0
 
 
-def wait_event(path: Path) -> int:
-    """Wait up to ten seconds for an event of the domain; return an exit status."""
-    for _ in range(200):
+def wait_event(path: Path, seconds: int) -> int:
+    """Wait so long for an event of the domain; return an exit status."""
+    for _ in range(20 * seconds):
         if path.exists():
             return 0
         time.sleep(0.05)

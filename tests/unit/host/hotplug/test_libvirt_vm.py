@@ -10,7 +10,7 @@ from typing import TypeVar
 import pytest
 
 from tests.fakes.libvirt import FakeLibvirt
-from tests.waiting import until
+from tests.waiting import TIMEOUT, until
 from vhostpci_host.hotplug import libvirt_vm
 from vhostpci_host.hotplug.libvirt_vm import LibvirtVm
 from vhostpci_host.hotplug.virsh import Virsh
@@ -31,6 +31,8 @@ def virsh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeLibvirt:
     monkeypatch.setattr(libvirt_vm, "UNPLUG_TIME", 0.2)
     monkeypatch.setattr(libvirt_vm, "UNPLUG_LOOK", 0.05)
     monkeypatch.setattr(libvirt_vm, "EVENT_LOOK", 0.05)
+    # An event that is missed would be noticed after this time.
+    monkeypatch.setattr(libvirt_vm, "WATCH_TIME", round(10 * TIMEOUT))
     fake.start()
     return fake
 
@@ -327,7 +329,7 @@ def test_end_of_the_domain_is_noticed(virsh: FakeLibvirt) -> None:
         await until(lambda: bool(virsh.asked("event", "--domain")))
         assert not any(one.done() for one in gone)
         virsh.shut_off()
-        await asyncio.wait_for(asyncio.gather(*gone), 5)
+        await asyncio.wait_for(asyncio.gather(*gone), TIMEOUT)
 
     ask(work)
     assert len(virsh.asked("event", "--domain")) == 1
@@ -337,7 +339,7 @@ def test_domain_that_was_restarted_counts_as_another(virsh: FakeLibvirt) -> None
     async def work(vm: LibvirtVm) -> None:
         await vm.plugged("web")
         virsh.start(run=2)
-        await asyncio.wait_for(vm.gone(), 5)
+        await asyncio.wait_for(vm.gone(), TIMEOUT)
 
     ask(work)
 
