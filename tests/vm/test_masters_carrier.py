@@ -13,17 +13,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.process.program import ask_status
 from tests.vm import pair
 from tests.vm.pair import MASTER_ADDRESS, Pair
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.vm
 
 OFF = "no agent: the master has no carrier"
+GRACE = "5"
+"""Seconds in which a test sees that an agent is silent, and lets it go on."""
 
 
 @pytest.fixture(scope="module")
 def booted(logs: Path) -> Iterator[Pair]:
-    with pair.booted(logs / "carrier", carrier_grace="3") as link:
+    with pair.booted(logs / "carrier", carrier_grace=GRACE) as link:
         link.master.run(f"ip addr add {MASTER_ADDRESS}/24 dev eth0")
         link.master.run("ip link set eth0 up")
         yield link
@@ -40,6 +44,16 @@ def wait_off(link: Pair) -> None:
     link.daemon.wait_state(OFF)
     link.master.wait_until(
         lambda: not link.master.has_carrier("eth0"), lambda: "no carrier of eth0"
+    )
+
+
+def wait_silent(link: Pair) -> None:
+    """Wait until the daemon misses the agent's heartbeat."""
+    # Within the grace period a loaded machine may start no process that asks.
+    daemon = link.daemon
+    wait_for(
+        lambda: ask_status(daemon.run_dir, daemon.name)["state"] == "agent is silent",
+        daemon.status,
     )
 
 
@@ -69,7 +83,7 @@ def test_carrier_follows_an_agent_that_hangs_or_is_killed(booted: Pair) -> None:
         wait_packets_cross(booted)
         before = changes(booted)
         agent.send(signal.SIGSTOP)
-        booted.daemon.wait_state("agent is silent")
+        wait_silent(booted)
         agent.send(signal.SIGCONT)
         booted.daemon.wait_state("running")
         assert changes(booted) == before
