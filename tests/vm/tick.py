@@ -7,7 +7,7 @@ stopped the VM.
 """
 
 import re
-import time
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,15 +15,24 @@ from dataclasses import dataclass
 from tests.vm.harness import Job, Vm
 
 PROGRAM = """
-import time
+import signal, time
+asked = said = 0
+def ask(number, frame):
+    global asked
+    asked += 1
+signal.signal(signal.SIGUSR1, ask)
 last = time.monotonic()
 print("ticks", flush=True)
 while True:
+    before = asked
     time.sleep(0.01)
     now = time.monotonic()
     if now - last > 0.05:
         print(f"gap {now - last:.2f}", flush=True)
     last = now
+    if said != before:  # not `asked`, which may have come after `now`
+        said = before
+        print("looked", flush=True)
 """
 
 
@@ -53,9 +62,18 @@ class Tick:
         """Return how long the guest stands still while `action` runs."""
         before, clock = len(self._job.output()), self._vm.patience(0)
         action()
-        time.sleep(0.2)  # a gap is reported when it is over
-        gaps = re.findall(r"gap ([\d.]+)", self._job.output()[before:])
+        # A gap is reported when it is over, and by a starved guest long after that.
+        self._job.send(signal.SIGUSR1)
+        said = self._vm.wait_until(
+            lambda: self._said_all(before), lambda: self._job.output()[before:]
+        )
+        gaps = re.findall(r"gap ([\d.]+)", said)
         return Gap(max(map(float, gaps), default=0.0), clock.starved())
+
+    def _said_all(self, before: int) -> str:
+        """Return what it has said since, once it has looked; else an empty text."""
+        said = self._job.output()[before:]
+        return said if "looked" in said else ""
 
 
 @contextmanager
