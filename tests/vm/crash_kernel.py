@@ -13,7 +13,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
-from tests.vm import debs, qemu
+from tests.vm import debs, power, qemu
 from tests.vm.cache import cache_dir, entry, one_at_a_time, sums
 from tests.vm.cpio import CpioWriter
 from tests.vm.harness import Vm
@@ -101,7 +101,7 @@ def load(vm: Vm, *, own: str, peer: str, count: int) -> None:
 def crash(vm: Vm) -> tuple[int, int]:
     """Crash the guest; once it is back, return how many were sent and answered."""
     said = vm.serial_log.stat().st_size
-    vm.spawn("echo c > /proc/sysrq-trigger")
+    vm.spawn(power.PANIC)
     vm.wait_ready()
     text = vm.serial_log.read_bytes()[said:].decode(errors="replace")
     found = re.search(r"crash kernel: (\d+) packets transmitted, (\d+)", text)

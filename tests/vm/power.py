@@ -6,9 +6,11 @@ import time
 from tests.vm.channel import GuestError
 from tests.vm.harness import Job, Vm
 
-# Both sleep first, since the answer must have left the guest before its devices stop.
+# All sleep first, since the answer must have left the guest before its devices stop.
 TO_RAM = "sleep 1; echo deep > /sys/power/mem_sleep; echo mem > /sys/power/state"
 DEVICES = "sleep 1; echo devices > /sys/power/pm_test; echo freeze > /sys/power/state"
+
+PANIC = "sleep 1; echo c > /proc/sysrq-trigger"
 
 
 def suspend_devices(vm: Vm) -> None:
@@ -62,7 +64,7 @@ def kill(vm: Vm) -> None:
 
 def panic(vm: Vm) -> None:
     """Have the guest's kernel crash, which reboots it; wait until it is back."""
-    vm.spawn("echo c > /proc/sysrq-trigger")
+    vm.spawn(PANIC)
     vm.wait_ready()
 
 
