@@ -133,11 +133,11 @@ class Server:
             with socket.socket(socket.AF_UNIX) as sock:
                 try:
                     sock.connect(path)
-                except (ConnectionRefusedError, FileNotFoundError):
-                    continue  # its agent was killed, or has just ended
-                found[os.path.basename(path)] = _text(
-                    b"".join(iter(lambda: sock.recv(65536), b""))
-                )
+                    said = b"".join(iter(lambda: sock.recv(65536), b""))
+                except (ConnectionError, FileNotFoundError):
+                    continue  # its agent was killed, or ends just now
+            if said:  # else it ended before it answered
+                found[os.path.basename(path)] = _text(said)
         return {"answers": found}
 
     def reboot(self) -> Answer:
