@@ -11,7 +11,6 @@ import os
 import socket
 import struct
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -19,7 +18,7 @@ from functools import partial
 import pytest
 
 from tests.fakes.driver import Desc
-from tests.fakes.netns import private_network
+from tests.fakes.netns import ip, private_network
 from tests.fakes.pair import RX, TX, Pair
 from tests.fakes.tap import HEADER, TUN_F_CSUM, TUN_F_TSO4, TUNSETSNDBUF, open_tap
 from tests.fakes.udp import ETHERNET, IPV4, IPV6, gso_packet
@@ -36,10 +35,6 @@ pytestmark = [
 
 PLAIN = HEADER.pack(0, 0, 0, 0, 0, 0, 0)
 FRAME = b"\xff" * 6 + b"\x02\0\0\0\0\x01" + b"\x88\xb5" + bytes(range(100))
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True)
 
 
 @pytest.fixture
@@ -257,7 +252,14 @@ def bridged_taps() -> Iterator[tuple[int, int]]:
             with open(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "w") as sysctl:
                 sysctl.write("1")
             ip("link", "set", name, "up")
+        # A loaded kernel takes a while to notice that they have a carrier.
+        assert eventually(lambda: forwards("tap0") and forwards("tap1"))
         yield fds[0], fds[1]
+
+
+def forwards(port: str) -> bool:
+    """Return whether a port of a bridge takes packets."""
+    return "bridge_slave state forwarding" in ip("-d", "link", "show", port)
 
 
 def crossed(
@@ -265,7 +267,6 @@ def crossed(
 ) -> list[bytes]:
     """Return the frames that come out of a bridge after packets of the master's."""
     with bridged_taps() as (entry, exit_):
-        time.sleep(0.1)
         with Pair(start=start, tap_fd=entry, num=256, running=False) as pair:
             pair.start(TX, segment_udp=segment)
             for packet in packets:
