@@ -52,7 +52,7 @@ def only_thread(name: str, pid: int | None = None) -> Path:
 
 def is_gone(name: str) -> bool:
     """Wait until no thread of this process has this name; return whether it is so."""
-    return eventually(lambda: name not in thread_names().values())
+    return eventually(lambda: name not in thread_names().values(), 20)
 
 
 def processor_time(name: str) -> float:

@@ -16,7 +16,7 @@ from tests.fakes.clock import Clock
 from tests.fakes.listening import before_listen
 from tests.fakes.source import FakeSource
 from tests.unit.guest.loop import in_loop
-from tests.waiting import TIMEOUT, returns
+from tests.waiting import returns
 from vhostpci_guest import status_socket
 from vhostpci_guest.agent import Agent
 from vhostpci_guest.cli.main import main
@@ -104,7 +104,7 @@ def test_client_that_never_reads_does_not_hold_the_agent_up(
     connect()
     # A blocking send would never end.
     for _ in range(2):
-        assert returns(lambda: control.look(lambda: LONG), TIMEOUT)
+        assert returns(lambda: control.look(lambda: LONG))
     quick = connect()
     control.look(list)
     assert quick.recv(100) == b"[]"
