@@ -160,6 +160,8 @@ def test_upgrade_of_many_devices_keeps_those_that_are_configured_as_before(
         assert not done.returncode, done.stderr
         served = {name: answers(master) for name, master in masters.items()}
         assert served == {"a": True, "b": False, "c": True}
+        daemon.wait_log("goes on where an earlier daemon has ended", 2)
+        daemon.wait_log("b: what an earlier daemon has left cannot be used")
         assert daemon.said("goes on where an earlier daemon has ended") == 2
         assert daemon.said("b: what an earlier daemon has left cannot be used") == 1
         # It begins without that, also in the place of its sockets and its arena.
@@ -223,6 +225,7 @@ def test_successor_goes_on_although_mistakes_have_come_into_the_file(
         for count in (1, 2):
             os.kill(daemon.serving, signal.SIGKILL)
             assert all(map(answers, masters))
+            daemon.wait_log("going on with what it said before", count)
             assert daemon.said("going on with what it said before") == count
     assert daemon.end() == 0
 
