@@ -171,6 +171,10 @@ class _Program:
         """What it has logged so far."""
         return self.log.read_text(errors="backslashreplace")
 
+    def wait_said(self, *texts: str) -> None:
+        """Wait until it has logged all of these texts: a thread writes its log."""
+        wait_for(lambda: all(text in self.output() for text in texts), self.output)
+
     def is_running(self) -> bool:
         """Return whether the process has not ended."""
         return self._process.poll() is None

@@ -37,10 +37,8 @@ def refused(logs: Path) -> Iterator[Daemon]:
 
 def test_memory_that_is_not_shared(refused: Daemon) -> None:
     """Up to 10.0, QEMU shows its file, of which it has a copy; QEMU 11 nothing."""
-    said = refused.output()
     shown = int(qemu.version().partition(".")[0]) < 11
-    assert ("privately" if shown else "shows no memory") in said
-    assert "share=on" in said
+    refused.wait_said("privately" if shown else "shows no memory", "share=on")
 
 
 def test_memory_that_is_not_the_arena(daemon: Daemon, tmp_path: Path) -> None:
@@ -51,12 +49,10 @@ def test_memory_that_is_not_the_arena(daemon: Daemon, tmp_path: Path) -> None:
         file.truncate(2**30)
     arena = str(daemon.memory_dir / daemon.name)
     boot(daemon, lambda word: word.replace(f"mem-path={arena}", f"mem-path={other}"))
-    said = daemon.output()
-    assert "is not the arena" in said
-    assert f"mem-path={arena}" in said
+    daemon.wait_said("is not the arena", f"mem-path={arena}")
 
 
 def test_next_master_with_the_right_memory_is_served(refused: Daemon) -> None:
     assert "started rings" not in refused.output()
     boot(refused, lambda word: word)
-    assert "started rings" in refused.output()
+    refused.wait_said("started rings")

@@ -233,8 +233,7 @@ def test_memory_that_no_bar_can_show_is_refused(slave: Slave, daemon: Daemon) ->
     with Master("master", image.build(), logs=logs, args=args) as master:
         master.wait_ready()
         master.run("modprobe virtio_net && ip link set eth0 up")
-        texts = ("which is a power of two", "size=512M")
-        wait_for(lambda: all(text in daemon.output() for text in texts), daemon.output)
+        daemon.wait_said("which is a power of two", "size=512M")
         assert master.is_running()
     assert slave.is_running()
 
