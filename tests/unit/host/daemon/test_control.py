@@ -132,10 +132,11 @@ class Endless:
 def test_stream_that_nothing_reads_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "LINE_TIMEOUT", 0.05)
     stream = Endless()
 
     async def follow(request: Request) -> Any:
+        # Not before: the request itself must come in that time.
+        monkeypatch.setattr(control, "LINE_TIMEOUT", 0.05)
         return Followed(None, stream)
 
     async def scenario() -> None:
