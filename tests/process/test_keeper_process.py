@@ -586,3 +586,91 @@ while True: signal.pause()
         program.send(signal.SIGUSR2)
         program.wait_log("serves", 2)
         assert program.end() == 128 + signal.SIGTERM
+
+
+FULL = """
+import errno
+fork = os.fork
+def fork_if_there_is_room():
+    if os.path.exists("full"):
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return fork()
+os.fork = fork_if_there_is_room
+"""
+"""The machine has no room for a process while there is a file of that name."""
+
+
+def test_next_daemon_that_finds_no_room_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    child = (
+        HEIR
+        + """
+print("serves", flush=True)
+while True: print("told", keeper.recv(99), flush=True)
+"""
+    )
+    with keeper(tmp_path, child, CHANGE=FULL) as program:
+        program.wait_log("serves")
+        Path("full").touch()
+        program.send(signal.SIGUSR2)
+        program.wait_log(f"told {notices.NO_HEIR!r}")
+        assert program.said("cannot start the next daemon: Resource temporarily") == 1
+        Path("full").unlink()
+        program.send(signal.SIGUSR2)
+        program.wait_log("serves", 2)
+        assert program.end() == 128 + signal.SIGTERM
+
+
+def test_successor_is_started_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    child = """
+if kept: sys.exit(0)
+say("READY=1")
+keep("state", "x")
+open("full", "w").close()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with keeper(tmp_path, child, CHANGE=FULL + "process.RETRY = 0.01") as program:
+        program.wait_log("cannot start the next daemon")
+        time.sleep(0.2)
+        assert program.process.poll() is None
+        Path("full").unlink()
+        assert program.wait() == 0
+        assert program.said("cannot start the next daemon") == 1
+        assert program.said("has {'state': 'x'}") == 1
+
+
+def test_keeper_ends_although_there_is_no_room_for_a_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    child = """
+say("READY=1")
+open("full", "w").close()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with keeper(tmp_path, child, CHANGE=FULL) as program:
+        program.wait_log("cannot start the next daemon")
+        assert program.end() == 1
+
+
+def test_standby_is_started_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    full = """
+if "VHOSTPCI_HEIR" not in os.environ: open("full", "w").close()
+"""
+    child = full + HEIR + "while True: signal.pause()"
+    change = FULL + "process.TICK = 0.02"
+    with keeper(tmp_path, child, CHANGE=change, STANDBY="yes") as program:
+        program.wait_log("cannot start the next daemon")
+        time.sleep(0.2)  # some ticks
+        assert program.said("cannot start the next daemon") == 1
+        Path("full").unlink()
+        wait_for(lambda: len(pids(program)) == 2, lambda: program.log)
+        assert program.end() == 128 + signal.SIGTERM

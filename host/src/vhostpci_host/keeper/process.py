@@ -42,7 +42,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -65,6 +65,8 @@ SHORT_LIFE = 2.0
 """Seconds: a child that has lived for a shorter time is not started again at once."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds before a child is started again after a short life: then twice as long."""
+RETRY = 0.5
+"""Seconds before a daemon is started again that the machine had no room for."""
 HEIR_PATIENCE = 120
 """Ticks for an heir to start: a minute."""
 ASKED_AGAIN = 1.0
@@ -171,9 +173,10 @@ class Keeper:
         self._any_ready = False
         self._short_lives = 0
         self._useless = 0
-        self._child: Child | None = None
         self._heir: Child | None = None
         self._wants_heir = False
+        self._no_reserve = ""
+        """Why there is no heir, although there always is to be one."""
         self._woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         for number in signals.ALL:
@@ -186,9 +189,7 @@ class Keeper:
         """Run daemons until one ends by itself; return its status."""
         child = self._first or self._start()
         while True:
-            self._child = child
             status = self._serve(child)
-            self._child = None
             self._take_notices(child)
             child.channel.close()
             # One that makes room has closed nothing: its successor is to end instead.
@@ -203,7 +204,10 @@ class Keeper:
             elif self._stopping:
                 self._end_heir()
                 return 0
-            child = self._next()
+            next_one = self._next()
+            if next_one is None:
+                return 1
+            child = next_one
 
     def _is_end(self, child: Child, status: int) -> bool:
         """Whether a daemon has ended by itself, and said why."""
@@ -222,11 +226,14 @@ class Keeper:
         killed = status < 0
         return killed and bool(self._kept) and self._useless < notices.USELESS
 
-    def _next(self) -> Child:
-        """Return the next daemon: the heir, if there is one."""
+    def _next(self) -> Child | None:
+        """Return the next daemon: the heir, if there is one.
+
+        None if it cannot be started, and we are to end.
+        """
         heir, self._heir = self._heir, None
         if heir is None:
-            return self._start()
+            return self._start_when_possible()
         try:
             self._give_all(heir)
         except OSError as error:
@@ -234,7 +241,7 @@ class Keeper:
                 f"the next daemon (pid {heir.pid}) takes nothing: {error.strerror}"
             )
             _kill(heir)
-            return self._start()
+            return self._start_when_possible()
         return heir
 
     def _give_all(self, heir: Child) -> None:
@@ -289,19 +296,59 @@ class Keeper:
     # Starting a daemon.
 
     def _start(self, *, heir: bool = False) -> Child:
+        """Start a daemon.
+
+        Raises:
+            OSError: there is no room for a process, or for its channel.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        # In the child they wait until the daemon has its handlers, and never come to
-        # those of the keeper.
-        with signals.blocked():
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    self._become_daemon(theirs, heir=heir)
-                finally:
-                    os._exit(notices.FAILED)
-        theirs.close()
+        with ExitStack() as undo, theirs:
+            undo.callback(ours.close)
+            ours.setblocking(False)
+            # In the child they wait until the daemon has its handlers, and never come
+            # to those of the keeper.
+            with signals.blocked():
+                pid = os.fork()
+                if pid == 0:
+                    try:
+                        self._become_daemon(theirs, heir=heir)
+                    finally:
+                        os._exit(notices.FAILED)
+            undo.pop_all()
         return Child(pid, ours)
+
+    def _start_when_possible(self) -> Child | None:
+        """Start a daemon, after as many tries as it needs; None if we are to end."""
+        problem: str | None = ""
+        while True:
+            try:
+                return self._start()
+            except OSError as error:
+                if problem != (problem := error.strerror):
+                    log_line.say(
+                        f"cannot start the next daemon: {problem}; tries again"
+                    )
+            if self._stopping:
+                return None
+            self._pause(RETRY)
+
+    def _start_heir(self, child: Child, poll: "select.poll", *, reserve: bool) -> None:
+        """Start an heir; without room for it, the present daemon goes on."""
+        try:
+            self._heir = self._start(heir=True)
+        except OSError as error:
+            problem = f"cannot start the next daemon: {error.strerror}"
+            if reserve and problem == self._no_reserve:
+                return  # as at the tick before
+            log_line.say(problem)
+            if reserve:
+                self._no_reserve = problem
+            else:
+                _say_no_heir(child)
+            return
+        self._no_reserve = ""
+        self._heir.reserve = reserve
+        poll.register(self._heir.channel.fileno(), select.POLLIN)
 
     def _become_daemon(self, channel: socket.socket, *, heir: bool) -> None:
         """Execute the daemon, in the child process, with all that is kept."""
@@ -341,7 +388,7 @@ class Keeper:
         while True:
             poll.poll(1000 * max(0.0, due - time.monotonic()))
             _drain(self._woken)
-            self._look_at_heir(poll)
+            self._look_at_heir(child, poll)
             if not self._take_notices(child) and not child.deaf:
                 # Its end is closed, and would be reported again and again: the daemon
                 # is about to end, which SIGCHLD says, or has given us up.
@@ -357,18 +404,17 @@ class Keeper:
                 due = time.monotonic() + TICK
                 self._tick(child, poll)
 
-    def _look_at_heir(self, poll: "select.poll") -> None:
+    def _look_at_heir(self, child: Child, poll: "select.poll") -> None:
         """Start an heir if there is to be one, and see how far it has come."""
         if self._wants_heir and self._heir is not None and self._heir.reserve:
             if not self._heir.waits:
                 poll.unregister(self._heir.channel.fileno())
             self._end_heir()  # it has the programs of before an upgrade
         if self._wants_heir and self._heir is None:
-            self._heir = self._start(heir=True)
-            poll.register(self._heir.channel.fileno(), select.POLLIN)
+            self._start_heir(child, poll, reserve=False)
         self._wants_heir = False
-        heir, child = self._heir, self._child
-        if heir is None or child is None:
+        heir = self._heir
+        if heir is None:
             return
         if heir.waits:
             self._ask_for_room(heir, child)
@@ -384,8 +430,7 @@ class Keeper:
             log_line.say(
                 f"the next daemon has not started (status {status}): this one goes on"
             )
-            with suppress(OSError):
-                child.channel.send(notices.NO_HEIR)
+            _say_no_heir(child)
 
     def _ask_for_room(self, heir: Child, child: Child) -> None:
         """Have the daemon hand over to an heir that waits, once it is ready itself."""
@@ -397,9 +442,7 @@ class Keeper:
     def _tick(self, child: Child, poll: "select.poll") -> None:
         # At a tick, so that one that cannot start is not started without a pause.
         if self._standby and child.ready and self._heir is None:
-            self._heir = self._start(heir=True)
-            self._heir.reserve = True
-            poll.register(self._heir.channel.fileno(), select.POLLIN)
+            self._start_heir(child, poll, reserve=True)
         child.silent += 1
         if child.deaf:
             self._on_deaf(child)
@@ -510,6 +553,12 @@ def _exit_status(status: int) -> int:
     if status == notices.FAILED:
         return 1  # as Python itself after a traceback
     return status if status >= 0 else 128 - status
+
+
+def _say_no_heir(child: Child) -> None:
+    """Tell a daemon that it is to go on."""
+    with suppress(OSError):
+        child.channel.send(notices.NO_HEIR)
 
 
 def _kill(child: Child) -> None:

@@ -26,11 +26,9 @@ class Upstream:
         lines = [f"{name}={said[name]}" for name in names if name in said]
         if self._address is None or not lines:
             return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ours:
-            ours.setblocking(False)
-            try:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ours:
+                ours.setblocking(False)
                 ours.sendto("\n".join(lines).encode(), self._address)
-            except OSError as error:
-                log_line.say(
-                    f"cannot tell the service manager {lines}: {error.strerror}"
-                )
+        except OSError as error:
+            log_line.say(f"cannot tell the service manager {lines}: {error.strerror}")
