@@ -25,14 +25,16 @@ pytestmark = pytest.mark.process
 
 KEEPER = """
 import sys
-from vhostpci_host.keeper import process
+from vhostpci_host.keeper import process, signals
 from vhostpci_host.keeper.process import Keeper, Upstream
 import os
 process.STARTING = process.PATIENCE
 exec(os.environ.get("CHANGE", ""))
 command = [sys.executable, "-c", os.environ["CHILD"]]
 upstream = Upstream(os.environ.get("NOTIFY_SOCKET"))
-sys.exit(Keeper(command, upstream, standby="STANDBY" in os.environ).run())
+status = Keeper(command, upstream, standby="STANDBY" in os.environ).run()
+signals.block()
+sys.exit(status)
 """
 START = """
 import array, os, signal, socket, sys, time
