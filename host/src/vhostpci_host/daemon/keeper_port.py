@@ -45,6 +45,8 @@ class KeeperPort:
         """The sockets that systemd has made."""
         counts = store is not None and not store.systemd
         self._is_ready = False
+        self._parent = os.getppid()
+        """Our keeper, if it is a process that has started us."""
         self._attempts = None if store is None or counts else Attempts(store)
         self._ticks = 0
         self._control = ""
@@ -161,19 +163,19 @@ class KeeperPort:
             HostError: there is no keeper, or the successor does not start.
         """
         store = self.store
-        if store is None or store.problem:
-            why = "none is used" if store is None else store.problem
+        if why := self._no_keeper():
             raise HostError(
                 f"there is no keeper to start a successor: {why}", code="H085"
             )
+        assert store is not None, "else there is no keeper"
         if store.systemd:
             asyncio.get_running_loop().call_later(ANSWERED, self.make_room)
             return
         failed = store.failed_heirs
         # It starts the successor before it asks us to make room: the caller's
         # connection ends then.
-        # System calls: getppid, kill(SIGUSR2).
-        os.kill(os.getppid(), signal.SIGUSR2)
+        # System calls: kill(SIGUSR2).
+        os.kill(self._parent, signal.SIGUSR2)
         while store.failed_heirs == failed and not store.problem:
             await asyncio.sleep(ANSWERED)
         raise HostError(
@@ -182,6 +184,20 @@ class KeeperPort:
             f"daemon (pid {os.getpid()}) goes on",
             code="H086",
         )
+
+    def _no_keeper(self) -> str:
+        """Return why no keeper can start a successor; empty if one can.
+
+        It may have been killed just now.  Another process is our parent then, and a
+        signal that is meant for the keeper would end that.
+        """
+        if self.store is None:
+            return "none is used"
+        self.store.check()
+        # System calls: getppid.
+        if self.store.problem or self.store.systemd:
+            return self.store.problem
+        return "" if os.getppid() == self._parent else "it has just ended"
 
     def make_room(self, status: int = notices.HANDED_OVER) -> None:
         """End at once, and close nothing: a successor goes on."""

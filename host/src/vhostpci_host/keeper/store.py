@@ -231,10 +231,20 @@ class DescriptorStore:
         if self.problem or self.systemd:
             return
         with suppress(BlockingIOError):
-            said = self._channel.recv(notices.MAX_NOTICE)
-            if not said:
-                self._lose("it has ended")
-            self.failed_heirs += said == notices.NO_HEIR
+            while said := self._said():
+                self.failed_heirs += said == notices.NO_HEIR
+            self._lose("it has ended")
+
+    def _said(self) -> bytes:
+        """Return the keeper's next word; nothing at its end.
+
+        Raises:
+            BlockingIOError: none has come.
+        """
+        try:
+            return self._channel.recv(notices.MAX_NOTICE)
+        except ConnectionError:
+            return b""  # it was killed, and had not taken all that we had told it
 
     def _lose(self, why: str) -> None:
         self.problem = (

@@ -162,6 +162,25 @@ def test_keeper_that_ends_is_noticed(keeper: FakeKeeper) -> None:
     assert "it has ended" in keeper.store.problem
 
 
+def test_keeper_that_is_killed_before_it_has_taken_a_notice_is_noticed(
+    keeper: FakeKeeper,
+) -> None:
+    """Linux reports that as an error, and not as an end."""
+    keeper.store.say_alive()
+    keeper.ours.close()
+    keeper.store.check()
+    assert "it has ended" in keeper.store.problem
+
+
+def test_all_that_a_keeper_has_said_before_its_end_is_read(keeper: FakeKeeper) -> None:
+    for _ in range(2):
+        keeper.ours.send(notices.NO_HEIR)
+    keeper.ours.close()
+    keeper.store.check()
+    assert keeper.store.failed_heirs == 2
+    assert "it has ended" in keeper.store.problem
+
+
 def test_keeper_that_is_stopped_finds_what_was_kept_meanwhile(
     keeper: FakeKeeper,
 ) -> None:
