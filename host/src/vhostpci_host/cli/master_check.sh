@@ -364,6 +364,34 @@ free of programs, and has $2"
     fi
 }
 
+# What frees memory may take any page, also of a zone that lends none: so pages of
+# programs, compressed or as they are, may come into the ring area (seen).  A disk has no
+# need of memory like theirs.
+check_compression() {
+    found='' places=0 zswap=
+    if [ ! -r "$ROOT/proc/swaps" ]; then
+        ok compression "the kernel is built without swap"
+        return
+    fi
+    while read -r name kind _; do
+        [ "$kind" != Type ] && places=$((places + 1))
+        case $name in
+        */zram[0-9]*) found="$found ${name##*/}" ;;
+        esac
+    done <"$ROOT/proc/swaps"
+    [ -r "$ROOT/sys/module/zswap/parameters/enabled" ] &&
+        zswap=$(cat "$ROOT/sys/module/zswap/parameters/enabled")
+    [ "$zswap" = Y ] && [ $places != 0 ] && found="$found zswap"
+    if [ "$found" ]; then
+        wrong compression "the kernel keeps pages of programs compressed in memory, and \
+when it runs short it may put them into the ring area:$found" "swapoff, and boot \
+without: zswap.enabled=0 among the kernel's words, no package for zram (Debian: \
+zram-tools, systemd-zram-generator); to swap to a disk is fine"
+    else
+        ok compression "no pages of programs are kept compressed (zram, zswap)"
+    fi
+}
+
 check_init_on_alloc() {
     repair="append init_on_alloc=1 to the kernel's command line, and no page_poison="
     case $(log_lines 's/.*mem auto-init:.*heap alloc:\([a-z]*\).*/\1/p') in
@@ -503,6 +531,7 @@ check_places
 check_initrd
 check_pages
 check_lending
+check_compression
 check_init_on_alloc
 check_card
 check_virtio

@@ -81,6 +81,8 @@ class FakeMaster:
         self.write("proc/cmdline", f"console=ttyS0 {WORDS} -- init_on_alloc=0\n")
         self.write("proc/iomem", IOMEM)
         self.write("proc/zoneinfo", ZONES)
+        self.swaps("/dev/vda2")
+        self.write("sys/module/zswap/parameters/enabled", "N\n")
         self.write("proc/dma", " 4: cascade\n")
         self.write("proc/sys/kernel/osrelease", f"{RELEASE}\n")
         self.write(f"boot/config-{RELEASE}", "CONFIG_CMA=y\nCONFIG_DMA_CMA=y\n")
@@ -116,6 +118,11 @@ class FakeMaster:
     def virtio(self, name: str, *bits: int) -> None:
         text = "".join("1" if bit in bits else "0" for bit in range(64))
         self.write(f"sys/bus/virtio/devices/{name}/features", f"{text}\n")
+
+    def swaps(self, *files: str) -> None:
+        lines = [f"{one}  partition 1048572 0 -2" for one in files]
+        text = "\n".join(["Filename  Type  Size  Used  Priority", *lines])
+        self.write("proc/swaps", f"{text}\n")
 
     def driver(self, device: str, name: str) -> None:
         place = self.root / "sys/bus/pci/drivers" / name
@@ -345,6 +352,14 @@ def _short_page_flags(master: FakeMaster) -> None:
     os.truncate(master.root / "proc/kpageflags", RINGS_START // PAGE * 8)
 
 
+def _zram(master: FakeMaster) -> None:
+    master.swaps("/dev/vda2", "/dev/zram0")
+
+
+def _zswap(master: FakeMaster) -> None:
+    master.write("sys/module/zswap/parameters/enabled", "Y\n")
+
+
 def _no_clearing(master: FakeMaster) -> None:
     master.change("dmesg", "heap alloc:on", "heap alloc:off")
 
@@ -414,6 +429,8 @@ def _kexec(master: FakeMaster) -> None:
         (_no_zone, {"lending"}),
         (_no_page_flags, {"pages"}),
         (_short_page_flags, {"pages"}),
+        (_zram, {"compression"}),
+        (_zswap, {"compression"}),
         (_no_clearing, {"init-on-alloc"}),
         (_no_platform, {"card"}),
         (_no_card, {"card"}),
@@ -433,6 +450,28 @@ def test_a_fault_is_found(
 ) -> None:
     seed(master)
     assert check(master, shell) == checks
+
+
+def test_zswap_without_swap_compresses_nothing(
+    master: FakeMaster, shell: tuple[str, str]
+) -> None:
+    _zswap(master)
+    master.swaps()
+    assert check(master, shell) == set()
+
+
+def test_kernel_without_swap_is_well(
+    master: FakeMaster, shell: tuple[str, str]
+) -> None:
+    (master.root / "proc/swaps").unlink()
+    assert check(master, shell) == set()
+
+
+def test_kernel_without_zswap_is_well(
+    master: FakeMaster, shell: tuple[str, str]
+) -> None:
+    (master.root / "sys/module/zswap/parameters/enabled").unlink()
+    assert check(master, shell) == set()
 
 
 def test_pages_have_the_names_of_what_they_are_used_for(
