@@ -9,8 +9,10 @@ shared region ------------------ window ---------------- vhostpci-guest
 import mmap
 import os
 import re
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
@@ -33,6 +35,7 @@ from tests.vm.daemon import Daemon, DaemonError
 from tests.vm.kernels import SUPPORTED_KERNELS
 from tests.vm.pair import MASTER_ADDRESS, SLAVE_ADDRESS, Pair, Slave
 from tests.vm.test_confined import ANONYMOUS, exchange, keep_secrets, secrets
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.vm, pytest.mark.long]
 
@@ -387,7 +390,17 @@ def test_slave_that_changes_a_flag_stops_the_masters_kernel(here: Path) -> None:
 
 def _chain_all_descriptors(window: Path, seconds: float) -> None:
     """Set the flag NEXT in all descriptors of the rings, for so long."""
-    size, flags, next_flag = 16, 12, 1
+    flags, next_flag = 12, 1
+    with _descriptors(window) as (view, places):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for at in places:
+                view[at + flags] |= next_flag
+
+
+@contextmanager
+def _descriptors(window: Path) -> Iterator[tuple[mmap.mmap, list[int]]]:
+    """The slave's window, and where in it the rings' descriptors are."""
     file = os.open(window, os.O_RDWR)
     with mmap.mmap(file, confined.REGION) as view:
         os.close(file)
@@ -396,8 +409,45 @@ def _chain_all_descriptors(window: Path, seconds: float) -> None:
             for at in range(RINGS, RINGS + MIB, PAGE)
             if REGION.start <= int.from_bytes(view[at : at + 8], "little") < REGION.end
         ]
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            for table in tables:
-                for at in range(table + flags, table + PAGE, size):
-                    view[at] |= next_flag
+        yield view, [at + one for at in tables for one in range(0, PAGE, 16)]
+
+
+def test_qemu_follows_no_descriptor_of_a_ring_that_it_empties(here: Path) -> None:
+    """It does so with the link down: the slave could name any memory of the master."""
+    size = f"{confined.MEMORY // MIB}M"
+    device = Daemon("card", memory=size, confined="64M", logs=here, carrier_grace="30")
+    with device as daemon, confined.make(daemon, here) as master:
+        with process.serving(daemon, here / "agent.log") as slave:
+            master.wait_ready()
+            link = Link(daemon, master, slave)
+            confined.wait_packets(link)
+            os.kill(slave.pid, signal.SIGKILL)
+        # A ping has one packet in the ring at a time.
+        for _ in range(3):
+            master.spawn(f"exec ping -n -q {SLAVE_ADDRESS}")
+        wait_for(lambda: (tx_waits(daemon)["fill"] or 0) > 0, daemon.output)
+        ring = tx_waits(daemon)
+        with _descriptors(link.window) as (view, places):
+            for at in places:
+                view[at + 8 : at + 12] = bytes(4)  # its length
+        daemon.wait_state("no agent: the master has no carrier")
+        master.wait_until(lambda: not master.has_carrier("eth0"), lambda: "no carrier")
+        end = (ring["used_index"] + ring["fill"]) % 2**16
+        found = tx_ring(master)
+        assert found["used-idx"] == found["last-avail-idx"] >= end
+        assert "zero sized buffers are not allowed" not in master.qemu_said()
+
+
+def tx_waits(daemon: Daemon) -> dict[str, int]:
+    """Where the transmit ring stands, for the daemon, and how much waits in it."""
+    found: dict[str, int] = daemon.status()["rings"][1]
+    return found
+
+
+def tx_ring(master: ConfinedMaster) -> dict[str, int]:
+    """Where the transmit ring of its card stands, for QEMU."""
+    (card,) = [one for one in master.qmp("x-query-virtio") if one["name"] == NET]
+    found: dict[str, int] = master.qmp(
+        "x-query-virtio-queue-status", path=card["path"], queue=1
+    )
+    return found
