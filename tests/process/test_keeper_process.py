@@ -625,6 +625,49 @@ while True: print("told", keeper.recv(99), flush=True)
         assert program.end() == 128 + signal.SIGTERM
 
 
+def test_last_words_of_a_daemon_that_has_not_listened_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was killed with a word of the keeper's unread, which resets the channel."""
+    monkeypatch.chdir(tmp_path)
+    child = """
+if kept: sys.exit(0)
+say("READY=1")
+open("full", "w").close()
+os.kill(os.getppid(), signal.SIGUSR2)
+keeper.recv(99, socket.MSG_PEEK)
+open("between", "w").close()
+say("STATUS=")
+while not os.path.exists("waits"):
+    time.sleep(0.001)
+keep("state", "x")
+os.unlink("full")
+this = os.getpid()
+if os.fork():
+    os.kill(this, signal.SIGKILL)
+keeper.close()
+while open(f"/proc/{this}/stat").read().rsplit(")")[1].split()[0] != "Z":
+    time.sleep(0.001)
+os.unlink("between")
+os._exit(0)
+"""
+    # The daemon does all this when the keeper has read what there was, and has yet to
+    # see whether the daemon lives.
+    change = """
+import time
+status = process._status
+def status_later(pid):
+    while os.path.exists("between"):
+        open("waits", "w").close()
+        time.sleep(0.001)
+    return status(pid)
+process._status = status_later
+"""
+    with keeper(tmp_path, child, CHANGE=FULL + change) as program:
+        assert program.wait() == 0
+        assert len(pids(program)) == 2
+
+
 def test_successor_is_started_when_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -643,7 +686,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         Path("full").unlink()
         assert program.wait() == 0
         assert program.said("cannot start the next daemon") == 1
-        assert program.said("has {'state': 'x'}") == 1
+        assert len(pids(program)) == 2
 
 
 def test_keeper_ends_although_there_is_no_room_for_a_successor(

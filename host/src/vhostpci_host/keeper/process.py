@@ -483,6 +483,10 @@ class Keeper:
                 notice, fds = notices.receive(child.channel)
             except BlockingIOError:
                 return True
+            except ConnectionResetError:
+                # It had not read all that we said.  Linux reports that once, and
+                # before the notices that are there.
+                continue
             except OSError:
                 return False
             if not notice:
