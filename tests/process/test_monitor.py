@@ -50,6 +50,10 @@ def test_events_come_as_they_happen_and_go_on_with_the_next_daemon(
         assert wait_event(events, "daemon")["pid"] != before
         present = [wait_event(events, "present") for _ in "ab"]
         assert [one["master_pid"] for one in present] == [None, came["pid"]]
+        wait_event(events, "listening")
+        assert fleet.end() == 0
+        last = [next(events)["event"] for _ in range(2)]
+        assert last == ["daemon-ends", "connection-lost"]
 
 
 def test_present_state_alone_can_be_asked_for(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ import json
 import logging
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -44,6 +44,8 @@ MAX_CONNECTIONS = 64
 """The most connections to all control sockets of a daemon at one time."""
 LINE_TIMEOUT = 10.0
 """Seconds within which the other end must send a line, or read an answer."""
+LAST_LINES = 0.5
+"""Seconds that those who follow a stream have to read its end, when the daemon ends."""
 
 Request = Mapping[str, Any]
 Commands = Mapping[str, Callable[[Request], Awaitable[Any]]]
@@ -53,7 +55,7 @@ class Stream(Protocol):
     """A result after which lines follow, until the caller has enough."""
 
     async def take(self) -> bytes:
-        """Wait for lines, and return them.
+        """Wait for lines, and return them; none is the end of the stream.
 
         Raises:
             ConnectionError: the caller does not read.
@@ -95,6 +97,8 @@ class Control:
         self._callers: list[_Caller] = []
         # asyncio itself keeps only a weak reference to a task.
         self._tasks: set[asyncio.Task[None]] = set()
+        self._following: dict[asyncio.Future[None], _Caller] = {}
+        """Those who are sent streams; each future is done at the end of one."""
         self._turn = asyncio.Lock()
 
     def take(self, commands: Commands, connection: socket.socket) -> None:
@@ -103,6 +107,16 @@ class Control:
         task = loop.create_task(self._serve(commands, connection))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+
+    async def end_streams(self) -> None:
+        """Wait until the streams, which are over, are sent; LAST_LINES at most.
+
+        Else the end of the loop would come before their last lines are written.
+        """
+        if self._following:
+            await asyncio.wait(self._following, timeout=LAST_LINES)
+        for caller in self._following.values():
+            caller.writer.transport.abort()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -148,7 +162,7 @@ class Control:
             caller.writer.write(text)
             caller.busy = False
             if stream is not None:
-                with contextlib.closing(stream):
+                with contextlib.closing(stream), self._followed(caller):
                     await self._stream(stream, reader, caller)
                 return
             await asyncio.wait_for(caller.writer.drain(), LINE_TIMEOUT)
@@ -156,7 +170,9 @@ class Control:
     async def _stream(
         self, stream: Stream, reader: asyncio.StreamReader, caller: _Caller
     ) -> None:
-        """Send what a stream makes until the caller ends it, by any byte or by none.
+        """Send what a stream makes until it is over.
+
+        The caller may end it, by any byte or by none.
 
         Raises:
             ConnectionError, TimeoutError: the caller does not read.
@@ -170,12 +186,27 @@ class Control:
                         (ends, lines), return_when=asyncio.FIRST_COMPLETED
                     )
                     if lines.done():
+                        if not lines.result():
+                            break
                         caller.writer.write(lines.result())
                         await asyncio.wait_for(caller.writer.drain(), LINE_TIMEOUT)
                 finally:
                     lines.cancel()
         finally:
             ends.cancel()
+        caller.writer.close()
+        await asyncio.wait_for(caller.writer.wait_closed(), LINE_TIMEOUT)
+
+    @contextlib.contextmanager
+    def _followed(self, caller: _Caller) -> Iterator[None]:
+        """Have `end_streams` wait for the end of this block."""
+        end = asyncio.get_running_loop().create_future()
+        self._following[end] = caller
+        try:
+            yield
+        finally:
+            del self._following[end]
+            end.set_result(None)
 
     def _hang_up_on_one(self) -> None:
         """Close an idle connection of the program that has the most connections."""

@@ -477,7 +477,7 @@ class Daemon:
         self._stack.close()
         self._timer.cancel()
         self._pluggers.unplug_all_soon()
-        await self._pluggers.wait()
+        await asyncio.gather(self._pluggers.wait(), self._control.end_streams())
         while self._entries:
             self._close(self._entries.popitem()[1])
         self._common.linger.close()

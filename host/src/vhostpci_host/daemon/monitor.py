@@ -40,7 +40,7 @@ class Subscription:
         self._ended = ended
         self._lines: list[bytes] = []
         self._size = 0
-        self._lost = False
+        self._lost = self._over = False
         self._some = asyncio.Event()
 
     def push(self, line: bytes, *, bounded: bool = True) -> None:
@@ -50,7 +50,7 @@ class Subscription:
             line: one event.
             bounded: whether it counts: the present state is as long as it is.
         """
-        if self._lost:
+        if self._lost or self._over:
             return
         self._size += len(line) if bounded else 0
         self._lines.append(line)
@@ -60,7 +60,7 @@ class Subscription:
         self._some.set()
 
     async def take(self) -> bytes:
-        """Wait for lines, and return them.
+        """Wait for lines, and return them; there are none once it is over.
 
         Raises:
             Unread: too many have waited.
@@ -68,9 +68,15 @@ class Subscription:
         await self._some.wait()
         if self._lost:
             raise Unread(f"more than {MOST} bytes of events wait for it")
-        self._some.clear()
+        if not self._over:
+            self._some.clear()
         lines, self._lines, self._size = self._lines, [], 0
         return b"".join(lines)
+
+    def finish(self) -> None:
+        """Have what waits sent, and no more after it."""
+        self._over = True
+        self._some.set()
 
     def close(self) -> None:
         """End the subscription: nothing more is kept for it."""
@@ -132,10 +138,11 @@ class Monitor:
         return [(name, one) for name, one in found if one is not None]
 
     def end(self) -> None:
-        """Tell the subscribers that the daemon ends."""
+        """Tell the subscribers that the daemon ends, as the last that they read."""
         self.look()
         for one in self._subscriptions:
             self._tell(one, "daemon-ends", {}, bounded=True)
+            one.finish()
 
     def _publish(self, name: str, event: Event) -> None:
         for one in self._subscriptions:

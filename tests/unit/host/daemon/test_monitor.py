@@ -138,8 +138,34 @@ def test_subscriber_is_told_that_the_daemon_ends(tmp_path: Path) -> None:
             await reader.present()
             await scene.daemon.close()
             assert await reader.names(1) == ["daemon-ends"]
+            assert await reader.ended()
 
     asyncio.run(asyncio.wait_for(run(), TIMEOUT))
+
+
+def test_last_event_is_written_before_the_loop_ends(tmp_path: Path) -> None:
+    """The loop does not turn once more when the daemon is closed."""
+
+    async def run(silent: bool) -> None:
+        scene = Scene(tmp_path)
+        scene.daemon.serve_control(tmp_path)
+        await scene.daemon.restore([])
+        subscriber.connect(str(tmp_path / "control"))
+        subscriber.sendall(b'{"command": "monitor"}\n')
+        ours = scene.daemon._monitor._subscriptions
+        await until(lambda: bool(ours))
+        if silent:
+            # More than the socket's buffer and the writer's take.
+            ours[0].push(b"x" * (1 << 20), bounded=False)
+        await scene.daemon.close()
+
+    for silent in (False, True):
+        with socket.socket(socket.AF_UNIX) as subscriber:
+            asyncio.run(asyncio.wait_for(run(silent), TIMEOUT))
+            subscriber.settimeout(TIMEOUT)
+            with subscriber.makefile() as lines:
+                last = list(lines)[-1]
+        assert ("daemon-ends" in last) == (not silent)
 
 
 def test_subscription_ends_with_its_connection(play: Callable[[Play], None]) -> None:
