@@ -83,6 +83,41 @@ def test_rings_stop_also_where_what_waits_in_the_tap_cannot_be_asked(
     daemon.close()
 
 
+@pytest.mark.parametrize("end", ["unplug", "close"])
+def test_device_is_given_back_after_its_data_plane_is_closed_also_if_a_stop_fails(
+    monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """The data plane's threads would ring a doorbell that is unmapped."""
+
+    def fail(what: str, index: int) -> NoReturn:
+        raise OSError(errno.EIO, f"cannot {what} ring {index}")
+
+    device, planes = FakeDevice(), Planes()
+    daemon = FakeDaemon(device)
+    daemon.publish(*pair(2))
+    source = FakeSource(device)
+    agent = Agent(source, planes.port)
+    agent.step()
+    beat_and_step(agent, daemon)
+    (plane,) = planes.made
+    plane.watch = fail
+    closed = []
+
+    def give_back(device: FakeDevice) -> None:
+        closed.append(plane.closed)
+        device.close()
+
+    monkeypatch.setattr(source, "give_back", give_back)
+    daemon.close()
+    if end == "unplug":
+        source.there.clear()
+    with pytest.raises(OSError, match="cannot stop ring"):
+        agent.step() if end == "unplug" else agent.close()
+    assert closed == [True]
+    if end == "unplug":
+        agent.close()
+
+
 def test_devices_are_served_side_by_side() -> None:
     devices = [FakeDevice(name=f"0000:00:0{n}.0") for n in range(3)]
     daemons = [FakeDaemon(device) for device in devices]

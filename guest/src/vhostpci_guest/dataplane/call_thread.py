@@ -9,6 +9,7 @@ back-end's signals, and rings the doorbell.
 
 import os
 import stat
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from ..eventfds import new_eventfd
@@ -155,8 +156,13 @@ class CallThread:
 
     def close(self) -> None:
         """End the thread; the caller has stopped the back-end."""
-        for index in list(self._fds):
-            self.remove(index)
+        # Each step runs even if another fails.  The last entry runs first.
+        with ExitStack() as undo:
+            undo.callback(self._end_thread)
+            for index in self._fds:
+                undo.callback(self.remove, index)
+
+    def _end_thread(self) -> None:
         if self._calls is not None:
             self._calls.close()
             self._calls = None

@@ -362,11 +362,13 @@ class VhostNetPlane:
         }
 
     def close(self) -> None:
+        # Each step runs even if another fails: a kernel that is closed halts its rings,
+        # too.  The last entry runs first.
         for index, ring in self._rings.items():
+            self._undo.callback(self._forget, index)
             if ring.state is AgentRingState.RUNNING:
-                self._halt(index)
+                self._undo.callback(self._halt, index)
                 ring.state = AgentRingState.STOPPED
-            self._forget(index)
         self._undo.close()
 
 

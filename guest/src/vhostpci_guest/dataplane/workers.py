@@ -145,12 +145,14 @@ class Workers:
         return self._capture
 
     def close(self) -> None:
-        if self._capture is not None:
-            self._capture.close()
-        # First the threads, last the eventfds that they write to.
-        self._undo.close()
-        for index in list(self._fds):
-            self._close_fds(index)
+        # Each step runs even if another fails.  The last entry runs first: the capture,
+        # the threads, and last the eventfds that they write to.
+        with ExitStack() as undo:
+            for index in self._fds:
+                undo.callback(self._close_fds, index)
+            undo.callback(self._undo.close)
+            if self._capture is not None:
+                undo.callback(self._capture.close)
 
 
 def given(conf: RingConf) -> Iterator[int]:

@@ -22,7 +22,7 @@ FAILED, and checked again when it changes.
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from vhostpci_shared import metadata as md
@@ -510,17 +510,26 @@ class Link:
         return "not connected to this device" if self._connection.lost else "alive"
 
     def close(self) -> None:
-        """Stop all rings, and tell the daemon that this agent ends."""
-        self._rings.finish()
+        """Stop all rings, and tell the daemon that this agent ends.
+
+        The caller gives the device back next, whether or not this fails.
+        """
+        # So each step runs even if another fails.  The last entry runs first.
+        with ExitStack() as undo:
+            undo.callback(self._metadata.release)
+            # A worker may use the windows, so they go after the data plane.
+            undo.callback(self._windows.use, {})
+            undo.callback(self._rings.close)
+            undo.callback(self._answers.leave)
+            undo.callback(self._keep_positions)
+            undo.callback(self._rings.finish)
+
+    def _keep_positions(self) -> None:
+        """Remember where the rings stand, and set the carrier as they do not run."""
         if self._name:
             self._left.keep(self._name, self._rings.positions())
         with suppress(Unusable):  # the TAP may be why we end
             self._set_carrier()
-        self._answers.leave()
-        # A worker may use the windows, so they go after the data plane.
-        self._rings.close()
-        self._windows.use({})
-        self._metadata.release()
 
 
 def _confined(snapshot: md.Snapshot | None) -> dict[str, Any] | None:

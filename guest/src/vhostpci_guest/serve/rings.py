@@ -548,8 +548,12 @@ class Rings:
     def finish(self) -> None:
         """Stop all rings, and wait until they have stopped, `_END` seconds at most."""
         end = time.monotonic() + _END
+        # Not select(), which takes no descriptor above 1023.
+        poll = select.poll()
+        for fd in self.fds():
+            poll.register(fd, select.POLLIN)
         while not self.stop_for(NOTHING) and time.monotonic() < end:
-            select.select(list(self.fds()), (), (), 0.01)
+            poll.poll(10)
             self.look()
 
     def close(self) -> None:

@@ -232,6 +232,24 @@ def test_what_the_thread_could_not_use_is_refused(
         thread.close()
 
 
+def test_thread_ends_also_if_something_of_a_ring_cannot_be_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls, register = CallThread("fails", confine=CAN_CONFINE), Register()
+    calls.add(0, kick_fd=None, call=register.doorbell())
+    assert only_thread("fails/call")
+
+    def fail(_index: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(calls, "remove", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            calls.close()
+    assert is_gone("fails/call")
+    calls.close()  # the eventfds
+
+
 @pytest.mark.parametrize("options", [ADDRESS, THREAD], ids=["address", "thread"])
 def test_sanitizer_finds_nothing_while_rings_come_and_go(
     tmp_path: Path, options: tuple[str, ...]

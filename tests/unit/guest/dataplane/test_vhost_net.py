@@ -289,6 +289,22 @@ def test_memory_of_too_many_regions_refuses_the_rings_until_there_is_other(
     assert bench.state() is AgentRingState.RUNNING
 
 
+def test_kernels_are_closed_also_if_a_ring_cannot_be_halted(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is not would go on with memory that is unmapped next."""
+
+    def fail(_number: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    bench.start(TX)
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.kernel, "base", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            bench.plane.close()
+    assert bench.kernel.closed
+
+
 @pytest.mark.parametrize("takes_uso", [False, True])
 def test_plane_offers_what_the_kernel_and_the_tap_can(takes_uso: bool) -> None:
     bench = Bench(takes_uso=takes_uso)

@@ -4,6 +4,7 @@
 The rings are a fake master's, the TAP is a socket pair.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 
 from tests.fakes.driver import Driver, Machine
 from tests.fakes.pair import HDR
-from tests.threads import only_thread
+from tests.threads import is_gone, only_thread
 from tests.waiting import eventually
 from vhostpci_guest.dataplane.interface import (
     RingConf,
@@ -261,3 +262,19 @@ def test_capture_ends_with_the_data_plane(bench: Bench) -> None:
     assert not capture.open
     assert capture.fds == []
     assert not bench.plane.captures
+
+
+def test_threads_end_also_if_the_capture_does_not(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        close()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    capture = bench.plane.capture(100)
+    close = capture.close
+    with monkeypatch.context() as patch:
+        patch.setattr(capture, "close", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            bench.plane.close()
+    assert is_gone("web/0")

@@ -1,6 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A link whose data plane waits, lacks features, or takes a while to stop a ring."""
 
+import errno
+import fcntl
+import os
+import resource
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
+from typing import NoReturn
+
 import pytest
 
 from tests.fakes.bar import FEATURES, pair, ring
@@ -201,3 +209,57 @@ def test_agent_that_ends_waits_for_a_slow_ring(bench: Bench) -> None:
     bench.link.close()
     bench.link = None
     assert sorted(bench.plane.stops) == [0, 1]
+
+
+def test_agent_with_many_descriptors_waits_for_a_slow_ring(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """select() takes none above 1023."""
+    bench.publish(*pair(2))
+    bench.plane.slow = {1}
+    bench.plane.when_looked = bench.plane.slow.clear
+    assert bench.link is not None
+    with descriptor_above_1023(bench.plane.fileno()) as fd:
+        monkeypatch.setattr(bench.plane, "fileno", lambda: fd)
+        bench.link.close()
+    bench.link = None
+    assert sorted(bench.plane.stops) == [0, 1]
+
+
+@contextmanager
+def descriptor_above_1023(fd: int) -> Iterator[int]:
+    """Give a copy of a descriptor."""
+    soft, hard = limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard <= 1024:
+        pytest.skip("needs a limit of more than 1024 descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1025), hard))
+    copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 1024)
+    try:
+        yield copy
+    finally:
+        os.close(copy)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_windows_stay_until_the_data_plane_is_closed_also_if_a_stop_fails(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its threads would read and write memory that is unmapped."""
+    bench.publish(*pair(2))
+    closed_at_release = []
+
+    def fail(what: str, index: int) -> NoReturn:
+        raise OSError(errno.EIO, f"cannot {what} ring {index}")
+
+    def want(numbers: Set[int]) -> None:
+        if not numbers:
+            closed_at_release.append(bench.plane.closed)
+
+    bench.plane.watch = fail
+    monkeypatch.setattr(bench.windows, "want", want)
+    assert bench.link is not None
+    with pytest.raises(OSError, match="cannot stop ring"):
+        bench.link.close()
+    bench.link = None
+    assert closed_at_release == [True]
+    assert bench.daemon.agent().state is AgentState.NONE

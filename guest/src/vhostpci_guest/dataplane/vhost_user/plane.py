@@ -21,7 +21,7 @@ import logging
 import select
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,9 +190,11 @@ class VhostUserPlane:
 
     def _close_session(self) -> None:
         if self._session is not None:
-            self._unwatch(self._session.fileno())
-            self._session.close()
-            self._session = None
+            session, self._session = self._session, None
+            try:
+                self._unwatch(session.fileno())
+            finally:
+                session.close()
 
     # Back-ends that come.
 
@@ -400,9 +402,11 @@ class VhostUserPlane:
         return names if counted and all(counted) else [*names, "calls"]
 
     def close(self) -> None:
-        self._close_session()
-        self._calls.close()
-        self._epoll.close()
+        # Each step runs even if another fails.  The last entry runs first.
+        with ExitStack() as undo:
+            undo.callback(self._epoll.close)
+            undo.callback(self._calls.close)
+            undo.callback(self._close_session)
 
 
 def _avail_idx_address(conf: RingConf, regions: Sequence[MemRegion]) -> int:

@@ -2,11 +2,13 @@
 """The data plane vhost-user with a back-end that does as it should."""
 
 import ctypes
+import errno
 import os
 from dataclasses import replace
 
 import pytest
 
+from tests.threads import is_gone, only_thread
 from tests.unit.guest.dataplane.vhost_user.scene import (
     DEVICE,
     DRIVER,
@@ -233,6 +235,28 @@ def test_end_of_the_agent_closes_the_connection(scene: Scene) -> None:
     scene.start()
     scene.talk(back_end)
     scene.plane.close()
+    assert back_end.was_left
+
+
+def test_end_of_the_agent_leaves_no_thread_also_if_the_connection_fails(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread would read memory, and ring a doorbell, that is unmapped next."""
+    doorbell = Doorbell(ctypes.addressof(scene.register), 2, 1)
+    back_end = scene.meet()
+    conf = scene.conf()
+    os.close(conf.call.fd)  # type: ignore[union-attr]
+    scene.plane.start(0, replace(conf, call=doorbell))
+    scene.talk(back_end)
+    assert only_thread("net0/call")
+
+    def fail(_fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(scene.plane, "_unwatch", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        scene.plane.close()
+    assert is_gone("net0/call")
     assert back_end.was_left
 
 
