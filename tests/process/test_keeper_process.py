@@ -112,6 +112,35 @@ signal.pause()
         assert program.end() == 128 + signal.SIGTERM
 
 
+def test_successor_has_everything_although_most_descriptors_are_in_use(
+    tmp_path: Path,
+) -> None:
+    """It starts with what was kept, and not with twice as many descriptors."""
+    child = """
+if not kept:
+    say("READY=1")
+    for number in range(100):
+        keep(f"d{number}", str(number))
+    os.closerange(keeper.fileno() + 1, 200)
+    for number in range(0, 100, 3):
+        say(f"FDSTOREREMOVE=1\\nFDNAME=d{number}")
+    # In holes between the others, and in another order than by their numbers.
+    for number in range(100, 134):
+        keep(f"d{number}", str(number))
+elif kept != {f"d{n}": str(n) for n in range(134) if n % 3 or n >= 100}:
+    sys.exit(2)
+elif sum(os.path.exists(f"/proc/self/fd/{n}") for n in range(3, 200)) != 101:
+    sys.exit(1)
+else:
+    sys.exit(0)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    change = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (115, 115))"
+    with keeper(tmp_path, child, CHANGE=change) as program:
+        assert program.wait() == 0
+        assert len(pids(program)) == 2
+
+
 @pytest.mark.parametrize("status", [0, 1, 2])
 def test_daemon_that_ends_by_itself_ends_its_keeper(
     tmp_path: Path, status: int

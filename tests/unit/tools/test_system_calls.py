@@ -59,7 +59,7 @@ PLAIN = {
 OTHER_PROCESSES = (
     *("cli/", "daemon/control_client.py", "doctor/", "hotplug/runner.py"),
     *("keeper/launch.py", "keeper/log_line.py", "keeper/process.py"),
-    "keeper/upstream.py",
+    *("keeper/numbers_of_fds.py", "keeper/upstream.py"),
 )
 """Sources of the daemon's package that no daemon runs under its filter."""
 FOR_PEOPLE = (

@@ -27,12 +27,11 @@ What the daemon's end means::
     anything else      it was killed, or failed: start its successor, after a pause if
                        that happens again and again
 
-This file must import nothing of ours but `notices`, `signals`, `log_line` and
-`upstream`: what it imports stays as it was when the keeper was started.
+This file must import nothing of ours but `notices`, `signals`, `log_line`, `upstream`
+and `numbers_of_fds`: what it imports stays as it was when the keeper was started.
 """
 
 import array
-import fcntl
 import os
 import resource
 import select
@@ -47,6 +46,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from . import log_line, notices, signals
+from .numbers_of_fds import give_numbers
 from .upstream import Upstream
 
 FIRST_FD = 3
@@ -311,6 +311,7 @@ class Keeper:
                 pid = os.fork()
                 if pid == 0:
                     try:
+                        ours.close()
                         self._become_daemon(theirs, heir=heir)
                     finally:
                         os._exit(notices.FAILED)
@@ -353,12 +354,7 @@ class Keeper:
     def _become_daemon(self, channel: socket.socket, *, heir: bool) -> None:
         """Execute the daemon, in the child process, with all that is kept."""
         pairs = [] if heir else self._pairs()
-        # Away from the numbers that the descriptors are to have, each in its order.
-        first_free = FIRST_FD + len(pairs) + 1
-        numbers = [*(fd for _, fd in pairs), channel.fileno()]
-        moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first_free) for fd in numbers]
-        for place, fd in enumerate(moved, start=FIRST_FD):
-            os.dup2(fd, place)
+        give_numbers([*(fd for _, fd in pairs), channel.fileno()], FIRST_FD)
         environment = {
             name: value
             for name, value in os.environ.items()
