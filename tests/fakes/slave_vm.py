@@ -22,7 +22,7 @@ class FakeVm:
         self._refused: set[int] = set()
         self._stubborn: set[int] = set()
         self._ended = asyncio.Event()
-        self._bug = False
+        self._error: Exception | None = None
         self._free = asyncio.Event()
         self._free.set()
 
@@ -44,7 +44,11 @@ class FakeVm:
 
     def have_a_bug(self) -> None:
         """Raise RuntimeError, which no caller handles, from each call."""
-        self._bug = True
+        self.fail(RuntimeError("a bug of ours"))
+
+    def fail(self, error: Exception | None) -> None:
+        """Raise this error from each call; None: no more."""
+        self._error = error
 
     def die(self) -> None:
         """Stop the VM; all plugged windows are lost."""
@@ -58,8 +62,8 @@ class FakeVm:
     async def _answer(self) -> None:
         await asyncio.sleep(0)
         await self._free.wait()
-        if self._bug:
-            raise RuntimeError("a bug of ours")
+        if self._error is not None:
+            raise self._error
         if self._ended.is_set():
             raise VmAway("waiting for the slave VM")
 

@@ -17,6 +17,8 @@ from typing import Any, Self
 from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
 from qemu.qmp.message import Message
 
+from vhostpci_shared.limits import exhausted, no_descriptors
+
 from .vm import PlugError, VmAway
 
 GREETING_TIME = 5.0
@@ -197,20 +199,23 @@ def _connect(path: Path) -> socket.socket:
     """Connect without waiting.
 
     Raises:
-        VmAway: there is no socket, nothing listens on it, or its queue is full.
+        VmAway: there is no socket, nothing listens on it, its queue is full, or we
+            have no descriptor for the connection.
     """
     # A Unix socket connects at once or not at all.  asyncio's sock_connect() takes
     # EAGAIN, a full queue, for a connection under way, and would return success.
     # System calls: connect, sendmsg, shutdown, socket(AF_UNIX).
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        connection.setblocking(False)
-        connection.connect(str(path))
-    except OSError as error:
-        connection.close()
-        raise VmAway(
-            f"waiting for the slave VM at {path}: {_advice(error)}", code="H104"
-        ) from error
+    with contextlib.ExitStack() as undo:
+        try:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            undo.callback(connection.close)
+            connection.setblocking(False)
+            connection.connect(str(path))
+        except OSError as error:
+            raise VmAway(
+                f"waiting for the slave VM at {path}: {_advice(error)}", code="H104"
+            ) from error
+        undo.pop_all()
     return connection
 
 
@@ -226,4 +231,4 @@ def _advice(error: OSError) -> str:
                 "its QEMU hangs, or other clients wait there; give this daemon a QMP "
                 "socket for itself"
             )
-    return f"{error.strerror}"
+    return no_descriptors(error) if exhausted(error) else f"{error.strerror}"

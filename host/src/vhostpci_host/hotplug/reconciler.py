@@ -22,10 +22,11 @@ A `SlaveVm` knows how to ask the VM: over QMP (qmp_vm.py) or libvirt (libvirt_vm
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 from vhostpci_shared.errors import said
+from vhostpci_shared.limits import exhausted, no_descriptors
 
 from ..interfaces import Plug, nothing
 from .vm import PlugError, SlaveVm, VmAway
@@ -155,6 +156,11 @@ class Reconciler:
                 self._on_away(error)
                 await self._sleep(AWAY_PAUSE)
                 continue
+            except PlugError as error:
+                self._problem("look", said(error))
+                complete = False
+            else:
+                self._solved("look")
             if not complete:
                 await self._sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
@@ -163,8 +169,13 @@ class Reconciler:
                 await self._wait_change()
 
     async def _reconcile(self) -> bool:
-        """Compare the VM with the wish, once; return whether every step succeeded."""
-        there = await self._vm.plugged(self._device)
+        """Compare the VM with the wish, once; return whether every step succeeded.
+
+        Raises:
+            PlugError: the VM cannot be looked at.
+        """
+        with _asking(self._where):
+            there = await self._vm.plugged(self._device)
         if not self._connected:
             self._on_connected()
         self._ours = {n: plug for n, plug in self._ours.items() if n in there}
@@ -197,7 +208,8 @@ class Reconciler:
         self._plugging = plug
         try:
             _check_size(plug)
-            await self._vm.plug(self._device, plug)
+            with _asking(self._where):
+                await self._vm.plug(self._device, plug)
         except VmAway:
             raise
         except PlugError as error:
@@ -240,7 +252,8 @@ class Reconciler:
 
     async def _try_unplug(self, window: int, what: str) -> bool:
         try:
-            await self._vm.unplug(self._device, window)
+            with _asking(self._where):
+                await self._vm.unplug(self._device, window)
         except VmAway:
             raise
         except PlugError as error:
@@ -260,7 +273,8 @@ class Reconciler:
 
     async def _lacks_addresses(self) -> bool:
         try:
-            found = await self._vm.unassigned(self._device)
+            with _asking(self._where):
+                found = await self._vm.unassigned(self._device)
         except PlugError:
             # `_reconcile` asks the VM next, and reports what is wrong with it.
             self._changed.set()
@@ -333,6 +347,24 @@ class Reconciler:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._problems["failed"] = repr(error)
             raise error
+
+
+@contextlib.contextmanager
+def _asking(where: str) -> Iterator[None]:
+    """Turn an error of this machine's into a PlugError: it must not end a task.
+
+    Raises:
+        PlugError: `where` cannot be asked now.
+    """
+    try:
+        yield
+    except OSError as error:
+        if exhausted(error):
+            why = no_descriptors(error)
+            raise PlugError(f"cannot ask {where}: {why}", code=why.code) from error
+        raise PlugError(
+            f"cannot ask {where}: {error.strerror or error}: trying again", code="H155"
+        ) from error
 
 
 def _check_size(plug: Plug) -> None:

@@ -4,6 +4,8 @@
 import asyncio
 import os
 
+from vhostpci_shared.limits import exhausted, no_descriptors
+
 from .programs import Children, Programs
 from .vm import PlugError, VmAway
 
@@ -51,7 +53,11 @@ class Virsh:
         """
         # A memfd, not a temporary file: it needs no directory and no clean-up.
         # System calls: memfd_create.
-        with open(os.memfd_create("vhostpci"), "w") as stream:
+        try:
+            memory = os.memfd_create("vhostpci")
+        except OSError as error:
+            raise _cannot_run(error) from error
+        with open(memory, "w") as stream:
             stream.write(file)
             # virsh opens the file by its path, and so reads it from the start.
             stream.flush()
@@ -74,11 +80,7 @@ class Virsh:
                 code="H111",
             ) from None
         except OSError as error:
-            raise VmAway(
-                f"cannot run virsh: {error.strerror}; install it (libvirt-clients), "
-                "or give the slave's QMP socket if libvirt does not manage it",
-                code="H112",
-            ) from error
+            raise _cannot_run(error) from error
         # A command that failed has nothing of use on stdout.
         if done.status:
             raise self._error(_reason(done.err.decode(errors="replace")))
@@ -92,6 +94,17 @@ class Virsh:
             f"virtqemud), and let uid {os.geteuid()} use it (group libvirt)",
             code="H114",
         )
+
+
+def _cannot_run(error: OSError) -> VmAway:
+    if exhausted(error):
+        why = no_descriptors(error)
+        return VmAway(f"cannot run virsh: {why}", code=why.code)
+    return VmAway(
+        f"cannot run virsh: {error.strerror}; install it (libvirt-clients), "
+        "or give the slave's QMP socket if libvirt does not manage it",
+        code="H112",
+    )
 
 
 def _reason(err: str) -> str:

@@ -2,6 +2,7 @@
 """A libvirt domain as the slave VM: our commands to virsh, and its answers."""
 
 import asyncio
+import errno
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -292,6 +293,19 @@ def test_missing_virsh_is_an_error_with_the_package_to_install(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(VmAway, match=r"cannot run virsh: .*libvirt-clients"):
         ask(lambda vm: vm.plugged("web"))
+
+
+def test_lack_of_a_descriptor_is_told_and_passes(
+    virsh: FakeLibvirt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: str) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "memfd_create", refuse)
+        with pytest.raises(VmAway, match="cannot run virsh: no descriptors are left"):
+            ask(lambda vm: vm.plugged("web"))
+    assert ask(lambda vm: vm.plugged("web")) == set()
 
 
 def test_many_devices_ask_once_for_a_domain_that_is_away(

@@ -2,6 +2,7 @@
 """Windows are plugged over QMP, even if the QEMU refuses, hangs or ends."""
 
 import asyncio
+import errno
 import logging
 import socket
 import time
@@ -367,6 +368,18 @@ def test_socket_that_does_not_speak_qmp_is_an_error(
             await vm.close()
 
     asyncio.run(scenario())
+
+
+def test_lack_of_a_descriptor_is_told_and_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "socket", refuse)
+        with pytest.raises(VmAway, match="no descriptors are left"):
+            qmp_monitor._connect(tmp_path / "qmp")
 
 
 def test_socket_whose_queue_is_full_is_an_error(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 """The wanted windows become the plugged ones, even if the slave VM fails or hangs."""
 
 import asyncio
+import errno
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ from tests.fakes.slave_vm import FakeVm
 from tests.waiting import until
 from vhostpci_host.hotplug import reconciler
 from vhostpci_host.hotplug.reconciler import Reconciler
+from vhostpci_host.hotplug.vm import PlugError
 from vhostpci_host.interfaces import Plug
 
 
@@ -273,6 +275,50 @@ def test_bug_of_ours_goes_to_the_loop_and_into_the_status() -> None:
             plugger.want(plugs(0))
             await until(lambda: bool(failures))
             assert "a bug of ours" in plugger.status()["problem"]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "no descriptors are left"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "Cannot allocate memory"),
+        (PlugError("refuses to be looked at"), "refuses to be looked at"),
+    ],
+    ids=["descriptors", "memory", "refusal"],
+)
+def test_moment_in_which_the_vm_cannot_be_asked_passes(
+    error: Exception, told: str
+) -> None:
+    """Also one in which a window is being unplugged."""
+
+    async def scenario() -> None:
+        problems: list[dict[str, object]] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: problems.append(context))
+        vm = FakeVm()
+        async with hotplugged(vm) as plugger:
+            plugger.want(plugs(0, 300))
+            await until(lambda: vm.windows == {0, 300})
+            vm.hang()
+            plugger.want(plugs(0, 256))
+            await until(lambda: vm.looks == 2)
+            vm.fail(error)
+            vm.wake_up()
+            await until(lambda: told in plugger.status()["problem"])
+            vm.fail(None)
+            await until(lambda: vm.windows == {0, 256})
+            vm.refuse_to_unplug(256)
+            plugger.want(plugs(0))
+            await until(lambda: vm.asked[256])
+            vm.fail(error)
+            await until(lambda: told in plugger.status()["problem"])
+            vm.refuse_to_unplug()
+            vm.fail(None)
+            await until(lambda: vm.windows == {0})
+            await until(lambda: not plugger.status()["problem"])
+        assert problems == []
 
     asyncio.run(scenario())
 
