@@ -4,6 +4,7 @@
 import argparse
 import errno
 import os
+import select
 import signal
 import stat
 import sys
@@ -22,6 +23,10 @@ from .served import find, one_device
 
 _PAUSE = 0.01
 """Seconds between two looks for packets."""
+_LOOK = 0.1
+"""Seconds between two looks whether a signal has come, while the output is full."""
+_LAST = 2.0
+"""Seconds for which a full output is waited for after a signal."""
 _HEADER = 12
 """Bytes of the longest net header, which are captured beside the frame."""
 _SNAPLEN = 65535
@@ -141,18 +146,27 @@ class Output:
             undo.callback(os.close, self._fd)
         self._is_file = stat.S_ISREG(os.fstat(self._fd).st_mode)
         self._end = 0
+        self._end_by: float | None = None
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLOUT)
+
+    def end_soon(self) -> None:
+        """Wait no longer than `_LAST` seconds from now for a reader that hangs."""
+        if self._end_by is None:
+            self._end_by = time.monotonic() + _LAST
 
     def write(self, block: bytes) -> None:
         """Write a block.
 
         Raises:
             BrokenPipeError: the reader has ended.
-            Unusable: there is no space; the file ends with the block before.
+            Unusable: there is no space, and the file ends with the block before; or it
+                is to end soon, and nothing reads it.
         """
         rest = memoryview(block)
         try:
             while rest:
-                rest = rest[os.write(self._fd, rest) :]
+                rest = rest[self._write_some(rest) :]
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -166,6 +180,23 @@ class Output:
                 code="G016",
             ) from None
         self._end += len(block)
+
+    def _write_some(self, data: memoryview) -> int:
+        """Write what there is room for; return how much that was.
+
+        A write() without room would go on after a signal, so poll() waits instead.
+        """
+        if self._is_file:
+            return os.write(self._fd, data)
+        if self._poll.poll(_LOOK * 1000):
+            # Another process that has the same open file may have made it non-blocking.
+            with suppress(BlockingIOError):
+                # No more: there may not be room for it, whatever poll() says.
+                return os.write(self._fd, data[: select.PIPE_BUF])
+            time.sleep(_PAUSE)
+        if self._end_by is not None and time.monotonic() >= self._end_by:
+            raise TimeoutError(errno.ETIMEDOUT, "nothing reads it")
+        return 0
 
 
 class _Capture:
@@ -229,6 +260,7 @@ class _Capture:
 
     def _end(self, _number: int, _frame: FrameType | None) -> None:
         self._stop = True
+        self._output.end_soon()
 
     def _blocks(self) -> Iterator[bytes]:
         for pair, reader in enumerate(self._readers):

@@ -2,9 +2,15 @@
 """`pcap`: a file that another program reads, whole after every mishap."""
 
 import errno
+import fcntl
 import io
 import os
-from contextlib import ExitStack
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from struct import pack
 from typing import Any
@@ -14,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pcapng import FileScanner  # type: ignore[import-untyped]
 
+from tests.waiting import TIMEOUT, wait_for
 from vhostpci_guest.cli import pcapng
 from vhostpci_guest.cli.main import main
 from vhostpci_guest.cli.pcap import Output
@@ -120,3 +127,70 @@ def test_terminal_gets_no_capture(
         monkeypatch.setattr("sys.stdout", nothing)
         assert main(["pcap", "web"]) == 2
     assert "-w FILE" in caplog.text
+
+
+CAPTURE = """
+import os, socket, sys, time
+from argparse import Namespace
+from contextlib import ExitStack
+from vhostpci_guest.cli import pcap
+from vhostpci_guest.dataplane.capture_reader import Packet
+
+class Reader:
+    lost = 0
+
+    def read(self):
+        for _ in range(100):
+            yield Packet(time.time_ns(), 9012, 0, bytes(12), b"x" * 9000)
+
+os.set_blocking(1, sys.argv[1] == "blocking")
+ours, _theirs = socket.socketpair()
+with ExitStack() as undo:
+    output = pcap.Output("-", undo)
+    arguments = Namespace(count=None, snaplen=65535, ring=None)
+    pcap._Capture(output, "web", [Reader()], arguments).run(ours)
+"""
+"""Captures packets, more than anything reads, until a signal."""
+
+
+@contextmanager
+def capture_that_waits(way: str = "blocking") -> Iterator[subprocess.Popen[bytes]]:
+    """Give a capture whose pipe is full."""
+    line = [sys.executable, "-c", CAPTURE, way]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(line, **pipes) as capture:  # type: ignore[call-overload]
+        try:
+            wait_for(lambda: waiting(capture) > FULL, "the pipe is full")
+            yield capture
+        finally:
+            capture.kill()
+
+
+FULL = 40_000
+"""Bytes; a pipe has room for 16 pieces of a block, of 4096 bytes at most."""
+
+
+def waiting(capture: "subprocess.Popen[bytes]") -> int:
+    """Return how many bytes nothing has read yet."""
+    assert capture.stdout is not None
+    data = fcntl.ioctl(capture.stdout, termios.FIONREAD, bytes(4))
+    return int.from_bytes(data, sys.byteorder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_a_capture_that_nothing_reads(number: signal.Signals) -> None:
+    with capture_that_waits() as capture:
+        capture.send_signal(number)
+        assert capture.wait(TIMEOUT) == 1
+        assert capture.stderr is not None
+        assert b"cannot write -: nothing reads it after" in capture.stderr.read()
+
+
+@pytest.mark.parametrize("way", ["blocking", "non-blocking"])
+def test_reader_that_reads_late_has_whole_blocks(way: str) -> None:
+    with capture_that_waits(way) as capture:
+        capture.send_signal(signal.SIGTERM)
+        data, errors = capture.communicate(timeout=TIMEOUT)
+    assert (capture.returncode, errors) == (0, b"")
+    *_, packet, _rx, _tx = blocks(data)
+    assert packet.packet_data == b"x" * 9000
