@@ -363,7 +363,7 @@ def _asking(where: str) -> Iterator[None]:
             why = no_descriptors(error)
             raise PlugError(f"cannot ask {where}: {why}", code=why.code) from error
         raise PlugError(
-            f"cannot ask {where}: {error.strerror or error}: trying again", code="H155"
+            f"cannot ask {where}: {error.strerror or error}: trying again", code="H156"
         ) from error
 
 
