@@ -107,6 +107,7 @@ class Play:
 
     def connect_front_end(self) -> None:
         """Connect a front-end that has said nothing yet."""
+        self.host.end_refused()  # the next one is of another process
         if len(self.front_ends) < MOST_CONNECTIONS:
             whole = vu.MemRegion(0, self.host.size, USER_BASE, 0)
             memory = [(whole, self.files.get("ram"))]

@@ -296,8 +296,20 @@ class Host:
         front_end.driver_ok(rings, pairs=self.config.queue_pairs)
         self.pass_time(SETTLED)
 
+    def end_refused(self) -> None:
+        """Have the process end that is kept out because its memory was refused."""
+        carrier = self.server.carrier
+        if carrier.describe()["refused"]:
+            # Its pidfd is readable then.  All front-ends here are of one process, this.
+            ended = os.eventfd(1, os.EFD_CLOEXEC)
+            assert carrier._process is not None
+            os.dup2(ended, carrier._process._fd.fileno(), inheritable=False)
+            os.close(ended)
+            self.pass_time()
+
     def serve_good_ones(self) -> None:
         """Check that a slave and a front-end that behave are served."""
+        self.end_refused()
         slave = Slave(self)
         end = self.loop.now + PATIENCE
         while True:
