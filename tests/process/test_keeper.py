@@ -3,6 +3,7 @@
 
 import os
 import re
+import resource
 import signal
 import sys
 import threading
@@ -168,6 +169,28 @@ def test_upgrade_of_many_devices_keeps_those_that_are_configured_as_before(
         connect("b")
     assert daemon.end() == 0
     assert "Traceback" not in daemon.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR2])
+def test_all_devices_go_on_although_most_descriptors_are_in_use(
+    lab: Lab, tmp_path: Path, number: signal.Signals
+) -> None:
+    file = tmp_path / "vms.toml"
+    write_file(lab, file)
+    with file.open("a") as more:
+        for count in range(20):
+            more.write(f'[device.d{count}]\nmemory = "1M"\n')
+    command = [sys.executable, "-m", "vhostpci_host", "run", "--config", str(file)]
+    daemon = lab.start_run(command)
+    daemon.wait_log("serving ")
+    limit = daemon.descriptors() + 30  # a few for Python, and for one device
+    for pid in (daemon.process.pid, daemon.serving):
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, limit))
+    killed = number == signal.SIGKILL
+    os.kill(daemon.serving if killed else daemon.process.pid, number)
+    daemon.wait_log("serving ", 2)
+    assert daemon.said("goes on where an earlier daemon has ended") == 22
+    assert not daemon.said("Too many open files")
 
 
 def test_command_is_answered_although_the_daemon_was_just_killed(

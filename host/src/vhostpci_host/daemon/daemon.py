@@ -177,6 +177,7 @@ class Daemon:
                 error,
             )
             return
+        self._keeper.taken(left, self._left.values())
         entry.arriving = False
         log.info("%s: goes on where an earlier daemon has ended", config.name)
 

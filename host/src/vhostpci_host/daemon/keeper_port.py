@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .. import sealed_memfd
@@ -62,6 +62,13 @@ class KeeperPort:
     def left(self) -> dict[str, LeftBehind]:
         """Return what a daemon before us has left of each device, by its name."""
         return {} if self.store is None else left_behind.find(self.store)
+
+    def taken(self, left: LeftBehind, others: Iterable[LeftBehind]) -> None:
+        """Close what a device that goes on has taken, and no other one is to take."""
+        if self.store is not None:
+            self.store.close_taken(
+                left.names.difference(*(one.names for one in others))
+            )
 
     def listen(
         self,

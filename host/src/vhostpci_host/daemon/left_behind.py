@@ -33,6 +33,8 @@ class LeftBehind:
     file: StateFile
     in_pieces: bool
     """Whether it had read a part of a message of the front-end's."""
+    names: frozenset[str]
+    """Under which it was left: all that its state may name, and the state's own."""
 
     @property
     def added(self) -> Mapping[str, str] | None:
@@ -158,12 +160,15 @@ def _read(kept: Left, name: str) -> LeftBehind:
         fd.close()
         raise
     try:
-        state = decode(DeviceState, file.read())
+        text = file.read()
+        state = decode(DeviceState, text)
         in_pieces = bool(file.mark(Mark.IN_PIECES))
     except BaseException:
         file.close()
         raise
-    return LeftBehind(DeviceLeft(state, kept), file, in_pieces)
+    # All that is between two quotes: more than its names, perhaps, but all of them.
+    names = frozenset({name, *text.decode().split('"')})
+    return LeftBehind(DeviceLeft(state, kept), file, in_pieces, names)
 
 
 def file_text(store: DescriptorStore) -> bytes | None:

@@ -147,6 +147,15 @@ class DescriptorStore:
             self._forget(name)
         self._wait_taken()
 
+    def close_taken(self, names: Iterable[str]) -> None:
+        """Close what was left under these names: a device has copies of it.
+
+        Not at the end of the start only: all devices together would need twice as many
+        descriptors as the daemon before us had.
+        """
+        for name in self.left.keys() & set(names):
+            self.left.pop(name).close()
+
     def finish_start(self) -> None:
         """Close what an earlier daemon has left; forget what no device has taken."""
         while self.left:
