@@ -61,7 +61,7 @@ def _listen(
 
 
 def _remove_socket(path: Path) -> None:
-    """Remove a socket, whoever listens on it.
+    """Remove a socket, whichever process listens on it.
 
     Raises:
         HostError: something else is there, or it cannot be removed.

@@ -286,7 +286,7 @@ def test_agent_that_is_starting_is_not_taken_for_a_killed_one(
 
         def look_once() -> None:
             patch.undo()
-            # An agent with a number of its own.
+            # An agent with another number.
             patch.setattr(os, "getpid", lambda: 1)
             found = look(tmp_path)
             patch.undo()
