@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from tests.unix_socket import connected
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.vhost_user import ProtocolFeature, Request
 from vhostpci_shared.virtio import Feature
@@ -58,13 +59,7 @@ class FakeBackEnd:
     @classmethod
     def connect(cls, path: Path) -> "FakeBackEnd":
         """Return one that has connected to a socket."""
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connection.connect(os.fspath(path))
-        except OSError:
-            connection.close()
-            raise
-        return cls(connection)
+        return cls(connected(path))
 
     def serve(self) -> None:
         """Read what has come, and answer it.

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
 
+from tests.unix_socket import connected
 from tests.waiting import TIMEOUT, is_readable
 from vhostpci_host.fds import Fd
 from vhostpci_host.vhost_user.backend import Answer, Backend
@@ -99,9 +100,7 @@ class Socket:
     """A transport that is connected to a daemon's vhost-user socket."""
 
     def __init__(self, path: Path) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.settimeout(TIMEOUT)
-        self.socket.connect(os.fspath(path))
+        self.socket = connected(path, TIMEOUT)
 
     def send(self, data: bytes, fds: Sequence[int]) -> None:
         try:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
+from tests.unix_socket import connected
 from tests.waiting import TIMEOUT, is_readable
 from vhostpci_shared import access, ivshmem
 from vhostpci_shared import metadata as md
@@ -26,9 +27,7 @@ class SlaveClient:
         self.own: list[int] = []
         self.peers: dict[int, list[int]] = {}
         self.gone: list[int] = []
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.settimeout(TIMEOUT)
-        self.socket.connect(os.fspath(path))
+        self.socket = connected(path, TIMEOUT)
 
     def read(self) -> None:
         """Read one message and keep what it brings."""

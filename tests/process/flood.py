@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tests.fakes.frontend import Dropped, FrontEnd, RingAt, Socket, region
 from tests.fakes.slave_client import SlaveClient
+from tests.unix_socket import connected
 from vhostpci_shared import metadata as md
 from vhostpci_shared import vhost_user as vu
 from vhostpci_shared.access import Metadata, find
@@ -40,9 +41,7 @@ class Target:
 
     def connect(self, kind: str) -> socket.socket:
         """Connect to one of its sockets."""
-        ours = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        ours.connect(os.fspath(self.run_dir / f"{self.name}.{kind}"))
-        return ours
+        return connected(self.run_dir / f"{self.name}.{kind}")
 
     def front_end(self) -> FrontEnd:
         """Connect as a front-end does, and load its driver."""
