@@ -548,11 +548,11 @@ class Rings:
     def finish(self) -> None:
         """Stop all rings, and wait until they have stopped, `_END` seconds at most."""
         end = time.monotonic() + _END
-        # Not select(), which takes no descriptor above 1023.
-        poll = select.poll()
-        for fd in self.fds():
-            poll.register(fd, select.POLLIN)
         while not self.stop_for(NOTHING) and time.monotonic() < end:
+            # Not select(), which takes no descriptor above 1023.
+            poll = select.poll()
+            for fd in self.fds():  # a ring that has stopped has none
+                poll.register(fd, select.POLLIN)
             poll.poll(10)
             self.look()
 
