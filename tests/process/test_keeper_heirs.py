@@ -31,6 +31,11 @@ signal.signal(signal.SIGUSR2, lambda *_: os._exit(75))
 take_signals()
 say("READY=1")
 """
+SERVES = """
+print("serves", flush=True)
+while True: signal.pause()
+"""
+"""What the program does when it has all that was kept."""
 
 
 def test_successor_is_started_before_the_daemon_ends(tmp_path: Path) -> None:
@@ -40,9 +45,8 @@ def test_successor_is_started_before_the_daemon_ends(tmp_path: Path) -> None:
 if not kept:
     for number in range(300):
         keep(f"d{number}", str(number))
-print("serves", flush=True)
-while True: signal.pause()
 """
+        + SERVES
     )
     everything = {f"d{number}": str(number) for number in range(300)}
     del everything["d0"]
@@ -62,15 +66,7 @@ while True: signal.pause()
 
 def test_standby_takes_over_when_the_daemon_is_killed(tmp_path: Path) -> None:
     """And the next one waits, unless an upgrade asks for another one."""
-    child = (
-        HEIR
-        + """
-if not kept:
-    keep("state", "x")
-print("serves", flush=True)
-while True: signal.pause()
-"""
-    )
+    child = HEIR + 'if not kept: keep("state", "x")' + SERVES
     with keeper(tmp_path, child, STANDBY="yes") as program:
         for count in (1, 2, 3):
             program.wait_log("serves", count)
@@ -94,13 +90,7 @@ def test_successor_that_does_not_start_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    child = (
-        HEIR
-        + """
-print("serves", flush=True)
-while True: signal.pause()
-"""
-    )
+    child = HEIR + SERVES
     with keeper(tmp_path, child) as program:
         program.wait_log("serves")
         Path("broken").touch()
