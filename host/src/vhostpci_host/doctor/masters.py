@@ -201,7 +201,7 @@ def carrier(host: Hypervisor, device: Json) -> Iterator[Seen]:
             f"{found['why_off']}: {found['refused']}",
             means="its QEMU is kept out until it ends, and its card has no carrier",
             repair="end the master's QEMU, and start it with the memory of "
-            f"`vhostpci-host qemu-args {device['name']} --role master`",
+            f"`{master_arguments(device['name'], device['mode'])}`",
         )
     elif found["off"]:
         yield warn(

@@ -69,6 +69,14 @@ def test_command_for_the_master_of_an_attach_device_has_its_memory() -> None:
     assert "qemu-args db --role master --memory SIZE prints" in repairs["db"]
 
 
+def test_command_for_a_master_that_was_refused_has_its_memory() -> None:
+    on = Seeded()
+    attached(on)
+    on.safe["carrier"] |= {"off": True, "why_off": "refused", "refused": "too large"}
+    repairs = {one.check: one.repair for one in examine(CHECKS, on.host) if one.repair}
+    assert f"`{ARGUMENTS} --memory SIZE`" in repairs["master-carrier"]
+
+
 def test_daemon_is_replaced_by_the_name_of_a_device_of_its() -> None:
     """Without a name it would be the daemon of `run --config`, if there is one."""
     on = Seeded()
