@@ -33,6 +33,11 @@ def shortage(error: BaseException | None) -> OSError | None:
     return None
 
 
+def reason(error: OSError) -> str:
+    """Return why something failed: which limit, if that is a lack of descriptors."""
+    return no_descriptors(error) if exhausted(error) else error.strerror or str(error)
+
+
 def no_descriptors(error: OSError) -> Said:
     """Return what to tell of a lack of descriptors: which limit, and its value.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from vhostpci_shared import ivshmem
-from vhostpci_shared.limits import exhausted, no_descriptors
+from vhostpci_shared.limits import reason
 from vhostpci_shared.wire import ProtocolError
 
 from ..errors import Unusable
@@ -77,9 +77,8 @@ class SocketSource:
             self._lose(Unusable(str(why), code=why.code), fatal=True)
         except OSError as error:
             fatal = error.errno not in _ABSENT
-            what = no_descriptors(error) if exhausted(error) else error.strerror
             self._lose(
-                Unusable(f"{self._path}: {what or error}", code="G151"), fatal=fatal
+                Unusable(f"{self._path}: {reason(error)}", code="G151"), fatal=fatal
             )
         if self._client is not None:  # without a daemon there are no windows either
             self._windows.look()

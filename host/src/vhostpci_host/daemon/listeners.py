@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vhostpci_shared.errors import Said
-from vhostpci_shared.limits import exhausted, no_descriptors
+from vhostpci_shared.limits import exhausted, no_descriptors, reason
 
 from .. import sockets
 from ..device.kept import ListenerState
@@ -83,8 +83,7 @@ class Listener:
         """Accept nothing for ACCEPT_PAUSE seconds, after an accept() that failed."""
         # Without descriptors the connection stays in the queue, and the socket
         # readable: the loop would call `_ready` again and again.
-        why = no_descriptors(error) if exhausted(error) else error.strerror
-        self._complain(f"cannot accept a connection: {why}")
+        self._complain(f"cannot accept a connection: {reason(error)}")
         self._loop.remove_reader(self._server.fileno())
         self._loop.call_later(ACCEPT_PAUSE, self._unpause)
 

@@ -17,7 +17,7 @@ from typing import Any, Self
 from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
 from qemu.qmp.message import Message
 
-from vhostpci_shared.limits import exhausted, no_descriptors
+from vhostpci_shared.limits import reason
 
 from .vm import PlugError, VmAway
 
@@ -231,4 +231,4 @@ def _advice(error: OSError) -> str:
                 "its QEMU hangs, or other clients wait there; give this daemon a QMP "
                 "socket for itself"
             )
-    return no_descriptors(error) if exhausted(error) else f"{error.strerror}"
+    return reason(error)
