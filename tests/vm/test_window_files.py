@@ -8,12 +8,10 @@ window 4711 --- QMP --- root port --- agent: binds it ── file ──► a ba
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.fakes import back_end
-from tests.vm import qemu
+from tests.vm import modules, qemu
 from tests.vm.bare_slave import Slave, started
 from tests.vm.card import MIB, plugged
 from tests.vm.harness import Job
@@ -60,8 +58,8 @@ while True:
 # It follows vhost-user, and never unmaps.
 VHOST_USER_BACK_END = """
 import mmap, sys, time
-sys.path.insert(0, "/tmp/fakes")
-from back_end import FakeBackEnd, Request
+sys.path.insert(0, sys.argv[3])
+from tests.fakes.back_end import FakeBackEnd, Request
 back_end, window = FakeBackEnd.connect(sys.argv[1]), b" "
 while True:
     back_end.was_left
@@ -193,8 +191,7 @@ def test_agent_without_privileges_takes_the_window_from_its_back_end(
     slave: Slave,
 ) -> None:
     vm = slave.vm
-    vm.run("mkdir -p /tmp/fakes")
-    vm.put("/tmp/fakes/back_end.py", Path(back_end.__file__).read_bytes())
+    modules.put(vm, "tests.fakes.back_end")
     vm.put("/tmp/vhost_user.py", VHOST_USER_BACK_END.encode())
     path = "/run/back-ends/net0.sock"
     agent = vm.spawn(
@@ -203,7 +200,9 @@ def test_agent_without_privileges_takes_the_window_from_its_back_end(
     with plugged(slave) as card:
         card.publish(MEMORY)
         vm.wait_for(f"test -S {path}")
-        theirs = vm.spawn(f"exec python3 /tmp/vhost_user.py {path} {MIB}")
+        theirs = vm.spawn(
+            f"exec python3 /tmp/vhost_user.py {path} {MIB} {modules.PLACE}"
+        )
         theirs.wait_said("has mapped it")
         vm.wait_until(
             lambda: (
