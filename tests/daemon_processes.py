@@ -7,18 +7,12 @@ Or the daemon alone, with `--keeper none`.
 import os
 import signal
 from contextlib import ExitStack
-from pathlib import Path
 
+from tests.processes import children, stop
 from tests.waiting import PROCESS_TIMEOUT, is_readable
 
 NOT_TAKEN = (signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT)
 """Signals that the keeper cannot pass on."""
-
-
-def children(pid: int) -> list[int]:
-    """Return the children of a process, the oldest first."""
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(word) for word in text.split()]
 
 
 def serving(pid: int) -> int:
@@ -36,7 +30,11 @@ def send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
         return
     # Stopped, it starts no successor meanwhile.
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
+    if number == signal.SIGSTOP:
+        for child in children(pid):
+            stop(child)
+        return
     with ExitStack() as stack:
         ended = []
         for child in children(pid):

@@ -20,6 +20,7 @@ from tests.frontends.testpmd import Testpmd
 from tests.process.kept import replace
 from tests.process.lab import ATTACH, MASTER_ADDRESS, SLAVE_ADDRESS, SLAVE_TAP
 from tests.process.program import Program
+from tests.processes import stop
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.backends
@@ -146,7 +147,7 @@ def test_back_end_that_stands_still_gets_no_ring_back_before_it_has_gone(
 ) -> None:
     """It has the dead master's memory, so it must close its connection first."""
     with shared.flood():
-        shared.back_end.process.send_signal(signal.SIGSTOP)
+        stop(shared.back_end.process.pid)
         shared.master.kill()
         shared.lab.agent.wait_log("still has the memory: end it")
         shared.start_master()

@@ -12,7 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from tests.daemon_processes import children
 from tests.descriptors import open_descriptors
 from tests.fakes.frontend import Dropped, Socket
 from tests.process.lab import MEMORY, SLAVE_ADDRESS, Lab, ip
@@ -21,6 +20,7 @@ from tests.process.master import Ram
 from tests.process.matrix_model import Life, Model, Plan
 from tests.process.program import Program, ask_status, run
 from tests.process.traffic import Traffic
+from tests.processes import children, stop
 from tests.waiting import wait_for
 from vhostpci_host.daemon.control_client import ask
 from vhostpci_host.errors import HostError
@@ -174,11 +174,11 @@ class World(Lab):
         return ask(self.run_dir / "control", request, ASK_TIMEOUT)
 
     def _signal(self, pid: int, number: signal.Signals) -> None:
-        os.kill(pid, number)
         if number is signal.SIGSTOP:
             self._hung.add(pid)
-            wait_for(lambda: is_stopped(pid), f"process {pid} is stopped")
+            stop(pid)
         else:
+            os.kill(pid, number)
             self._hung.discard(pid)
 
     def set_spare(self, *, there: bool) -> None:
@@ -318,16 +318,6 @@ def is_expected(line: str, events: Sequence[str]) -> bool:
         and any(event.startswith(cause) for event in events)
         for cause, pattern in EXPECTED
     )
-
-
-def is_stopped(pid: int) -> bool:
-    """Whether each thread of a process is stopped, or the process has ended."""
-    threads = Path(f"/proc/{pid}/task").glob("*/stat")
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return all(
-            one.read_text().rpartition(")")[2].split()[0] == "T" for one in threads
-        )
-    return True
 
 
 def kinds(pid: int) -> Counter[str]:

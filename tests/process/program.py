@@ -9,6 +9,7 @@ from typing import Any
 
 from tests import daemon_processes
 from tests.descriptors import open_descriptors
+from tests.processes import stop
 from tests.vm.patience import LAST_RESORT, Patience
 from tests.waiting import PROCESS_TIMEOUT, wait_for
 from vhostpci_host.daemon.control_client import ask
@@ -61,8 +62,11 @@ class Program:
         )
 
     def send(self, number: signal.Signals) -> None:
-        """Send it a signal."""
-        self.process.send_signal(number)
+        """Send it a signal; after SIGSTOP it has stopped when this returns."""
+        if number is signal.SIGSTOP:
+            stop(self.process.pid)
+        else:
+            self.process.send_signal(number)
 
     @property
     def serving(self) -> int:

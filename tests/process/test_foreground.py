@@ -8,10 +8,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.processes import children
 from tests.threads import thread_statuses
 from tests.waiting import PROCESS_TIMEOUT, wait_for
 from vhostpci_host.daemon.control_client import ask
@@ -111,8 +113,7 @@ def test_ctrl_c_while_it_starts_ends_it(tmp_path: Path) -> None:
     """As soon as there is a daemon, and whatever it has come to."""
     for delay in (0.0, 0.05):
         with running(tmp_path) as foreground:
-            task = Path(f"/proc/{foreground.pid}/task/{foreground.pid}/children")
-            wait_for(task.read_text, "the keeper has a child")
+            wait_for(partial(children, foreground.pid), "the keeper has a child")
             time.sleep(delay)
             foreground.press(CTRL_C)
             assert foreground.wait() == 0

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon_processes import children
 from tests.fakes.frontend import Dropped, Socket
 from tests.fakes.netns import private_network
 from tests.process.attach import AttachLab
 from tests.process.kept import replace, serving
 from tests.process.lab import ATTACH, Lab
 from tests.process.program import DaemonProgram
+from tests.processes import children, stop
 from tests.waiting import PROCESS_TIMEOUT, TIMEOUT, wait_for
 from vhostpci_host.daemon.control_client import ask
 from vhostpci_shared import vhost_user as vu
@@ -304,7 +304,7 @@ def test_daemon_that_hangs_is_replaced(kept: Lab) -> None:
     """A master whose driver is unloaded meanwhile waits no longer than that takes."""
     start(kept)
     before = serving(kept)
-    os.kill(before, signal.SIGSTOP)
+    stop(before)
     kept.master.unload()
     assert serving(kept) != before
     assert kept.daemon.said(f"the daemon (pid {before}) hangs") == 1
@@ -335,7 +335,7 @@ def test_reload_replaces_an_arena_when_a_slow_keeper_has_closed_it(
     size, file = lab.arena.stat().st_size, tmp_path / "vms.toml"
     file.write_text(file.read_text().replace('memory = "', 'memory = "64M" # '))
     keeper = daemon.process.pid
-    os.kill(keeper, signal.SIGSTOP)
+    stop(keeper)
     goes_on = threading.Timer(0.3, os.kill, (keeper, signal.SIGCONT))
     goes_on.start()
     done = ask(lab.run_dir / "control", {"command": "reload"}, PROCESS_TIMEOUT)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.process.kept_program import keeper, kill_last, pids
+from tests.processes import waits_in
 from tests.waiting import wait_for
 from vhostpci_host.keeper import notices
 
@@ -405,14 +406,11 @@ time.sleep(60)
     with keeper(tmp_path, child) as program:
         for count in range(1, 5):
             program.wait_log("pid ", count)
-            wait_for(lambda: b"sleep" in wchan(pids(program)[-1]), lambda: program.log)
+            wait_for(
+                lambda: "sleep" in waits_in(pids(program)[-1]), lambda: program.log
+            )
             kill_last(program)
         assert program.said("has {'state': 'x'}") == 4
-
-
-def wchan(pid: int) -> bytes:
-    """Return in which function of the kernel a process waits."""
-    return Path(f"/proc/{pid}/wchan").read_bytes()
 
 
 def test_service_manager_is_told_of_the_daemon(tmp_path: Path) -> None:

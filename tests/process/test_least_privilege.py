@@ -14,6 +14,7 @@ import pytest
 
 from tests.process.lab import SLAVE_TAP, Lab
 from tests.process.program import run
+from tests.processes import children
 from tests.threads import thread_statuses
 from tests.waiting import wait_for
 
@@ -38,9 +39,7 @@ def status(path: Path) -> dict[str, str]:
 
 def helpers(lab: Lab) -> list[int]:
     """The PIDs of the agent's helpers."""
-    pid = lab.agent.process.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(child) for child in children.split()]
+    return children(lab.agent.process.pid)
 
 
 def check_threads(lab: Lab) -> None:

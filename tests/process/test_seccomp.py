@@ -14,6 +14,7 @@ import pytest
 from tests.fakes.libvirt import FakeLibvirt
 from tests.process.lab import Lab
 from tests.process.program import ask_status
+from tests.processes import children
 from tests.threads import thread_statuses
 from tests.waiting import wait_for
 
@@ -75,7 +76,7 @@ def test_virsh_is_run_by_another_process(
     daemon = lab.start_daemon("--seccomp", "kill", "--slave-libvirt", "switch")
     daemon.wait_log("the slave VM switch answers")
     pid = daemon.serving
-    (runner,) = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    (runner,) = children(pid)
     assert set(tasks(pid).values()) == {"2"}
     assert tasks(runner) == {"vhostpci-virsh": "0"}
     assert daemon.end(signal.SIGTERM) == 0
