@@ -5,12 +5,15 @@ Its root file system is this machine's own (hostfs), read-only; so it has every
 program that this machine has, and needs no image.
 """
 
+import os
 import re
+import signal
 from collections.abc import Iterable
 from pathlib import Path
 
 from tests.frontends.console import Console
 from tests.process.lab import MASTER_ADDRESS, SLAVE_ADDRESS, ping
+from tests.processes import children, stop
 from tests.waiting import wait_for
 
 INIT = Path(__file__).parent / "uml-init"
@@ -71,6 +74,19 @@ class UserModeLinux(Console):
 
     def _status(self, before: int) -> re.Match[str] | None:
         return re.search(r"^@(\d+)", self.log[before:], re.MULTILINE)
+
+    def stand_still(self) -> None:
+        """Stop its kernel, which runs all its programs."""
+        stop(self._kernel)
+
+    def go_on(self) -> None:
+        """Continue after `stand_still`."""
+        os.kill(self._kernel, signal.SIGCONT)
+
+    @property
+    def _kernel(self) -> int:
+        (pid,) = children(self.process.pid)
+        return pid
 
     def up(self, name: str = "eth0") -> None:
         """Give the card its address, and set it up."""
