@@ -32,6 +32,10 @@ class NoAnswer(HostError):
     """A daemon ended the connection instead of answering: perhaps it has ended."""
 
 
+class NotNow(HostError):
+    """Something else is under way, which ends by itself: the same may work later."""
+
+
 class FileError(HostError):
     """A configuration file has mistakes; the text has one line for each."""
 

@@ -24,7 +24,7 @@ from ..config import options
 from ..config.device import DeviceConfig, Mode, daemon_control
 from ..config.file import ConfigFile
 from ..device.peer_log import PeerLog
-from ..errors import HostError, InUse
+from ..errors import HostError, InUse, NotNow
 from ..hotplug.pool import SlavePool
 from ..interfaces import Json
 from ..ivshmem.linger import Linger
@@ -409,13 +409,14 @@ class Daemon:
         """Refuse to read the file while devices come or go.
 
         Raises:
-            HostError: a device is being added or removed, or the daemon is ending.
+            NotNow: a device is being added or removed, or the file is read again.
+            HostError: the daemon is ending.
         """
         self.check_goes_on()
         for name, entry in self._entries.items():
             if entry.arriving or entry.leaving:
                 going = "added" if entry.arriving else "removed"
-                raise HostError(
+                raise NotNow(
                     f"device {name!r} is being {going}: try again later", code="H071"
                 )
 
@@ -553,13 +554,14 @@ class Daemon:
         """Refuse to change devices that are being closed, or changed otherwise.
 
         Raises:
-            HostError: the daemon is ending, or reads its file again.
+            NotNow: the daemon reads its file again.
+            HostError: it is ending.
         """
         if self._ended.done():
             raise HostError(
                 "the daemon is ending: try again when the next one runs", code="H076"
             )
         if self._reload is not None and self._reload.busy:
-            raise HostError(
+            raise NotNow(
                 "the daemon is reloading its file: try again later", code="H077"
             )

@@ -12,10 +12,13 @@ from typing import Protocol
 
 from ..config.device import TWO_USES, DeviceConfig, conflicts
 from ..config.file import ConfigFile, load
-from ..errors import HostError
+from ..errors import HostError, NotNow
 from ..interfaces import Json
 
 log = logging.getLogger(__name__)
+
+AGAIN = 0.2
+"""Seconds until what a signal asks for is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,7 @@ class Devices(Protocol):
     """The daemon, as a `Reload` uses it."""
 
     def check_settled(self) -> None:
-        """Raise HostError while devices come or go."""
+        """Raise NotNow while devices come or go, and HostError at the daemon's end."""
 
     def configs(self) -> dict[str, DeviceConfig]:
         """Return the configuration of each device, also of those that failed."""
@@ -120,6 +123,8 @@ class Reload:
         self._devices = devices
         self._file = file
         self._begun = asyncio.Event()
+        self._asked = False
+        """Whether a signal has asked, and the file has not been read since."""
         # asyncio itself keeps only a weak reference to a task.
         self._task: asyncio.Task[None] | None = None
 
@@ -135,16 +140,35 @@ class Reload:
         await self._begun.wait()
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Read the file again in a task of the loop; an error is logged."""
-        if self._task is not None and not self._begun.is_set():
-            return  # that task has not read it yet
-        self._task = loop.create_task(self._now_or_log())
+        """Read the file again in a task of the loop, as soon as nothing else changes.
 
-    async def _now_or_log(self) -> None:
-        try:
-            await self.now()
-        except HostError as error:
-            log.error("not reloaded, and nothing has changed: %s", error)
+        An error is logged.
+        """
+        self._asked = True
+        if self._task is None or self._task.done():
+            self._task = loop.create_task(self._while_asked())
+
+    async def _while_asked(self) -> None:
+        """Read the file until no signal has come since it was read.
+
+        Who sends a signal gets no answer, so none may be lost: the file may have been
+        changed since the reload that is under way has read it.
+        """
+        await self.wait_begun()
+        waits = False
+        while self._asked:
+            self._asked = False
+            try:
+                await self.now()
+            except NotNow as error:
+                if not waits:
+                    log.info("SIGHUP waits: %s", error)
+                self._asked = waits = True
+                await asyncio.sleep(AGAIN)
+                continue
+            except HostError as error:
+                log.error("not reloaded, and nothing has changed: %s", error)
+            waits = False
 
     async def now(self) -> Json:
         """Read the file again, and do what it says; return what has changed.

@@ -2,6 +2,8 @@
 """A configuration file that is read again: what changes, and what must not."""
 
 import asyncio
+import os
+import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +12,12 @@ from typing import Any
 import pytest
 
 from tests.fakes.windows import MIB
-from tests.waiting import TIMEOUT
+from tests.waiting import TIMEOUT, until
 from vhostpci_host.config.device import DeviceConfig
 from vhostpci_host.config.file import load
 from vhostpci_host.daemon.daemon import Daemon
 from vhostpci_host.daemon.pluggers import Pluggers
-from vhostpci_host.daemon.reload import compare
+from vhostpci_host.daemon.reload import AGAIN, compare
 from vhostpci_host.errors import FileError, HostError
 
 A = DeviceConfig(name="a", memory=MIB)
@@ -180,6 +182,57 @@ def test_nothing_else_is_changed_meanwhile(
             "removed": [],
             "failed": {},
         }
+
+    play(part)
+
+
+Begin = Callable[[Scene], Awaitable[object]]
+
+
+async def hang_up(_: Scene) -> None:
+    os.kill(os.getpid(), signal.SIGHUP)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(Scene.reload, id="the file is read"),
+        pytest.param(hang_up, id="the file is read because of a signal"),
+        pytest.param(
+            lambda scene: scene.daemon.requests.remove({"name": "b"}),
+            id="a device is removed",
+        ),
+    ],
+)
+def test_signal_has_the_file_read_when_what_is_under_way_has_ended(
+    play: Callable[[Play], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    change: Begin,
+) -> None:
+    caplog.set_level("INFO")
+
+    async def part(scene: Scene) -> None:
+        begun, end = asyncio.Event(), asyncio.Event()
+
+        async def wait(self: Pluggers, name: str) -> None:
+            begun.set()
+            await end.wait()
+
+        monkeypatch.setattr(Pluggers, "unplug", wait)
+        scene.write("a")
+        changing = asyncio.ensure_future(change(scene))
+        await begun.wait()
+        scene.write("a", "c")
+        for _ in range(2):
+            await hang_up(scene)
+        await asyncio.sleep(3 * AGAIN)
+        assert scene.daemon.configs().keys() == {"a", "b"}
+        end.set()
+        await changing
+        await until(lambda: scene.daemon.configs().keys() == {"a", "c"})
+        assert "not reloaded" not in caplog.text
+        assert caplog.text.count("SIGHUP waits: ") <= 1
 
     play(part)
 
