@@ -36,7 +36,7 @@ def path_length(host: Hypervisor, device: Json) -> Iterator[Seen]:
         longest,
         found,
         means="no program can connect to a socket with such a path",
-        repair="a shorter --run-dir, --socket-path or NAME",
+        repair="a shorter --run-dir, --socket-path or name",
     )
 
 

@@ -48,7 +48,8 @@ def _chardev(
             f"pid {pid} uses {chardev['path']} as a "
             f"{'slave' if role == 'master' else 'master'}",
             means="it waits at the other role's socket, and hangs at its start",
-            repair="the master's socket is NAME.vhost-user, the slave's NAME.ivshmem",
+            repair=f"the master's socket is {device['sockets']['vhost_user']}, the "
+            f"slave's {device['sockets']['ivshmem']}",
         )
     listens = is_on(chardev, "server")
     wanted = role == "master" and bool(device.get("connects"))
@@ -174,7 +175,8 @@ def front_end(host: Hypervisor, device: Json) -> Iterator[Seen]:
             _status(device),
             f"{state}: {device['master']['problem']}",
             means="what is connected does not speak as a master does",
-            repair="the master's socket is NAME.vhost-user; start its QEMU again",
+            repair=f"the master's socket is {device['sockets']['vhost_user']}; start "
+            "its QEMU again",
         )
     else:
         pid = device["master"]["pid"]

@@ -6,12 +6,11 @@ from pathlib import Path, PurePosixPath
 
 from vhostpci_shared.findings import CannotLook, Seen, error, look_safely, ok, warn
 
+from ..config.commands import master_arguments
 from ..interfaces import Json
 from ..memory.room import Promise, shortages
 from .command_line import CommandLine, is_on
 from .hypervisor import Hypervisor, each_device, mib, process
-
-_ARGUMENTS = "the memory arguments of vhostpci-host qemu-args NAME --role master"
 
 _CONFINED = "a confined master shares a part of it alone: confined-memory looks at that"
 _PEOPLE = range(1000, 60001)
@@ -20,6 +19,16 @@ _PEOPLE = range(1000, 60001)
 
 def _status(device: Json) -> str:
     return f"vhostpci-host status {device['name']}"
+
+
+def _arguments(device: Json) -> str:
+    return (
+        f"the memory arguments of `{master_arguments(device['name'], device['mode'])}`"
+    )
+
+
+def _share(device: Json) -> str:
+    return f"share=on for each -object of its memory, as in {_arguments(device)}"
 
 
 def room(host: Hypervisor) -> Iterator[Seen]:
@@ -92,13 +101,13 @@ def shared(host: Hypervisor, device: Json) -> Iterator[Seen]:
             _status(device),
             f"{device['state']}{f': {problem}' if problem else ''}",
             means="the slave cannot see the master's packets",
-            repair=f"start the master with {_ARGUMENTS}",
+            repair=f"start the master with {_arguments(device)}",
         )
         return
     if device.get("confined"):
         raise CannotLook(_CONFINED)
     if host.memdevs is not None:
-        yield from _memdevs(host.memdevs())
+        yield from _memdevs(device, host.memdevs())
         return
     pid, line = host.peer_line(device, "master")
     for backend in _memory_backends(line):
@@ -107,7 +116,7 @@ def shared(host: Hypervisor, device: Json) -> Iterator[Seen]:
                 f"{process(pid)}/cmdline",
                 f"memory {backend.get('id', '?')} is without share=on",
                 means="QEMU has a private copy of it, which the slave cannot see",
-                repair=f"share=on for each -object of its memory, as {_ARGUMENTS} says",
+                repair=_share(device),
             )
             return
     yield from look_safely(lambda: _mapped(host, device, pid))
@@ -126,7 +135,7 @@ def _default_share(backend: dict[str, str]) -> str:
     return "on" if backend.get("qom-type") == "memory-backend-memfd" else "off"
 
 
-def _memdevs(found: list[Json]) -> Iterator[Seen]:
+def _memdevs(device: Json, found: list[Json]) -> Iterator[Seen]:
     """Judge what QEMU answers to `query-memdev`."""
     private = [str(one.get("id", "?")) for one in found if not one.get("share")]
     if not private:
@@ -136,7 +145,7 @@ def _memdevs(found: list[Json]) -> Iterator[Seen]:
         "query-memdev",
         f"memory {', '.join(private)} is not shared",
         means="QEMU has a private copy of it, which the slave cannot see",
-        repair=f"share=on for each -object of its memory, as {_ARGUMENTS} says",
+        repair=_share(device),
     )
 
 
@@ -157,7 +166,7 @@ def _mapped(host: Hypervisor, device: Json, pid: int) -> Iterator[Seen]:
         looked_at,
         found,
         means="its packets are in memory that the slave does not see",
-        repair=f"start the master with {_ARGUMENTS}",
+        repair=f"start the master with {_arguments(device)}",
     )
 
 

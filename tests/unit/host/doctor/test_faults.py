@@ -34,5 +34,13 @@ def test_a_fault_is_found_by_its_check_alone(fault: Fault) -> None:
     assert {one.check for one in found} == {fault.check, fault.also} - {""}
 
 
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_repair_of_a_device_names_the_device(fault: Fault) -> None:
+    seeded = Seeded()
+    host = fault.seed(seeded) or seeded.host
+    repairs = [one.repair for one in complaints(CHECKS, host) if one.about]
+    assert not [repair for repair in repairs if "NAME" in repair.split()]
+
+
 def test_every_check_has_a_fault_that_it_finds() -> None:
     assert {fault.check for fault in FAULTS} == {check.name for check in CHECKS}
