@@ -4,8 +4,9 @@
 import pytest
 
 from tests.seeded_faults import blind, complaints
-from tests.unit.host.doctor.faults import FAULTS, Fault, Seeded
+from tests.unit.host.doctor.faults import FAULTS
 from tests.unit.host.doctor.healthy import healthy
+from tests.unit.host.doctor.seeded import Fault, Seeded
 from vhostpci_host.doctor.checks import CHECKS
 from vhostpci_shared.findings import Level, examine
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.unit.host.doctor.faults import Seeded
 from tests.unit.host.doctor.healthy import SAFE_MASTER
+from tests.unit.host.doctor.seeded import Seeded
 from vhostpci_host.doctor.checks import CHECKS
 from vhostpci_shared.findings import examine
 
