@@ -38,6 +38,8 @@ _NO_DMA = frozenset(
 """Devices whose drivers put nothing into memory, beside virtio devices."""
 _SHORT = ("nic", "net", "usb", "usbdevice", "audio", "soundhw", "hda", "hdb", "cdrom")
 """Options that add devices which use DMA."""
+_SCREENS = ("none", "std", "virtio")
+"""Values of -vga that add none which uses DMA by the kernel's interface."""
 
 
 def _arguments(device: Json, line: CommandLine) -> str:
@@ -193,6 +195,9 @@ def _others(line: CommandLine, known: Sequence[Values | None]) -> Iterator[str]:
     for option in _SHORT:
         if any(line.all(option)):
             yield f"what -{option} adds"
+    for screen in line.texts("vga"):
+        if screen not in _SCREENS:
+            yield f"what -vga {screen} adds"
     yield from _of_machine(_machine(line))
 
 
@@ -203,6 +208,9 @@ def _not_allowed(device: Values) -> str | None:
         return f"a vIOMMU ({driver})"
     if driver.startswith("vhost-user-"):
         return f"{driver}, whose back-end has the shared region"
+    if driver.startswith("virtio-crypto"):
+        # Its back-end is an object, cryptodev-vhost-user perhaps.
+        return f"{driver}, whose back-end may be a process that has the shared region"
     if driver.startswith(("virtio-", "vhost-")):
         on = is_on(device, "iommu_platform")
         return f"{driver} with iommu_platform=on" if on else None

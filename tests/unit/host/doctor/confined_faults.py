@@ -99,6 +99,14 @@ def _vhost_user_device(on: Seeded) -> None:
     on.append(SAFE_MASTER, "-device", "vhost-user-fs-pci,chardev=more,tag=data")
 
 
+def _screen(on: Seeded) -> None:
+    on.append(SAFE_MASTER, "-vga", "vmware")
+
+
+def _crypto(on: Seeded) -> None:
+    on.append(SAFE_MASTER, "-device", "virtio-crypto-pci,cryptodev=c")
+
+
 def _monitor_says(**device: str) -> Callable[[Seeded], Hypervisor]:
     return lambda on: replace(on.host, plugged=lambda: [CARD, device])
 
@@ -166,6 +174,8 @@ CONFINED_FAULTS = (
     Fault("another vhost-user card", "confined-devices", _vhost_user_card),
     Fault("a second confined card", "confined-devices", _second_confined),
     Fault("vhost-user that is no card", "confined-devices", _vhost_user_device),
+    Fault("a screen that uses DMA", "confined-devices", _screen),
+    Fault("virtio-crypto", "confined-devices", _crypto),
     Fault("e1000, plugged", "confined-plugged", _monitor_says(driver="e1000")),
     Fault(
         "vhost-user, plugged",
