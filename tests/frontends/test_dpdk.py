@@ -173,7 +173,7 @@ def test_testpmd_that_connects_once_keeps_its_card_when_the_daemon_is_killed(
         pmd.started()
         assert_answers(lab, pmd)
         replace(lab)
-        assert lab.ping_from_slave(10, "-W", "20") == 10
+        assert lab.ping_from_slave(10) == 10
         pmd.run("port stop all")
         replace(lab)
         pmd.run("port start all")

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.frontends.console import Console
-from tests.process.lab import MASTER_ADDRESS, SLAVE_ADDRESS, ping
+from tests.pings import came_back, ping
+from tests.process.lab import MASTER_ADDRESS, SLAVE_ADDRESS
 from tests.processes import children, stop
 from tests.waiting import wait_for
 
@@ -95,9 +96,7 @@ class UserModeLinux(Console):
     def ping(self, count: int = 5) -> int:
         """Ping the slave; return how many came back."""
         output = self.run(f"{' '.join(ping(count))} {SLAVE_ADDRESS}", check=False)
-        received = re.search(r"(\d+) received", output)
-        assert received, output
-        return int(received[1])
+        return came_back(output, count)
 
     def reload_driver(self) -> None:
         """Unload the card's driver, and load it again."""

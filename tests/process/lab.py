@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
+from tests.pings import came_back, ping
 from tests.process.master import TAP as MASTER_TAP
 from tests.process.master import Master, Ram
 from tests.process.program import DaemonProgram, Program, ask_status, run
@@ -267,33 +268,13 @@ class Lab:
 
     def ping_from_master(self, count: int = 5, *options: str) -> int:
         """Ping the slave; return how many came back."""
-        return received(run(*ping(count, *options), SLAVE_ADDRESS))
+        done = run(*ping(count, *options), SLAVE_ADDRESS)
+        return came_back(done.stdout + done.stderr, count)
 
     def ping_from_slave(self, count: int = 5, *options: str) -> int:
         """Ping the master; return how many came back."""
-        return received(self.run_in_slave(*ping(count, *options), MASTER_ADDRESS))
-
-
-# Once replies have come, ping waits one interval for the last one, not -W.
-PING = ("ping", "-n", "-q", "-i", "0.1", "-W", "2")
-
-
-def ping(count: int, *options: str) -> tuple[str, ...]:
-    """Return a command that sends so many pings: all but one at once.
-
-    The last one comes when everything has fallen asleep again, and is waited for twice
-    as long.  With options that say more, none are sent together: large ones might not
-    find room.
-    """
-    together = () if options else ("-i", "0.2", "-l", str(max(count - 1, 1)))
-    return (*PING, *together, "-c", str(count), *options)
-
-
-def received(done: subprocess.CompletedProcess[str]) -> int:
-    """How many packets a ping got back."""
-    summary = [line for line in done.stdout.splitlines() if "received" in line]
-    assert summary, done.stdout + done.stderr
-    return int(summary[0].split(",")[1].split()[0])
+        done = self.run_in_slave(*ping(count, *options), MASTER_ADDRESS)
+        return came_back(done.stdout + done.stderr, count)
 
 
 def set_up_master(address: str) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.netns import private_network
+from tests.pings import ping, unbroken
 from tests.process.attach import AttachLab
-from tests.process.lab import ATTACH, MASTER_ADDRESS, PING, Lab
+from tests.process.lab import ATTACH, MASTER_ADDRESS, Lab
 from tests.process.master import Master, Ram
 from tests.process.program import Program
 from tests.process.test_packets import iperf
@@ -101,15 +102,15 @@ def test_no_packet_is_lost_when_memory_is_added_and_removed(shared: AttachLab) -
         table = master.frontend.regions
         (one, fd), high = extra.memory_table()[0], 1 << 32
         longer = [*table, (MemRegion(high, one.size, one.user_addr + high, 0), fd)]
-        command = [*shared.slave.prefix, *PING, "-c", "40", MASTER_ADDRESS]
-        ping = shared.start_server(command)
+        command = [*shared.slave.prefix, *ping(40, "-i", "0.1"), MASTER_ADDRESS]
+        pings = shared.start_server(command)
         for regions in cycle((longer, table)):
-            if ping.process.poll() is not None:
+            if pings.process.poll() is not None:
                 break
             master.frontend.regions = regions
             master.frontend.set_memory()
             time.sleep(0.2)
-        assert "40 received" in ping.log
+        assert unbroken(pings.log) == 40
 
 
 # What follows has a lab for each test: an agent, a daemon or memory is lost in it.

@@ -13,13 +13,12 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.netns import private_network
+from tests.pings import came_back, ping
 from tests.process.lab import (
     ATTACH,
     MASTER_ADDRESS,
     MEMORY,
-    PING,
     Lab,
-    received,
     set_up_master,
 )
 from tests.process.master import Master, Ram
@@ -104,15 +103,16 @@ def shared(switches: Shared[Ports]) -> Iterator[Ports]:
         yield ports
 
 
-def ping(count: int = 10) -> int:
+def answers(count: int = 10) -> int:
     """Ping the other master from the first; return how many came back."""
-    return received(run(*PING, "-c", str(count), OTHER_ADDRESS))
+    done = run(*ping(count), OTHER_ADDRESS)
+    return came_back(done.stdout + done.stderr, count)
 
 
 @pytest.mark.usefixtures("shared")
 def test_masters_ping_each_other_through_the_bridge() -> None:
-    wait_for(lambda: ping(1) == 1, "a first ping comes back")
-    assert ping() == 10
+    wait_for(lambda: answers(1) == 1, "a first ping comes back")
+    assert answers() == 10
 
 
 def test_agents_join_a_bridge_that_was_deleted_and_made_again(ports: Ports) -> None:
@@ -123,8 +123,8 @@ def test_agents_join_a_bridge_that_was_deleted_and_made_again(ports: Ports) -> N
     slave.run("ip link add br0 up type bridge forward_delay 0")
     for port in ports:
         wait_for(port.forwards, f"{port.tap} forwards")
-    wait_for(lambda: ping(1) == 1, "a first ping comes back")
-    assert ping() == 10
+    wait_for(lambda: answers(1) == 1, "a first ping comes back")
+    assert answers() == 10
     assert all(port.agent.log.count("is gone") == 1 for port in ports)
 
 
@@ -135,7 +135,7 @@ def test_driver_that_is_unloaded_switches_off_its_port_alone(shared: Ports) -> N
     assert one.forwards()
     another.master.load()
     wait_for(another.forwards, "it is on again")
-    wait_for(lambda: ping(1) == 1, "a ping comes back")
+    wait_for(lambda: answers(1) == 1, "a ping comes back")
 
 
 def test_bridge_stays_when_the_agents_end(ports: Ports) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from tests.fakes.netns import private_network
 from tests.fakes.udp_bursts import DATAGRAMS, receive, send
-from tests.process.lab import MASTER_ADDRESS, PING, SLAVE_ADDRESS, Lab
+from tests.pings import ping, unbroken
+from tests.process.lab import MASTER_ADDRESS, SLAVE_ADDRESS, Lab
 from tests.process.program import run
 from tests.process.shared import Shared
 from tests.waiting import wait_for, when_still
@@ -146,10 +147,10 @@ def test_no_packet_is_lost_while_another_device_is_removed_and_added(lab: Lab) -
     lab.start_master().load()
     lab.wait_carrier("UP")
     wait_for(lambda: lab.ping_from_master(1) == 1, "a first ping comes back")
-    flood = lab.start_server([*PING, "-i", "0.01", "-c", "400", SLAVE_ADDRESS])
+    flood = lab.start_server([*ping(400, "-i", "0.01"), SLAVE_ADDRESS])
     for _ in range(3):
         for words in (["remove", "net1"], ["add", "net1", "--memory", "16M"]):
             assert lab.run_host(*words).returncode == 0
     assert flood.wait() == 0
-    assert "400 received" in flood.log
+    assert unbroken(flood.log) == 400
     assert daemon.process.poll() is None

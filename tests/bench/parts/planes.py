@@ -28,6 +28,7 @@ from tests.bench.front_ends import FRAME, PEER_TAP, SIZES, Side
 from tests.bench.plan import CannotMeasure, Part, Plan
 from tests.bench.report import PACKET_TIME
 from tests.fakes.netns import private_network
+from tests.pings import ping
 from tests.process.lab import MASTER_ADDRESS
 
 SECONDS, QUICK_SECONDS = 1.0, 0.3
@@ -76,12 +77,11 @@ def round_trip(side: Side, count: int) -> float:
     Raises:
         CannotMeasure: too few came back.
     """
-    words = ("ping", "-n", "-i", "0.005", "-c", str(count), MASTER_ADDRESS)
+    words = (*ping(count, "-i", "0.005"), MASTER_ADDRESS)
     with side.turn():
         text = side.namespace.output(*words)
     trips = [1000 * float(found) for found in re.findall(r"time=([\d.]+) ms", text)]
-    # ping does not wait for the last ones, which may be late.
-    if len(trips) < count * 0.8:
+    if len(trips) < count:
         raise CannotMeasure(f"{len(trips)} of {count} pings came back")
     return float(np.percentile(trips, 10))
 

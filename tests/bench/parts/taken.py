@@ -24,12 +24,11 @@ from tests.bench.figures import Figure
 from tests.bench.plan import CannotMeasure, Part, Plan
 from tests.fakes.netns import private_network
 from tests.frontends.uml import UserModeLinux, card
+from tests.pings import ping
 from tests.process.attach import AttachLab
 from tests.process.lab import ATTACH, MASTER_ADDRESS
 
 PINGS, QUICK_PINGS = 300, 60
-TRIES = 5
-"""How often pings begin again because the machine had no time for their answers."""
 AS_IT_IS = ""
 OLDER_AGENT = (
     r"from vhostpci_shared import ivshmem; ivshmem.TAKES_KICKS = b'\0vhostpci.older.'; "
@@ -75,17 +74,13 @@ class Round:
 
 def pinged(lab: AttachLab, count: int) -> Round:
     """Ping the master; return what that took."""
-    for _ in range(TRIES):
-        before = daemon_us(lab)
-        done = lab.run_in_slave(
-            *("ping", "-n", "-i", "0.005", "-c", str(count), MASTER_ADDRESS)
-        )
-        spent = daemon_us(lab) - before
-        trips = [float(one) for one in re.findall(r"time=([\d.]+) ms", done.stdout)]
-        # ping does not wait for the last ones, which are late on a busy machine.
-        if len(trips) >= count * 0.9:
-            return Round(1000 * float(np.percentile(trips, 10)), spent / count)
-    raise CannotMeasure(f"{len(trips)} of {count} pings came back, {TRIES} times")
+    before = daemon_us(lab)
+    done = lab.run_in_slave(*ping(count, "-i", "0.005"), MASTER_ADDRESS)
+    spent = daemon_us(lab) - before
+    trips = [float(one) for one in re.findall(r"time=([\d.]+) ms", done.stdout)]
+    if len(trips) < count:
+        raise CannotMeasure(f"{len(trips)} of {count} pings came back")
+    return Round(1000 * float(np.percentile(trips, 10)), spent / count)
 
 
 def daemon_us(lab: AttachLab) -> float:
