@@ -41,11 +41,16 @@ class BackEndLab(AttachLab):
         self.start_agent()
 
     def wait_running(self) -> None:
-        """Wait until the back-end has the rings."""
-        wait_for(
-            lambda: self.status()["state"] == "running",
-            lambda: f"{self.status()}\n{self.agent.log}",
-        )
+        """Wait until the back-end has the rings, from the present agent.
+
+        A back-end that has yet to see that an agent has ended goes on with its rings.
+        """
+        wait_for(self._runs, lambda: f"{self.status()}\n{self.agent.log}")
+
+    def _runs(self) -> bool:
+        status = self.status()
+        pid = (status["slave"] or {}).get("pid")
+        return status["state"] == "running" and pid == self.agent.process.pid
 
     def wait_withheld(self, feature: str) -> None:
         """Wait until the daemon knows that the back-end lacks a feature."""

@@ -120,6 +120,7 @@ def test_agent_that_is_killed_leaves_the_other_port_alone(shared: Scene) -> None
     other = len(shared.labs[1].agent.log)
     shared.labs[0].agent.end(signal.SIGKILL)
     shared.labs[0].start_agent()
+    shared.labs[0].wait_running()
     shared.wait_reachable()
     assert "closed the connection" not in shared.labs[1].agent.log[other:]
 

@@ -78,9 +78,11 @@ class Scene:
 
     def measure_forwarded(self, *options: str) -> float:
         """Return the MB of one TCP stream that a client of the slave's opens."""
+        listens = f"grep -q ':{FORWARDED:04X} .* 0A ' /proc/net/tcp*"
+        # The server of the measurement before may not have ended yet.
+        self.master.run(f"while {listens}; do sleep 0.1; done")
         self.master.run(f"iperf3 -s -1 -D -p {FORWARDED}")
-        listens = f":{FORWARDED:04X} .* 0A "
-        self.master.run(f"until grep -q '{listens}' /proc/net/tcp*; do sleep 0.1; done")
+        self.master.run(f"until {listens}; do sleep 0.1; done")
         client = ("iperf3", "-J", "-p", str(FORWARDED), "-c", "127.0.0.1", "-t", "1")
         return _megabytes(json.loads(self.lab.run_in_slave(*client, *options).stdout))
 
@@ -93,6 +95,7 @@ class Scene:
         wait_for(lambda: "sec" in server.log, lambda: server.log)
         yield
         report = json.loads(self.master.run("wait; cat /tmp/stream"))
+        server.wait()
         # Of 15, what is under way when the client has sent all of it is not counted.
         assert _megabytes(report) > 10
 
@@ -112,9 +115,11 @@ class Scene:
 
     def measure(self, *options: str) -> float:
         """Return the MB that went through one TCP stream."""
-        self.serve()
+        server = self.serve()
         command = f"iperf3 -J -c {SLAVE_ADDRESS} {' '.join(options)}"
-        return _megabytes(json.loads(self.master.run(command)))
+        report = json.loads(self.master.run(command))
+        server.wait()  # the next one needs its port
+        return _megabytes(report)
 
 
 def _megabytes(report: dict[str, Any]) -> float:

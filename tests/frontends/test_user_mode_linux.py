@@ -60,6 +60,7 @@ def iperf(lab: AttachLab, uml: UserModeLinux, *options: str) -> float:
     server.wait_log("listening")
     words = " ".join(options)
     report = json.loads(uml.run(f"iperf3 -J -t 1 -c {SLAVE_ADDRESS} {words}"))
+    server.wait()  # the next one needs its port
     assert "error" not in report, report["error"]
     return float(report["end"]["sum_received"]["bits_per_second"]) / 1e6
 
