@@ -26,7 +26,7 @@ from tests.waiting import wait_for
 
 KERNEL = SUPPORTED_KERNELS["6.12"]
 """Of both VMs: the oldest one that resumes from RAM (see `power.suspend_to_ram`)."""
-BACK = 3.0
+BACK = 10.0
 """Seconds of a VM's own time after which packets must cross, once both VMs are up."""
 NETDEV = "vhostpci-card-net"
 """The master's card in QEMU, as `qemu-args` names it."""

