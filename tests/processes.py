@@ -3,7 +3,6 @@
 
 import os
 import signal
-from contextlib import suppress
 from pathlib import Path
 
 from tests.waiting import wait_for
@@ -33,10 +32,16 @@ def stop(pid: int) -> None:
 
 def is_stopped(pid: int) -> bool:
     """Whether each thread of a process is stopped, or the process has ended."""
-    threads = Path(f"/proc/{pid}/task").glob("*/stat")
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return all(_state(one) in "TZ" for one in threads)
-    return True
+    return all(
+        _has_ended_or(one, "T") for one in Path(f"/proc/{pid}/task").glob("*/stat")
+    )
+
+
+def _has_ended_or(stat: Path, state: str) -> bool:
+    try:
+        return _state(stat) in (state, "Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def _state(stat: Path) -> str:

@@ -6,6 +6,7 @@ import socket
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from tests.waiting import TIMEOUT
 from vhostpci_guest.dataplane.mapping import Mapping
 from vhostpci_guest.eventfds import drain, new_eventfd
 from vhostpci_shared import ivshmem
@@ -33,7 +34,7 @@ class FakeServer:
         )
         self._listener.bind(str(path))
         self._listener.listen()
-        self._listener.settimeout(5)
+        self._listener.settimeout(TIMEOUT)
         self._client: socket.socket | None = None
         self.memory = os.memfd_create("arena")
         self._undo.callback(os.close, self.memory)

@@ -21,7 +21,6 @@ import sys
 from vhostpci_host.keeper import process, signals
 from vhostpci_host.keeper.process import Keeper, Upstream
 import os
-process.STARTING = process.PATIENCE
 exec(os.environ.get("CHANGE", ""))
 command = [sys.executable, "-c", os.environ["CHILD"]]
 upstream = Upstream(os.environ.get("NOTIFY_SOCKET"))

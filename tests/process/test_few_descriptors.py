@@ -7,9 +7,12 @@ import pytest
 
 from tests.process.lab import SLAVE_TAP, Lab
 from tests.process.program import run
-from tests.waiting import wait_for
+from tests.waiting import wait_for, when_still
 
 pytestmark = pytest.mark.process
+
+STILL = 0.2
+"""Seconds in which what serves a command has closed its connection."""
 
 
 def test_agent_raises_its_soft_limit(lab: Lab) -> None:
@@ -31,7 +34,7 @@ def test_agent_that_may_have_too_few_descriptors_says_so(lab: Lab) -> None:
 
 def test_agent_waits_for_a_daemon_that_has_no_descriptors_left(lab: Lab) -> None:
     daemon = lab.start_daemon()
-    limit(daemon.serving, daemon.descriptors() + 2)
+    limit(daemon.serving, when_still(daemon.descriptors, STILL) + 2)
     agent = lab.start_agent()
     agent.wait_log("it has no descriptors left")
     limit(daemon.serving, 256)
@@ -48,7 +51,7 @@ def test_agent_without_descriptors_goes_on_and_answers_when_it_has_some(
     lab.start_master().load()
     lab.wait_carrier("UP")
     pid = agent.process.pid
-    limit(pid, agent.descriptors())
+    limit(pid, when_still(agent.descriptors, STILL))
     status = (sys.executable, "-m", "vhostpci_guest", "status")
     unanswered = run(*status)
     assert unanswered.returncode == 1

@@ -151,7 +151,8 @@ def test_signals_at_once_do_not_kill_a_daemon_that_starts(tmp_path: Path) -> Non
 for _ in range(3):
     os.kill(os.getppid(), signal.SIGINT)
     time.sleep(0.1)
-signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+# At once: while Python cleans up, a second signal would kill it.
+signal.signal(signal.SIGINT, lambda *_: os._exit(0))
 take_signals()
 time.sleep(20)
 """
@@ -306,9 +307,12 @@ say("READY=1\\nWATCHDOG=1")
 keep("state", "x")
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    with keeper(tmp_path, child) as program:
+    # Else one that has not said that it is ready has half a minute.
+    change = "process.STARTING = process.PATIENCE" if word == "pass" else ""
+    with keeper(tmp_path, child, CHANGE=change) as program:
         assert program.wait() == 0
-        assert program.said("hangs") == 1
+        # The third is killed, too, where it does not start within that time.
+        assert program.said("hangs") >= 1
 
 
 def test_daemon_that_has_given_its_keeper_up_lives_and_leaves_nothing(

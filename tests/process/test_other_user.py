@@ -33,7 +33,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 def connect(name):
     with socket.socket(socket.AF_UNIX) as ours:
-        ours.settimeout(5)
+        ours.settimeout(60)
         ours.connect(f"{run_dir}/{name}")
 
 def map_arena():

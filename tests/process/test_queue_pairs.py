@@ -67,7 +67,8 @@ def wake_ups(agent: Program, worker: str) -> int:
 def running(lab: Lab) -> list[str]:
     """The queues that the agent runs."""
     rings = lab.status()["rings"]
-    return [r["queue"] for r in rings if r["agent"]["state"] == "running"]
+    its = [(ring["queue"], ring["agent"] or {}) for ring in rings]
+    return [queue for queue, agent in its if agent.get("state") == "running"]
 
 
 def packets(lab: Lab) -> list[int]:
@@ -144,7 +145,7 @@ def test_workers_end_with_their_pairs(lab: Lab) -> None:
     lab.start_master(queue_pairs=2).load(channels=2)
     lab.wait_carrier("UP")
     wait_for(lambda: lab.ping_from_master(1) == 1, "a ping comes back")
-    assert running(lab) == queues(2)
+    wait_for(lambda: running(lab) == queues(2), "all rings run")
 
 
 def test_worker_whose_queues_are_disabled_sleeps(shared: Lab, channels: Master) -> None:

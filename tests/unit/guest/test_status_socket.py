@@ -16,7 +16,7 @@ from tests.fakes.clock import Clock
 from tests.fakes.listening import before_listen
 from tests.fakes.source import FakeSource
 from tests.unit.guest.loop import in_loop
-from tests.waiting import returns
+from tests.waiting import TIMEOUT, returns
 from vhostpci_guest import status_socket
 from vhostpci_guest.agent import Agent
 from vhostpci_guest.cli.main import main
@@ -80,7 +80,7 @@ def connect(tmp_path: Path) -> Iterator[Callable[[], socket.socket]]:
             if name:
                 client.bind(f"\0{name}")
             client.connect(str(path))
-            client.settimeout(5)
+            client.settimeout(TIMEOUT)
             return client
 
         yield connect

@@ -15,7 +15,7 @@ import pytest
 from tests.fakes.pair import CAN_CONFINE
 from tests.ringtest.build import ADDRESS, THREAD, build_calls, run
 from tests.threads import is_gone, only_thread
-from tests.waiting import eventually
+from tests.waiting import TIMEOUT, eventually
 from vhostpci_guest.dataplane.call_thread import CallThread
 from vhostpci_guest.dataplane.faults import RingError
 from vhostpci_guest.dataplane.native import Calls, CallsConf
@@ -153,7 +153,7 @@ def test_thread_rings_where_the_kernel_refuses(calls: CallThread, kick_fd: int) 
 def test_call_that_is_a_socket_gets_a_packet(calls: CallThread, kick_fd: int) -> None:
     ours, masters = socket.socketpair()
     with ours, masters:
-        masters.settimeout(5)
+        masters.settimeout(TIMEOUT)
         given = calls.add(0, kick_fd=kick_fd, call=Eventfd(os.dup(ours.fileno())))
         assert given.call_fd is not None
         signal(given.call_fd)

@@ -179,7 +179,7 @@ def test_call_that_is_a_socket_gets_eight_bytes(start: int) -> None:
         pair.start(TX, call=Eventfd(ours.fileno()))
         pair.tx.send(HDR, b"one")
         pair.tx.kick()
-        master.settimeout(5)
+        master.settimeout(TIMEOUT)
         assert master.recv(9) == (1).to_bytes(8, "little")
 
 

@@ -14,7 +14,7 @@ import pytest
 from tests.fakes.driver import Driver, Machine
 from tests.fakes.pair import HDR
 from tests.threads import is_gone, only_thread
-from tests.waiting import eventually
+from tests.waiting import TIMEOUT, eventually
 from vhostpci_guest.dataplane.interface import (
     RingConf,
     RingRefused,
@@ -41,7 +41,7 @@ class Bench:
         self.machine = Machine(num=8)
         self.ours, self.tap = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.ours.setblocking(False)
-        self.tap.settimeout(5)
+        self.tap.settimeout(TIMEOUT)
         self.plane = Workers([self.ours.fileno()], "web")
         self.memory = self.machine.memory.table()
         self.plane.set_memory(self.memory)

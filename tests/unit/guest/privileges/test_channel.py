@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.waiting import TIMEOUT
 from vhostpci_guest.errors import Unusable
 from vhostpci_guest.privileges.channel import (
     LONGEST,
@@ -88,7 +89,7 @@ def pair() -> Iterator[Pair]:
     channel = Channel(ours, "tests")
     yield Pair(channel, ours, helper)
     channel.close()
-    helper.join(5)
+    helper.join(TIMEOUT)
     assert not helper.is_alive()
     theirs.close()
 

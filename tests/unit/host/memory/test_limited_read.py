@@ -73,8 +73,8 @@ def test_reads_that_are_stuck_use_the_time_up(stuck: Path, tmp_path: Path) -> No
     while limited_read.stock.left() > QUICK:
         assert read_with_limit(stuck) is None
         reads += 1
-    # Without the stock's bound the third read would wait, too.
-    assert STOCK / LIMIT <= reads <= STOCK / LIMIT + 1
+    # No upper bound: a thread that starts late has less time to be stuck.
+    assert reads >= STOCK / LIMIT
     assert time.monotonic() - began >= STOCK - QUICK
     assert read_with_limit(other) is None
     limited_read.stock.refill()
@@ -132,6 +132,8 @@ def test_thread_that_waits_for_a_processor_uses_up_nothing(
         monotonic=lambda: next(seconds), thread_time=time.thread_time
     )
     monkeypatch.setattr(limited_read, "time", clocks)
+    # It may wait for this thread, which has the interpreter's lock.
+    monkeypatch.setattr(limited_read, "_times_blocked", lambda: 0)
     limited_read.stock.refill()
     assert read_with_limit(CMDLINE) == CMDLINE.read_text()
     assert limited_read.stock.left() == STOCK
