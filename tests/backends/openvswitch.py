@@ -11,9 +11,10 @@ from typing import Self
 
 from tests.backends.dpdk import drivers
 from tests.process.program import Program, run
+from tests.unix_socket import connected
 from tests.vm.harness import DIE_WITH_US
 from tests.vm.programs import Unpacked, unpacked
-from tests.waiting import wait_for
+from tests.waiting import when_listening
 
 PACKAGES = ("openvswitch-switch-dpdk", "librte-meta-mempool")
 """The second has the driver of DPDK's memory pools, which the first only recommends."""
@@ -49,7 +50,8 @@ class OpenVSwitch:
         listen = f"--remote=p{self._database}"
         self._server = self._start("usr/sbin/ovsdb-server", str(file), listen)
         socket = self._directory / "db.sock"
-        wait_for(socket.exists, lambda: f"{socket}: {self._server}")
+        # ovs-vsctl does not try again where nothing listens yet.
+        when_listening(lambda: connected(socket)).close()
         self._vsctl("--no-wait", "init")
         extra = f"other_config:dpdk-extra={_eal(self._files)}"
         # One pool for all ports would be four times as large as those of two.

@@ -18,7 +18,7 @@ from typing import Any, Self
 from tests import daemon_processes
 from tests.findings import Findings, parse
 from tests.vm import qemu, wheels
-from tests.waiting import wait_for
+from tests.waiting import PROCESS_TIMEOUT, wait_for
 
 START_TIMEOUT = 60.0
 CARRIER_STAYS = "off"
@@ -141,7 +141,7 @@ class _Program:
             more: options that only the next daemon has.
         """
         daemon_processes.send(self.pid, number)
-        self._process.wait(10)
+        self._process.wait(PROCESS_TIMEOUT)
         # Sockets that it leaves behind would look as if its successor served already.
         for socket in self.run_dir.iterdir():
             socket.unlink()
@@ -150,7 +150,7 @@ class _Program:
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
         try:
-            self._process.wait(10)
+            self._process.wait(PROCESS_TIMEOUT)
         except subprocess.TimeoutExpired:
             daemon_processes.send(self.pid, signal.SIGKILL)
             self._process.wait()

@@ -15,7 +15,7 @@ from tests.vm.daemon import Daemon
 from tests.vm.harness import DIE_WITH_US, Result
 from tests.vm.netns import Namespace
 from tests.vm.pair import LINK_TIMEOUT, SLAVE_ADDRESS, TAP
-from tests.waiting import wait_for
+from tests.waiting import PROCESS_TIMEOUT, wait_for
 
 
 class Process:
@@ -78,4 +78,4 @@ def serving(daemon: Daemon, log: Path) -> Iterator[Process]:
             yield Process(namespace, log, agent.pid)
         finally:
             agent.terminate()
-            agent.wait(15)
+            agent.wait(PROCESS_TIMEOUT)
