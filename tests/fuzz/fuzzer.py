@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.vm.patience import Patience
+
 
 @contextmanager
 def fuzzing(
@@ -30,11 +32,23 @@ def fuzzing(
 
 
 def check(process: subprocess.Popen[str], seconds: int) -> None:
-    """Wait for the end of a fuzzer that runs for so long; it must have survived."""
-    _, log = process.communicate(timeout=seconds + 300)
+    """Wait for the end of a fuzzer that runs for so long; it must have survived.
+
+    What the others leave may be little for a while: the time in which it waits for a
+    processor does not count.
+    """
+    log = _log(process, Patience(seconds + 120, lambda: process.pid))
     # A failure's input stands at the end of the log, also in base64.
     assert process.returncode == 0, log[-6000:]
     units = re.search(r"stat::number_of_executed_units: (\d+)", log)
     assert units, log[-4000:]
     # How many is up to what the others leave of the processor.
     assert int(units[1]) > 0, log[-4000:]
+
+
+def _log(process: subprocess.Popen[str], patience: Patience) -> str:
+    while True:
+        try:
+            return process.communicate(timeout=1)[1]
+        except subprocess.TimeoutExpired:
+            assert not patience.is_over(), f"{process.args!r} runs after {patience}"

@@ -36,7 +36,7 @@ def fuzz(edge: str, found: Path, corpus: Path) -> Iterator[subprocess.Popen[str]
         yield process
 
 
-@pytest.mark.timeout(SECONDS + 600)
+@pytest.mark.timeout(SECONDS + 1800)
 def test_guided_inputs_are_survived_at_all_edges(tmp_path: Path) -> None:
     found = Path(os.environ.get("VHOSTPCI_FUZZ_FOUND", tmp_path / "found"))
     with ExitStack() as running:

@@ -37,7 +37,7 @@ def fuzz(program: Path, kind: str, found: Path) -> Iterator[subprocess.Popen[str
         yield process
 
 
-@pytest.mark.timeout(SECONDS + 600)
+@pytest.mark.timeout(SECONDS + 1800)
 def test_guided_inputs_are_survived_in_both_formats(tmp_path: Path) -> None:
     program = build_guided(tmp_path / "fuzz")
     found = Path(os.environ.get("VHOSTPCI_FUZZ_FOUND", tmp_path / "found"))
