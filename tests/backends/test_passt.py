@@ -106,12 +106,11 @@ class Scene:
         passt ends with an error if it sees a kick together with that.
         """
         self.passt.start_log_here()
-        self.master.stand_still()
         pid = self.passt.process.pid
-        wait_for(lambda: state(pid) == "S", "passt has seen all kicks, and sleeps")
-        yield
-        self.passt.wait_log("Client connection closed")
-        self.master.go_on()
+        with self.master.standing_still():
+            wait_for(lambda: state(pid) == "S", "passt has seen all kicks, and sleeps")
+            yield
+            self.passt.wait_log("Client connection closed")
 
     def measure(self, *options: str) -> float:
         """Return the MB that went through one TCP stream."""

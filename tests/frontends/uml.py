@@ -8,7 +8,8 @@ program that this machine has, and needs no image.
 import os
 import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.frontends.console import Console
@@ -76,18 +77,15 @@ class UserModeLinux(Console):
     def _status(self, before: int) -> re.Match[str] | None:
         return re.search(r"^@(\d+)", self.log[before:], re.MULTILINE)
 
-    def stand_still(self) -> None:
-        """Stop its kernel, which runs all its programs."""
-        stop(self._kernel)
-
-    def go_on(self) -> None:
-        """Continue after `stand_still`."""
-        os.kill(self._kernel, signal.SIGCONT)
-
-    @property
-    def _kernel(self) -> int:
-        (pid,) = children(self.process.pid)
-        return pid
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Stop its kernel, which runs all its programs, until the block ends."""
+        (kernel,) = children(self.process.pid)
+        stop(kernel)
+        try:
+            yield
+        finally:
+            os.kill(kernel, signal.SIGCONT)
 
     def up(self, name: str = "eth0") -> None:
         """Give the card its address, and set it up."""
