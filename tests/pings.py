@@ -8,6 +8,10 @@ the replies that came have no number missing between them.
 """
 
 import re
+import signal
+
+from tests.process.program import Program
+from tests.waiting import wait_for
 
 PATIENT = ("-w", "60")
 """Words by which ping has time for the last reply."""
@@ -42,6 +46,27 @@ def unbroken(output: str) -> int:
     answered = _answered(output)
     assert not _missing(answered), f"lost: {sorted(_missing(answered))}\n{output}"
     return len(answered)
+
+
+def lost(output: str) -> int:
+    """Return how many were lost: a later one came back, and they did not."""
+    return len(_missing(_answered(output)))
+
+
+def wait_late_replies(pings: Program) -> None:
+    """Wait until a ping without an end has a reply to what it sends after this.
+
+    Where many replies come at once, as after a pause, it may have yet to read them.
+    """
+    reports = len(_reports(pings.log))
+    pings.send(signal.SIGQUIT)  # it reports how many it has sent
+    wait_for(lambda: len(_reports(pings.log)) > reports, lambda: pings.log)
+    sent = _reports(pings.log)[-1]
+    wait_for(lambda: max(_answered(pings.log), default=0) > sent, lambda: pings.log)
+
+
+def _reports(output: str) -> list[int]:
+    return [int(sent) for sent in re.findall(r"\d+/(\d+) packets, \d+% loss", output)]
 
 
 def _answered(output: str) -> set[int]:

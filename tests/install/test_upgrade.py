@@ -7,7 +7,6 @@ Master ---- vhostpci-host.service, device net0 ---- vhostpci-guest.service, TAP 
 The master is a card in this process, with the daemon's arena as its memory.
 """
 
-import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -18,8 +17,10 @@ import pytest
 
 from tests.fakes.netns import private_network
 from tests.install import packages, systemd_image
+from tests.pings import lost, wait_late_replies
 from tests.process.lab import SLAVE_ADDRESS, set_up_master
 from tests.process.master import Master, Ram
+from tests.process.program import Program
 from tests.process.systemd_machine import Machine, machine
 from tests.waiting import wait_for
 from vhostpci_shared.vhost_user import Request
@@ -103,24 +104,22 @@ def answers() -> bool:
 
 
 @contextmanager
-def pings_cross() -> Iterator[None]:
+def pings_cross(log: Path) -> Iterator[None]:
     """Ping the slave fifty times a second while the block runs; see `packages.LOST`."""
-    argv = ["ping", "-n", "-q", "-i", "0.02", SLAVE_ADDRESS]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+    pings = Program(["ping", "-n", "-i", "0.02", SLAVE_ADDRESS], log)
+    try:
         yield
-        assert answers()
-        process.send_signal(signal.SIGINT)
-        assert process.stdout
-        said = process.stdout.read()
-    figures = re.search(r"(\d+) packets transmitted, (\d+) received", said)
-    assert figures, said
-    assert int(figures[1]) - int(figures[2]) <= packages.LOST, said
+        wait_late_replies(pings)
+        pings.end(signal.SIGINT)
+        assert lost(pings.log) <= packages.LOST, pings.log
+    finally:
+        pings.close()
 
 
 def test_master_runs_on_through_an_upgrade(served: Machine, tmp_path: Path) -> None:
     with connected(served) as master:
         session = master.frontend
-        with pings_cross():
+        with pings_cross(tmp_path / "pings.log"):
             upgrade(served, tmp_path)
         # The connection is the same.
         session.ask(Request.GET_FEATURES)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.fakes.frontend import Dropped, Socket
 from tests.fakes.netns import private_network
-from tests.pings import ping, unbroken
+from tests.pings import ping, unbroken, wait_late_replies
 from tests.process.attach import AttachLab
 from tests.process.kept import replace, serving
 from tests.process.lab import ATTACH, SLAVE_ADDRESS, Lab
@@ -96,6 +96,7 @@ def test_upgrade_costs_no_packet(kept: Lab) -> None:
         done = kept.run_host("restart", "net0")
         assert not done.returncode, done.stderr
         assert "made room for pid" in done.stdout
+    wait_late_replies(pings)
     assert pings.end(signal.SIGINT) == 0
     assert unbroken(pings.log) > 10
     assert sessions(kept) == before

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.fakes.netns import private_network
-from tests.pings import unbroken
+from tests.pings import unbroken, wait_late_replies
 from tests.process.lab import SLAVE_ADDRESS, Lab
 from tests.process.program import Program
 from tests.soak.flows import Flows, Pair
@@ -115,6 +115,7 @@ def pinging(lab: Lab) -> Iterator[Program]:
     """Ping the slave without an end; the block's end ends it."""
     pings = lab.start_server(["ping", "-n", "-i", str(EACH), SLAVE_ADDRESS])
     yield pings
+    wait_late_replies(pings)
     pings.end(signal.SIGINT)
 
 

@@ -3,7 +3,7 @@
 
 import pytest
 
-from tests.pings import came_back, unbroken
+from tests.pings import came_back, lost, unbroken
 
 
 def output(*answered: int) -> str:
@@ -42,3 +42,8 @@ def test_gap_is_an_error_and_twice_the_same_is_none() -> None:
     assert unbroken(output()) == 0
     with pytest.raises(AssertionError, match=r"lost: \[2\]"):
         unbroken(output(1, 3))
+
+
+def test_what_no_later_one_came_back_of_may_be_under_way() -> None:
+    assert lost(output(1, 3, 6)) == 3
+    assert lost(output(1)) == lost(output()) == 0
