@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from . import runner
+
+log = logging.getLogger(__name__)
 
 MAX_ANSWER = 4096
 LAST = 2.0
@@ -125,8 +128,11 @@ class Runner:
         try:
             self._process.wait(LAST)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            # It ends by itself when it gets a processor.  We may not kill it: the
+            # daemon's filter of system calls would kill the daemon for that.
+            log.warning(
+                "the process that runs virsh (pid %d) ends later", self._process.pid
+            )
 
 
 async def _read(loop: asyncio.AbstractEventLoop, ours: socket.socket) -> bytes:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import stop
 from tests.waiting import TIMEOUT, until, wait_for
+from vhostpci_host.hotplug import programs as programs_module
 from vhostpci_host.hotplug.programs import Children, Done, Programs, Runner
 
 ENV = {"PATH": os.environ["PATH"]}
@@ -124,6 +126,20 @@ def test_runner_that_has_ended_is_an_error() -> None:
         # The second one while the kernel is about to close what the runner had open.
         with pytest.raises((BrokenPipeError, ConnectionAbortedError)):
             asyncio.run(shell("true", programs=runner))
+
+
+def test_runner_that_needs_long_to_end_is_not_killed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The filter of system calls would kill the daemon for that signal."""
+    monkeypatch.setattr(programs_module, "LAST", 0.01)
+    runner = Runner()
+    process = runner._process
+    stop(process.pid)
+    runner.close()
+    assert f"the process that runs virsh (pid {process.pid}) ends later" in caplog.text
+    os.kill(process.pid, signal.SIGCONT)
+    assert process.wait(TIMEOUT) == 0
 
 
 def environ() -> dict[str, str]:
