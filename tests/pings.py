@@ -11,6 +11,7 @@ import re
 import signal
 
 from tests.process.program import Program
+from tests.vm.traffic import reports
 from tests.waiting import wait_for
 
 PATIENT = ("-w", "60")
@@ -58,15 +59,11 @@ def wait_late_replies(pings: Program) -> None:
 
     Where many replies come at once, as after a pause, it may have yet to read them.
     """
-    reports = len(_reports(pings.log))
+    before = len(reports(pings.log))
     pings.send(signal.SIGQUIT)  # it reports how many it has sent
-    wait_for(lambda: len(_reports(pings.log)) > reports, lambda: pings.log)
-    sent = _reports(pings.log)[-1]
+    wait_for(lambda: len(reports(pings.log)) > before, lambda: pings.log)
+    sent = reports(pings.log)[-1]
     wait_for(lambda: max(_answered(pings.log), default=0) > sent, lambda: pings.log)
-
-
-def _reports(output: str) -> list[int]:
-    return [int(sent) for sent in re.findall(r"\d+/(\d+) packets, \d+% loss", output)]
 
 
 def _answered(output: str) -> set[int]:

@@ -109,10 +109,10 @@ class Pinging:
         One link does not reorder packets: once a later one is answered, an earlier one
         that is not answered is lost.
         """
-        reports = len(_reports(self._job.output()))
+        before = len(reports(self._job.output()))
         self._job.send(signal.SIGQUIT)  # ping reports how many it has sent
-        self._wait(lambda: len(_reports(self._job.output())) > reports, "a report")
-        self._sent = _reports(self._job.output())[-1]
+        self._wait(lambda: len(reports(self._job.output())) > before, "a report")
+        self._sent = reports(self._job.output())[-1]
         self._wait(
             lambda: max(self._answered(), default=0) > self._sent,
             f"an answer to one after {self._sent}",
@@ -184,8 +184,8 @@ def _transmitted(output: str, what: str) -> int:
     return int(found[1])
 
 
-def _reports(output: str) -> list[int]:
-    """How many echoes were sent, by each report that SIGQUIT has ping write."""
+def reports(output: str) -> list[int]:
+    """Return how many echoes were sent, by each report that SIGQUIT has ping write."""
     return [int(sent) for sent in re.findall(r"\d+/(\d+) packets, \d+% loss", output)]
 
 
